@@ -1,0 +1,164 @@
+"""Every option of the connection, said once.
+
+The dataclass below is the Python API, the command line's flags and the recipe's YAML keys at the same time; the
+`help` of a field is its documentation in all three. Defaults are the cheap recipe that did best on an untouched test
+split of the controlled worlds (docs/method.md): the fused pass annealed away over training, the transform at every
+position and of low rank so that it folds and exports, the reference pass without gradient.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from cctuning.errors import UserError
+
+CONNECTIONS = ("gated", "adaptive", "none")
+ALIGNMENTS = ("anchor", "mean", "attention")
+SCOPES = ("prompt_end", "response", "all")  # each contains the ones before it
+DECISIONS = ("gate", "fixed")
+TRANSFORMS = ("low_rank", "dense", "nonlinear", "none")
+PATHS = ("sampled", "both", "fused", "student")
+
+
+def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    metadata: dict[str, Any] = {"help": help}
+    if choices:
+        metadata["choices"] = list(choices)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ConnectionConfig:
+    """How the activations of a row and of its reference (the parallel of its prompt) are connected.
+
+    Every field carries its own help. `validate()` runs on construction and raises `UserError` with the field, the
+    value and what was expected.
+    """
+
+    connection: str = _option(
+        "gated", "gated: every layer, per dimension. adaptive: the paper's code. none: plain SFT.", CONNECTIONS
+    )
+    alignment: str = _option(
+        "anchor",
+        "Which reference activation a position is offered: the reference's last token (anchor), the mean over it, or "
+        "a mean weighted by the similarity of the FFN inputs (attention).",
+        ALIGNMENTS,
+    )
+    scope: str = _option(
+        "all",
+        "Where the transform acts, in training and at inference: the prompt's last token, every position that "
+        "predicts a response token, or all. Only `all` folds into the weights.",
+        SCOPES,
+    )
+    fusion_scope: str | None = _option(
+        None,
+        "Where the reference is offered; elsewhere the transform is taught to be the identity. Unset: prompt_end when "
+        "scope is all, else the same as scope.",
+        SCOPES,
+    )
+    decision: str = _option(
+        "gate",
+        "Decision Maker: a trained weight per dimension (gate), or the same blend everywhere (fixed).",
+        DECISIONS,
+    )
+    decision_rank: int | None = _option(None, "Rank of the gate's map d -> r -> d; unset: a full d x d map per layer.")
+    decision_bias: float = _option(
+        -2.0, "Bias of the gate at the start: sigmoid of it is the reference's first share."
+    )
+    decision_value: float = _option(0.5, "The reference's share in every dimension where decision is fixed.")
+    transform: str = _option(
+        "low_rank",
+        "Transform Matrix: low_rank (folds, exports as LoRA), dense (folds), nonlinear (does not fold), none.",
+        TRANSFORMS,
+    )
+    transform_rank: int = _option(16, "Rank of the low_rank transform, and width of the nonlinear one.")
+    layers: list[int] | None = _option(None, "Layers that connect, counted from 0; unset: all.")
+    paths: str = _option(
+        "sampled",
+        "Passes in the loss: sampled (each row takes the fused or the student pass: one pass a row), both, student "
+        "(aligned, never fused), fused (the literal recipe: learns to need the reference; kept as an ablation).",
+        PATHS,
+    )
+    fused_probability_start: float = _option(1.0, "sampled: probability of the fused pass at the first step.")
+    fused_probability_end: float = _option(0.0, "sampled: probability of the fused pass at the last step (linear).")
+    align_weight: float = _option(20.0, "Weight of the relative alignment error ||hW - target||^2 / ||target||^2.")
+    identity_weight: float = _option(
+        1.0, "Weight, within align_weight, of the error where the target is the row's own activation."
+    )
+    distill_weight: float = _option(
+        0.0, "both: weight of KL(fused pass || student pass) over response tokens, and at the end of answer-free rows."
+    )
+    reference_gradient: bool = _option(
+        False, "Backpropagate through the reference pass too (dearer: it runs padded in the same batch)."
+    )
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Raise `UserError` for a value that is out of range or a combination that cannot be trained."""
+        for option in fields(self):
+            value, choices = getattr(self, option.name), option.metadata.get("choices")
+            if choices and value is not None and value not in choices:
+                near = difflib.get_close_matches(str(value), choices, 1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise UserError(f"{option.name}: {value!r} is not one of {', '.join(choices)}.{hint}")
+        for name in ("transform_rank", "decision_rank"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name}: expected a rank of at least 1, got {value}.")
+        for name in ("decision_value", "fused_probability_start", "fused_probability_end"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}.")
+        for name in ("align_weight", "identity_weight", "distill_weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: expected a weight of at least 0, got {getattr(self, name)}.")
+        if self.layers is not None and (not self.layers or len(set(self.layers)) != len(self.layers)):
+            raise UserError(f"layers: expected distinct layer numbers, or unset for all; got {self.layers}.")
+        if SCOPES.index(self.where_fused) > SCOPES.index(self.scope):
+            raise UserError(
+                f"fusion_scope: {self.fusion_scope} reaches beyond scope: {self.scope}; the transform could not "
+                "imitate the connection there. Widen scope, or narrow fusion_scope."
+            )
+        if self.distill_weight > 0 and self.paths != "both":
+            raise UserError(f"distill_weight needs paths: both (a teacher and a student pass); paths is {self.paths}.")
+        if self.connection == "adaptive" and (self.paths == "both" or self.layers is not None):
+            raise UserError(
+                "connection: adaptive trains on the fused pass of all layers; leave paths and layers unset."
+            )
+
+    @property
+    def where_fused(self) -> str:
+        """`fusion_scope` with its default resolved."""
+        if self.fusion_scope is not None:
+            return self.fusion_scope
+        return "prompt_end" if self.scope == "all" else self.scope
+
+    @property
+    def foldable(self) -> bool:
+        """Whether inference can run as a plain checkpoint: a linear map, at every position, at every layer alike."""
+        if self.connection == "none" or (self.connection == "gated" and self.transform == "none"):
+            return True
+        return self.connection == "gated" and self.scope == "all" and self.transform in ("low_rank", "dense")
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any], where: str = "connection config") -> ConnectionConfig:
+        """Build from a mapping; an unknown key is a `UserError` that suggests the nearest.
+
+        Args:
+            options: option names to values.
+            where: what to call the mapping in the message (a file's name).
+        """
+        known = [option.name for option in fields(cls)]
+        for key in options:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                raise UserError(f"{where}: unknown option {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        return cls(**options)

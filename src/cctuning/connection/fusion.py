@@ -1,0 +1,147 @@
+"""One layer's connection: the modules that are registered inside a decoder layer and act on its FFN's output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cctuning.connection.alignment import offer, remember
+from cctuning.connection.config import ConnectionConfig
+from cctuning.connection.decision import build_decision
+from cctuning.connection.plan import Plan, Wire, carry, row_sums
+from cctuning.connection.transform import build_transform
+
+TINY = 1e-12  # keeps a row whose activations are all zero from dividing by zero
+
+
+class LayerConnection(nn.Module):
+    """The gated connection at one layer.
+
+    a_t = sigmoid(D(e_t - h_t))                    decision   (decision.py)
+    f_t = a_t * e_t + (1 - a_t) * h_t              fusion
+    h_t W ~ f_t                                    transform  (transform.py)
+    error(row) = sum_t ||h_t W - sg(f_t)||^2 / sum_t ||f_t||^2
+
+    h_t is the FFN block's output at position t, before any norm or residual that follows; e_t is the reference
+    activation the position is offered (alignment.py). Positions that are not connected, and rows that have no
+    reference because they are in its language, have f_t = h_t. Rows on the fused path go on with f, the others with
+    h W; both are taught h W ~ f.
+
+    Source: arXiv 2506.00875, section 3, read per layer and per dimension.
+    """
+
+    def __init__(self, config: ConnectionConfig, size: int, index: int, number: int, wire: Wire) -> None:
+        """
+        Args:
+            config: the connection's options.
+            size: d, the width of the FFN's output.
+            index: the decoder layer's number.
+            number: how many layers connect (the objective is their mean).
+            wire: shared with the other layers of the model.
+        """
+        super().__init__()
+        self.config, self.index, self.number, self.wire = config, index, number, wire
+        self.decision = build_decision(config, size)
+        self.transform = build_transform(config, size)
+        if config.paths == "student":  # the target is detached and no row is fused: nothing can train the gate
+            self.decision.requires_grad_(False)
+
+    def extra_repr(self) -> str:
+        return f"layer={self.index}, alignment={self.config.alignment}, scope={self.config.scope}"
+
+    def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """Forward hook of the FFN block (registered with kwargs): replaces the activation in its output."""
+        if not self.wire.enabled:
+            return output
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        hidden = output[0] if isinstance(output, tuple) else output
+        changed = self(hidden, inputs)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    def forward(self, hidden: Tensor, inputs: Tensor) -> Tensor:
+        """The activation that goes on, for FFN output `hidden` (B, T, d) or (B*T, d) and FFN input `inputs`."""
+        plan = self.wire.plan
+        if plan is None:
+            if self.config.scope != "all":
+                raise RuntimeError(
+                    f"scope: {self.config.scope} needs to know where the prompt ends: call the ConnectedModel's own "
+                    "forward or generate, not the model inside it."
+                )
+            return hidden if self.transform is None else hidden + self.transform(hidden)
+        if plan.mode == "record":
+            grid = (plan.rows, plan.positions, -1)
+            assert plan.reference is not None
+            plan.memory[self.index] = remember(
+                self.config.alignment, hidden.reshape(grid), inputs.reshape(grid), plan.reference
+            )
+            return hidden
+        flat = hidden.reshape(plan.rows * plan.positions, hidden.shape[-1])
+        return self._connect(flat, inputs.reshape(flat.shape[0], -1), plan).view_as(hidden)
+
+    def _connect(self, h: Tensor, x: Tensor, plan: Plan) -> Tensor:
+        """Both paths over flat positions: `h` (B*T, d), `x` (B*T, k) -> (B*T, d)."""
+        student = self._transformed(h, plan.transform_index)
+        if plan.connect_index is None:
+            return student
+        assert plan.connect_row is not None and plan.connect_reference is not None
+        own = h[plan.connect_index]
+        target, share = self._fuse(own, h, x, plan)
+        output = student
+        if plan.fused is not None:
+            # `where` rather than indexing: every trainable part stays in the graph whatever the draw, as DDP requires.
+            on_fused = plan.fused.repeat_interleave(plan.positions)[:, None]
+            output = torch.where(on_fused, h, student)
+            fused_here = plan.fused[plan.connect_row][:, None]
+            output = output.index_put(
+                (plan.connect_index,), torch.where(fused_here, target, output[plan.connect_index])
+            )
+        if plan.row_weight is None:
+            return output
+        plan.share[self.index] = share
+        return carry(output, self._error(h, student, target.detach(), plan), plan)
+
+    def _transformed(self, h: Tensor, index: Tensor | None) -> Tensor:
+        if self.transform is None:
+            return h
+        if index is None:
+            return h + self.transform(h)
+        return h.index_put((index,), h[index] + self.transform(h[index]))
+
+    def _fuse(self, own: Tensor, h: Tensor, x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+        """f (N, d) at the connected positions, and the mean of the decision."""
+        assert plan.connect_index is not None and plan.connect_reference is not None
+        if plan.reference is None:  # no row of this batch has a reference: N is 0, and the gate is touched by nothing
+            offered = own
+        else:
+            if plan.reference_rows is not None:
+                grid, start = (plan.rows, plan.positions, -1), plan.reference_rows
+                memory = remember(self.config.alignment, h.view(grid)[start:], x.view(grid)[start:], plan.reference)
+            else:
+                memory = plan.memory[self.index]
+            offered = offer(memory, plan.connect_reference, x[plan.connect_index], plan.reference).to(own.dtype)
+        gate = self.decision(offered, own)
+        return gate * offered + (1 - gate) * own, gate.detach().float().mean() if own.shape[0] else own.new_zeros(())
+
+    def _error(self, h: Tensor, student: Tensor, target: Tensor, plan: Plan) -> Tensor:
+        """This layer's part of the objective, a scalar; per-row values go to the plan.
+
+        Each row's error is relative to its own activations, so that it does not depend on the row's neighbours.
+        """
+        assert plan.connect_index is not None and plan.connect_row is not None and plan.row_weight is not None
+        missed = (student[plan.connect_index] - target).float().square().sum(dim=-1)
+        size = target.float().square().sum(dim=-1)
+        error = row_sums(missed, plan.connect_row, plan.rows) / (row_sums(size, plan.connect_row, plan.rows) + TINY)
+        plan.align_error[self.index] = error.detach()
+        objective = (plan.row_weight * error).sum()
+        if plan.identity_index is not None and plan.identity_row is not None and self.transform is not None:
+            before = h[plan.identity_index]
+            moved = (student[plan.identity_index] - before).float().square().sum(dim=-1)
+            size = before.detach().float().square().sum(dim=-1)
+            strayed = row_sums(moved, plan.identity_row, plan.rows) / (
+                row_sums(size, plan.identity_row, plan.rows) + TINY
+            )
+            plan.identity_error[self.index] = strayed.detach()
+            objective = objective + plan.identity_weight * (plan.row_weight * strayed).sum()
+        return self.config.align_weight / self.number * objective

@@ -1,0 +1,365 @@
+"""ConnectedModel: a transformers causal LM with the connection registered inside its layers.
+
+Verbs are PEFT's. The model inside stays a plain transformers (or PEFT) model: its own forward and generate keep
+working, with the transform at work where its scope is `all`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cctuning.connection import ConnectionConfig, LayerConnection, Plan, Reference, Wire, restore
+from cctuning.errors import UserError
+from cctuning.model import adapter
+from cctuning.model.objective import ConnectedOutput, HeadSelector, assemble
+from cctuning.model.passes import (
+    Batch,
+    GenerationPlanner,
+    Step,
+    append_references,
+    flat_index,
+    plan_inference,
+    plan_step,
+    uniform,
+)
+from cctuning.model.sites import find_sites, unwrap
+
+ATTRIBUTE = "cross_lingual_connection"  # the name under which a layer's connection is registered in it
+
+
+class ConnectedModel(nn.Module):
+    """A causal LM whose FFN activations are connected to those of each row's reference (arXiv 2506.00875).
+
+    Build one with `attach` (new) or `from_pretrained` (saved). It is an `nn.Module`: train it in a loop of your own,
+    or let `CCTrainer` do it. Attach after `get_peft_model`, never before: PEFT would freeze the connection and hide
+    the LoRA's share of the activation from it.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: ConnectionConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.wire = Wire()
+        self.step = 0  # optimiser steps so far and total: the schedule of `paths: sampled`
+        self.total_steps = 1
+        self.seed = 0
+        self.reference_language = "en"
+        self._planner: GenerationPlanner | None = None
+        self._inside = False
+        self._handles: list[Any] = []
+        self._insert()
+
+    # -- attaching and detaching -------------------------------------------------------------------------------------
+
+    @classmethod
+    def attach(cls, model: PreTrainedModel, config: ConnectionConfig | None = None) -> ConnectedModel:
+        """Connect `model`, in place.
+
+        Args:
+            model: a transformers causal LM, or a PEFT model around one.
+            config: the connection's options; None for the defaults.
+
+        Raises:
+            UserError: the model has no FFN that is known, is connected already, or lacks a layer that is named.
+        """
+        return cls(model, config or ConnectionConfig())
+
+    def _insert(self) -> None:
+        base = unwrap(self.model)
+        sites = find_sites(self.model) if self.config.connection != "none" else []
+        wanted = range(len(sites)) if self.config.layers is None else self.config.layers
+        missing = [number for number in wanted if number not in range(len(sites))]
+        if missing and self.config.connection != "none":
+            raise UserError(f"layers: {missing} not in this model, which has layers 0 to {len(sites) - 1}.")
+        chosen = [site for site in sites if site.index in wanted]
+        for site in chosen:
+            if hasattr(site.layer, ATTRIBUTE):
+                raise UserError(f"{site.name} is connected already; unload() the first connection, or use its model.")
+            connection = LayerConnection(self.config, site.size, site.index, len(chosen), self.wire)
+            weight = next(p for p in site.layer.parameters() if p.is_floating_point())
+            connection.to(device=weight.device, dtype=weight.dtype)
+            site.layer.add_module(ATTRIBUTE, connection)
+            self._handles.append(site.block.register_forward_hook(connection.hook, with_kwargs=True))
+        decoder = base.get_decoder()
+        self._handles.append(decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
+        self.head = HeadSelector(base.get_output_embeddings())
+        if self.head.handle is not None:
+            self._handles.append(self.head.handle)
+        self._sites = chosen
+
+    @property
+    def connections(self) -> dict[int, LayerConnection]:
+        """Layer number -> that layer's connection."""
+        return {site.index: getattr(site.layer, ATTRIBUTE) for site in self._sites}
+
+    def unload(self) -> PreTrainedModel:
+        """The model inside, without the connection (what bypassing the transform scores); weights unchanged."""
+        for handle in self._handles:
+            handle.remove()
+        for site in self._sites:
+            delattr(site.layer, ATTRIBUTE)
+        self._handles, self._sites = [], []
+        return self.model
+
+    def merge_and_unload(self) -> PreTrainedModel:
+        """Fold the transform into the weights: a plain transformers model of the same speed, in place.
+
+        A LoRA on the base is merged first, as `PeftModel.merge_and_unload` does.
+
+        Raises:
+            UserError: the scope or the transform cannot be folded.
+        """
+        from cctuning.model.export import merge
+
+        return merge(self)
+
+    def export_lora(self, directory: str | Path) -> None:
+        """Write the transform (with any LoRA on the base) as an ordinary PEFT LoRA for the untouched base model.
+
+        Raises:
+            UserError: it cannot be written so (scope, transform, MoE, trained base weights); the message says why.
+        """
+        from cctuning.model.export import export_lora
+
+        export_lora(self, Path(directory))
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Within: the model runs without its connection (a LoRA on the base stays on)."""
+        self.wire.enabled = False
+        try:
+            yield
+        finally:
+            self.wire.enabled = True
+
+    # -- running -----------------------------------------------------------------------------------------------------
+
+    def _on_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before each forward of the decoder (never in a recomputation): put the right plan on the wire."""
+        if self._planner is not None:
+            tokens = kwargs.get("input_ids", args[0] if args else None)
+            tokens = kwargs["inputs_embeds"] if tokens is None else tokens
+            self.wire.plan = self._planner(tokens.shape[0], tokens.shape[1])
+        elif not self._inside:
+            self.wire.plan = None  # a direct call of the model inside; a plan may be left from the last backward
+
+    def _run(self, through: nn.Module | None, plan: Plan | None, index: Tensor | None, **inputs: Any) -> Any:
+        """One forward of the model under `plan`, with logits only at the flat positions `index` (None: all)."""
+        self._inside, self.wire.plan = True, plan
+        try:
+            with self.head.only(index if self.head.present else None):
+                output = (through or self.model)(**inputs)
+        finally:
+            self._inside, self.wire.plan = False, None
+        if index is not None and not self.head.present:
+            output.logits = output.logits.flatten(0, 1)[index].unsqueeze(0)
+        return output
+
+    def _reference_pass(self, batch: Batch, through: nn.Module | None = None) -> Plan:
+        """Run the references once, without gradient, LM head or cache: a plan whose memory holds what layers kept."""
+        assert batch.reference_ids is not None and batch.reference_mask is not None
+        rows, positions = batch.reference_ids.shape
+        plan = Plan("record", rows, positions, reference=Reference.from_mask(batch.reference_mask))
+        nothing = batch.reference_ids.new_empty(0)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")  # reentrant checkpoints
+            inputs = {"input_ids": batch.reference_ids, "attention_mask": batch.reference_mask, "use_cache": False}
+            self._run(through, plan, nothing, **inputs)
+        return plan
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        reference_input_ids: Tensor | None = None,
+        reference_attention_mask: Tensor | None = None,
+        reference_index: Tensor | None = None,
+        *,
+        row: Tensor | None = None,
+        fused_rows: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        num_rows_in_batch: Tensor | int | None = None,
+        loss_only: bool = False,
+        through: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> ConnectedOutput:
+        """Losses and logits of a batch.
+
+        Args:
+            input_ids, attention_mask, labels: (B, T), right-padded in training; labels -100 where no loss. A row whose
+                labels are all -100 has no response: it trains the alignment alone.
+            reference_input_ids, reference_attention_mask: (R, S) the references, each ending where its prompt ends.
+            reference_index: (B,) which reference each row uses, -1 for none (a row in the reference language); may be
+                left out where R = B.
+            row: (B,) row ids for the draw of `paths: sampled`; default 0..B-1.
+            fused_rows: (B,) bool; overrides that draw.
+            num_items_in_batch, num_rows_in_batch: response tokens and rows of the whole optimiser step, where it is
+                accumulated or distributed; default: this batch's.
+            loss_only: compute logits at scored positions only, and return none.
+            through: the module to call in place of the model inside (its DDP or DeepSpeed wrapper).
+            kwargs: passed to the model.
+
+        Without labels: logits of the student pass, or, for rows with a reference, of the live connection.
+        """
+        batch = Batch.build(
+            input_ids, attention_mask, labels, reference_input_ids, reference_attention_mask, reference_index
+        )
+        if labels is None:
+            return self._infer(batch, kwargs)
+        kwargs.setdefault("use_cache", False)
+        connecting = self.config.connection != "none" and self.wire.enabled
+        if not connecting:
+            batch = replace(batch, reference_ids=None, reference_index=torch.full_like(batch.reference_index, -1))
+        if fused_rows is None and self.training and self.config.paths == "sampled":
+            ids = torch.arange(len(input_ids), device=input_ids.device) if row is None else row
+            fused_rows = uniform(self.seed, self.step, ids) < self.fused_probability
+        rows = num_rows_in_batch if num_rows_in_batch is not None else len(input_ids)
+        share = 1.0 / torch.as_tensor(rows, dtype=torch.float32, device=input_ids.device) if connecting else None
+        step = plan_step(batch, self.config, training=self.training, fused_rows=fused_rows, row_share=share)
+        output = self._run_step(batch, step, through, loss_only, kwargs)
+        text = unwrap(self.model).config.get_text_config()
+        return assemble(
+            batch,
+            step,
+            output,
+            self.config,
+            training=self.training,
+            num_items=num_items_in_batch,
+            num_rows=rows,
+            router_coefficient=getattr(text, "router_aux_loss_coef", 0.0),
+            loss_only=loss_only,
+        )
+
+    def _infer(self, batch: Batch, kwargs: dict[str, Any]) -> ConnectedOutput:
+        plan = plan_inference(batch, self.config)
+        if batch.reference_ids is not None and self.wire.enabled:
+            recorded = self._reference_pass(batch)
+            plan.reference, plan.memory = recorded.reference, recorded.memory
+        output = self._run(None, plan, None, input_ids=batch.input_ids, attention_mask=batch.attention_mask, **kwargs)
+        logits = restore(output.logits, self.wire, plan)
+        return ConnectedOutput(logits=logits, past_key_values=getattr(output, "past_key_values", None))
+
+    def _run_step(
+        self, batch: Batch, step: Step, through: nn.Module | None, loss_only: bool, kwargs: dict[str, Any]
+    ) -> Any:
+        ids, mask = step.input_ids, step.attention_mask
+        if batch.reference_ids is not None:
+            if self.config.reference_gradient and self.training:
+                ids, mask = append_references(step, batch, pad=int(batch.input_ids[0, 0]))
+            else:
+                recorded = self._reference_pass(batch, through)
+                step.plan.reference, step.plan.memory = recorded.reference, recorded.memory
+        index = flat_index(step.score)[0] if loss_only else None
+        output = self._run(through, step.plan, index, input_ids=ids, attention_mask=mask, **kwargs)
+        output.logits = restore(output.logits, self.wire, step.plan)
+        return output
+
+    @property
+    def fused_probability(self) -> float:
+        """Probability of the fused pass now (`paths: sampled`): linear in the share of steps done."""
+        done = min(1.0, self.step / max(1, self.total_steps - 1))
+        start, end = self.config.fused_probability_start, self.config.fused_probability_end
+        return start + (end - start) * done
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        reference_input_ids: Tensor | None = None,
+        reference_attention_mask: Tensor | None = None,
+        reference_index: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`generate` of the model inside, as a student, or over the live connection for rows with a reference.
+
+        Args:
+            input_ids, attention_mask: (B, T) prompts, left-padded.
+            reference_input_ids, reference_attention_mask: (R, S) references, padded on either side.
+            reference_index: (B,) as in `forward`.
+            kwargs: generation options of transformers.
+
+        Raises:
+            UserError: prompts padded on the right, or options under which the prompt's end cannot be told.
+        """
+        batch = Batch.build(
+            input_ids, attention_mask, None, reference_input_ids, reference_attention_mask, reference_index
+        )
+        if not bool(batch.attention_mask[:, -1].all()):
+            raise UserError("generate: prompts are padded on the right; set tokenizer.padding_side = 'left'.")
+        if kwargs.get("use_cache") is False and (self.config.scope != "all" or batch.reference_ids is not None):
+            raise UserError(
+                "generate: use_cache=False hides the prompt's end from the connection; leave the cache on."
+            )
+        memory = self._reference_pass(batch) if batch.reference_ids is not None and self.wire.enabled else None
+        self._planner = GenerationPlanner(self.config, batch.attention_mask, batch if memory else None, memory)
+        try:
+            model: Any = self.model
+            return model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **kwargs)
+        finally:
+            self._planner, self.wire.plan = None, None
+
+    # -- saving ------------------------------------------------------------------------------------------------------
+
+    def connection_state(self) -> dict[str, Tensor]:
+        """The connection's weights by name: `layers.<number>.<part>`."""
+        return {
+            f"layers.{number}.{name}": tensor
+            for number, connection in self.connections.items()
+            for name, tensor in connection.state_dict().items()
+        }
+
+    def load_connection_state(self, state: dict[str, Tensor], where: str = "connection") -> None:
+        """Load what `connection_state` returned.
+
+        Raises:
+            UserError: names or shapes do not match this model's connection.
+        """
+        own = self.connection_state()
+        if set(own) != set(state):
+            odd = sorted(set(own) ^ set(state))
+            raise UserError(f"{where}: its parts do not match this connection ({len(odd)} differ, first: {odd[0]}).")
+        for name, tensor in state.items():
+            if own[name].shape != tensor.shape:
+                raise UserError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}.")
+            own[name].data.copy_(tensor)
+
+    def save_pretrained(self, directory: str | Path, base_trained: bool | None = None) -> None:
+        """Write the connection (JSON and safetensors, nothing pickled), atomically; the base is saved by itself.
+
+        Args:
+            directory: created if missing.
+            base_trained: whether the base's own weights differ from the checkpoint they came from (full fine-tuning);
+                None: yes, if any of them is trainable.
+        """
+        adapter.save(self, Path(directory), base_trained)
+
+    @classmethod
+    def from_pretrained(cls, model: PreTrainedModel, directory: str | Path) -> ConnectedModel:
+        """Attach a saved connection to `model`: the base it was trained with, or its fine-tuned copy.
+
+        Raises:
+            UserError: the directory is incomplete, or holds the connection of another model.
+        """
+        return adapter.load(cls, model, Path(directory))
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters train, of the connection and of the base."""
+        ours = sum(p.numel() for c in self.connections.values() for p in c.parameters() if p.requires_grad)
+        trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        count = sum(p.numel() for p in self.model.parameters())
+        print(
+            f"trainable params: {trainable:,} (connection: {ours:,}, base: {trainable - ours:,}) || "
+            f"all params: {count:,} || trainable%: {100 * trainable / max(count, 1):.4f}"
+        )

@@ -1,0 +1,204 @@
+"""The language-model side of the objective: logits only where they are scored, and the losses read from them."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from cctuning.connection import ConnectionConfig, Plan, total
+from cctuning.model.passes import Batch, Step
+
+
+@dataclass
+class ConnectedOutput(ModelOutput):
+    """What `ConnectedModel.forward` returns.
+
+    Attributes:
+        loss: scalar objective (training) or the student pass's LM loss (evaluation); None without labels.
+        logits: (B, T, V), of the student pass, or of the live connection where a reference was given without labels;
+            for `paths: sampled` in training, of the pass each row took. None where only the loss was asked for.
+        student_loss, fused_loss: LM loss of either pass, mean per scored token; None where no row ran it.
+        align_loss: relative alignment error, mean over paired rows and layers (before its weight).
+        identity_loss: how far the transform strays where it is taught to be the identity, likewise.
+        distill_loss: KL from the fused to the student pass, mean per row that has both.
+        aux_loss: the model's own load-balancing loss (MoE), before its coefficient.
+        decision: mean share of the reference over connected positions and layers.
+        correct, scored: tokens predicted right and tokens scored, over all passes.
+        row_loss: (B,) LM loss of each row, summed over its tokens and its passes, detached.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    student_loss: Tensor | None = None
+    fused_loss: Tensor | None = None
+    align_loss: Tensor | None = None
+    identity_loss: Tensor | None = None
+    distill_loss: Tensor | None = None
+    aux_loss: Tensor | None = None
+    decision: Tensor | None = None
+    correct: Tensor | None = None
+    scored: Tensor | None = None
+    row_loss: Tensor | None = None
+    past_key_values: Any = None
+
+
+class HeadSelector:
+    """Lets the LM head see only the positions whose logits are wanted.
+
+    A pre-hook on the output embedding: works for every family (the model's own scaling and soft-capping of logits
+    still apply), skips the head altogether in a reference pass, and costs no memory for positions without loss.
+    """
+
+    def __init__(self, head: nn.Module | None) -> None:
+        self.index: Tensor | None = None
+        self.handle = head.register_forward_pre_hook(self._select) if head is not None else None
+
+    @property
+    def present(self) -> bool:
+        """False where the model has no output embedding to hook; callers then select from full logits."""
+        return self.handle is not None
+
+    def _select(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self.index is None:
+            return None
+        hidden = args[0]
+        return (hidden.reshape(-1, hidden.shape[-1])[self.index].unsqueeze(0), *args[1:])
+
+    @contextmanager
+    def only(self, index: Tensor | None) -> Any:
+        """Within: logits are (1, N, V) at the flat positions `index` (N,); None: everywhere."""
+        self.index = index
+        try:
+            yield
+        finally:
+            self.index = None
+
+
+def assemble(
+    batch: Batch,
+    step: Step,
+    output: Any,
+    config: ConnectionConfig,
+    *,
+    training: bool,
+    num_items: Tensor | int | None,
+    num_rows: Tensor | int,
+    router_coefficient: float,
+    loss_only: bool,
+) -> ConnectedOutput:
+    """The objective and its parts, from the output of the one forward that ran.
+
+    Args:
+        batch, step, config: what ran. output: the model's, with logits (1, N, V) at scored positions if `loss_only`.
+        training: False: the loss is the student pass's LM loss alone.
+        num_items, num_rows: response tokens and rows of the whole optimiser step; None for tokens: this batch's.
+        router_coefficient: of the model's own auxiliary loss.
+    """
+    scored = output.logits[0] if loss_only else output.logits[step.score]
+    running, rows = step.source.shape[0], len(batch.input_ids)
+    nll, tokens, correct = token_losses(scored, batch, step)
+    once = ~step.on_fused if running > rows else torch.ones_like(step.on_fused)  # count a row's tokens once
+    divisor = torch.as_tensor(tokens[once].sum() if num_items is None else num_items, device=nll.device).clamp(min=1)
+    # Where nothing is scored this is a zero with a graph: the alignment's gradient still rides on it.
+    loss = (nll if training else nll[~step.on_fused]).sum() / divisor
+    result = ConnectedOutput(
+        student_loss=_mean(nll, tokens, ~step.on_fused),
+        fused_loss=_mean(nll, tokens, step.on_fused),
+        aux_loss=getattr(output, "aux_loss", None),
+        correct=correct,
+        scored=tokens.sum(),
+        row_loss=nll.detach().new_zeros(rows).index_add(0, step.source, nll.detach()),
+        past_key_values=getattr(output, "past_key_values", None),
+    )
+    whole = torch.as_tensor(num_rows, device=nll.device)
+    if config.distill_weight > 0 and bool(step.on_fused.any()):
+        divergence, taught = distillation(scored, step)
+        result.distill_loss = (divergence / taught.clamp(min=1)).detach()
+        if training:
+            loss = loss + config.distill_weight * divergence / whole
+    if result.aux_loss is not None and training:
+        loss = loss + router_coefficient * result.aux_loss * rows / whole
+    _report_alignment(step.plan, result)
+    if step.plan.row_weight is not None and training:
+        loss = total(loss, _alignment_objective(step.plan, config.align_weight), step.plan)
+    result.loss = loss
+    if not loss_only:  # the student copies come last; references that ran in the same batch come after them
+        result.logits = output.logits[running - rows : running, : batch.input_ids.shape[1]]
+    return result
+
+
+def _alignment_objective(plan: Plan, align_weight: float) -> Tensor:
+    """Value of what the layers carry into backward: align_weight * mean over layers of the weighted errors."""
+    assert plan.row_weight is not None
+    value = torch.stack([(plan.row_weight * error).sum() for error in plan.align_error.values()]).sum()
+    for error in plan.identity_error.values():
+        value = value + plan.identity_weight * (plan.row_weight * error).sum()
+    return align_weight / len(plan.align_error) * value
+
+
+def _report_alignment(plan: Plan, result: ConnectedOutput) -> None:
+    if not plan.align_error or plan.connect_row is None:
+        return
+    paired = torch.zeros(plan.rows, dtype=torch.bool, device=plan.connect_row.device)
+    paired[plan.connect_row] = True
+    if bool(paired.any()):
+        result.align_loss = torch.stack([error[paired].mean() for error in plan.align_error.values()]).mean()
+        result.decision = torch.stack(list(plan.share.values())).mean()
+    if plan.identity_error:
+        result.identity_loss = torch.stack([error.mean() for error in plan.identity_error.values()]).mean()
+
+
+def _mean(nll: Tensor, tokens: Tensor, which: Tensor) -> Tensor | None:
+    """Mean loss per token of the running rows `which`; None where they score nothing."""
+    count = tokens[which].sum()
+    return (nll[which].sum() / count).detach() if bool(count > 0) else None
+
+
+def token_losses(logits: Tensor, batch: Batch, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+    """LM loss of each running row.
+
+    Args:
+        logits: (N, V) at the true entries of `step.score`, in row-major order.
+        batch, step: what ran.
+
+    Returns:
+        Negative log-likelihood (A,) summed over each running row's tokens; the number of tokens (A,); how many of them
+        all were predicted right (scalar).
+    """
+    assert batch.labels is not None
+    row, position = step.score.nonzero(as_tuple=True)
+    running = step.source.shape[0]
+    predict = step.predict[row, position]
+    nll = logits.new_zeros(running, dtype=torch.float32)
+    wanted = batch.labels[step.source[row[predict]], position[predict] + 1]
+    scored = logits[predict].float()
+    losses = nn.functional.cross_entropy(scored, wanted, reduction="none")
+    nll = nll.index_add(0, row[predict], losses)
+    with torch.no_grad():
+        tokens = torch.bincount(row[predict], minlength=running)
+        correct = (scored.argmax(dim=-1) == wanted).sum()
+    return nll, tokens, correct
+
+
+def distillation(logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    """Mean over rows with both passes of KL(fused || student), the teacher detached: sum (scalar), rows (scalar).
+
+    A row's value is its mean over positions: response tokens, or the prompt's end where it has no response. The fused
+    copies come first and in the order of the rows they copy, so the two sides' positions pair up one by one.
+    """
+    row, _ = step.score.nonzero(as_tuple=True)
+    teachers = step.on_fused
+    taught = torch.zeros_like(teachers)
+    taught[~teachers] = torch.isin(step.source[~teachers], step.source[teachers])
+    teacher = logits[teachers[row]].detach().float().log_softmax(dim=-1)
+    student = logits[taught[row]].float().log_softmax(dim=-1)
+    divergence = (teacher.exp() * (teacher - student)).sum(dim=-1)
+    owner = row[taught[row]]
+    sums = divergence.new_zeros(step.source.shape[0]).index_add(0, owner, divergence)
+    counts = torch.bincount(owner, minlength=step.source.shape[0]).clamp(min=1)
+    return (sums / counts).sum(), taught.sum()

@@ -1,0 +1,266 @@
+"""From a batch to the plan of its pass: which rows run, which of them fused, and what each layer does where.
+
+Everything a training step does beyond plain SFT is decided here, once a step, in a few small index tensors. All rows
+of a step, whichever path they take, run in one forward of the model: distributed wrappers then see one forward and
+one backward a step, and there is one plan for checkpointing to come back to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cctuning.connection import ConnectionConfig, Plan, Reference, predicting, prompt_ends, scope_mask
+from cctuning.errors import UserError
+
+
+@dataclass
+class Batch:
+    """A batch as `PairedCollator` gives it. B rows of T tokens, R distinct references of S tokens.
+
+    Attributes:
+        input_ids, attention_mask: (B, T). labels: (B, T), -100 where no loss; None at inference.
+        reference_ids, reference_mask: (R, S); None where no reference is given.
+        reference_index: (B,) row of the references that is this row's; -1 for rows without one.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor | None
+    reference_ids: Tensor | None
+    reference_mask: Tensor | None
+    reference_index: Tensor
+
+    @classmethod
+    def build(
+        cls,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        reference_ids: Tensor | None,
+        reference_mask: Tensor | None,
+        reference_index: Tensor | None,
+    ) -> Batch:
+        """Fill in what a caller may leave out, and check the shapes.
+
+        Raises:
+            UserError: the references cannot be matched with the rows.
+        """
+        rows = input_ids.shape[0]
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if reference_ids is not None and reference_ids.shape[0] == 0:
+            reference_ids = reference_mask = None
+        if reference_ids is None:
+            reference_index = torch.full((rows,), -1, device=input_ids.device)
+        else:
+            if reference_mask is None:
+                reference_mask = torch.ones_like(reference_ids)
+            if reference_index is None:
+                if reference_ids.shape[0] != rows:
+                    raise UserError(
+                        f"reference_input_ids has {reference_ids.shape[0]} rows and input_ids {rows}: give one "
+                        "reference a row, or reference_index to say which row uses which (-1: none)."
+                    )
+                reference_index = torch.arange(rows, device=input_ids.device)
+            if reference_index.shape != (rows,) or int(reference_index.max()) >= reference_ids.shape[0]:
+                raise UserError(
+                    f"reference_index: expected {rows} numbers below {reference_ids.shape[0]}, got "
+                    f"{reference_index.tolist()}."
+                )
+        return cls(input_ids, attention_mask, labels, reference_ids, reference_mask, reference_index)
+
+    @property
+    def paired(self) -> Tensor:
+        """(B,) bool: rows that have a reference."""
+        return self.reference_index >= 0
+
+
+@dataclass
+class Step:
+    """One forward of the model: its inputs, its plan, and where its losses are read.
+
+    `source` (A,) names the batch row that each of the A running rows is a copy of; `on_fused` (A,) says which run
+    fused. `score` (A, T) marks the positions whose logits are wanted, `predict` those among them that carry LM loss.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    plan: Plan
+    source: Tensor
+    on_fused: Tensor
+    score: Tensor
+    predict: Tensor
+
+
+def uniform(seed: int, step: int, rows: Tensor) -> Tensor:
+    """A number in [0, 1) for each row id (B,), the same whatever batch, process or restart the row comes in.
+
+    A stateless hash (the finaliser of splitmix64) and not a generator: nothing to save, and a row's draw does not
+    depend on its neighbours.
+    """
+    x = rows.long() + (seed * 1_000_003 + step) * -7046029254386353131  # 64-bit golden ratio, as a signed number
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return ((x >> 11) & ((1 << 53) - 1)).double() / float(1 << 53)
+
+
+def plan_step(
+    batch: Batch,
+    config: ConnectionConfig,
+    *,
+    training: bool,
+    fused_rows: Tensor | None,
+    row_share: Tensor | float | None,
+) -> Step:
+    """Lay out a forward with labels.
+
+    Args:
+        batch: rows with labels.
+        config: the connection's options.
+        training: False: every row runs the student pass, and paired rows the fused one too, to be reported.
+        fused_rows: (B,) bool, for `paths: sampled`: the rows drawn for the fused pass.
+        row_share: each row's share of the alignment objective, 1 / (rows of the whole step); None: no objective.
+    """
+    assert batch.labels is not None
+    predict = predicting(batch.labels)
+    answered, paired = predict.any(dim=1), batch.paired
+    every = torch.arange(batch.input_ids.shape[0], device=batch.input_ids.device)
+    no_row = torch.zeros_like(paired)
+    source, on_fused = every, no_row
+    if config.connection != "none" and (config.paths == "both" or not training):
+        twice = every[paired & (answered | (config.distill_weight > 0))]
+        source = torch.cat([twice, every])
+        on_fused = torch.cat([torch.ones_like(twice, dtype=torch.bool), no_row])
+    elif config.paths == "fused":
+        on_fused = paired & answered
+    elif config.paths == "sampled" and fused_rows is not None:
+        on_fused = fused_rows & paired & answered
+    copies = torch.bincount(source, minlength=every.shape[0])[source]
+    score = predict
+    if config.distill_weight > 0:  # an answer-free row teaches through the next-token distribution at its prompt's end
+        score = predict | (scope_mask("prompt_end", batch.attention_mask, predict) & ~answered[:, None])
+    plan = _plan(batch, config, predict, source, on_fused)
+    if row_share is not None and config.align_weight > 0 and config.connection == "gated":
+        plan.row_weight = torch.as_tensor(row_share, device=copies.device).float() / copies
+        plan.identity_weight = config.identity_weight
+    mask = batch.attention_mask[source]
+    return Step(batch.input_ids[source], mask, plan, source, on_fused, score[source], predict[source])
+
+
+def plan_inference(batch: Batch, config: ConnectionConfig) -> Plan:
+    """The plan of a forward without labels: paired rows run fused (the live connection), the others as students."""
+    every = torch.arange(batch.input_ids.shape[0], device=batch.input_ids.device)
+    return _plan(batch, config, None, every, batch.paired)
+
+
+def _plan(batch: Batch, config: ConnectionConfig, predict: Tensor | None, source: Tensor, on_fused: Tensor) -> Plan:
+    mask = batch.attention_mask
+    rows, positions = source.shape[0], mask.shape[1]
+    transform = scope_mask(config.scope, mask, predict)
+    connect = scope_mask(config.where_fused, mask, predict) & batch.paired[:, None]
+    identity = transform & ~connect
+    plan = Plan("connect", rows, positions)
+    if config.scope != "all":
+        plan.transform_index = flat_index(transform[source])[0]
+    plan.connect_index, plan.connect_row = flat_index(connect[source])
+    plan.connect_reference = batch.reference_index[source][plan.connect_row]
+    plan.identity_index, plan.identity_row = flat_index(identity[source])
+    if config.paths != "student" or bool(on_fused.any()):
+        plan.fused = on_fused
+    return plan
+
+
+def flat_index(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Flat positions (N,) and rows (N,) of the true entries of `mask` (A, T)."""
+    row, position = mask.nonzero(as_tuple=True)
+    return row * mask.shape[1] + position, row
+
+
+def append_references(step: Step, batch: Batch, pad: int) -> tuple[Tensor, Tensor]:
+    """Put the references into the same batch, right-padded to a common length: inputs and mask (A + R, T').
+
+    For `reference_gradient`: inside one forward the reference's activations reach the connection as ordinary values
+    of the layer, so their gradient is exact under either kind of checkpointing. The step's plan is re-indexed.
+    """
+    assert batch.reference_ids is not None and batch.reference_mask is not None
+    old, width = step.plan.positions, max(step.plan.positions, batch.reference_ids.shape[1])
+
+    def widen(tensor: Tensor, fill: int) -> Tensor:
+        return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=fill)
+
+    plan = step.plan
+    if plan.transform_index is None:  # the references run bare, so "everywhere" becomes "every row before them"
+        everywhere = torch.zeros(plan.rows, width, dtype=torch.bool, device=step.input_ids.device)
+        everywhere[:, :old] = step.attention_mask.bool()
+        plan.transform_index = flat_index(everywhere)[0]
+    else:
+        plan.transform_index = _rewiden(plan.transform_index, old, width)
+    for name in ("connect_index", "identity_index"):
+        index = getattr(plan, name)
+        setattr(plan, name, None if index is None else _rewiden(index, old, width))
+    references = batch.reference_ids.shape[0]
+    plan.reference_rows, plan.rows, plan.positions = plan.rows, plan.rows + references, width
+    if plan.fused is not None:
+        plan.fused = torch.nn.functional.pad(plan.fused, (0, references))
+    if plan.row_weight is not None:
+        plan.row_weight = torch.nn.functional.pad(plan.row_weight, (0, references))
+    plan.reference = Reference.from_mask(widen(batch.reference_mask, 0))
+    ids = torch.cat([widen(step.input_ids, pad), widen(batch.reference_ids, pad)])
+    mask = torch.cat([widen(step.attention_mask, 0), widen(batch.reference_mask, 0)])
+    step.score, step.predict = (
+        torch.nn.functional.pad(part, (0, width - old, 0, references)) for part in (step.score, step.predict)
+    )
+    return ids, mask
+
+
+def _rewiden(index: Tensor, old: int, new: int) -> Tensor:
+    return torch.div(index, old, rounding_mode="floor") * new + index % old
+
+
+class GenerationPlanner:
+    """Plans for the forwards of one `generate`: the prefill first, then a step a token.
+
+    The prompts are left-padded, so a prompt's end is the last position of the prefill. Rows may be repeated by beam
+    search or several return sequences, always in blocks.
+    """
+
+    def __init__(self, config: ConnectionConfig, attention_mask: Tensor, batch: Batch | None, memory: Plan | None):
+        self.config, self.mask, self.batch, self.memory = config, attention_mask, batch, memory
+        self.prefilled = False
+
+    def __call__(self, rows: int, positions: int) -> Plan:
+        """The plan of the next forward, over `rows` x `positions` new tokens."""
+        repeat = rows // self.mask.shape[0]
+        if not self.prefilled:
+            self.prefilled = True
+            mask = self.mask.repeat_interleave(repeat, dim=0)
+            transform = scope_mask(self.config.scope, mask, None)
+            connect = scope_mask(self.config.where_fused, mask, None)
+        else:
+            mask = torch.ones(rows, positions, dtype=torch.bool, device=self.mask.device)
+            transform = mask if self.config.scope != "prompt_end" else torch.zeros_like(mask)
+            connect = mask if self.config.where_fused != "prompt_end" else torch.zeros_like(mask)
+        plan = Plan("connect", rows, positions)
+        if self.config.scope != "all":
+            plan.transform_index = flat_index(transform)[0]
+        if self.batch is not None and self.memory is not None:
+            which = self.batch.reference_index.repeat_interleave(repeat)
+            plan.connect_index, plan.connect_row = flat_index(connect & (which >= 0)[:, None])
+            plan.connect_reference = which[plan.connect_row]
+            plan.fused, plan.reference, plan.memory = which >= 0, self.memory.reference, self.memory.memory
+        return plan
+
+
+__all__ = [
+    "Batch",
+    "GenerationPlanner",
+    "Step",
+    "append_references",
+    "plan_inference",
+    "plan_step",
+    "prompt_ends",
+    "uniform",
+]

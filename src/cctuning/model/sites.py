@@ -1,0 +1,209 @@
+"""Where each decoder layer's FFN is, and which weights produce its output.
+
+One rule finds both in most of transformers: the decoder's layers are the shallowest `ModuleList` of
+`num_hidden_layers` entries, the FFN is a child of the layer by one of a few exact names, and its output comes from
+modules by one of a few exact names (or from a fused 3-D expert weight). The families that need more than the rule
+stand in `EXCEPTIONS`, those that cannot be served in `REFUSED`; each entry says why.
+
+The connection acts on the output of the FFN block, not of its projection: a LoRA that is injected into the projection
+later is then part of what the connection sees, and an MoE block is one activation and not one per expert. A fold
+multiplies every projection of the block, so it is exact because the block's output is linear in all of them together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from cctuning.errors import UserError
+
+# Exact names: a substring match would take GPT-NeoX's `post_mlp_dropout` for its FFN.
+BLOCK_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
+PROJECTION_NAMES = ("down_proj", "w2", "fc2", "c_proj", "dense_4h_to_h", "fc_out")
+EXPERT_WEIGHT = "down_proj"  # of fused experts: (E, d, d_ff), or (E, d_ff, d) where transposed
+QUANTISED_WEIGHTS = ("qweight", "down_proj_blocks")  # names under which GPTQ/AWQ and MXFP4 keep their packed weights
+
+
+class Family(NamedTuple):
+    """What the rule cannot see about a family."""
+
+    why: str
+    block: str | None = None  # path from the layer to the module whose output is the activation
+    transposed: bool | None = None  # layout of its fused experts
+
+
+EXCEPTIONS = {
+    "bloom": Family("the FFN block adds the residual itself", block="mlp.dense_4h_to_h"),
+    "mpt": Family("the FFN block adds the residual itself", block="ffn.down_proj"),
+    "opt": Family("the layer holds its FFN's matrices without a block around them", block="fc2"),
+    "xglm": Family("the layer holds its FFN's matrices without a block around them", block="fc2"),
+    "llama4_text": Family("its experts do not say that they are stored (E, d_ff, d)", transposed=True),
+}
+REFUSED = {
+    "mamba": "its layers are state-space mixers without an FFN",
+    "mamba2": "its layers are state-space mixers without an FFN",
+    "falcon_mamba": "its layers are state-space mixers without an FFN",
+    "rwkv": "its FFN's output is multiplied by a gate of its own input, and its layers carry a state",
+}
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A weight that produces (part of) a block's output.
+
+    Attributes:
+        name: dotted path of the module from the unwrapped transformers model.
+        module: as it stands now; a PEFT layer where one is injected.
+        kind: `linear` (weight (d, d_ff)), `conv1d` (weight (d_ff, d)) or `experts` (fused, 3-D).
+        weight, bias: names of the parameters on `module` (on its innermost base layer under PEFT).
+        transposed: experts only: the weight is (E, d_ff, d) and not (E, d, d_ff).
+    """
+
+    name: str
+    module: nn.Module
+    kind: str
+    weight: str
+    bias: str | None
+    transposed: bool
+
+
+@dataclass(frozen=True)
+class Site:
+    """One decoder layer's place for a connection.
+
+    Attributes:
+        index: the layer's number.
+        name: dotted path of the layer from the unwrapped model.
+        layer: the decoder layer; the connection is registered inside it.
+        block: the module whose output is the FFN activation, before any norm or residual that follows.
+        size: d, the width of that activation.
+        projections: every projection that a fold has to multiply.
+    """
+
+    index: int
+    name: str
+    layer: nn.Module
+    block: nn.Module
+    size: int
+    projections: tuple[Projection, ...]
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """The transformers model inside `model`: a PEFT model's base (adapters stay injected), any other unchanged."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel):
+        raise UserError(
+            f"model: expected a transformers PreTrainedModel (or a PEFT model around one), got {type(model).__name__}; "
+            "load it with AutoModelForCausalLM."
+        )
+    return base
+
+
+def innermost(module: nn.Module) -> nn.Module:
+    """`module` without the PEFT layers around it."""
+    while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
+        module = inner
+    return module
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """One site per decoder layer, in order.
+
+    Raises:
+        UserError: the family cannot be served; the message names it and the reason.
+    """
+    base = unwrap(model)
+    text = base.config.get_text_config()
+    family = text.model_type
+    if family in REFUSED:
+        raise _unsupported(family, REFUSED[family])
+    if base.config.is_encoder_decoder:
+        raise _unsupported(family, "it is an encoder-decoder, and the connection is made for decoder-only models")
+    names = {id(module): name for name, module in base.named_modules()}
+    sites = [_site(base, family, index, names[id(layer)], layer) for index, layer in enumerate(_layers(base, family))]
+    modules = [id(projection.module) for site in sites for projection in site.projections]
+    if len(set(modules)) < len(modules):
+        raise _unsupported(family, "several of its layers share one FFN, so a layer's own transform cannot be folded")
+    return sites
+
+
+def _layers(base: PreTrainedModel, family: str) -> nn.ModuleList:
+    number = base.config.get_text_config().num_hidden_layers
+    decoder = base.get_decoder()
+    lists = [(name, module) for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList)]
+    fitting = [(name.count("."), order, module) for order, (name, module) in enumerate(lists) if len(module) == number]
+    if not fitting:
+        raise _unsupported(family, f"no ModuleList of its decoder has num_hidden_layers = {number} entries")
+    return min(fitting, key=lambda found: found[:2])[2]
+
+
+def _site(base: PreTrainedModel, family: str, index: int, name: str, layer: nn.Module) -> Site:
+    exception = EXCEPTIONS.get(family)
+    if exception is not None and exception.block is not None:
+        path = exception.block
+        block = layer.get_submodule(path)
+    else:
+        children = dict(layer.named_children())
+        path = next((name for name in BLOCK_NAMES if name in children), "")
+        if not path:
+            raise _unsupported(
+                family,
+                f"layer {index} ({type(layer).__name__}) has no FFN: no child by the name {', '.join(BLOCK_NAMES)}",
+            )
+        block = children[path]
+    hidden = base.config.get_text_config().hidden_size
+    transposed = exception.transposed if exception is not None else None
+    projections = tuple(
+        projection
+        for inner, module in block.named_modules(prefix=f"{name}.{path}")
+        if (projection := _projection(family, inner, module, hidden, transposed)) is not None
+    )
+    if not projections:
+        raise _unsupported(
+            family,
+            f"layer {index}'s FFN ({type(block).__name__}) has no output projection by the name "
+            f"{', '.join(PROJECTION_NAMES)}, nor fused experts",
+        )
+    return Site(index, name, layer, block, hidden, projections)
+
+
+def _projection(family: str, name: str, module: nn.Module, hidden: int, transposed: bool | None) -> Projection | None:
+    """`module` as an output projection; None where it is none."""
+    last = name.rpartition(".")[2]
+    if last == "base_layer":  # met before, inside its PEFT layer
+        return None
+    core = innermost(module)
+    fused = getattr(core, EXPERT_WEIGHT, None)
+    if isinstance(fused, nn.Parameter) and fused.dim() == 3:
+        bias = EXPERT_WEIGHT + "_bias"
+        flag = transposed if transposed is not None else getattr(core, "is_transposed", None)
+        rows, columns = fused.shape[1:]
+        if flag is None and hidden in (rows, columns) and rows != columns:
+            flag = columns == hidden
+        if flag is None or (columns if flag else rows) != hidden:
+            raise _unsupported(
+                family, f"the layout of {name}.{EXPERT_WEIGHT} {tuple(fused.shape)} is not known for d = {hidden}"
+            )
+        has_bias = isinstance(getattr(core, bias, None), nn.Parameter)
+        return Projection(name, module, "experts", EXPERT_WEIGHT, bias if has_bias else None, flag)
+    packed = next((attribute for attribute in QUANTISED_WEIGHTS if hasattr(core, attribute)), None)
+    if packed == "down_proj_blocks":
+        return Projection(name, module, "experts", packed, None, False)
+    if last not in PROJECTION_NAMES:
+        return None
+    if packed is not None or isinstance(core, (nn.Linear, Conv1D)):
+        has_bias = getattr(core, "bias", None) is not None
+        kind = "conv1d" if isinstance(core, Conv1D) else "linear"
+        return Projection(name, module, kind, packed or "weight", "bias" if has_bias else None, False)
+    return None
+
+
+def _unsupported(family: str, reason: str) -> UserError:
+    return UserError(
+        f"model family {family}: not supported: {reason}. The connection needs a decoder-only model with one FFN a layer."
+    )
