@@ -1,24 +1,30 @@
 """Floor 1: the method, on torch alone. What connects, how much, and what imitates it; no transformers here."""
 
-from cctuning.connection.alignment import Reference, last_real
+from cctuning.connection.adaptive import AdaptiveConnection
+from cctuning.connection.alignment import Reference, last_real, remember
 from cctuning.connection.config import ConnectionConfig
 from cctuning.connection.fusion import LayerConnection
+from cctuning.connection.least_squares import Fit, StreamingLeastSquares
 from cctuning.connection.plan import Plan, Wire, predicting, prompt_ends, restore, scope_mask, total
 from cctuning.connection.transform import DenseTransform, LowRankTransform, NonlinearTransform, delta_matrix
 
 __all__ = [
+    "AdaptiveConnection",
     "ConnectionConfig",
     "DenseTransform",
+    "Fit",
     "LayerConnection",
     "LowRankTransform",
     "NonlinearTransform",
     "Plan",
     "Reference",
+    "StreamingLeastSquares",
     "Wire",
     "delta_matrix",
     "last_real",
     "predicting",
     "prompt_ends",
+    "remember",
     "restore",
     "scope_mask",
     "total",

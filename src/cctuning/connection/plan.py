@@ -52,6 +52,7 @@ class Plan:
     identity_weight: float = 1.0
     reference: Reference | None = None
     reference_rows: int | None = None
+    injection: Tensor | None = None  # (N, d), adaptive connection: added after the first layer at `connect_index`
     memory: dict[int, LayerMemory] = field(default_factory=dict)
     align_error: dict[int, Tensor] = field(default_factory=dict)  # layer -> (B,) detached, 0 where nothing connects
     identity_error: dict[int, Tensor] = field(default_factory=dict)

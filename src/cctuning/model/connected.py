@@ -31,7 +31,7 @@ from cctuning.model.passes import (
     plan_step,
     uniform,
 )
-from cctuning.model.sites import find_sites, unwrap
+from cctuning.model.sites import Site, find_sites, unwrap
 
 ATTRIBUTE = "cross_lingual_connection"  # the name under which a layer's connection is registered in it
 
@@ -71,10 +71,14 @@ class ConnectedModel(nn.Module):
         Raises:
             UserError: the model has no FFN that is known, is connected already, or lacks a layer that is named.
         """
-        return cls(model, config or ConnectionConfig())
+        config = config or ConnectionConfig()
+        if config.connection == "adaptive":
+            from cctuning.model.adaptive import AdaptiveModel
+
+            return AdaptiveModel(model, config)
+        return cls(model, config)
 
     def _insert(self) -> None:
-        base = unwrap(self.model)
         sites = find_sites(self.model) if self.config.connection != "none" else []
         wanted = range(len(sites)) if self.config.layers is None else self.config.layers
         missing = [number for number in wanted if number not in range(len(sites))]
@@ -82,22 +86,29 @@ class ConnectedModel(nn.Module):
             raise UserError(f"layers: {missing} not in this model, which has layers 0 to {len(sites) - 1}.")
         chosen = [site for site in sites if site.index in wanted]
         for site in chosen:
-            if hasattr(site.layer, ATTRIBUTE):
-                raise UserError(f"{site.name} is connected already; unload() the first connection, or use its model.")
             connection = LayerConnection(self.config, site.size, site.index, len(chosen), self.wire)
-            weight = next(p for p in site.layer.parameters() if p.is_floating_point())
-            connection.to(device=weight.device, dtype=weight.dtype)
-            site.layer.add_module(ATTRIBUTE, connection)
+            self._register(site, connection)
             self._handles.append(site.block.register_forward_hook(connection.hook, with_kwargs=True))
+        self._sites = chosen
+        self._watch()
+
+    def _register(self, site: Site, connection: nn.Module) -> None:
+        """Make `connection` a part of the decoder layer it acts on, so that it is moved, sharded and saved with it."""
+        if hasattr(site.layer, ATTRIBUTE):
+            raise UserError(f"{site.name} is connected already; unload() the first connection, or use its model.")
+        weight = next(p for p in site.layer.parameters() if p.is_floating_point())
+        site.layer.add_module(ATTRIBUTE, connection.to(device=weight.device, dtype=weight.dtype))
+
+    def _watch(self) -> None:
+        base = unwrap(self.model)
         decoder = base.get_decoder()
         self._handles.append(decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         self.head = HeadSelector(base.get_output_embeddings())
         if self.head.handle is not None:
             self._handles.append(self.head.handle)
-        self._sites = chosen
 
     @property
-    def connections(self) -> dict[int, LayerConnection]:
+    def connections(self) -> dict[int, Any]:
         """Layer number -> that layer's connection."""
         return {site.index: getattr(site.layer, ATTRIBUTE) for site in self._sites}
 
