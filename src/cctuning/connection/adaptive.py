@@ -31,7 +31,8 @@ class AdaptiveConnection(nn.Module):
         self.selector = nn.Linear(size, layers, bias=False)
         self.matrix = nn.Linear(size, size, bias=False)  # M transposed; fitted, not trained
         nn.init.eye_(self.matrix.weight)
-        self.matrix.requires_grad_(False)
+        self.matrix.weight.requires_grad_(False)
+        self.fitted: Tensor
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def set_matrix(self, matrix: Tensor) -> None:

@@ -21,7 +21,7 @@ from cctuning.connection import (
     restore,
 )
 from cctuning.errors import UserError
-from cctuning.model.connected import ConnectedModel
+from cctuning.model.connected import ConnectedModel, no_gradient
 from cctuning.model.objective import ConnectedOutput, assemble
 from cctuning.model.passes import Batch, Step, uniform
 from cctuning.model.sites import Site, find_sites, unwrap
@@ -74,7 +74,7 @@ class AdaptiveModel(ConnectedModel):
     ) -> Tensor:
         """FFN outputs of every layer at position `last` (R,) of each row of `ids` (R, S): (R, L, d)."""
         plan = Plan("record", ids.shape[0], ids.shape[1], reference=Reference(mask.bool(), last))
-        with nullcontext() if gradient else torch.no_grad():
+        with nullcontext() if gradient else no_gradient():
             nothing = ids.new_empty(0)
             self._run(through, plan, nothing, input_ids=ids, attention_mask=mask, use_cache=False)
             vectors = torch.stack([plan.memory[layer][0] for layer in sorted(plan.memory)], dim=1)
@@ -91,7 +91,7 @@ class AdaptiveModel(ConnectedModel):
         """The plan of the main pass: what is added at the ends of the prompts of `rows` (B,) bool."""
         ends = prompt_ends(batch.attention_mask, predict)
         which = rows.nonzero()[:, 0]
-        plan = Plan("connect", *batch.input_ids.shape)  # type: ignore[call-arg]
+        plan = Plan("connect", *batch.input_ids.shape)
         plan.connect_row, plan.connect_index = which, which * batch.input_ids.shape[1] + ends[which]
         noise = None
         if live and batch.reference_ids is not None and batch.reference_mask is not None:
@@ -108,8 +108,8 @@ class AdaptiveModel(ConnectedModel):
             prompt = batch.attention_mask * (places <= ends[:, None])
             vectors = self._vectors(batch.input_ids, prompt, ends, False, through)[which]
         if self.training and live:
-            layers = torch.arange(vectors.shape[1], device=ids.device)
-            noise = uniform(self.seed, self.step, ids[which][:, None] * vectors.shape[1] + layers)
+            numbers = torch.arange(vectors.shape[1], device=ids.device)
+            noise = uniform(self.seed, self.step, ids[which][:, None] * vectors.shape[1] + numbers)
         base: Any = unwrap(self.model)
         tokens = batch.input_ids[which, ends[which]]
         plan.injection, chosen = self.adaptive(vectors, base.get_input_embeddings()(tokens), not live, noise)
@@ -198,9 +198,7 @@ class AdaptiveModel(ConnectedModel):
         if not bool(batch.attention_mask[:, -1].all()):
             raise UserError("generate: prompts are padded on the right; set tokenizer.padding_side = 'left'.")
         if kwargs.get("use_cache") is False:
-            raise UserError(
-                "generate: use_cache=False hides the prompt's end from the connection; leave the cache on."
-            )
+            raise UserError("generate: use_cache=False hides the prompt's end from the connection; leave it on.")
         live = batch.reference_ids is not None
         rows = batch.paired if live else torch.ones_like(batch.paired) if connect is None else connect
         if not self.wire.enabled:

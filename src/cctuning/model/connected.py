@@ -36,6 +36,14 @@ from cctuning.model.sites import Site, find_sites, unwrap
 ATTRIBUTE = "cross_lingual_connection"  # the name under which a layer's connection is registered in it
 
 
+@contextmanager
+def no_gradient() -> Iterator[None]:
+    """`torch.no_grad`, without the warning of reentrant checkpointing that this is so."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
+        yield
+
+
 class ConnectedModel(nn.Module):
     """A causal LM whose FFN activations are connected to those of each row's reference (arXiv 2506.00875).
 
@@ -181,8 +189,7 @@ class ConnectedModel(nn.Module):
         rows, positions = batch.reference_ids.shape
         plan = Plan("record", rows, positions, reference=Reference.from_mask(batch.reference_mask))
         nothing = batch.reference_ids.new_empty(0)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")  # reentrant checkpoints
+        with no_gradient():
             inputs = {"input_ids": batch.reference_ids, "attention_mask": batch.reference_mask, "use_cache": False}
             self._run(through, plan, nothing, **inputs)
         return plan

@@ -23,8 +23,8 @@ from transformers.pytorch_utils import Conv1D
 from cctuning.errors import UserError
 
 # Exact names: a substring match would take GPT-NeoX's `post_mlp_dropout` for its FFN.
-BLOCK_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
-PROJECTION_NAMES = ("down_proj", "w2", "fc2", "c_proj", "dense_4h_to_h", "fc_out")
+BLOCK_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "mlp_block", "shared_mlp")  # first one wins
+PROJECTION_NAMES = ("down_proj", "w2", "fc2", "c_proj", "dense_4h_to_h", "fc_out", "output_linear")
 EXPERT_WEIGHT = "down_proj"  # of fused experts: (E, d, d_ff), or (E, d_ff, d) where transposed
 QUANTISED_WEIGHTS = ("qweight", "down_proj_blocks")  # names under which GPTQ/AWQ and MXFP4 keep their packed weights
 
@@ -42,6 +42,7 @@ EXCEPTIONS = {
     "mpt": Family("the FFN block adds the residual itself", block="ffn.down_proj"),
     "opt": Family("the layer holds its FFN's matrices without a block around them", block="fc2"),
     "xglm": Family("the layer holds its FFN's matrices without a block around them", block="fc2"),
+    "biogpt": Family("the layer holds its FFN's matrices without a block around them", block="fc2"),
     "llama4_text": Family("its experts do not say that they are stored (E, d_ff, d)", transposed=True),
 }
 REFUSED = {
@@ -98,8 +99,8 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(base, PreTrainedModel):
         raise UserError(
-            f"model: expected a transformers PreTrainedModel (or a PEFT model around one), got {type(model).__name__}; "
-            "load it with AutoModelForCausalLM."
+            f"model: expected a transformers PreTrainedModel (or a PEFT model around one), got "
+            f"{type(model).__name__}; load it with AutoModelForCausalLM."
         )
     return base
 
@@ -124,6 +125,10 @@ def find_sites(model: nn.Module) -> list[Site]:
         raise _unsupported(family, REFUSED[family])
     if base.config.is_encoder_decoder:
         raise _unsupported(family, "it is an encoder-decoder, and the connection is made for decoder-only models")
+    if family == "bloom" and text.pretraining_tp > 1 and text.slow_but_exact:
+        raise _unsupported(
+            family, "slow_but_exact goes past its FFN's modules; set slow_but_exact=False in its config"
+        )
     names = {id(module): name for name, module in base.named_modules()}
     sites = [_site(base, family, index, names[id(layer)], layer) for index, layer in enumerate(_layers(base, family))]
     modules = [id(projection.module) for site in sites for projection in site.projections]
@@ -133,7 +138,7 @@ def find_sites(model: nn.Module) -> list[Site]:
 
 
 def _layers(base: PreTrainedModel, family: str) -> nn.ModuleList:
-    number = base.config.get_text_config().num_hidden_layers
+    number = getattr(base.config.get_text_config(), "num_hidden_layers", None)
     decoder = base.get_decoder()
     lists = [(name, module) for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList)]
     fitting = [(name.count("."), order, module) for order, (name, module) in enumerate(lists) if len(module) == number]
@@ -197,6 +202,8 @@ def _projection(family: str, name: str, module: nn.Module, hidden: int, transpos
     if last not in PROJECTION_NAMES:
         return None
     if packed is not None or isinstance(core, (nn.Linear, Conv1D)):
+        if getattr(core, "out_features", getattr(core, "nf", hidden)) != hidden:  # a router's inner layer (Zaya)
+            return None
         has_bias = getattr(core, "bias", None) is not None
         kind = "conv1d" if isinstance(core, Conv1D) else "linear"
         return Projection(name, module, kind, packed or "weight", "bias" if has_bias else None, False)
@@ -205,5 +212,6 @@ def _projection(family: str, name: str, module: nn.Module, hidden: int, transpos
 
 def _unsupported(family: str, reason: str) -> UserError:
     return UserError(
-        f"model family {family}: not supported: {reason}. The connection needs a decoder-only model with one FFN a layer."
+        f"model family {family}: not supported: {reason}. The connection needs a decoder-only model "
+        "with one FFN a layer."
     )
