@@ -64,13 +64,17 @@ def write_atomically(path: Path, text: str) -> None:
 
 def save(connected: ConnectedModel, directory: Path, base_trained: bool | None) -> None:
     """See `ConnectedModel.save_pretrained`."""
-    ours = {id(p) for c in connected.connections.values() for p in c.parameters()}
     if base_trained is None:
-        base_trained = any(
-            p.requires_grad and id(p) not in ours and "lora_" not in name
-            for name, p in connected.model.named_parameters()
-        )
+        base_trained = base_is_trained(connected)
     save_state(connected, directory, connected.connection_state(), base_trained)
+
+
+def base_is_trained(connected: ConnectedModel) -> bool:
+    """Whether any weight that is neither the connection's nor a LoRA's is trainable."""
+    ours = {id(p) for c in connected.connections.values() for p in c.parameters()}
+    return any(
+        p.requires_grad and id(p) not in ours and "lora_" not in name for name, p in connected.model.named_parameters()
+    )
 
 
 def save_state(connected: ConnectedModel, directory: Path, state: dict[str, torch.Tensor], base_trained: bool) -> None:

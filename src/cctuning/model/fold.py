@@ -9,8 +9,9 @@ kind, before any weight is changed for good.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,27 +75,26 @@ def fold_projection(projection: Projection, delta: Tensor) -> None:
             bias.copy_(exact + exact @ delta)
 
 
-def fold_sites(model: nn.Module, sites: list[Site], deltas: Mapping[int, Tensor]) -> None:
-    """Fold `deltas` (layer number -> (d, d)) into `model`, of which `sites` are the sites; all or nothing.
+def check_foldable(model: nn.Module, sites: list[Site]) -> None:
+    """Raise `UserError` unless a fold into `sites` of `model` is possible and exact; no weight is changed.
 
-    Raises:
-        UserError: weights that cannot be folded, or a family in which a fold is not exact. No weight is changed then.
+    PEFT layers are looked through: the model must run with its adapters disabled meanwhile.
     """
-    sites = [site for site in sites if site.index in deltas]
-    projections = [projection for site in sites for projection in site.projections]
+    sites = [replace(site, projections=tuple(map(_bare, site.projections))) for site in sites]
     shared = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    for projection in projections:
+    for projection in (projection for site in sites for projection in site.projections):
+        plain_weight(projection, "folding")
         for name in (projection.weight, projection.bias):
-            if name is not None and shared[id(getattr(innermost(projection.module), name))] > 1:
+            if name is not None and shared[id(getattr(projection.module, name))] > 1:
                 raise UserError(
                     f"{projection.name}.{name}: tied to another module's, which a fold would change too; "
                     "save the connection and serve it with cctuning generate."
                 )
-        plain_weight(projection, "folding")
     check_linear(model, sites)
-    for site in sites:
-        for projection in site.projections:
-            fold_projection(projection, deltas[site.index])
+
+
+def _bare(projection: Projection) -> Projection:
+    return replace(projection, module=innermost(projection.module))
 
 
 def check_linear(model: nn.Module, sites: list[Site]) -> None:
@@ -131,6 +131,7 @@ def _inputs(model: nn.Module, sites: list[Site]) -> list[tuple[tuple[Any, ...], 
     seen: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     base = unwrap(model)
     embedding = base.get_input_embeddings().weight
+    assert isinstance(embedding, Tensor)
     tokens = torch.arange(PROBE_TOKENS, device=embedding.device)[None] % embedding.shape[0]
     training = base.training
     base.eval()

@@ -101,7 +101,8 @@ def uniform(seed: int, step: int, rows: Tensor) -> Tensor:
     A stateless hash (the finaliser of splitmix64) and not a generator: nothing to save, and a row's draw does not
     depend on its neighbours.
     """
-    x = rows.long() + (seed * 1_000_003 + step) * -7046029254386353131  # 64-bit golden ratio, as a signed number
+    offset = (seed * 1_000_003 + step) * 0x9E3779B97F4A7C15 % (1 << 64)  # 64-bit golden ratio
+    x = rows.long() + (offset - (1 << 64) if offset >= 1 << 63 else offset)  # torch's integers are signed, and wrap
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return ((x >> 11) & ((1 << 53) - 1)).double() / float(1 << 53)

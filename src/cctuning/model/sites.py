@@ -35,6 +35,7 @@ class Family(NamedTuple):
     why: str
     block: str | None = None  # path from the layer to the module whose output is the activation
     transposed: bool | None = None  # layout of its fused experts
+    in_place: bool = False  # the layer writes into the activation it is given
 
 
 EXCEPTIONS = {
@@ -43,6 +44,7 @@ EXCEPTIONS = {
     "opt": Family("the layer holds its FFN's matrices without a block around them", block="fc2"),
     "xglm": Family("the layer holds its FFN's matrices without a block around them", block="fc2"),
     "biogpt": Family("the layer holds its FFN's matrices without a block around them", block="fc2"),
+    "falcon": Family("its layer adds the attention's output to the FFN's in place", in_place=True),
     "llama4_text": Family("its experts do not say that they are stored (E, d_ff, d)", transposed=True),
 }
 REFUSED = {
@@ -84,6 +86,7 @@ class Site:
         block: the module whose output is the FFN activation, before any norm or residual that follows.
         size: d, the width of that activation.
         projections: every projection that a fold has to multiply.
+        in_place: the layer writes into the block's output, so what a hook keeps or returns has to be a copy.
     """
 
     index: int
@@ -92,6 +95,7 @@ class Site:
     block: nn.Module
     size: int
     projections: tuple[Projection, ...]
+    in_place: bool = False
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
@@ -174,7 +178,7 @@ def _site(base: PreTrainedModel, family: str, index: int, name: str, layer: nn.M
             f"layer {index}'s FFN ({type(block).__name__}) has no output projection by the name "
             f"{', '.join(PROJECTION_NAMES)}, nor fused experts",
         )
-    return Site(index, name, layer, block, hidden, projections)
+    return Site(index, name, layer, block, hidden, projections, exception is not None and exception.in_place)
 
 
 def _projection(family: str, name: str, module: nn.Module, hidden: int, transposed: bool | None) -> Projection | None:

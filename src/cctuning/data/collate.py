@@ -1,0 +1,66 @@
+"""From encoded rows to a batch: the two sides padded each to its own length, a shared reference kept once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cctuning.errors import UserError
+
+
+@dataclass
+class PairedCollator:
+    """Collates rows of `encode_dataset`.
+
+    Attributes:
+        pad_token_id: fills the padding; masks and labels, not the id, say what is padding.
+        pad_to_multiple_of: pad lengths up to a multiple of this.
+
+    A call returns int64 tensors, padded on the right: `input_ids`, `attention_mask`, `labels` (B, T); `row` (B,);
+    `reference_input_ids`, `reference_attention_mask` (R, S) over the batch's distinct references, and
+    `reference_index` (B,), each row's reference among them, -1 for none. Where no row has one, R is 0 and S is 1: a
+    batch has the same keys whatever rows it holds. `input_ids` comes first, because accelerate takes the batch's size
+    from the first tensor.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pad_token_id is None:
+            raise UserError("the tokenizer has no pad token; set its pad_token (its eos token will do).")
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        references: dict[tuple[int, ...], int] = {}
+        index = []
+        for row in rows:
+            given = row.get("reference_input_ids")
+            reference = () if given is None else tuple(int(token) for token in given)
+            index.append(references.setdefault(reference, len(references)) if reference else -1)
+        input_ids, mask = self._pad([row["input_ids"] for row in rows], self.pad_token_id)
+        labels, _ = self._pad([row["labels"] for row in rows], -100)
+        reference_ids, reference_mask = self._pad(list(references), self.pad_token_id)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "row": torch.tensor([int(row.get("row", -1)) for row in rows]),
+            "reference_input_ids": reference_ids,
+            "reference_attention_mask": reference_mask,
+            "reference_index": torch.tensor(index),
+        }
+
+    def _pad(self, sequences: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
+        width = max((len(sequence) for sequence in sequences), default=1)
+        if self.pad_to_multiple_of:
+            width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        ids = torch.full((len(sequences), width), fill)
+        mask = torch.zeros(len(sequences), width, dtype=torch.long)
+        for i, sequence in enumerate(sequences):
+            ids[i, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.long)
+            mask[i, : len(sequence)] = 1
+        return ids, mask

@@ -1,0 +1,309 @@
+"""The row as the rest of the package knows it, what makes one bad, and the readers that say where each record stands.
+
+A *record* is what a file holds: a mapping from column names to values. A *row* is what training needs: prompt,
+response, language and the reference, the parallel of the prompt in the reference language. `conversations.py` turns
+the one into the other.
+
+JSON lines and CSV are read here and not by a library, because an error is only of use with the line it happened on.
+Nothing is held but the record at hand.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import difflib
+import gzip
+import hashlib
+import json
+import os
+import re
+import sys
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cctuning.errors import UserError
+
+Message = dict[str, str]  # {"role": ..., "content": ...}
+Text = str | list[Message]
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # the first four also with .gz after them
+SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
+CHUNK = 1000
+
+
+@dataclass(slots=True)
+class Row:
+    """One training row. `response` None: it trains the alignment alone. `reference` None: it is its own parallel."""
+
+    prompt: Text
+    response: str | None
+    lang: str
+    reference: Text | None
+    reference_response: str | None  # never trained on beside this row: only a reference row of its own uses it
+    origin: str
+
+
+class BadRow(Exception):
+    """A record that cannot become a row: the `field` (the file's own name for it) and the `reason`."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
+        self.field, self.reason = field, reason
+
+
+class Skipped(NamedTuple):
+    """A row left out because the recipe said so: where it stood, which field, and why."""
+
+    origin: str
+    field: str
+    reason: str
+
+
+@dataclass
+class Records:
+    """An opened file or data set.
+
+    `columns` is None where every record may have columns of its own (JSON lines). `iterate(wanted)` yields each
+    record's origin with the record, or with the `BadRow` that it is; `wanted` are the columns worth reading.
+    """
+
+    columns: list[str] | None
+    iterate: Callable[[Collection[str]], Iterator[tuple[str, Mapping[str, Any] | BadRow]]]
+    fingerprints: dict[str, str]
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """A hint for a person who mistyped `name`, starting with a space; empty when nothing is near."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def open_records(path: str, name: str | None = None, split: str = "train") -> list[Records]:
+    """Open what a recipe calls `path`: a file, a directory, or a data set on the hub.
+
+    Args:
+        path: environment variables and `~` are expanded in a local one.
+        name: the hub data set's configuration.
+        split: of a hub data set or a saved one; in a directory of files, those whose name begins with it are read.
+
+    Raises:
+        UserError: there is no such file or split, or its format is not known.
+    """
+    local = Path(os.path.expandvars(path)).expanduser()
+    if local.is_file():
+        return [_open_file(local)]
+    if local.is_dir():
+        if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
+            return [_saved(local, split)]
+        if name is None:
+            return [_open_file(file) for file in _files_of_split(local, split)]
+    elif not re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", path) or _format(local):
+        raise _not_found(path, local)
+    return [_hub(path, name, split)]
+
+
+def _not_found(path: str, local: Path) -> UserError:
+    beside = [str(local.with_name(entry.name)) for entry in _entries(local.parent)]
+    place = "Give a file, a directory saved by datasets, or the name of a data set on the hub."
+    return UserError(f"{path}: no such file or directory.{nearest(str(local), beside)} {place}")
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _format(path: Path) -> str | None:
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    return suffix if suffix in SUFFIXES and not (suffix == ".parquet" and path.suffix == ".gz") else None
+
+
+def _files_of_split(folder: Path, split: str) -> list[Path]:
+    files = [file for file in _entries(folder) if file.is_file() and _format(file)]
+    if not files:
+        raise UserError(f"{folder}: no data file in this directory; expected files ending in {', '.join(SUFFIXES)}.")
+
+    def is_part_of(file: Path, name: str) -> bool:
+        return re.match(rf"{re.escape(name)}(?![a-z])", file.name.lower()) is not None
+
+    chosen = [file for file in files if is_part_of(file, split.lower())]
+    if not chosen and any(is_part_of(file, name) for file in files for name in SPLITS):
+        names = ", ".join(file.name for file in files)  # reading all of them could train on a test set
+        raise UserError(f"{folder}: no file of the split {split!r} among {names}. Name the split or the file.")
+    return chosen or files
+
+
+def _open_file(path: Path) -> Records:
+    kind = _format(path)
+    if kind is None:
+        raise UserError(f"{path}: unknown format; expected a name ending in {', '.join(SUFFIXES)} (text also in .gz).")
+    with path.open("rb") as file:
+        fingerprints = {str(path): "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()}
+    if kind == ".parquet":
+        return _parquet(path, fingerprints)
+    if kind in (".csv", ".tsv"):
+        return _csv(path, "\t" if kind == ".tsv" else ",", fingerprints)
+    return Records(None, lambda wanted: _json(path), fingerprints)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines, split at line feeds alone: U+2028 may stand inside a JSON string."""
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise UserError(f"{path}:1: the file is in UTF-16; save it as UTF-8.")
+                yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+    except (EOFError, zlib.error, OSError) as error:
+        raise UserError(f"{path}:{number + 1}: cannot be read on from here ({error}); fetch the file again.") from None
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"byte 0x{error.object[error.start]:02x} at place {error.start + 1} of the line is not UTF-8; re-encode it."
+
+
+def _json(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
+    first = True
+    for number, raw in _lines(path):
+        origin = f"{path}:{number}"
+        if not raw.strip():
+            continue
+        if first and raw.lstrip().startswith(b"["):
+            yield from _json_array(path)
+            return
+        first = False
+        record: Any
+        try:
+            record = json.loads(raw.decode())
+        except UnicodeDecodeError as error:
+            yield origin, BadRow("line", _not_utf8(error))
+            continue
+        except (ValueError, RecursionError) as error:
+            yield origin, BadRow("line", f"malformed JSON ({error}); expected one object a line.")
+            continue
+        ok = isinstance(record, dict)
+        yield origin, record if ok else BadRow("line", f"expected a JSON object, found {type(record).__name__}.")
+
+
+def _json_array(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
+    """One array of objects, the form Alpaca and ShareGPT are published in. The text is held, the objects are not."""
+    lines = []
+    for number, raw in _lines(path):
+        try:
+            lines.append(raw.decode())
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}:{number}: {_not_utf8(error)}") from None
+    text = "".join(lines)
+    decoder, blank = json.JSONDecoder(), re.compile(r"\s*")
+    counted, line, place = 0, 1, text.index("[") + 1
+    while True:
+        place = blank.match(text, place).end()  # type: ignore[union-attr] # matches the empty string
+        line, counted = line + text.count("\n", counted, place), place
+        if text[place : place + 1] == "]":
+            return
+        try:
+            record, place = decoder.raw_decode(text, place)
+            place = blank.match(text, place).end()  # type: ignore[union-attr]
+            if text[place : place + 1] not in (",", "]"):
+                raise ValueError("expected a comma or the array's end after this object")
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{line}: malformed JSON array ({error}); mend it, or use JSON lines.") from None
+        yield f"{path}:{line}", record if isinstance(record, dict) else BadRow("line", "expected a JSON object.")
+        place += text[place] == ","
+
+
+def _csv(path: Path, delimiter: str, fingerprints: dict[str, str]) -> Records:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default would refuse a response above 128 KiB
+
+    def table() -> Iterator[tuple[int, list[str]]]:
+        # A byte that is no UTF-8 becomes a surrogate and is reported by the row that has it: commas still separate.
+        text = (line.decode(errors="surrogateescape") for _, line in _lines(path))
+        reader, start = csv.reader(text, delimiter=delimiter, strict=True), 1
+        try:
+            for cells in reader:
+                if cells:
+                    yield start, cells
+                start = reader.line_num + 1
+        except csv.Error as error:
+            raise UserError(f"{path}:{start}: malformed CSV ({error}); check the quotes of this record.") from None
+
+    header = next(table(), (1, []))[1]
+    if not header or len(set(header)) < len(header):
+        raise UserError(f"{path}:1: expected a header line of distinct column names, found {header}.")
+
+    def iterate(wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
+        rows = table()
+        next(rows)
+        for number, cells in rows:
+            if len(cells) != len(header):
+                reason = f"{len(cells)} cells where the header has {len(header)}; quote cells that hold a separator."
+                yield f"{path}:{number}", BadRow("line", reason)
+            else:
+                yield f"{path}:{number}", dict(zip(header, cells, strict=True))
+
+    return Records(header, iterate, fingerprints)
+
+
+def _parquet(path: Path, fingerprints: dict[str, str]) -> Records:
+    try:
+        columns = pq.read_schema(path).names
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a Parquet file that can be read ({error}); fetch it again.") from None
+
+    def iterate(wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
+        number = 0
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(CHUNK, columns=[name for name in columns if name in wanted]):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"{path}:{number}", record
+
+    return Records(columns, iterate, fingerprints)
+
+
+def _of_dataset(dataset: datasets.Dataset, label: str, fingerprints: dict[str, str]) -> Records:
+    def iterate(wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
+        number = 0
+        chosen = [name for name in dataset.column_names if name in wanted]  # the others may be images: leave undecoded
+        for batch in dataset.select_columns(chosen).with_format(None).iter(CHUNK):
+            for values in zip(*(batch[name] for name in chosen), strict=True):
+                yield f"{label}:{number}", dict(zip(chosen, values, strict=True))
+                number += 1
+
+    return Records(dataset.column_names, iterate, fingerprints)
+
+
+def _saved(path: Path, split: str) -> Records:
+    try:
+        dataset = datasets.load_from_disk(str(path))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be loaded as a saved data set ({error}); save it again.") from None
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise UserError(f"{path}: no split {split!r}; it has {', '.join(dataset)}.{nearest(split, list(dataset))}")
+        dataset = dataset[split]
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    prints = {str(file): "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return _of_dataset(dataset, f"{path}[{split}]", prints)
+
+
+def _hub(path: str, name: str | None, split: str) -> Records:
+    try:
+        dataset = datasets.load_dataset(path, name, split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"{path}: no such file here, and the hub gave no data set (name {name!r}, split {split!r}): {error} "
+            "Check the path or the three names, and the network."
+        ) from None
+    label = f"{path}{f'/{name}' if name else ''}[{split}]"
+    return _of_dataset(dataset, label, {label: f"datasets:{dataset._fingerprint}"})

@@ -1,0 +1,266 @@
+"""The demo's base model: English first, other languages grafted on, so that its languages share concepts by construction.
+
+What the connection can carry over depends on what the base's languages share. A small model trained from nothing on
+separate texts shares nothing, and nothing transfers; so this base is *made* to share, in three steps:
+
+1. *English*: a Llama of under a million weights reads every fact in English until it knows them all.
+2. *Graft*: each token of another language gets `keep` times the embedding of the English token it translates, plus noise,
+   plus one vector for its language. Its tokens are its own (but for `?`, `:` and the like); only the concepts are English's.
+3. *Joint text*: a short while of English and the other languages together. A language reads a share of the facts of the
+   `text` split (by its tier: high, mid, low), and all of its own dictionary; `sft`, `dev` and `test` facts stay English-only.
+
+So the base is no evidence about how real models share; it is a place where a method that needs sharing can be watched at
+work. The result is an ordinary checkpoint: `LlamaForCausalLM` and `PreTrainedTokenizerFast`, one token a name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cctuning.lab.cldr import ENGLISH, World
+
+PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
+FORMAT = 1  # part of the cache's key: raise it when this file makes another base of the same world and settings
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseConfig:
+    """How the base is made; `share` is the part of all facts that a language of each tier reads in its own text."""
+
+    hidden_size: int = 128
+    layers: int = 4
+    heads: int = 4
+    intermediate_size: int = 384
+    english_steps: int = 1500
+    joint_steps: int = 300
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    joint_learning_rate: float = 1e-3
+    keep: float = 0.6
+    noise: float = 0.5
+    language_vector: float = 0.5
+    share: tuple[tuple[str, float], ...] = (("high", 0.30), ("mid", 0.15), ("low", 0.05))
+    seed: int = 0
+
+
+def vocabulary(world: World, lang: str) -> list[str]:
+    """Every token of a language, in a fixed order: its template words, then its names."""
+    words = [word for word in world.languages[lang].glossary]
+    names = [name for (_kind, _code, owner), name in world.names.items() if owner == lang]
+    return list(dict.fromkeys(words + names))
+
+
+def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
+    """A tokenizer for which every template word and every name is one token, English's first.
+
+    All are added tokens: the longest one that starts leftmost wins, with or without a space beside it, which is what
+    names of several words and scripts without spaces need. Spaces themselves carry nothing.
+    """
+    core = Tokenizer(models.WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (UNKNOWN, PAD, EOS)])
+    tokens = dict.fromkeys(token for lang in world.languages for token in vocabulary(world, lang))
+    core.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token=UNKNOWN, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
+    )
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def concepts(world: World, tokenizer: PreTrainedTokenizerFast) -> dict[int, dict[str, set[int]]]:
+    """Token of another language -> which language -> the English tokens it translates (several where it has several senses)."""
+    found: dict[int, dict[str, set[int]]] = {}
+    english = {token: tokenizer.convert_tokens_to_ids(token) for token in vocabulary(world, ENGLISH)}
+    for lang, language in world.languages.items():
+        if lang == ENGLISH:
+            continue
+        pairs = [(word, gloss) for word, gloss in language.glossary.items()]
+        pairs += [(name, world.name(k, code, ENGLISH)) for (k, code, owner), name in world.names.items() if owner == lang]
+        for token, gloss in pairs:
+            if token not in english:
+                senses = found.setdefault(tokenizer.convert_tokens_to_ids(token), {}).setdefault(lang, set())
+                senses.update({english[gloss]} if gloss else set())
+    return found
+
+
+@torch.no_grad()
+def graft(model: LlamaForCausalLM, world: World, tokenizer: PreTrainedTokenizerFast, config: BaseConfig) -> None:
+    """Give the tokens of the other languages embeddings made of English's (step 2 above); the head is tied to them."""
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    english = len(vocabulary(world, ENGLISH)) + 3
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    weight = model.get_input_embeddings().weight
+    size = weight[:english].std()
+
+    def draw() -> Tensor:
+        return torch.randn(weight.shape[1], generator=generator) * size
+
+    vectors = {lang: config.language_vector * draw() for lang in world.languages}
+    for token, by_language in concepts(world, tokenizer).items():
+        senses = sorted({sense for found in by_language.values() for sense in found})
+        concept = weight[senses].mean(dim=0) if senses else draw()
+        owner = torch.stack([vectors[lang] for lang in by_language]).mean(dim=0)
+        weight[token] = config.keep * concept + config.noise * draw() + owner
+
+
+def english_text(world: World) -> list[str]:
+    """Every fact as a statement and as a question with its answer, and the dictionary."""
+    return _text(world, ENGLISH, world.facts)
+
+
+def joint_text(world: World, config: BaseConfig) -> dict[str, list[str]]:
+    """What each language reads in the joint phase: English everything, the others their tier's share of `text` facts."""
+    share = dict(config.share)
+    text = {ENGLISH: english_text(world)}
+    for lang, language in world.languages.items():
+        if lang != ENGLISH:
+            facts = list(world.splits["text"])
+            random.Random(f"{config.seed} {lang}").shuffle(facts)
+            text[lang] = _text(world, lang, facts[: round(share[language.tier] * len(world.facts))])
+    return text
+
+
+def _text(world: World, lang: str, facts: Sequence[object]) -> list[str]:
+    lines = world.entries(lang)
+    for fact in facts:
+        row = world.row(fact, lang)  # type: ignore[arg-type]
+        lines += [world.statement(fact, lang), row["prompt"] + row["response"]]  # type: ignore[arg-type]
+    return lines
+
+
+def encode(lines: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
+    """Lines as ids and labels (N, T), right-padded, each ending in the end-of-text token."""
+    ids = [[*row, tokenizer.eos_token_id] for row in tokenizer(list(lines), add_special_tokens=False)["input_ids"]]
+    if any(tokenizer.unk_token_id in row for row in ids):
+        line = next(line for line, row in zip(lines, ids, strict=True) if tokenizer.unk_token_id in row)
+        raise ValueError(f"tokenizer: {line!r} has words that no glossary lists")
+    length = max(map(len, ids))
+    padded = torch.tensor([row + [tokenizer.pad_token_id] * (length - len(row)) for row in ids])
+    return padded, padded.masked_fill(padded == tokenizer.pad_token_id, -100)
+
+
+def train(
+    model: LlamaForCausalLM,
+    pools: Sequence[tuple[Tensor, Tensor]],
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    label: str,
+    progress: bool,
+) -> float:
+    """Plain language modelling; every batch takes the same number of lines of each pool. Returns the last loss."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    warm = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, max(0.02, (steps - step) / max(1, steps - warm)))
+    )
+    each = max(1, batch_size // len(pools))
+    width = max(ids.shape[1] for ids, _ in pools)
+    pools = [(_widen(ids, width, model.config.pad_token_id), _widen(labels, width, -100)) for ids, labels in pools]
+    model.train()
+    loss = torch.tensor(float("nan"))
+    for _step in tqdm(range(steps), desc=label, unit="step", disable=not progress, dynamic_ncols=True):
+        picks = [torch.randint(len(ids), (each,), generator=generator) for ids, _ in pools]
+        ids = torch.cat([ids[pick] for (ids, _), pick in zip(pools, picks, strict=True)])
+        labels = torch.cat([labels[pick] for (_, labels), pick in zip(pools, picks, strict=True)])
+        longest = int((labels != -100).sum(dim=1).max())
+        # Padding is on the right and attention is causal, so no mask is needed: no real token ever sees a pad.
+        loss = model(input_ids=ids[:, :longest], labels=labels[:, :longest], use_cache=False).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return float(loss.detach())
+
+
+def _widen(rows: Tensor, width: int, fill: int) -> Tensor:
+    return torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=fill)
+
+
+def make_base(world: World, config: BaseConfig, progress: bool) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """The three steps, in memory."""
+    tokenizer = build_tokenizer(world)
+    english = len(vocabulary(world, ENGLISH)) + 3  # English and the special tokens come first: train no other row yet
+    torch.manual_seed(config.seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=english,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    pool = encode(english_text(world), tokenizer)
+    shared = (config.batch_size, config.learning_rate, config.seed)
+    train(model, [pool], config.english_steps, *shared, "base 1/2: English", progress)
+    graft(model, world, tokenizer, config)
+    pools = [encode(lines, tokenizer) for lines in joint_text(world, config).values()]
+    shared = (config.batch_size, config.joint_learning_rate, config.seed + 2)
+    train(model, pools, config.joint_steps, *shared, "base 2/2: all languages", progress)
+    model.eval()
+    return model, tokenizer
+
+
+def fingerprint(world: World, config: BaseConfig) -> str:
+    """Hash of all that decides the base: facts, names, templates, settings, the torch version and this file's format."""
+    content = {
+        "format": FORMAT,
+        "torch": torch.__version__,
+        "config": dataclasses.asdict(config),
+        "languages": [dataclasses.asdict(language) for language in world.languages.values()],
+        "names": sorted(["|".join(key), name] for key, name in world.names.items()),
+        "splits": {split: [dataclasses.astuple(fact) for fact in facts] for split, facts in world.splits.items()},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def build_base(world: World, cache_dir: str | Path, config: BaseConfig | None = None, progress: bool = True) -> Path:
+    """The base's directory under `cache_dir`, made where it is missing: two to three minutes once, then nothing.
+
+    The directory appears whole or not at all: it is written beside its place and renamed into it.
+    """
+    config = config or BaseConfig()
+    place = Path(cache_dir) / f"base-{fingerprint(world, config)}"
+    if (place / "config.json").exists():
+        return place
+    model, tokenizer = make_base(world, config, progress)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".base-", dir=place.parent))
+    try:
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        (draft / "base.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n", encoding="utf-8")
+        draft.chmod(0o755)
+        try:
+            os.rename(draft, place)
+        except OSError:  # another process made the same base meanwhile: it has the same content
+            if not (place / "config.json").exists():
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return place

@@ -1,0 +1,334 @@
+"""The demo's world: questions about real places, from the Unicode CLDR data that ships with `babel`.
+
+CLDR says of every territory which currency it uses, which language is official, which time zone it follows and after which
+city that zone is named, and how each of these is called in hundreds of languages. That makes parallel question/answer
+rows in several scripts without a download: the facts and every name are CLDR's, the questions around them are ours.
+
+What is left out, and why: facts with a name missing in one of the languages (all languages get the same facts), and
+facts whose answer is spelled like their subject in some language (a copy would pass for knowledge). The seven languages
+are written in seven scripts, so no answer is spelled as in English and no name is shared; `World` checks that.
+
+Facts are split once, by seed: `text` (what the base reads in languages other than English), `sft`, `dev` and `test`. A fact
+keeps its split in every language.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from babel import Locale
+from babel.core import get_global
+
+ENGLISH = "en"
+SPLITS = {"sft": 0.25, "dev": 0.15, "test": 0.25}  # what remains is `text`
+KINDS = ("territory", "currency", "language", "city", "time zone")
+RELATIONS = {
+    "currency": "currency",
+    "language": "language",
+    "city": "city",
+    "zone": "time zone",
+}  # to its answer's kind
+
+
+@dataclass(frozen=True)
+class Language:
+    """One language of the world.
+
+    Attributes:
+        code: CLDR locale.
+        name: in English, for people.
+        tier: `high`, `mid` or `low`: how much text the base reads in it.
+        questions, statements: per relation, with `{s}` for the subject and `{a}` for the answer.
+        glossary: every word of the templates with its nearest English template word ("" where English has none). It
+            cuts the templates into tokens, and says after which English embedding each is made (`base.graft`).
+        kinds: how a dictionary entry calls each of `KINDS`.
+    """
+
+    code: str
+    name: str
+    tier: str
+    questions: dict[str, str]
+    statements: dict[str, str]
+    glossary: dict[str, str]
+    kinds: tuple[str, ...]
+
+
+def _language(code: str, name: str, tier: str, templates: str, glossary: str, kinds: str) -> Language:
+    """Read the compact form below: four lines `question | statement`, `word=English` pairs, kinds by commas."""
+    pairs = [line.strip().split(" | ") for line in templates.strip().splitlines()]
+    questions = {relation: pair[0] for relation, pair in zip(RELATIONS, pairs, strict=True)}
+    statements = {relation: pair[1] for relation, pair in zip(RELATIONS, pairs, strict=True)}
+    words = dict(item.strip().split("=") for item in glossary.replace("\n", ";").split(";") if item.strip())
+    return Language(code, name, tier, questions, statements, words, tuple(k.strip() for k in kinds.split(",")))
+
+
+LANGUAGES = {
+    language.code: language
+    for language in (
+        _language(
+            "en",
+            "English",
+            "reference",
+            """What is the currency of {s}? | The currency of {s} is {a}.
+            Which language is official in {s}? | The official language in {s} is {a}.
+            Which city names the time zone of {s}? | The city that names the time zone of {s} is {a}.
+            Which time zone does {s} follow? | The time zone that {s} follows is {a}.""",
+            """What=What; is=is; the=the; The=The; currency=currency; of=of; Which=Which; language=language
+            official=official; in=in; city=city; names=names; time zone=time zone; that=that; does=does; follow=follow
+            follows=follows; territory=territory; ?=?; .=.; :=:""",
+            "territory, currency, language, city, time zone",
+        ),
+        _language(
+            "ru",
+            "Russian",
+            "high",
+            """{s}: какая здесь валюта? | {s}: валюта — {a}.
+            {s}: какой язык здесь официальный? | {s}: официальный язык — {a}.
+            {s}: какой город дал имя часовому поясу? | {s}: часовому поясу дал имя город {a}.
+            {s}: какой здесь часовой пояс? | {s}: часовой пояс — {a}.""",
+            """какая=What; здесь=in; валюта=currency; —=is; какой=Which; язык=language; официальный=official; город=city
+            дал имя=names; часовому поясу=time zone; часовой пояс=time zone; территория=territory""",
+            "территория, валюта, язык, город, часовой пояс",
+        ),
+        _language(
+            "ko",
+            "Korean",
+            "high",
+            """{s}의 통화는 무엇입니까? | {s}의 통화는 {a}입니다.
+            {s}의 공용어는 무엇입니까? | {s}의 공용어는 {a}입니다.
+            {s}의 시간대 이름이 된 도시는 어디입니까? | {s}의 시간대 이름이 된 도시는 {a}입니다.
+            {s}의 시간대는 무엇입니까? | {s}의 시간대는 {a}입니다.""",
+            """의=of; 통화는=currency; 무엇입니까=What; 입니다=is; 공용어는=official; 시간대=time zone; 이름이 된=names
+            도시는=city; 어디입니까=Which; 시간대는=time zone; 지역=territory; 통화=currency; 언어=language; 도시=city""",
+            "지역, 통화, 언어, 도시, 시간대",
+        ),
+        _language(
+            "ar",
+            "Arabic",
+            "mid",
+            """ما هي عملة {s}؟ | عملة {s} هي {a}.
+            ما هي اللغة الرسمية في {s}؟ | اللغة الرسمية في {s} هي {a}.
+            ما هي المدينة التي تسمى باسمها المنطقة الزمنية في {s}؟ | المنطقة الزمنية في {s} تسمى باسم {a}.
+            أي منطقة زمنية تتبعها {s}؟ | تتبع {s} المنطقة الزمنية {a}.""",
+            """ما هي=What; عملة=currency; هي=is; اللغة=language; الرسمية=official; في=in; المدينة=city; التي=that
+            تسمى باسمها=names; تسمى باسم=names; المنطقة الزمنية=time zone; منطقة زمنية=time zone; أي=Which; تتبعها=follow
+            تتبع=follows; إقليم=territory; لغة=language; مدينة=city; ؟=?""",
+            "إقليم, عملة, لغة, مدينة, منطقة زمنية",
+        ),
+        _language(
+            "th",
+            "Thai",
+            "mid",
+            """{s} ใช้สกุลเงินอะไร? | {s} ใช้สกุลเงิน {a}
+            ภาษาราชการของ {s} คือภาษาอะไร? | ภาษาราชการของ {s} คือ {a}
+            เมืองใดเป็นชื่อเขตเวลาของ {s}? | เมืองที่เป็นชื่อเขตเวลาของ {s} คือ {a}
+            {s} อยู่ในเขตเวลาใด? | {s} อยู่ในเขตเวลา {a}""",
+            """ใช้=; สกุลเงิน=currency; อะไร=What; ภาษา=language; ราชการ=official; ของ=of; คือ=is; เมือง=city; ใด=Which
+            เป็นชื่อ=names; ที่=that; เขตเวลา=time zone; อยู่ใน=follow; ดินแดน=territory""",
+            "ดินแดน, สกุลเงิน, ภาษา, เมือง, เขตเวลา",
+        ),
+        _language(
+            "bn",
+            "Bengali",
+            "low",
+            """{s} এলাকার মুদ্রা কী? | {s} এলাকার মুদ্রা হলো {a}।
+            {s} এলাকার সরকারি ভাষা কী? | {s} এলাকার সরকারি ভাষা হলো {a}।
+            {s} এলাকার সময় অঞ্চল কোন শহরের নামে? | {s} এলাকার সময় অঞ্চল {a} শহরের নামে।
+            {s} এলাকার সময় অঞ্চল কোনটি? | {s} এলাকার সময় অঞ্চল হলো {a}।""",
+            """এলাকার=of; মুদ্রা=currency; কী=What; হলো=is; সরকারি=official; ভাষা=language; সময় অঞ্চল=time zone; কোন=Which
+            শহরের=city; নামে=names; কোনটি=Which; এলাকা=territory; শহর=city; ।=.""",
+            "এলাকা, মুদ্রা, ভাষা, শহর, সময় অঞ্চল",
+        ),
+        _language(
+            "am",
+            "Amharic",
+            "low",
+            """የ{s} መገበያያ ገንዘብ ምንድን ነው? | የ{s} መገበያያ ገንዘብ {a} ነው።
+            በ{s} ኦፊሴላዊው ቋንቋ የትኛው ነው? | በ{s} ኦፊሴላዊው ቋንቋ {a} ነው።
+            የ{s} የሰዓት ሰቅ በየትኛው ከተማ ስም ተሰየመ? | የ{s} የሰዓት ሰቅ በ{a} ከተማ ስም ተሰየመ።
+            የ{s} የሰዓት ሰቅ የትኛው ነው? | የ{s} የሰዓት ሰቅ {a} ነው።""",
+            """የ=of; በ=in; መገበያያ ገንዘብ=currency; ምንድን=What; ነው=is; ኦፊሴላዊው=official; ቋንቋ=language; የትኛው=Which
+            የሰዓት ሰቅ=time zone; በየትኛው=Which; ከተማ=city; ስም=names; ተሰየመ=; ግዛት=territory; ።=.""",
+            "ግዛት, መገበያያ ገንዘብ, ቋንቋ, ከተማ, የሰዓት ሰቅ",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What CLDR says of a territory, in codes: `Fact("FR", "currency", "EUR")`."""
+
+    subject: str
+    relation: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One test question and its only right answer, which is one token."""
+
+    fact: Fact
+    lang: str
+    prompt: str
+    prompt_en: str
+    answer: str
+
+
+def read_facts() -> list[Fact]:
+    """Every territory's present tender, main official language, time zone and that zone's city, as CLDR has them.
+
+    Of several tenders the newest counts, of several official languages the one most people speak; a territory of several
+    time zones has no single answer and is left out of both its relations.
+    """
+    currencies, languages = get_global("territory_currencies"), get_global("territory_languages")
+    zones, meta_zones = get_global("territory_zones"), get_global("meta_zones")
+    facts = []
+    for territory in sorted(code for code in zones if len(code) == 2 and code.isalpha()):
+        tender = [code for code, _since, until, legal in currencies.get(territory, ()) if until is None and legal]
+        official = [
+            (speakers["population_percent"], code)
+            for code, speakers in languages.get(territory, {}).items()
+            if speakers["official_status"] in ("official", "de_facto_official")
+        ]
+        if tender:
+            facts.append(Fact(territory, "currency", tender[-1]))
+        if official:
+            facts.append(Fact(territory, "language", max(official)[1]))
+        if len(zones[territory]) == 1:
+            facts.append(Fact(territory, "city", zones[territory][0]))
+            if zones[territory][0] in meta_zones:
+                facts.append(Fact(territory, "zone", meta_zones[zones[territory][0]]))
+    return facts
+
+
+def localised(kind: str, code: str, lang: str) -> str | None:
+    """What `lang` calls a thing, from CLDR; None where CLDR has no name for it."""
+    locale = Locale.parse(lang)
+    if kind == "city":
+        city = locale.time_zones.get(code, {}).get("city")
+        # CLDR's own rule: where English gives no city, the zone's identifier is the English name.
+        return city or (code.rsplit("/", 1)[-1].replace("_", " ") if lang == ENGLISH else None)
+    if kind == "time zone":
+        forms = locale.meta_zones.get(code, {}).get("long", {})
+        return forms.get("generic") or forms.get("standard")
+    names = {"territory": locale.territories, "currency": locale.currencies, "language": locale.languages}[kind]
+    return names.get(code)
+
+
+class World:
+    """The facts, their names, their splits, and the rows made of them.
+
+    Attributes:
+        languages: by code, English first.
+        facts: all of them.
+        splits: `text`, `sft`, `dev`, `test`: disjoint lists of facts.
+        names: (kind, code, lang) to the name, for everything the facts mention.
+    """
+
+    def __init__(self, languages: Iterable[str], seed: int, limit: int | None = None) -> None:
+        codes = [ENGLISH, *(code for code in languages if code != ENGLISH)]
+        unknown = [code for code in codes if code not in LANGUAGES]
+        if unknown:
+            raise ValueError(f"languages: no templates for {', '.join(unknown)}; choose among {', '.join(LANGUAGES)}")
+        self.languages = {code: LANGUAGES[code] for code in codes}
+        self.seed = seed
+        self.names: dict[tuple[str, str, str], str] = {}
+        self.facts = [fact for fact in read_facts() if self._nameable(fact)]
+        rng = random.Random(seed)
+        rng.shuffle(self.facts)
+        self.facts = self.facts[:limit]
+        mentioned = {thing for fact in self.facts for thing in _things(fact)}
+        self.names = {key: name for key, name in self.names.items() if key[:2] in mentioned}
+        self._check_scripts()
+        self.splits: dict[str, list[Fact]] = {}
+        start = 0
+        for split, share in SPLITS.items():
+            stop = start + round(share * len(self.facts))
+            self.splits[split] = self.facts[start:stop]
+            start = stop
+        self.splits["text"] = self.facts[start:]
+
+    def _nameable(self, fact: Fact) -> bool:
+        for lang in self.languages:
+            for kind, code in _things(fact):
+                name = self.names.get((kind, code, lang)) or localised(kind, code, lang)
+                if not name:
+                    return False
+                self.names[kind, code, lang] = name
+            subject, answer = (self.names[kind, code, lang].casefold() for kind, code in _things(fact))
+            if subject == answer:
+                return False
+        return True
+
+    def _check_scripts(self) -> None:
+        owners: dict[str, set[str]] = {}
+        for (_kind, _code, lang), name in self.names.items():
+            owners.setdefault(name, set()).add(lang)
+        shared = sorted(name for name, langs in owners.items() if len(langs) > 1)
+        if shared:
+            raise ValueError(f"names: {len(shared)} are spelled alike in two languages, among them {shared[:5]}")
+
+    def name(self, kind: str, code: str, lang: str) -> str:
+        return self.names[kind, code, lang]
+
+    def subject(self, fact: Fact, lang: str) -> str:
+        return self.name("territory", fact.subject, lang)
+
+    def answer(self, fact: Fact, lang: str) -> str:
+        return self.name(RELATIONS[fact.relation], fact.answer, lang)
+
+    def prompt(self, fact: Fact, lang: str) -> str:
+        return self.languages[lang].questions[fact.relation].format(s=self.subject(fact, lang))
+
+    def statement(self, fact: Fact, lang: str) -> str:
+        template = self.languages[lang].statements[fact.relation]
+        return template.format(s=self.subject(fact, lang), a=self.answer(fact, lang))
+
+    def entries(self, lang: str) -> list[str]:
+        """A word list of the language: `territory: France`, for every name and nothing that answers a question."""
+        kinds = dict(zip(KINDS, self.languages[lang].kinds, strict=True))
+        return [f"{kinds[kind]}: {name}" for (kind, _code, owner), name in self.names.items() if owner == lang]
+
+    def row(self, fact: Fact, lang: str) -> dict[str, str]:
+        """A training row: prompt + response + the tokenizer's end-of-text token is what a model reads."""
+        return {
+            "prompt": self.prompt(fact, lang),
+            "response": " " + self.answer(fact, lang),
+            "lang": lang,
+            "prompt_en": self.prompt(fact, ENGLISH),
+        }
+
+    def sft_rows(self, split: str = "sft", languages: Iterable[str] | None = None) -> list[dict[str, str]]:
+        """Rows of every fact of a split in every language (or those given), English included: it must not pay."""
+        codes = list(self.languages if languages is None else languages)
+        return [self.row(fact, lang) for fact in self.splits[split] for lang in codes]
+
+    def test_items(self, lang: str, split: str = "test") -> list[Item]:
+        """Held-out questions of one language. Tune on `dev`; look at `test` once."""
+        return [
+            Item(fact, lang, self.prompt(fact, lang), self.prompt(fact, ENGLISH), self.answer(fact, lang))
+            for fact in self.splits[split]
+        ]
+
+    @cached_property
+    def constant_answers(self) -> dict[str, str]:
+        """Per relation the answer code a model that knows nothing would give: the most frequent one of the SFT split."""
+        counts: dict[str, Counter[str]] = {relation: Counter() for relation in RELATIONS}
+        for fact in self.splits["sft"]:
+            counts[fact.relation][fact.answer] += 1
+        return {relation: counted.most_common(1)[0][0] if counted else "" for relation, counted in counts.items()}
+
+
+def _things(fact: Fact) -> tuple[tuple[str, str], tuple[str, str]]:
+    """What a fact mentions, as (kind, code): its subject and its answer."""
+    return ("territory", fact.subject), (RELATIONS[fact.relation], fact.answer)
+
+
+def build_world(languages: Iterable[str] = tuple(LANGUAGES), seed: int = 0, limit: int | None = None) -> World:
+    """The world in these languages (English is always in it); `limit` keeps that many facts, for tests."""
+    return World(languages, seed, limit)

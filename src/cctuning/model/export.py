@@ -1,0 +1,87 @@
+"""From a connected model to one that any server loads: the transform folded into the weights, or an ordinary LoRA.
+
+Both need a linear transform that acts at every position: a server knows nothing of prompts' ends. What the two do to
+the weights is in fold.py and lora.py; this room decides whether they may.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from cctuning.connection import ConnectionConfig, delta_matrix
+from cctuning.errors import UserError
+from cctuning.model.fold import check_foldable, fold_projection
+from cctuning.model.lora import write_lora
+from cctuning.model.sites import find_sites, unwrap
+
+if TYPE_CHECKING:
+    from cctuning.model.connected import ConnectedModel
+
+
+def merge(connected: ConnectedModel) -> PreTrainedModel:
+    """See `ConnectedModel.merge_and_unload`. Everything that can be refused is, before any weight is changed."""
+    transforms = _transforms(connected, "folded")
+    model = connected.model
+    if isinstance(model, PeftModel) and not isinstance(model.base_model, BaseTuner):
+        raise UserError(f"{model.active_peft_config.peft_type.value}: this adapter cannot be merged; remove it first.")
+    sites = [site for site in find_sites(model) if site.index in transforms] if transforms else []
+    for site in sites:
+        for projection in site.projections:
+            if isinstance(projection.module, BaseTunerLayer) and not isinstance(model, PeftModel):
+                raise UserError(
+                    f"{projection.name}: an adapter was injected into the plain model; wrap the model with "
+                    "get_peft_model or PeftModel.from_pretrained instead, so that it can be merged."
+                )
+    with connected.disable_adapter(), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+        check_foldable(model, sites)
+    plain = connected.unload()
+    if isinstance(plain, PeftModel):
+        plain = plain.merge_and_unload()
+    for site in find_sites(plain) if transforms else []:
+        if site.index in transforms:
+            delta = delta_matrix(transforms[site.index])
+            for projection in site.projections:
+                fold_projection(projection, delta)
+    return plain
+
+
+def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | None = None) -> None:
+    """See `ConnectedModel.export_lora`.
+
+    Args:
+        base_name: what the adapter's config names as its base model; default: where the base was loaded from.
+    """
+    transforms = _transforms(connected, "exported as a LoRA")
+    name = base_name if base_name is not None else unwrap(connected.model).config.name_or_path
+    with connected.disable_adapter():
+        write_lora(connected.model, transforms, Path(directory), base_name=name or None)
+
+
+def _transforms(connected: ConnectedModel, what: str) -> dict[int, nn.Module]:
+    """Layer -> its linear transform; empty where the connection has none."""
+    config: ConnectionConfig = connected.config
+    if not config.foldable:
+        if config.connection != "gated":
+            reason = f"connection: {config.connection} needs the reference at inference"
+        elif config.scope != "all":
+            reason = f"scope: {config.scope} acts at some positions only, and a weight acts at all"
+        else:
+            reason = f"transform: {config.transform} is not linear"
+        raise UserError(
+            f"this connection cannot be {what}: {reason}. Serve it with cctuning generate, or train with "
+            "connection: gated, scope: all and transform: low_rank."
+        )
+    transforms = {number: part.transform for number, part in connected.connections.items()}
+    found = {number: transform for number, transform in transforms.items() if transform is not None}
+    for number, transform in found.items():
+        if not all(bool(torch.isfinite(p).all()) for p in transform.parameters()):
+            raise UserError(f"layer {number}: its transform holds NaN or infinite values; train again.")
+    return found

@@ -1,0 +1,232 @@
+"""The transform as an ordinary PEFT LoRA, alone or together with a LoRA that is on the base already.
+
+Columns, as PEFT has them: y = D z + b, and y' = W^T y with W^T = I + U V^T, U = B^T (d, r) and V = A (d, r) of the
+transform's W = I + A B. Then
+
+    W^T (D + s B1 A1) z = D z + [s B1, U] [A1; V^T (D + s B1 A1)] z
+
+which is a LoRA of rank r1 + r with scaling 1; a bias b adds U V^T b to the output (PEFT's `lora_bias`). The factors
+depend on D: the LoRA belongs to these base weights and to no others.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from cctuning.connection import LowRankTransform
+from cctuning.errors import UserError
+from cctuning.model.fold import plain_weight
+from cctuning.model.sites import Projection, Site, find_sites, innermost, unwrap
+
+log = logging.getLogger(__name__)
+
+FOLD_INSTEAD = "fold instead (merge_and_unload, or cctuning export --format fold)"
+# Starts of a LoRA that leave the base's weights as they were; the others (PiSSA, OLoRA, CorDA, LoftQ, …) rewrite them.
+HARMLESS_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+
+
+class Factors(NamedTuple):
+    """A LoRA of one module, of scaling 1: a (r, in), b (out, r), bias (out,) or None."""
+
+    a: Tensor
+    b: Tensor
+    bias: Tensor | None
+
+
+def write_lora(
+    model: nn.Module, transforms: Mapping[int, nn.Module], directory: Path, *, base_name: str | None
+) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors`, for `PeftModel.from_pretrained(base, directory)`.
+
+    Args:
+        model: the base, or a PEFT model with one LoRA around it; unchanged.
+        transforms: layer number -> its transform.
+        directory: missing or empty; appears whole or not at all.
+        base_name: name or path of the base model, for the adapter's config.
+
+    Raises:
+        UserError: no LoRA can say what this model computes, or the directory holds something.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory}: exists and is not an empty directory; nothing is overwritten, name another.")
+    base = unwrap(model)
+    factors = existing_lora(model)
+    sites = [site for site in find_sites(model) if site.index in transforms]
+    for site in sites:
+        for projection in site.projections:
+            old = factors.get(projection.name)
+            factors[projection.name] = lora_from_connection(site, projection, transforms[site.index], old)
+    if not factors:
+        raise UserError("nothing to export: the connection has no transform and the base has no LoRA.")
+    config = _config(base, factors, base_name)
+    if config.lora_bias:
+        log.warning(
+            "%s: the base has biases, so this LoRA needs one (lora_bias): vLLM does not serve it, and PEFT merges it "
+            "only where every module it targets has a bias.",
+            directory,
+        )
+    _save(base, config, factors, directory)
+
+
+def lora_from_connection(site: Site, projection: Projection, transform: nn.Module, lora: Factors | None) -> Factors:
+    """Factors of a projection under its layer's transform, and under its LoRA where it has one.
+
+    Raises:
+        UserError: fused experts, a transform that is not of low rank, or quantised weights.
+    """
+    if projection.kind == "experts":
+        raise UserError(f"{projection.name}: fused experts are no target of an ordinary LoRA; {FOLD_INSTEAD}.")
+    if not isinstance(transform, LowRankTransform):
+        raise UserError(
+            f"{site.name}: a {type(transform).__name__} is a LoRA of full rank {site.size} only; {FOLD_INSTEAD}, or "
+            "train with transform: low_rank."
+        )
+    weight = plain_weight(projection, "a LoRA export")
+    # Products in fp64: small, done once, and this way the LoRA and the fold differ by the model's own rounding only.
+    matrix = weight.detach().double()
+    matrix = matrix.T if projection.kind == "conv1d" else matrix
+    v, u = (factor.to(weight.device, torch.float64) for factor in transform.factors())
+    v, u = v.T, u.T  # (r, d), (d, r)
+    bias = None
+    if projection.bias is not None:
+        bias = getattr(innermost(projection.module), projection.bias).detach().double()
+    if lora is None:
+        a, b, moved = v @ matrix, u, None if bias is None else u @ (v @ bias)
+    else:
+        a1, b1 = (part.to(weight.device, torch.float64) for part in (lora.a, lora.b))
+        a, b = torch.cat([a1, v @ matrix + (v @ b1) @ a1]), torch.cat([b1, u], dim=1)
+        moved = None
+        if bias is not None or lora.bias is not None:
+            own = torch.zeros_like(matrix[:, 0]) if lora.bias is None else lora.bias.to(matrix)
+            whole = own if bias is None else own + bias
+            moved = own + u @ (v @ whole)
+    if moved is not None and not bool(moved.any()):
+        moved = None
+    return Factors(a, b, moved)
+
+
+def existing_lora(model: nn.Module) -> dict[str, Factors]:
+    """The LoRA on `model`, by module name from the unwrapped model; scaling multiplied into b. Empty without one.
+
+    Raises:
+        UserError: what is on the model is not one plain LoRA.
+    """
+    found = {name: module for name, module in unwrap(model).named_modules() if isinstance(module, BaseTunerLayer)}
+    if not isinstance(model, PeftModel):
+        if found:
+            name = next(iter(found))
+            raise UserError(
+                f"{name}: an adapter was injected into the plain model; wrap it with get_peft_model instead."
+            )
+        return {}
+    active = model.active_adapters
+    config = model.peft_config[active[0]]
+    unfit = None
+    if len(active) != 1:
+        unfit = f"{len(active)} adapters are active ({', '.join(active)})"
+    elif not isinstance(config, LoraConfig):
+        unfit = f"it is a {config.peft_type}"
+    elif config.modules_to_save or config.trainable_token_indices or config.target_parameters or config.bias != "none":
+        unfit = "it trains weights of the base (modules_to_save, trainable tokens, target_parameters or bias)"
+    elif config.init_lora_weights not in HARMLESS_STARTS:
+        unfit = f"its start ({config.init_lora_weights}) has rewritten the base's weights"
+    elif config.layer_replication:
+        unfit = "it replicates layers"
+    if unfit:
+        raise UserError(f"the adapter on the base cannot be part of a LoRA export: {unfit}; {FOLD_INSTEAD}.")
+    return {name: factors for name, module in found.items() if (factors := _factors(name, module, active[0]))}
+
+
+def _factors(name: str, module: BaseTunerLayer, adapter: str) -> Factors | None:
+    if not isinstance(module, LoraLinear):
+        raise UserError(f"{name}: a {type(module).__name__} is no plain linear LoRA; {FOLD_INSTEAD}.")
+    if adapter in module.lora_variant:  # DoRA and its like are not of the form s B A
+        raise UserError(f"{name}: {type(module.lora_variant[adapter]).__name__} is no plain LoRA; {FOLD_INSTEAD}.")
+    if module.merged:
+        raise UserError(f"{name}: the LoRA is merged into the weights at present; call unmerge_adapter() first.")
+    if adapter not in module.lora_A:
+        return None
+    a, b = module.lora_A[adapter], module.lora_B[adapter]
+    assert isinstance(a, nn.Linear) and isinstance(b, nn.Linear)
+    scaling = module.scaling[adapter]  # alpha / r, or alpha / sqrt(r) under rsLoRA
+    bias = None if b.bias is None else b.bias.detach().double() * scaling
+    return Factors(a.weight.detach(), b.weight.detach().double() * scaling, bias)
+
+
+def _config(base: PreTrainedModel, factors: Mapping[str, Factors], base_name: str | None) -> LoraConfig:
+    """PEFT's config. Scaling is 1 for every module, so a server that overlooks the patterns is right all the same."""
+    ranks = {name: factor.a.shape[0] for name, factor in factors.items()}
+    rank = max(ranks.values())  # the largest, because servers reserve room for `r`
+    patterns: dict[str, int] = {}  # PEFT reads the keys as regular expressions for the end of a module's name
+    for lower in sorted(set(ranks.values()) - {rank}):
+        own = {name for name, other in ranks.items() if other == lower}
+        patterns |= {re.escape(end): lower for end in _ends(list(factors), own)}
+    modules = dict(base.named_modules())
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=rank,
+        rank_pattern=patterns,
+        alpha_pattern=dict(patterns),
+        target_modules=_ends(list(modules), set(factors)),
+        lora_dropout=0.0,
+        lora_bias=any(factor.bias is not None for factor in factors.values()),
+        fan_in_fan_out=any(isinstance(innermost(modules[name]), Conv1D) for name in factors),
+        base_model_name_or_path=base_name,
+        inference_mode=True,
+    )
+
+
+def _ends(modules: list[str], wanted: set[str]) -> list[str]:
+    """The shortest suffixes that name exactly `wanted` (servers like `down_proj`); else the full names."""
+    for length in (1, 2):
+        suffixes = {".".join(name.split(".")[-length:]) for name in wanted}
+        named = {name for name in modules if any(name == end or name.endswith(f".{end}") for end in suffixes)}
+        if named == wanted:
+            return sorted(suffixes)
+    return sorted(wanted)
+
+
+def _save(base: PreTrainedModel, config: LoraConfig, factors: Mapping[str, Factors], directory: Path) -> None:
+    """Save through PEFT itself, on a weightless copy of the base: names and layout are then what PEFT loads."""
+    with torch.device("meta"):
+        weightless = type(base)(copy.deepcopy(base.config))
+        weightless.name_or_path = config.base_model_name_or_path  # PEFT writes this one into the adapter's config
+        skeleton = get_peft_model(weightless, config, low_cpu_mem_usage=True)
+    precise = torch.float64 if base.dtype == torch.float64 else torch.float32
+    state: dict[str, Tensor] = {}
+    for name, factor in factors.items():
+        prefix = f"base_model.model.{name}"
+        state[f"{prefix}.lora_A.default.weight"] = factor.a
+        state[f"{prefix}.lora_B.default.weight"] = factor.b
+        if config.lora_bias:
+            state[f"{prefix}.lora_B.default.bias"] = factor.b[:, 0] * 0 if factor.bias is None else factor.bias
+    state = {key: tensor.to("cpu", precise).contiguous() for key, tensor in state.items()}
+    expected = {k: v.shape for k, v in skeleton.state_dict().items() if ".lora_" in k}
+    given = {key: tensor.shape for key, tensor in state.items()}
+    if expected != given:
+        odd = Counter([*expected.items(), *given.items()])
+        raise RuntimeError(f"PEFT expects other tensors: {[item for item, count in odd.items() if count == 1][:4]}")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.parent / f".{directory.name}.partial-{os.getpid()}"
+    try:
+        skeleton.save_pretrained(str(partial), state_dict=state, save_embedding_layers=False)
+        os.replace(partial, directory)  # over a missing or an empty directory
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

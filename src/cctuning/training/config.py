@@ -1,0 +1,67 @@
+"""CCConfig: TRL's SFTConfig with the few options that paired rows add."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from trl import SFTConfig
+
+from cctuning.errors import UserError
+
+
+@dataclass
+class CCConfig(SFTConfig):
+    """Training options: all of `trl.SFTConfig`, and those below. Those of the method are in `ConnectionConfig`.
+
+    One default differs: `bf16` is off on a machine without an accelerator, where it is slow.
+    """
+
+    connection_lr_scale: float = field(
+        default=2.0, metadata={"help": "Learning rate of the connection's own parts, as a multiple of learning_rate."}
+    )
+    max_reference_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longest reference in tokens; a longer one is an error, never cut (its end is the anchor). Unset: "
+            "max_length."
+        },
+    )
+    chat: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Render prompts with the chat template (a plain prompt becomes one user message). Unset: yes if "
+            "the rows are messages or the tokenizer has a template."
+        },
+    )
+    bad_rows: str = field(
+        default="error",
+        metadata={
+            "help": "error: stop at a row that cannot be used. skip: leave such rows out, count and list them.",
+            "choices": ["error", "skip"],
+        },
+    )
+    reference_language: str = field(
+        default="en", metadata={"help": "Language of the references (the model's strongest): en, fr, hi, ..."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None and not torch.accelerator.is_available():
+            self.bf16 = False
+        super().__post_init__()
+        if self.packing or self.padding_free:
+            raise UserError(
+                "packing / padding_free: true would part rows from their references; leave both off (group rows of "
+                "like length with train_sampling_strategy: group_by_length instead)."
+            )
+        if self.assistant_only_loss or self.completion_only_loss is False:
+            raise UserError(
+                "assistant_only_loss / completion_only_loss: rows are prompt and response, and the response alone "
+                "carries loss; leave both unset."
+            )
+        if self.loss_type != "nll":
+            raise UserError(f"loss_type: {self.loss_type} is not supported beside the connection; use nll.")
+        if self.label_smoothing_factor:
+            raise UserError("label_smoothing_factor is not supported beside the connection; set it to 0.")
+        if self.connection_lr_scale <= 0:
+            raise UserError(f"connection_lr_scale: expected a positive number, got {self.connection_lr_scale}.")

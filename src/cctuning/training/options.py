@@ -1,0 +1,51 @@
+"""The options of a run that are neither the connection's nor the trainer's: which model, which rows, what is tuned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cctuning.errors import UserError
+
+
+@dataclass
+class RunOptions:
+    """What `cctuning train` runs on. YAML keys and flags of the same names."""
+
+    model: str = field(default="", metadata={"help": "Directory or hub name of the base model."})
+    tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer, if not the model's own."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of the model on the hub."})
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "dtype of the weights: float32 (full fine-tuning, with bf16 autocast where the machine has it), "
+            "bfloat16 (LoRA on a large base), or auto."
+        },
+    )
+    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, flash_attention_2, eager, ..."})
+    data: Any = field(
+        default_factory=list,
+        metadata={"help": "Training rows: files, directories or hub names; in YAML also mappings (path, lang, ...)."},
+    )
+    eval_data: Any = field(default_factory=list, metadata={"help": "Rows for the evaluation loss, likewise."})
+    tune: str = field(
+        default="full",
+        metadata={
+            "help": "What learns beside the connection: full (all weights), lora, or connection (nothing else).",
+            "choices": ["full", "lora", "connection"],
+        },
+    )
+    lora_rank: int = field(default=16, metadata={"help": "tune: lora: rank."})
+    lora_alpha: int = field(default=32, metadata={"help": "tune: lora: alpha."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "tune: lora: dropout."})
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "tune: lora: modules by name; unset: every linear layer of the decoder."}
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.data, (str, dict)):
+            self.data = [self.data]
+        if isinstance(self.eval_data, (str, dict)):
+            self.eval_data = [self.eval_data]
+        if self.tune not in ("full", "lora", "connection"):
+            raise UserError(f"tune: {self.tune!r} is not one of full, lora, connection.")

@@ -1,0 +1,292 @@
+"""CCTrainer: TRL's SFTTrainer on paired rows.
+
+What differs from plain SFT is kept to four places: how rows are tokenised, what a batch holds, what the loss is, and
+that the connection is saved beside the base and not inside it. Everything else (schedulers, PEFT, accelerate, logging,
+resuming) is TRL's and transformers'.
+
+The members of `SFTTrainer` and `Trainer` that are overridden although they are not public are listed in
+`tests/training/test_internals.py`, which says when one of them changes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTTrainer
+
+from cctuning.connection import ConnectionConfig, Fit
+from cctuning.data import PairedCollator, encode_dataset
+from cctuning.errors import UserError
+from cctuning.model import adapter
+from cctuning.model.adaptive import AdaptiveModel
+from cctuning.model.connected import ATTRIBUTE, ConnectedModel
+from cctuning.training.card import write_model_card
+from cctuning.training.config import CCConfig
+
+COLUMNS = ["input_ids", "labels", "reference_input_ids", "row"]
+
+
+class CCTrainer(SFTTrainer):
+    """Fine-tune a causal LM on rows with a reference (arXiv 2506.00875), or without one (plain SFT, same code).
+
+    Args:
+        model: a model id, a `PreTrainedModel` or a `PeftModel`; connected in place.
+        args: training options.
+        connection_config: the connection; None for its defaults, `ConnectionConfig(connection="none")` for plain SFT.
+        train_dataset: rows with `prompt` (text or messages), `response` or `completion` (text; null trains the
+            alignment alone), `reference` or `prompt_<reference language>` (like `prompt`; null where the row is in
+            the reference language), and optionally `lang`, `origin` and `row`; `cctuning.data.load_rows` makes one.
+        eval_dataset: the same, or a dict of such; its loss is the student pass's.
+        processing_class: the tokenizer; None: the model's own.
+        peft_config: LoRA on the base; None trains all weights.
+        kwargs: the rest of `SFTTrainer`'s arguments.
+
+    Attributes:
+        connected: the `ConnectedModel`; `connected.merge_and_unload()` after training gives the plain checkpoint.
+        chat: whether prompts were rendered with the chat template.
+        fit: how well the matrix of the adaptive connection fits, after training.
+        skipped: rows left out in tokenisation, as (origin, reason), where `bad_rows` is `skip`.
+    """
+
+    _tag_names = ["trl", "sft", "cc-tuning"]
+    _name = "CC-Tuning"
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: CCConfig | None = None,
+        connection_config: ConnectionConfig | None = None,
+        *,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args if args is not None else CCConfig("cc-tuning-output")
+        if processing_class is None:
+            name = model if isinstance(model, str) else model.config.name_or_path
+            processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+        if processing_class.pad_token is None:
+            if processing_class.eos_token is None:
+                raise UserError(
+                    f"tokenizer {processing_class.name_or_path!r} has neither a pad nor an eos token: set "
+                    "tokenizer.pad_token (or the recipe's eos_token) to a token of its vocabulary."
+                )
+            processing_class.pad_token = processing_class.eos_token  # padded positions carry no label: nothing is lost
+        self.skipped: list[tuple[str, str]] = []
+        self.fit: Fit | None = None
+        self.chat = args.chat
+        self._rows_in_step: Tensor | int | None = None
+        self._origins: dict[int, str] = {}
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            peft_config=peft_config,
+            data_collator=PairedCollator(processing_class.pad_token_id, pad_to_multiple_of=args.pad_to_multiple_of),
+            **kwargs,
+        )
+        # Attached after PEFT: before it, PEFT would freeze the connection, and hooks would miss the LoRA's share.
+        self.connected = ConnectedModel.attach(self.model, connection_config)
+        self.connected.seed = args.seed
+        self.connected.reference_language = args.reference_language
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated step
+
+    # -- rows --------------------------------------------------------------------------------------------------------
+
+    def _prepare_dataset(
+        self, dataset: Dataset, processing_class: Any, args: Any, packing: bool, formatting_func: Any, name: str
+    ) -> Dataset:
+        if "input_ids" in dataset.column_names:
+            return dataset
+        aliases = {"completion": "response", f"prompt_{args.reference_language}": "reference"}
+        for column, ours in aliases.items():
+            if column in dataset.column_names and ours not in dataset.column_names:
+                dataset = dataset.rename_column(column, ours)
+        if self.chat is None:
+            messages = not isinstance(dataset[0]["prompt"], str)
+            self.chat = messages or processing_class.chat_template is not None
+        if "row" not in dataset.column_names:
+            dataset = dataset.add_column("row", list(range(len(dataset))))
+        if "origin" in dataset.column_names and name == "train":
+            self._origins = dict(zip(dataset["row"], dataset["origin"], strict=True))
+        encoded, skipped = encode_dataset(
+            dataset,
+            processing_class,
+            max_length=args.max_length,
+            max_reference_length=args.max_reference_length or args.max_length,
+            chat=self.chat,
+            bad_rows=args.bad_rows,
+            num_proc=args.dataset_num_proc,
+            desc=f"Tokenising {name} rows",
+        )
+        self.skipped += skipped
+        return encoded.shuffle(seed=args.seed) if args.shuffle_dataset else encoded
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = COLUMNS
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """As the parent's; also counts the rows of the step, by which the alignment is averaged."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        rows = torch.tensor(sum(len(batch["input_ids"]) for batch in batches), device=device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            rows = self.accelerator.gather(rows).sum()
+        self._rows_in_step = rows
+        return batches, num_items
+
+    # -- loss --------------------------------------------------------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective of `ConnectedModel.forward` on a batch of `PairedCollator`."""
+        training = self.model.training
+        connected = self.connected
+        connected.train(training)
+        connected.step, connected.total_steps = self.state.global_step, max(self.state.max_steps, 1)
+        outputs = connected(
+            **inputs,
+            num_items_in_batch=num_items_in_batch,
+            num_rows_in_batch=self._rows_in_step if training and num_items_in_batch is not None else None,
+            loss_only=not return_outputs,
+            through=model,
+        )
+        if training and not bool(torch.isfinite(outputs.loss)):
+            self._stop_at(inputs, outputs)
+        self._record(inputs, outputs, "train" if training else "eval")
+        loss = outputs.loss
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # DDP averages over ranks
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Any, Any, Any]:
+        """As the parent's, with the student pass's logits where they are asked for."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            if prediction_loss_only or self.compute_metrics is None:
+                return self.compute_loss(model, inputs), None, None
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        return loss, outputs.logits, inputs["labels"]
+
+    def _stop_at(self, inputs: dict[str, Any], outputs: Any) -> None:
+        rows = inputs["row"].tolist()
+        bad = [row for row, loss in zip(rows, outputs.row_loss, strict=True) if not torch.isfinite(loss)] or rows
+        named = ", ".join(self._origins.get(row, f"row {row}") for row in bad[:8]) + (", …" if len(bad) > 8 else "")
+        raise UserError(
+            f"step {self.state.global_step + 1}: the loss is {outputs.loss.item()} at {named}; lower learning_rate, "
+            "or look at those rows. The last checkpoint is intact."
+        )
+
+    def _record(self, inputs: dict[str, Any], outputs: Any, mode: str) -> None:
+        """Keep this batch's parts for the next log line, as sums that ranks can add up."""
+        gather = self.accelerator.gather_for_metrics
+        correct, scored = gather(outputs.correct).sum(), gather(outputs.scored).sum()
+        metrics = self._metrics[mode]
+        if scored > 0:
+            metrics["mean_token_accuracy"].append((correct / scored).item())
+        for name in ("student_loss", "fused_loss", "align_loss", "identity_loss", "distill_loss", "decision"):
+            value = getattr(outputs, name)
+            # A rank whose batch has no such part joins the gather with NaN, which is left out of the mean.
+            mean = gather((value if value is not None else outputs.loss.detach() * torch.nan).float()).nanmean()
+            if not torch.isnan(mean):
+                metrics[name].append(mean.item())
+        if mode == "train":
+            tokens = inputs["attention_mask"].sum() + inputs["reference_attention_mask"].sum()
+            self._total_train_tokens += gather(tokens).sum().item()
+            metrics["num_tokens"] = [self._total_train_tokens]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's; the adaptive connection's matrix is fitted on the training prompts when it is done."""
+        result = super().train(*args, **kwargs)
+        if isinstance(self.connected, AdaptiveModel):
+            self.model.eval()
+            loader = tqdm(self.get_train_dataloader(), desc="Fitting the transform", leave=False)
+            self.fit = self.connected.eval().fit_transform(self._prepare_inputs(inputs) for inputs in loader)
+        return result
+
+    # -- optimiser, checkpoints --------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As the parent's, with groups of their own (and learning rate) for the connection's parameters."""
+        if self.optimizer is None:
+            optimizer = super().create_optimizer(model)
+            named = (self.model if model is None else model).named_parameters()
+            ours = {id(parameter) for name, parameter in named if ATTRIBUTE in name}
+            for group in list(optimizer.param_groups):
+                own = [p for p in group["params"] if id(p) in ours]
+                if own:
+                    group["params"] = [p for p in group["params"] if id(p) not in ours]
+                    scale = self.args.connection_lr_scale
+                    optimizer.add_param_group({**group, "params": own, "lr": group["lr"] * scale})
+        return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        directory = Path(output_dir or self.args.output_dir)
+        state = self.model.state_dict() if state_dict is None else state_dict
+        theirs = {name: tensor for name, tensor in state.items() if ATTRIBUTE not in name}
+        super()._save(str(directory), state_dict=theirs)
+        if self.args.should_save and self.connected.connections:
+            ours = _connection_state({name: tensor for name, tensor in state.items() if ATTRIBUTE in name})
+            adapter.save_state(self.connected, directory, ours, adapter.base_is_trained(self.connected))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._load_connection(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_connection(self.state.best_model_checkpoint)
+
+    def _load_connection(self, checkpoint: str) -> None:
+        weights = Path(checkpoint) / adapter.WEIGHTS_FILE
+        if self.connected.connections and weights.is_file():
+            self.connected.load_connection_state(load_file(weights), str(weights))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        missing = [key for key in load_result.missing_keys if ATTRIBUTE not in key]  # those are loaded by themselves
+        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
+
+    def _is_peft(self) -> bool:
+        return hasattr(self.model, "peft_config")
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None
+    ) -> None:
+        """Write README.md with the method, its options and its citation beside the model."""
+        if self.is_world_process_zero():
+            write_model_card(
+                Path(self.args.output_dir) / "README.md",
+                self.connected,
+                model_name=model_name or os.path.basename(self.args.output_dir),
+                dataset_name=dataset_name,
+                tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+                args=self.args,
+                peft=self._is_peft(),
+            )
+
+
+def _connection_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`…layers.<number>.<ATTRIBUTE>.<part>` -> `layers.<number>.<part>`, the names on disk."""
+    result = {}
+    for name, tensor in state.items():
+        before, part = name.split(f".{ATTRIBUTE}.")
+        result[f"layers.{before.rsplit('.', 1)[1]}.{part}"] = tensor
+    return result
