@@ -29,7 +29,7 @@ DIGITS = {place: str(unicodedata.digit(chr(place))) for place in range(sys.maxun
 
 @dataclass(frozen=True)
 class Layout:
-    """Which column of a file plays which part; None where none does. The names are the keys of a recipe's `columns`."""
+    """Which column of a file plays which part, None where none does; the parts are a recipe's `columns`."""
 
     prompt: str | None = None
     input: str | None = None
@@ -91,29 +91,33 @@ class Layout:
         return {part: name for part, name in values.items() if name is not None}
 
 
-def parse(record: Mapping[str, Any], layout: Layout, origin: str, *, lang: str | None, language: str) -> Row:
+def parse(
+    record: Mapping[str, Any], layout: Layout, origin: str, *, found: Sequence[str], lang: str | None, language: str
+) -> Row:
     """Turn a record into a row and check everything but whether it needs a reference.
 
     Args:
         record: column names to values.
         layout: which column plays which part.
         origin: where the record stands.
+        found: all of the file's columns, for messages; the record may hold those in use alone.
         lang: the language of a record that names none.
         language: the reference language. A row in it is its own parallel and has no reference.
 
     Raises:
         BadRow: a field is missing, empty, of the wrong type, or the reference holds the response.
     """
+    prompt: Text
     response: str | None
     if layout.messages is not None:
         prompt_field = response_field = layout.messages
-        messages = _messages(_required(record, layout.messages, "messages"), layout.messages)
+        messages = _messages(_required(record, layout.messages, "messages", found), layout.messages)
         prompt, response = _split(messages)
         if not prompt:
             raise BadRow(layout.messages, "there is no turn before the assistant's; give the prompt as well.")
     else:
         prompt_field, response_field = layout.prompt or "prompt", layout.response or "response"
-        prompt = _join(_required(record, prompt_field, "prompt"), record, layout.input, prompt_field)
+        prompt = _join(_required(record, prompt_field, "prompt", found), record, layout.input, prompt_field)
         response = _response(record.get(response_field), response_field)
         if isinstance(prompt, list) and prompt and prompt[-1]["role"] == "assistant":
             raise BadRow(prompt_field, "ends with an assistant turn; put that turn in the response.")
@@ -139,13 +143,13 @@ def missing_reference(layout: Layout, found: Sequence[str], language: str) -> Ba
         field = f"messages_{language}" if layout.messages else f"prompt_{language}"
     reason = f"no parallel of the prompt in the reference language ({language})"
     if field not in found:
-        reason += f": no such column among {', '.join(found)}.{nearest(field, found)} Map it under columns: reference"
+        free = [name for name in found if name not in layout.used().values()]
+        reason += f": no such column among {', '.join(found)}.{nearest(field, free)} Map it under columns: reference"
     return BadRow(field, reason + ".")
 
 
-def _required(record: Mapping[str, Any], field: str, part: str) -> Any:
+def _required(record: Mapping[str, Any], field: str, part: str, found: Sequence[str]) -> Any:
     if field not in record:
-        found = list(record)
         raise BadRow(
             field, f"no such column among {', '.join(found)}.{nearest(field, found)} Map it: columns: {part}."
         )
@@ -256,7 +260,7 @@ def leak(prompt: Text, response: str, reference: Text) -> str | None:
 
     Two signs, on texts without case, spacing and forms of digits: a response of `LONG` characters or more stands in
     the reference and not in the prompt; or the reference ends with it as a word of its own, and the prompt does not
-    have it (after a mark such as `:` or `#`: does not end with it). A short response inside the reference says
+    have it (after a mark such as `:`, `#` or `?`: does not end with it). A short response inside the reference says
     nothing: the answer to a sum may be among its terms.
     """
     answer, asked, given = _normal(response), _normal(prompt), _normal(reference)
@@ -267,7 +271,7 @@ def leak(prompt: Text, response: str, reference: Text) -> str | None:
     if answer and given.endswith(answer):
         before = given[: -len(answer)]
         word = not before[-1:].isalnum()
-        marked = before.rstrip().endswith((":", "#", "=", ">"))
+        marked = before.rstrip().endswith((":", "#", "=", ">", "?"))
         if word and (answer not in asked or (marked and not asked.endswith(answer))):
             return f"it ends with the response ({answer[:40]!r}). {advice}"
     return None

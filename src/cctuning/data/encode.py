@@ -297,7 +297,7 @@ def _encode_batch(columns: dict[str, list[Any]], encoder: Encoder, skip: bool) -
             if not skip:
                 raise encoded
             problem = str(encoded).removeprefix(f"{origin}: ")
-            encoded = {**dict.fromkeys(FEATURES, []), "row": -1, "lang": ""}
+            encoded = {**{name: [] for name in FEATURES}, "row": -1, "lang": ""}
         for name, value in {**encoded, "origin": origin, "problem": problem}.items():
             result[name].append(value)
     return result

@@ -237,8 +237,6 @@ def _rows(
                 account.skipped, first_reason = account.skipped + 1, first_reason or line
                 report.skipped.append(Skipped(origin, found.field, found.reason))
                 continue
-            if source.limit is not None and kept == source.limit:
-                break
             kept, account.read = kept + 1, account.read + 1
             yield found
             if source.include_reference_rows and found.reference is not None and found.reference_response is not None:
@@ -247,6 +245,10 @@ def _rows(
                     seen.add(key)
                     account.read, account.reference_rows = account.read + 1, account.reference_rows + 1
                     yield Row(found.reference, found.reference_response, language, None, None, found.origin)
+            if kept == source.limit:
+                break
+        if kept == source.limit:
+            break
     if not kept:
         why = f"all {account.skipped} are bad, the first: {first_reason}" if first_reason else "it is empty."
         raise UserError(f"{source.path}: no row to train on: {why}")
@@ -292,7 +294,7 @@ def _parsed(
                 layouts[found] = Layout.recognise(found, source.columns, language)
                 account.columns.update(layouts[found].used())
             layout = layouts[found]
-            row = parse(record, layout, origin, lang=source.lang, language=language)
+            row = parse(record, layout, origin, found=found, lang=source.lang, language=language)
             if require_reference and row.reference is None and row.lang != language:
                 raise missing_reference(layout, found, language)
         except BadRow as bad:
@@ -324,8 +326,9 @@ def _mix(table: pa.Table, source: Source, seed: list[int]) -> pa.Table:
         raise UserError(f"{source.path}: weight: {source.weight} of {table.num_rows} rows leaves none; raise it.")
     parts = [table] * copies
     if rest:
-        chosen = np.random.default_rng(seed).choice(table.num_rows, rest, replace=False)
-        parts.append(table.take(np.sort(chosen)))
+        mask = np.zeros(table.num_rows, dtype=bool)
+        mask[np.random.default_rng(seed).choice(table.num_rows, rest, replace=False)] = True
+        parts.append(table.filter(pa.array(mask)))
     return pa.concat_tables(parts)
 
 

@@ -90,7 +90,9 @@ def concepts(world: World, tokenizer: PreTrainedTokenizerFast) -> dict[int, dict
         if lang == ENGLISH:
             continue
         pairs = [(word, gloss) for word, gloss in language.glossary.items()]
-        pairs += [(name, world.name(k, code, ENGLISH)) for (k, code, owner), name in world.names.items() if owner == lang]
+        pairs += [
+            (name, world.name(k, code, ENGLISH)) for (k, code, owner), name in world.names.items() if owner == lang
+        ]
         for token, gloss in pairs:
             if token not in english:
                 senses = found.setdefault(tokenizer.convert_tokens_to_ids(token), {}).setdefault(lang, set())

@@ -129,12 +129,12 @@ def paired_bootstrap(
             about the same facts, so a fact is drawn with all its languages: they are not independent.
     """
     if len(first) != len(second) or any(len(a) != len(b) for a, b in zip(first, second, strict=True)):
-        raise ValueError("first, second: expected the same items in both; score both models on the same world and split")
+        raise ValueError(
+            "first, second: expected the same items in both; score both models on the same world and split"
+        )
     if len({len(flags) for flags in first}) != 1:
         raise ValueError("first: every language needs the same facts to draw them together; compare languages apart")
-    gains = [
-        sum(b[i] - a[i] for a, b in zip(first, second, strict=True)) / len(first) for i in range(len(first[0]))
-    ]
+    gains = [sum(b[i] - a[i] for a, b in zip(first, second, strict=True)) / len(first) for i in range(len(first[0]))]
     n = len(gains)
     if not n:
         return Difference(math.nan, math.nan, math.nan, 0)

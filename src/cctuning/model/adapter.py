@@ -146,4 +146,5 @@ def load(cls: type[ConnectedModel], model: PreTrainedModel, directory: Path) -> 
         connected.unload()
         raise
     connected.reference_language = record["reference_language"]
+    connected.base_trained = expected["trained"]
     return connected

@@ -36,6 +36,10 @@ from cctuning.model.sites import Site, find_sites, unwrap
 ATTRIBUTE = "cross_lingual_connection"  # the name under which a layer's connection is registered in it
 
 
+def _copy(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.clone()
+
+
 @contextmanager
 def no_gradient() -> Iterator[None]:
     """`torch.no_grad`, without the warning of reentrant checkpointing that this is so."""
@@ -61,6 +65,7 @@ class ConnectedModel(nn.Module):
         self.total_steps = 1
         self.seed = 0
         self.reference_language = "en"
+        self.base_trained: bool | None = None  # known after CCTrainer.train, and of a saved connection
         self._planner: GenerationPlanner | None = None
         self._inside = False
         self._handles: list[Any] = []
@@ -97,6 +102,8 @@ class ConnectedModel(nn.Module):
             connection = LayerConnection(self.config, site.size, site.index, len(chosen), self.wire)
             self._register(site, connection)
             self._handles.append(site.block.register_forward_hook(connection.hook, with_kwargs=True))
+            if site.in_place:  # the layer writes into what the hook returned: give it a copy
+                self._handles.append(site.block.register_forward_hook(_copy))
         self._sites = chosen
         self._watch()
 

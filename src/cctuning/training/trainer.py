@@ -98,6 +98,7 @@ class CCTrainer(SFTTrainer):
             **kwargs,
         )
         # Attached after PEFT: before it, PEFT would freeze the connection, and hooks would miss the LoRA's share.
+        self.model: Any
         self.connected = ConnectedModel.attach(self.model, connection_config)
         self.connected.seed = args.seed
         self.connected.reference_language = args.reference_language
@@ -216,6 +217,7 @@ class CCTrainer(SFTTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the parent's; the adaptive connection's matrix is fitted on the training prompts when it is done."""
         result = super().train(*args, **kwargs)
+        self.connected.base_trained = adapter.base_is_trained(self.connected)
         if isinstance(self.connected, AdaptiveModel):
             self.model.eval()
             loader = tqdm(self.get_train_dataloader(), desc="Fitting the transform", leave=False)
