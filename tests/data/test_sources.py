@@ -91,11 +91,6 @@ def directory(folder):
     return str(folder / "many")
 
 
-def hub(folder):
-    (folder / "me").mkdir()
-    return parquet(folder / "me").rpartition("/")[0]
-
-
 WRITERS = [jsonl, bom, compressed, array, as_csv, parquet, saved, saved_splits, directory]
 
 
@@ -362,7 +357,7 @@ BAD = {
     ),
     "image": (
         {"messages": [{"role": "user", "content": [{"type": "image"}]}], "lang": "sw"},
-        "only parts of type text",
+        r"messages\[0\]: only parts of type text",
     ),
     "messages text": ({"messages": "x", "lang": "sw"}, "messages: expected a list of messages, found str"),
     "ambiguous": ({**GOOD, "messages": [user("a")]}, "prompt: prompt and messages could each be it"),

@@ -39,7 +39,7 @@ def parse(prog: str, description: str, kinds: Sequence[type], argv: list[str]) -
     Raises:
         UserError: unreadable recipe, unknown key or flag, or a value its option cannot take.
     """
-    parser = Parser(kinds, prog=prog, description=description, allow_abbrev=False)
+    parser = Parser(list(kinds), prog=prog, description=description, allow_abbrev=False)
     parser.add_argument("--config", help="Recipe: a YAML file whose keys are the options below.")
     recipe, argv = _recipe(argv)
     known = {option.name: option for kind in kinds for option in fields(kind) if option.init}

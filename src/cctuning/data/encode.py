@@ -90,7 +90,7 @@ class Encoder:
             whole = self._apply([question, {"role": "assistant", "content": ANSWER}], prompt=False)
         except UserError:  # a template that insists on turns of its own: close with eos
             return ""
-        return whole.rpartition(ANSWER)[2]
+        return whole.rpartition(ANSWER)[2] if ANSWER in whole else ""
 
     def _apply(self, messages: list[dict[str, str]], prompt: bool) -> str:
         try:
@@ -171,8 +171,10 @@ class Encoder:
             raise _at(row, "prompt", "the tokenizer makes no token of it; mend the row.")
         prompt, response = self._opened(bare), []
         if row.get("response") is not None:
-            # Where tokens merge across the border, the prompt keeps those of inference and the response its own.
-            response = whole[len(bare) :] if whole[: len(bare)] == bare else self._ids([rest])[0]
+            # Where tokens merge across the border (an unknown one swallows what touches it), the prompt keeps those of
+            # inference and the response its own.
+            merged = whole[: len(bare)] != bare or len(whole) == len(bare) or bare[-1] == self.tokenizer.unk_token_id
+            response = self._ids([rest])[0] if merged else whole[len(bare) :]
             if not response:
                 raise _at(row, "response", "the tokenizer makes no token of it; mend the row.")
             if self._appends_eos and response[-1] != self.tokenizer.eos_token_id:

@@ -26,12 +26,14 @@ from babel.core import get_global
 ENGLISH = "en"
 SPLITS = {"sft": 0.25, "dev": 0.15, "test": 0.25}  # what remains is `text`
 KINDS = ("territory", "currency", "language", "city", "time zone")
-RELATIONS = {
-    "currency": "currency",
-    "language": "language",
-    "city": "city",
-    "zone": "time zone",
-}  # to its answer's kind
+RELATIONS = {  # the kinds of its subject and of its answer
+    "currency": ("territory", "currency"),
+    "official": ("territory", "language"),
+    "zone": ("territory", "time zone"),
+    "place": ("city", "territory"),
+    "home": ("language", "territory"),
+}
+SHARED_BY = 3  # an answer counts if so many facts share it: one never heard in a language cannot be given in it
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Language:
 
 
 def _language(code: str, name: str, tier: str, templates: str, glossary: str, kinds: str) -> Language:
-    """Read the compact form below: four lines `question | statement`, `word=English` pairs, kinds by commas."""
+    """Read the compact form below: five lines `question | statement`, `word=English` pairs, kinds by commas."""
     pairs = [line.strip().split(" | ") for line in templates.strip().splitlines()]
     questions = {relation: pair[0] for relation, pair in zip(RELATIONS, pairs, strict=True)}
     statements = {relation: pair[1] for relation, pair in zip(RELATIONS, pairs, strict=True)}
@@ -75,11 +77,12 @@ LANGUAGES = {
             "reference",
             """What is the currency of {s}? | The currency of {s} is {a}.
             Which language is official in {s}? | The official language in {s} is {a}.
-            Which city names the time zone of {s}? | The city that names the time zone of {s} is {a}.
-            Which time zone does {s} follow? | The time zone that {s} follows is {a}.""",
+            Which time zone does {s} follow? | The time zone that {s} follows is {a}.
+            Where is the city of {s}? | The city of {s} is in {a}.
+            Where is {s} spoken most? | {s} is spoken most in {a}.""",
             """What=What; is=is; the=the; The=The; currency=currency; of=of; Which=Which; language=language
-            official=official; in=in; city=city; names=names; time zone=time zone; that=that; does=does; follow=follow
-            follows=follows; territory=territory; ?=?; .=.; :=:""",
+            official=official; in=in; time zone=time zone; that=that; does=does; follow=follow; follows=follows; Where=Where
+            city=city; spoken=spoken; most=most; territory=territory; ?=?; .=.; :=:""",
             "territory, currency, language, city, time zone",
         ),
         _language(
@@ -88,10 +91,12 @@ LANGUAGES = {
             "high",
             """{s}: какая здесь валюта? | {s}: валюта — {a}.
             {s}: какой язык здесь официальный? | {s}: официальный язык — {a}.
-            {s}: какой город дал имя часовому поясу? | {s}: часовому поясу дал имя город {a}.
-            {s}: какой здесь часовой пояс? | {s}: часовой пояс — {a}.""",
-            """какая=What; здесь=in; валюта=currency; —=is; какой=Which; язык=language; официальный=official; город=city
-            дал имя=names; часовому поясу=time zone; часовой пояс=time zone; территория=territory""",
+            {s}: какой здесь часовой пояс? | {s}: часовой пояс — {a}.
+            {s}: где этот город? | Город: {s}. Где он: {a}.
+            {s}: где больше всего говорят на этом языке? | {s}: больше всего говорят на этом языке здесь: {a}.""",
+            """какая=What; здесь=in; валюта=currency; —=is; какой=Which; язык=language; официальный=official
+            часовой пояс=time zone; где=Where; Где он=Where; этот=the; город=city; Город=city; больше всего=most; говорят=spoken
+            на этом языке=language; территория=territory""",
             "территория, валюта, язык, город, часовой пояс",
         ),
         _language(
@@ -100,10 +105,12 @@ LANGUAGES = {
             "high",
             """{s}의 통화는 무엇입니까? | {s}의 통화는 {a}입니다.
             {s}의 공용어는 무엇입니까? | {s}의 공용어는 {a}입니다.
-            {s}의 시간대 이름이 된 도시는 어디입니까? | {s}의 시간대 이름이 된 도시는 {a}입니다.
-            {s}의 시간대는 무엇입니까? | {s}의 시간대는 {a}입니다.""",
-            """의=of; 통화는=currency; 무엇입니까=What; 입니다=is; 공용어는=official; 시간대=time zone; 이름이 된=names
-            도시는=city; 어디입니까=Which; 시간대는=time zone; 지역=territory; 통화=currency; 언어=language; 도시=city""",
+            {s}의 시간대는 무엇입니까? | {s}의 시간대는 {a}입니다.
+            도시 {s}의 위치는 어디입니까? | 도시 {s}의 위치는 {a}입니다.
+            {s} 사용자가 가장 많은 곳은 어디입니까? | {s} 사용자가 가장 많은 곳은 {a}입니다.""",
+            """의=of; 통화는=currency; 무엇입니까=What; 입니다=is; 공용어는=official; 시간대는=time zone
+            위치는=in; 어디입니까=Where; 사용자가=spoken; 가장 많은=most; 곳은=in; 지역=territory; 통화=currency; 언어=language
+            도시=city; 시간대=time zone""",
             "지역, 통화, 언어, 도시, 시간대",
         ),
         _language(
@@ -112,11 +119,12 @@ LANGUAGES = {
             "mid",
             """ما هي عملة {s}؟ | عملة {s} هي {a}.
             ما هي اللغة الرسمية في {s}؟ | اللغة الرسمية في {s} هي {a}.
-            ما هي المدينة التي تسمى باسمها المنطقة الزمنية في {s}؟ | المنطقة الزمنية في {s} تسمى باسم {a}.
-            أي منطقة زمنية تتبعها {s}؟ | تتبع {s} المنطقة الزمنية {a}.""",
-            """ما هي=What; عملة=currency; هي=is; اللغة=language; الرسمية=official; في=in; المدينة=city; التي=that
-            تسمى باسمها=names; تسمى باسم=names; المنطقة الزمنية=time zone; منطقة زمنية=time zone; أي=Which; تتبعها=follow
-            تتبع=follows; إقليم=territory; لغة=language; مدينة=city; ؟=?""",
+            أي منطقة زمنية تتبعها {s}؟ | تتبع {s} المنطقة الزمنية {a}.
+            أين تقع مدينة {s}؟ | تقع مدينة {s} في {a}.
+            أين يعيش معظم المتحدثين باللغة {s}؟ | يعيش معظم المتحدثين باللغة {s} في {a}.""",
+            """ما هي=What; عملة=currency; هي=is; اللغة=language; الرسمية=official; في=in
+            المنطقة الزمنية=time zone; منطقة زمنية=time zone; أي=Which; تتبعها=follow; تتبع=follows; أين=Where; تقع=is
+            مدينة=city; يعيش=; معظم=most; المتحدثين=spoken; باللغة=language; إقليم=territory; لغة=language; ؟=?""",
             "إقليم, عملة, لغة, مدينة, منطقة زمنية",
         ),
         _language(
@@ -125,10 +133,12 @@ LANGUAGES = {
             "mid",
             """{s} ใช้สกุลเงินอะไร? | {s} ใช้สกุลเงิน {a}
             ภาษาราชการของ {s} คือภาษาอะไร? | ภาษาราชการของ {s} คือ {a}
-            เมืองใดเป็นชื่อเขตเวลาของ {s}? | เมืองที่เป็นชื่อเขตเวลาของ {s} คือ {a}
-            {s} อยู่ในเขตเวลาใด? | {s} อยู่ในเขตเวลา {a}""",
-            """ใช้=; สกุลเงิน=currency; อะไร=What; ภาษา=language; ราชการ=official; ของ=of; คือ=is; เมือง=city; ใด=Which
-            เป็นชื่อ=names; ที่=that; เขตเวลา=time zone; อยู่ใน=follow; ดินแดน=territory""",
+            {s} อยู่ในเขตเวลาใด? | {s} อยู่ในเขตเวลา {a}
+            เมือง {s} อยู่ที่ไหน? | เมือง {s} อยู่ที่ {a}
+            คนพูดภาษา {s} มากที่สุดที่ไหน? | คนพูดภาษา {s} มากที่สุดที่ {a}""",
+            """ใช้=; สกุลเงิน=currency; อะไร=What; ภาษา=language; ราชการ=official; ของ=of; คือ=is; ใด=Which
+            เขตเวลา=time zone; อยู่ใน=follow; เมือง=city; อยู่ที่=in; อยู่ที่ไหน=Where; คน=; พูด=spoken; มากที่สุด=most
+            ที่=in; ที่ไหน=Where; ดินแดน=territory""",
             "ดินแดน, สกุลเงิน, ภาษา, เมือง, เขตเวลา",
         ),
         _language(
@@ -137,10 +147,12 @@ LANGUAGES = {
             "low",
             """{s} এলাকার মুদ্রা কী? | {s} এলাকার মুদ্রা হলো {a}।
             {s} এলাকার সরকারি ভাষা কী? | {s} এলাকার সরকারি ভাষা হলো {a}।
-            {s} এলাকার সময় অঞ্চল কোন শহরের নামে? | {s} এলাকার সময় অঞ্চল {a} শহরের নামে।
-            {s} এলাকার সময় অঞ্চল কোনটি? | {s} এলাকার সময় অঞ্চল হলো {a}।""",
-            """এলাকার=of; মুদ্রা=currency; কী=What; হলো=is; সরকারি=official; ভাষা=language; সময় অঞ্চল=time zone; কোন=Which
-            শহরের=city; নামে=names; কোনটি=Which; এলাকা=territory; শহর=city; ।=.""",
+            {s} এলাকার সময় অঞ্চল কোনটি? | {s} এলাকার সময় অঞ্চল হলো {a}।
+            {s} শহর কোথায়? | {s} শহরের অবস্থান {a}।
+            {s} ভাষার অধিকাংশ মানুষ কোথায়? | {s} ভাষার অধিকাংশ মানুষের অবস্থান {a}।""",
+            """এলাকার=of; মুদ্রা=currency; কী=What; হলো=is; সরকারি=official; ভাষা=language; সময় অঞ্চল=time zone; কোনটি=Which
+            কোথায়=Where; শহরের=city; শহর=city; অবস্থান=in; ভাষার=spoken; অধিকাংশ=most; মানুষ=; মানুষের=
+            এলাকা=territory; ।=.""",
             "এলাকা, মুদ্রা, ভাষা, শহর, সময় অঞ্চল",
         ),
         _language(
@@ -149,10 +161,11 @@ LANGUAGES = {
             "low",
             """የ{s} መገበያያ ገንዘብ ምንድን ነው? | የ{s} መገበያያ ገንዘብ {a} ነው።
             በ{s} ኦፊሴላዊው ቋንቋ የትኛው ነው? | በ{s} ኦፊሴላዊው ቋንቋ {a} ነው።
-            የ{s} የሰዓት ሰቅ በየትኛው ከተማ ስም ተሰየመ? | የ{s} የሰዓት ሰቅ በ{a} ከተማ ስም ተሰየመ።
-            የ{s} የሰዓት ሰቅ የትኛው ነው? | የ{s} የሰዓት ሰቅ {a} ነው።""",
+            የ{s} የሰዓት ሰቅ የትኛው ነው? | የ{s} የሰዓት ሰቅ {a} ነው።
+            የ{s} ከተማ የት ነው? | የ{s} ከተማ የሚገኘው {a} ነው።
+            {s} በብዛት የሚነገረው የት ነው? | {s} በብዛት የሚነገረው {a} ነው።""",
             """የ=of; በ=in; መገበያያ ገንዘብ=currency; ምንድን=What; ነው=is; ኦፊሴላዊው=official; ቋንቋ=language; የትኛው=Which
-            የሰዓት ሰቅ=time zone; በየትኛው=Which; ከተማ=city; ስም=names; ተሰየመ=; ግዛት=territory; ።=.""",
+            የሰዓት ሰቅ=time zone; ከተማ=city; የት ነው=Where; የሚገኘው=in; በብዛት=most; የሚነገረው=spoken; ግዛት=territory; ።=.""",
             "ግዛት, መገበያያ ገንዘብ, ቋንቋ, ከተማ, የሰዓት ሰቅ",
         ),
     )
@@ -180,10 +193,10 @@ class Item:
 
 
 def read_facts() -> list[Fact]:
-    """Every territory's present tender, main official language, time zone and that zone's city, as CLDR has them.
+    """What CLDR says, in codes.
 
-    Of several tenders the newest counts, of several official languages the one most people speak; a territory of several
-    time zones has no single answer and is left out of both its relations.
+    Of several tenders the newest counts, of several official languages the one most people speak. A territory of several
+    time zones has no single answer and is left out of that relation. Where a language is at home is CLDR's "likely region".
     """
     currencies, languages = get_global("territory_currencies"), get_global("territory_languages")
     zones, meta_zones = get_global("territory_zones"), get_global("meta_zones")
@@ -198,11 +211,13 @@ def read_facts() -> list[Fact]:
         if tender:
             facts.append(Fact(territory, "currency", tender[-1]))
         if official:
-            facts.append(Fact(territory, "language", max(official)[1]))
-        if len(zones[territory]) == 1:
-            facts.append(Fact(territory, "city", zones[territory][0]))
-            if zones[territory][0] in meta_zones:
-                facts.append(Fact(territory, "zone", meta_zones[zones[territory][0]]))
+            facts.append(Fact(territory, "official", max(official)[1]))
+        if len(zones[territory]) == 1 and zones[territory][0] in meta_zones:
+            facts.append(Fact(territory, "zone", meta_zones[zones[territory][0]]))
+    facts += [Fact(zone, "place", territory) for zone, territory in sorted(get_global("zone_territories").items())]
+    for code, likely in sorted(get_global("likely_subtags").items()):
+        if "_" not in code and len(code) <= 3 and code != "und":
+            facts.append(Fact(code, "home", likely.rsplit("_", 1)[1]))
     return facts
 
 
@@ -238,7 +253,9 @@ class World:
         self.languages = {code: LANGUAGES[code] for code in codes}
         self.seed = seed
         self.names: dict[tuple[str, str, str], str] = {}
-        self.facts = [fact for fact in read_facts() if self._nameable(fact)]
+        facts = [fact for fact in read_facts() if self._nameable(fact)]
+        shared = Counter((fact.relation, fact.answer) for fact in facts)
+        self.facts = [fact for fact in facts if shared[fact.relation, fact.answer] >= SHARED_BY]
         rng = random.Random(seed)
         rng.shuffle(self.facts)
         self.facts = self.facts[:limit]
@@ -277,10 +294,10 @@ class World:
         return self.names[kind, code, lang]
 
     def subject(self, fact: Fact, lang: str) -> str:
-        return self.name("territory", fact.subject, lang)
+        return self.name(RELATIONS[fact.relation][0], fact.subject, lang)
 
     def answer(self, fact: Fact, lang: str) -> str:
-        return self.name(RELATIONS[fact.relation], fact.answer, lang)
+        return self.name(RELATIONS[fact.relation][1], fact.answer, lang)
 
     def prompt(self, fact: Fact, lang: str) -> str:
         return self.languages[lang].questions[fact.relation].format(s=self.subject(fact, lang))
@@ -326,7 +343,8 @@ class World:
 
 def _things(fact: Fact) -> tuple[tuple[str, str], tuple[str, str]]:
     """What a fact mentions, as (kind, code): its subject and its answer."""
-    return ("territory", fact.subject), (RELATIONS[fact.relation], fact.answer)
+    subject, answer = RELATIONS[fact.relation]
+    return (subject, fact.subject), (answer, fact.answer)
 
 
 def build_world(languages: Iterable[str] = tuple(LANGUAGES), seed: int = 0, limit: int | None = None) -> World:
