@@ -69,14 +69,12 @@ class AdaptiveModel(ConnectedModel):
         changed = flat.index_add(0, plan.connect_index, plan.injection.to(flat.dtype)).view_as(hidden)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-    def _vectors(
-        self, ids: Tensor, mask: Tensor, last: Tensor, gradient: bool, through: nn.Module | None = None
-    ) -> Tensor:
+    def _vectors(self, ids: Tensor, mask: Tensor, last: Tensor, gradient: bool) -> Tensor:
         """FFN outputs of every layer at position `last` (R,) of each row of `ids` (R, S): (R, L, d)."""
         plan = Plan("record", ids.shape[0], ids.shape[1], reference=Reference(mask.bool(), last))
         with nullcontext() if gradient else no_gradient():
             nothing = ids.new_empty(0)
-            self._run(through, plan, nothing, input_ids=ids, attention_mask=mask, use_cache=False)
+            self._run(None, plan, nothing, input_ids=ids, attention_mask=mask, use_cache=False)
             vectors = torch.stack([plan.memory[layer][0] for layer in sorted(plan.memory)], dim=1)
         if gradient and not vectors.requires_grad:
             raise UserError(
@@ -85,9 +83,7 @@ class AdaptiveModel(ConnectedModel):
             )
         return restore(vectors, self.wire, plan)
 
-    def _plan(
-        self, batch: Batch, predict: Tensor | None, live: bool, rows: Tensor, ids: Tensor, through: nn.Module | None
-    ) -> Plan:
+    def _plan(self, batch: Batch, predict: Tensor | None, live: bool, rows: Tensor, ids: Tensor) -> Plan:
         """The plan of the main pass: what is added at the ends of the prompts of `rows` (B,) bool."""
         ends = prompt_ends(batch.attention_mask, predict)
         which = rows.nonzero()[:, 0]
@@ -97,7 +93,7 @@ class AdaptiveModel(ConnectedModel):
         if live and batch.reference_ids is not None and batch.reference_mask is not None:
             last = Reference.from_mask(batch.reference_mask).last
             gradient = self.config.reference_gradient and self.training
-            vectors = self._vectors(batch.reference_ids, batch.reference_mask, last, gradient, through)
+            vectors = self._vectors(batch.reference_ids, batch.reference_mask, last, gradient)
             vectors = vectors[batch.reference_index[which]]
         elif live:
             layers = self.adaptive.selector.out_features
@@ -106,7 +102,7 @@ class AdaptiveModel(ConnectedModel):
             # The prompt alone: what follows its end is masked out, so that labels cannot leak into the choice.
             places = torch.arange(batch.input_ids.shape[1], device=ends.device)
             prompt = batch.attention_mask * (places <= ends[:, None])
-            vectors = self._vectors(batch.input_ids, prompt, ends, False, through)[which]
+            vectors = self._vectors(batch.input_ids, prompt, ends, False)[which]
         if self.training and live:
             numbers = torch.arange(vectors.shape[1], device=ids.device)
             noise = uniform(self.seed, self.step, ids[which][:, None] * vectors.shape[1] + numbers)
@@ -151,7 +147,7 @@ class AdaptiveModel(ConnectedModel):
         if not self.wire.enabled:
             rows = torch.zeros_like(rows)
         ids = torch.arange(len(input_ids), device=input_ids.device) if row is None else row
-        plan = self._plan(batch, predict, live, rows, ids, through)
+        plan = self._plan(batch, predict, live, rows, ids)
         step_mask = predict if predict is not None else torch.zeros_like(batch.attention_mask, dtype=torch.bool)
         index = step_mask.flatten().nonzero()[:, 0] if loss_only else None
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **kwargs}
@@ -205,7 +201,7 @@ class AdaptiveModel(ConnectedModel):
             rows = torch.zeros_like(rows)
         training, self.training = self.training, False
         try:
-            plan = self._plan(batch, None, live, rows, torch.arange(len(input_ids), device=input_ids.device), None)
+            plan = self._plan(batch, None, live, rows, torch.arange(len(input_ids), device=input_ids.device))
             self._planner = _InjectOnce(plan)  # type: ignore[assignment]
             model: Any = self.model
             return model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **kwargs)

@@ -40,6 +40,14 @@ def _copy(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
     return output.clone()
 
 
+def _several_processes() -> bool:
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
+
+
 @contextmanager
 def no_gradient() -> Iterator[None]:
     """`torch.no_grad`, without the warning of reentrant checkpointing that this is so."""
@@ -190,15 +198,18 @@ class ConnectedModel(nn.Module):
             output.logits = output.logits.flatten(0, 1)[index].unsqueeze(0)
         return output
 
-    def _reference_pass(self, batch: Batch, through: nn.Module | None = None) -> Plan:
-        """Run the references once, without gradient, LM head or cache: a plan whose memory holds what layers kept."""
+    def _reference_pass(self, batch: Batch) -> Plan:
+        """Run the references once, without gradient, LM head or cache: a plan whose memory holds what layers kept.
+
+        Never through a DDP wrapper: a rank may have no reference in its batch, and DDP's forward is collective.
+        """
         assert batch.reference_ids is not None and batch.reference_mask is not None
         rows, positions = batch.reference_ids.shape
         plan = Plan("record", rows, positions, reference=Reference.from_mask(batch.reference_mask))
         nothing = batch.reference_ids.new_empty(0)
         with no_gradient():
             inputs = {"input_ids": batch.reference_ids, "attention_mask": batch.reference_mask, "use_cache": False}
-            self._run(through, plan, nothing, **inputs)
+            self._run(None, plan, nothing, **inputs)
         return plan
 
     def forward(
@@ -282,8 +293,12 @@ class ConnectedModel(nn.Module):
             if self.config.reference_gradient and self.training:
                 ids, mask = append_references(step, batch, pad=int(batch.input_ids[0, 0]))
             else:
-                recorded = self._reference_pass(batch, through)
+                recorded = self._reference_pass(batch)
                 step.plan.reference, step.plan.memory = recorded.reference, recorded.memory
+        elif self.config.connection != "none" and not self.config.reference_gradient and _several_processes():
+            # Where weights are sharded each forward is collective: a rank without references runs one token along.
+            token = batch.input_ids[:1, :1]
+            self._reference_pass(replace(batch, reference_ids=token, reference_mask=torch.ones_like(token)))
         index = flat_index(step.score)[0] if loss_only else None
         output = self._run(through, step.plan, index, input_ids=ids, attention_mask=mask, **kwargs)
         output.logits = restore(output.logits, self.wire, step.plan)

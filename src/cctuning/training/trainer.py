@@ -10,7 +10,6 @@ The members of `SFTTrainer` and `Trainer` that are overridden although they are 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +55,8 @@ class CCTrainer(SFTTrainer):
         skipped: rows left out in tokenisation, as (origin, reason), where `bad_rows` is `skip`.
     """
 
+    model: Any
+    args: CCConfig
     _tag_names = ["trl", "sft", "cc-tuning"]
     _name = "CC-Tuning"
 
@@ -72,6 +73,7 @@ class CCTrainer(SFTTrainer):
         **kwargs: Any,
     ) -> None:
         args = args if args is not None else CCConfig("cc-tuning-output")
+        multiple = args.pad_to_multiple_of if isinstance(args.pad_to_multiple_of, int) else None
         if processing_class is None:
             name = model if isinstance(model, str) else model.config.name_or_path
             processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
@@ -94,11 +96,10 @@ class CCTrainer(SFTTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             peft_config=peft_config,
-            data_collator=PairedCollator(processing_class.pad_token_id, pad_to_multiple_of=args.pad_to_multiple_of),
+            data_collator=PairedCollator(processing_class.pad_token_id, multiple),
             **kwargs,
         )
         # Attached after PEFT: before it, PEFT would freeze the connection, and hooks would miss the LoRA's share.
-        self.model: Any
         self.connected = ConnectedModel.attach(self.model, connection_config)
         self.connected.seed = args.seed
         self.connected.reference_language = args.reference_language
@@ -136,7 +137,7 @@ class CCTrainer(SFTTrainer):
         return encoded.shuffle(seed=args.seed) if args.shuffle_dataset else encoded
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = COLUMNS
+        self._signature_columns: Any = COLUMNS
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """As the parent's; also counts the rows of the step, by which the alignment is averaged."""
@@ -226,7 +227,7 @@ class CCTrainer(SFTTrainer):
 
     # -- optimiser, checkpoints --------------------------------------------------------------------------------------
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: nn.Module | None = None) -> Any:
         """As the parent's, with groups of their own (and learning rate) for the connection's parameters."""
         if self.optimizer is None:
             optimizer = super().create_optimizer(model)
@@ -241,7 +242,7 @@ class CCTrainer(SFTTrainer):
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        directory = Path(output_dir or self.args.output_dir)
+        directory = Path(output_dir or str(self.args.output_dir))
         state = self.model.state_dict() if state_dict is None else state_dict
         theirs = {name: tensor for name, tensor in state.items() if ATTRIBUTE not in name}
         super()._save(str(directory), state_dict=theirs)
@@ -255,7 +256,7 @@ class CCTrainer(SFTTrainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
-        self._load_connection(self.state.best_model_checkpoint)
+        self._load_connection(str(self.state.best_model_checkpoint))
 
     def _load_connection(self, checkpoint: str) -> None:
         weights = Path(checkpoint) / adapter.WEIGHTS_FILE
@@ -269,15 +270,16 @@ class CCTrainer(SFTTrainer):
     def _is_peft(self) -> bool:
         return hasattr(self.model, "peft_config")
 
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: Any = None
+    def create_model_card(  # type: ignore[override]  # TRL's signature, which differs from transformers' too
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
         """Write README.md with the method, its options and its citation beside the model."""
         if self.is_world_process_zero():
+            directory = Path(str(self.args.output_dir))
             write_model_card(
-                Path(self.args.output_dir) / "README.md",
+                directory / "README.md",
                 self.connected,
-                model_name=model_name or os.path.basename(self.args.output_dir),
+                model_name=model_name or directory.name,
                 dataset_name=dataset_name,
                 tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
                 args=self.args,

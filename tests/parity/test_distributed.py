@@ -1,0 +1,42 @@
+"""One process and several: the same loss and the same gradients, DDP and FSDP2, with and without checkpointing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import paired_batch
+from tests.parity.workers import connected
+
+ROOT = Path(__file__).parents[2]
+CASES = [
+    ("ddp", 2, "sampled", "off"),
+    ("ddp", 2, "both", "reentrant"),
+    ("ddp", 4, "sampled", "off"),  # one rank has a row in the reference language alone
+    ("fsdp2", 2, "sampled", "off"),
+    ("fsdp2", 2, "both", "non-reentrant"),
+]
+
+
+@pytest.mark.parametrize(("kind", "processes", "paths", "checkpointing"), CASES)
+def test_several_processes_equal_one(kind, processes, paths, checkpointing, tmp_path):
+    output = tmp_path / "rank0.pt"
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
+    command += ["-m", "tests.parity.workers", kind, paths, checkpointing, str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    several = torch.load(output)
+    one = connected(paths, checkpointing)
+    loss = one(**paired_batch(), row=torch.arange(4), loss_only=True).loss
+    loss.backward()
+    torch.testing.assert_close(several["loss"], loss.detach(), rtol=1e-5, atol=1e-6)
+    for name, parameter in one.model.named_parameters():
+        expected = parameter.grad
+        scale = expected.abs().max().clamp(min=1e-6)
+        assert (several["gradients"][name] - expected).abs().max() / scale < 1e-5, name

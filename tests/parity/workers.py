@@ -1,0 +1,70 @@
+"""What each of several gloo processes runs; started by test_distributed.py through torch's own launcher."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from cctuning import ConnectedModel, ConnectionConfig
+from tests.conftest import paired_batch, shake, tiny_llama
+
+
+def connected(paths: str, checkpointing: str) -> ConnectedModel:
+    made = ConnectedModel.attach(tiny_llama(), ConnectionConfig(paths=paths))
+    shake(made)
+    made.step, made.total_steps = 1, 3
+    if checkpointing != "off":
+        made.model.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
+    return made.train()
+
+
+def halves(world: int) -> list[dict[str, torch.Tensor]]:
+    """Four rows dealt out so that one rank has English rows alone (the last) where there are four ranks."""
+    batch = paired_batch()
+    parts = []
+    for rows in torch.arange(4).chunk(world):
+        part = {name: batch[name][rows] for name in ("input_ids", "attention_mask", "labels", "reference_index")}
+        for name in ("reference_input_ids", "reference_attention_mask"):
+            part[name] = batch[name]
+        part["row"] = rows
+        parts.append(part)
+    return parts
+
+
+def main(kind: str, paths: str, checkpointing: str, output: str) -> None:
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    rank, world = dist.get_rank(), dist.get_world_size()
+    made = connected(paths, checkpointing)
+    part = halves(world)[rank]
+    counts = {"num_items_in_batch": int((paired_batch()["labels"][:, 1:] != -100).sum()), "num_rows_in_batch": 4}
+    through: torch.nn.Module | None = None
+    if kind == "ddp":
+        through = DistributedDataParallel(made.model)
+    else:
+        for layer in made.model.model.layers:
+            fully_shard(layer)
+        fully_shard(made.model)
+    loss = made(**part, **counts, loss_only=True, through=through).loss * world  # both average over ranks
+    loss.backward()
+    gradients = {}
+    for name, parameter in made.model.named_parameters():
+        gradient = parameter.grad
+        gradients[name] = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+    total = loss.detach() / world
+    dist.all_reduce(total)
+    if rank == 0:
+        torch.save({"loss": total, "gradients": gradients}, output)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads have been seen to hang at interpreter exit, after the work was done

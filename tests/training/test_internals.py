@@ -1,0 +1,54 @@
+"""Members of TRL and transformers that are not public and that we lean on: this says when one of them changes."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from transformers import Trainer
+from transformers.modeling_layers import GradientCheckpointingLayer
+from trl import SFTConfig, SFTTrainer
+
+OVERRIDDEN = {
+    "_prepare_dataset": ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"],
+    "_set_signature_columns_if_needed": ["self"],
+    "_save": ["self", "output_dir", "state_dict"],
+    "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+    "_load_best_model": ["self"],
+    "_issue_warnings_after_load": ["self", "load_result"],
+}
+
+
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_overridden_members_keep_their_signature(name):
+    assert list(inspect.signature(getattr(SFTTrainer, name)).parameters) == OVERRIDDEN[name]
+
+
+def test_members_that_are_read_still_exist():
+    source = inspect.getsource(SFTTrainer) + inspect.getsource(Trainer)
+    for name in ("_metrics", "_total_train_tokens", "_signature_columns", "model_accepts_loss_kwargs"):
+        assert f"self.{name}" in source
+
+
+def test_trl_leaves_the_plain_forward_alone():
+    """SFTTrainer patches `model.forward`; without its keyword the original must run, or hooks and folds would not."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    assert "if not fused_lm_head" in inspect.getsource(add_fused_lm_head)
+
+
+def test_our_options_do_not_clash_with_the_trainers():
+    """One flat name space for flags and YAML keys."""
+    from dataclasses import fields
+
+    from cctuning import CCConfig, ConnectionConfig
+    from cctuning.training.options import RunOptions
+
+    names = [option.name for kind in (RunOptions, ConnectionConfig, CCConfig) for option in fields(kind) if option.init]
+    assert len(names) == len(set(names))
+    assert {option.name for option in fields(SFTConfig)} <= set(names)
+
+
+def test_checkpointed_layers_hold_our_modules():
+    """The connection runs inside the layer that is recomputed; it must be a layer of this kind."""
+    assert "gradient_checkpointing" in inspect.getsource(GradientCheckpointingLayer)
