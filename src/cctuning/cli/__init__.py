@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
+import warnings
 
 VERBS = {
     "train": "fine-tune a model on paired rows: a recipe, and any option as a flag",
     "export": "turn a run into a plain checkpoint or a PEFT LoRA",
     "generate": "answer prompts with a run, a fold, or any model",
     "demo": "the whole method on a small world, from nothing to a table, in minutes",
+}
+
+OF_THE_MACHINE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
 }
 
 
@@ -40,14 +52,26 @@ def main(argv: list[str] | None = None) -> int:
                 + (f" Did you mean {near[0]}?" if near else f" Known: {', '.join(VERBS)}.")
             )
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn at every row
+        if not sys.stderr.isatty() and argv[0] != "demo":
+            os.environ.setdefault("TQDM_DISABLE", "1")  # a log file has no use for progress bars
+        warnings.filterwarnings("ignore", category=FutureWarning)  # between TRL and transformers: nothing to be done
         importlib.import_module(f"cctuning.cli.{argv[0]}").main(argv[1:])
     except UserError as error:
         print(f"cctuning: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\ncctuning: stopped", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # `cctuning generate … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a directory one may not write to, a full disk: no defect of ours
+        if error.errno not in OF_THE_MACHINE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"cctuning: error: {where}{error.strerror}; make room or give leave there, or name another place.",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("\ncctuning: stopped", file=sys.stderr)
+        return 130
     return 0

@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dtype", default="auto", help="dtype of a folded checkpoint: auto (as trained), bfloat16, …")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the base model's own code")
     args = parser.parse_args(argv)
-    from cctuning.model.export import export
+    from cctuning.serving.exporting import export
 
     base = export(args.run, args.format, Path(args.output), dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     print(f"written: {args.output}")

@@ -34,14 +34,20 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", help="with --file: write here and not to stdout")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
     args = parser.parse_args(argv)
-    from cctuning.model.answering import Answerer
     from cctuning.model.loading import load
+    from cctuning.serving.answering import Answerer
 
+    if args.output:
+        _writable(args.output, args.file)
+    if args.bypass and args.reference is not None:
+        raise UserError("--bypass and --reference exclude each other: without the connection, nothing is borrowed.")
+    rows = list(_rows(args.file, args.reference)) if args.file is not None else []
     loaded = load(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
-    if args.reference and loaded.connected is None:
-        raise UserError(
-            f"--reference: {args.model} has no connection (folded or plain); give the run it was trained in."
-        )
+    for name in ("reference", "bypass"):
+        if getattr(args, name) and loaded.connected is None:
+            raise UserError(
+                f"--{name}: {args.model} has no connection (folded or plain); give the run it was trained in."
+            )
     answerer = Answerer(
         loaded,
         chat={"auto": None, "yes": True, "no": False}[args.chat],
@@ -55,7 +61,6 @@ def main(argv: list[str]) -> None:
     if args.prompt is not None:
         print(answerer([args.prompt], [args.reference] if args.reference else None)[0])
         return
-    rows = list(_rows(args.file, args.reference))
     prompts = [row["prompt"] for row in rows]
     references = [row["reference"] for row in rows] if args.reference else None
     answers = answerer(prompts, references, progress=True)
@@ -72,9 +77,20 @@ def main(argv: list[str]) -> None:
         sys.stdout.write(text)
 
 
+def _writable(output: str, file: str | None) -> None:
+    """Refuse before the work is done what would be refused after it."""
+    path = Path(output)
+    if file is None:
+        raise UserError("--output: goes with --file; the answer to a --prompt is printed.")
+    if path.exists():
+        raise UserError(f"--output {output}: exists already; name a file that does not.")
+    if not path.parent.is_dir():
+        raise UserError(f"--output {output}: no directory {path.parent}; make it first.")
+
+
 def _rows(path: str, reference: str | None) -> Iterator[dict[str, Any]]:
     from cctuning.data import Source, load_rows
 
     columns = {"reference": reference} if reference else {}
-    dataset, _ = load_rows([Source(path, lang="und", columns=columns)], require_reference=bool(reference))
+    dataset, _ = load_rows([Source(path, lang="und", columns=columns)], require_reference=False)
     yield from dataset

@@ -27,9 +27,9 @@ from cctuning.lab.base import BaseConfig, build_base
 from cctuning.lab.cldr import ENGLISH, World, build_world
 from cctuning.lab.scoring import majority, paired_bootstrap, wilson
 from cctuning.model.adapter import write_atomically
-from cctuning.model.answering import Answerer
-from cctuning.model.export import export
 from cctuning.model.loading import RUN_FILE, Loaded, load
+from cctuning.serving.answering import Answerer
+from cctuning.serving.exporting import export
 from cctuning.training import CCConfig
 from cctuning.training.options import RunOptions
 from cctuning.training.run import resolved, train

@@ -120,7 +120,9 @@ class ConnectedModel(nn.Module):
         if hasattr(site.layer, ATTRIBUTE):
             raise UserError(f"{site.name} is connected already; unload() the first connection, or use its model.")
         weight = next(p for p in site.layer.parameters() if p.is_floating_point())
-        site.layer.add_module(ATTRIBUTE, connection.to(device=weight.device, dtype=weight.dtype))
+        # At least fp32, as PEFT keeps a LoRA: in bf16 a step of 2e-4 is lost beside a bias of -2.
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        site.layer.add_module(ATTRIBUTE, connection.to(device=weight.device, dtype=dtype))
 
     def _watch(self) -> None:
         base = unwrap(self.model)

@@ -6,7 +6,6 @@ the weights is in fold.py and lora.py; this room decides whether they may.
 
 from __future__ import annotations
 
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,6 @@ from transformers import PreTrainedModel
 from cctuning.connection import ConnectionConfig, delta_matrix
 from cctuning.errors import UserError
 from cctuning.model.fold import check_foldable, fold_projection
-from cctuning.model.loading import Loaded, load
 from cctuning.model.lora import write_lora
 from cctuning.model.sites import find_sites, unwrap
 
@@ -70,59 +68,6 @@ def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | 
     name = base_name if base_name is not None else unwrap(connected.model).config.name_or_path
     with connected.disable_adapter():
         write_lora(connected.model, transforms, Path(directory), base_name=name or None)
-
-
-def export(
-    path: str, format: str, directory: Path, *, dtype: str = "auto", trust_remote_code: bool = False
-) -> str | None:
-    """Write what `path` (a run or a checkpoint of one) becomes: everything a server needs, whole or not at all.
-
-    Args:
-        path: as in `loading.load`.
-        format: `fold` (a plain checkpoint) or `lora` (a PEFT LoRA for the untouched base).
-        directory: to write; must not exist.
-        dtype: of a folded checkpoint; `auto` keeps that of the trained weights.
-
-    Returns:
-        For `lora`, the base model that it belongs to.
-
-    Raises:
-        UserError: `directory` exists, or the model cannot be exported so.
-    """
-    if directory.exists():
-        raise UserError(f"--output {directory}: exists already; name a directory that does not.")
-    loaded = load(path, trust_remote_code=trust_remote_code)
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    name = unwrap(loaded.model).config.name_or_path
-    try:
-        if format == "lora":
-            if loaded.connected is not None:
-                loaded.connected.export_lora(partial)
-            elif isinstance(loaded.model, PeftModel):
-                loaded.model.save_pretrained(partial)
-            else:
-                raise UserError(f"{path}: neither connection nor LoRA in it; nothing to export as one.")
-        else:
-            model = _plain(loaded)
-            if dtype != "auto":
-                if not isinstance(getattr(torch, dtype, None), torch.dtype):
-                    raise UserError(f"--dtype: {dtype!r} is not one; expected auto, float32, bfloat16 or float16.")
-                model = model.to(getattr(torch, dtype))  # after folding, which is done in fp32
-            model.save_pretrained(partial)
-        loaded.tokenizer.save_pretrained(partial)
-        partial.rename(directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return name if format == "lora" else None
-
-
-def _plain(loaded: Loaded) -> PreTrainedModel:
-    if loaded.connected is not None:
-        return loaded.connected.merge_and_unload()
-    if isinstance(loaded.model, PeftModel):
-        return loaded.model.merge_and_unload()
-    return loaded.model
 
 
 def _transforms(connected: ConnectedModel, what: str) -> dict[int, nn.Module]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cctuning.errors import UserError
@@ -20,6 +21,9 @@ from cctuning.model.connected import ConnectedModel
 
 RUN_FILE = "run.json"
 MODEL_FOLDER = "model"
+LORA_CONFIG = "adapter_config.json"
+# What libraries raise for files that are missing, damaged, of another model, or in need of a package not installed.
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError)
 
 
 @dataclass
@@ -31,38 +35,68 @@ class Loaded:
         connected: the connected model, or None for a model without a connection.
         tokenizer: of the model.
         run: the record of the training run it came from, if it came from one.
+        base: name or path of the model it was trained from, where that is known.
     """
 
     model: PreTrainedModel
     connected: ConnectedModel | None
     tokenizer: PreTrainedTokenizerBase
     run: dict[str, Any]
+    base: str | None = None
 
 
 def resolve(path: str) -> tuple[str, dict[str, Any]]:
-    """Where the weights of `path` are, and the run's record if it is a run directory.
+    """Where the weights of `path` are, and the record of the run that they belong to, if to one.
 
     Raises:
         UserError: a run that has not finished, or a local path that holds no model.
     """
     folder = Path(path)
-    record = folder / RUN_FILE
-    if record.is_file():
-        try:
-            run = json.loads(record.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{record}: not valid JSON ({error}); the run directory is damaged.") from error
+    if (folder / RUN_FILE).is_file():
+        run = read_record(folder)
         if run.get("status") != "finished" or not (folder / MODEL_FOLDER).is_dir():
             raise UserError(
                 f"{path}: the run has not finished (status {run.get('status')!r}); continue it with cctuning train "
                 "--config … --resume_from_checkpoint true, or name one of its checkpoint-… folders."
             )
         return str(folder / MODEL_FOLDER), run
-    if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
-        raise UserError(f"{path}: no run.json, config.json or adapter_config.json there; expected a run or a model.")
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", LORA_CONFIG)):
+        raise UserError(f"{path}: no {RUN_FILE}, config.json or {LORA_CONFIG} there; expected a run or a model.")
+    if folder.is_file():
+        raise UserError(f"{path}: a file; expected a run, a model directory, or a hub name like org/name.")
     if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise UserError(f"{path}: no such directory; expected a run, a model directory, or a hub name like org/name.")
-    return path, {}
+    inside_run = folder.name == MODEL_FOLDER or folder.name.startswith("checkpoint-")
+    return path, read_record(folder.parent) if inside_run and (folder.parent / RUN_FILE).is_file() else {}
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """The record of a run directory; `UserError` where it is damaged."""
+    return _read_json(run / RUN_FILE, "the run directory is damaged")
+
+
+def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): {otherwise}; copy it again, or name another.") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: expected an object, found {type(record).__name__}: {otherwise}; copy it again.")
+    return record
+
+
+def torch_dtype(name: str) -> torch.dtype | None:
+    """The dtype of that name, None for `auto`.
+
+    Raises:
+        UserError: there is none, or weights cannot have it.
+    """
+    dtype = getattr(torch, name, None)
+    if name == "auto":
+        return None
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UserError(f"dtype: {name!r} is not one for weights; expected auto, float32, bfloat16 or float16.")
+    return dtype
 
 
 def load_base(
@@ -81,22 +115,30 @@ def load_base(
         revision, trust_remote_code, attn_implementation: as in transformers.
 
     Raises:
-        UserError: it cannot be found or is not a causal LM; the message is the library's, on one line.
+        UserError: it cannot be found, is not a causal LM or lacks weights; where the library says why, in its words.
     """
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise UserError(f"dtype: {dtype!r} is not one; expected auto, float32, bfloat16 or float16.")
+    kind = torch_dtype(dtype)
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-        return AutoModelForCausalLM.from_pretrained(
+        loader: Any = AutoModelForCausalLM
+        model, info = loader.from_pretrained(
             name,
             config=config,
             revision=revision,
-            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            dtype=kind or "auto",
             trust_remote_code=trust_remote_code,
             attn_implementation=attn_implementation,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except LOADING_ERRORS as error:
         raise UserError(f"model {name!r}: cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would start them at random and go on
+        raise UserError(
+            f"model {name!r}: {len(missing)} of its weights are not there (first: {missing[0]}): not a causal LM's "
+            "checkpoint, or half of one; copy it again, or name another."
+        )
+    return model
 
 
 def load_tokenizer(
@@ -105,7 +147,7 @@ def load_tokenizer(
     """The tokenizer of `name`; `UserError` where it has none."""
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except LOADING_ERRORS as error:
         raise UserError(f"tokenizer of {name!r}: cannot be loaded: {_first_line(error)}") from error
 
 
@@ -117,19 +159,33 @@ def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> 
     """
     where, run = resolve(path)
     folder = Path(where)
-    lora = folder / "adapter_config.json"
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
-    if lora.is_file():
-        base = json.loads(lora.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        model: Any = PeftModel.from_pretrained(load_base(base, **options), where)
+    base: str | None = run.get("model")
+    if (folder / LORA_CONFIG).is_file():
+        base = _read_json(folder / LORA_CONFIG, "not an adapter's config").get("base_model_name_or_path") or base
+        if base is None:
+            raise UserError(f"{folder / LORA_CONFIG}: base_model_name_or_path: missing; name the base model there.")
+        model = _with_lora(load_base(base, **options), folder, base)
     else:
         model = load_base(where, **options)
     connected = None
     if (folder / adapter.CONFIG_FILE).is_file():
+        base = base or adapter.read_config(folder)["base"].get("name_or_path") or None
         connected = ConnectedModel.from_pretrained(model, where)
-    tokenizer = load_tokenizer(where, trust_remote_code=trust_remote_code)
+    own = base is None or not folder.is_dir() or (folder / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(where if own else str(base), trust_remote_code=trust_remote_code)
     (connected or model).eval()
-    return Loaded(model, connected, tokenizer, run)
+    return Loaded(model, connected, tokenizer, run, base)
+
+
+def _with_lora(model: PreTrainedModel, folder: Path, base: str) -> Any:
+    try:
+        return PeftModel.from_pretrained(model, str(folder))
+    except LOADING_ERRORS as error:
+        raise UserError(
+            f"{folder}: its LoRA cannot be laid on {base!r}, which {LORA_CONFIG} names as its base: "
+            f"{_first_line(error)} Half-written, or made for another model: copy it again, or mend that name."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

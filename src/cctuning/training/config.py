@@ -46,8 +46,10 @@ class CCConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
-        if self.bf16 is None and not torch.accelerator.is_available():
-            self.bf16 = False
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # nothing to pin for, and a warning a run
+            if self.bf16 is None:
+                self.bf16 = False
         super().__post_init__()
         if self.packing or self.padding_free:
             raise UserError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from cctuning.errors import UserError
 
@@ -23,11 +22,13 @@ class RunOptions:
         },
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, flash_attention_2, eager, ..."})
-    data: Any = field(
+    data: list[str] = field(  # the type that the command line reads; a recipe may also hold mappings
         default_factory=list,
-        metadata={"help": "Training rows: files, directories or hub names; in YAML also mappings (path, lang, ...)."},
+        metadata={
+            "help": "Training rows: files, directories or hub names; in YAML also mappings (path, lang, ...).",
+        },
     )
-    eval_data: Any = field(default_factory=list, metadata={"help": "Rows for the evaluation loss, likewise."})
+    eval_data: list[str] = field(default_factory=list, metadata={"help": "Rows for the evaluation loss, likewise."})
     tune: str = field(
         default="full",
         metadata={

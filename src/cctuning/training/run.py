@@ -12,39 +12,51 @@ The directory is claimed when training starts and `status` is `running` until th
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
 import shutil
 import sys
 import time
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import transformers
-import yaml
+import pyarrow.compute as pc
+import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy
 
 from cctuning.connection import ConnectionConfig
 from cctuning.data import LoadReport, Source, load_rows
 from cctuning.errors import UserError
 from cctuning.model.adapter import write_atomically
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, load_base, load_tokenizer
+from cctuning.model.sites import unwrap
 from cctuning.training.config import CCConfig
+from cctuning.training.directory import (
+    METRICS_FILE,
+    MetricsFile,
+    RunLog,
+    changes,
+    claim,
+    keep_metrics,
+    resolved,
+    write_record,
+)
 from cctuning.training.options import RunOptions
 from cctuning.training.trainer import CCTrainer
 
+logger = logging.getLogger(__name__)
 PACKAGES = ("cc-tuning", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 
 
 def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> CCTrainer:
     """Train as the options say and write the run directory `args.output_dir`.
+
+    Everything that can be found wrong before the first step is, before anything is written.
 
     Raises:
         UserError: bad options or rows, a directory that holds another run, a loss that is not finite.
@@ -53,9 +65,73 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
         raise UserError("model: missing; name the base model in the recipe or with --model.")
     if not options.data:
         raise UserError("data: missing; name the training rows in the recipe or with --data.")
+    if args.eval_strategy != "no" and not options.eval_data:
+        raise UserError(
+            f"eval_strategy: {IntervalStrategy(args.eval_strategy).value} needs eval_data; name rows, or leave it out."
+        )
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise UserError(f"{name}: expected at least 1, got {getattr(args, name)}.")
     directory, checkpoint = claim(args)
+    new = not directory.exists()
+    with RunLog(logger) as log:
+        try:
+            trainer, record = prepare(options, connection, args, directory)
+        except BaseException:
+            if new and directory.is_dir() and not any(directory.iterdir()):
+                directory.rmdir()  # the trainer made it
+            raise
+        log.notes += [*changes(directory, options, connection, args, record)] if checkpoint else []
+        record |= {"checkpoint": checkpoint, "notes": log.notes}
+        directory.mkdir(parents=True, exist_ok=True)
+        if trainer.is_world_process_zero():
+            log.write_to(directory / "train.log")
+            keep_metrics(directory / METRICS_FILE, checkpoint)
+            write_record(directory, record)
+            write_atomically(directory / "config.yaml", resolved(options, connection, args))
+            for note in log.notes:
+                print(f"note: {note}", flush=True)
+        started = time.time()
+        try:
+            run_steps(trainer, checkpoint)
+        except UserError as error:
+            if trainer.is_world_process_zero():
+                write_record(directory, record | {"status": "stopped", "error": str(error)})
+            raise
+        finish(trainer, directory)
+        record |= {
+            "status": "finished",
+            "steps": trainer.state.global_step,
+            "seconds": round(time.time() - started, 1),
+        }
+        if trainer.fit is not None:
+            record["transform_fit"] = {key: value for key, value in asdict(trainer.fit).items() if key != "matrix"}
+        if trainer.is_world_process_zero():
+            write_record(directory, record)
+    return trainer
+
+
+def run_steps(trainer: CCTrainer, checkpoint: str | None) -> None:
+    """Train; what only the first step can show to be impossible is a `UserError`."""
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "out of memory on the accelerator: lower per_device_train_batch_size (and raise "
+            "gradient_accumulation_steps) or max_length, or use tune: lora."
+        ) from error
+    except ImportError as error:  # an optimiser of a package that is not installed
+        raise UserError(f"options: {error}") from error
+
+
+def prepare(
+    options: RunOptions, connection: ConnectionConfig, args: CCConfig, directory: Path
+) -> tuple[CCTrainer, dict[str, Any]]:
+    """The trainer, ready to run, and the record of what it runs on."""
     rows, report = read(options.data, args, connection)
     eval_rows, eval_report = read(options.eval_data, args, connection) if options.eval_data else (None, None)
+    for note in [*report.notes, *(eval_report.notes if eval_report else [])]:
+        logger.warning(note)
     tokenizer = load_tokenizer(
         options.tokenizer or options.model, revision=options.revision, trust_remote_code=args.trust_remote_code
     )
@@ -68,7 +144,26 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     )
     if options.tune == "connection":
         model.requires_grad_(False)
-    record = {
+    try:
+        trainer = CCTrainer(
+            model=model,
+            args=args,
+            connection_config=connection,
+            train_dataset=rows,
+            eval_dataset=eval_rows,
+            processing_class=tokenizer,
+            peft_config=lora(options),
+            callbacks=[MetricsFile(directory / METRICS_FILE)],
+        )
+    except UserError:
+        raise
+    except (ValueError, ImportError, RuntimeError, OSError) as error:  # how TRL, PEFT and report_to refuse options
+        raise UserError(f"options: {error}") from error
+    check_sizes(trainer)
+    left_out = len(report.skipped) + (len(eval_report.skipped) if eval_report else 0) + len(trainer.skipped)
+    if left_out:
+        logger.warning(f"{left_out} rows left out (bad_rows: skip); {RUN_FILE} lists them.")
+    return trainer, {
         "status": "running",
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": sys.version.split()[0], "platform": platform.platform()},
@@ -77,67 +172,31 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
         "reference_language": args.reference_language,
         "data": report.as_dict(),
         "eval_data": eval_report.as_dict() if eval_report else None,
-        "checkpoint": checkpoint,
+        "skipped_in_tokenisation": [f"{origin}: {reason}" for origin, reason in trainer.skipped],
+        "chat": trainer.chat,
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    write_record(directory, record)
-    write_atomically(directory / "config.yaml", resolved(options, connection, args))
-    with_log(directory / "train.log")
-    trainer = CCTrainer(
-        model=model,
-        args=args,
-        connection_config=connection,
-        train_dataset=rows,
-        eval_dataset=eval_rows,
-        processing_class=tokenizer,
-        peft_config=lora(options),
-        callbacks=[MetricsFile(directory / "metrics.jsonl")],
-    )
-    record["skipped_in_tokenisation"] = [f"{origin}: {reason}" for origin, reason in trainer.skipped]
-    record["chat"] = trainer.chat
-    write_record(directory, record)
-    started = time.time()
-    trainer.train(resume_from_checkpoint=checkpoint)
-    finish(trainer, directory)
-    record |= {"status": "finished", "steps": trainer.state.global_step, "seconds": round(time.time() - started, 1)}
-    if trainer.fit is not None:
-        record["transform_fit"] = {key: value for key, value in asdict(trainer.fit).items() if key != "matrix"}
-    write_record(directory, record)
-    return trainer
 
 
-def claim(args: CCConfig) -> tuple[Path, str | None]:
-    """The run directory, checked, and the checkpoint to resume from (None: start anew).
-
-    Raises:
-        UserError: the directory holds a finished run, or one that was cut off and is not to be resumed.
-    """
-    directory = Path(args.output_dir)
-    resume = args.resume_from_checkpoint
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"output_dir: {directory} is a file; name a directory.")
-    record = directory / RUN_FILE
-    if not record.is_file():
-        if directory.is_dir() and any(directory.iterdir()):
-            raise UserError(f"output_dir: {directory} is not empty and holds no run; name another, or empty it.")
-        if resume:
-            raise UserError(f"resume_from_checkpoint: {directory} holds no run to resume; leave the option out.")
-        return directory, None
-    status = json.loads(record.read_text(encoding="utf-8")).get("status")
-    if status == "finished":
-        raise UserError(f"output_dir: {directory} holds a finished run; name another, or remove it yourself.")
-    if not resume or str(resume).lower() == "false":
-        raise UserError(
-            f"output_dir: {directory} holds a run that was cut off; add --resume_from_checkpoint true to continue it, "
-            "or name another directory."
-        )
-    if str(resume).lower() != "true":
-        if not Path(resume).is_dir():
+def check_sizes(trainer: CCTrainer) -> None:
+    """Raise `UserError` where a row has a token or a length that the model has no place for."""
+    model = unwrap(trainer.model)
+    embedding: Any = model.get_input_embeddings()
+    vocabulary = embedding.weight.shape[0]
+    rows: Any = trainer.train_dataset
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for column in ("input_ids", "reference_input_ids"):
+        ids = rows.data.column(column)
+        largest, longest = pc.max(pc.list_flatten(ids)).as_py(), pc.max(pc.list_value_length(ids)).as_py()
+        if largest is not None and largest >= vocabulary:
             raise UserError(
-                f"resume_from_checkpoint: {resume}: no such directory; give true, or a checkpoint-… folder."
+                f"tokenizer: token {largest} is beyond the model's vocabulary of {vocabulary}; use the model's own."
             )
-        return directory, str(resume)
-    return directory, get_last_checkpoint(str(directory))  # None where it was cut off before the first checkpoint
+        if positions is not None and longest > positions:
+            option = "max_length" if column == "input_ids" else "max_reference_length"
+            raise UserError(
+                f"{option}: a row has {longest} tokens, and the model has {positions} positions; set {option} to at "
+                f"most {positions}" + ("." if column == "input_ids" else " and shorten or skip such rows.")
+            )
 
 
 def read(data: list[Any], args: CCConfig, connection: ConnectionConfig) -> tuple[Dataset, LoadReport]:
@@ -167,34 +226,6 @@ def lora(options: RunOptions) -> LoraConfig | None:
     )
 
 
-def resolved(*parts: Any) -> str:
-    """The options as YAML: those that differ from their defaults, in the order they are declared."""
-    options: dict[str, Any] = {}
-    for part in parts:
-        for option in fields(part):
-            value = getattr(part, option.name)
-            default = option.default_factory() if option.default_factory is not MISSING else option.default
-            plain = (
-                value.value if hasattr(value, "value") and not isinstance(value, (str, bool, int, float)) else value
-            )
-            if option.init and value != default and _writable(plain):
-                options[option.name] = plain
-    options.pop("resume_from_checkpoint", None)
-    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
-
-
-def _writable(value: Any) -> bool:
-    try:
-        yaml.safe_dump(value)
-    except yaml.YAMLError:
-        return False
-    return True
-
-
-def write_record(directory: Path, record: dict[str, Any]) -> None:
-    write_atomically(directory / RUN_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-
-
 def finish(trainer: CCTrainer, directory: Path) -> None:
     """Write RUN/model whole or not at all."""
     partial = directory / f".{MODEL_FOLDER}.partial"
@@ -206,25 +237,5 @@ def finish(trainer: CCTrainer, directory: Path) -> None:
         (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
         trainer.create_model_card(model_name=directory.name)
         os.replace(directory / "README.md", partial / "README.md")
+        shutil.rmtree(directory / MODEL_FOLDER, ignore_errors=True)  # of a run cut off before it was called finished
         os.replace(partial, directory / MODEL_FOLDER)
-
-
-def with_log(path: Path) -> None:
-    """Copy what transformers, TRL, PEFT and we log to `path`."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    transformers.utils.logging.add_handler(handler)
-    for name in ("trl", "peft", "accelerate", "datasets", "cctuning"):
-        logging.getLogger(name).addHandler(handler)
-
-
-class MetricsFile(TrainerCallback):
-    """One JSON line a log step."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and logs:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")

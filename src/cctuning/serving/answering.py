@@ -1,0 +1,154 @@
+"""Prompts in, answers out, in batches: what `cctuning generate` and the demo's evaluation run on.
+
+Prompts are rendered and tokenised by the `Encoder` that training uses, so a model sees at inference what it saw then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from cctuning.data import Encoder
+from cctuning.errors import UserError
+from cctuning.model.loading import Loaded
+from cctuning.model.sites import unwrap
+from cctuning.serving.stops import stop_text, stop_tokens
+
+Text = str | list[dict[str, str]]
+
+
+def encoder_of(loaded: Loaded, chat: bool | None = None) -> Encoder:
+    """The encoder that a model's prompts go through.
+
+    Args:
+        loaded: model and tokenizer.
+        chat: render prompts with the chat template; None: as in training, or, where that is not known, if the
+            tokenizer has a template.
+    """
+    if chat is None:
+        trained = loaded.run.get("chat")
+        chat = trained if trained is not None else loaded.tokenizer.chat_template is not None
+    return Encoder(loaded.tokenizer, chat=chat, eos=False)
+
+
+class Answerer:
+    """Generate answers with a loaded model; greedy unless a temperature is given."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        chat: bool | None = None,
+        system: str | None = None,
+        bypass: bool = False,
+        batch_size: int = 8,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            loaded: model and tokenizer.
+            chat: as in `encoder_of`.
+            system: a system message for prompts that have none of their own.
+            bypass: run without the connection's transform.
+            batch_size, max_new_tokens, temperature, seed: of the generation.
+
+        Raises:
+            UserError: an option out of range, or a tokenizer that lacks what an option needs.
+        """
+        for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+            if value < 1:
+                raise UserError(f"{name}: expected at least 1, got {value}.")
+        if temperature < 0:
+            raise UserError(f"temperature: expected 0 (greedy) or more, got {temperature}.")
+        self.loaded, self.system, self.bypass, self.batch_size = loaded, system, bypass, batch_size
+        self.tokenizer = loaded.tokenizer
+        if chat and self.tokenizer.chat_template is None:
+            raise UserError("--chat yes: the tokenizer has no chat template; use --chat no, or set one when training.")
+        self.encoder = encoder_of(loaded, chat)
+        self.chat = self.encoder.chat
+        if system and not self.chat:
+            raise UserError("--system: a system message needs the chat template, which is off; leave the option out.")
+        pad = self.tokenizer.pad_token_id
+        base = unwrap(loaded.model)
+        self.positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+        stops = stop_tokens(self.encoder, base)
+        self.pad = pad if isinstance(pad, int) else stops[0] if stops else 0  # masked out: any id will do
+        self.stop_text = stop_text(self.encoder)
+        self.options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "pad_token_id": self.pad}
+        if stops:
+            self.options["eos_token_id"] = stops
+        if self.stop_text is not None:
+            self.options |= {"stop_strings": [self.stop_text], "tokenizer": self.tokenizer}
+        self.options |= {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        torch.manual_seed(seed)
+
+    def prompt_ids(self, prompt: Text) -> list[int]:
+        """Ids of one prompt (or reference), exactly as in training, with the system message if there is one."""
+        if self.system:
+            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            if messages[0]["role"] != "system":
+                prompt = [{"role": "system", "content": self.system}, *messages]
+        ids = self.encoder.prompt_ids(prompt)
+        if not ids:
+            raise UserError(f"prompt {prompt!r}: the tokenizer makes no token of it; give some text.")
+        if self.positions is not None and len(ids) >= self.positions:
+            raise UserError(
+                f"prompt {str(prompt)[:40]!r}…: {len(ids)} tokens, and the model has {self.positions} positions; "
+                "shorten it."
+            )
+        return ids
+
+    def encode(self, prompts: Sequence[Text]) -> tuple[Tensor, Tensor]:
+        """Left-padded ids and mask (B, T) of the prompts."""
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        width = max(len(one) for one in ids)
+        tokens = torch.tensor([[self.pad] * (width - len(one)) + one for one in ids])
+        mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in ids])
+        device = self.loaded.model.device
+        return tokens.to(device), mask.to(device)
+
+    def __call__(
+        self, prompts: Sequence[Text], references: Sequence[Text | None] | None = None, progress: bool = False
+    ) -> list[str]:
+        """Answers to `prompts`, in their order; rows with a reference run over the live connection."""
+        order = sorted(range(len(prompts)), key=lambda i: -len(str(prompts[i])))  # like lengths together
+        answers = [""] * len(prompts)
+        starts = range(0, len(order), self.batch_size)
+        for start in tqdm(starts, desc="Generating", disable=not progress, unit="batch"):
+            rows = order[start : start + self.batch_size]
+            texts = self._batch([prompts[i] for i in rows], [references[i] for i in rows] if references else None)
+            for row, text in zip(rows, texts, strict=True):
+                answers[row] = text
+        return answers
+
+    @torch.no_grad()
+    def _batch(self, prompts: list[Text], references: list[Text | None] | None) -> list[str]:
+        ids, mask = self.encode(prompts)
+        connected, options = self.loaded.connected, dict(self.options)
+        if self.positions is not None:
+            options["max_new_tokens"] = min(options["max_new_tokens"], self.positions - ids.shape[1])
+        if connected is None:
+            model: Any = self.loaded.model
+            tokens = model.generate(input_ids=ids, attention_mask=mask, **options)
+        else:
+            if references and any(reference is not None for reference in references):
+                given = [reference for reference in references if reference is not None]
+                index = torch.tensor([-1 if reference is None else 0 for reference in references])
+                index[index >= 0] = torch.arange(len(given))
+                reference_ids, reference_mask = self.encode(given)
+                options |= {
+                    "reference_input_ids": reference_ids,
+                    "reference_attention_mask": reference_mask,
+                    "reference_index": index.to(ids.device),
+                }
+            with connected.disable_adapter() if self.bypass else nullcontext():
+                tokens = connected.generate(ids, mask, **options)
+        texts = self.tokenizer.batch_decode(tokens[:, ids.shape[1] :], skip_special_tokens=True)
+        return [(text.partition(self.stop_text)[0] if self.stop_text else text).strip() for text in texts]

@@ -1,0 +1,198 @@
+"""The run directory as files: who may write in it, where it can be continued, what is kept of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
+from enum import Enum
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+from cctuning.connection import ConnectionConfig
+from cctuning.errors import UserError
+from cctuning.model.adapter import write_atomically
+from cctuning.model.loading import RUN_FILE, read_record
+from cctuning.training.config import CCConfig
+from cctuning.training.options import RunOptions
+
+METRICS_FILE = "metrics.jsonl"
+# Options that decide which weights a checkpoint holds.
+SHAPING = {"model", "tune", "lora_rank", "lora_target_modules", "layers", "optim"}
+SHAPING |= {"connection", "decision", "decision_rank", "transform", "transform_rank"}
+
+
+def claim(args: CCConfig) -> tuple[Path, str | None]:
+    """The run directory, checked, and the checkpoint to resume from (None: start anew).
+
+    Raises:
+        UserError: the directory holds a finished run, or one that was cut off and is not to be resumed.
+    """
+    directory = Path(str(args.output_dir))
+    resume = args.resume_from_checkpoint
+    resume = None if resume is None or str(resume).lower() == "false" else str(resume)
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"output_dir: {directory} is a file; name a directory.")
+    if not (directory / RUN_FILE).is_file():
+        if directory.is_dir() and any(directory.iterdir()):
+            raise UserError(f"output_dir: {directory} is not empty and holds no run; name another, or empty it.")
+        if resume:
+            raise UserError(f"resume_from_checkpoint: {directory} holds no run to resume; leave the option out.")
+        return directory, None
+    if read_record(directory).get("status") == "finished":
+        raise UserError(f"output_dir: {directory} holds a finished run; name another, or remove it yourself.")
+    if not resume:
+        raise UserError(
+            f"output_dir: {directory} holds a run that was cut off; add --resume_from_checkpoint true to continue it, "
+            "or name another directory."
+        )
+    if resume.lower() == "true":
+        return directory, last_checkpoint(directory)  # None where it was cut off before the first checkpoint
+    if not is_complete(Path(resume)):
+        raise UserError(
+            f"resume_from_checkpoint: {resume}: no such directory, or half of a checkpoint; give true, or a whole "
+            "checkpoint-… folder."
+        )
+    return directory, resume
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end: the trainer's state is what transformers writes last."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def last_checkpoint(directory: Path) -> str | None:
+    """The newest whole checkpoint of a run."""
+    whole = [path for path in directory.glob("checkpoint-*") if path.name[11:].isdigit() and is_complete(path)]
+    return str(max(whole, key=lambda path: int(path.name[11:]))) if whole else None
+
+
+def keep_metrics(path: Path, checkpoint: str | None) -> None:
+    """Leave in `path` the lines up to `checkpoint`: what came after it will come again."""
+    if not path.is_file():
+        return
+    step = -1
+    if checkpoint:
+        step = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue  # half a line, cut off with the run
+    write_atomically(path, "".join(kept))
+
+
+def changes(
+    directory: Path, options: RunOptions, connection: ConnectionConfig, args: CCConfig, record: dict[str, Any]
+) -> Iterator[str]:
+    """What is not as it was when the run to be resumed was started: it will not end as it would have.
+
+    Raises:
+        UserError: what a checkpoint holds would not fit.
+    """
+    config = directory / "config.yaml"
+    before = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
+    now = yaml.safe_load(resolved(options, connection, args))
+    if isinstance(before, dict) and before != now:
+        names = sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
+        shaping = [name for name in names if name in SHAPING]
+        if shaping:
+            raise UserError(
+                f"resume_from_checkpoint: {config} has another {', '.join(shaping)}: its checkpoints would not fit; "
+                "resume with the options it was started with, or name another output_dir."
+            )
+        yield f"resumed with other options than the run was started with: {', '.join(names)}."
+    data = [(part["path"], part["fingerprints"]) for part in record["data"]["sources"]]
+    old = read_record(directory).get("data") or {}
+    if [(part["path"], part["fingerprints"]) for part in old.get("sources", [])] != data:
+        yield "resumed on other rows than the run was started on."
+
+
+def resolved(*parts: Any) -> str:
+    """The options as YAML: those that differ from their defaults, in the order they are declared."""
+    options: dict[str, Any] = {}
+    for part in parts:
+        for option in fields(part):
+            value = getattr(part, option.name)
+            default = option.default_factory() if option.default_factory is not MISSING else option.default
+            plain = value.value if isinstance(value, Enum) else value
+            if option.init and value != default and _writable(plain):
+                options[option.name] = plain
+    options.pop("resume_from_checkpoint", None)
+    if "activation_checkpointing" in options:
+        options.pop("gradient_checkpointing", None)  # its old name, which the library fills in and warns of
+    return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
+
+
+def _writable(value: Any) -> bool:
+    try:
+        yaml.safe_dump(value)
+    except yaml.YAMLError:
+        return False
+    return True
+
+
+def write_record(directory: Path, record: dict[str, Any]) -> None:
+    write_atomically(directory / RUN_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+class RunLog:
+    """What libraries and we log within, kept until there is a file for it; `notes` is what `logger` itself says."""
+
+    LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "cctuning")
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self.logger = logger
+        self.kept = MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+        self.notes: list[str] = []
+
+    def __enter__(self) -> RunLog:
+        for name in self.LIBRARIES:
+            logging.getLogger(name).addHandler(self.kept)
+        self.logger.addFilter(self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.logger.removeFilter(self._note)
+        for name in self.LIBRARIES:
+            logging.getLogger(name).removeHandler(self.kept)
+        file = self.kept.target
+        self.kept.close()
+        if file is not None:
+            file.close()
+
+    def _note(self, record: logging.LogRecord) -> bool:
+        self.notes.append(record.getMessage())
+        return True
+
+    def write_to(self, path: Path) -> None:
+        """From here on, and what was kept so far: to `path`, each line when it is said."""
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.kept.setTarget(file)
+        self.kept.flushLevel = logging.NOTSET
+        self.kept.flush()
+
+
+class MetricsFile(TrainerCallback):
+    """One JSON line a log step."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
