@@ -59,8 +59,8 @@ def same_weights(one, other):
 
 
 def logged(run):
-    """The steps' metrics; `num_tokens` counts from 0 again after resuming (training/trainer.py)."""
-    return [{key: line[key] for key in line if key != "num_tokens"} for line in metrics(run) if "loss" in line]
+    """The steps' metrics."""
+    return [line for line in metrics(run) if "loss" in line]
 
 
 def test_a_run_says_all_that_is_needed_to_repeat_it(tmp_path, recipe, data, capsys):
@@ -285,3 +285,16 @@ def test_a_finished_run_is_not_overwritten(tmp_path, recipe, capsys):
     said = refused(capsys, "train", "--config", recipe, "--output_dir", tmp_path / "mine" / "notes.txt")
     assert "is a file" in said
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_second_recipe_overrides_the_first_and_flags_override_both(tmp_path):
+    from cctuning import CCConfig, ConnectionConfig
+    from cctuning.cli.options import parse
+    from cctuning.training.options import RunOptions
+
+    first, second = tmp_path / "model.yaml", tmp_path / "method.yaml"
+    first.write_text("model: m\ntransform_rank: 4\nscope: response\noutput_dir: out\n")
+    second.write_text("transform_rank: 8\nscope: all\n")
+    flags = ["--config", str(first), "--config", str(second), "--transform_rank", "16"]
+    options, connection, args = parse("t", "", (RunOptions, ConnectionConfig, CCConfig), flags)
+    assert (options.model, connection.transform_rank, connection.scope, args.output_dir) == ("m", 16, "all", "out")

@@ -35,20 +35,28 @@ class Plain(argparse.ArgumentParser):
 
 
 def parse(prog: str, description: str, kinds: Sequence[type], argv: list[str]) -> tuple[Any, ...]:
-    """Instances of the dataclasses `kinds` from `argv`, where `--config FILE` names a recipe.
+    """Instances of the dataclasses `kinds` from `argv`, where `--config FILE` names a recipe; of several, a later one
+    overrides the keys it shares with an earlier one, and flags override all.
 
     Raises:
         UserError: unreadable recipe, unknown key or flag, or a value its option cannot take.
     """
     types: list[Any] = list(kinds)
     parser = Parser(types, prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--config", help="Recipe: a YAML file whose keys are the options below.")
+    parser.add_argument(
+        "--config",
+        help="Recipe: a YAML file whose keys are the options below. May be given more than once; later ones override.",
+    )
     known = {option.name: option for kind in kinds for option in fields(kind) if option.init}
     hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items() if name in known}
-    path, argv = _config(argv)
+    paths, argv = _configs(argv)
     choices = {name: option.metadata["choices"] for name, option in known.items() if "choices" in option.metadata}
-    recipe = read_recipe(path, hints, choices, MAPPINGS) if path is not None else {}
-    env = recipe.pop("env", {})
+    recipe: dict[str, Any] = {}
+    env: dict[str, Any] = {}
+    for path in paths:
+        layer = read_recipe(path, hints, choices, MAPPINGS)
+        env |= layer.pop("env", {})
+        recipe |= layer
     for flag in argv:
         name = _name(flag)
         if flag.startswith("--") and name not in known and name.removeprefix("no_") not in known and name != "help":
@@ -80,20 +88,22 @@ def _name(flag: str) -> str:
     return flag.removeprefix("--").split("=")[0].replace("-", "_")
 
 
-def _config(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The file that `--config` names, and the other arguments."""
-    rest, path = [], None
+def _configs(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The files that `--config` names, in order, and the other arguments."""
+    rest: list[str] = []
+    paths: list[str] = []
     arguments = iter(argv)
     for argument in arguments:
         if argument == "--config":
             path = next(arguments, None)
             if path is None:
                 raise UserError("--config: expected a file.")
+            paths.append(path)
         elif argument.startswith("--config="):
-            path = argument.removeprefix("--config=")
+            paths.append(argument.removeprefix("--config="))
         else:
             rest.append(argument)
-    return path, rest
+    return paths, rest
 
 
 def _is_structure(value: Any) -> bool:

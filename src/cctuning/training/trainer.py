@@ -10,6 +10,7 @@ The members of `SFTTrainer` and `Trainer` that are overridden although they are 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
 from cctuning.connection import ConnectionConfig, Fit
@@ -77,6 +79,8 @@ class CCTrainer(SFTTrainer):
         if processing_class is None:
             name = model if isinstance(model, str) else model.config.name_or_path
             processing_class = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+        if args.eos_token is not None and args.eos_token in processing_class.get_vocab():
+            processing_class.eos_token = args.eos_token  # TRL applies it too, but only after the pad token is wanted
         if processing_class.pad_token is None:
             if processing_class.eos_token is None:
                 raise UserError(
@@ -194,7 +198,7 @@ class CCTrainer(SFTTrainer):
         named = ", ".join(self._origins.get(row, f"row {row}") for row in bad[:8]) + (", …" if len(bad) > 8 else "")
         raise UserError(
             f"step {self.state.global_step + 1}: the loss is {outputs.loss.item()} at {named}; lower learning_rate, "
-            "or look at those rows. The last checkpoint is intact."
+            "or look at those rows. Checkpoints written before this step are intact."
         )
 
     def _record(self, inputs: dict[str, Any], outputs: Any, mode: str) -> None:
@@ -252,6 +256,9 @@ class CCTrainer(SFTTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        state = Path(resume_from_checkpoint) / TRAINER_STATE_NAME
+        logged = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.is_file() else []
+        self._total_train_tokens = max((entry.get("num_tokens", 0) for entry in logged), default=0)
         self._load_connection(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
