@@ -44,7 +44,8 @@ def test_our_options_do_not_clash_with_the_trainers():
     from cctuning import CCConfig, ConnectionConfig
     from cctuning.training.options import RunOptions
 
-    names = [option.name for kind in (RunOptions, ConnectionConfig, CCConfig) for option in fields(kind) if option.init]
+    kinds = (RunOptions, ConnectionConfig, CCConfig)
+    names = [option.name for kind in kinds for option in fields(kind) if option.init]
     assert len(names) == len(set(names))
     assert {option.name for option in fields(SFTConfig)} <= set(names)
 

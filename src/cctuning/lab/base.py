@@ -1,16 +1,19 @@
-"""The demo's base model: English first, other languages grafted on, so that its languages share concepts by construction.
+"""The demo's base model: English first, other languages grafted on, so that they share concepts by construction.
 
 What the connection can carry over depends on what the base's languages share. A small model trained from nothing on
 separate texts shares nothing, and nothing transfers; so this base is *made* to share, in three steps:
 
-1. *English*: a Llama of under a million weights reads every fact in English until it knows them all.
-2. *Graft*: each token of another language gets `keep` times the embedding of the English token it translates, plus noise,
-   plus one vector for its language. Its tokens are its own (but for `?`, `:` and the like); only the concepts are English's.
-3. *Joint text*: a short while of English and the other languages together. A language reads a share of the facts of the
-   `text` split (by its tier: high, mid, low), and all of its own dictionary; `sft`, `dev` and `test` facts stay English-only.
+1. *English*: a Llama of under a million weights (before the other languages' tokens) reads every fact in English until
+   it knows them all.
+2. *Graft*: each token of another language gets `keep` times the embedding of the English token it translates, plus
+   noise, plus one vector for its language. Its tokens are its own (but for `?`, `:` and the like); only the concepts
+   are English's.
+3. *Joint text*: a short while of English and the other languages together. A language reads a share of the facts of
+   the `text` split (by its tier: high, mid, low), and all of its own dictionary; `sft`, `dev` and `test` facts stay
+   English-only.
 
-So the base is no evidence about how real models share; it is a place where a method that needs sharing can be watched at
-work. The result is an ordinary checkpoint: `LlamaForCausalLM` and `PreTrainedTokenizerFast`, one token a name.
+So the base is no evidence about how real models share; it is a place where a method that needs sharing can be watched
+at work. The result is an ordinary checkpoint: `LlamaForCausalLM` and `PreTrainedTokenizerFast`, one token a name.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ class BaseConfig:
     english_steps: int = 1500
     joint_steps: int = 300
     batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     joint_learning_rate: float = 1e-3
     keep: float = 0.6
     noise: float = 0.5
@@ -59,7 +62,7 @@ class BaseConfig:
 
 def vocabulary(world: World, lang: str) -> list[str]:
     """Every token of a language, in a fixed order: its template words, then its names."""
-    words = [word for word in world.languages[lang].glossary]
+    words = list(world.languages[lang].glossary)
     names = [name for (_kind, _code, owner), name in world.names.items() if owner == lang]
     return list(dict.fromkeys(words + names))
 
@@ -83,19 +86,20 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
 
 
 def concepts(world: World, tokenizer: PreTrainedTokenizerFast) -> dict[int, dict[str, set[int]]]:
-    """Token of another language -> which language -> the English tokens it translates (several where it has several senses)."""
+    """Token of another language -> which language -> the English tokens it translates (several, by its senses)."""
     found: dict[int, dict[str, set[int]]] = {}
-    english = {token: tokenizer.convert_tokens_to_ids(token) for token in vocabulary(world, ENGLISH)}
+    ids = tokenizer.get_vocab()
+    english = {token: ids[token] for token in vocabulary(world, ENGLISH)}
     for lang, language in world.languages.items():
         if lang == ENGLISH:
             continue
-        pairs = [(word, gloss) for word, gloss in language.glossary.items()]
+        pairs = list(language.glossary.items())
         pairs += [
             (name, world.name(k, code, ENGLISH)) for (k, code, owner), name in world.names.items() if owner == lang
         ]
         for token, gloss in pairs:
             if token not in english:
-                senses = found.setdefault(tokenizer.convert_tokens_to_ids(token), {}).setdefault(lang, set())
+                senses = found.setdefault(ids[token], {}).setdefault(lang, set())
                 senses.update({english[gloss]} if gloss else set())
     return found
 
@@ -106,7 +110,7 @@ def graft(model: LlamaForCausalLM, world: World, tokenizer: PreTrainedTokenizerF
     generator = torch.Generator().manual_seed(config.seed + 1)
     english = len(vocabulary(world, ENGLISH)) + 3
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    weight = model.get_input_embeddings().weight
+    weight = model.model.embed_tokens.weight
     size = weight[:english].std()
 
     def draw() -> Tensor:
@@ -126,7 +130,7 @@ def english_text(world: World) -> list[str]:
 
 
 def joint_text(world: World, config: BaseConfig) -> dict[str, list[str]]:
-    """What each language reads in the joint phase: English everything, the others their tier's share of `text` facts."""
+    """What each language reads in the joint phase: English everything, others their share of the `text` facts."""
     share = dict(config.share)
     text = {ENGLISH: english_text(world)}
     for lang, language in world.languages.items():
@@ -175,7 +179,8 @@ def train(
     )
     each = max(1, batch_size // len(pools))
     width = max(ids.shape[1] for ids, _ in pools)
-    pools = [(_widen(ids, width, model.config.pad_token_id), _widen(labels, width, -100)) for ids, labels in pools]
+    pad = int(model.config.pad_token_id or 0)
+    pools = [(_widen(ids, width, pad), _widen(labels, width, -100)) for ids, labels in pools]
     model.train()
     loss = torch.tensor(float("nan"))
     for _step in tqdm(range(steps), desc=label, unit="step", disable=not progress, dynamic_ncols=True):
@@ -229,7 +234,7 @@ def make_base(world: World, config: BaseConfig, progress: bool) -> tuple[LlamaFo
 
 
 def fingerprint(world: World, config: BaseConfig) -> str:
-    """Hash of all that decides the base: facts, names, templates, settings, the torch version and this file's format."""
+    """Hash of all that decides the base: facts, names, templates, settings, torch's version, this file's format."""
     content = {
         "format": FORMAT,
         "torch": torch.__version__,

@@ -1,7 +1,7 @@
 """Scoring held-out questions: greedy exact match per item, and what may be said about it with so few items.
 
-Every figure is a mean over some two hundred yes/no items, so each is given with a 95 % interval (Wilson's for a share; a
-paired bootstrap over items for a difference, because two models answer the same questions), and beside the *majority
+Every figure is a mean over some two hundred yes/no items, so each is given with a 95 % interval (Wilson's for a share;
+a paired bootstrap over items for a difference, because two models answer the same questions), and beside the *majority
 floor*: what a model gets that gives each kind of question its most frequent answer and knows nothing else.
 """
 
@@ -125,8 +125,8 @@ def paired_bootstrap(
     """Difference of two models' shares over the same items, with a 95 % percentile interval.
 
     Args:
-        first, second: one list of flags a language, the same items in the same order. The lists of several languages ask
-            about the same facts, so a fact is drawn with all its languages: they are not independent.
+        first, second: one list of flags a language, the same items in the same order. The lists of several languages
+            ask about the same facts, so a fact is drawn with all its languages: they are not independent.
     """
     if len(first) != len(second) or any(len(a) != len(b) for a, b in zip(first, second, strict=True)):
         raise ValueError(
