@@ -1,0 +1,120 @@
+"""The demo's world, base, scoring and the demo itself, at a size that takes seconds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cctuning.lab import demo
+from cctuning.lab.base import BaseConfig, build_base, build_tokenizer
+from cctuning.lab.cldr import ENGLISH, build_world
+from cctuning.lab.scoring import majority, paired_bootstrap, wilson
+
+SMALL = BaseConfig(hidden_size=32, layers=2, heads=2, intermediate_size=48, english_steps=30, joint_steps=10)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return build_world(languages=("en", "ru", "th"), limit=80)
+
+
+def test_facts_are_split_once_and_the_same_in_every_language(world):
+    facts = [fact for split in world.splits.values() for fact in split]
+    assert len(facts) == len(set(facts)) == 80
+    for split in ("sft", "dev", "test"):
+        kept = world.splits[split]
+        for lang in world.languages:
+            assert [item.fact for item in world.test_items(lang, split)] == kept
+
+
+def test_answers_are_never_spelled_as_in_english(world):
+    for fact in world.facts:
+        for lang in world.languages:
+            if lang != ENGLISH:
+                assert world.answer(fact, lang) != world.answer(fact, ENGLISH)
+
+
+def test_training_rows_hold_no_test_fact_and_no_leak(world):
+    rows = world.sft_rows()
+    assert {row["lang"] for row in rows} == set(world.languages)
+    asked = {row["prompt"] for row in rows}
+    for lang in world.languages:
+        for split in ("dev", "test"):
+            assert not asked & {item.prompt for item in world.test_items(lang, split)}
+    for row in rows:
+        assert row["response"].strip() not in row["prompt_en"] or row["lang"] == ENGLISH
+
+
+def test_full_world_is_large_enough_and_many_scripted():
+    full = build_world()
+    assert len(full.languages) >= 7 and len(full.splits["test"]) >= 150
+    assert full.splits == build_world().splits
+    assert full.splits != build_world(seed=1).splits
+
+
+def test_every_line_of_the_world_is_in_the_tokenizer(world):
+    tokenizer = build_tokenizer(world)
+    for lang in world.languages:
+        for fact in world.facts:
+            row = world.row(fact, lang)
+            ids = tokenizer(row["prompt"] + row["response"], add_special_tokens=False)["input_ids"]
+            assert tokenizer.unk_token_id not in ids
+            assert tokenizer.decode(ids[-1:]).strip() == world.answer(fact, lang)
+
+
+def test_base_is_cached_by_content_and_a_plain_checkpoint(world, tmp_path):
+    place = build_base(world, tmp_path, SMALL, progress=False)
+    stamp = (place / "model.safetensors").stat().st_mtime_ns
+    assert build_base(world, tmp_path, SMALL, progress=False) == place
+    assert (place / "model.safetensors").stat().st_mtime_ns == stamp
+    other = build_base(world, tmp_path, BaseConfig(**{**SMALL.__dict__, "joint_steps": 11}), progress=False)
+    assert other != place
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+    assert model.config.vocab_size == len(tokenizer)
+    again = build_base(world, tmp_path / "elsewhere", SMALL, progress=False)
+    for one, two in zip(model.parameters(), AutoModelForCausalLM.from_pretrained(again).parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_intervals_by_hand():
+    share = wilson([True] * 8 + [False] * 2)
+    assert (
+        share.value == 0.8
+        and share.low == pytest.approx(0.4902, abs=1e-3)
+        and share.high == pytest.approx(0.9433, abs=1e-3)
+    )
+    assert wilson([]).items == 0
+    same = paired_bootstrap([[True, False] * 20], [[True, False] * 20])
+    assert same.value == same.low == same.high == 0
+    better = paired_bootstrap([[False] * 40], [[True] * 30 + [False] * 10])
+    assert better.value == 0.75 and 0 < better.low < 0.75 < better.high < 1
+    with pytest.raises(ValueError, match="same items"):
+        paired_bootstrap([[True]], [[True, False]])
+
+
+def test_majority_floor_is_what_a_constant_answer_gets(world):
+    flags = majority(world)
+    assert len(flags) == len(world.splits["test"])
+    assert 0 <= sum(flags) < len(flags)
+
+
+def test_demo_end_to_end(tmp_path, monkeypatch, capsys):
+    """From nothing to the table, at toy size: every artefact it names is there, and a second run keeps the runs."""
+    for recipe in demo.RECIPES.values():
+        monkeypatch.setitem(recipe, "num_train_epochs", 1)
+    tiny = {"base": SMALL, "limit": 60}
+    results = demo.run_demo(tmp_path / "demo", tmp_path / "cache", **tiny)
+    printed = capsys.readouterr().out
+    assert results["fold_largest_relative_logit_difference"] < 1e-5
+    assert "mean but English" in printed and "majority floor" in printed and "not evidence" in printed
+    for name in ("vanilla", "align", "cc", "cc-folded", "data/train.jsonl", "results.json"):
+        assert (tmp_path / "demo" / name).exists()
+    assert (
+        json.loads((tmp_path / "demo" / "results.json").read_text())["languages"].keys() == results["languages"].keys()
+    )
+    stamp = (tmp_path / "demo" / "cc" / "run.json").stat().st_mtime_ns
+    assert demo.run_demo(tmp_path / "demo", tmp_path / "cache", **tiny)["languages"] == results["languages"]
+    assert (tmp_path / "demo" / "cc" / "run.json").stat().st_mtime_ns == stamp
