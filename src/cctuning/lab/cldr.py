@@ -1,12 +1,14 @@
 """The demo's world: questions about real places, from the Unicode CLDR data that ships with `babel`.
 
-CLDR says of every territory which currency it uses, which language is official, which time zone it follows and after which
-city that zone is named, and how each of these is called in hundreds of languages. That makes parallel question/answer
-rows in several scripts without a download: the facts and every name are CLDR's, the questions around them are ours.
+CLDR says of a territory which currency it uses, which language is official and which time zone it follows, of a zone's
+city which territory it lies in, of a language where it is at home, and how each of these is called in hundreds of
+languages. That makes parallel question/answer rows in several scripts without a download: the facts and every name are
+CLDR's, the questions around them are ours.
 
-What is left out, and why: facts with a name missing in one of the languages (all languages get the same facts), and
-facts whose answer is spelled like their subject in some language (a copy would pass for knowledge). The seven languages
-are written in seven scripts, so no answer is spelled as in English and no name is shared; `World` checks that.
+What is left out, and why: facts with a name missing in one of the languages (all languages get the same facts), facts
+whose answer is spelled like their subject in some language (a copy would pass for knowledge), and facts whose answer
+fewer than three facts share (a name that a language never had to say cannot be said in it). The seven languages are
+written in seven scripts, so no answer is spelled as in English and no name is shared; `World` checks that.
 
 Facts are split once, by seed: `text` (what the base reads in languages other than English), `sft`, `dev` and `test`. A fact
 keeps its split in every language.

@@ -36,7 +36,7 @@ from cctuning.training.run import resolved, train
 
 # Best of eight settings each on the dev split, by the same search: bench/demo_search.py, docs/demo.md.
 RECIPES: dict[str, dict[str, Any]] = {
-    "vanilla": {"connection": "none", "learning_rate": 3e-4, "num_train_epochs": 4},
+    "vanilla": {"connection": "none", "learning_rate": 5e-4, "num_train_epochs": 4},
     "align": {
         "paths": "student",
         "decision": "fixed",
@@ -62,7 +62,7 @@ def options(base: Path, rows: Path, run: Path, recipe: dict[str, Any], seed: int
         warmup_steps=10,
         max_length=64,
         activation_checkpointing=False,
-        logging_steps=20,
+        logging_steps=0.5,
         save_strategy="no",
         report_to="none",
         seed=seed,
