@@ -183,7 +183,7 @@ def train(
     pools = [(_widen(ids, width, pad), _widen(labels, width, -100)) for ids, labels in pools]
     model.train()
     loss = torch.tensor(float("nan"))
-    for _step in tqdm(range(steps), desc=label, unit="step", disable=not progress, dynamic_ncols=True):
+    for _step in tqdm(range(steps), desc=label, unit="step", disable=not progress, mininterval=0.5):
         picks = [torch.randint(len(ids), (each,), generator=generator) for ids, _ in pools]
         ids = torch.cat([ids[pick] for (ids, _), pick in zip(pools, picks, strict=True)])
         labels = torch.cat([labels[pick] for (_, labels), pick in zip(pools, picks, strict=True)])

@@ -21,9 +21,10 @@ from cctuning.connection import (
     restore,
 )
 from cctuning.errors import UserError
-from cctuning.model.connected import ConnectedModel, no_gradient
+from cctuning.model.connected import ConnectedModel
 from cctuning.model.objective import ConnectedOutput, assemble
 from cctuning.model.passes import Batch, Step, uniform
+from cctuning.model.running import no_gradient
 from cctuning.model.sites import Site, find_sites, unwrap
 
 
@@ -188,11 +189,9 @@ class AdaptiveModel(ConnectedModel):
             connect: (B,) bool, rows that take part where no reference is given; default all (leave out rows in the
                 reference language).
         """
-        batch = Batch.build(
-            input_ids, attention_mask, None, reference_input_ids, reference_attention_mask, reference_index
+        batch = Batch.prompts(
+            input_ids, attention_mask, reference_input_ids, reference_attention_mask, reference_index
         )
-        if not bool(batch.attention_mask[:, -1].all()):
-            raise UserError("generate: prompts are padded on the right; set tokenizer.padding_side = 'left'.")
         if kwargs.get("use_cache") is False:
             raise UserError("generate: use_cache=False hides the prompt's end from the connection; leave it on.")
         live = batch.reference_ids is not None

@@ -6,7 +6,6 @@ working, with the transform at work where its scope is `all`.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +19,7 @@ from transformers import PreTrainedModel
 from cctuning.connection import ConnectionConfig, LayerConnection, Plan, Reference, Wire, restore
 from cctuning.errors import UserError
 from cctuning.model import adapter
-from cctuning.model.objective import ConnectedOutput, HeadSelector, assemble
+from cctuning.model.objective import ConnectedOutput, assemble
 from cctuning.model.passes import (
     Batch,
     GenerationPlanner,
@@ -31,29 +30,10 @@ from cctuning.model.passes import (
     plan_step,
     uniform,
 )
+from cctuning.model.running import HeadSelector, copy_output, no_gradient, several_processes
 from cctuning.model.sites import Site, find_sites, unwrap
 
 ATTRIBUTE = "cross_lingual_connection"  # the name under which a layer's connection is registered in it
-
-
-def _copy(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    return output.clone()
-
-
-def _several_processes() -> bool:
-    return (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    )
-
-
-@contextmanager
-def no_gradient() -> Iterator[None]:
-    """`torch.no_grad`, without the warning of reentrant checkpointing that this is so."""
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
-        yield
 
 
 class ConnectedModel(nn.Module):
@@ -111,7 +91,7 @@ class ConnectedModel(nn.Module):
             self._register(site, connection)
             self._handles.append(site.block.register_forward_hook(connection.hook, with_kwargs=True))
             if site.in_place:  # the layer writes into what the hook returned: give it a copy
-                self._handles.append(site.block.register_forward_hook(_copy))
+                self._handles.append(site.block.register_forward_hook(copy_output))
         self._sites = chosen
         self._watch()
 
@@ -297,7 +277,7 @@ class ConnectedModel(nn.Module):
             else:
                 recorded = self._reference_pass(batch)
                 step.plan.reference, step.plan.memory = recorded.reference, recorded.memory
-        elif self.config.connection != "none" and not self.config.reference_gradient and _several_processes():
+        elif self.config.connection != "none" and not self.config.reference_gradient and several_processes():
             # Where weights are sharded each forward is collective: a rank without references runs one token along.
             token = batch.input_ids[:1, :1]
             self._reference_pass(replace(batch, reference_ids=token, reference_mask=torch.ones_like(token)))
@@ -335,11 +315,9 @@ class ConnectedModel(nn.Module):
         Raises:
             UserError: prompts padded on the right, or options under which the prompt's end cannot be told.
         """
-        batch = Batch.build(
-            input_ids, attention_mask, None, reference_input_ids, reference_attention_mask, reference_index
+        batch = Batch.prompts(
+            input_ids, attention_mask, reference_input_ids, reference_attention_mask, reference_index
         )
-        if not bool(batch.attention_mask[:, -1].all()):
-            raise UserError("generate: prompts are padded on the right; set tokenizer.padding_side = 'left'.")
         if kwargs.get("use_cache") is False and (self.config.scope != "all" or batch.reference_ids is not None):
             raise UserError(
                 "generate: use_cache=False hides the prompt's end from the connection; leave the cache on."

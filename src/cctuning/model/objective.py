@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,38 +44,6 @@ class ConnectedOutput(ModelOutput):
     scored: Tensor | None = None
     row_loss: Tensor | None = None
     past_key_values: Any = None
-
-
-class HeadSelector:
-    """Lets the LM head see only the positions whose logits are wanted.
-
-    A pre-hook on the output embedding: works for every family (the model's own scaling and soft-capping of logits
-    still apply), skips the head altogether in a reference pass, and costs no memory for positions without loss.
-    """
-
-    def __init__(self, head: nn.Module | None) -> None:
-        self.index: Tensor | None = None
-        self.handle = head.register_forward_pre_hook(self._select) if head is not None else None
-
-    @property
-    def present(self) -> bool:
-        """False where the model has no output embedding to hook; callers then select from full logits."""
-        return self.handle is not None
-
-    def _select(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self.index is None:
-            return None
-        hidden = args[0]
-        return (hidden.reshape(-1, hidden.shape[-1])[self.index].unsqueeze(0), *args[1:])
-
-    @contextmanager
-    def only(self, index: Tensor | None) -> Any:
-        """Within: logits are (1, N, V) at the flat positions `index` (N,); None: everywhere."""
-        self.index = index
-        try:
-            yield
-        finally:
-            self.index = None
 
 
 def assemble(

@@ -72,6 +72,25 @@ class Batch:
                 )
         return cls(input_ids, attention_mask, labels, reference_ids, reference_mask, reference_index)
 
+    @classmethod
+    def prompts(
+        cls,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        reference_ids: Tensor | None,
+        reference_mask: Tensor | None,
+        reference_index: Tensor | None,
+    ) -> Batch:
+        """Prompts to be answered: as `build`, and padded on the left, so that each ends at the last position.
+
+        Raises:
+            UserError: they are padded on the right, or the references cannot be matched with them.
+        """
+        batch = cls.build(input_ids, attention_mask, None, reference_ids, reference_mask, reference_index)
+        if not bool(batch.attention_mask[:, -1].all()):
+            raise UserError("generate: prompts are padded on the right; set tokenizer.padding_side = 'left'.")
+        return batch
+
     @property
     def paired(self) -> Tensor:
         """(B,) bool: rows that have a reference."""

@@ -1,0 +1,63 @@
+"""How a forward of the model is run: where the LM head looks, without gradient, in one process or several."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class HeadSelector:
+    """Lets the LM head see only the positions whose logits are wanted.
+
+    A pre-hook on the output embedding: works for every family (the model's own scaling and soft-capping of logits
+    still apply), skips the head altogether in a reference pass, and costs no memory for positions without loss.
+    """
+
+    def __init__(self, head: nn.Module | None) -> None:
+        self.index: Tensor | None = None
+        self.handle = head.register_forward_pre_hook(self._select) if head is not None else None
+
+    @property
+    def present(self) -> bool:
+        """False where the model has no output embedding to hook; callers then select from full logits."""
+        return self.handle is not None
+
+    def _select(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self.index is None:
+            return None
+        hidden = args[0]
+        return (hidden.reshape(-1, hidden.shape[-1])[self.index].unsqueeze(0), *args[1:])
+
+    @contextmanager
+    def only(self, index: Tensor | None) -> Any:
+        """Within: logits are (1, N, V) at the flat positions `index` (N,); None: everywhere."""
+        self.index = index
+        try:
+            yield
+        finally:
+            self.index = None
+
+
+def copy_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.clone()
+
+
+def several_processes() -> bool:
+    return (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    )
+
+
+@contextmanager
+def no_gradient() -> Iterator[None]:
+    """`torch.no_grad`, without the warning of reentrant checkpointing that this is so."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
+        yield
