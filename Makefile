@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## the whole method on a small world: base, three ways of tuning, table, fold
 	$(BIN)/cctuning demo --output demo
 
-test: $(STAMP)  ## the tests (about five minutes on two cores)
+test: $(STAMP)  ## the tests (a minute or two on two cores)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-slow: $(STAMP)  ## what takes longer than a test may
