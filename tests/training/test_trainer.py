@@ -209,3 +209,16 @@ def test_tokenizer_without_pad_token_pads_with_eos(tmp_path):
 def test_packing_is_refused(tmp_path):
     with pytest.raises(UserError, match="packing"):
         config(tmp_path, packing=True)
+
+
+def test_a_row_in_the_reference_language_is_its_own_parallel(tmp_path):
+    """Also where its parallel's column is filled with the prompt itself."""
+    filled = rows().map(lambda row: {"reference": row["reference"] or row["prompt"]})
+    made = trainer(tmp_path, train=filled)
+    english = [
+        bool(ids)
+        for ids, row in zip(made.train_dataset["reference_input_ids"], rows(), strict=True)
+        if row["lang"] == "en"
+    ]
+    assert english and not any(english)
+    assert any(made.train_dataset["reference_input_ids"])

@@ -34,7 +34,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cctuning.lab.cldr import ENGLISH, World
+from cctuning.lab.cldr import ENGLISH, Fact, World
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 FORMAT = 1  # part of the cache's key: raise it when this file makes another base of the same world and settings
@@ -141,11 +141,11 @@ def joint_text(world: World, config: BaseConfig) -> dict[str, list[str]]:
     return text
 
 
-def _text(world: World, lang: str, facts: Sequence[object]) -> list[str]:
+def _text(world: World, lang: str, facts: Sequence[Fact]) -> list[str]:
     lines = world.entries(lang)
     for fact in facts:
-        row = world.row(fact, lang)  # type: ignore[arg-type]
-        lines += [world.statement(fact, lang), row["prompt"] + row["response"]]  # type: ignore[arg-type]
+        row = world.row(fact, lang)
+        lines += [world.statement(fact, lang), row["prompt"] + row["response"]]
     return lines
 
 

@@ -201,7 +201,7 @@ class AdaptiveModel(ConnectedModel):
         training, self.training = self.training, False
         try:
             plan = self._plan(batch, None, live, rows, torch.arange(len(input_ids), device=input_ids.device))
-            self._planner = _InjectOnce(plan)  # type: ignore[assignment]
+            self._planner = _InjectOnce(plan)
             model: Any = self.model
             return model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **kwargs)
         finally:
@@ -218,9 +218,14 @@ class AdaptiveModel(ConnectedModel):
         """
         solver = StreamingLeastSquares(self.adaptive.selector.in_features)
         for inputs in batches:
-            names = ("input_ids", "attention_mask", "labels")
-            pairs = ("reference_input_ids", "reference_attention_mask", "reference_index")
-            batch = Batch.build(*(inputs.get(name) for name in (*names, *pairs)))  # type: ignore[arg-type]
+            batch = Batch.build(
+                inputs["input_ids"],
+                inputs.get("attention_mask"),
+                inputs.get("labels"),
+                inputs.get("reference_input_ids"),
+                inputs.get("reference_attention_mask"),
+                inputs.get("reference_index"),
+            )
             if batch.reference_ids is None or batch.reference_mask is None or batch.labels is None:
                 continue
             ends = prompt_ends(batch.attention_mask, predicting(batch.labels))

@@ -6,7 +6,7 @@ working, with the transform at work where its scope is `all`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +54,7 @@ class ConnectedModel(nn.Module):
         self.seed = 0
         self.reference_language = "en"
         self.base_trained: bool | None = None  # known after CCTrainer.train, and of a saved connection
-        self._planner: GenerationPlanner | None = None
+        self._planner: Callable[[int, int], Plan] | None = None  # the plan of each forward of a running generate
         self._inside = False
         self._handles: list[Any] = []
         self._insert()

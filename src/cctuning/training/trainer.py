@@ -120,6 +120,12 @@ class CCTrainer(SFTTrainer):
         for column, ours in aliases.items():
             if column in dataset.column_names and ours not in dataset.column_names:
                 dataset = dataset.rename_column(column, ours)
+        if "lang" in dataset.column_names and "reference" in dataset.column_names:
+            own = args.reference_language  # such a row is its own parallel, whatever column it came with
+            dataset = dataset.map(
+                lambda row: {"reference": None if row["lang"] == own else row["reference"]},
+                desc=f"Pairing {name} rows",
+            )
         if self.chat is None:
             messages = not isinstance(dataset[0]["prompt"], str)
             self.chat = messages or processing_class.chat_template is not None
