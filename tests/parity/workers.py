@@ -62,9 +62,11 @@ def main(kind: str, paths: str, checkpointing: str, output: str) -> None:
         torch.save({"loss": total, "gradients": gradients}, output)
     dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    # The work is done. Returning would free DDP's reducer, which has been seen to wait for ever on a gloo thread (about
+    # one start in fifteen on a loaded machine, torch 2.13); so leave from here, with everything still alive.
+    os._exit(0)
 
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads have been seen to hang at interpreter exit, after the work was done
