@@ -23,9 +23,8 @@ def tiny_llama(layers: int = 3, **options) -> LlamaForCausalLM:
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=128,
         eos_token_id=None,
-        **options,
+        **{"max_position_embeddings": 128, **options},
     )
     return LlamaForCausalLM(config).eval()
 

@@ -63,8 +63,8 @@ def main(kind: str, paths: str, checkpointing: str, output: str) -> None:
     dist.barrier()
     dist.destroy_process_group()
     sys.stdout.flush()
-    # The work is done. Returning would free DDP's reducer, which has been seen to wait for ever on a gloo thread (about
-    # one start in fifteen on a loaded machine, torch 2.13); so leave from here, with everything still alive.
+    # The work is done. Returning would free DDP's reducer, which has been seen to wait for ever on a gloo thread (one
+    # start in fifteen on two cores, torch 2.13); so leave from here, with everything still alive.
     os._exit(0)
 
 

@@ -5,7 +5,7 @@ from cctuning.connection.alignment import Reference, last_real, remember
 from cctuning.connection.config import ConnectionConfig
 from cctuning.connection.fusion import LayerConnection
 from cctuning.connection.least_squares import Fit, StreamingLeastSquares
-from cctuning.connection.plan import Plan, Wire, predicting, prompt_ends, restore, scope_mask, total
+from cctuning.connection.plan import Plan, Wire, answering, predicting, prompt_ends, restore, scope_mask, total
 from cctuning.connection.transform import DenseTransform, LowRankTransform, NonlinearTransform, delta_matrix
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Reference",
     "StreamingLeastSquares",
     "Wire",
+    "answering",
     "delta_matrix",
     "last_real",
     "predicting",

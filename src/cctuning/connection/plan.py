@@ -135,6 +135,15 @@ def predicting(labels: Tensor) -> Tensor:
     return mask
 
 
+def answering(attention_mask: Tensor, prompt_lengths: Tensor) -> Tensor:
+    """(B, T) bool: positions that predict an answer token, where prompts of `prompt_lengths` (B,) real tokens are
+    followed by answers and padded on the right: what `predicting` reads off labels, for scoring without them."""
+    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    real = attention_mask.bool()
+    followed = torch.nn.functional.pad(real[:, 1:], (0, 1), value=False)
+    return real & followed & (places >= prompt_lengths[:, None] - 1)
+
+
 def prompt_ends(attention_mask: Tensor, predict: Tensor | None) -> Tensor:
     """(B,) position of each prompt's last token: the first that predicts a response token, else the last real one."""
     last = last_real(attention_mask.bool())

@@ -15,6 +15,7 @@ from cctuning.connection import (
     Plan,
     Reference,
     StreamingLeastSquares,
+    answering,
     predicting,
     prompt_ends,
     remember,
@@ -124,6 +125,7 @@ class AdaptiveModel(ConnectedModel):
         *,
         row: Tensor | None = None,
         connect: Tensor | None = None,
+        prompt_lengths: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         num_rows_in_batch: Tensor | int | None = None,
         loss_only: bool = False,
@@ -148,7 +150,10 @@ class AdaptiveModel(ConnectedModel):
         if not self.wire.enabled:
             rows = torch.zeros_like(rows)
         ids = torch.arange(len(input_ids), device=input_ids.device) if row is None else row
-        plan = self._plan(batch, predict, live, rows, ids)
+        after = predict
+        if after is None and prompt_lengths is not None:
+            after = answering(batch.attention_mask, prompt_lengths)
+        plan = self._plan(batch, after, live, rows, ids)
         step_mask = predict if predict is not None else torch.zeros_like(batch.attention_mask, dtype=torch.bool)
         index = step_mask.flatten().nonzero()[:, 0] if loss_only else None
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, **kwargs}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cctuning.connection import ConnectionConfig, LayerConnection, Plan, Reference, Wire, restore
+from cctuning.connection import ConnectionConfig, LayerConnection, Plan, Reference, Wire, answering, restore
 from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.objective import ConnectedOutput, assemble
@@ -205,6 +205,7 @@ class ConnectedModel(nn.Module):
         *,
         row: Tensor | None = None,
         fused_rows: Tensor | None = None,
+        prompt_lengths: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         num_rows_in_batch: Tensor | int | None = None,
         loss_only: bool = False,
@@ -221,6 +222,8 @@ class ConnectedModel(nn.Module):
                 left out where R = B.
             row: (B,) row ids for the draw of `paths: sampled`; default 0..B-1.
             fused_rows: (B,) bool; overrides that draw.
+            prompt_lengths: (B,) without labels, tokens of each prompt where answers follow (rows padded on the right):
+                the answer is then scored as `generate` would write it. Default: the prompts end where the rows do.
             num_items_in_batch, num_rows_in_batch: response tokens and rows of the whole optimiser step, where it is
                 accumulated or distributed; default: this batch's.
             loss_only: compute logits at scored positions only, and return none.
@@ -233,7 +236,8 @@ class ConnectedModel(nn.Module):
             input_ids, attention_mask, labels, reference_input_ids, reference_attention_mask, reference_index
         )
         if labels is None:
-            return self._infer(batch, kwargs)
+            predict = None if prompt_lengths is None else answering(batch.attention_mask, prompt_lengths)
+            return self._infer(batch, predict, kwargs)
         kwargs.setdefault("use_cache", False)
         connecting = self.config.connection != "none" and self.wire.enabled
         if not connecting:
@@ -258,8 +262,8 @@ class ConnectedModel(nn.Module):
             loss_only=loss_only,
         )
 
-    def _infer(self, batch: Batch, kwargs: dict[str, Any]) -> ConnectedOutput:
-        plan = plan_inference(batch, self.config)
+    def _infer(self, batch: Batch, predict: Tensor | None, kwargs: dict[str, Any]) -> ConnectedOutput:
+        plan = plan_inference(batch, self.config, predict)
         if batch.reference_ids is not None and self.wire.enabled:
             recorded = self._reference_pass(batch)
             plan.reference, plan.memory = recorded.reference, recorded.memory

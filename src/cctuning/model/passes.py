@@ -170,10 +170,13 @@ def plan_step(
     return Step(batch.input_ids[source], mask, plan, source, on_fused, score[source], predict[source])
 
 
-def plan_inference(batch: Batch, config: ConnectionConfig) -> Plan:
-    """The plan of a forward without labels: paired rows run fused (the live connection), the others as students."""
+def plan_inference(batch: Batch, config: ConnectionConfig, predict: Tensor | None = None) -> Plan:
+    """The plan of a forward without labels: paired rows run fused (the live connection), the others as students.
+
+    `predict` (B, T) marks positions that predict an answer token; None: the prompts have no answer yet.
+    """
     every = torch.arange(batch.input_ids.shape[0], device=batch.input_ids.device)
-    return _plan(batch, config, None, every, batch.paired)
+    return _plan(batch, config, predict, every, batch.paired)
 
 
 def _plan(batch: Batch, config: ConnectionConfig, predict: Tensor | None, source: Tensor, on_fused: Tensor) -> Plan:

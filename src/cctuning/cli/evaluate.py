@@ -1,0 +1,63 @@
+"""`cctuning evaluate MODEL --suite {source,paper,all} --output DIR`."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from cctuning.cli.options import Plain
+
+
+def main(argv: list[str]) -> None:
+    """Parse, score, print the table."""
+    parser = Plain("cctuning evaluate", description="Score a model on public benchmarks, per language.")
+    parser.add_argument("model", metavar="MODEL", help="a run, a fold, a LoRA, a model directory, or a hub name")
+    parser.add_argument("--suite", choices=("source", "paper", "all"), default="source")
+    parser.add_argument("--languages", nargs="+", help="language codes; default all. English is always added")
+    parser.add_argument("--benchmarks", nargs="+", help="names to keep, as the table shows them; default all")
+    parser.add_argument("--limit", type=int, help="items a task; default all")
+    parser.add_argument("--data", help="directory with the data sets; no network is used. Default: the hub")
+    parser.add_argument("--output", required=True, help="directory for results; an unfinished one is gone on with")
+    parser.add_argument("--chat", action="store_true", help="render prompts with the model's chat template")
+    parser.add_argument("--reference", choices=("parallel",), help="over the live connection, with the English prompt")
+    parser.add_argument("--bypass", action="store_true", help="without the connection's transform")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--batch_size", type=int, help="default: the largest that fits")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
+    args = parser.parse_args(argv)
+    from cctuning.errors import UserError
+
+    if args.bypass and args.reference:
+        raise UserError("--bypass and --reference exclude each other: without the connection, nothing is borrowed.")
+    os.environ["TQDM_DISABLE"] = "1"  # libraries' bars; ours, one a task, are shown in a log file too
+    if args.data:
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells each task's settings; results.json has them
+    from rich.console import Console
+
+    from cctuning.evaluation.run import Options, evaluate
+    from cctuning.evaluation.table import CAPTION, terminal
+
+    options = Options(
+        suite=args.suite,
+        languages=args.languages,
+        benchmarks=args.benchmarks,
+        limit=args.limit,
+        data=args.data,
+        chat=args.chat,
+        mode="parallel" if args.reference else "bypass" if args.bypass else "student",
+        dtype=args.dtype,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        trust_remote_code=args.trust_remote_code,
+    )
+    record = evaluate(args.model, Path(args.output), options)
+    console = Console()
+    for table in terminal(record, console.width):
+        console.print(table)
+    console.print(CAPTION)
+    for note in record["notes"]:
+        print(f"note: {note}")
+    print(f"results: {args.output}/results.json, table: {args.output}/results.md, samples: {args.output}/samples/")

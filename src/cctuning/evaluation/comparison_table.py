@@ -1,0 +1,129 @@
+"""A comparison as tables, as words and as files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from cctuning.errors import UserError
+from cctuning.evaluation.compare import Comparison, difference_text, span
+from cctuning.model.adapter import write_atomically
+
+FORMAT = 1  # of comparison.json
+
+
+def _table(comparison: Comparison, system: str) -> tuple[list[str], list[list[str]]]:
+    own = [row for row in comparison.rows if row.system == system]
+    seeds = any(row.seed_low is not None for row in own)
+    header = ["benchmark", "language", "n", comparison.baseline, system, "difference [items]"]
+    header += (["[seeds]"] if seeds else []) + ["p (Holm)", "verdict"]
+    body = []
+    for row in own:
+        means = f"mean ({row.languages})"
+        body.append(
+            [
+                row.benchmark or "all",
+                row.language or means,
+                str(row.items) if row.items else "-",
+                *("-" if one is None else f"{100 * one:.1f}" for one in (row.baseline, row.value)),
+                difference_text(row),
+                *([span(None, row.seed_low, row.seed_high)] if seeds else []),
+                "-" if row.p_adjusted is None else f"{row.p_adjusted:.2g}" if row.p_adjusted < 1 else "1",
+                row.verdict,
+            ]
+        )
+    return header, body
+
+
+def _title(comparison: Comparison, system: str) -> str:
+    counts = [len(comparison.systems[name]) for name in (system, comparison.baseline)]
+    seeds = "" if counts == [1, 1] else f" ({counts[0]} and {counts[1]} seeds)"
+    return f"{system} against {comparison.baseline}{seeds}"
+
+
+def _caption(comparison: Comparison) -> str:
+    settings = comparison.settings
+    return (
+        "Values in %, differences in points, paired by item; means (how many) are without en. 95 % intervals: [items] "
+        f"bootstrap, {settings['draws']} draws; [seeds] Student's t of runs paired in order. p: sign-flip test, Holm "
+        f"over a benchmark's languages; a mean's p is not corrected. Verdict: p < {settings['alpha']:g}. "
+        f"Seed {settings['seed']}."
+    )
+
+
+def _names(comparison: Comparison) -> list[str]:
+    return [name for name in comparison.systems if name != comparison.baseline]
+
+
+def terminal(comparison: Comparison) -> list[Table]:
+    """A table for each system that is not the baseline."""
+    from rich.markup import escape
+
+    tables = []
+    for name in _names(comparison):
+        header, body = _table(comparison, name)
+        table = Table(title=escape(_title(comparison, name)), caption=escape(_caption(comparison)))
+        for number, column in enumerate(header):
+            table.add_column(
+                escape(column),
+                justify="right" if 2 <= number < len(header) - 1 else "left",
+                no_wrap=number in (1, 2),
+                overflow="fold",  # in a narrow terminal, no figure is cut short
+            )
+        for number, line in enumerate(body):
+            last = number + 1 == len(body) or body[number + 1][0] != line[0]
+            table.add_row(*map(escape, line), end_section=last)
+        tables.append(table)
+    return tables
+
+
+def markdown(comparison: Comparison) -> str:
+    """The same with notes and summary, as Markdown."""
+    lines = [f"# Comparison with {comparison.baseline}", ""]
+    for name in _names(comparison):
+        header, body = _table(comparison, name)
+        lines += [f"## {_title(comparison, name)}", "", *(_line(row) for row in [header])]
+        lines += ["| --- | --- |" + " ---: |" * (len(header) - 3) + " --- |", *(_line(row) for row in body), ""]
+    lines += [_caption(comparison), ""]
+    lines += [f"- note: {note}" for note in comparison.notes]
+    for name, members in comparison.systems.items():
+        lines += [
+            f"- {name}: {one['directory']}, model {one.get('name')}, mode {one['mode']}, training seed "
+            f"{one.get('training_seed')}, fingerprint {one.get('fingerprint')}"
+            for one in members
+        ]
+    return "\n".join([*lines, "", *(f"- {line}" for line in comparison.summary), ""])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def check_output(directory: Path) -> None:
+    """Refuse before the work what would be refused after it.
+
+    Raises:
+        UserError: a file, or a directory that is not empty.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--output {directory}: a file; name a directory.")
+    if directory.is_dir() and any(directory.iterdir()):
+        raise UserError(f"--output {directory}: not empty; name a new directory.")
+
+
+def write(comparison: Comparison, directory: Path) -> None:
+    """Write comparison.json and comparison.md into a new or empty directory.
+
+    Raises:
+        UserError: see `check_output`.
+    """
+    check_output(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    record = {"format": FORMAT, **asdict(comparison)}
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(directory / "comparison.json", text)
+    write_atomically(directory / "comparison.md", markdown(comparison))

@@ -1,0 +1,106 @@
+"""Tasks that lm-eval does not have: the paper's prompt/answer rows, and English rows for XCOPA.
+
+A row is `id`, `prompt`, `answer`. Where the answer is an option's label, the labels are compared by likelihood, as
+lm-eval does for multiple choice; else an answer is generated and scored by `metrics.py`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.task import ConfigurableTask
+
+from cctuning.evaluation.metrics import exact_match, rouge_l, token_f1
+
+CHOICES = {"XNLI": ("1", "2", "3"), "XStoryCloze": ("1", "2"), "MMMLU": ("A", "B", "C", "D")}
+ANSWER_TOKENS = 32  # short answers; the longest of MKQA's and XQuAD's are a phrase
+SUMMARY_TOKENS = 128  # one sentence, also where a tokenizer spends three tokens on a character
+VERSION = 1.0
+
+
+def _mean(name: str) -> dict[str, Any]:
+    return {"metric": name, "aggregation": "mean", "higher_is_better": True}
+
+
+def paper_task(benchmark: str, language: str, path: Path) -> ConfigurableTask:
+    """The task `paper_<benchmark>_<language>` over the rows of `path`."""
+    config: dict[str, Any] = {
+        "task": f"paper_{benchmark.lower()}_{language}",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(path.resolve())}},
+        "test_split": "test",
+        "doc_to_text": "{{prompt}}",
+        "target_delimiter": " ",
+        "metadata": {"version": VERSION},
+    }
+    if benchmark in CHOICES:
+        labels = list(CHOICES[benchmark])
+        config |= {
+            "output_type": "multiple_choice",
+            "doc_to_choice": labels,
+            "doc_to_target": partial(_label_index, labels),
+            "metric_list": [_mean("acc")],
+        }
+    else:
+        summary = benchmark == "XLSum"
+        config |= {
+            "output_type": "generate_until",
+            "doc_to_target": _first_answer,
+            "generation_kwargs": {
+                "until": ["\n"],
+                "do_sample": False,
+                "max_gen_toks": SUMMARY_TOKENS if summary else ANSWER_TOKENS,
+            },
+            "process_results": partial(_score_summary if summary else _score_answer, language),
+            "metric_list": [_mean("rouge_l")] if summary else [_mean("f1"), _mean("em")],
+        }
+    return ConfigurableTask(config=config)
+
+
+def _label_index(labels: list[str], doc: dict[str, Any]) -> int:
+    return labels.index(doc["answer"])
+
+
+def _answers(doc: dict[str, Any]) -> list[str]:
+    return [doc["answer"]] if isinstance(doc["answer"], str) else [str(answer) for answer in doc["answer"]]
+
+
+def _first_answer(doc: dict[str, Any]) -> str:
+    return _answers(doc)[0]
+
+
+def _score_answer(language: str, doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    said, targets = results[0].strip(), _answers(doc)
+    return {"f1": token_f1(said, targets, language), "em": exact_match(said, targets, language)}
+
+
+def _score_summary(language: str, doc: dict[str, Any], results: list[str]) -> dict[str, float]:
+    return {"rouge_l": rouge_l(results[0].strip(), _first_answer(doc), language)}
+
+
+def xcopa_english(folder: Path) -> ConfigurableTask:
+    """English rows of XCOPA's layout (COPA's own), prompted as lm-eval prompts the other languages."""
+    return ConfigurableTask(
+        config={
+            "task": "xcopa_en_local",
+            "dataset_path": str(folder.resolve()),
+            "dataset_name": "en",
+            "output_type": "multiple_choice",
+            "test_split": "test",
+            "doc_to_text": _copa_text,
+            "doc_to_target": "label",
+            "doc_to_choice": _copa_choices,
+            "metric_list": [_mean("acc")],
+            "metadata": {"version": VERSION},
+        }
+    )
+
+
+def _copa_text(doc: dict[str, Any]) -> str:
+    return doc["premise"].strip()[:-1] + {"cause": " because", "effect": " therefore"}[doc["question"]]
+
+
+def _copa_choices(doc: dict[str, Any]) -> list[str]:
+    return [choice[0].lower() + choice[1:] for choice in (doc["choice1"], doc["choice2"])]

@@ -1,0 +1,296 @@
+"""Score a model on a suite, task by task, into a directory that a stopped run goes on from.
+
+DIR/results.json    every setting, version and seed, the model's fingerprint, and each finished task's figures
+DIR/samples/*.jsonl one line an item: prompt, target, what the model said, its metrics
+DIR/journal.jsonl   answers of the task that is running; removed when all are done
+DIR/results.md      the table
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from cctuning.errors import UserError
+from cctuning.evaluation.models import ConnectedLM, Journal
+from cctuning.evaluation.suites import SUITES, Item, plan
+from cctuning.evaluation.table import markdown
+from cctuning.model.adapter import write_atomically
+from cctuning.model.loading import Loaded, load
+
+FORMAT = 1
+RESULTS_FILE, SAMPLES_FOLDER, JOURNAL_FILE, TABLE_FILE = "results.json", "samples", "journal.jsonl", "results.md"
+MODES = ("student", "bypass", "parallel")
+PACKAGES = ("cc-tuning", "lm_eval", "torch", "transformers", "peft", "datasets")
+
+
+@dataclass
+class Options:
+    """What is scored and how. `mode`: `student` (as it will run), `bypass` (without the connection's transform),
+    `parallel` (over the live connection, with the benchmark's own English prompt)."""
+
+    suite: str = "source"
+    languages: list[str] | None = None
+    benchmarks: list[str] | None = None
+    limit: int | None = None
+    data: str | None = None
+    chat: bool = False
+    mode: str = "student"
+    dtype: str = "auto"
+    seed: int = 0
+    batch_size: int | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (("suite", SUITES), ("mode", MODES)):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}.")
+        for name in ("limit", "batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}.")
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the figures: all but where the data lie and how many rows run at once."""
+        apart = ("data", "batch_size", "trust_remote_code")
+        return {key: value for key, value in asdict(self).items() if key not in apart} | {
+            "local": self.data is not None
+        }
+
+
+def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
+    """Score `path` (a run, a fold, a LoRA, any causal LM) and return what results.json holds.
+
+    Raises:
+        UserError: bad options, data or model, or a directory that holds something else; what is done is kept.
+    """
+    record = _claim(directory, path, options)
+    items, notes = plan(
+        options.suite, options.languages, Path(options.data) if options.data else None, options.benchmarks
+    )
+    if options.mode == "parallel":
+        items = _parallel(items, notes)
+    for note in notes:
+        logging.getLogger(__name__).warning(note)
+    loaded = load(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
+    if options.mode != "student" and loaded.connected is None:
+        raise UserError(
+            f"{path}: no connection in it (folded or plain), so nothing to bypass and no reference to use."
+        )
+    if options.chat and loaded.tokenizer.chat_template is None:
+        raise UserError(f"{path}: --chat: its tokenizer has no chat template; leave the option out.")
+    if torch.accelerator.is_available():
+        module: Any = loaded.connected or loaded.model
+        module.to(torch.accelerator.current_accelerator())
+    mark = fingerprint(loaded, options.mode)
+    if record and record["model"]["fingerprint"] != mark:
+        raise UserError(f"{directory}: holds results of another model ({record['model']['name']}); name another.")
+    record = record or _new_record(path, loaded, mark, options)
+    record["notes"], record["planned"] = notes, [item.name for item in items]
+    references: dict[tuple[str, int], str] = {}
+    lm, reference = _model(loaded, options, references)
+    (directory / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
+    _write(directory, record)
+    journal = directory / JOURNAL_FILE
+    asked = Journal(lm, journal, options.batch_size, reference)
+    english: dict[str, dict[int, str]] = {}
+    bypass = options.mode == "bypass" and loaded.connected is not None
+    with loaded.connected.disable_adapter() if bypass and loaded.connected else nullcontext():
+        for number, item in enumerate(items, 1):
+            asked.label = f"[{number}/{len(items)}] "
+            if options.mode == "parallel":
+                if item.language == "en":
+                    english[item.benchmark] = contexts(item, asked, options)
+                else:
+                    own = english.get(item.benchmark, {})
+                    references.update({(item.name, place): text for place, text in own.items()})
+            if item.name not in record["tasks"]:
+                score(item, asked, options, directory, record)
+    record["status"] = "finished"
+    _write(directory, record)
+    journal.unlink(missing_ok=True)
+    return record
+
+
+def score(item: Item, lm: Journal, options: Options, directory: Path, record: dict[str, Any]) -> None:
+    """Run one task and put its figures and samples into the directory."""
+    before = lm.asked
+    done = simple_evaluate(
+        model=lm,
+        tasks=[item.task],
+        limit=options.limit,
+        apply_chat_template=options.chat,
+        log_samples=True,
+        random_seed=options.seed,
+        numpy_random_seed=options.seed,
+        torch_random_seed=options.seed,
+        fewshot_random_seed=options.seed,
+        task_manager=TaskManager(include_defaults=False),  # the task is built; the whole index would take seconds
+    )
+    figures = {key: value for key, value in done["results"][item.name].items() if isinstance(value, (int, float))}
+    samples = done["samples"][item.name]
+    main, _, chosen = item.metric.partition(",")
+    kept = [one for one in samples if one.get("filter", "none") == chosen]
+    lines = [json.dumps(sample_line(one), ensure_ascii=False) + "\n" for one in kept]
+    write_atomically(directory / SAMPLES_FOLDER / f"{item.name}.jsonl", "".join(lines))
+    record["tasks"][item.name] = {
+        "benchmark": item.benchmark,
+        "language": item.language,
+        "version": str(
+            item.task.VERSION if item.task.config.metadata is None else item.task.config.metadata["version"]
+        ),
+        "items": len(kept),
+        "metric": main,
+        "chance": item.chance,
+        "metrics": _metrics(figures, chosen),
+        "requests": lm.asked - before,
+    }
+    _write(directory, record)
+
+
+def _metrics(figures: dict[str, float], chosen: str) -> dict[str, dict[str, float]]:
+    """`acc,none` and `acc_stderr,none` as `{"acc": {"value": …, "stderr": …}}`, for the filter that counts."""
+    return {
+        key.partition(",")[0]: {"value": value, "stderr": figures.get(f"{key.partition(',')[0]}_stderr,{chosen}", 0.0)}
+        for key, value in figures.items()
+        if key.endswith(f",{chosen}") and "_stderr" not in key
+    }
+
+
+def sample_line(sample: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of one item, for a person to read and for `compare` to pair."""
+    arguments = list(sample["arguments"].values()) if isinstance(sample["arguments"], dict) else sample["arguments"]
+    texts = [list(one.values()) if isinstance(one, dict) else list(one) for one in arguments]
+    likelihoods = len(texts) > 1 or not isinstance(texts[0][1], dict)
+    response: Any = sample["filtered_resps"]
+    if likelihoods:
+        scores = [one[0] if isinstance(one, (list, tuple)) else one for one in response]
+        response = [
+            {"choice": text[1], "loglikelihood": float(value)} for text, value in zip(texts, scores, strict=True)
+        ]
+    metrics = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample.get(name), (int, float))}
+    return {
+        "id": sample["doc_id"],
+        "hash": sample["doc_hash"],
+        "prompt": texts[0][0],
+        "prompt_hash": hashlib.sha256(json.dumps(texts, ensure_ascii=False, default=str).encode()).hexdigest(),
+        "target": sample["target"],
+        "response": response,
+        "metrics": metrics,
+    }
+
+
+def contexts(item: Item, lm: Journal, options: Options) -> dict[int, str]:
+    """Item number to prompt, as the task asks it: the references of the same items in other languages."""
+    item.task.build_all_requests(
+        limit=options.limit,
+        rank=0,
+        world_size=1,
+        apply_chat_template=options.chat,
+        fewshot_as_multiturn=options.chat,
+        chat_template=lm.apply_chat_template if options.chat else None,
+        tokenizer_name=lm.tokenizer_name if options.chat else "",
+    )
+    return {int(one.doc_id): one.args[0] for one in item.task.instances}
+
+
+def _parallel(items: list[Item], notes: list[str]) -> list[Item]:
+    """The tasks whose items are the same in every language, with English among them."""
+    able = {item.benchmark for item in items if item.parallel and item.language == "en"}
+    left = sorted({item.benchmark for item in items if item.benchmark not in able})
+    if left:
+        notes.append(
+            f"--reference parallel: {', '.join(left)} left out: items are not parallel, the prompt is inside the "
+            "choices, or there is no English."
+        )
+    kept = [item for item in items if item.benchmark in able]
+    if not kept:
+        raise UserError("--reference parallel: no benchmark here has parallel prompts in English; name others.")
+    return kept
+
+
+def _model(loaded: Loaded, options: Options, references: dict[tuple[str, int], str]) -> tuple[Any, Any]:
+    connected = loaded.connected
+    if loaded.tokenizer.pad_token_id is None:
+        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token  # masked out: any id will do
+    plain = connected is None or options.mode == "bypass" or (options.mode == "student" and connected.config.foldable)
+    if connected is not None and not plain:
+        lm = ConnectedLM(connected, loaded.tokenizer)
+        if options.mode == "parallel":
+            lm.reference = lambda task, place: references.get((task, place))
+        return lm, lm.reference
+    return HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=1), None
+
+
+def fingerprint(loaded: Loaded, mode: str = "student") -> str:
+    """A hash of every weight (the connection's too), the tokenizer's vocabulary and its chat template."""
+    digest = hashlib.blake2b(digest_size=16)
+    module = loaded.model if loaded.connected is None else loaded.connected
+    for name, tensor in sorted(module.state_dict().items()):
+        plain = tensor.detach().contiguous().cpu()
+        digest.update(name.encode() + str(plain.dtype).encode() + str(tuple(plain.shape)).encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    digest.update(json.dumps(loaded.tokenizer.get_vocab(), sort_keys=True).encode())
+    digest.update(str(loaded.tokenizer.chat_template).encode() + mode.encode())
+    return digest.hexdigest()
+
+
+def _claim(directory: Path, path: str, options: Options) -> dict[str, Any] | None:
+    """What an earlier run left, or None for a new directory.
+
+    Raises:
+        UserError: it is not a directory of results, or of other settings.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--output {directory}: a file; name a directory.")
+    file = directory / RESULTS_FILE
+    if not file.is_file():
+        if directory.is_dir() and any(directory.iterdir()):
+            raise UserError(f"--output {directory}: not empty, and no {RESULTS_FILE} in it; name another directory.")
+        return None
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        before, form = record["settings"], record["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); name another directory, or remove this one.") from error
+    if form != FORMAT:
+        raise UserError(f"{file}: format {form}, and this version writes {FORMAT}; name another directory.")
+    now = json.loads(json.dumps(options.settings()))
+    other = sorted(key for key in {*now, *before} if now.get(key) != before.get(key))
+    if other:
+        told = ", ".join(f"{key} {before.get(key)!r} (now {now.get(key)!r})" for key in other)
+        raise UserError(f"--output {directory}: holds results of other settings: {told}; name another directory.")
+    return record
+
+
+def _new_record(path: str, loaded: Loaded, mark: str, options: Options) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "status": "stopped",  # until it is finished
+        "model": {
+            "name": path,
+            "fingerprint": mark,
+            "dtype": str(loaded.model.dtype),
+            "training_seed": loaded.run.get("seed"),
+            "group": None,
+        },
+        "settings": options.settings(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": str(loaded.model.device),
+        "tasks": {},
+    }
+
+
+def _write(directory: Path, record: dict[str, Any]) -> None:
+    write_atomically(directory / RESULTS_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(directory / TABLE_FILE, markdown(record))

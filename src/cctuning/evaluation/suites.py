@@ -1,0 +1,295 @@
+"""Which tasks a suite has: lm-eval's own wherever it has them, under their own names and versions, and ours elsewhere.
+
+With the hub, tasks find their data by themselves. With a local directory, the same tasks are pointed at it, every file
+that will be read is checked first, line by line, and no network is used. Loading only the folders of lm-eval that are
+needed takes no time; loading its whole index takes twenty seconds.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lm_eval.tasks
+from lm_eval.tasks import TaskManager
+
+from cctuning.errors import UserError
+from cctuning.evaluation.rows import CHOICES, paper_task, xcopa_english
+
+FOLDERS = ("mgsm/direct", "xcopa", "xstorycloze", "xnli", "xwinograd", "xquad")  # of lm-eval's tasks
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark as lm-eval has it. `tasks`: language to task name; `metric`: the main one, as results call it."""
+
+    name: str
+    dataset: str
+    split: str
+    fields: tuple[str, ...]
+    tasks: dict[str, str]
+    metric: str
+    chance: float | None
+    parallel: bool  # item i is the same question in every language, and the prompt is not part of the choices
+    overrides: tuple[tuple[str, Any], ...] = ()  # what a directory that lacks the training split needs
+
+
+def _named(pattern: str, languages: str, **other: str) -> dict[str, str]:
+    return {**{language: pattern.format(language) for language in languages.split()}, **other}
+
+
+SOURCE = (
+    Benchmark(
+        "MGSM",
+        "juletxara/mgsm",
+        "test",
+        ("question", "answer_number"),
+        _named("mgsm_direct_{}", "en bn de es fr ja ru sw te th zh"),
+        "exact_match,flexible-extract",
+        None,
+        True,
+    ),
+    Benchmark(
+        "XCOPA",
+        "cambridgeltl/xcopa",
+        "test",
+        ("premise", "choice1", "choice2", "question", "label"),
+        _named("xcopa_{}", "et ht id it qu sw ta th tr vi zh"),
+        "acc,none",
+        1 / 2,
+        True,
+    ),
+    Benchmark(
+        "XStoryCloze",
+        "juletxara/xstory_cloze",
+        "eval",
+        ("input_sentence_1", "sentence_quiz1", "sentence_quiz2", "answer_right_ending"),
+        _named("xstorycloze_{}", "en ar es eu hi id my ru sw te zh"),
+        "acc,none",
+        1 / 2,
+        True,
+        (("training_split", None),),
+    ),
+    Benchmark(
+        "XNLI",
+        "facebook/xnli",
+        "validation",
+        ("premise", "hypothesis", "label"),
+        _named("xnli_{}", "en ar bg de el es fr hi ru sw th tr ur vi zh"),
+        "acc,none",
+        1 / 3,
+        False,
+        (("training_split", None),),
+    ),
+    Benchmark(
+        "XWinograd",
+        "Muennighoff/xwinograd",
+        "test",
+        ("sentence", "option1", "option2", "answer"),
+        _named("xwinograd_{}", "en fr pt ru zh", ja="xwinograd_jp"),
+        "acc,none",
+        1 / 2,
+        False,
+    ),
+)
+XQUAD = Benchmark(
+    "XQuAD",
+    "google/xquad",
+    "validation",
+    ("context", "question", "answers"),
+    _named("xquad_{}", "en ar de el es hi ro ru th tr vi zh"),
+    "f1,none",
+    None,
+    True,
+)
+PAPER_METRIC = {"XQuAD": "f1,none", "MKQA": "f1,none", "XLSum": "rouge_l,none"}  # the others: acc,none
+PAPER = ("XNLI", "XStoryCloze", "MMMLU", "XQuAD", "MKQA", "XLSum")
+SUITES = ("source", "paper", "all")
+
+
+@dataclass
+class Item:
+    """One task to run: its name, what it belongs to, and the lm-eval task itself."""
+
+    name: str
+    benchmark: str
+    language: str
+    metric: str
+    chance: float | None
+    parallel: bool
+    task: Any
+
+
+def plan(
+    suite: str, languages: Sequence[str] | None, data: Path | None, benchmarks: Sequence[str] | None = None
+) -> tuple[list[Item], list[str]]:
+    """The tasks of a suite, English first within each benchmark, and notes on what is left out.
+
+    Args:
+        suite: `source`, `paper` or `all`.
+        languages: ISO 639-1 codes; None for all. English is always added.
+        data: a directory laid out as the hub's data sets (`org/name/split/lang.jsonl.gz`), and for the paper's rows
+            `paper/NAME/lang.jsonl.gz`; None for the hub.
+        benchmarks: names to keep; None for all.
+
+    Raises:
+        UserError: a language or benchmark nobody has, or a file that is missing or broken.
+    """
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data {data}: no such directory; expected one laid out as docs/evaluation.md says.")
+    found: list[tuple[str, str, Any]] = []
+    notes: list[str] = []
+    if suite in ("source", "all"):
+        found += [(one.name, language, one) for one in SOURCE for language in _languages(one, data, notes)]
+    if suite in ("paper", "all"):
+        found += _paper(suite, data, notes)
+    if not found:
+        raise UserError(f"--data {data}: none of suite {suite}'s files is there; docs/evaluation.md has the layout.")
+    known = sorted({language for _, language, _ in found})
+    names = sorted({name for name, _, _ in found})
+    for wanted in benchmarks or ():
+        if wanted not in names:
+            raise UserError(f"--benchmarks: {wanted!r} is not in this suite; it has {', '.join(names)}.")
+    for wanted in languages or ():
+        if wanted not in known:
+            raise UserError(f"--languages: no benchmark of suite {suite} has {wanted!r}; it has {', '.join(known)}.")
+    kept = [
+        one
+        for one in found
+        if (benchmarks is None or one[0] in benchmarks) and (languages is None or one[1] in {*languages, "en"})
+    ]
+    notes += _gaps(kept, languages)
+    if not kept:
+        raise UserError("--benchmarks, --languages: nothing is left to score; name others.")
+    kept.sort(key=lambda one: (names.index(one[0]), one[1] != "en", one[1]))
+    _check(kept, data)
+    return _build(kept, data), notes
+
+
+def _languages(one: Benchmark, data: Path | None, notes: list[str]) -> list[str]:
+    """A benchmark's languages that there is data for. XCOPA's English (COPA's own rows) is in local files alone."""
+    if data is None:
+        return list(one.tasks)
+    languages = [*one.tasks, *(["en"] if one.name == "XCOPA" else [])]
+    there = [language for language in languages if local_file(one, language, data) is not None]
+    lacking = sorted({*one.tasks} - {*there})
+    if lacking:
+        notes.append(f"{one.name}: no file for {', '.join(lacking)} in {data / one.dataset / one.split}.")
+    return there
+
+
+def _paper(suite: str, data: Path | None, notes: list[str]) -> list[tuple[str, str, Any]]:
+    if data is None:
+        notes.append("paper on the hub: lm-eval's own XNLI, XStoryCloze and XQuAD; MMMLU, MKQA and XLSum need --data.")
+        own = [XQUAD] if suite == "all" else [SOURCE[2], SOURCE[3], XQUAD]
+        return [(one.name, language, one) for one in own for language in one.tasks]
+    found: list[tuple[str, str, Any]] = []
+    for name in PAPER:
+        files = sorted((data / "paper" / name).glob("*.jsonl*"))
+        if not files:
+            notes.append(f"paper: no {data / 'paper' / name}; {name} is left out.")
+        found += [(f"paper {name}", path.name.split(".")[0], path) for path in files]
+    if not found and suite == "paper":
+        raise UserError(f"--data {data}: no paper/ with rows there; see docs/evaluation.md for the layout.")
+    return found
+
+
+def _gaps(kept: list[tuple[str, str, Any]], languages: Sequence[str] | None) -> list[str]:
+    notes = []
+    for name in dict.fromkeys(one[0] for one in kept):
+        has = {language for benchmark, language, _ in kept if benchmark == name}
+        lacking = [language for language in dict.fromkeys([*(languages or ()), "en"]) if language not in has]
+        if lacking:
+            notes.append(f"{name} has no {', '.join(lacking)}.")
+    return notes
+
+
+def local_file(one: Benchmark, language: str, data: Path) -> Path | None:
+    """The file that holds a benchmark's scored split in one language, if it is there."""
+    name = "jp" if one.name == "XWinograd" and language == "ja" else language
+    for ending in (".jsonl.gz", ".jsonl"):
+        path = data / one.dataset / one.split / f"{name}{ending}"
+        if path.is_file():
+            return path
+    return None
+
+
+def _check(kept: list[tuple[str, str, Any]], data: Path | None) -> None:
+    """Read every file that will be scored, so that a broken line is named before hours of work and not after."""
+    if data is None:
+        return
+    for name, language, one in kept:
+        if isinstance(one, Benchmark):
+            path = local_file(one, language, data)
+            assert path is not None  # or it would not have been planned
+            _check_file(path, one.fields)
+            if not (data / one.dataset / "README.md").is_file():
+                raise UserError(f"{data / one.dataset}/README.md: missing; it names the data set's files to datasets.")
+        else:
+            _check_file(one, ("id", "prompt", "answer"), CHOICES.get(name.removeprefix("paper ")))
+
+
+def _check_file(path: Path, fields: tuple[str, ...], labels: tuple[str, ...] | None = None) -> None:
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    number = 0
+    try:
+        with opened(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{path}:{number}: not JSON ({error}); mend or remove that line.") from None
+                lacking = [field for field in fields if not isinstance(row, dict) or row.get(field) is None]
+                if lacking:
+                    raise UserError(f"{path}:{number}: {lacking[0]}: missing; expected {', '.join(fields)}.")
+                if labels and row["answer"] not in labels:
+                    raise UserError(f"{path}:{number}: answer: {row['answer']!r} is not one of {', '.join(labels)}.")
+    except UserError:
+        raise
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}:{number + 1}: cannot be read ({error}); copy the file again.") from None
+    if not number:
+        raise UserError(f"{path}: empty; copy the file again.")
+
+
+def _build(kept: list[tuple[str, str, Any]], data: Path | None) -> list[Item]:
+    specs = [
+        _spec(one, language, data)
+        for _, language, one in kept
+        if isinstance(one, Benchmark) and (one.name, language) != ("XCOPA", "en")
+    ]
+    loaded: dict[str, Any] = {}
+    if specs:
+        root = Path(lm_eval.tasks.__file__).parent
+        manager = TaskManager(include_path=[root / folder for folder in FOLDERS], include_defaults=False)
+        try:
+            # A registered task takes another data set only inside a group.
+            loaded = manager.load([{"group": "cctuning", "task": specs}])["tasks"]
+        except (OSError, ValueError, ConnectionError, RuntimeError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            advice = "" if data else " Without a network, give --data DIR."
+            raise UserError(f"the benchmarks' data cannot be loaded: {first}{advice}") from error
+    items = []
+    for name, language, one in kept:
+        if not isinstance(one, Benchmark):
+            short = name.removeprefix("paper ")
+            chance = 1 / len(CHOICES[short]) if short in CHOICES else None
+            task = paper_task(short, language, one)
+            metric = PAPER_METRIC.get(short, "acc,none")
+            items.append(Item(task.config.task, name, language, metric, chance, True, task))
+        else:
+            own = (one.name, language) == ("XCOPA", "en")
+            task = xcopa_english(data / one.dataset) if own and data else loaded[one.tasks[language]]
+            items.append(Item(task.config.task, one.name, language, one.metric, one.chance, one.parallel, task))
+    return items
+
+
+def _spec(one: Benchmark, language: str, data: Path | None) -> dict[str, Any]:
+    spec: dict[str, Any] = {"task": one.tasks[language]}
+    if data is not None:
+        spec |= {"dataset_path": str((data / one.dataset).resolve()), **dict(one.overrides)}
+    return spec

@@ -1,0 +1,90 @@
+"""Results as a table: languages down, benchmarks across, averages below, chance beside each accuracy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from cctuning.evaluation.languages import LEVELS, level
+
+CAPTION = (
+    "% ± standard error over items; means over languages (how many). Resource levels: Joshi et al. 2020, classes 4-5 "
+    "high, 3 mid, 0-2 low; English is in none of the three."
+)
+MAIN = {"acc": "accuracy", "exact_match": "exact match", "f1": "F1", "rouge_l": "ROUGE-L"}
+
+
+def rows(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, as text. Figures are % with standard error; a cell without a figure is a dash."""
+    tasks = record["tasks"].values()
+    benchmarks = list(dict.fromkeys(task["benchmark"] for task in tasks))
+    cells = {(task["benchmark"], task["language"]): task for task in tasks}
+    languages = sorted({task["language"] for task in tasks}, key=lambda one: (one != "en", one))
+    metric = {task["benchmark"]: MAIN.get(task["metric"], task["metric"]) for task in tasks}
+    header = ["language", "resource", *(f"{name} ({metric[name]})" for name in benchmarks)]
+    body = []
+    for language in languages:
+        row = [language, level(language) or "-"]
+        for name in benchmarks:
+            task = cells.get((name, language))
+            if task is None:
+                row.append("-")
+                continue
+            figure = task["metrics"][task["metric"]]
+            row.append(f"{100 * figure['value']:.1f} ± {100 * figure['stderr']:.1f}")
+        body.append(row)
+    others = [one for one in languages if one != "en"]
+    groups = {"mean": languages, "mean without en": others}
+    groups |= {f"mean {name}": [one for one in others if level(one) == name] for name in LEVELS}
+    for label, group in groups.items():
+        means = [_mean([cells[name, one] for one in group if (name, one) in cells]) for name in benchmarks]
+        if any(mean != "-" for mean in means):
+            body.append([label, "", *means])
+    chances = [next((task["chance"] for task in tasks if task["benchmark"] == name), None) for name in benchmarks]
+    body.append(["chance", "", *("-" if chance is None else f"{100 * chance:.1f}" for chance in chances)])
+    return header, body
+
+
+def _mean(tasks: list[dict[str, Any]]) -> str:
+    values = [task["metrics"][task["metric"]]["value"] for task in tasks]
+    return f"{100 * sum(values) / len(values):.1f} ({len(values)})" if values else "-"
+
+
+def terminal(record: dict[str, Any], width: int) -> list[Table]:
+    """The same for a terminal of `width` columns: as many benchmarks beside each other as it holds, the rest below."""
+    header, body = rows(record)
+    at_once = max(1, (width - 30) // 16)
+    tables = []
+    for start in range(2, len(header), at_once):
+        columns = [0, 1, *range(start, min(start + at_once, len(header)))]
+        table = Table(title=_title(record), title_justify="left")
+        for column in columns:
+            table.add_column(
+                header[column].replace(" (", "\n("), justify="left" if column < 2 else "right", no_wrap=True
+            )
+        for number, row in enumerate(body):
+            ends = row[0] != "chance" and body[number + 1][0] in ("mean", "chance")
+            table.add_row(*(row[column] for column in columns), end_section=ends)
+        tables.append(table)
+    return tables
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The same, as Markdown."""
+    header, body = rows(record)
+    lines = [f"# {_title(record)}", "", "| " + " | ".join(header) + " |"]
+    lines.append("| --- | --- |" + " ---: |" * (len(header) - 2))
+    lines += ["| " + " | ".join(row) + " |" for row in body]
+    lines += ["", CAPTION, ""]
+    lines += [f"- {note}" for note in record.get("notes", [])]
+    settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items() if value is not None)
+    versions = ", ".join(f"{key} {value}" for key, value in record["versions"].items())
+    lines += [f"- {settings}", f"- {versions}", f"- fingerprint {record['model']['fingerprint']}", ""]
+    return "\n".join(lines)
+
+
+def _title(record: dict[str, Any]) -> str:
+    mode = {"student": "", "bypass": ", transform bypassed", "parallel": ", English prompt as reference"}
+    done = "" if record["status"] == "finished" else f" ({len(record['tasks'])} of {len(record['planned'])} tasks)"
+    return f"{record['model']['name']}{mode[record['settings']['mode']]}{done}"
