@@ -22,9 +22,7 @@ def test_the_demos_base_in_its_own_world(tmp_path):
     loaded = load(str(base))
     for lang in ("en", "ru"):
         items = world.test_items(lang, "test")
-        rows = [
-            {"id": i, "lang": lang, "prompt": one.prompt, "answer": one.answer.strip()} for i, one in enumerate(items)
-        ]
+        rows = [{"id": i, "prompt": one.prompt, "answer": one.answer.strip()} for i, one in enumerate(items)]
         write(tmp_path / "data" / "paper" / "MKQA" / f"{lang}.jsonl.gz", rows)
         flags = score(loaded.model, loaded.tokenizer, items)
         expected[lang] = sum(flags) / len(flags)

@@ -162,6 +162,7 @@ def plan(
         for one in found
         if (benchmarks is None or one[0] in benchmarks) and (languages is None or one[1] in {*languages, "en"})
     ]
+    notes = [note for note in notes if benchmarks is None or note.partition(":")[0] in {*benchmarks, "paper"}]
     notes += _gaps(kept, languages)
     if not kept:
         raise UserError("--benchmarks, --languages: nothing is left to score; name others.")
