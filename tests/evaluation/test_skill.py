@@ -1,4 +1,4 @@
-"""A model with a real skill scores far above the floor through `cctuning evaluate`: the demo's base in its own world."""
+"""A model with a real skill scores far above the floor through this command: the demo's base in its own world."""
 
 from __future__ import annotations
 
