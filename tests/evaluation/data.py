@@ -94,4 +94,4 @@ class Stub(LM):
         return [str(self.task.doc_to_target(request.doc)) if self.right else "?" for request in requests]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-        raise NotImplementedError
+        raise NotImplementedError("lm-eval's interface has it; no benchmark here asks for it")

@@ -158,6 +158,8 @@ def test_samples_can_be_read_and_paired(data, model, tmp_path):
         assert all(
             {"hash", "prompt", "prompt_hash", "target", "response", "metrics"} == {*row} - {"id"} for row in rows
         )
+    mgsm = (tmp_path / "out" / "samples" / "mgsm_direct_sw.jsonl").read_text().splitlines()
+    assert all({*json.loads(line)["response"]} == {"said", "scored"} for line in mgsm)
     table = (tmp_path / "out" / "results.md").read_text()
     assert "| sw | low |" in table and "| chance |" in table and "33.3" in table
 

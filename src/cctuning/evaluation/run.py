@@ -172,12 +172,12 @@ def sample_line(sample: dict[str, Any]) -> dict[str, Any]:
     arguments = list(sample["arguments"].values()) if isinstance(sample["arguments"], dict) else sample["arguments"]
     texts = [list(one.values()) if isinstance(one, dict) else list(one) for one in arguments]
     likelihoods = len(texts) > 1 or not isinstance(texts[0][1], dict)
-    response: Any = sample["filtered_resps"]
+    response: Any
     if likelihoods:
-        scores = [one[0] if isinstance(one, (list, tuple)) else one for one in response]
-        response = [
-            {"choice": text[1], "loglikelihood": float(value)} for text, value in zip(texts, scores, strict=True)
-        ]
+        found = [one[0] if isinstance(one, (list, tuple)) else one for one in sample["filtered_resps"]]
+        response = [{"choice": text[1], "loglikelihood": float(one)} for text, one in zip(texts, found, strict=True)]
+    else:  # a filter may keep a number out of a sentence, or white space off it
+        response = {"said": sample["resps"][0][0], "scored": sample["filtered_resps"][0]}
     metrics = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample.get(name), (int, float))}
     return {
         "id": sample["doc_id"],
