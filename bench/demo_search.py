@@ -49,8 +49,9 @@ def main() -> None:
     import transformers
 
     from cctuning.lab.base import build_base
-    from cctuning.lab.cldr import ENGLISH, build_world
+    from cctuning.lab.cldr import build_world
     from cctuning.lab.demo import fine_tune, right, write_rows
+    from cctuning.lab.worlds import ENGLISH
     from cctuning.model.loading import load
 
     transformers.utils.logging.set_verbosity_error()
@@ -81,7 +82,7 @@ def main() -> None:
     record = {
         "command": "python bench/demo_search.py",
         "split": "dev",
-        "items_per_language": len(world.test_items(ENGLISH, "dev")),
+        "items_per_language": len(world.items(ENGLISH, "dev")),
         "seed": args.seed,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("cc-tuning", "torch", "transformers", "trl", "babel")},

@@ -9,7 +9,8 @@ import pytest
 from cctuning.cli import main
 from cctuning.lab.base import BaseConfig, build_base
 from cctuning.lab.cldr import build_world
-from cctuning.lab.scoring import majority, score
+from cctuning.lab.scoring import score
+from cctuning.lab.worlds import majority
 from cctuning.model.loading import load
 from tests.evaluation.data import write
 
@@ -21,7 +22,7 @@ def test_the_demos_base_in_its_own_world(tmp_path):
     expected = {}
     loaded = load(str(base))
     for lang in ("en", "ru"):
-        items = world.test_items(lang, "test")
+        items = world.items(lang, "test")
         rows = [{"id": i, "prompt": one.prompt, "answer": one.answer.strip()} for i, one in enumerate(items)]
         write(tmp_path / "data" / "paper" / "MKQA" / f"{lang}.jsonl.gz", rows)
         flags = score(loaded.model, loaded.tokenizer, items)

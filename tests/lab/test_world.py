@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cctuning.lab import demo
 from cctuning.lab.base import BaseConfig, build_base, build_tokenizer
-from cctuning.lab.cldr import ENGLISH, build_world
-from cctuning.lab.scoring import majority, paired_bootstrap, wilson
+from cctuning.lab.cldr import build_world
+from cctuning.lab.scoring import wilson
+from cctuning.lab.worlds import ENGLISH, majority, rows
 
 SMALL = BaseConfig(hidden_size=32, layers=2, heads=2, intermediate_size=48, english_steps=30, joint_steps=10)
 
@@ -25,9 +26,9 @@ def test_facts_are_split_once_and_the_same_in_every_language(world):
     facts = [fact for split in world.splits.values() for fact in split]
     assert len(facts) == len(set(facts)) == 80
     for split in ("sft", "dev", "test"):
-        kept = world.splits[split]
+        kept = [f"{fact.relation} {fact.subject}" for fact in world.splits[split]]
         for lang in world.languages:
-            assert [item.fact for item in world.test_items(lang, split)] == kept
+            assert [item.key for item in world.items(lang, split)] == kept
 
 
 def test_answers_are_never_spelled_as_in_english(world):
@@ -38,13 +39,13 @@ def test_answers_are_never_spelled_as_in_english(world):
 
 
 def test_training_rows_hold_no_test_fact_and_no_leak(world):
-    rows = world.sft_rows()
-    assert {row["lang"] for row in rows} == set(world.languages)
-    asked = {row["prompt"] for row in rows}
+    training = rows(world, "sft")
+    assert {row["lang"] for row in training} == set(world.languages)
+    asked = {row["prompt"] for row in training}
     for lang in world.languages:
         for split in ("dev", "test"):
-            assert not asked & {item.prompt for item in world.test_items(lang, split)}
-    for row in rows:
+            assert not asked & {item.prompt for item in world.items(lang, split)}
+    for row in training:
         assert row["response"].strip() not in row["prompt_en"] or row["lang"] == ENGLISH
 
 
@@ -59,8 +60,8 @@ def test_every_line_of_the_world_is_in_the_tokenizer(world):
     tokenizer = build_tokenizer(world)
     for lang in world.languages:
         for fact in world.facts:
-            row = world.row(fact, lang)
-            ids = tokenizer(row["prompt"] + row["response"], add_special_tokens=False)["input_ids"]
+            text = world.prompt(fact, lang) + " " + world.answer(fact, lang)
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             assert tokenizer.unk_token_id not in ids
             assert tokenizer.decode(ids[-1:]).strip() == world.answer(fact, lang)
 
@@ -87,12 +88,6 @@ def test_intervals_by_hand():
         and share.high == pytest.approx(0.9433, abs=1e-3)
     )
     assert wilson([]).items == 0
-    same = paired_bootstrap([[True, False] * 20], [[True, False] * 20])
-    assert same.value == same.low == same.high == 0
-    better = paired_bootstrap([[False] * 40], [[True] * 30 + [False] * 10])
-    assert better.value == 0.75 and 0 < better.low < 0.75 < better.high < 1
-    with pytest.raises(ValueError, match="same items"):
-        paired_bootstrap([[True]], [[True, False]])
 
 
 def test_majority_floor_is_what_a_constant_answer_gets(world):

@@ -14,6 +14,7 @@ VERBS = {
     "generate": "answer prompts with a run, a fold, or any model",
     "evaluate": "score a model on public benchmarks, per language, from the hub or from files",
     "compare": "say whether scored models differ, language by language",
+    "lab": "controlled experiments: which recipe helps, when, and how much",
     "demo": "the whole method on a small world, from nothing to a table, in minutes",
 }
 
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
                 + (f" Did you mean {near[0]}?" if near else f" Known: {', '.join(VERBS)}.")
             )
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn at every row
-        if not sys.stderr.isatty() and argv[0] != "demo":
+        if not sys.stderr.isatty() and argv[0] not in ("demo", "lab"):
             os.environ.setdefault("TQDM_DISABLE", "1")  # a log file has no use for progress bars
         warnings.filterwarnings("ignore", category=FutureWarning)  # between TRL and transformers: nothing to be done
         importlib.import_module(f"cctuning.cli.{argv[0]}").main(argv[1:])

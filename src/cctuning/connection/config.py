@@ -84,7 +84,7 @@ class ConnectionConfig:
     )
     fused_probability_start: float = _option(1.0, "sampled: probability of the fused pass at the first step.")
     fused_probability_end: float = _option(0.0, "sampled: probability of the fused pass at the last step (linear).")
-    align_weight: float = _option(20.0, "Weight of the relative alignment error ||hW - target||^2 / ||target||^2.")
+    align_weight: float = _option(5.0, "Weight of the relative alignment error ||hW - target||^2 / ||target||^2.")
     identity_weight: float = _option(
         1.0, "Weight, within align_weight, of the error where the target is the row's own activation."
     )

@@ -22,7 +22,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import random
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -34,10 +33,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cctuning.lab.cldr import ENGLISH, Fact, World
+from cctuning.lab.worlds import ENGLISH, World
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
-FORMAT = 1  # part of the cache's key: raise it when this file makes another base of the same world and settings
+FORMAT = 2  # part of the cache's key: raise it when this file makes another base of the same world and settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +59,6 @@ class BaseConfig:
     seed: int = 0
 
 
-def vocabulary(world: World, lang: str) -> list[str]:
-    """Every token of a language, in a fixed order: its template words, then its names."""
-    words = list(world.languages[lang].glossary)
-    names = [name for (_kind, _code, owner), name in world.names.items() if owner == lang]
-    return list(dict.fromkeys(words + names))
-
-
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """A tokenizer for which every template word and every name is one token, English's first.
 
@@ -76,7 +68,7 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (UNKNOWN, PAD, EOS)])
-    tokens = dict.fromkeys(token for lang in world.languages for token in vocabulary(world, lang))
+    tokens = dict.fromkeys(token for lang in world.languages for token in world.vocabulary(lang))
     core.add_tokens([AddedToken(token, normalized=False) for token in tokens])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token=UNKNOWN, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
@@ -85,30 +77,11 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def concepts(world: World, tokenizer: PreTrainedTokenizerFast) -> dict[int, dict[str, set[int]]]:
-    """Token of another language -> which language -> the English tokens it translates (several, by its senses)."""
-    found: dict[int, dict[str, set[int]]] = {}
-    ids = tokenizer.get_vocab()
-    english = {token: ids[token] for token in vocabulary(world, ENGLISH)}
-    for lang, language in world.languages.items():
-        if lang == ENGLISH:
-            continue
-        pairs = list(language.glossary.items())
-        pairs += [
-            (name, world.name(k, code, ENGLISH)) for (k, code, owner), name in world.names.items() if owner == lang
-        ]
-        for token, gloss in pairs:
-            if token not in english:
-                senses = found.setdefault(ids[token], {}).setdefault(lang, set())
-                senses.update({english[gloss]} if gloss else set())
-    return found
-
-
 @torch.no_grad()
 def graft(model: LlamaForCausalLM, world: World, tokenizer: PreTrainedTokenizerFast, config: BaseConfig) -> None:
     """Give the tokens of the other languages embeddings made of English's (step 2 above); the head is tied to them."""
     generator = torch.Generator().manual_seed(config.seed + 1)
-    english = len(vocabulary(world, ENGLISH)) + 3
+    english = len(world.vocabulary(ENGLISH)) + 3
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     weight = model.model.embed_tokens.weight
     size = weight[:english].std()
@@ -117,36 +90,18 @@ def graft(model: LlamaForCausalLM, world: World, tokenizer: PreTrainedTokenizerF
         return torch.randn(weight.shape[1], generator=generator) * size
 
     vectors = {lang: config.language_vector * draw() for lang in world.languages}
-    for token, by_language in concepts(world, tokenizer).items():
-        senses = sorted({sense for found in by_language.values() for sense in found})
+    ids = tokenizer.get_vocab()
+    for token, by_language in world.senses().items():
+        senses = sorted({ids[sense] for found in by_language.values() for sense in found})
         concept = weight[senses].mean(dim=0) if senses else draw()
         owner = torch.stack([vectors[lang] for lang in by_language]).mean(dim=0)
-        weight[token] = config.keep * concept + config.noise * draw() + owner
-
-
-def english_text(world: World) -> list[str]:
-    """Every fact as a statement and as a question with its answer, and the dictionary."""
-    return _text(world, ENGLISH, world.facts)
+        weight[ids[token]] = config.keep * concept + config.noise * draw() + owner
 
 
 def joint_text(world: World, config: BaseConfig) -> dict[str, list[str]]:
-    """What each language reads in the joint phase: English everything, others their share of the `text` facts."""
-    share = dict(config.share)
-    text = {ENGLISH: english_text(world)}
-    for lang, language in world.languages.items():
-        if lang != ENGLISH:
-            facts = list(world.splits["text"])
-            random.Random(f"{config.seed} {lang}").shuffle(facts)
-            text[lang] = _text(world, lang, facts[: round(share[language.tier] * len(world.facts))])
-    return text
-
-
-def _text(world: World, lang: str, facts: Sequence[Fact]) -> list[str]:
-    lines = world.entries(lang)
-    for fact in facts:
-        row = world.row(fact, lang)
-        lines += [world.statement(fact, lang), row["prompt"] + row["response"]]
-    return lines
+    """What each language reads in the joint phase: English everything, others their share of the `text` split."""
+    share = {**dict(config.share), "reference": 1.0}
+    return {lang: world.text(lang, share[tongue.tier], config.seed) for lang, tongue in world.languages.items()}
 
 
 def encode(lines: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
@@ -205,7 +160,7 @@ def _widen(rows: Tensor, width: int, fill: int) -> Tensor:
 def make_base(world: World, config: BaseConfig, progress: bool) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """The three steps, in memory."""
     tokenizer = build_tokenizer(world)
-    english = len(vocabulary(world, ENGLISH)) + 3  # English and the special tokens come first: train no other row yet
+    english = len(world.vocabulary(ENGLISH)) + 3  # English and the special tokens come first: train no other row yet
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -222,7 +177,7 @@ def make_base(world: World, config: BaseConfig, progress: bool) -> tuple[LlamaFo
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    pool = encode(english_text(world), tokenizer)
+    pool = encode(world.text(ENGLISH, 1.0, config.seed), tokenizer)
     shared = (config.batch_size, config.learning_rate, config.seed)
     train(model, [pool], config.english_steps, *shared, "base 1/2: English", progress)
     graft(model, world, tokenizer, config)
@@ -234,14 +189,14 @@ def make_base(world: World, config: BaseConfig, progress: bool) -> tuple[LlamaFo
 
 
 def fingerprint(world: World, config: BaseConfig) -> str:
-    """Hash of all that decides the base: facts, names, templates, settings, torch's version, this file's format."""
+    """Hash of all that decides the base: what is read, how it is grafted, settings, torch's version, this format."""
     content = {
         "format": FORMAT,
         "torch": torch.__version__,
         "config": dataclasses.asdict(config),
-        "languages": [dataclasses.asdict(language) for language in world.languages.values()],
-        "names": sorted(["|".join(key), name] for key, name in world.names.items()),
-        "splits": {split: [dataclasses.astuple(fact) for fact in facts] for split, facts in world.splits.items()},
+        "vocabulary": [world.vocabulary(lang) for lang in world.languages],
+        "senses": {token: {lang: sorted(words) for lang, words in by.items()} for token, by in world.senses().items()},
+        "text": joint_text(world, config),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 

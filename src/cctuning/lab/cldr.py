@@ -20,12 +20,12 @@ import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 from babel import Locale
 from babel.core import get_global
 
-ENGLISH = "en"
+from cctuning.lab.worlds import ENGLISH, Item
+
 SPLITS = {"sft": 0.25, "dev": 0.15, "test": 0.25}  # what remains is `text`
 KINDS = ("territory", "currency", "language", "city", "time zone")
 RELATIONS = {  # the kinds of its subject and of its answer
@@ -183,17 +183,6 @@ class Fact:
     answer: str
 
 
-@dataclass(frozen=True)
-class Item:
-    """One test question and its only right answer, which is one token."""
-
-    fact: Fact
-    lang: str
-    prompt: str
-    prompt_en: str
-    answer: str
-
-
 def read_facts() -> list[Fact]:
     """What CLDR says, in codes.
 
@@ -246,6 +235,9 @@ class World:
         splits: `text`, `sft`, `dev`, `test`: disjoint lists of facts.
         names: (kind, code, lang) to the name, for everything the facts mention.
     """
+
+    kind = "cldr"
+    answer_tokens = 1  # every name is one token
 
     def __init__(self, languages: Iterable[str], seed: int, limit: int | None = None) -> None:
         codes = [ENGLISH, *(code for code in languages if code != ENGLISH)]
@@ -313,34 +305,65 @@ class World:
         kinds = dict(zip(KINDS, self.languages[lang].kinds, strict=True))
         return [f"{kinds[kind]}: {name}" for (kind, _code, owner), name in self.names.items() if owner == lang]
 
-    def row(self, fact: Fact, lang: str) -> dict[str, str]:
+    def vocabulary(self, lang: str) -> list[str]:
+        """Every token of a language: its template words, then its names."""
+        words = list(self.languages[lang].glossary)
+        return list(dict.fromkeys(words + [name for (_, _, owner), name in self.names.items() if owner == lang]))
+
+    def senses(self) -> dict[str, dict[str, set[str]]]:
+        """Token that English lacks -> language -> the English tokens it translates (several, by its senses)."""
+        english, found = set(self.vocabulary(ENGLISH)), dict[str, dict[str, set[str]]]()
+        for lang, language in self.languages.items():
+            names = [
+                (name, self.name(kind, code, ENGLISH)) for (kind, code, own), name in self.names.items() if own == lang
+            ]
+            for token, gloss in [*language.glossary.items(), *names]:
+                if token not in english:
+                    found.setdefault(token, {}).setdefault(lang, set()).update({gloss} if gloss else set())
+        return found
+
+    def text(self, lang: str, share: float, seed: int) -> list[str]:
+        """The dictionary, and facts as statements and as questions with their answers.
+
+        English reads every fact; another language that share of all facts, out of the `text` split.
+        """
+        lines = self.entries(lang)
+        for fact in self.facts if lang == ENGLISH else self._share(lang, share, seed):
+            lines += [self.statement(fact, lang), self.prompt(fact, lang) + " " + self.answer(fact, lang)]
+        return lines
+
+    def parallel_text(self, lang: str, share: float, seed: int) -> list[str]:
+        """`English : other` for every statement of the same facts."""
+        facts = self._share(lang, share, seed)
+        return [f"{self.statement(fact, ENGLISH)} : {self.statement(fact, lang)}" for fact in facts]
+
+    def _share(self, lang: str, share: float, seed: int) -> list[Fact]:
+        facts = list(self.splits["text"])
+        random.Random(f"{seed} {lang}").shuffle(facts)
+        return facts[: round(share * len(self.facts))]
+
+    def row(self, item: Item) -> dict[str, str]:
         """A training row: prompt + response + the tokenizer's end-of-text token is what a model reads."""
         return {
-            "prompt": self.prompt(fact, lang),
-            "response": " " + self.answer(fact, lang),
-            "lang": lang,
-            "prompt_en": self.prompt(fact, ENGLISH),
+            "prompt": item.prompt,
+            "response": " " + item.answer,
+            "lang": item.lang,
+            "prompt_en": item.prompt_en,
         }
 
-    def sft_rows(self, split: str = "sft", languages: Iterable[str] | None = None) -> list[dict[str, str]]:
-        """Rows of every fact of a split in every language (or those given), English included: it must not pay."""
-        codes = list(self.languages if languages is None else languages)
-        return [self.row(fact, lang) for fact in self.splits[split] for lang in codes]
-
-    def test_items(self, lang: str, split: str = "test") -> list[Item]:
-        """Held-out questions of one language. Tune on `dev`; look at `test` once."""
+    def items(self, lang: str, split: str) -> list[Item]:
+        """Questions of one language. Tune on `dev`; look at `test` once."""
         return [
-            Item(fact, lang, self.prompt(fact, lang), self.prompt(fact, ENGLISH), self.answer(fact, lang))
+            Item(
+                key=f"{fact.relation} {fact.subject}",
+                task=fact.relation,
+                lang=lang,
+                prompt=self.prompt(fact, lang),
+                prompt_en=self.prompt(fact, ENGLISH),
+                answer=self.answer(fact, lang),
+            )
             for fact in self.splits[split]
         ]
-
-    @cached_property
-    def constant_answers(self) -> dict[str, str]:
-        """Per relation the answer code a model that knows nothing would give: the most frequent one of the SFT split."""
-        counts: dict[str, Counter[str]] = {relation: Counter() for relation in RELATIONS}
-        for fact in self.splits["sft"]:
-            counts[fact.relation][fact.answer] += 1
-        return {relation: counted.most_common(1)[0][0] if counted else "" for relation, counted in counts.items()}
 
 
 def _things(fact: Fact) -> tuple[tuple[str, str], tuple[str, str]]:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -23,9 +25,11 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cctuning.connection import ConnectionConfig
+from cctuning.evaluation.statistics import clustered_bootstrap
 from cctuning.lab.base import BaseConfig, build_base
-from cctuning.lab.cldr import ENGLISH, World, build_world
-from cctuning.lab.scoring import majority, paired_bootstrap, wilson
+from cctuning.lab.cldr import World, build_world
+from cctuning.lab.scoring import wilson
+from cctuning.lab.worlds import ENGLISH, majority, rows
 from cctuning.model.adapter import write_atomically
 from cctuning.model.loading import RUN_FILE, Loaded, load
 from cctuning.serving.answering import Answerer
@@ -85,7 +89,7 @@ def fine_tune(base: Path, rows: Path, run: Path, recipe: dict[str, Any], seed: i
 def write_rows(world: World, path: Path) -> Path:
     """The training rows as JSON lines at `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in world.sft_rows()))
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(world, "sft")))
     return path
 
 
@@ -96,10 +100,10 @@ def right(loaded: Loaded, world: World, split: str, bypass: bool = False, live: 
         bypass: without the connection's transform. live: handed the English question, over the live connection.
     """
     answerer = Answerer(loaded, chat=False, bypass=bypass, batch_size=128, max_new_tokens=2)
-    parallels: list[Any] = [item.prompt for item in world.test_items(ENGLISH, split)]
+    parallels: list[Any] = [item.prompt for item in world.items(ENGLISH, split)]
     flags = {}
     for lang in world.languages:
-        items = world.test_items(lang, split)
+        items = world.items(lang, split)
         given = answerer([item.prompt for item in items], parallels if live and lang != ENGLISH else None)
         flags[lang] = [answer == item.answer for answer, item in zip(given, items, strict=True)]
     return flags
@@ -140,7 +144,7 @@ def run_demo(
         + ", ".join(str(output / recipe) for recipe in RECIPES)
         + f"\nfolded    {output / 'cc-folded'}\nresults   {output / 'results.json'}"
     )
-    question = world.test_items(next(lang for lang in world.languages if lang != ENGLISH))[0].prompt
+    question = world.items(next(lang for lang in world.languages if lang != ENGLISH), "test")[0].prompt
     console.print(f"\ntry it    cctuning generate {output / 'cc-folded'} --prompt '{question}'", soft_wrap=True)
     return results
 
@@ -177,7 +181,7 @@ def fold(run: Path, folded: Path, world: World) -> float:
     assert connected is not None
     worst = 0.0
     for lang in world.languages:
-        prompts = [item.prompt for item in world.test_items(lang)][:32]
+        prompts = [item.prompt for item in world.items(lang, "test")][:32]
         batch = tokenizer(prompts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt")
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         with torch.no_grad():
@@ -191,21 +195,26 @@ def summarise(world: World, flags: dict[str, dict[str, list[bool]]], fold_differ
     """Shares and paired differences with their intervals, per language and over all but English."""
     others = [lang for lang in world.languages if lang != ENGLISH]
     results: dict[str, Any] = {
-        "items_per_language": len(world.test_items(ENGLISH)),
+        "items_per_language": len(world.items(ENGLISH, "test")),
         "floor": asdict(wilson(majority(world))),
         "fold_largest_relative_logit_difference": fold_difference,
         "languages": {},
     }
     for lang in world.languages:
         entry = {name: asdict(wilson(by[lang])) for name, by in flags.items()}
-        entry["cc - vanilla"] = asdict(paired_bootstrap([flags["vanilla"][lang]], [flags["cc"][lang]]))
-        entry["cc - align"] = asdict(paired_bootstrap([flags["align"][lang]], [flags["cc"][lang]]))
+        entry["cc - vanilla"] = gain(flags, "vanilla", [lang])
+        entry["cc - align"] = gain(flags, "align", [lang])
         results["languages"][lang] = entry
     results["mean"] = {name: sum(sum(by[x]) / len(by[x]) for x in others) / len(others) for name, by in flags.items()}
     for other in ("vanilla", "align"):
-        baseline, ours = ([flags[name][lang] for lang in others] for name in (other, "cc"))
-        results["mean"][f"cc - {other}"] = asdict(paired_bootstrap(baseline, ours))
+        results["mean"][f"cc - {other}"] = gain(flags, other, others)
     return results
+
+
+def gain(flags: dict[str, dict[str, list[bool]]], other: str, languages: Sequence[str]) -> dict[str, Any]:
+    """cc minus another recipe, mean of `languages`, with its interval over facts (drawn with all their languages)."""
+    ours, theirs = (np.array([flags[name][lang] for lang in languages], float).T for name in ("cc", other))
+    return asdict(clustered_bootstrap([ours - theirs]))
 
 
 def show(console: Console, world: World, results: dict[str, Any]) -> None:

@@ -20,6 +20,13 @@ class CCConfig(SFTConfig):
     connection_lr_scale: float = field(
         default=2.0, metadata={"help": "Learning rate of the connection's own parts, as a multiple of learning_rate."}
     )
+    base_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Decay of the tuned weights towards where they started, as weight_decay is towards 0: keeps "
+            "English and all else that no row rehearses. 0: off. Holds a copy of the tuned weights."
+        },
+    )
     max_reference_length: int | None = field(
         default=None,
         metadata={
@@ -43,6 +50,12 @@ class CCConfig(SFTConfig):
     )
     reference_language: str = field(
         default="en", metadata={"help": "Language of the references (the model's strongest): en, fr, hi, ..."}
+    )
+    log_connection: bool = field(
+        default=False,
+        metadata={
+            "help": "Also log each layer's mean decision (decision_layer_<number>), for TensorBoard and reports."
+        },
     )
 
     def __post_init__(self) -> None:

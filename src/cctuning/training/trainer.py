@@ -23,12 +23,13 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTTrainer
 
-from cctuning.connection import ConnectionConfig, Fit
+from cctuning.connection import ConnectionConfig, Fit, LayerConnection
 from cctuning.data import PairedCollator, encode_dataset
 from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.adaptive import AdaptiveModel
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
+from cctuning.training.base_decay import BaseDecay, check_base_decay
 from cctuning.training.card import write_model_card
 from cctuning.training.config import CCConfig
 
@@ -107,6 +108,10 @@ class CCTrainer(SFTTrainer):
         self.connected = ConnectedModel.attach(self.model, connection_config)
         self.connected.seed = args.seed
         self.connected.reference_language = args.reference_language
+        self._decisions = watch_decisions(self.connected) if args.log_connection else {}
+        check_base_decay(args.base_decay, self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if args.base_decay:
+            self.add_callback(BaseDecay(self.model, args.base_decay, skip=ATTRIBUTE))
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated step
 
     # -- rows --------------------------------------------------------------------------------------------------------
@@ -220,6 +225,11 @@ class CCTrainer(SFTTrainer):
             mean = gather((value if value is not None else outputs.loss.detach() * torch.nan).float()).nanmean()
             if not torch.isnan(mean):
                 metrics[name].append(mean.item())
+        if mode == "train" and self._decisions:
+            means = gather(torch.stack(list(self._decisions.values()))[None]).nanmean(dim=0)
+            for layer, mean in zip(self._decisions, means.tolist(), strict=True):
+                if mean == mean:  # NaN: no row of this batch connects, on any rank
+                    metrics[f"decision_layer_{layer:02d}"].append(mean)
         if mode == "train":
             tokens = inputs["attention_mask"].sum() + inputs["reference_attention_mask"].sum()
             self._total_train_tokens += gather(tokens).sum().item()
@@ -298,6 +308,23 @@ class CCTrainer(SFTTrainer):
                 args=self.args,
                 peft=self._is_peft(),
             )
+
+
+def watch_decisions(connected: ConnectedModel) -> dict[int, Tensor]:
+    """Layer to the mean decision of its latest forward (detached scalar, NaN where nothing connected), kept up to date
+    by a hook on each layer's decision; empty for a connection without one."""
+    means: dict[int, Tensor] = {}
+
+    def keeper(layer: int) -> Any:
+        def keep(module: nn.Module, args: tuple[Tensor, Tensor], output: Tensor) -> None:
+            means[layer] = output.detach().float().expand_as(args[1]).mean()
+
+        return keep
+
+    for layer, connection in connected.connections.items():
+        if isinstance(connection, LayerConnection):
+            connection.decision.register_forward_hook(keeper(layer))
+    return means
 
 
 def _connection_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,119 @@
+"""One experiment from one command: search on the dev split, run on the test split of other bases, sum up.
+
+LAB/bases/, LAB/cells/    kept by content, shared by all experiments in LAB
+LAB/SETUP/search.json     every setting tried on the dev split, and the one chosen for each recipe
+LAB/SETUP/results.json    the summary (table.py) with machine and versions
+LAB/SETUP/table.md        the same as Markdown
+LAB/SETUP/records.jsonl   every record behind it: which question was answered right, by which recipe, on which base
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cctuning.errors import UserError
+from cctuning.lab.cells import Cell, world_and_base
+from cctuning.lab.grid import Record, cell_of, run_cells, search
+from cctuning.lab.recipes import RECIPES
+from cctuning.lab.setups import SETUPS
+from cctuning.lab.table import markdown, summarise
+from cctuning.lab.worlds import World
+from cctuning.model.adapter import write_atomically
+
+ENOUGH_ENGLISH, FULL, ROOM = 90.0, 90.0, 5.0  # % right: what makes a base fit for a comparison
+
+
+def experiment(
+    setup: str,
+    recipes: Sequence[str],
+    bases: Sequence[int],
+    search_bases: Sequence[int],
+    folder: Path,
+    workers: int | None = None,
+    dev_only: bool = False,
+) -> dict[str, Any]:
+    """Search, run, write, and return the summary (of the search alone where `dev_only`).
+
+    Args:
+        setup, recipes: names. bases: seeds of the bases reported. search_bases: seeds of those the settings are chosen
+            on, none of the former. folder: where everything is kept.
+
+    Raises:
+        UserError: an unknown name, or a base in both lists.
+    """
+    check(setup, recipes, bases, search_bases)
+    home = folder / setup
+    home.mkdir(parents=True, exist_ok=True)
+    chosen, tried = search(setup, recipes, search_bases, folder, workers)
+    found = {"search_bases": list(search_bases), "split": "dev", "chosen": chosen, "tried": tried, **circumstances()}
+    write_atomically(home / "search.json", json.dumps(found, indent=1) + "\n")
+    if dev_only:
+        return found
+    names = ["base", *recipes]
+    cells = {
+        name: [
+            cell_of(setup, base, name, chosen[name], "test")
+            if name in RECIPES
+            else Cell(setup, base, name, split="test")
+            for base in bases
+        ]
+        for name in names
+    }
+    unique = list(dict.fromkeys(cells[name][i] for i in range(len(bases)) for name in names))
+    records = dict(zip(unique, run_cells(unique, folder, chosen, workers), strict=True))
+    results = {name: [records[cell] for cell in own] for name, own in cells.items()}
+    world, _ = world_and_base(setup, bases[0])
+    summary = {"setup": setup, "bases": list(bases), **summarise(world, results), "unfit": unfit(world, results)}
+    summary |= circumstances()
+    write_atomically(home / "results.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(home / "table.md", markdown(setup, summary))
+    write_atomically(home / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records.values()))
+    return summary
+
+
+def check(setup: str, recipes: Sequence[str], bases: Sequence[int], search_bases: Sequence[int]) -> None:
+    """Raise `UserError` for what cannot be run."""
+    for kind, names, known in (("setup", [setup], list(SETUPS)), ("recipe", recipes, list(RECIPES))):
+        for name in names:
+            if name not in known:
+                raise UserError(f"{kind}: {name!r} is not one of {', '.join(known)}.")
+    for name in recipes:
+        needed = RECIPES[name].after
+        if needed and needed not in recipes:
+            raise UserError(f"recipe {name} starts from {needed}'s tuned model: add {needed} to the recipes.")
+    both = sorted(set(bases) & set(search_bases))
+    if both:
+        raise UserError(f"bases {both}: settings are chosen on them; report others.")
+    if not bases or not search_bases:
+        raise UserError("bases: expected at least one to report and one to search on.")
+
+
+def unfit(world: World, results: Mapping[str, Sequence[Record]]) -> list[str]:
+    """What makes the comparison say little: a base without English, plain SFT at the floor or the ceiling."""
+    summary = summarise(world, {name: results[name] for name in ("base", "vanilla") if name in results})
+    notes = []
+    english = summary["recipes"]["base"]["english"]
+    if english < ENOUGH_ENGLISH:
+        notes.append(f"the bases answer {english:.0f} % in English: there is little to carry over")
+    if "vanilla" in results:
+        x, floor = summary["recipes"]["vanilla"]["x"], max(summary["majority"], summary["chance"])
+        if x > FULL:
+            notes.append(f"plain SFT reaches {x:.0f} %: it leaves no room")
+        if x < floor + ROOM:
+            notes.append(f"plain SFT reaches {x:.0f} %, the floor is {floor:.0f} %: nothing transfers")
+    return notes
+
+
+def circumstances() -> dict[str, Any]:
+    """Machine and versions."""
+    packages = ("cc-tuning", "torch", "transformers", "trl", "peft", "babel")
+    return {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread a cell",
+        "versions": {name: version(name) for name in packages},
+    }

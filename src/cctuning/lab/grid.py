@@ -1,0 +1,138 @@
+"""Many cells on all cores: run what is missing, keep what is there, show how far it is.
+
+Each worker is a process of one thread: on models of a million weights that is faster than one process of many threads,
+and a record does not depend on how many cores a machine has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from cctuning.lab.cells import Cell, run
+from cctuning.lab.recipes import RECIPES
+from cctuning.lab.worlds import ENGLISH
+
+Record = dict[str, Any]
+SLACK = 2.0  # points of English that a setting may cost and still be chosen
+Chosen = dict[str, dict[str, Any]]  # recipe -> settings
+
+
+def run_cells(cells: Sequence[Cell], folder: Path, chosen: Chosen, workers: int | None = None) -> list[Record]:
+    """Their records, in the order given.
+
+    Args:
+        folder: the lab's: `bases/`, `cells/`, `log/`. chosen: settings of recipes that others start from.
+        workers: processes; None: one a core.
+
+    Raises:
+        The first error of a cell, after the others in flight have ended; what is finished is kept.
+    """
+    (folder / "log").mkdir(parents=True, exist_ok=True)
+    records: dict[Cell, Record] = {}
+    pool = ProcessPoolExecutor(
+        workers or os.cpu_count(),
+        mp_context=get_context("spawn"),
+        initializer=_worker,
+        initargs=(str(folder / "log"),),
+    )
+    with pool, tqdm(total=len(cells), unit="cell", desc="Lab") as bar:
+        futures = {pool.submit(run, cell, folder, after(cell, chosen)): cell for cell in cells}
+        try:
+            for future in as_completed(futures):
+                cell = futures[future]
+                records[cell] = future.result()
+                bar.set_postfix_str(f"{cell.label}: {score(records[cell]):.1f}")
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return [records[cell] for cell in cells]
+
+
+def _worker(log: str) -> None:
+    """One thread, no hub, and the libraries' words in a file: the parent's bar is what a person watches."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+    handle = os.open(f"{log}/worker-{os.getpid()}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    import datasets
+    import torch
+
+    torch.set_num_threads(1)
+    datasets.disable_progress_bars()
+
+
+def score(record: Record, way: str = "student") -> float:
+    """Mean over the languages but English of the share right, in %.
+
+    Args:
+        way: `student` (as it runs), `bypass` (without the transform) or `live` (with English at hand).
+    """
+    shares = [100 * by.count("1") / len(by) for lang, by in record["right"][way].items() if lang != ENGLISH]
+    return float(sum(shares) / len(shares))
+
+
+def english(record: Record, way: str = "student") -> float:
+    """English's share right, in %."""
+    flags = record["right"][way][ENGLISH]
+    return 100 * float(flags.count("1")) / len(flags)
+
+
+def way_of(recipe: str) -> str:
+    """How a recipe runs at inference."""
+    return "bypass" if recipe in RECIPES and RECIPES[recipe].of else "student"
+
+
+def cell_of(setup: str, base: int, recipe: str, settings: dict[str, Any], split: str, seed: int = 0) -> Cell:
+    """The cell whose record holds the recipe's figures."""
+    return Cell(setup, base, RECIPES[recipe].of or recipe, settings, split, seed)
+
+
+def after(cell: Cell, chosen: Chosen) -> dict[str, Any] | None:
+    """Settings of the recipe that the cell starts from."""
+    recipe = RECIPES.get(cell.recipe)
+    return chosen[recipe.after] if recipe and recipe.after else None
+
+
+def search(
+    setup: str, recipes: Sequence[str], bases: Sequence[int], folder: Path, workers: int | None = None
+) -> tuple[Chosen, list[dict[str, Any]]]:
+    """Every setting of every recipe on the dev split of `bases`.
+
+    One rule for all: the best mean over the languages but English, among the settings that keep English within `SLACK`
+    points of the base's; where none does, the one that keeps most of it.
+
+    Returns:
+        Recipe -> its settings by that rule; and a line for each setting tried.
+    """
+    chosen, lines = Chosen(), list[dict[str, Any]]()
+    before = run_cells([Cell(setup, base, "base") for base in bases], folder, chosen, workers)
+    needed = sum(map(english, before)) / len(before) - SLACK
+    for later in (False, True):  # a recipe that starts from another is searched after it
+        names = [name for name in recipes if bool(RECIPES[name].after) == later]
+        tries = [(name, settings) for name in names for settings in RECIPES[name].settings()]
+        cells = [cell_of(setup, base, name, settings, "dev") for name, settings in tries for base in bases]
+        unique = list(dict.fromkeys(cells))
+        records = dict(zip(unique, run_cells(unique, folder, chosen, workers), strict=True))
+        for name, settings in tries:
+            own = [records[cell_of(setup, base, name, settings, "dev")] for base in bases]
+            line = {
+                "recipe": name,
+                "settings": settings,
+                "x": sum(score(one, way_of(name)) for one in own) / len(own),
+                "english": sum(english(one, way_of(name)) for one in own) / len(own),
+            }
+            lines.append(line)
+        for name in names:
+            own_lines = [line for line in lines if line["recipe"] == name]
+            kept = [line for line in own_lines if line["english"] >= needed]
+            best = max(kept, key=lambda line: line["x"]) if kept else max(own_lines, key=lambda line: line["english"])
+            chosen[name] = best["settings"]
+    return chosen, lines

@@ -1,0 +1,125 @@
+"""The recipes that the lab compares, by the names of the source's tables, each with what its search may choose.
+
+A recipe is what a user could write in a recipe file: options of the connection and of the trainer, and which rows. The
+searches have eight settings each and are run on the `dev` split of bases that no table reports.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from cctuning.lab.worlds import ENGLISH, World, others, rows
+
+Rows = list[dict[str, Any]]
+RATES, DECAYS = (5e-4, 1e-3), (0.0, 50.0)
+PLAIN = {"connection": "none"}
+ALIGN = {"paths": "student", "decision": "fixed", "decision_value": 1.0, "transform": "none"}
+
+
+def joint(world: World) -> Rows:
+    """The SFT split in every language, English included."""
+    return rows(world, "sft")
+
+
+def translated(world: World) -> Rows:
+    """`joint`, and each question of the SFT split as a translation pair, both ways."""
+    pairs = []
+    for lang in others(world):
+        for item in world.items(lang, "sft"):
+            for one, two in ((item.prompt, item.prompt_en), (item.prompt_en, item.prompt)):
+                pairs.append({"prompt": f"{one} :", "response": f" {two}", "lang": ENGLISH, "prompt_en": None})
+    return joint(world) + pairs
+
+
+def with_free(world: World) -> Rows:
+    """`joint`, and the `free` split's questions without their answers: they train the alignment alone."""
+    free = [{**row, "response": None} for row in rows(world, "free", others(world))]
+    return joint(world) + free
+
+
+def with_text(world: World) -> Rows:
+    """`joint`, and the text of the same questions as plain language modelling, in both languages."""
+    text = []
+    for lang in world.languages:
+        for item in world.items(lang, "free"):
+            first, _, rest = item.prompt.partition(" ")
+            text.append({"prompt": first, "response": f" {rest}", "lang": ENGLISH, "prompt_en": None})
+    return joint(world) + text
+
+
+def distilled(world: World) -> Rows:
+    """`joint`, and the `free` questions with the answers that the world's translator makes of English's.
+
+    The base answers English questions right (the lab checks that), so its own English answer is the true one.
+    """
+    return joint(world) + rows(world, "free", others(world))
+
+
+def mispaired(world: World) -> Rows:
+    """`joint` with the English prompt of another row: the same signal, the wrong one."""
+    made = joint(world)
+    foreign = [row for row in made if row["lang"] != ENGLISH]
+    references = [row["prompt_en"] for row in foreign]
+    half = len(references) // 2
+    for row, reference in zip(foreign, references[half:] + references[:half], strict=True):
+        row["prompt_en"] = reference
+    return made
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row of a table.
+
+    Attributes:
+        says: what it is. method: options of the connection. search: option -> values to try.
+        rows: its training rows. after: the recipe whose tuned model it starts from. trainer: options of the run.
+        of: the recipe whose runs these are, scored without the transform.
+    """
+
+    says: str
+    method: dict[str, Any]
+    search: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    rows: Callable[[World], Rows] = joint
+    after: str | None = None
+    trainer: dict[str, Any] = field(default_factory=dict)
+    of: str | None = None
+
+    def settings(self) -> Iterator[dict[str, Any]]:
+        """Every combination of the search."""
+        for values in itertools.product(*self.search.values()):
+            yield dict(zip(self.search, values, strict=True))
+
+
+_EPOCHS = {"learning_rate": RATES, "num_train_epochs": (4, 8), "base_decay": DECAYS}
+_LONGER = {"learning_rate": RATES, "num_train_epochs": (12, 16), "base_decay": DECAYS}
+_WEIGHT = {"learning_rate": RATES, "num_train_epochs": (8,), "align_weight": (1.0, 5.0), "base_decay": DECAYS}
+
+RECIPES: dict[str, Recipe] = {
+    "vanilla": Recipe("joint SFT on the same rows", PLAIN, _EPOCHS),
+    "align": Recipe("joint SFT and alignment to English; no fusion, no W", ALIGN, _WEIGHT),
+    "translation": Recipe("joint SFT and translation pairs", PLAIN, _EPOCHS, translated),
+    "distillation": Recipe("joint SFT and the base's English answers to more questions", PLAIN, _EPOCHS, distilled),
+    "cc": Recipe("the gated connection, defaults", {}, _EPOCHS),
+    "cc-no-decision": Recipe("a = 0.5 everywhere", {"decision": "fixed"}, _EPOCHS),
+    "cc-no-transform": Recipe("trained as cc, inference without W", {}, _EPOCHS, of="cc"),
+    "transform-only": Recipe(
+        "W alone, fitted after vanilla",
+        {"paths": "student", "decision": "fixed", "decision_value": 1.0},
+        _EPOCHS,
+        after="vanilla",
+        trainer={"tune": "connection"},
+    ),
+    "cc+translation": Recipe("cc and translation pairs", {}, _EPOCHS, translated),
+    "cc-adaptive": Recipe("the paper's code's connection", {"connection": "adaptive"}, _EPOCHS),
+    "cc-both-passes": Recipe("cc with both passes a row", {"paths": "both"}, _EPOCHS),
+    "cc-fused-only": Recipe("the literal recipe: the fused pass alone", {"paths": "fused"}, _EPOCHS),
+    "more-steps": Recipe("joint SFT for longer", PLAIN, _LONGER),
+    "capacity": Recipe("cc's transform, no English signal", {"paths": "student", "align_weight": 0.0}, _EPOCHS),
+    "wrong-english": Recipe("cc with another row's English", {}, _EPOCHS, mispaired),
+    "cc+free": Recipe("cc and questions without answers", {}, _EPOCHS, with_free),
+    "align+free": Recipe("align and the same questions", ALIGN, _WEIGHT, with_free),
+    "vanilla+text": Recipe("joint SFT and the same questions as text", PLAIN, _EPOCHS, with_text),
+}

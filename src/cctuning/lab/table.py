@@ -1,0 +1,145 @@
+"""What the records of a setup say: means over bases, and paired differences with intervals, as data and Markdown.
+
+Bases differ by ten points and more, so only differences on the same base mean anything: each base gives one
+difference, and the interval is Student's over bases. Items are not resampled: a base's error over its items is part of
+its spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cctuning.evaluation.statistics import t_interval
+from cctuning.lab.grid import Record, english, score, way_of
+from cctuning.lab.recipes import RECIPES
+from cctuning.lab.worlds import ENGLISH, World, chance, majority, others
+
+Results = Mapping[str, Sequence[Record]]  # recipe, or `base` -> one record a base, the same bases in each
+PAIRS = (  # what the lab is asked: the first minus the second
+    ("cc", "vanilla"),
+    ("cc", "align"),
+    ("align", "vanilla"),
+    ("cc", "cc-no-decision"),
+    ("cc", "cc-no-transform"),
+    ("cc", "transform-only"),
+    ("cc", "cc-fused-only"),
+    ("cc", "cc-adaptive"),
+    ("cc", "capacity"),
+    ("cc", "wrong-english"),
+    ("cc", "more-steps"),
+    ("cc", "translation"),
+    ("cc", "distillation"),
+    ("cc+translation", "translation"),
+    ("cc+free", "align+free"),
+    ("cc+free", "vanilla+text"),
+    ("cc+free", "cc"),
+)
+
+
+def share(record: Record, lang: str, way: str = "student") -> float:
+    """% right in one language."""
+    flags = record["right"][way][lang]
+    return 100 * float(flags.count("1")) / len(flags)
+
+
+def summarise(world: World, results: Results) -> dict[str, Any]:
+    """Figures of one setup, in %, and differences in points.
+
+    Args:
+        world: any of the setup's, for tiers and floors.
+        results: the records; each recipe's in the same order of bases.
+
+    Returns:
+        `recipes`: per recipe the means (x, English, each language, bypass, live, seconds, tokens) and each base's x;
+        `differences`: per pair of `PAIRS` that is there, the intervals for x, English and each language.
+    """
+    summary: dict[str, Any] = {
+        "items": len(world.items(ENGLISH, "test")),
+        "majority": 100 * sum(majority(world)) / len(majority(world)),
+        "chance": 100 * chance(world),
+        "languages": {lang: [tongue.name, tongue.tier] for lang, tongue in world.languages.items()},
+        "recipes": {},
+        "differences": {},
+    }
+    for recipe, records in results.items():
+        entry: dict[str, Any] = {
+            "x": _mean([score(one, way_of(recipe)) for one in records]),
+            "english": _mean([share(one, ENGLISH, way_of(recipe)) for one in records]),
+            "by_base": [round(score(one, way_of(recipe)), 2) for one in records],
+            "english_by_base": [round(share(one, ENGLISH, way_of(recipe)), 2) for one in records],
+            "languages": {
+                lang: _mean([share(one, lang, way_of(recipe)) for one in records]) for lang in world.languages
+            },
+            "seconds": _mean([one["seconds"] for one in records]),
+        }
+        if recipe in RECIPES:
+            entry["settings"] = records[0]["cell"]["settings"]
+        for way in ("bypass", "live"):
+            if all(way in one["right"] for one in records) and not (recipe in RECIPES and RECIPES[recipe].of):
+                entry[way] = _mean([score(one, way) for one in records])
+        summary["recipes"][recipe] = entry
+    for first, second in PAIRS:
+        if first in results and second in results and len(results[first]) > 1:
+            summary["differences"][f"{first} - {second}"] = _difference(world, results, first, second)
+    return summary
+
+
+def _difference(world: World, results: Results, first: str, second: str) -> dict[str, Any]:
+    pairs = list(zip(results[first], results[second], strict=True))
+
+    def interval(of: Any) -> dict[str, Any]:
+        values = [of(one, way_of(first)) - of(two, way_of(second)) for one, two in pairs]
+        return {**asdict(t_interval(values)), "wins": sum(value > 0 for value in values)}
+
+    return {
+        "x": interval(score),
+        "english": interval(english),
+        "languages": {lang: interval(lambda one, way, lang=lang: share(one, lang, way)) for lang in others(world)},
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(sum(values) / len(values), 2)
+
+
+def markdown(setup: str, summary: Mapping[str, Any]) -> str:
+    """The summary as two Markdown tables."""
+    languages = summary["languages"]
+    shown = [lang for lang in languages if lang != ENGLISH]
+    bases = len(next(iter(summary["recipes"].values()))["by_base"])
+    lines = [
+        f"Setup `{setup}`, test split: % right of {summary['items']} questions a language, mean of {bases} bases "
+        f"(majority floor {summary['majority']:.0f}, chance {summary['chance']:.0f}).",
+        "",
+        "| recipe | "
+        + " | ".join(f"{languages[lang][0]} ({languages[lang][1]})" for lang in shown)
+        + " | **x** | English | bypass | live | s | settings |",
+        "| --- |" + " --- |" * (len(shown) + 6),
+    ]
+    for recipe, entry in summary["recipes"].items():
+        cells = [f"{entry['languages'][lang]:.1f}" for lang in shown]
+        cells += [f"**{entry['x']:.1f}**", f"{entry['english']:.1f}"]
+        cells += [f"{entry[way]:.1f}" if way in entry else "" for way in ("bypass", "live")]
+        settings = ", ".join(f"{name} {value}" for name, value in entry.get("settings", {}).items())
+        lines.append(f"| `{recipe}` | " + " | ".join([*cells, f"{entry['seconds']:.0f}", settings]) + " |")
+    if summary["differences"]:
+        lines += [
+            "",
+            f"Paired over {bases} bases, points, 95 % intervals (Student's t over bases):",
+            "",
+            "| difference | x | bases won | English | " + " | ".join(languages[lang][0] for lang in shown) + " |",
+            "| --- |" + " --- |" * (len(shown) + 3),
+        ]
+        for name, entry in summary["differences"].items():
+            cells = [_interval(entry["x"], bold=True), f"{entry['x']['wins']} of {bases}", _interval(entry["english"])]
+            lines.append(
+                f"| {name} | " + " | ".join(cells + [_interval(entry["languages"][lang]) for lang in shown]) + " |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _interval(figure: Mapping[str, float], bold: bool = False) -> str:
+    text = f"{figure['value']:+.1f} ({figure['low']:+.1f} to {figure['high']:+.1f})"
+    return f"**{text}**" if bold and (figure["low"] > 0 or figure["high"] < 0) else text

@@ -1,0 +1,111 @@
+"""What the lab asks of a world, so that bases, recipes and scoring are written once.
+
+A world is a generator with a seed: languages with tiers of resource, lines of text that a base reads, and parallel
+questions with one right answer each, split once: `text` (what languages other than English read), `sft`, `dev`,
+`test` and, where the world has room, `free` (parallel questions given without an answer). A question keeps its split
+in every language, and no answer is spelled as in English unless a world is asked for that.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+ENGLISH = "en"
+SPLITS = ("text", "sft", "dev", "test", "free")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question in one language and its only right answer.
+
+    Attributes:
+        key: the same in every language. task: what kind of question.
+    """
+
+    key: str
+    task: str
+    lang: str
+    prompt: str
+    prompt_en: str
+    answer: str
+
+
+class Tongue(Protocol):
+    """A language of a world: its code, its name for people, and how much text the base reads in it."""
+
+    @property
+    def code(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def tier(self) -> str: ...
+
+
+class World(Protocol):
+    """See the module. `answer_tokens` is the longest answer's length in tokens."""
+
+    kind: str
+    seed: int
+    answer_tokens: int
+
+    @property
+    def languages(self) -> Mapping[str, Tongue]:
+        """By code, English first."""
+
+    def vocabulary(self, lang: str) -> list[str]:
+        """Every token of a language, in a fixed order."""
+
+    def senses(self) -> dict[str, dict[str, set[str]]]:
+        """Token that English lacks -> language -> the English tokens it translates."""
+
+    def text(self, lang: str, share: float, seed: int) -> list[str]:
+        """The lines a base reads in a language: all of it in English, else a share of the `text` split."""
+
+    def parallel_text(self, lang: str, share: float, seed: int) -> list[str]:
+        """Lines in which English and another language say the same, of the same share."""
+
+    def row(self, item: Item) -> dict[str, Any]:
+        """A training row of it."""
+
+    def items(self, lang: str, split: str) -> list[Item]:
+        """The questions of a split. Tune on `dev`; look at `test` once."""
+
+
+def rows(world: World, split: str, languages: Iterable[str] | None = None) -> list[dict[str, Any]]:
+    """Training rows of a split, question by question in every language (or those given), English included."""
+    codes = list(world.languages if languages is None else languages)
+    return [
+        world.row(item) for group in zip(*(world.items(lang, split) for lang in codes), strict=True) for item in group
+    ]
+
+
+def majority(world: World, split: str = "test") -> list[bool]:
+    """Per item, whether its task's most frequent answer in the SFT split is right: what knowing nothing gives.
+
+    The questions are the same in every language, so English's floor holds for all.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for item in world.items(ENGLISH, "sft"):
+        counts.setdefault(item.task, Counter())[item.answer] += 1
+    best = {task: count.most_common(1)[0][0] for task, count in counts.items()}
+    return [best.get(item.task) == item.answer for item in world.items(ENGLISH, split)]
+
+
+def chance(world: World, split: str = "test") -> float:
+    """What drawing an answer of the item's task at random gets, as often as the SFT split has it."""
+    counts: dict[str, Counter[str]] = {}
+    for item in world.items(ENGLISH, "sft"):
+        counts.setdefault(item.task, Counter())[item.answer] += 1
+    items = world.items(ENGLISH, split)
+    return sum(counts[i.task][i.answer] / counts[i.task].total() for i in items if i.task in counts) / len(items)
+
+
+def others(world: World) -> Sequence[str]:
+    """The languages but English."""
+    return [lang for lang in world.languages if lang != ENGLISH]
+
+
+Builder = Callable[..., World]

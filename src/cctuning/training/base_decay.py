@@ -1,0 +1,59 @@
+"""Decay towards the base: what keeps English (and all else that no row rehearses) while other languages move.
+
+Aligning a language to English moves weights that English needs too, and the rows rehearse only a little of what the
+base knows. Weight decay towards zero does not help; decay towards where the weights started does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from cctuning.errors import UserError
+
+
+class BaseDecay(TrainerCallback):
+    """w <- w - lr * decay * (w - w_0), after each optimiser step, for every tuned weight w that started at w_0.
+
+    Decoupled, as AdamW's decay is (Loshchilov and Hutter 2019), and towards the starting point rather than zero (L2-SP:
+    Li, Grandvalet and Davoine 2018, arXiv 1802.01483). `lr` is the step's own, so the pull fades with the schedule; no
+    weight strays further than about 1 / decay under Adam. With LoRA, w are its two factors: B is drawn back to 0. The
+    connection's parts are left alone.
+
+    It holds one copy of the tuned weights, in their dtype and on their device.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, skip: str) -> None:
+        """
+        Args:
+            model: before its first step. decay: of the equation. skip: parameters with this in their name are left.
+        """
+        self.decay = decay
+        self.start: dict[str, Tensor] = {
+            name: parameter.detach().clone()
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and skip not in name
+        }
+
+    @torch.no_grad()
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Pull every tuned weight back a little."""
+        share = min(1.0, kwargs["optimizer"].param_groups[0]["lr"] * self.decay)
+        for name, parameter in kwargs["model"].named_parameters():
+            start = self.start.get(name.removeprefix("module."))
+            if start is not None:
+                parameter.lerp_(start.to(parameter.device), share)
+
+
+def check_base_decay(decay: float, sharded: bool) -> None:
+    """Raise `UserError` for a decay that is negative, or that a sharded run cannot apply."""
+    if decay < 0:
+        raise UserError(f"base_decay: expected 0 (off) or more, got {decay}.")
+    if decay and sharded:
+        raise UserError(
+            "base_decay: the weights of this run are sharded (FSDP or DeepSpeed), and their start is not kept; set it "
+            "to 0, or use tune: lora on unsharded weights."
+        )

@@ -1,0 +1,141 @@
+"""Cells, search and table: at toy size end to end, and on records whose truth is known."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+
+from cctuning.cli import main
+from cctuning.lab import cells, experiment, grid, recipes, setups, table
+from cctuning.lab.base import BaseConfig
+from cctuning.lab.cells import Cell
+from cctuning.lab.controlled import ControlledWorld, Sizes
+
+TINY = BaseConfig(hidden_size=32, layers=2, heads=2, intermediate_size=48, english_steps=20, joint_steps=10)
+SIZES = Sizes(people=30, sft=16, dev=12, test=12, free=8)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """A setup that takes seconds, and searches of two settings."""
+    made = setups.Setup("toy", lambda seed: ControlledWorld("facts", seed, SIZES), TINY)
+    monkeypatch.setitem(setups.SETUPS, "toy", made)
+    for name, recipe in list(recipes.RECIPES.items()):
+        short = {"learning_rate": (1e-3, 2e-3), "num_train_epochs": (1,)}
+        monkeypatch.setitem(recipes.RECIPES, name, replace(recipe, search=short))
+    # Workers are processes of their own, which would not see the toy: run in this one.
+    monkeypatch.setattr(grid, "run_cells", in_process)
+    monkeypatch.setattr(experiment, "run_cells", in_process)
+
+
+def in_process(wanted, folder, chosen, workers=None):
+    return [cells.run(cell, folder, grid.after(cell, chosen)) for cell in wanted]
+
+
+def test_every_recipe_end_to_end_and_again_from_an_empty_cache(toy, tmp_path):
+    names = ["vanilla", "align", "cc", "cc-no-transform", "transform-only", "cc-adaptive", "cc+free", "wrong-english"]
+    found = experiment.experiment("toy", names, [0, 1], [9], tmp_path / "one")
+    assert list(found["recipes"]) == ["base", *names]
+    assert found["differences"]["cc - vanilla"]["x"]["n"] == 2
+    for way in ("bypass", "live"):
+        assert way in found["recipes"]["cc"]
+    assert found["recipes"]["cc-no-transform"]["x"] >= 0 and "unfit" in found
+    page = (tmp_path / "one" / "toy" / "table.md").read_text()
+    assert "`cc-adaptive`" in page and "cc - vanilla" in page
+    again = experiment.experiment("toy", ["vanilla", "cc"], [0], [9], tmp_path / "two")
+    for name in ("vanilla", "cc"):
+        assert again["recipes"][name]["by_base"] == found["recipes"][name]["by_base"][:1], name
+
+
+def test_a_cell_is_run_once(toy, tmp_path, monkeypatch):
+    cell = Cell("toy", 0, "vanilla", {"learning_rate": 1e-3, "num_train_epochs": 1})
+    first = cells.run(cell, tmp_path)
+    monkeypatch.setattr(cells, "_compute", lambda *_: pytest.fail("computed twice"))
+    assert cells.run(cell, tmp_path) == first
+    with pytest.raises(BaseException, match="computed twice"):
+        cells.run(replace(cell, settings={"learning_rate": 2e-3, "num_train_epochs": 1}), tmp_path)
+
+
+def record(x: float, english: float, draw: random.Random, lang: str = "qaa") -> dict:
+    """A record of 400 questions a language, each right with the given chance."""
+
+    def flags(share: float) -> str:
+        return "".join("01"[draw.random() < share] for _ in range(400))
+
+    languages = {"en": flags(english), "qaa": flags(x), "qab": flags(x), "qac": flags(x)}
+    return {"right": {"student": languages}, "seconds": 1.0, "cell": {"settings": {}}}
+
+
+def planted(effect: float, seed: int) -> dict:
+    """Six bases of very different ability; `cc` is better on each by `effect`."""
+    draw = random.Random(seed)
+    bases = [draw.uniform(0.2, 0.7) for _ in range(6)]
+    results = {
+        "base": [record(0.1, 0.99, draw) for _ in bases],
+        "vanilla": [record(base, 0.97, draw) for base in bases],
+        "cc": [record(base + effect, 0.97, draw) for base in bases],
+    }
+    world = ControlledWorld("facts", 0, SIZES)
+    return table.summarise(world, results)["differences"]["cc - vanilla"]
+
+
+def test_a_planted_effect_is_found():
+    found = planted(0.10, 0)
+    assert found["x"]["low"] > 0 and found["x"]["wins"] == 6
+    assert found["x"]["low"] < 10 < found["x"]["high"]
+    assert found["english"]["low"] < 0 < found["english"]["high"]
+
+
+def test_no_effect_is_not_found_more_often_than_one_time_in_twenty():
+    found = [planted(0.0, seed)["x"] for seed in range(200)]
+    alarms = sum(one["low"] > 0 or one["high"] < 0 for one in found)
+    assert alarms <= 18  # binomial(200, 0.05): more than 18 has a chance of one in a hundred
+
+
+def test_search_keeps_english(monkeypatch, tmp_path):
+    """The best mean wins only among settings that keep English."""
+    share = {(5e-4, 0.0): (0.8, 0.5), (5e-4, 50.0): (0.6, 0.99), (1e-3, 0.0): (0.7, 0.6), (1e-3, 50.0): (0.5, 0.99)}
+
+    def fake(wanted, folder, chosen, workers=None):
+        made = []
+        for cell in wanted:
+            key = (cell.settings.get("learning_rate"), cell.settings.get("base_decay"))
+            x, english = (0.1, 1.0) if cell.recipe == "base" else share[key]
+            made.append(record(x, english, random.Random(0)))
+        return made
+
+    monkeypatch.setattr(grid, "run_cells", fake)
+    chosen, lines = grid.search("facts", ["vanilla"], [9], tmp_path)
+    assert chosen["vanilla"]["learning_rate"] == 5e-4 and chosen["vanilla"]["base_decay"] == 50.0
+    assert len(lines) == 8
+
+
+def test_every_recipe_is_searched_as_hard():
+    assert {len(list(recipe.settings())) for recipe in recipes.RECIPES.values()} == {8}
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["run", "nowhere"], "setup: 'nowhere' is not one of"),
+        (["run", "facts", "--recipes", "ccc"], "recipe: 'ccc' is not one of"),
+        (["run", "facts", "--recipes", "transform-only"], "add vanilla"),
+        (["run", "facts", "--bases", "1", "--search_bases", "1"], "report others"),
+        (["table", "facts", "--output", "nowhere"], "no such file"),
+    ],
+)
+def test_bad_input_is_one_line(argv, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["lab", *argv]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_table_prints_again(toy, tmp_path, capsys):
+    experiment.experiment("toy", ["vanilla", "cc"], [0], [9], tmp_path)
+    assert main(["lab", "table", "toy", "--output", str(tmp_path)]) == 0
+    assert "| `cc` |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "toy" / "search.json").read_text())["chosen"].keys() == {"vanilla", "cc"}
