@@ -24,8 +24,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
@@ -35,6 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cctuning.lab.worlds import ENGLISH, World
 
+AFTER_ENGLISH = ("joint_steps", "joint_learning_rate", "keep", "noise", "language_vector", "share")
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 FORMAT = 2  # part of the cache's key: raise it when this file makes another base of the same world and settings
 
@@ -157,14 +159,12 @@ def _widen(rows: Tensor, width: int, fill: int) -> Tensor:
     return torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=fill)
 
 
-def make_base(world: World, config: BaseConfig, progress: bool) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """The three steps, in memory."""
-    tokenizer = build_tokenizer(world)
-    english = len(world.vocabulary(ENGLISH)) + 3  # English and the special tokens come first: train no other row yet
+def english_model(world: World, tokenizer: PreTrainedTokenizerFast, config: BaseConfig) -> LlamaForCausalLM:
+    """The model of step 1 before its first step: only English and the special tokens, which come first, have rows."""
     torch.manual_seed(config.seed)
-    model = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=english,
+            vocab_size=len(world.vocabulary(ENGLISH)) + 3,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_hidden_layers=config.layers,
@@ -177,9 +177,36 @@ def make_base(world: World, config: BaseConfig, progress: bool) -> tuple[LlamaFo
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    pool = encode(world.text(ENGLISH, 1.0, config.seed), tokenizer)
+
+
+def learn_english(
+    world: World, tokenizer: PreTrainedTokenizerFast, config: BaseConfig, cache: Path | None, progress: bool
+) -> LlamaForCausalLM:
+    """Step 1, kept by content in `cache`: bases that differ only in what comes after it share it."""
+    text = world.text(ENGLISH, 1.0, config.seed)
+    told = {name: value for name, value in dataclasses.asdict(config).items() if name not in AFTER_ENGLISH} | {
+        "torch": torch.__version__,
+        "format": FORMAT,
+        "text": text,
+        "tokens": len(world.vocabulary(ENGLISH)),
+    }
+    place = cache / f"english-{_hash(told)}" if cache else None
+    if place and (place / "config.json").exists():
+        return LlamaForCausalLM.from_pretrained(place)
+    model = english_model(world, tokenizer, config)
     shared = (config.batch_size, config.learning_rate, config.seed)
-    train(model, [pool], config.english_steps, *shared, "base 1/2: English", progress)
+    train(model, [encode(text, tokenizer)], config.english_steps, *shared, "base 1/2: English", progress)
+    if place:
+        _appear(place, model.save_pretrained)
+    return model
+
+
+def make_base(
+    world: World, config: BaseConfig, progress: bool, cache: Path | None = None
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """The three steps; `cache`: a directory for the first."""
+    tokenizer = build_tokenizer(world)
+    model = learn_english(world, tokenizer, config, cache, progress)
     graft(model, world, tokenizer, config)
     pools = [encode(lines, tokenizer) for lines in joint_text(world, config).values()]
     shared = (config.batch_size, config.joint_learning_rate, config.seed + 2)
@@ -198,31 +225,41 @@ def fingerprint(world: World, config: BaseConfig) -> str:
         "senses": {token: {lang: sorted(words) for lang, words in by.items()} for token, by in world.senses().items()},
         "text": joint_text(world, config),
     }
+    return _hash(content)
+
+
+def _hash(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def build_base(world: World, cache_dir: str | Path, config: BaseConfig | None = None, progress: bool = True) -> Path:
-    """The base's directory under `cache_dir`, made where it is missing: two to three minutes once, then nothing.
-
-    The directory appears whole or not at all: it is written beside its place and renamed into it.
-    """
+    """The base's directory under `cache_dir`, made where it is missing: two to three minutes once, then nothing."""
     config = config or BaseConfig()
     place = Path(cache_dir) / f"base-{fingerprint(world, config)}"
     if (place / "config.json").exists():
         return place
-    model, tokenizer = make_base(world, config, progress)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=".base-", dir=place.parent))
-    try:
+    model, tokenizer = make_base(world, config, progress, Path(cache_dir))
+
+    def write(draft: Path) -> None:
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
         (draft / "base.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n", encoding="utf-8")
+
+    _appear(place, write)
+    return place
+
+
+def _appear(place: Path, write: Callable[[Path], None]) -> None:
+    """Make the directory `place` whole or not at all: written beside its place and renamed into it."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=".base-", dir=place.parent))
+    try:
+        write(draft)
         draft.chmod(0o755)
         try:
             os.rename(draft, place)
-        except OSError:  # another process made the same base meanwhile: it has the same content
+        except OSError:  # another process made the same meanwhile: it has the same content
             if not (place / "config.json").exists():
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return place

@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cctuning.lab.worlds import ENGLISH, Item
 
@@ -111,12 +111,24 @@ class ControlledWorld:
         kind: `facts` or `skills`. seed: of names, answers, words and splits. sizes: as in `Sizes`.
         answers_alike: say answers with English's words in every language (a pitfall kept as a knob: such answers can
             be copied, and a method that copies looks as if it transferred).
+        turned: every language but English says the parts of names and numbers the other way round.
+        english_only: what other languages will be asked, they have never read; False: they read of everything.
     """
 
-    def __init__(self, kind: str, seed: int, sizes: Sizes | None = None, answers_alike: bool = False) -> None:
+    def __init__(
+        self,
+        kind: str,
+        seed: int,
+        sizes: Sizes | None = None,
+        *,
+        answers_alike: bool = False,
+        turned: bool = False,
+        english_only: bool = True,
+    ) -> None:
         sizes = sizes or Sizes()
-        self.kind, self.seed, self.sizes, self.answers_alike = kind, seed, sizes, answers_alike
-        self.languages = dict(TONGUES)
+        self.kind, self.seed, self.sizes = kind, seed, sizes
+        self.answers_alike, self.english_only = answers_alike, english_only
+        self.languages = {code: replace(tongue, turned=turned and code != ENGLISH) for code, tongue in TONGUES.items()}
         rng = random.Random(f"{kind} {seed}")
         made = (_people if kind == "facts" else _skills)(rng, sizes)
         questions, self._drill, self._list = made
@@ -210,7 +222,8 @@ class ControlledWorld:
         ]
 
     def _share(self, lang: str, share: float, seed: int) -> list[Question]:
-        questions = list(self.splits["text"])
+        readable = [self.splits["text"]] if self.english_only else list(self.splits.values())
+        questions = list(itertools.chain(*readable))
         random.Random(f"{seed} {lang}").shuffle(questions)
         return questions[: round(share * sum(map(len, self.splits.values())))]
 

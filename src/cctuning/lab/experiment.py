@@ -65,7 +65,8 @@ def experiment(
         ]
         for name in names
     }
-    unique = list(dict.fromkeys(cells[name][i] for i in range(len(bases)) for name in names))
+    # Recipe by recipe, so that workers begin with different bases and make them side by side.
+    unique = list(dict.fromkeys(cell for name in names for cell in cells[name]))
     records = dict(zip(unique, run_cells(unique, folder, chosen, workers), strict=True))
     results = {name: [records[cell] for cell in own] for name, own in cells.items()}
     world, _ = world_and_base(setup, bases[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cctuning.lab.base import BaseConfig
 from cctuning.lab.cldr import build_world
@@ -26,24 +27,33 @@ class Setup:
         return replace(self.config, seed=seed)
 
 
-def _facts(seed: int) -> World:
-    return ControlledWorld("facts", seed)
-
-
-def _skills(seed: int) -> World:
-    return ControlledWorld("skills", seed)
+def _controlled(kind: str, **knobs: Any) -> Callable[[int], World]:
+    return lambda seed: ControlledWorld(kind, seed, **knobs)
 
 
 def _cldr(seed: int) -> World:
     return build_world(seed=seed)
 
 
+_FACTS = BaseConfig(english_steps=2500)
+_PLENTY = (("high", 0.9), ("mid", 0.9), ("low", 0.9))
+
 SETUPS: dict[str, Setup] = {
-    "facts": Setup(
-        "invented people; languages with orders of their own, grafted on English",
-        _facts,
-        BaseConfig(english_steps=2500),
+    "facts": Setup("invented people; orders of their own, grafted on English", _controlled("facts"), _FACTS),
+    "skills": Setup(
+        "sums, sorting, comparison, topics; the same languages",
+        _controlled("skills"),
+        BaseConfig(english_steps=4000),
     ),
-    "skills": Setup("sums, sorting, comparison, topics; the same languages", _skills, BaseConfig(english_steps=4000)),
     "cldr": Setup("real names of places; six languages of six scripts, grafted on English", _cldr, BaseConfig()),
+    # One condition changed in `facts`, each:
+    "facts-apart": Setup("no concept shared in the base", _controlled("facts"), replace(_FACTS, keep=0.0)),
+    "facts-faint": Setup("concepts shared half as well", _controlled("facts"), replace(_FACTS, keep=0.3)),
+    "facts-turned": Setup("parts of names the other way round", _controlled("facts", turned=True), _FACTS),
+    "facts-told": Setup(
+        "nothing English-only: every language has read nine tenths of everything",
+        _controlled("facts", english_only=False),
+        replace(_FACTS, share=_PLENTY, joint_steps=900),
+    ),
+    "facts-alike": Setup("answers spelled as in English", _controlled("facts", answers_alike=True), _FACTS),
 }
