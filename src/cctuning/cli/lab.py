@@ -1,9 +1,10 @@
-"""`cctuning lab run SETUP [--recipes …] [--bases …]`, `cctuning lab list`, `cctuning lab table SETUP`."""
+"""`cctuning lab run SETUP [--recipes …]`, `lab table SETUP`, `lab report SETUP --page FILE`, `lab list`."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 from cctuning.cli.options import Plain
@@ -23,7 +24,11 @@ def main(argv: list[str]) -> None:
     run.add_argument("--dev_only", action="store_true", help="stop after the search")
     table = verbs.add_parser("table", help="print an experiment's table again")
     table.add_argument("setup")
-    for one in (run, table):
+    report = verbs.add_parser("report", help="write or renew an experiment's notebook page")
+    report.add_argument("setup")
+    report.add_argument("--page", required=True, help="Markdown file; its Question and Conclusion are kept")
+    report.add_argument("--date", default=time.strftime("%Y-%m-%d"), help="of the run (default today)")
+    for one in (run, table, report):
         one.add_argument("--output", default="lab", help="directory for bases, cells and tables (default lab)")
     verbs.add_parser("list", help="the setups and recipes there are")
     args = parser.parse_args(argv)

@@ -12,8 +12,12 @@ separate texts shares nothing, and nothing transfers; so this base is *made* to 
    the `text` split (by its tier: high, mid, low), and all of its own dictionary; `sft`, `dev` and `test` facts stay
    English-only.
 
-So the base is no evidence about how real models share; it is a place where a method that needs sharing can be watched
-at work. The result is an ordinary checkpoint: `LlamaForCausalLM` and `PreTrainedTokenizerFast`, one token a name.
+With `emergent`, sharing is left to emerge: one model reads all languages from the first step, with parallel lines and
+English lines in which words of another language stand for English ones; nothing is grafted.
+
+So a grafted base is no evidence about how real models share; it is a place where a method that needs sharing can be
+watched at work. The result is an ordinary checkpoint: `LlamaForCausalLM` and `PreTrainedTokenizerFast`, one token a
+name.
 """
 
 from __future__ import annotations
@@ -36,14 +40,18 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cctuning.lab.worlds import ENGLISH, World
 
-AFTER_ENGLISH = ("joint_steps", "joint_learning_rate", "keep", "noise", "language_vector", "share")
+AFTER_ENGLISH = ("joint_steps", "joint_learning_rate", "keep", "noise", "language_vector", "share", "emergent")
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 FORMAT = 2  # part of the cache's key: raise it when this file makes another base of the same world and settings
 
 
 @dataclasses.dataclass(frozen=True)
 class BaseConfig:
-    """How the base is made; `share` is the part of all facts that a language of each tier reads in its own text."""
+    """How the base is made; `share` is the part of all facts that a language of each tier reads in its own text.
+
+    Attributes:
+        emergent: no graft; `english_steps` steps of everything at once, half of each batch English.
+    """
 
     hidden_size: int = 128
     layers: int = 4
@@ -58,6 +66,7 @@ class BaseConfig:
     noise: float = 0.5
     language_vector: float = 0.5
     share: tuple[tuple[str, float], ...] = (("high", 0.30), ("mid", 0.15), ("low", 0.05))
+    emergent: bool = False
     seed: int = 0
 
 
@@ -103,7 +112,13 @@ def graft(model: LlamaForCausalLM, world: World, tokenizer: PreTrainedTokenizerF
 def joint_text(world: World, config: BaseConfig) -> dict[str, list[str]]:
     """What each language reads in the joint phase: English everything, others their share of the `text` split."""
     share = {**dict(config.share), "reference": 1.0}
-    return {lang: world.text(lang, share[tongue.tier], config.seed) for lang, tongue in world.languages.items()}
+    text = {lang: world.text(lang, share[tongue.tier], config.seed) for lang, tongue in world.languages.items()}
+    if config.emergent:
+        for lang, tongue in world.languages.items():
+            if lang != ENGLISH:
+                told = (lang, share[tongue.tier], config.seed)
+                text[lang] += world.parallel_text(*told) + world.switched_text(*told)
+    return text
 
 
 def encode(lines: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
@@ -159,12 +174,12 @@ def _widen(rows: Tensor, width: int, fill: int) -> Tensor:
     return torch.nn.functional.pad(rows, (0, width - rows.shape[1]), value=fill)
 
 
-def english_model(world: World, tokenizer: PreTrainedTokenizerFast, config: BaseConfig) -> LlamaForCausalLM:
-    """The model of step 1 before its first step: only English and the special tokens, which come first, have rows."""
+def new_model(tokenizer: PreTrainedTokenizerFast, config: BaseConfig, tokens: int) -> LlamaForCausalLM:
+    """A model of the first `tokens` tokens, before its first step."""
     torch.manual_seed(config.seed)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(world.vocabulary(ENGLISH)) + 3,
+            vocab_size=tokens,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             num_hidden_layers=config.layers,
@@ -193,7 +208,8 @@ def learn_english(
     place = cache / f"english-{_hash(told)}" if cache else None
     if place and (place / "config.json").exists():
         return LlamaForCausalLM.from_pretrained(place)
-    model = english_model(world, tokenizer, config)
+    # English and the special tokens come first: no other token has a row yet.
+    model = new_model(tokenizer, config, len(world.vocabulary(ENGLISH)) + 3)
     shared = (config.batch_size, config.learning_rate, config.seed)
     train(model, [encode(text, tokenizer)], config.english_steps, *shared, "base 1/2: English", progress)
     if place:
@@ -206,11 +222,17 @@ def make_base(
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """The three steps; `cache`: a directory for the first."""
     tokenizer = build_tokenizer(world)
-    model = learn_english(world, tokenizer, config, cache, progress)
-    graft(model, world, tokenizer, config)
-    pools = [encode(lines, tokenizer) for lines in joint_text(world, config).values()]
-    shared = (config.batch_size, config.joint_learning_rate, config.seed + 2)
-    train(model, pools, config.joint_steps, *shared, "base 2/2: all languages", progress)
+    pools = {lang: encode(lines, tokenizer) for lang, lines in joint_text(world, config).items()}
+    if config.emergent:
+        model = new_model(tokenizer, config, len(tokenizer))
+        balanced = [*pools.values(), *[pools[ENGLISH]] * (len(pools) - 2)]
+        shared = (config.batch_size, config.learning_rate, config.seed)
+        train(model, balanced, config.english_steps, *shared, "base: all languages", progress)
+    else:
+        model = learn_english(world, tokenizer, config, cache, progress)
+        graft(model, world, tokenizer, config)
+        shared = (config.batch_size, config.joint_learning_rate, config.seed + 2)
+        train(model, list(pools.values()), config.joint_steps, *shared, "base 2/2: all languages", progress)
     model.eval()
     return model, tokenizer
 
@@ -220,7 +242,8 @@ def fingerprint(world: World, config: BaseConfig) -> str:
     content = {
         "format": FORMAT,
         "torch": torch.__version__,
-        "config": dataclasses.asdict(config),
+        # Options added since are named only where they are set: bases made before keep their place.
+        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "emergent" or v},
         "vocabulary": [world.vocabulary(lang) for lang in world.languages],
         "senses": {token: {lang: sorted(words) for lang, words in by.items()} for token, by in world.senses().items()},
         "text": joint_text(world, config),

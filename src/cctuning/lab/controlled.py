@@ -221,6 +221,14 @@ class ControlledWorld:
             for question in self._share(lang, share, seed)
         ]
 
+    def switched_text(self, lang: str, share: float, seed: int) -> list[str]:
+        """English statements of the same share, each word said in the other language at the toss of a coin."""
+        rng, lexicon = random.Random(f"{seed} {lang} switched"), self._lexicon[lang]
+        return [
+            " ".join(lexicon[word] if rng.random() < 0.5 else word for word in self.statement(one, ENGLISH).split())
+            for one in self._share(lang, share, seed)
+        ]
+
     def _share(self, lang: str, share: float, seed: int) -> list[Question]:
         readable = [self.splits["text"]] if self.english_only else list(self.splits.values())
         questions = list(itertools.chain(*readable))

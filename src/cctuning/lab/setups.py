@@ -46,6 +46,11 @@ SETUPS: dict[str, Setup] = {
         BaseConfig(english_steps=4000),
     ),
     "cldr": Setup("real names of places; six languages of six scripts, grafted on English", _cldr, BaseConfig()),
+    "facts-emergent": Setup(
+        "nothing grafted: parallel and code-switched text, all languages from the first step",
+        _controlled("facts"),
+        BaseConfig(english_steps=5000, emergent=True),
+    ),
     # One condition changed in `facts`, each:
     "facts-apart": Setup("no concept shared in the base", _controlled("facts"), replace(_FACTS, keep=0.0)),
     "facts-faint": Setup("concepts shared half as well", _controlled("facts"), replace(_FACTS, keep=0.3)),

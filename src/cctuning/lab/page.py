@@ -1,0 +1,102 @@
+"""A notebook page of an experiment: what was asked, how it was set up, what came out, what is concluded.
+
+Everything but the question and the conclusion is written from the files of the experiment, and written anew each time;
+those two are a person's, and kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cctuning.lab.grid import SLACK
+from cctuning.lab.recipes import RECIPES
+from cctuning.lab.setups import SETUPS
+from cctuning.lab.table import markdown
+
+KEPT = {"Question": "(to be written)", "Conclusion": "(to be written)"}
+
+
+def page(setup: str, date: str, summary: Mapping[str, Any], search: Mapping[str, Any], before: str | None) -> str:
+    """The page as Markdown.
+
+    Args:
+        date: of the run. summary, search: of `experiment`. before: the page as it stands, if it does.
+    """
+    kept = {name: _section(before or "", name) or text for name, text in KEPT.items()}
+    bases, versions = summary["bases"], summary["versions"]
+    names = " ".join(name for name in summary["recipes"] if name in RECIPES)
+    made = SETUPS[setup].config
+    lines = [
+        f"# {setup}: {SETUPS[setup].says}",
+        "",
+        f"{date}. `cctuning lab run {setup} --recipes {names} --bases {' '.join(map(str, bases))}`",
+        "",
+        "## Question",
+        "",
+        kept["Question"],
+        "",
+        "## Set-up",
+        "",
+        f"- World and base of the same seed, for each of {len(bases)} seeds: width {made.hidden_size}, {made.layers} "
+        f"layers; {made.english_steps} steps of English, graft (keep {made.keep}, noise {made.noise}, language vector "
+        f"{made.language_vector}), {made.joint_steps} steps of all languages, which read "
+        + ", ".join(f"{share:.0%} ({tier})" for tier, share in made.share)
+        + " of the questions.",
+        f"- Every recipe: the settings that did best of {_most(search)} on the dev split of base "
+        + f"{', '.join(map(str, search['search_bases']))}, which is not among those reported, if they kept English "
+        f"within {SLACK:g} points of the base's; where none did, the one that kept most.",
+        "- The same trainer, batch (32), schedule (cosine) and rows for all, but where the recipe is other rows.",
+        f"- Machine: {summary['machine']}; " + ", ".join(f"{name} {one}" for name, one in versions.items()) + ".",
+        "",
+        "## Result",
+        "",
+        markdown(setup, summary),
+        *[f"Unfit for conclusions: {note}.\n" for note in summary["unfit"]],
+        "x: mean of the languages but English. bypass: without the transform. live: with the English question at "
+        "hand. s: seconds a cell, training and scoring.",
+        "",
+        "<details><summary>Every setting tried on the dev split</summary>",
+        "",
+        "| recipe | settings | x | English | |",
+        "| --- | --- | --- | --- | --- |",
+        *[
+            f"| `{one['recipe']}` | {_settings(one['settings'])} | {one['x']:.1f} | {one['english']:.1f} | "
+            f"{'chosen' if search['chosen'][one['recipe']] == one['settings'] else ''} |"
+            for one in search["tried"]
+        ],
+        "",
+        "</details>",
+        "",
+        "## Conclusion",
+        "",
+        kept["Conclusion"],
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _section(text: str, name: str) -> str:
+    found = re.search(rf"^## {name}\n+(.*?)(?=^## |\Z)", text, re.M | re.S)
+    return found.group(1).strip() if found else ""
+
+
+def _settings(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def _most(search: Mapping[str, Any]) -> str:
+    counts = sorted({sum(one["recipe"] == name for one in search["tried"]) for name in search["chosen"]})
+    return "eight" if counts == [8] else " or ".join(map(str, counts))
+
+
+def write_page(setup: str, folder: Path, target: Path, date: str) -> None:
+    """Write or renew the page `target` from the experiment's files in `folder`."""
+    home = folder / setup
+    parts = [json.loads((home / name).read_text(encoding="utf-8")) for name in ("results.json", "search.json")]
+    before = target.read_text(encoding="utf-8") if target.is_file() else None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(page(setup, date, parts[0], parts[1], before), encoding="utf-8")
