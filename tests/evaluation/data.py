@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval.api.group import Group
 from lm_eval.api.model import LM
 
 from cctuning.evaluation.suites import SOURCE
@@ -76,22 +77,27 @@ class Stub(LM):
 
     def __init__(self, task: Any, right: bool, seed: int = 0) -> None:
         super().__init__()
-        self.task, self.right, self.calls = task, right, 0
+        of = task.get_all_tasks() if isinstance(task, Group) else [task]
+        self.tasks, self.right, self.calls = {one.task_name: one for one in of}, right, 0
         self.generator = torch.Generator().manual_seed(seed)
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         self.calls += len(requests)
         if not self.right:
             return [(float(torch.rand(1, generator=self.generator)) - 1, False) for _ in requests]
-        return [(0.0 if request.idx == self._gold(request.doc) else -9.0, False) for request in requests]
+        return [(0.0 if request.idx == self._gold(request) else -9.0, False) for request in requests]
 
-    def _gold(self, doc: dict[str, Any]) -> int:
-        target = self.task.doc_to_target(doc)
-        return int(self.task.doc_to_text(doc)) if self.task.multiple_input else int(target)
+    def _gold(self, request: Any) -> int:
+        task = self.tasks[request.task_name]
+        target = task.doc_to_text(request.doc) if task.multiple_input else task.doc_to_target(request.doc)
+        return task.doc_to_choice(request.doc).index(target) if isinstance(target, str) else int(target)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         self.calls += len(requests)
-        return [str(self.task.doc_to_target(request.doc)) if self.right else "?" for request in requests]
+        return [self._said(request) if self.right else "?" for request in requests]
+
+    def _said(self, request: Any) -> str:
+        return str(self.tasks[request.task_name].doc_to_target(request.doc))
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
         raise NotImplementedError("lm-eval's interface has it; no benchmark here asks for it")

@@ -16,7 +16,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--suite", choices=("source", "paper", "all"), default="source")
     parser.add_argument("--languages", nargs="+", help="language codes; default all. English is always added")
     parser.add_argument("--benchmarks", nargs="+", help="names to keep, as the table shows them; default all")
-    parser.add_argument("--limit", type=int, help="items a task; default all")
+    parser.add_argument("--limit", type=int, help="items a task (MMMLU: a subject); default all")
     parser.add_argument("--data", help="directory with the data sets; no network is used. Default: the hub")
     parser.add_argument("--output", required=True, help="directory for results; an unfinished one is gone on with")
     parser.add_argument("--chat", action="store_true", help="render prompts with the model's chat template")
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
 
     if args.bypass and args.reference:
         raise UserError("--bypass and --reference exclude each other: without the connection, nothing is borrowed.")
-    os.environ["TQDM_DISABLE"] = "1"  # libraries' bars; ours, one a task, are shown in a log file too
+    os.environ["TQDM_DISABLE"] = "1"  # libraries' bars; ours, one a run, is shown in a log file too
     if args.data:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells each task's settings; results.json has them

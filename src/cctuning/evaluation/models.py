@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,25 @@ from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 
 from cctuning.errors import UserError
+from cctuning.model.adaptive import AdaptiveModel
 from cctuning.model.connected import ConnectedModel
 
 CHUNK = 8  # batches between two writes to the journal: little is lost, and the GPU is not kept waiting
 FIRST_BATCH = {"cpu": 16}  # tokens of memory are not the limit there; elsewhere start at 64 and halve while it fails
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within: `path` is written, and a disk that is full (or fails) is one line that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); make room there, then give the same command "
+            "again: what was scored is kept."
+        ) from error
 
 
 class Journal(LM):
@@ -37,6 +50,7 @@ class Journal(LM):
         path: the journal; read if it is there.
         batch_size: rows at once; None: found by halving while memory runs out.
         reference: task and item to the text of the prompt's parallel, or None.
+        bar: the whole run's progress, in items; None for none.
     """
 
     def __init__(
@@ -45,13 +59,13 @@ class Journal(LM):
         path: Path,
         batch_size: int | None = None,
         reference: Callable[[str, int], str | None] | None = None,
+        bar: Any = None,
     ) -> None:
         super().__init__()
-        self.inner, self.path, self.reference = inner, path, reference
+        self.inner, self.path, self.reference, self.bar = inner, path, reference, bar
         device = getattr(getattr(inner, "device", None), "type", "cpu")
         self.size = batch_size or FIRST_BATCH.get(device, 64)
         self.asked = 0  # requests that the model really ran
-        self.label = ""  # put before the progress bar: which task of how many
         self.known: dict[str, Any] = {}
         if path.is_file():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -95,27 +109,31 @@ class Journal(LM):
         pending = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.known}
         # The longest first: what does not fit fails at once, and the time left is overestimated, not underestimated.
         order = sorted(pending, key=lambda key: -len("".join(str(part) for part in pending[key].args)))
-        bar = tqdm(
-            total=len(keys),
-            initial=len(keys) - len(order),
-            desc=f"{self.label}{requests[0].task_name}",
-            unit="req",
-            disable=False,  # lm-eval's own bars are off (TQDM_DISABLE); this one says what they would
-        )
-        start = 0
-        with bar, self.path.open("a", encoding="utf-8") as journal:
-            while start < len(order):
-                chunk = order[start : start + CHUNK * self.size]
-                answers = self._ask(kind, [pending[key] for key in chunk])
+        items = len({(request.task_name, request.doc_id) for request in requests})
+        known, shown, start = len(keys) - len(order), 0, 0
+        while start < len(order):
+            shown = self._show(shown, items * (known + start) // len(keys), known_before=start == 0)
+            chunk = order[start : start + CHUNK * self.size]
+            answers = self._ask(kind, [pending[key] for key in chunk])
+            with writing(self.path), self.path.open("a", encoding="utf-8") as journal:
                 for key, answer in zip(chunk, answers, strict=True):
                     _check_number(pending[key], answer)
                     self.known[key] = answer
-                    journal.write(json.dumps([key, answer], ensure_ascii=False) + "\n")
-                journal.flush()
-                start += len(chunk)
-                self.asked += len(chunk)
-                bar.update(len(chunk))
+                    # The line's end comes first, so that half a line of a run that was cut off spoils no other.
+                    journal.write("\n" + json.dumps([key, answer], ensure_ascii=False))
+            start += len(chunk)
+            self.asked += len(chunk)
+        self._show(shown, items, known_before=not order)
         return [self.known[key] for key in keys]
+
+    def _show(self, shown: int, now: int, known_before: bool) -> int:
+        """Move the bar from `shown` of this task's items to `now`. Those whose answers were known before, from an
+        earlier run or an equal prompt, are done, but say nothing of the speed."""
+        if self.bar is not None:
+            if known_before:
+                self.bar.initial += now - shown
+            self.bar.update(now - shown)
+        return now
 
     def _ask(self, kind: str, requests: list[Instance]) -> list[Any]:
         @find_executable_batch_size(starting_batch_size=self.size, reduce_batch_size_fn=lambda: self.size // 2)
@@ -152,20 +170,22 @@ class ConnectedLM(HFLM):
     """
 
     reference: Callable[[str, int], str | None] | None = None
+    apart = False  # the items are in the reference language: of an adaptive connection they take no part
 
     def __init__(self, connected: ConnectedModel, tokenizer: Any, batch_size: int = 1) -> None:
         super().__init__(pretrained=connected.model, tokenizer=tokenizer, batch_size=batch_size)
         self.connected = connected
 
     def _references(self, requests: list[Instance]) -> dict[str, Tensor]:
-        if self.reference is None:
-            return {}
-        texts = [self.reference(str(request.task_name), request.doc_id or 0) for request in requests]
+        of = self.reference or (lambda task, place: None)
+        texts = [of(str(request.task_name), request.doc_id or 0) for request in requests]
         given = [torch.tensor(self.tok_encode(text)) for text in texts if text]
         index = torch.tensor([-1 if not text else 0 for text in texts])
         index[index >= 0] = torch.arange(len(given))
         if not given:
-            return {}
+            # A gated row without a reference runs the student pass by itself; an adaptive one must be told.
+            alone = isinstance(self.connected, AdaptiveModel) and (self.apart or self.reference is not None)
+            return {"connect": torch.zeros(len(texts), dtype=torch.bool, device=self.device)} if alone else {}
         ids = pad_sequence(given, batch_first=True)
         mask = pad_sequence([torch.ones_like(one) for one in given], batch_first=True)
         return {

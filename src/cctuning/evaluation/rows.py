@@ -1,4 +1,4 @@
-"""Tasks that lm-eval does not have: the paper's prompt/answer rows, and English rows for XCOPA.
+"""Tasks that lm-eval does not have: prompt/answer rows (the paper's files, and `hub.py`'s), and English for XCOPA.
 
 A row is `id`, `prompt`, `answer`. Where the answer is an option's label, the labels are compared by likelihood, as
 lm-eval does for multiple choice; else an answer is generated and scored by `metrics.py`.
@@ -24,12 +24,26 @@ def _mean(name: str) -> dict[str, Any]:
     return {"metric": name, "aggregation": "mean", "higher_is_better": True}
 
 
+# lm-eval's own accuracy, and beside it the same with each choice's log-likelihood divided by its length in characters.
+ACCURACIES = [_mean("acc"), _mean("acc_norm")]
+
+
 def paper_task(benchmark: str, language: str, path: Path) -> ConfigurableTask:
     """The task `paper_<benchmark>_<language>` over the rows of `path`."""
+    source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path.resolve())}}}
+    return row_task(f"paper_{benchmark.lower()}_{language}", benchmark, language, source)
+
+
+def row_task(name: str, benchmark: str, language: str, source: dict[str, Any]) -> ConfigurableTask:
+    """A task over rows of `prompt` and `answer`, asked and scored as the benchmark is.
+
+    Args:
+        source: where lm-eval finds the rows: `dataset_path`, `dataset_kwargs`, and `process_docs` where they must be
+            made of other columns.
+    """
     config: dict[str, Any] = {
-        "task": f"paper_{benchmark.lower()}_{language}",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(path.resolve())}},
+        "task": name,
+        **source,
         "test_split": "test",
         "doc_to_text": "{{prompt}}",
         "target_delimiter": " ",
@@ -92,7 +106,7 @@ def xcopa_english(folder: Path) -> ConfigurableTask:
             "doc_to_text": _copa_text,
             "doc_to_target": "label",
             "doc_to_choice": _copa_choices,
-            "metric_list": [_mean("acc")],
+            "metric_list": ACCURACIES,
             "metadata": {"version": VERSION},
         }
     )

@@ -12,18 +12,21 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import sys
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lm_eval.evaluator import simple_evaluate
+from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from tqdm.auto import tqdm
+from transformers import set_seed
 
 from cctuning.errors import UserError
-from cctuning.evaluation.models import ConnectedLM, Journal
+from cctuning.evaluation.models import ConnectedLM, Journal, writing
 from cctuning.evaluation.suites import SUITES, Item, plan
 from cctuning.evaluation.table import markdown
 from cctuning.model.adapter import write_atomically
@@ -102,12 +105,17 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     (directory / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
     _write(directory, record)
     journal = directory / JOURNAL_FILE
-    asked = Journal(lm, journal, options.batch_size, reference)
     english: dict[str, dict[int, str]] = {}
     bypass = options.mode == "bypass" and loaded.connected is not None
-    with loaded.connected.disable_adapter() if bypass and loaded.connected else nullcontext():
+    with (
+        loaded.connected.disable_adapter() if bypass and loaded.connected else nullcontext(),
+        _progress(items, record, options) as bar,
+    ):
+        asked = Journal(lm, journal, options.batch_size, reference, bar)
         for number, item in enumerate(items, 1):
-            asked.label = f"[{number}/{len(items)}] "
+            bar.set_description(f"[{number}/{len(items)}] {item.name}")
+            if isinstance(lm, ConnectedLM):
+                lm.apart = item.language == lm.connected.reference_language
             if options.mode == "parallel":
                 if item.language == "en":
                     english[item.benchmark] = contexts(item, asked, options)
@@ -122,33 +130,40 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     return record
 
 
+def _progress(items: list[Item], record: dict[str, Any], options: Options) -> Any:
+    """One bar for the whole run, in items; what an earlier run did is done, and says nothing of this one's speed."""
+    sizes = {item.name: item.count(options.limit) for item in items}
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=sum(sizes.values()),
+        initial=sum(size for name, size in sizes.items() if name in record["tasks"]),
+        unit="item",
+        smoothing=0,  # the mean speed: tasks differ, and the last one's says little of the next
+        mininterval=0.5 if terminal else 60,  # a log file has no use for a line a second
+        disable=False,  # lm-eval's own bars are off (TQDM_DISABLE); this one says what they would
+    )
+
+
 def score(item: Item, lm: Journal, options: Options, directory: Path, record: dict[str, Any]) -> None:
     """Run one task and put its figures and samples into the directory."""
     before = lm.asked
-    done = simple_evaluate(
-        model=lm,
-        tasks=[item.task],
-        limit=options.limit,
-        apply_chat_template=options.chat,
-        log_samples=True,
-        random_seed=options.seed,
-        numpy_random_seed=options.seed,
-        torch_random_seed=options.seed,
-        fewshot_random_seed=options.seed,
-        task_manager=TaskManager(include_defaults=False),  # the task is built; the whole index would take seconds
-    )
-    figures = {key: value for key, value in done["results"][item.name].items() if isinstance(value, (int, float))}
-    samples = done["samples"][item.name]
+    done = _run(item, lm, options)
     main, _, chosen = item.metric.partition(",")
-    kept = [one for one in samples if one.get("filter", "none") == chosen]
-    lines = [json.dumps(sample_line(one), ensure_ascii=False) + "\n" for one in kept]
-    write_atomically(directory / SAMPLES_FOLDER / f"{item.name}.jsonl", "".join(lines))
+    found = done["groups" if item.grouped else "results"][item.name]
+    figures = {key: value for key, value in found.items() if isinstance(value, (int, float))}
+    kept: list[dict[str, Any]] = []
+    for task in item.tasks:
+        own = [sample_line(one) for one in done["samples"][task.task_name] if one.get("filter", "none") == chosen]
+        if item.grouped:  # each task counts its items from 0
+            own = [one | {"id": len(kept) + place, "task": task.task_name} for place, one in enumerate(own)]
+        kept += own
+    path = directory / SAMPLES_FOLDER / f"{item.name}.jsonl"
+    with writing(path):
+        write_atomically(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in kept))
     record["tasks"][item.name] = {
         "benchmark": item.benchmark,
         "language": item.language,
-        "version": str(
-            item.task.VERSION if item.task.config.metadata is None else item.task.config.metadata["version"]
-        ),
+        "version": item.version,
         "items": len(kept),
         "metric": main,
         "chance": item.chance,
@@ -158,10 +173,32 @@ def score(item: Item, lm: Journal, options: Options, directory: Path, record: di
     _write(directory, record)
 
 
-def _metrics(figures: dict[str, float], chosen: str) -> dict[str, dict[str, float]]:
-    """`acc,none` and `acc_stderr,none` as `{"acc": {"value": …, "stderr": …}}`, for the filter that counts."""
+def _run(item: Item, lm: Journal, options: Options) -> dict[str, Any]:
+    """What lm-eval's `simple_evaluate` does of this, without its survey of the machine's packages after every task,
+    which takes seconds and prints an error of git's outside a repository."""
+    set_seed(options.seed)
+    for task in item.tasks:
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=options.seed)
+    built = TaskManager(include_defaults=False).load([item.task])  # as it is; the whole index would take seconds
+    done = lm_eval_evaluate(
+        lm=lm,
+        task_dict=built,
+        limit=options.limit,
+        log_samples=True,
+        apply_chat_template=options.chat,
+        fewshot_as_multiturn=True,
+    )
+    assert done is not None  # only one process among several gets nothing
+    return dict(done)
+
+
+def _metrics(figures: dict[str, float], chosen: str) -> dict[str, dict[str, float | None]]:
+    """`acc,none` and `acc_stderr,none` as `{"acc": {"value": …, "stderr": …}}`, for the filter that counts; one item
+    has no standard error."""
     return {
-        key.partition(",")[0]: {"value": value, "stderr": figures.get(f"{key.partition(',')[0]}_stderr,{chosen}", 0.0)}
+        key.partition(",")[0]: {"value": value, "stderr": figures.get(f"{key.partition(',')[0]}_stderr,{chosen}")}
         for key, value in figures.items()
         if key.endswith(f",{chosen}") and "_stderr" not in key
     }
@@ -255,7 +292,8 @@ def _claim(directory: Path, path: str, options: Options) -> dict[str, Any] | Non
         raise UserError(f"--output {directory}: a file; name a directory.")
     file = directory / RESULTS_FILE
     if not file.is_file():
-        if directory.is_dir() and any(directory.iterdir()):
+        ours = (f".{RESULTS_FILE}.partial", SAMPLES_FOLDER)  # of a run that could not write its first file
+        if directory.is_dir() and any(one.name not in ours for one in directory.iterdir()):
             raise UserError(f"--output {directory}: not empty, and no {RESULTS_FILE} in it; name another directory.")
         return None
     try:
@@ -292,5 +330,9 @@ def _new_record(path: str, loaded: Loaded, mark: str, options: Options) -> dict[
 
 
 def _write(directory: Path, record: dict[str, Any]) -> None:
-    write_atomically(directory / RESULTS_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    write_atomically(directory / TABLE_FILE, markdown(record))
+    for name, text in (
+        (RESULTS_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n"),
+        (TABLE_FILE, markdown(record)),
+    ):
+        with writing(directory / name):
+            write_atomically(directory / name, text)

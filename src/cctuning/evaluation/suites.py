@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lm_eval.tasks
+from lm_eval.api.group import Group
 from lm_eval.tasks import TaskManager
+from tqdm.auto import tqdm
 
 from cctuning.errors import UserError
-from cctuning.evaluation.rows import CHOICES, paper_task, xcopa_english
+from cctuning.evaluation import hub
+from cctuning.evaluation.rows import ACCURACIES, CHOICES, paper_task, xcopa_english
 
-FOLDERS = ("mgsm/direct", "xcopa", "xstorycloze", "xnli", "xwinograd", "xquad")  # of lm-eval's tasks
+# Of lm-eval's tasks.
+FOLDERS = ("mgsm/direct", "xcopa", "xstorycloze", "xnli", "xwinograd", "xquad", "openai-mmmlu/default", "mmlu/default")
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark as lm-eval has it. `tasks`: language to task name; `metric`: the main one, as results call it."""
+    """A benchmark as lm-eval has it. `tasks`: language to the name of its task, or of its group of tasks; `metric`:
+    the main one, as results call it."""
 
     name: str
     dataset: str
@@ -36,6 +42,7 @@ class Benchmark:
     chance: float | None
     parallel: bool  # item i is the same question in every language, and the prompt is not part of the choices
     overrides: tuple[tuple[str, Any], ...] = ()  # what a directory that lacks the training split needs
+    normalise: bool = False  # lm-eval's task has accuracy alone, and its choices differ in length
 
 
 def _named(pattern: str, languages: str, **other: str) -> dict[str, str]:
@@ -62,6 +69,7 @@ SOURCE = (
         "acc,none",
         1 / 2,
         True,
+        normalise=True,
     ),
     Benchmark(
         "XStoryCloze",
@@ -73,6 +81,7 @@ SOURCE = (
         1 / 2,
         True,
         (("training_split", None),),
+        True,
     ),
     Benchmark(
         "XNLI",
@@ -84,6 +93,7 @@ SOURCE = (
         1 / 3,
         False,
         (("training_split", None),),
+        True,
     ),
     Benchmark(
         "XWinograd",
@@ -106,6 +116,21 @@ XQUAD = Benchmark(
     None,
     True,
 )
+_MMMLU_LOCALES = (
+    *("ar_xy", "bn_bd", "de_de", "es_la", "fr_fr", "hi_in", "id_id"),
+    *("it_it", "ja_jp", "ko_kr", "pt_br", "sw_ke", "yo_ng", "zh_cn"),
+)
+# 57 subjects a language, as lm-eval groups and weighs them. English is what the others were translated from: MMLU.
+MMMLU = Benchmark(
+    "MMMLU",
+    "openai/MMMLU",
+    "test",
+    ("Question", "Answer"),
+    {"en": "mmlu"} | {name[:2]: f"mmmlu_{name}" for name in _MMMLU_LOCALES},
+    "acc,none",
+    1 / 4,
+    False,
+)
 PAPER_METRIC = {"XQuAD": "f1,none", "MKQA": "f1,none", "XLSum": "rouge_l,none"}  # the others: acc,none
 PAPER = ("XNLI", "XStoryCloze", "MMMLU", "XQuAD", "MKQA", "XLSum")
 SUITES = ("source", "paper", "all")
@@ -113,7 +138,7 @@ SUITES = ("source", "paper", "all")
 
 @dataclass
 class Item:
-    """One task to run: its name, what it belongs to, and the lm-eval task itself."""
+    """One task to run: its name, what it belongs to, and the lm-eval task itself, or its group of tasks."""
 
     name: str
     benchmark: str
@@ -122,6 +147,25 @@ class Item:
     chance: float | None
     parallel: bool
     task: Any
+
+    @property
+    def grouped(self) -> bool:
+        return isinstance(self.task, Group)
+
+    @property
+    def tasks(self) -> list[Any]:
+        """The task, or the group's, in its order."""
+        return self.task.get_all_tasks() if self.grouped else [self.task]
+
+    @property
+    def version(self) -> str:
+        own = sorted({str((task.config.metadata or {}).get("version", task.VERSION)) for task in self.tasks})
+        return f"{self.task.version} of {', '.join(own)}" if self.grouped else own[0]
+
+    def count(self, limit: int | None) -> int:
+        """How many items will be asked; of a group, `limit` from each of its tasks."""
+        sizes = [len(task.eval_docs) for task in self.tasks]
+        return sum(size if limit is None else min(limit, size) for size in sizes)
 
 
 def plan(
@@ -184,10 +228,11 @@ def _languages(one: Benchmark, data: Path | None, notes: list[str]) -> list[str]
 
 
 def _paper(suite: str, data: Path | None, notes: list[str]) -> list[tuple[str, str, Any]]:
+    """(benchmark, language, source): a `Benchmark` for lm-eval's task, a path for rows, None for `hub.py`'s task."""
     if data is None:
-        notes.append("paper on the hub: lm-eval's own XNLI, XStoryCloze and XQuAD; MMMLU, MKQA and XLSum need --data.")
-        own = [XQUAD] if suite == "all" else [SOURCE[2], SOURCE[3], XQUAD]
-        return [(one.name, language, one) for one in own for language in one.tasks]
+        own = [XQUAD, MMMLU] if suite == "all" else [SOURCE[2], SOURCE[3], MMMLU, XQUAD]
+        theirs = [(one.name, language, one) for one in own for language in one.tasks]
+        return theirs + [(name, language, None) for name, languages in hub.LANGUAGES.items() for language in languages]
     found: list[tuple[str, str, Any]] = []
     for name in PAPER:
         files = sorted((data / "paper" / name).glob("*.jsonl*"))
@@ -258,39 +303,43 @@ def _check_file(path: Path, fields: tuple[str, ...], labels: tuple[str, ...] | N
 
 
 def _build(kept: list[tuple[str, str, Any]], data: Path | None) -> list[Item]:
-    specs = [
-        _spec(one, language, data)
-        for _, language, one in kept
-        if isinstance(one, Benchmark) and (one.name, language) != ("XCOPA", "en")
-    ]
-    loaded: dict[str, Any] = {}
-    if specs:
-        root = Path(lm_eval.tasks.__file__).parent
-        manager = TaskManager(include_path=[root / folder for folder in FOLDERS], include_defaults=False)
+    root = Path(lm_eval.tasks.__file__).parent
+    manager = TaskManager(include_path=[root / folder for folder in FOLDERS], include_defaults=False)
+    items = []
+    # No time from files; from the hub, a benchmark of 57 tasks a language is worth a bar.
+    for name, language, one in tqdm(kept, "loading", leave=False, disable=not sys.stderr.isatty()):
         try:
-            # A registered task takes another data set only inside a group.
-            loaded = manager.load([{"group": "cctuning", "task": specs}])["tasks"]
-        except (OSError, ValueError, ConnectionError, RuntimeError) as error:
+            items.append(_item(manager, name, language, one, data))
+        except Exception as error:  # datasets, the hub's client and its HTTP library each have their own
             first = (str(error).splitlines() or [type(error).__name__])[0]
             advice = "" if data else " Without a network, give --data DIR."
-            raise UserError(f"the benchmarks' data cannot be loaded: {first}{advice}") from error
-    items = []
-    for name, language, one in kept:
-        if not isinstance(one, Benchmark):
-            short = name.removeprefix("paper ")
-            chance = 1 / len(CHOICES[short]) if short in CHOICES else None
-            task = paper_task(short, language, one)
-            metric = PAPER_METRIC.get(short, "acc,none")
-            items.append(Item(task.config.task, name, language, metric, chance, True, task))
-        else:
-            own = (one.name, language) == ("XCOPA", "en")
-            task = xcopa_english(data / one.dataset) if own and data else loaded[one.tasks[language]]
-            items.append(Item(task.config.task, one.name, language, one.metric, one.chance, one.parallel, task))
+            raise UserError(f"{name}, {language}: its data cannot be loaded: {first}{advice}") from error
     return items
 
 
-def _spec(one: Benchmark, language: str, data: Path | None) -> dict[str, Any]:
-    spec: dict[str, Any] = {"task": one.tasks[language]}
+def _item(manager: TaskManager, name: str, language: str, one: Any, data: Path | None) -> Item:
+    if isinstance(one, Benchmark):
+        task = _theirs(manager, one, language, data)
+        label = task.name if isinstance(task, Group) else task.config.task
+        return Item(label, name, language, one.metric, one.chance, one.parallel, task)
+    short = name.removeprefix("paper ")
+    task = hub.hub_task(short, language) if one is None else paper_task(short, language, one)
+    chance = 1 / len(CHOICES[short]) if short in CHOICES else None
+    parallel = short != "XLSum"  # whose articles are other ones in each language
+    return Item(task.config.task, name, language, PAPER_METRIC.get(short, "acc,none"), chance, parallel, task)
+
+
+def _theirs(manager: TaskManager, one: Benchmark, language: str, data: Path | None) -> Any:
+    """lm-eval's own task or group (or, of XCOPA in English, ours in its image)."""
+    if data is not None and (one.name, language) == ("XCOPA", "en"):
+        return xcopa_english(data / one.dataset)
+    name = one.tasks[language]
+    if one is MMMLU:
+        return manager.load([name])["groups"][name]
+    spec: dict[str, Any] = {"task": name}
     if data is not None:
         spec |= {"dataset_path": str((data / one.dataset).resolve()), **dict(one.overrides)}
-    return spec
+    if one.normalise:
+        spec["metric_list"] = ACCURACIES
+    # A registered task takes another data set only inside a group.
+    return manager.load([{"group": "cctuning", "task": [spec]}])["tasks"][name]

@@ -1,4 +1,8 @@
-"""Results as a table: languages down, benchmarks across, averages below, chance beside each accuracy."""
+"""Results as a table: languages down, benchmarks across, averages below, chance beside each accuracy.
+
+Length-normalised accuracy is a table of its own in the Markdown: beside each accuracy it would make rows that do not
+fit a page, and the first table is the one that is comparable with anybody's.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +16,29 @@ CAPTION = (
     "% ± standard error over items; means over languages (how many). Resource levels: Joshi et al. 2020, classes 4-5 "
     "high, 3 mid, 0-2 low; English is in none of the three."
 )
-MAIN = {"acc": "accuracy", "exact_match": "exact match", "f1": "F1", "rouge_l": "ROUGE-L"}
+NORMALISED = "acc_norm"
+MAIN = {
+    "acc": "accuracy",
+    NORMALISED: "acc. by length",
+    "exact_match": "exact match",
+    "f1": "F1",
+    "rouge_l": "ROUGE-L",
+}
 
 
-def rows(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, as text. Figures are % with standard error; a cell without a figure is a dash."""
-    tasks = record["tasks"].values()
+def rows(record: dict[str, Any], metric: str | None = None) -> tuple[list[str], list[list[str]]]:
+    """Header and rows, as text. Figures are % with standard error; a cell without a figure is a dash.
+
+    Args:
+        metric: the figure to show, of the tasks that have it; None: each task's main one.
+    """
+    tasks = [task if metric is None else {**task, "metric": metric} for task in record["tasks"].values()]
+    tasks = [task for task in tasks if task["metric"] in task["metrics"]]
     benchmarks = list(dict.fromkeys(task["benchmark"] for task in tasks))
     cells = {(task["benchmark"], task["language"]): task for task in tasks}
     languages = sorted({task["language"] for task in tasks}, key=lambda one: (one != "en", one))
-    metric = {task["benchmark"]: MAIN.get(task["metric"], task["metric"]) for task in tasks}
-    header = ["language", "resource", *(f"{name} ({metric[name]})" for name in benchmarks)]
+    told = {task["benchmark"]: MAIN.get(task["metric"], task["metric"]) for task in tasks}
+    header = ["language", "resource", *(f"{name} ({told[name]})" for name in benchmarks)]
     body = []
     for language in languages:
         row = [language, level(language) or "-"]
@@ -32,7 +48,8 @@ def rows(record: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 row.append("-")
                 continue
             figure = task["metrics"][task["metric"]]
-            row.append(f"{100 * figure['value']:.1f} ± {100 * figure['stderr']:.1f}")
+            error = "-" if figure["stderr"] is None else f"{100 * figure['stderr']:.1f}"
+            row.append(f"{100 * figure['value']:.1f} ± {error}")
         body.append(row)
     others = [one for one in languages if one != "en"]
     groups = {"mean": languages, "mean without en": others}
@@ -72,16 +89,20 @@ def terminal(record: dict[str, Any], width: int) -> list[Table]:
 
 def markdown(record: dict[str, Any]) -> str:
     """The same, as Markdown."""
-    header, body = rows(record)
-    lines = [f"# {_title(record)}", "", "| " + " | ".join(header) + " |"]
-    lines.append("| --- | --- |" + " ---: |" * (len(header) - 2))
-    lines += ["| " + " | ".join(row) + " |" for row in body]
-    lines += ["", CAPTION, ""]
+    lines = [f"# {_title(record)}", "", *_markdown_table(*rows(record)), "", CAPTION, ""]
+    if any(NORMALISED in task["metrics"] for task in record["tasks"].values()):
+        lines += ["## Length-normalised accuracy", "", *_markdown_table(*rows(record, NORMALISED)), ""]
+        lines += ["Each choice's log-likelihood divided by its characters; from the same answers.", ""]
     lines += [f"- {note}" for note in record.get("notes", [])]
     settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items() if value is not None)
     versions = ", ".join(f"{key} {value}" for key, value in record["versions"].items())
     lines += [f"- {settings}", f"- {versions}", f"- fingerprint {record['model']['fingerprint']}", ""]
     return "\n".join(lines)
+
+
+def _markdown_table(header: list[str], body: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(header) + " |", "| --- | --- |" + " ---: |" * (len(header) - 2)]
+    return lines + ["| " + " | ".join(row) + " |" for row in body]
 
 
 def _title(record: dict[str, Any]) -> str:

@@ -1,0 +1,146 @@
+"""A run that stops, by itself or for a full disk, goes on where it was; one bar tells how far the whole is."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+from lm_eval.models.huggingface import HFLM
+from tqdm.auto import tqdm
+
+from cctuning.cli import main
+from cctuning.evaluation import models
+from cctuning.evaluation import run as evaluation
+from cctuning.evaluation.run import Options, evaluate
+from tests.evaluation.data import COUNT
+
+CHOICES = ["XCOPA", "XNLI", "XStoryCloze"]
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list:
+    """Every request that reaches the model; with a number before them, the model is stopped there."""
+
+    class Counting(HFLM):
+        limit = 10**9
+
+        def loglikelihood(self, requests, disable_tqdm=False):
+            for request in requests:
+                if len(Counting.seen) == Counting.limit:
+                    raise KeyboardInterrupt
+                Counting.seen.append(request.args)
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    Counting.seen = type("Seen", (list,), {"model": Counting})()
+    monkeypatch.setattr(evaluation, "HFLM", Counting)
+    return Counting.seen
+
+
+@pytest.fixture
+def bars(monkeypatch) -> list:
+    made = []
+
+    class Kept(tqdm):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            made.append(self)
+
+    monkeypatch.setattr(evaluation, "tqdm", Kept)
+    return made
+
+
+def figures(record) -> dict[str, dict]:
+    return {name: task["metrics"] for name, task in record["tasks"].items()}
+
+
+def kept(directory: Path) -> dict:
+    return json.loads((directory / "results.json").read_text())
+
+
+def test_a_stopped_run_goes_on_and_asks_nothing_twice(data, model, tmp_path, asked, bars):
+    options = Options(data=str(data), languages=["sw"], batch_size=1)
+    whole = evaluate(str(model), tmp_path / "whole", options)
+    total = len(asked)
+    # XStoryCloze's rows are the same in both languages here: once answered, they are known.
+    assert (bars[0].initial, bars[0].n, bars[0].total) == (COUNT, 9 * COUNT, 9 * COUNT)
+    asked.clear()
+    asked.model.limit = 52  # inside a task, after its first chunk
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(str(model), tmp_path / "cut", options)
+    record = kept(tmp_path / "cut")
+    assert record["status"] == "stopped" and 0 < len(record["tasks"]) < len(whole["tasks"])
+    done = sum(task["items"] for task in record["tasks"].values())
+    assert done < bars[1].n < bars[1].total
+    with (tmp_path / "cut" / "journal.jsonl").open("a") as journal:
+        journal.write('\n["half a li')
+    before, asked.model.limit = len(asked), 10**9
+    resumed = evaluate(str(model), tmp_path / "cut", options)
+    assert figures(resumed) == figures(whole)
+    assert len(asked) - before < total - before + 9  # of the chunk that was cut off, at most, a few again
+    assert resumed["status"] == "finished" and not (tmp_path / "cut" / "journal.jsonl").exists()
+    # What the first run did counts as done, in the task it was stopped in too, and not as speed.
+    assert bars[2].initial == bars[1].n + COUNT and bars[2].n == bars[2].total == 9 * COUNT
+    count = len(asked)
+    evaluate(str(model), tmp_path / "cut", options)  # finished: nothing is asked
+    assert len(asked) == count and bars[3].initial == bars[3].n == bars[3].total
+
+
+def refused(capsys, *argv) -> str:
+    assert main(["evaluate", *map(str, argv)]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(said) == 1
+    return said[0]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, which is a disk that is always full")
+def test_a_disk_that_is_full_while_answers_are_written(data, model, tmp_path, asked, capsys, monkeypatch):
+    base = [model, "--data", data, "--benchmarks", *CHOICES, "--batch_size", 1, "--output"]
+    assert main(["evaluate", *map(str, base), str(tmp_path / "whole")]) == 0
+    total = len(asked)
+    asked.clear()
+    opened = Path.open
+    times = []
+
+    def full(self, *args, **options):
+        if self.name != "journal.jsonl" or (not times.append(1) and len(times) < 4):
+            return opened(self, *args, **options)
+        return opened(Path("/dev/full"), *args, **options)
+
+    monkeypatch.setattr(models.Path, "open", full)
+    message = refused(capsys, *base, tmp_path / "out")
+    assert f"{tmp_path}/out/journal.jsonl: cannot be written (No space left on device)" in message
+    assert "what was scored is kept" in message
+    assert len(kept(tmp_path / "out")["tasks"]) == 1
+    monkeypatch.setattr(models.Path, "open", opened)
+    assert main(["evaluate", *map(str, base), str(tmp_path / "out")]) == 0
+    assert figures(kept(tmp_path / "out")) == figures(kept(tmp_path / "whole"))
+    assert total < len(asked) <= total + models.CHUNK  # the answers that found no room, again
+
+
+@pytest.mark.parametrize("writes", [0, 1, 2, 7])
+def test_a_disk_that_is_full_while_results_are_written(writes, data, model, tmp_path, asked, capsys, monkeypatch):
+    """At the very first file, the first table, the first samples, and in the middle."""
+    base = [model, "--data", data, "--benchmarks", *CHOICES, "--output"]
+    assert main(["evaluate", *map(str, base), str(tmp_path / "whole")]) == 0
+    total = len(asked)
+    asked.clear()
+    write = evaluation.write_atomically
+    times = []
+
+    def full(path, text):
+        if len(times) == writes:
+            path.with_name(f".{path.name}.partial").write_text(text[:10])  # as much as there was room for
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        times.append(path)
+        write(path, text)
+
+    monkeypatch.setattr(evaluation, "write_atomically", full)
+    message = refused(capsys, *base, tmp_path / "out")
+    assert "cannot be written (No space left on device)" in message and str(tmp_path / "out") in message
+    monkeypatch.setattr(evaluation, "write_atomically", write)
+    assert main(["evaluate", *map(str, base), str(tmp_path / "out")]) == 0
+    assert figures(kept(tmp_path / "out")) == figures(kept(tmp_path / "whole"))
+    assert len(asked) == total  # every answer was in the journal
