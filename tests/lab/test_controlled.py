@@ -11,18 +11,19 @@ from cctuning.lab.worlds import ENGLISH, chance, majority, others, rows
 
 SMALL = {
     "facts": Sizes(people=40, sft=24, dev=24, test=24, free=16),
+    "sums": Sizes(addends=13, sft=24, dev=24, test=24, free=16),
     "skills": Sizes(skills=40, drill=30, sft=24, dev=24, test=24, free=16),
 }
 
 
-@pytest.fixture(params=["facts", "skills"], scope="module")
+@pytest.fixture(params=["facts", "sums", "skills"], scope="module")
 def world(request):
     return ControlledWorld(request.param, 0, SMALL[request.param])
 
 
 def test_splits_are_disjoint_and_the_same_in_every_language(world):
     keys = [question.key for split in world.splits.values() for question in split]
-    assert len(keys) == len(set(keys)) == 160
+    assert len(keys) == len(set(keys)) == (169 if world.kind == "sums" else 160)
     for split in world.splits:
         for lang in world.languages:
             assert [item.key for item in world.items(lang, split)] == [one.key for one in world.splits[split]]

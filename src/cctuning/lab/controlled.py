@@ -5,10 +5,11 @@ with words of its own (a bijection of the vocabulary: no word is shared), in its
 marker that English lacks, or with the parts of a name or number turned round. So everything a language and English
 have in common is the concepts, and how well a base shares those is the base's knob (`keep`, base.py).
 
-Two kinds, by the questions asked:
+Three kinds, by the questions asked:
 
 - `facts`: invented people with a home (two words), a trade (one), a mentor (two, one of the people), and the trade of
   a mentor (two hops).
+- `sums`: sums of number words alone, in full: what is left to transfer when plain SFT has closed the other skills.
 - `skills`: sums of number words (answers of one or two words), sorting three numbers (three words), which of two is
   larger (yes or no), and the topic of three words (one of five).
 
@@ -96,6 +97,7 @@ class Sizes:
     """How many questions there are, and how many of them each split takes; the rest is `text`."""
 
     people: int = 300
+    addends: int = 36  # of `sums`: 0 to 35
     skills: int = 300  # of each of the four kinds
     drill: int = 1200  # more of each, which English alone reads
     sft: int = 168
@@ -108,7 +110,7 @@ class ControlledWorld:
     """The questions, their splits and how each language says them.
 
     Args:
-        kind: `facts` or `skills`. seed: of names, answers, words and splits. sizes: as in `Sizes`.
+        kind: `facts`, `sums` or `skills`. seed: of names, answers, words and splits. sizes: as in `Sizes`.
         answers_alike: say answers with English's words in every language (a pitfall kept as a knob: such answers can
             be copied, and a method that copies looks as if it transferred).
         turned: every language but English says the parts of names and numbers the other way round.
@@ -130,7 +132,7 @@ class ControlledWorld:
         self.answers_alike, self.english_only = answers_alike, english_only
         self.languages = {code: replace(tongue, turned=turned and code != ENGLISH) for code, tongue in TONGUES.items()}
         rng = random.Random(f"{kind} {seed}")
-        made = (_people if kind == "facts" else _skills)(rng, sizes)
+        made = {"facts": _people, "sums": _sums, "skills": _skills}[kind](rng, sizes)
         questions, self._drill, self._list = made
         rng.shuffle(questions)
         self.answer_tokens = max(sum(map(len, question.answer)) for question in questions)
@@ -295,14 +297,19 @@ def _number(value: int) -> Unit:
     return (_TENS[value // 10 - 2], *([_NUMBERS[value % 10]] if value % 10 else []))
 
 
+def _all_sums(below: int) -> Iterator[Question]:
+    for a, b in itertools.product(range(below), repeat=2):
+        phrases = _asked("what", "is", _number(a), "plus", (_number(b),))
+        yield Question(f"{a}+{b}", "sum", phrases, (_number(a + b),))
+
+
+def _sums(rng: random.Random, sizes: Sizes) -> tuple[list[Question], list[Question], list[Unit]]:
+    return list(_all_sums(sizes.addends)), [], [_number(value) for value in range(2 * sizes.addends)]
+
+
 def _skills(rng: random.Random, sizes: Sizes) -> tuple[list[Question], list[Question], list[Unit]]:
     coin = _coiner(rng, {*_NUMBERS, *_TENS})
     topics = {coin(): [coin() for _ in range(24)] for _ in range(5)}
-
-    def sums() -> Iterator[Question]:
-        for a, b in itertools.product(range(30), repeat=2):
-            phrases = _asked("what", "is", _number(a), "plus", (_number(b),))
-            yield Question(f"{a}+{b}", "sum", phrases, (_number(a + b),))
 
     def sorts() -> Iterator[Question]:
         for three in itertools.permutations(range(20), 3):
@@ -324,8 +331,8 @@ def _skills(rng: random.Random, sizes: Sizes) -> tuple[list[Question], list[Ques
             yield Question(f"topic {' '.join(three)}", "topic", phrases, ((topic,),))
 
     questions, drill = [], []
-    for task in (sums, sorts, larger, kinds):
-        every = list({question.key: question for question in task()}.values())
+    for task in (_all_sums(30), sorts(), larger(), kinds()):
+        every = list({question.key: question for question in task}.values())
         rng.shuffle(every)
         questions += every[: sizes.skills]
         drill += every[sizes.skills : sizes.skills + sizes.drill]

@@ -20,7 +20,7 @@ from cctuning.lab.recipes import RECIPES
 from cctuning.lab.worlds import ENGLISH
 
 Record = dict[str, Any]
-SLACK = 2.0  # points of English that a setting may cost and still be chosen
+SLACK = 1.0  # point of English that a setting may cost and still be chosen
 Chosen = dict[str, dict[str, Any]]  # recipe -> settings
 
 
@@ -107,7 +107,7 @@ def search(
     """Every setting of every recipe on the dev split of `bases`.
 
     One rule for all: the best mean over the languages but English, among the settings that keep English within `SLACK`
-    points of the base's; where none does, the one that keeps most of it.
+    point of the base's; where none does, the one that keeps most of it.
 
     Returns:
         Recipe -> its settings by that rule; and a line for each setting tried.

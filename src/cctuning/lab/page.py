@@ -48,7 +48,7 @@ def page(setup: str, date: str, summary: Mapping[str, Any], search: Mapping[str,
         + " of the questions.",
         f"- Every recipe: the settings that did best of {_most(search)} on the dev split of base "
         + f"{', '.join(map(str, search['search_bases']))}, which is not among those reported, if they kept English "
-        f"within {SLACK:g} points of the base's; where none did, the one that kept most.",
+        f"within {SLACK:g} point of the base's; where none did, the one that kept most.",
         "- The same trainer, batch (32), schedule (cosine) and rows for all, but where the recipe is other rows.",
         f"- Machine: {summary['machine']}; " + ", ".join(f"{name} {one}" for name, one in versions.items()) + ".",
         "",

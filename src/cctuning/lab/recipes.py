@@ -50,6 +50,14 @@ def with_text(world: World) -> Rows:
     return joint(world) + text
 
 
+def replayed(world: World) -> Rows:
+    """`joint`, and English questions of the `text` split: what the base knows anyway, rehearsed.
+
+    The base's own English answers will do: it gives them right (the lab checks that), so they are the true ones.
+    """
+    return joint(world) + rows(world, "text", [ENGLISH])
+
+
 def distilled(world: World) -> Rows:
     """`joint`, and the `free` questions with the answers that the world's translator makes of English's.
 
@@ -97,9 +105,14 @@ _EPOCHS = {"learning_rate": RATES, "num_train_epochs": (4, 8), "base_decay": DEC
 _LONGER = {"learning_rate": RATES, "num_train_epochs": (12, 16), "base_decay": DECAYS}
 _WEIGHT = {"learning_rate": RATES, "num_train_epochs": (8,), "align_weight": (1.0, 5.0), "base_decay": DECAYS}
 
+_REPLAY = {"learning_rate": RATES, "num_train_epochs": (8,), "base_decay": (0.0, 25.0, 50.0, 75.0)}
+
 RECIPES: dict[str, Recipe] = {
     "vanilla": Recipe("joint SFT on the same rows", PLAIN, _EPOCHS),
     "align": Recipe("joint SFT and alignment to English; no fusion, no W", ALIGN, _WEIGHT),
+    "vanilla+replay": Recipe("joint SFT and English rehearsed", PLAIN, _REPLAY, replayed),
+    "align+replay": Recipe("align and English rehearsed", {**ALIGN, "align_weight": 1.0}, _REPLAY, replayed),
+    "cc+replay": Recipe("cc and English rehearsed", {}, _REPLAY, replayed),
     "translation": Recipe("joint SFT and translation pairs", PLAIN, _EPOCHS, translated),
     "distillation": Recipe("joint SFT and the base's English answers to more questions", PLAIN, _EPOCHS, distilled),
     "cc": Recipe("the gated connection, defaults", {}, _EPOCHS),

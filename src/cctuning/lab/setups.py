@@ -40,6 +40,9 @@ _PLENTY = (("high", 0.9), ("mid", 0.9), ("low", 0.9))
 
 SETUPS: dict[str, Setup] = {
     "facts": Setup("invented people; orders of their own, grafted on English", _controlled("facts"), _FACTS),
+    "sums": Setup(
+        "sums in words; orders of their own, grafted on English", _controlled("sums"), BaseConfig(english_steps=1800)
+    ),
     "skills": Setup(
         "sums, sorting, comparison, topics; the same languages",
         _controlled("skills"),
