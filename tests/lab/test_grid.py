@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from cctuning import UserError
 from cctuning.cli import main
 from cctuning.lab import cells, experiment, grid, recipes, setups, table
 from cctuning.lab.base import BaseConfig
@@ -125,6 +126,8 @@ def test_every_recipe_is_searched_as_hard():
         (["run", "facts", "--recipes", "transform-only"], "add vanilla"),
         (["run", "facts", "--bases", "1", "--search_bases", "1"], "report others"),
         (["table", "facts", "--output", "nowhere"], "no such file"),
+        (["report", "facts", "--output", "nowhere", "--page", "x.md"], "no such file"),
+        (["run", "facts", "--settings_of", "sums", "--output", "nowhere"], "no such file"),
     ],
 )
 def test_bad_input_is_one_line(argv, says, capsys, tmp_path, monkeypatch):
@@ -139,3 +142,35 @@ def test_table_prints_again(toy, tmp_path, capsys):
     assert main(["lab", "table", "toy", "--output", str(tmp_path)]) == 0
     assert "| `cc` |" in capsys.readouterr().out
     assert json.loads((tmp_path / "toy" / "search.json").read_text())["chosen"].keys() == {"vanilla", "cc"}
+
+
+def test_page_is_renewed_and_keeps_what_a_person_wrote(toy, tmp_path, capsys):
+    page = tmp_path / "docs" / "toy.md"
+    experiment.experiment("toy", ["vanilla", "cc"], [0, 1], [9], tmp_path)
+    report = ["lab", "report", "toy", "--output", str(tmp_path), "--page", str(page), "--date", "2026-01-01"]
+    assert main(report) == 0
+    text = page.read_text()
+    assert "2026-01-01" in text and "| cc - vanilla |" in text and text.count("| `vanilla` | learning_rate") == 2
+    page.write_text(text.replace("## Conclusion\n\n(to be written)", "## Conclusion\n\nIt is a toy."))
+    experiment.experiment("toy", ["vanilla"], [0, 1], [9], tmp_path)
+    assert main(report) == 0
+    assert "It is a toy." in page.read_text() and "cc - vanilla" not in page.read_text()
+
+
+def test_settings_are_taken_over(toy, tmp_path, monkeypatch):
+    experiment.experiment("toy", ["vanilla", "cc"], [0], [9], tmp_path)
+    monkeypatch.setitem(setups.SETUPS, "other", setups.SETUPS["toy"])
+    monkeypatch.setattr(experiment, "search", lambda *_: pytest.fail("searched"))
+    found = experiment.experiment("other", ["cc"], [1], [9], tmp_path, settings_of="toy")
+    assert (
+        found["recipes"]["cc"]["settings"]
+        == json.loads((tmp_path / "toy" / "search.json").read_text())["chosen"]["cc"]
+    )
+    with pytest.raises(UserError, match="no settings of align"):
+        experiment.experiment("other", ["align"], [1], [9], tmp_path, settings_of="toy")
+
+
+def test_list_names_everything(capsys):
+    assert main(["lab", "list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in [*setups.SETUPS, *recipes.RECIPES])

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from cctuning.cli.options import Plain
 from cctuning.errors import UserError
@@ -16,46 +17,59 @@ def main(argv: list[str]) -> None:
     parser = Plain("cctuning lab", description="Controlled experiments: search, run, and sum up.")
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Plain)
     run = verbs.add_parser("run", help="search settings on the dev split, run the test split, write the table")
-    run.add_argument("setup")
     run.add_argument("--recipes", nargs="+", help="default: all")
     run.add_argument("--bases", nargs="+", type=int, default=list(range(6)), help="seeds reported (default 0 to 5)")
     run.add_argument("--search_bases", nargs="+", type=int, default=[100], help="seeds searched on (default 100)")
+    run.add_argument("--settings_of", metavar="SETUP", help="no search: the settings found for that setup")
     run.add_argument("--workers", type=int, help="processes (default one a core)")
     run.add_argument("--dev_only", action="store_true", help="stop after the search")
     table = verbs.add_parser("table", help="print an experiment's table again")
-    table.add_argument("setup")
     report = verbs.add_parser("report", help="write or renew an experiment's notebook page")
-    report.add_argument("setup")
     report.add_argument("--page", required=True, help="Markdown file; its Question and Conclusion are kept")
     report.add_argument("--date", default=time.strftime("%Y-%m-%d"), help="of the run (default today)")
     for one in (run, table, report):
+        one.add_argument("setup")
         one.add_argument("--output", default="lab", help="directory for bases, cells and tables (default lab)")
     verbs.add_parser("list", help="the setups and recipes there are")
     args = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs a hub
-    if args.verb == "list":
-        from cctuning.lab.recipes import RECIPES
-        from cctuning.lab.setups import SETUPS
+    {"run": _run, "table": _table, "report": _report, "list": _list}[args.verb](args)
 
-        print("setups")
-        for name, setup in SETUPS.items():
-            print(f"  {name:18} {setup.says}")
-        print("recipes")
-        for name, recipe in RECIPES.items():
-            print(f"  {name:18} {recipe.says}")
-        return
+
+def _list(args: Any) -> None:
+    from cctuning.lab.recipes import RECIPES
+    from cctuning.lab.setups import SETUPS
+
+    for title, entries in (("setups", SETUPS), ("recipes", RECIPES)):
+        print(title)
+        for name, entry in entries.items():
+            print(f"  {name:18} {entry.says}")
+
+
+def _finished(args: Any) -> Path:
+    place = Path(args.output) / args.setup / "results.json"
+    if not place.is_file():
+        raise UserError(f"{place}: no such file; run `cctuning lab run {args.setup} --output {args.output}` first.")
+    return place
+
+
+def _table(args: Any) -> None:
     from cctuning.lab.table import markdown
 
-    if args.verb == "table":
-        place = Path(args.output) / args.setup / "results.json"
-        if not place.is_file():
-            raise UserError(
-                f"{place}: no such file; run `cctuning lab run {args.setup} --output {args.output}` first."
-            )
-        print(markdown(args.setup, json.loads(place.read_text(encoding="utf-8"))))
-        return
+    print(markdown(args.setup, json.loads(_finished(args).read_text(encoding="utf-8"))))
+
+
+def _report(args: Any) -> None:
+    from cctuning.lab.page import write_page
+
+    write_page(args.setup, _finished(args).parent.parent, Path(args.page), args.date)
+    print(f"page: {args.page}")
+
+
+def _run(args: Any) -> None:
     from cctuning.lab.experiment import experiment
     from cctuning.lab.recipes import RECIPES
+    from cctuning.lab.table import markdown
 
     found = experiment(
         args.setup,
@@ -65,6 +79,7 @@ def main(argv: list[str]) -> None:
         Path(args.output),
         args.workers,
         args.dev_only,
+        args.settings_of,
     )
     if args.dev_only:
         for line in found["tried"]:

@@ -37,12 +37,14 @@ def experiment(
     folder: Path,
     workers: int | None = None,
     dev_only: bool = False,
+    settings_of: str | None = None,
 ) -> dict[str, Any]:
     """Search, run, write, and return the summary (of the search alone where `dev_only`).
 
     Args:
         setup, recipes: names. bases: seeds of the bases reported. search_bases: seeds of those the settings are chosen
             on, none of the former. folder: where everything is kept.
+        settings_of: the setup whose settings are taken over, in place of a search.
 
     Raises:
         UserError: an unknown name, or a base in both lists.
@@ -50,8 +52,13 @@ def experiment(
     check(setup, recipes, bases, search_bases)
     home = folder / setup
     home.mkdir(parents=True, exist_ok=True)
-    chosen, tried = search(setup, recipes, search_bases, folder, workers)
-    found = {"search_bases": list(search_bases), "split": "dev", "chosen": chosen, "tried": tried, **circumstances()}
+    if settings_of:
+        found = _taken_over(folder / settings_of / "search.json", recipes)
+    else:
+        chosen, tried = search(setup, recipes, search_bases, folder, workers)
+        found = {"setup": setup, "search_bases": list(search_bases), "split": "dev", "chosen": chosen, "tried": tried}
+        found |= circumstances()
+    chosen = found["chosen"]
     write_atomically(home / "search.json", json.dumps(found, indent=1) + "\n")
     if dev_only:
         return found
@@ -76,6 +83,16 @@ def experiment(
     write_atomically(home / "table.md", markdown(setup, summary))
     write_atomically(home / "records.jsonl", "".join(json.dumps(record) + "\n" for record in records.values()))
     return summary
+
+
+def _taken_over(place: Path, recipes: Sequence[str]) -> dict[str, Any]:
+    if not place.is_file():
+        raise UserError(f"{place}: no such file; run the setup whose settings are to be taken over first.")
+    found: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    missing = [name for name in recipes if name not in found["chosen"]]
+    if missing:
+        raise UserError(f"{place}: has no settings of {', '.join(missing)}; search them there first.")
+    return found | {"chosen": {name: found["chosen"][name] for name in recipes}}
 
 
 def check(setup: str, recipes: Sequence[str], bases: Sequence[int], search_bases: Sequence[int]) -> None:

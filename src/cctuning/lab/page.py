@@ -47,8 +47,8 @@ def page(setup: str, date: str, summary: Mapping[str, Any], search: Mapping[str,
         + ", ".join(f"{share:.0%} ({tier})" for tier, share in made.share)
         + " of the questions.",
         f"- Every recipe: the settings that did best of {_most(search)} on the dev split of base "
-        + f"{', '.join(map(str, search['search_bases']))}, which is not among those reported, if they kept English "
-        f"within {SLACK:g} point of the base's; where none did, the one that kept most.",
+        + f"{', '.join(map(str, search['search_bases']))} of `{search.get('setup', setup)}`, which is not reported, "
+        f"if they kept English within {SLACK:g} point of the base's; where none did, the one that kept most.",
         "- The same trainer, batch (32), schedule (cosine) and rows for all, but where the recipe is other rows.",
         f"- Machine: {summary['machine']}; " + ", ".join(f"{name} {one}" for name, one in versions.items()) + ".",
         "",
@@ -67,6 +67,7 @@ def page(setup: str, date: str, summary: Mapping[str, Any], search: Mapping[str,
             f"| `{one['recipe']}` | {_settings(one['settings'])} | {one['x']:.1f} | {one['english']:.1f} | "
             f"{'chosen' if search['chosen'][one['recipe']] == one['settings'] else ''} |"
             for one in search["tried"]
+            if one["recipe"] in search["chosen"]
         ],
         "",
         "</details>",
