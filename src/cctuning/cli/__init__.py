@@ -9,11 +9,13 @@ import sys
 import warnings
 
 VERBS = {
+    "diagnose": "measure, before training, what a connection could carry over",
     "train": "fine-tune a model on paired rows: a recipe, and any option as a flag",
     "export": "turn a run into a plain checkpoint or a PEFT LoRA",
     "generate": "answer prompts with a run, a fold, or any model",
     "evaluate": "score a model on public benchmarks, per language, from the hub or from files",
     "compare": "say whether scored models differ, language by language",
+    "report": "one HTML page on what runs learned, what it cost and what it gave",
     "lab": "controlled experiments: which recipe helps, when, and how much",
     "demo": "the whole method on a small world, from nothing to a table, in minutes",
 }

@@ -1,0 +1,106 @@
+"""Where the reference language is borrowed: how much of it each layer and dimension takes, by language."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cctuning.analysis.observe import LanguageBatch, languages_of, observe
+from cctuning.connection import predicting
+from cctuning.model.adaptive import AdaptiveModel
+from cctuning.model.connected import ConnectedModel
+
+
+@dataclass(frozen=True)
+class GateStatistics:
+    """The decision a in [0, 1] over the connected positions: 0 keeps the row's own activation, 1 takes the other.
+
+    Attributes:
+        layers: L numbers of decoder layers. languages: G codes. positions: (G,) connected positions seen.
+        mean: (G, L, d) mean share of each dimension.
+        deviation: (G, L) standard deviation over positions, mean over dimensions: near 0, the gate does the same
+            whatever it is given.
+    """
+
+    layers: list[int]
+    languages: list[str]
+    positions: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+    @property
+    def by_layer(self) -> Tensor:
+        """(G, L) mean over dimensions."""
+        return self.mean.mean(dim=-1)
+
+    @property
+    def by_dimension(self) -> Tensor:
+        """(L, d) mean over languages, each with the same weight."""
+        return self.mean.mean(dim=0)
+
+    def quantiles(self, at: Sequence[float]) -> Tensor:
+        """(L, len(at)) quantiles over a layer's dimensions of `by_dimension`."""
+        return torch.quantile(self.by_dimension, torch.tensor(list(at), dtype=self.mean.dtype), dim=1).T
+
+    def strongest(self, count: int) -> tuple[Tensor, Tensor]:
+        """The `count` dimensions of each layer that take most: shares (L, count), falling, and their numbers."""
+        top = self.by_dimension.topk(min(count, self.mean.shape[-1]), dim=1)
+        return top.values, top.indices
+
+
+def gate_statistics(connected: ConnectedModel, batches: Sequence[LanguageBatch]) -> GateStatistics:
+    """How far each layer's gate is open, by language and by dimension, on the student pass.
+
+    One forward and one reference pass a batch; memory G x L x d, whatever the number of rows.
+
+    Args:
+        connected: a gated connection in eval mode.
+        batches: of `language_batches`; rows the model was not trained on say most.
+    """
+    if isinstance(connected, AdaptiveModel):
+        raise ValueError("connected: an adaptive connection has no gate; use layer_choice")
+    layers, languages = sorted(connected.connections), languages_of(batches)
+    if not layers:
+        raise ValueError("connected: it has no connection (connection: none), so no gate")
+    total = torch.zeros(0)
+    squares, counts = total, torch.zeros(len(languages), dtype=torch.float64)
+    for seen in observe(connected, batches):
+        if not total.numel():
+            total = torch.zeros(len(languages), len(layers), seen.own.shape[1], dtype=torch.float64)
+            squares = torch.zeros_like(total)
+        at = languages.index(seen.language), layers.index(seen.layer)
+        share = seen.share.double().cpu()
+        total[at] += share.sum(dim=0)
+        squares[at] += share.square().sum(dim=0)
+        counts[at[0]] += len(share) if at[1] == 0 else 0
+    count = counts.clamp(min=1)[:, None, None]
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp(min=0).sqrt().mean(dim=-1)
+    return GateStatistics(layers, languages, counts.long(), mean.float(), deviation.float())
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """Which layer's activation an adaptive connection adds: `share` (G, L), the share of rows that chose each."""
+
+    languages: list[str]
+    rows: Tensor
+    share: Tensor
+
+
+@torch.no_grad()
+def layer_choice(connected: AdaptiveModel, batches: Sequence[LanguageBatch]) -> LayerChoice:
+    """The layers that an adaptive connection chooses, by language, when it is handed the references."""
+    languages = languages_of(batches)
+    counts = torch.zeros(len(languages), connected.adaptive.selector.out_features)
+    for batch in batches:
+        rows = batch.build(connected.model.device)
+        assert rows.labels is not None
+        ids = batch.inputs["row"].to(connected.model.device)
+        plan = connected._plan(rows, predicting(rows.labels), True, rows.paired, ids)
+        share = torch.stack([plan.share[layer] for layer in sorted(plan.share)])
+        counts[languages.index(batch.language)] += share.cpu() * int(rows.paired.sum())
+    return LayerChoice(languages, counts.sum(dim=1).long(), counts / counts.sum(dim=1, keepdim=True).clamp(min=1))

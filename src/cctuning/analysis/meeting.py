@@ -1,0 +1,168 @@
+"""Whether languages meet: how alike the activations of a prompt and of its parallel are, layer by layer.
+
+Two measures, because either alone misleads. The cosine of a pair is high wherever all activations share a direction,
+so it stands beside that of unrelated pairs. CKA compares the two languages' geometry and cannot be fooled so, but its
+usual estimate goes to 1 for anything when there are fewer prompts than dimensions; the unbiased one does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cctuning.analysis.observe import LanguageBatch, languages_of
+from cctuning.connection import last_real, predicting, prompt_ends
+from cctuning.model.adaptive import AdaptiveModel
+from cctuning.model.connected import ConnectedModel
+from cctuning.model.passes import Batch, plan_inference
+from cctuning.model.sites import find_sites
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """How alike each language's activations are to those of the parallels, at the last token of the prompt.
+
+    Attributes:
+        layers: L numbers. languages: G codes. rows: (G,) pairs.
+        cosine: (G, L) mean cosine of a prompt and its own parallel.
+        unrelated: (G, L) mean cosine of a prompt and another prompt's parallel; NaN with fewer than two pairs.
+        cka: (G, L) unbiased linear CKA; NaN with fewer than four pairs.
+    """
+
+    layers: list[int]
+    languages: list[str]
+    rows: Tensor
+    cosine: Tensor
+    unrelated: Tensor
+    cka: Tensor
+
+
+def cosine(x: Tensor, y: Tensor) -> tuple[float, float]:
+    """Mean cosine of the pairs (x_i, y_i), and of the pairs (x_i, y_j) with i and j apart (NaN with fewer than two).
+
+    Args:
+        x, y: (n, d), row by row parallels.
+    """
+    x, y = (one.double() / one.double().norm(dim=1, keepdim=True).clamp(min=1e-30) for one in (x, y))
+    own = (x * y).sum()
+    pairs, count = x.sum(dim=0) @ y.sum(dim=0), len(x)
+    return float(own / count), float((pairs - own) / (count * (count - 1))) if count > 1 else float("nan")
+
+
+def linear_cka(x: Tensor, y: Tensor, unbiased: bool = True) -> float:
+    """Linear centred kernel alignment of two sets of activations: 1 for equal up to rotation and scale.
+
+    Args:
+        x, y: (n, d) and (n, e), row by row of the same inputs.
+        unbiased: with the unbiased HSIC of Song et al. (2012), near 0 for unrelated activations at any n and possibly
+            below; NaN with fewer than four rows. False: as published, between 0 and 1, and near 1 for anything where
+            n is small beside d.
+
+    Source: Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019; the estimator as in
+    Nguyen et al., Do Wide and Deep Networks Learn the Same Things?, ICLR 2021.
+    """
+    if len(x) != len(y):
+        raise ValueError(f"x has {len(x)} rows and y {len(y)}: give activations of the same inputs, in the same order")
+    # Centring first changes neither estimate, and keeps a common offset from eating the digits.
+    grams = [one @ one.T for one in ((side - side.mean(dim=0)) for side in (x.double(), y.double()))]
+    hsic = _unbiased_hsic if unbiased else lambda k, m: float((k * m).sum())
+    if unbiased and len(x) < 4:
+        return float("nan")
+    scale = hsic(grams[0], grams[0]) * hsic(grams[1], grams[1])
+    return hsic(grams[0], grams[1]) / scale**0.5 if scale > 0 else float("nan")
+
+
+def _unbiased_hsic(k: Tensor, m: Tensor) -> float:
+    n = len(k)
+    k, m = (one - one.diag().diag() for one in (k, m))
+    trace = (k * m).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k.sum(dim=0) @ m.sum(dim=0))
+    return float(trace / (n * (n - 3)))
+
+
+@contextmanager
+def _capturing(connected: ConnectedModel, last: Tensor, positions: int) -> Iterator[dict[int, Tensor]]:
+    """Within: each FFN's output at position `last` (N,) of each row, as it goes on, in fp32 on the CPU.
+
+    Hooks run in the order they were registered, so these see what a connection made of the output.
+    """
+    kept: dict[int, Tensor] = {}
+    rows = torch.arange(len(last), device=last.device)
+
+    def keeper(layer: int) -> Any:
+        def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            kept[layer] = hidden.reshape(len(rows), positions, -1)[rows, last].float().cpu()
+
+        return keep
+
+    handles = [site.block.register_forward_hook(keeper(site.index)) for site in find_sites(connected.model)]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def prompt_activations(connected: ConnectedModel, batch: LanguageBatch) -> tuple[Tensor, Tensor]:
+    """Activations of a batch's prompts and of their parallels at their last tokens, layer by layer.
+
+    Both run as the model answers: as students, through the transform, without a reference. An adaptive connection
+    adds what it chose to the prompts, and nothing to the parallels.
+
+    Args:
+        connected: in eval mode; a plain model is attached with `ConnectionConfig(connection="none")`.
+
+    Returns:
+        (N, L, d) each, fp32, on the CPU, row by row parallels.
+    """
+    rows = batch.build(connected.model.device)
+    assert rows.labels is not None and rows.reference_ids is not None and rows.reference_mask is not None
+    ends = prompt_ends(rows.attention_mask, predicting(rows.labels))
+    width = int(ends.max()) + 1
+    prompts = rows.attention_mask[:, :width] * (torch.arange(width, device=ends.device) <= ends[:, None])
+    own = _run(connected, rows.input_ids[:, :width], prompts, connect=True)
+    theirs = _run(connected, rows.reference_ids, rows.reference_mask, connect=False)
+    return own, theirs[rows.reference_index.cpu()]
+
+
+def _run(connected: ConnectedModel, ids: Tensor, mask: Tensor, connect: bool) -> Tensor:
+    batch = Batch.build(ids, mask, None, None, None, None)
+    if isinstance(connected, AdaptiveModel):
+        who = torch.full((len(ids),), connect, device=ids.device)
+        plan = connected._plan(batch, None, False, who, torch.arange(len(ids), device=ids.device))
+    else:
+        plan = plan_inference(batch, connected.config)
+    with _capturing(connected, last_real(mask.bool()), ids.shape[1]) as kept:
+        connected._run(None, plan, ids.new_empty(0), input_ids=ids, attention_mask=mask, use_cache=False)
+    return torch.stack([kept[layer] for layer in sorted(kept)], dim=1)
+
+
+def meeting(connected: ConnectedModel, batches: Sequence[LanguageBatch]) -> Meeting:
+    """Cosine and CKA between each language and the reference language, by layer.
+
+    One language's activations are held at a time: 2 x N x L x d floats for N prompts.
+
+    Args:
+        connected: as in `prompt_activations`.
+    """
+    languages = languages_of(batches)
+    found: list[list[tuple[float, float, float]]] = []
+    counts = []
+    for language in languages:
+        own, theirs = gather(connected, (batch for batch in batches if batch.language == language))
+        counts.append(len(own))
+        found.append([(*cosine(x, y), linear_cka(x, y)) for x, y in zip(own.unbind(1), theirs.unbind(1), strict=True)])
+    cosines, unrelated, cka = torch.tensor(found).permute(2, 0, 1)
+    return Meeting(list(range(cka.shape[1])), languages, torch.tensor(counts), cosines, unrelated, cka)
+
+
+def gather(connected: ConnectedModel, batches: Iterable[LanguageBatch]) -> tuple[Tensor, Tensor]:
+    """`prompt_activations` of several batches, one after the other."""
+    parts = [prompt_activations(connected, batch) for batch in batches]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

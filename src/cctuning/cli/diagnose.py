@@ -1,0 +1,157 @@
+"""`cctuning diagnose MODEL DATA [DATA …]`: whether the connection has something to carry over, before training."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from cctuning.cli.options import Plain
+from cctuning.errors import UserError
+
+# Where the lab's conditions part (docs/lab/): below both, nothing transferred; below GAP, plain SFT closed the gap.
+FOUND, EXPLAINED, GAP = 0.1, 0.2, 1.1
+
+ADVICE = {
+    "rows": "too few rows with a parallel to tell",
+    "gap": "no gap: the model answers as well in this language; plain SFT will do",
+    "apart": "no way across: English activations do not follow from this language's; expect no transfer",
+    "open": "a gap and a way across: the connection has something to carry over",
+    "across": "a way across; whether there is a gap is not known (the rows hold no English answers)",
+}
+
+
+def main(argv: list[str]) -> None:
+    """Measure and print a table, or write JSON too."""
+    parser = Plain("cctuning diagnose", description="Measure, before training, what the connection could carry over.")
+    parser.add_argument("model", metavar="MODEL", help="the base: a directory or hub name")
+    parser.add_argument("data", nargs="+", metavar="DATA", help="rows as for `cctuning train`; English rows help")
+    parser.add_argument("--limit", type=int, default=256, help="rows a language (default 256)")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--max_length", type=int, default=1024)
+    parser.add_argument("--reference_language", default="en")
+    parser.add_argument("--chat", choices=("auto", "yes", "no"), default="auto", help="render with the chat template")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--output", help="write the figures as JSON here")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
+    args = parser.parse_args(argv)
+    for name in ("limit", "batch_size", "max_length"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name}: expected at least 1, got {getattr(args, name)}.")
+    if args.output and not Path(args.output).resolve().parent.is_dir():
+        raise UserError(f"--output: {Path(args.output).parent} is no directory; make it, or name another place.")
+    from rich.console import Console
+    from rich.table import Table
+
+    found = measure(args)
+    table = Table(title=f"{args.model}: what a connection could carry over", caption=CAPTION)
+    for name in ("language", "rows", "own", "English", "live", "share", "explained", "found", "layer"):
+        table.add_column(name, justify="left" if name == "language" else "right")
+    for one in found:
+        table.add_row(
+            one["language"],
+            str(one["rows"]),
+            *(_number(one[name], ".2f") for name in ("own", "reference", "live", "share", "explained")),
+            _number(one["found"], ".0%"),
+            str(one["layer"]),
+        )
+    Console(width=None if Console().is_terminal else 120).print(table)
+    for one in found:
+        print(f"{one['language']}: {ADVICE[one['verdict']]}")
+    if args.output:
+        Path(args.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+CAPTION = (
+    "own, English: nats a response, asked in the language and in English. live: own with the English prompt at hand, "
+    "untrained, at its best share. explained: variance of English activations that follows from the language's own, "
+    "held out, at the best layer; found: how often the right English prompt is the nearest."
+)
+
+
+def measure(args: Any) -> list[dict[str, Any]]:
+    """One entry a language, with a verdict in the words of `ADVICE`."""
+    from datasets import Dataset
+
+    from cctuning.analysis.diagnosis import diagnose, reference_losses
+    from cctuning.analysis.observe import language_batches
+    from cctuning.data import encode_dataset, load_rows
+    from cctuning.model.loading import load_base, load_tokenizer
+
+    rows, _ = load_rows(args.data, reference_language=args.reference_language)
+    foreign, english = choose(rows, args.limit)
+    tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    chat = tokenizer.chat_template is not None if args.chat == "auto" else args.chat == "yes"
+
+    def batches(some: list[dict[str, Any]]) -> list[Any]:
+        encoded, _ = encode_dataset(
+            Dataset.from_list(some),
+            tokenizer,
+            max_length=args.max_length,
+            max_reference_length=args.max_length,
+            chat=chat,
+            bad_rows="skip",
+        )
+        return language_batches(encoded, tokenizer.pad_token_id, args.batch_size)
+
+    foreign_batches = batches(foreign)
+    model = load_base(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code).eval()
+    languages = list(dict.fromkeys(row["lang"] for row in foreign))
+    losses = reference_losses(model, {lang: batches(english[lang]) for lang in languages if english[lang]})
+    found = []
+    for one in tqdm(diagnose(model, foreign_batches, losses), total=len(languages), desc="Measuring", unit="language"):
+        entry = {"language": one.language, "rows": one.rows, "own": one.own, "reference": one.reference}
+        entry |= {"live": one.live, "share": one.share}
+        best = max(one.layers, key=lambda layer: one.layers[layer].explained) if one.layers else None
+        entry["layer"] = "" if best is None else best
+        for name in ("explained", "found"):
+            entry[name] = math.nan if best is None else getattr(one.layers[best], name)
+        entry["by_layer"] = {layer: asdict(seen) for layer, seen in one.layers.items()}
+        found.append(entry | {"verdict": verdict(entry)})
+    return found
+
+
+def choose(rows: Any, limit: int) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    """Up to `limit` rows a language, evenly spread; and for each the same questions in the reference language.
+
+    A row in the reference language is made its own parallel, so that both sides go through the same code.
+    """
+    every = rows.to_list()
+    at_home = {
+        json.dumps(row["prompt"]): {**row, "reference": row["prompt"]} for row in every if row["reference"] is None
+    }
+    by_language: dict[str, list[dict[str, Any]]] = {}
+    for row in every:
+        if row["reference"] is not None:
+            by_language.setdefault(row["lang"] or "und", []).append(row)
+    if not by_language:
+        raise UserError("data: no row has a parallel in the reference language; `cctuning pair` makes them.")
+    chosen, english = [], {}
+    for lang, own in by_language.items():
+        paired = [row for row in own if json.dumps(row["reference"]) in at_home] or own
+        some = [paired[i * len(paired) // min(limit, len(paired))] for i in range(min(limit, len(paired)))]
+        chosen += [{**row, "lang": lang} for row in some]
+        keys = (json.dumps(row["reference"]) for row in some)
+        english[lang] = [at_home[key] for key in keys if key in at_home]
+    return chosen, english
+
+
+def verdict(entry: dict[str, Any]) -> str:
+    """Which line of `ADVICE` the figures speak for."""
+    if math.isnan(entry["explained"]):
+        return "rows"
+    if entry["found"] < FOUND and entry["explained"] < EXPLAINED:
+        return "apart"
+    if math.isnan(entry["reference"]) or math.isnan(entry["own"]):
+        return "across"
+    return "open" if entry["own"] > GAP * entry["reference"] else "gap"
+
+
+def _number(value: float, form: str) -> str:
+    return "" if value is None or math.isnan(value) else format(value, form)

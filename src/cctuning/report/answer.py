@@ -1,0 +1,190 @@
+"""The answer that stands first: languages gained and lost against the baseline, English before and after, the cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cctuning.evaluation.compare import BETTER, SAME, WORSE, Comparison, Row, compare
+from cctuning.evaluation.scored import parse_runs, read_run
+from cctuning.report.page import Section, bullets, figure, heading, paragraph, side_by_side, table
+from cctuning.report.records import Run
+from cctuning.report.svg import Estimate, forest
+from cctuning.report.training import cost
+from cctuning.report.words import count, interval, language_name, listed, number, points
+
+KINDS = {BETTER: "better", WORSE: "worse", SAME: "same"}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Evaluations, compared. `before`: the same against the runs' base, where that was scored too; `base` its name."""
+
+    runs: list[tuple[str, Path]]
+    comparison: Comparison
+    base: str | None
+    before: Comparison | None
+
+
+def read_evaluations(arguments: Sequence[str], baseline: str | None, runs: Sequence[Run]) -> Evaluated | None:
+    """Compare what `cctuning evaluate` wrote; the base is known by the path it was scored under.
+
+    Raises:
+        UserError: as `compare`.
+    """
+    if not arguments:
+        return None
+    named = parse_runs(arguments)
+    found = compare(named, baseline)
+    bases = {_place(run.base) for run in runs}
+    base = None
+    for name, path in named:
+        record = read_run(name, path).record
+        if _place(str(record["model"].get("name"))) in bases:
+            base = name
+            break
+    before = found if base == found.baseline else compare(named, base) if base is not None else None
+    return Evaluated(named, found, base, before)
+
+
+def _place(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).exists() else name
+
+
+def answer(runs: Sequence[Run], evaluated: Evaluated | None) -> Section:
+    """The first section of the page."""
+    section = Section("answer", "What came of it")
+    if evaluated is None:
+        section.add(
+            paragraph(
+                "No evaluation was given, so this page cannot say which languages gained. Score the runs, the "
+                "baseline and the base with cctuning evaluate, and name the directories with --evaluation.",
+                "answer",
+            )
+        )
+    else:
+        section.add(*_gains(evaluated), *_english(evaluated))
+    return section.add(heading("What it cost"), *cost(runs))
+
+
+def _gains(evaluated: Evaluated) -> list[str]:
+    comparison = evaluated.comparison
+    figures, said = [], []
+    for system in comparison.systems:
+        own = [row for row in comparison.rows if row.system == system and row.difference is not None]
+        for benchmark in dict.fromkeys(row.benchmark for row in own if row.benchmark):
+            rows = [row for row in own if row.benchmark == benchmark]
+            said.append((system, _sentence(system, comparison.baseline, rows, benchmark)))
+            says = _largest(rows)
+            title = f"{system} against {comparison.baseline}, {benchmark}: difference in points"
+            chart = forest(title, says, [_estimate(row) for row in rows], "points, with 95 % interval over items")
+            figures.append(
+                figure(f"{system}, {benchmark}", says, chart, _table(title, comparison.baseline, system, rows))
+            )
+    lead = [paragraph(says, "answer") for system, says in said if system != evaluated.base]
+    key = (
+        "Triangle up: better; triangle down: worse (p below "
+        f"{number(comparison.settings['alpha'])} after Holm's correction); ring: not distinguishable. "
+        "A mean is over the languages but English."
+    )
+    notes = [bullets(f"Note: {note}" for note in comparison.notes)] if comparison.notes else []
+    return [
+        *lead,
+        heading(f"Against {comparison.baseline}, by language"),
+        paragraph(key),
+        side_by_side(figures),
+        *notes,
+    ]
+
+
+def _sentence(system: str, baseline: str, rows: Sequence[Row], benchmark: str) -> str:
+    others = [row for row in rows if row.kind == "language" and row.language != "en"]
+    parts = []
+    for verdict in (BETTER, WORSE, SAME):
+        names = [language_name(str(row.language)) for row in others if row.verdict == verdict]
+        if names:
+            told = f" ({listed(names)})" if verdict != SAME else ""
+            parts.append(f"{verdict} in {'all ' if len(names) == len(others) > 1 else ''}{len(names)}{told}")
+    text = f"{system} against {baseline} on {benchmark}, {count(len(others), 'language')} but English: "
+    text += ", ".join(parts)
+    mean = next((row for row in rows if row.kind == "mean"), None)
+    if mean is not None:
+        text += f"; on average {points(mean.difference)} points {interval(mean.low, mean.high)}, {mean.verdict}"
+    english = next((row for row in rows if row.language == "en"), None)
+    if english is not None:
+        text += f"; English {points(english.difference)} {interval(english.low, english.high)}, {english.verdict}"
+    return text + "."
+
+
+def _largest(rows: Sequence[Row]) -> str:
+    """The largest gain and loss among the languages, English too."""
+    own = sorted((row for row in rows if row.kind == "language"), key=lambda row: row.difference or 0.0)
+    ends = own if len(own) == 1 else [own[-1], own[0]]
+    told = [f"{language_name(str(row.language))} {points(row.difference)} ({row.verdict})" for row in ends]
+    return f"From the best, {told[0]}, to the worst, {told[1]}." if len(told) > 1 else f"{told[0]}."
+
+
+def _estimate(row: Row) -> Estimate:
+    label = language_name(str(row.language)) if row.language else f"mean of {row.languages}"
+    value, low, high = (100 * float(one or 0.0) for one in (row.difference, row.low, row.high))
+    return Estimate(label, value, low, high, KINDS[row.verdict], summary=row.kind != "language")
+
+
+def _table(caption: str, baseline: str, system: str, rows: Sequence[Row]) -> str:
+    seeds = any(row.seed_low is not None for row in rows)
+    header = ["language", "items", f"{baseline}, %", f"{system}, %", "difference", "95 % over items"]
+    header += (["95 % over seeds"] if seeds else []) + ["p (Holm)", "verdict"]
+    body = [
+        [
+            language_name(str(row.language)) if row.language else f"mean of {row.languages} but English",
+            f"{row.items:,}",
+            points(row.baseline, False),
+            points(row.value, False),
+            points(row.difference),
+            interval(row.low, row.high),
+            *([interval(row.seed_low, row.seed_high)] if seeds else []),
+            number(row.p_adjusted, 3),
+            row.verdict,
+        ]
+        for row in rows
+    ]
+    return table(caption, header, body, (0, len(header) - 1))
+
+
+def _english(evaluated: Evaluated) -> list[str]:
+    made = [heading("English before and after")]
+    if evaluated.before is None:
+        return [
+            *made,
+            paragraph(
+                "The base was not among the evaluations, so what English was before is not known: score the base the "
+                "runs name, and add it to --evaluation."
+            ),
+        ]
+    english = [row for row in evaluated.before.rows if row.language == "en" and row.difference is not None]
+    if not english:
+        return [*made, paragraph("English was not scored.")]
+    said = [
+        f"{row.system} {points(row.value, False)} % after {points(row.baseline, False)} % on {row.benchmark} "
+        f"({points(row.difference)} {interval(row.low, row.high)}: {row.verdict})"
+        for row in english
+    ]
+    rows = [
+        [
+            row.system,
+            str(row.benchmark),
+            points(row.baseline, False),
+            points(row.value, False),
+            points(row.difference),
+            interval(row.low, row.high),
+            row.verdict,
+        ]
+        for row in english
+    ]
+    header = ["model", "benchmark", "before, %", "after, %", "change", "95 %", "verdict"]
+    return [
+        *made,
+        paragraph(f"English: {'; '.join(said)}."),
+        table(f"English against {evaluated.before.baseline}, the base", header, rows, (0, 1, 6)),
+    ]

@@ -1,0 +1,296 @@
+"""Looking into the runs' models: one model in memory at a time, everything measured on it while it is there."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from cctuning.analysis import (
+    GateStatistics,
+    LanguageBatch,
+    LayerChoice,
+    Meeting,
+    Projection,
+    TransformErrors,
+    TransformShape,
+    gate_statistics,
+    language_batches,
+    layer_choice,
+    meeting,
+    principal_plane,
+    transform_errors,
+    transform_shape,
+)
+from cctuning.analysis.meeting import gather
+from cctuning.connection import ConnectionConfig
+from cctuning.data import Source, encode_dataset, load_rows
+from cctuning.errors import UserError
+from cctuning.model.adaptive import AdaptiveModel
+from cctuning.model.connected import ConnectedModel
+from cctuning.model.loading import MODEL_FOLDER, Loaded, load, load_tokenizer
+from cctuning.report.records import Run
+from cctuning.serving.answering import Answerer
+
+IN_PLANE = 10  # parallel prompts a language in the projection: more hide each other
+ANSWER_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is looked at. `rows`: a language. `examples`: prompts answered live, 0 for none."""
+
+    rows: int = 128
+    batch_size: int = 16
+    examples: int = 0
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that are looked at: `table` of `load_rows`, `where` they are from, whether they were `held_out`."""
+
+    table: Any
+    where: str
+    held_out: bool
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Prompts and their parallels at one layer, on the principal plane of both.
+
+    `points`: by language, each with the place of its parallel; `parallels`: those of all, each once.
+    """
+
+    layer: int
+    explained: tuple[float, float]
+    points: dict[str, list[tuple[float, float]]]
+    links: dict[str, list[tuple[float, float]]]
+    parallels: list[tuple[float, float]]
+
+
+@dataclass
+class Inside:
+    """What was measured in one model; None where it has no such part."""
+
+    meeting: Meeting
+    plane: Plane
+    gate: GateStatistics | None = None
+    choice: LayerChoice | None = None
+    errors: TransformErrors | None = None
+    shape: TransformShape | None = None
+    lengths: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # medians, tokens
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # (origin, reason) of rows it could not take
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt, and what each model answered, by name."""
+
+    language: str
+    prompt: Any
+    reference: Any
+    expected: str | None
+    answers: dict[str, str]
+
+
+@dataclass
+class Findings:
+    """All that the models showed: by run, and by base (under its name or path)."""
+
+    rows: Rows
+    runs: dict[str, Inside] = field(default_factory=dict)
+    bases: dict[str, Inside] = field(default_factory=dict)
+    examples: list[Example] = field(default_factory=list)
+
+
+def read_rows(runs: Sequence[Run], data: Source | None, limit: int) -> Rows:
+    """Up to `limit` rows a language with a parallel, spread over the file: of `data`, or of the first run's own rows.
+
+    Raises:
+        UserError: they cannot be read, or none has a parallel.
+    """
+    run = runs[0]
+    sources = [data] if data is not None else run.options.get("data") or []
+    if not sources:
+        raise UserError(f"{run.path}/config.yaml names no rows; give some with --data.")
+    named = [Source.from_dict(source, "data") for source in sources]
+    if data is None:
+        for source in named:
+            source.bad_rows = "skip"  # training has told of them
+    language = run.record["reference_language"]
+    table, _ = load_rows(named, reference_language=language, require_reference=data is not None)
+    places: dict[str, list[int]] = {}
+    for place, (lang, reference) in enumerate(zip(table["lang"], table["reference"], strict=True)):
+        if reference is not None:
+            places.setdefault(lang, []).append(place)
+    places.pop(language, None)
+    chosen = sorted(place for own in places.values() for place in _spread(own, limit))
+    if not chosen:
+        raise UserError(
+            f"{', '.join(source.path for source in named)}: no row with a parallel in {language!r}; give rows with a "
+            f"prompt_{language} column with --data."
+        )
+    return Rows(table.select(chosen), ", ".join(source.path for source in named), data is not None)
+
+
+def _spread(places: list[int], limit: int) -> list[int]:
+    if len(places) <= limit:
+        return places
+    return [places[number * len(places) // limit] for number in range(limit)]
+
+
+def look(runs: Sequence[Run], rows: Rows, options: Options) -> Findings:
+    """Load each run's model and each base in turn, and measure.
+
+    Raises:
+        UserError: one of them cannot be loaded.
+    """
+    found = Findings(rows)
+    examples = _examples(rows, options.examples)
+    answers: list[dict[str, str]] = [{} for _ in examples]
+    bases: dict[str, Run] = {}
+    for run in runs:
+        bases.setdefault(run.base, run)
+    work = [(run.base, run) for run in bases.values()] + [(str(run.path), run) for run in runs]
+    for path, run in tqdm(work, desc="Looking into the models", unit="model"):
+        is_base = path == run.base
+        loaded = _load(path, options)
+        if is_base:  # asked in the run's tokens and with its chat template
+            loaded.tokenizer = load_tokenizer(
+                str(run.path / MODEL_FOLDER), trust_remote_code=options.trust_remote_code
+            )
+        connected = loaded.connected or ConnectedModel.attach(loaded.model, ConnectionConfig(connection="none"))
+        encoded, left_out = _encode(run, loaded, rows)
+        batches = language_batches(encoded, loaded.tokenizer.pad_token_id or 0, options.batch_size)
+        inside = _inside(connected.eval(), batches)
+        inside.lengths, inside.left_out = _lengths(encoded), left_out
+        if is_base:
+            found.bases[path] = inside
+        else:
+            found.runs[run.name] = inside
+        if examples:
+            base = "base" if len(bases) == 1 else f"base {Path(run.base).name}"
+            _answer(base if is_base else run.name, run, loaded, examples, answers, options)
+        del loaded, connected
+        gc.collect()
+    found.examples = [
+        Example(row["lang"], row["prompt"], row["reference"], row["response"], given)
+        for row, given in zip(examples, answers, strict=True)
+    ]
+    return found
+
+
+def _load(path: str, options: Options) -> Loaded:
+    loaded = load(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
+    if torch.accelerator.is_available():
+        module: Any = loaded.connected or loaded.model
+        module.to(torch.accelerator.current_accelerator())
+    return loaded
+
+
+def _encode(run: Run, loaded: Loaded, rows: Rows) -> tuple[Any, list[tuple[str, str]]]:
+    """The rows in this run's tokens and as long as it was trained on, and those that do not fit."""
+    return encode_dataset(
+        rows.table,
+        loaded.tokenizer,
+        max_length=run.options.get("max_length", 1024),
+        max_reference_length=run.options.get("max_reference_length"),
+        chat=bool(run.record.get("chat")),
+        bad_rows="skip",
+    )
+
+
+def _lengths(encoded: Any) -> dict[str, tuple[float, float, float]]:
+    """By language, the median tokens of prompt, parallel and response."""
+    lengths: dict[str, list[tuple[int, int, int]]] = {}
+    for row in encoded:
+        response = sum(label != -100 for label in row["labels"])
+        lengths.setdefault(row["lang"], []).append(
+            (len(row["input_ids"]) - response, len(row["reference_input_ids"]), response)
+        )
+    medians = {code: torch.tensor(own, dtype=torch.float64).quantile(0.5, dim=0) for code, own in lengths.items()}
+    return {code: (float(a), float(b), float(c)) for code, (a, b, c) in medians.items()}
+
+
+def _inside(connected: ConnectedModel, batches: list[LanguageBatch]) -> Inside:
+    inside = Inside(meeting(connected, batches), _plane(connected, batches))
+    if connected.config.connection == "none":
+        return inside
+    if isinstance(connected, AdaptiveModel):
+        inside.choice = layer_choice(connected, batches)
+    else:
+        inside.gate = gate_statistics(connected, batches)
+    inside.errors, inside.shape = transform_errors(connected, batches), transform_shape(connected)
+    return inside
+
+
+def _plane(connected: ConnectedModel, batches: list[LanguageBatch]) -> Plane:
+    """The first prompts of each language, at the layer half way up."""
+    activations: dict[str, tuple[Tensor, Tensor]] = {}
+    for language in dict.fromkeys(batch.language for batch in batches):
+        first: list[LanguageBatch] = []
+        for batch in batches:
+            if batch.language == language and sum(len(one.inputs["row"]) for one in first) < IN_PLANE:
+                first.append(batch)
+        own, theirs = gather(connected, first)
+        layer = own.shape[1] // 2
+        activations[language] = own[:IN_PLANE, layer], theirs[:IN_PLANE, layer]
+    everything = torch.cat([torch.cat(pair) for pair in activations.values()])
+    flat: Projection = principal_plane(everything)
+    pairs = [(float(x), float(y)) for x, y in flat.points]
+    points, links = {}, {}
+    for language, (own, _) in activations.items():
+        points[language], pairs = pairs[: len(own)], pairs[len(own) :]
+        links[language], pairs = pairs[: len(own)], pairs[len(own) :]
+    once = list(dict.fromkeys((round(x, 4), round(y, 4)) for own in links.values() for x, y in own))
+    return Plane(layer, (float(flat.explained[0]), float(flat.explained[1])), points, links, once)
+
+
+def _examples(rows: Rows, wanted: int) -> list[dict[str, Any]]:
+    """`wanted` rows, one language after the other; chosen by their place and by nothing else."""
+    by_language: dict[str, list[dict[str, Any]]] = {}
+    for row in rows.table:
+        by_language.setdefault(row["lang"], []).append(row)
+    chosen: list[dict[str, Any]] = []
+    for turn in range(wanted):
+        for own in by_language.values():
+            if turn < len(own) and len(chosen) < wanted:
+                chosen.append(own[turn])
+    return chosen
+
+
+def _answer(
+    name: str,
+    run: Run,
+    loaded: Loaded,
+    examples: list[dict[str, Any]],
+    answers: list[dict[str, str]],
+    options: Options,
+) -> None:
+    prompts = [row["prompt"] for row in examples]
+    references = [row["reference"] for row in examples]
+
+    def ask(label: str, bypass: bool = False, live: bool = False) -> None:
+        answerer = Answerer(
+            loaded,
+            chat=bool(run.record.get("chat")),
+            bypass=bypass,
+            batch_size=options.batch_size,
+            max_new_tokens=ANSWER_TOKENS,
+        )
+        for given, text in zip(answers, answerer(prompts, references if live else None), strict=True):
+            given[label] = text
+
+    ask(name)
+    if loaded.connected is not None:
+        if run.connection.transform != "none" or run.connection.connection == "adaptive":
+            ask(f"{name}, without its connection", bypass=True)
+        ask(f"{name}, given the parallel", live=True)

@@ -1,0 +1,192 @@
+"""A run directory as the report reads it: everything checked here, so that a broken one is a line and not a page."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError, safe_open
+
+from cctuning import __version__
+from cctuning.connection import ConnectionConfig
+from cctuning.errors import UserError
+from cctuning.evaluation.scored import parse_runs
+from cctuning.model import adapter
+from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, read_record, resolve
+from cctuning.training.directory import METRICS_FILE
+
+LORA_WEIGHTS = "adapter_model.safetensors"
+# Key of run.json (dotted) to its type: what the page is made of.
+EXPECTED: dict[str, Any] = {
+    "versions": dict,
+    "model": str,
+    "reference_language": str,
+    "steps": int,
+    "seconds": (int, float),
+    "data.sources": list,
+    "data.languages": dict,
+    "data.rows": int,
+    "data.with_response": int,
+    "data.skipped": list,
+    "skipped_in_tokenisation": list,
+    "notes": list,
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters by part, from the headers of the weights' files: none is loaded."""
+
+    connection: int
+    transform: int  # of the connection's: what stays at inference
+    lora: int
+    base: int  # of a run that keeps its base: full fine-tuning
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        name: on the page. path: its directory. record: run.json. options: config.yaml. metrics: the log steps.
+        connection: the connection's options. sizes: parameters.
+    """
+
+    name: str
+    path: Path
+    record: dict[str, Any]
+    options: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    connection: ConnectionConfig
+    sizes: Sizes
+
+    @property
+    def connected(self) -> bool:
+        return self.connection.connection != "none"
+
+    @property
+    def base(self) -> str:
+        return str(self.record["model"])
+
+    def series(self, key: str) -> tuple[list[float], list[float]]:
+        """Steps and values of a metric, where it was logged; the summary that ends a run is left out."""
+        found = [
+            (line["step"], line[key]) for line in self.metrics if _is_number(line.get(key)) and not _summary(line)
+        ]
+        return [float(step) for step, _ in found], [float(value) for _, value in found]
+
+    def last(self, key: str) -> float | None:
+        """The latest value of a metric, the summary included."""
+        values = [line[key] for line in self.metrics if _is_number(line.get(key))]
+        return float(values[-1]) if values else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _summary(line: dict[str, Any]) -> bool:
+    return "train_runtime" in line
+
+
+def read_runs(arguments: Sequence[str]) -> list[Run]:
+    """Runs from `NAME=DIR` or `DIR`.
+
+    Raises:
+        UserError: a name twice, or a directory that is not a whole run of this version.
+    """
+    named = parse_runs(arguments)
+    for place, (name, path) in enumerate(named):
+        for other, earlier in named[:place]:
+            if other == name:
+                raise UserError(
+                    f"{earlier}, {path}: two runs are called {name!r}; name each apart, as in {name}-2={path}."
+                )
+    return [read_run(name, path) for name, path in named]
+
+
+def read_run(name: str, path: Path) -> Run:
+    """One run; see `read_runs`."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such directory; expected a run that `cctuning train` wrote.")
+    if not (path / RUN_FILE).is_file():
+        raise UserError(f"{path}: no {RUN_FILE} there; expected a run that `cctuning train` wrote.")
+    record = read_record(path)
+    if record.get("status") == "stopped":
+        raise UserError(
+            f"{path}: the run stopped before its end ({record.get('error', 'no reason recorded')}); continue it with "
+            "cctuning train --config … --resume_from_checkpoint true, then report it."
+        )
+    resolve(str(path))  # says what to do about a run that has not finished
+    _check(path, record)
+    model = path / MODEL_FOLDER
+    has_connection = (model / adapter.CONFIG_FILE).is_file()
+    options = adapter.read_config(model)["connection"] if has_connection else {"connection": "none"}
+    connection = ConnectionConfig.from_dict(options, str(model / adapter.CONFIG_FILE))
+    return Run(name, path, record, _options(path), _metrics(path), connection, _sizes(model))
+
+
+def _check(path: Path, record: dict[str, Any]) -> None:
+    versions = record.get("versions")
+    by = versions.get("cc-tuning", "unknown") if isinstance(versions, dict) else "unknown"
+    for key, kind in EXPECTED.items():
+        value: Any = record
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(
+                f"{path / RUN_FILE}: {key} is missing or not as this version writes it: written by cc-tuning {by}, "
+                f"this is {__version__}; report it with that version, or train again."
+            )
+
+
+def _options(path: Path) -> dict[str, Any]:
+    file = path / "config.yaml"
+    try:
+        options = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: cannot be read ({error}): the run directory is damaged; copy it again.") from error
+    if not isinstance(options, dict):
+        raise UserError(f"{file}: expected a mapping of options: the run directory is damaged; copy it again.")
+    return options
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    file = path / METRICS_FILE
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}): the run directory is damaged; copy it again.") from error
+    lines = []
+    for place, line in enumerate(text.splitlines(), 1):
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{file}, line {place}: not JSON: half written or damaged; copy the run again.") from error
+        if not isinstance(entry, dict) or not _is_number(entry.get("step")):
+            raise UserError(f"{file}, line {place}: no step in it: not a log of cctuning train; copy the run again.")
+        lines.append(entry)
+    return lines
+
+
+def _sizes(model: Path) -> Sizes:
+    def of(files: list[Path], within: str = "") -> int:
+        total = 0
+        for file in files:
+            try:
+                with safe_open(file, framework="pt") as weights:
+                    names = [name for name in weights.keys() if within in name]  # noqa: SIM118 (not a mapping)
+                    total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{file}: not a whole safetensors file ({error}); copy the run again.") from error
+        return total
+
+    ours = [model / adapter.WEIGHTS_FILE] if (model / adapter.WEIGHTS_FILE).is_file() else []
+    lora = [model / LORA_WEIGHTS] if (model / LORA_WEIGHTS).is_file() else []
+    base = [file for file in sorted(model.glob("*.safetensors")) if file not in (*ours, *lora)]
+    return Sizes(of(ours), of(ours, ".transform."), of(lora), of(base))

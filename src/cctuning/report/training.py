@@ -1,0 +1,242 @@
+"""The sections on training, data and settings: what the run's own records say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from cctuning.report.inside import series_table
+from cctuning.report.measure import Findings
+from cctuning.report.page import Section, bullets, figure, heading, paragraph, side_by_side, table
+from cctuning.report.records import Run
+from cctuning.report.svg import Series, bars, lines
+from cctuning.report.words import count, duration, language_name, listed, number, percent
+
+# Picture, its axis, and which metrics are drawn in it under which name.
+CURVES = (
+    (
+        "Losses of both passes",
+        "loss a token",
+        {"student_loss": "student pass", "fused_loss": "fused pass", "eval_loss": "student pass, evaluation rows"},
+    ),
+    (
+        "Alignment",
+        "relative error",
+        {"align_loss": "alignment error", "identity_loss": "straying from the identity"},
+    ),
+    ("Gradient norm", "norm", {"grad_norm": "gradient norm"}),
+)
+
+
+def training(runs: Sequence[Run]) -> Section:
+    """Curves of each run, then throughput and memory."""
+    section = Section("training", "Training")
+    short = []
+    for title, axis, metrics in CURVES:
+        figures = []
+        for run in runs:
+            found = [(label, run.series(key)) for key, label in metrics.items()]
+            found = [(label, xy) for label, xy in found if xy[0]]
+            if not found:
+                continue
+            if max(len(xy[0]) for _, xy in found) < 3:
+                short.append(run.name)
+            says = " ".join(_course(label, ys) for label, (_, ys) in found)
+            caption = f"{run.name}: {title[0].lower()}{title[1:]}"
+            series = [Series(label, *xy, style=style) for style, (label, xy) in enumerate(found)]
+            figures.append(
+                figure(run.name, says, lines(caption, says, series, "step", axis), series_table(caption, found))
+            )
+        if figures:
+            section.add(heading(title), side_by_side(figures))
+            if axis == "loss a token":
+                section.add(*(paragraph(_sampled(run), "note") for run in runs if _draws(run)))
+    if short:
+        names = listed(list(dict.fromkeys(short)))
+        section.add(paragraph(f"{names} logged fewer than three times; set logging_steps lower for curves.", "note"))
+    rows = [
+        ["steps a second", *(number(run.last("train_steps_per_second")) for run in runs)],
+        ["rows a second", *(number(run.last("train_samples_per_second"), 1) for run in runs)],
+        ["tokens a second, references included", *(number(tokens_a_second(run), 0) for run in runs)],
+    ]
+    memory = {key for run in runs for line in run.metrics for key in line if "_mem_" in key}
+    rows += [[_memory_name(key), *(_mebibytes(run.last(key)) for run in runs)] for key in sorted(memory)]
+    section.add(heading("Throughput and memory"))
+    section.add(table("Throughput and memory over the whole run", ["figure", *(run.name for run in runs)], rows))
+    if not memory:
+        section.add(paragraph("Memory was not recorded; set skip_memory_metrics: false in training for it.", "note"))
+    return section
+
+
+def _draws(run: Run) -> bool:
+    return run.connection.connection == "gated" and run.connection.paths == "sampled"
+
+
+def _sampled(run: Run) -> str:
+    config, own = run.connection, language_name(run.record["reference_language"])
+    return (
+        f"In {run.name} each row takes one of the passes: the fused one with a probability that goes from "
+        f"{config.fused_probability_start:g} to {config.fused_probability_end:g}, and rows in {own} "
+        "never. So the two curves are of different rows."
+    )
+
+
+def _course(label: str, ys: Sequence[float]) -> str:
+    name = f"{label[0].upper()}{label[1:]}"
+    if len(ys) == 1:
+        return f"{name}: {number(ys[0], 3)}, logged once."
+    lowest = min(ys)
+    back = f", after {number(lowest, 3)} at its lowest" if lowest < 0.95 * ys[-1] and lowest != ys[0] else ""
+    return f"{name}: {number(ys[0], 3)} at the first log, {number(ys[-1], 3)} at the last{back}."
+
+
+def _memory_name(key: str) -> str:
+    return key.replace("_mem_", " memory ").replace("_", " ")
+
+
+def _mebibytes(value: float | None) -> str:
+    return "–" if value is None else f"{number(value / 2**20, 0)} MiB"
+
+
+def tokens_a_second(run: Run) -> float | None:
+    """Tokens read a second of training, references included."""
+    tokens, seconds = run.last("num_tokens"), run.last("train_runtime")
+    return tokens / seconds if tokens is not None and seconds else None
+
+
+def cost(runs: Sequence[Run]) -> list[str]:
+    """What each run cost, as a sentence and a table."""
+    rows: list[list[str]] = [
+        ["parameters trained: connection", *(_count(run.sizes.connection) for run in runs)],
+        ["parameters trained: LoRA", *(_count(run.sizes.lora) for run in runs)],
+        ["parameters trained: base", *(_count(_base_trained(run)) for run in runs)],
+        ["parameters added at inference", *(added(run) for run in runs)],
+        ["steps", *(_count(int(run.record["steps"])) for run in runs)],
+        ["time", *(duration(float(run.record["seconds"])) for run in runs)],
+        ["tokens read, references included", *(number(run.last("num_tokens"), 0) for run in runs)],
+        ["tokens a second", *(number(tokens_a_second(run), 0) for run in runs)],
+    ]
+    kept = [row for row in rows if any(cell not in ("0", "–") for cell in row[1:])]
+    first = plain(runs)
+    sentences = []
+    for run in runs:
+        tokens = run.last("num_tokens")
+        read = f" and read {number(tokens, 0)} tokens" if tokens is not None else ""
+        said = f"{run.name} trained for {duration(float(run.record['seconds']))}{read}"
+        if run is not first and float(first.record["seconds"]) > 0:
+            times = [f"{number(float(run.record['seconds']) / float(first.record['seconds']), 1)} times the time"]
+            before = first.last("num_tokens")
+            if tokens is not None and before:
+                times.append(f"{number(tokens / before, 1)} times the tokens")
+            said += f": {' and '.join(times)} of {first.name}"
+        sentences.append(f"{said}.")
+    return [paragraph(" ".join(sentences)), table("Cost of each run", ["figure", *(run.name for run in runs)], kept)]
+
+
+def plain(runs: Sequence[Run]) -> Run:
+    """The run that the others are measured against: the first without a connection, else the first."""
+    return next((run for run in runs if not run.connected), runs[0])
+
+
+def _count(value: int) -> str:
+    return f"{value:,}"
+
+
+def _base_trained(run: Run) -> int:
+    return run.sizes.base if run.options.get("tune", "full") == "full" else 0
+
+
+def added(run: Run) -> str:
+    """What the connection leaves at inference: nothing where it folds."""
+    if run.connection.foldable:
+        return "0 (folds)" if run.sizes.transform else "0"
+    return _count(run.sizes.transform if run.connection.connection == "gated" else run.sizes.connection)
+
+
+def data(runs: Sequence[Run], found: Findings | None) -> Section:
+    """Languages, lengths and rejects."""
+    section = Section("data", "Data")
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        record = run.record["data"]
+        key = str([(part.get("path"), part.get("fingerprints")) for part in record["sources"]]) + str(record["rows"])
+        groups.setdefault(key, []).append(run)
+    figures = []
+    for own in groups.values():
+        record, name = own[0].record["data"], listed([run.name for run in own])
+        languages = {language_name(code): int(rows) for code, rows in record["languages"].items()}
+        files = [str(part.get("path", "")).rsplit("/", 1)[-1] for part in record["sources"]]
+        without = record["rows"] - record["with_response"]
+        says = f"{count(record['rows'], 'row')} from {listed(files)} in {count(len(languages), 'language')}"
+        says += f", {count(without, 'row')} of them without a response." if without else ", all with a response."
+        title = f"{name}: rows a language"
+        rows = [[language, f"{rows:,}", percent(rows / record["rows"])] for language, rows in languages.items()]
+        chart = bars(title, says, list(languages.items()))
+        figures.append(figure(name, says, chart, table(title, ["language", "rows", "share"], rows)))
+    section.add(heading("Rows by language"), side_by_side(figures))
+    if found is not None:
+        section.add(heading("Lengths"), *_lengths(runs[0], found))
+    section.add(heading("Rows left out"))
+    for own in groups.values():
+        section.add(*_rejects(own))
+    return section
+
+
+def _lengths(run: Run, found: Findings) -> list[str]:
+    lengths = found.runs[run.name].lengths
+    ratio = {code: prompt / reference for code, (prompt, reference, _) in lengths.items() if reference}
+    most, least = max(ratio, key=ratio.__getitem__), min(ratio, key=ratio.__getitem__)
+    says = (
+        f"In {run.name}'s tokenizer a prompt in {language_name(most)} takes {number(ratio[most], 1)} times the tokens "
+        f"of its parallel, the most; in {language_name(least)} {number(ratio[least], 1)} times, the least."
+    )
+    rows = [[language_name(code), *(number(value, 0) for value in values)] for code, values in lengths.items()]
+    header = ["language", "prompt", "parallel", "response"]
+    return [paragraph(says), table("Median tokens of the rows looked at", header, rows)]
+
+
+def _rejects(own: Sequence[Run]) -> list[str]:
+    run, name = own[0], listed([run.name for run in own])
+    skipped = [
+        (str(one.get("field")), str(one.get("reason")), str(one.get("origin")))
+        for one in run.record["data"]["skipped"]
+    ]
+    late = [str(one) for one in run.record["skipped_in_tokenisation"]]
+    if not skipped and not late:
+        return [paragraph(f"{name}: none.")]
+    reasons = Counter((field, reason) for field, reason, _ in skipped)
+    first = {(field, reason): origin for field, reason, origin in reversed(skipped)}
+    rows = [[field, reason, f"{times:,}", first[field, reason]] for (field, reason), times in reasons.most_common(20)]
+    made = [paragraph(f"{name}: {count(len(skipped), 'row')} left out when read, {len(late):,} when tokenised.")]
+    if rows:
+        caption = f"{name}: why rows were left out" + (" (the 20 most frequent reasons)" if len(reasons) > 20 else "")
+        made.append(table(caption, ["field", "reason", "rows", "first at"], rows, (0, 1, 3)))
+    return made + ([bullets(late[:10])] if late else [])
+
+
+def _shown(value: Any) -> str:
+    return listed([_shown(one) for one in value], 12) if isinstance(value, list) else str(value)
+
+
+def settings(runs: Sequence[Run]) -> Section:
+    """Options that differ from their defaults, versions, and what training noted."""
+    section = Section("settings", "Settings and versions")
+
+    def rows(of: Sequence[dict[str, Any]]) -> list[list[str]]:
+        made = []
+        for key in dict.fromkeys(name for one in of for name in one):
+            values = [_shown(one[key]) if key in one else "–" for one in of]
+            made.append([key, *values, *(["same" if len(set(values)) == 1 else "differs"] if len(of) > 1 else [])])
+        return made
+
+    header = [run.name for run in runs] + (["compared"] if len(runs) > 1 else [])
+    words = tuple(range(len(header) + 1))
+    options = rows([run.options for run in runs])
+    section.add(table("Options that are not at their defaults", ["option", *header], options, words))
+    versions = rows([run.record["versions"] for run in runs])
+    section.add(table("Versions", ["package", *header], versions, words))
+    for run in runs:
+        if run.record["notes"]:
+            section.add(heading(f"Notes of {run.name}"), bullets(str(note) for note in run.record["notes"]))
+    return section

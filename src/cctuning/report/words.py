@@ -1,0 +1,69 @@
+"""Numbers, languages and lists as a reader sees them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from babel import Locale, UnknownLocaleError
+
+
+def language_name(code: str) -> str:
+    """The language's English name (`Swahili`), from CLDR; the code itself where there is none."""
+    try:
+        name = Locale.parse(code, sep="-" if "-" in code else "_").get_display_name("en")
+    except (UnknownLocaleError, ValueError):
+        name = Locale("en").languages.get(code)
+    return str(name or code)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """`1,234`, `0.17`, `-0.20`; a dash where there is no figure. Small figures keep `digits` significant digits."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if isinstance(value, int) or (abs(value) >= 1000 and float(value).is_integer()):
+        return f"{value:,.0f}".replace("-", "−")
+    if 0 < abs(value) < 10**-digits:
+        return f"{value:.{digits}g}".replace("-", "−")
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def points(value: float | None, signed: bool = True) -> str:
+    """A share in [-1, 1] in points, `+1.3`, or in %, `57.4`, where it is not `signed`."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{100 * value:{'+' if signed else ''}.1f}".replace("-", "−")
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """`[−1.3, +2.2]`, in points."""
+    return "–" if low is None or high is None else f"[{points(low)}, {points(high)}]"
+
+
+def percent(value: float) -> str:
+    """A share as `17 %`; below 1 % with one more digit."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{100 * value:.{0 if abs(value) >= 0.01 or value == 0 else 1}f} %".replace("-", "−")
+
+
+def count(value: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+
+
+def listed(names: Sequence[str], most: int = 6) -> str:
+    """`a, b and c`; of more than `most`, the first and how many are left."""
+    if len(names) > most:
+        names = [*names[: most - 1], f"{len(names) - most + 1} more"]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
+
+
+def duration(seconds: float) -> str:
+    """`23 s`, `4 min 05 s`, `3 h 20 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

@@ -1,0 +1,91 @@
+"""Diagnosis: planted truths, and the command on a model and rows as a user would have them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from cctuning.analysis.diagnosis import FOLDS, follows
+from cctuning.cli import main
+from cctuning.cli.diagnose import verdict
+from tests.cli.world import write_model
+
+
+def test_a_planted_map_is_found_and_noise_is_not():
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(120, 16, generator=draw)
+    y = x @ torch.randn(16, 16, generator=draw) + 3.0
+    seen = follows(x, y)
+    assert seen.explained > 0.99 and seen.found == 1.0 and seen.rows == 120
+    apart = follows(x, torch.randn(120, 16, generator=draw))
+    assert apart.explained < 0.1 and apart.found < 0.1
+
+
+def test_half_of_the_variance_is_said_to_be_half():
+    draw = torch.Generator().manual_seed(1)
+    x = torch.randn(2000, 8, generator=draw)
+    seen = follows(x, x + torch.randn(2000, 8, generator=draw))
+    assert seen.explained == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_common_offset_explains_nothing():
+    draw = torch.Generator().manual_seed(2)
+    x, y = torch.randn(80, 8, generator=draw) + 100, torch.randn(80, 8, generator=draw) + 100
+    assert follows(x, y).explained < 0.1
+
+
+def test_too_few_rows():
+    with pytest.raises(ValueError, match="expected at least"):
+        follows(torch.randn(2 * FOLDS - 1, 4), torch.randn(2 * FOLDS - 1, 4))
+
+
+@pytest.mark.parametrize(
+    ("own", "reference", "explained", "found", "says"),
+    [
+        (2.0, 1.0, 0.8, 0.6, "open"),
+        (1.0, 1.0, 0.8, 0.6, "gap"),
+        (2.0, 1.0, 0.0, 0.01, "apart"),
+        (2.0, math.nan, 0.8, 0.6, "across"),
+        (2.0, 1.0, math.nan, math.nan, "rows"),
+    ],
+)
+def test_verdicts(own, reference, explained, found, says):
+    assert verdict({"own": own, "reference": reference, "explained": explained, "found": found}) == says
+
+
+def test_the_command(tmp_path, capsys):
+    base = write_model(tmp_path / "base")
+    rows = []
+    for i in range(20):
+        rows.append({"prompt": f"w{i} w1 w2", "response": f" w{i}", "lang": "en"})
+        rows.append({"prompt": f"w{i} w1 w2", "response": f" w{i}", "lang": "xx", "prompt_en": f"w{i} w1 w2"})
+        rows.append({"prompt": f"x{i} x3", "response": None, "lang": "yy", "prompt_en": f"w{i} w1 w2"})
+    data, out = tmp_path / "rows.jsonl", tmp_path / "found.json"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["diagnose", str(base), str(data), "--chat", "no", "--output", str(out)]) == 0
+    same, silent = json.loads(out.read_text())
+    assert same["language"] == "xx" and same["found"] == 1.0 and same["explained"] > 0.9
+    assert same["own"] == pytest.approx(same["reference"], rel=1e-5) and same["verdict"] == "gap"
+    assert silent["language"] == "yy" and math.isnan(silent["own"]) and silent["rows"] == 20
+    printed = capsys.readouterr().out
+    assert "plain SFT will do" in printed
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--limit", "0"], "--limit: expected at least 1"),
+        (["--output", "nowhere/x.json"], "is no directory"),
+    ],
+)
+def test_bad_input(argv, says, tmp_path, capsys):
+    base = write_model(tmp_path / "base")
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"prompt": "w1", "response": " w2", "lang": "en"}) + "\n")
+    assert main(["diagnose", str(base), str(data), *argv]) == 2
+    assert says in capsys.readouterr().err
+    assert main(["diagnose", str(base), str(data), "--chat", "no"]) == 2
+    assert "no row has a parallel" in capsys.readouterr().err

@@ -1,0 +1,212 @@
+"""What pages and charts say of figures that were chosen beforehand."""
+
+from __future__ import annotations
+
+import math
+import re
+from html import escape
+from pathlib import Path
+
+import pytest
+import torch
+
+from cctuning.analysis import GateStatistics, Meeting, TransformErrors, TransformShape
+from cctuning.connection import ConnectionConfig
+from cctuning.report import svg
+from cctuning.report.answer import answer, read_evaluations
+from cctuning.report.inside import borrowing, meeting_section, transforming
+from cctuning.report.measure import Findings, Inside, Plane, Rows
+from cctuning.report.records import Run, Sizes
+from cctuning.report.style import STYLE
+from cctuning.report.training import training
+from cctuning.report.words import count, duration, interval, language_name, listed, number, percent, points
+from tests.report.world import Look, write_evaluation
+
+LANGUAGES = ["sw", "th"]
+
+
+def run(name="cc", path=Path("runs/cc"), metrics=(), **options):
+    record = {
+        "model": "base",
+        "reference_language": "en",
+        "steps": 4,
+        "seconds": 100.0 if name == "cc" else 50.0,
+        "data": {},
+        "notes": [],
+        "versions": {},
+    }
+    config = ConnectionConfig(**options)
+    return Run(name, path, record, {}, list(metrics), config, Sizes(100, 60, 0, 1000))
+
+
+def inside(cka=0.5, **parts) -> Inside:
+    flat = torch.full((2, 3), cka)
+    plane = Plane(
+        1,
+        (0.6, 0.3),
+        {"sw": [(0.0, 1.0)], "th": [(1.0, 1.0)]},
+        {"sw": [(0.0, 0.0)], "th": [(1.0, 0.0)]},
+        [(0, 0), (1, 0)],
+    )
+    return Inside(Meeting([0, 1, 2], LANGUAGES, torch.tensor([9, 9]), flat, flat / 2, flat), plane, **parts)
+
+
+def findings(tuned: Inside, base: Inside | None = None) -> Findings:
+    return Findings(Rows([None] * 18, "held.jsonl", True), {"cc": tuned}, {"base": base or inside()})
+
+
+def html(section) -> str:
+    return " ".join(section.parts)
+
+
+def test_a_gate_open_in_one_place_is_what_the_page_says():
+    mean = torch.full((2, 3, 4), 0.1)
+    mean[1, 2] = 0.75  # Thai, layer 2
+    mean[:, 1, 3] = 0.9  # dimension 3 of layer 1
+    gate = GateStatistics([0, 1, 2], LANGUAGES, torch.tensor([9, 9]), mean, torch.zeros(2, 3))
+    text = Look(html(borrowing([run(decision_bias=0.0)], findings(inside(gate=gate)), "English"))).text
+    assert (
+        "opens widest for Thai in layer 2, where 75 % of English is taken, and least for Swahili in layer 0 (10 %)"
+        in text
+    )
+    assert "started at 50 % everywhere" in text
+    assert "The strongest dimension is number 3 of layer 1, which takes 90 %" in text
+
+
+def test_what_the_transform_misses_is_named():
+    identity = torch.full((2, 3), 0.4)
+    error = torch.tensor([[0.1, 0.1, 0.1], [0.5, 0.4, 0.4]])
+    errors = TransformErrors([0, 1, 2], LANGUAGES, torch.tensor([9, 9]), error, identity, identity)
+    shape = TransformShape([0, 1, 2], torch.tensor([0.1, 0.3, 0.2]), torch.tensor([2.0, 4.0, 3.0]), 16)
+    text = Look(html(transforming([run()], findings(inside(errors=errors, shape=shape)), "English"))).text
+    assert "closes 75 % of the gap to its target for Swahili, the most, and −8 % for Thai, the least" in text
+    assert "no better than doing nothing for Thai." in text
+    assert "The matrix of layer 1 stands 30 % of the identity away from it, the most." in text
+    assert "spread over 2.0 to 4.0 directions, of 16 possible" in text
+
+
+def test_languages_that_came_closer_and_that_did_not():
+    closer = Look(html(meeting_section([run()], findings(inside(0.8)), "English"))).text
+    assert "base 0.50, cc 0.80" in closer and "Swahili came closest to English (0.30 over the layers)" in closer
+    assert "a prompt lies 2.00 times as far from its English parallel" in closer  # 1 apart, 0.5 from the middle
+    apart = Look(html(meeting_section([run()], findings(inside(0.2)), "English"))).text
+    assert "No language came closer to English: the best is Swahili with −0.30" in apart
+
+
+def test_gains_losses_and_english_before_and_after(tmp_path):
+    none, half, most = [0] * 60, [0, 1] * 30, [1, 1, 0] * 20
+    given = {
+        "plain": ("p", {"en": half, "sw": none, "th": most}),
+        "cc": ("c", {"en": none, "sw": most, "th": none}),
+        "start": ("base", {"en": most, "sw": none, "th": none}),
+    }
+    named = [f"{name}={write_evaluation(tmp_path / name, *rest)}" for name, rest in given.items()]
+    evaluated = read_evaluations(named, None, [run()])
+    assert evaluated.base == "start"  # known by the path the run was tuned from
+    text = Look(html(answer([run("plain", connection="none"), run()], evaluated))).text
+    assert "cc against plain on paper MKQA, 2 languages but English: better in 1 (Swahili), worse in 1 (Thai)" in text
+    assert "English −50.0" in text and "cc 0.0 % after 66.7 % on paper MKQA (−66.7" in text
+    assert "2.0 times the time" in text
+    without = read_evaluations(named[:2], None, [run()])
+    assert "The base was not among the evaluations" in Look(html(answer([run()], without))).text
+    assert "cannot say which languages gained" in Look(html(answer([run()], None))).text
+
+
+def test_curves_and_what_was_not_recorded():
+    metrics = [{"step": step, "student_loss": 2.0 - step / 10, "grad_norm": 1.0} for step in (1, 2, 3)]
+    metrics.append({"step": 3, "train_runtime": 2.0, "train_steps_per_second": 1.5, "student_loss": 9.0})
+    text = Look(html(training([run(metrics=metrics)]))).text
+    assert "Student pass: 1.900 at the first log, 1.700 at the last." in text  # the summary is no log step
+    assert "Memory was not recorded" in text and "fewer than three times" not in text
+    metrics[-1]["train_mem_gpu_peaked_delta"] = 3 * 2**20
+    recorded = Look(html(training([run(metrics=metrics[:1] + metrics[-1:])]))).text
+    assert "3 MiB" in recorded and "cc logged fewer than three times" in recorded
+
+
+def places(chart: svg.Chart, kind: str) -> list[float]:
+    """x of the shapes of a class."""
+    return [float(x) for x in re.findall(rf'points="([\d.]+),[^"]*" class="mark {kind}"', chart.body)]
+
+
+def test_a_gain_lies_right_of_zero_and_a_loss_left():
+    rows = [svg.Estimate("up", 5, 2, 8, "better"), svg.Estimate("down", -5, -8, -2, "worse")]
+    chart = svg.forest("t", "d", rows, "points")
+    zero = float(re.search(r'x1="([\d.]+)"[^>]*class="zero"', chart.body)[1])
+    assert places(chart, "better")[0] > zero > places(chart, "worse")[0]
+    assert "+5.0 [+2.0, +8.0]" in chart.body and "−5.0 [−8.0, −2.0]" in chart.body
+
+
+def test_a_heatmap_is_deepest_where_the_value_is_largest():
+    chart = svg.heatmap("t", "d", ["0", "1"], ["a", "b"], [[0.1, 0.4], [-0.2, math.nan]], 0.0, 0.4)
+    cells = re.findall(r'class="(heat|cold)" fill-opacity="([\d.]+)"', chart.body)
+    assert cells == [("heat", "0.25"), ("heat", "1.00"), ("cold", "0.50"), ("heat", "0.00")]
+
+
+def test_where_cells_have_no_room_for_figures_the_depths_have_a_key():
+    row = [0.1] * 20
+    assert [name for name, _ in svg.heatmap("t", "d", ["0"], ["l"] * 20, [row], 0.0, 0.4).legend] == ["0.00", "0.40"]
+    row[0] = -0.3
+    keys = svg.heatmap("t", "d", ["0"], ["l"] * 20, [row], 0.0, 0.4).legend
+    assert [name for name, _ in keys] == ["−0.40", "0.00", "0.40"] and "cold" in keys[0][1]
+    assert svg.heatmap("t", "d", ["0"], ["l"], [[0.1]], 0.0, 0.4).legend == []
+
+
+def test_charts_hold_within_their_frame_with_many_and_with_no_figures():
+    names = [f"l{i}" for i in range(40)]
+    wide = svg.heatmap("t", "d", names, names, [[i / 40] * 40 for i in range(40)], 0.0, 1.0)
+    empty = svg.lines("t", "d", [svg.Series("a", [0, 1], [math.nan, math.nan])], "x", "y")
+    flat = svg.lines("t", "d", [svg.Series("a", [3], [0.0])], "x", "y")
+    for chart in (wide, empty, flat, svg.bars("t", "d", [("a", 0.0)]), svg.ranges("t", "d", [("0", [0.0] * 5)], "x")):
+        numbers = [float(x) for x in re.findall(r' (?:x|x1|x2|cx)="(-?[\d.]+)"', chart.body)]
+        assert all(0 <= x <= svg.WIDTH for x in numbers), chart.body
+        assert "nan" not in chart.render() and "inf" not in chart.render()
+
+
+def test_titles_of_charts_are_escaped():
+    chart = svg.bars("<t>", "a & b", [("<x>", 1.0)])
+    assert "<t>" not in chart.render() and escape("<t>") in chart.render() and "<x>" not in chart.body
+    assert "a &amp; b" in chart.render()
+
+
+def luminance(colour: str) -> float:
+    if len(colour) == 4:
+        colour = "#" + "".join(2 * digit for digit in colour[1:])
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    """Of WCAG 2.2."""
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1, 2], ids=["light", "dark", "print"])
+def test_contrast_of_text_and_marks(scheme):
+    block = re.findall(r":root\{(.*?)\}", STYLE.replace("\n", ""))[scheme]
+    colours = dict(re.findall(r"--([\w-]+):(#\w+)", block))
+    for ground in ("ground", "soft"):
+        for text in ("ink", "dim", "link"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    for cell in ("heat", "cold"):  # a cell's figure is ink, on colour of any depth
+        assert contrast(colours["ink"], colours[cell]) >= 4.5, cell
+    for mark in ("good", "bad", *(f"s{place}" for place in range(8))):
+        assert contrast(colours[mark], colours["ground"]) >= 3, mark
+
+
+def test_words():
+    assert [language_name(code) for code in ("sw", "zh-Hant", "nonsense", "qqq")][0::2] == ["Swahili", "nonsense"]
+    assert language_name("zh-Hant") == "Chinese (Traditional)"
+    assert [number(x) for x in (1234, 0.171, -0.2, 0.00012, math.nan, None)] == [
+        "1,234",
+        "0.17",
+        "−0.20",
+        "0.00012",
+        "–",
+        "–",
+    ]
+    assert [points(0.0131), points(0.574, False), points(None)] == ["+1.3", "57.4", "–"]
+    assert interval(-0.013, 0.022) == "[−1.3, +2.2]" and [percent(0.174), percent(0.0042)] == ["17 %", "0.4 %"]
+    assert [duration(x) for x in (3.21, 23, 245, 12000)] == ["3.2 s", "23 s", "4 min 05 s", "3 h 20 min"]
+    assert listed(["a", "b", "c"], 2) == "a and 2 more" and listed([]) == "none" and count(1, "row") == "1 row"
