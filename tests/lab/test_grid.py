@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 
@@ -150,6 +151,10 @@ def test_page_is_renewed_and_keeps_what_a_person_wrote(toy, tmp_path, capsys):
     report = ["lab", "report", "toy", "--output", str(tmp_path), "--page", str(page), "--date", "2026-01-01"]
     assert main(report) == 0
     text = page.read_text()
+    for picture in ("toy-x.svg", "toy-english.svg"):
+        assert f"({picture})" in text and ElementTree.fromstring((page.parent / picture).read_text()).tag.endswith(
+            "svg"
+        )
     assert "2026-01-01" in text and "| cc - vanilla |" in text and text.count("| `vanilla` | learning_rate") == 2
     page.write_text(text.replace("## Conclusion\n\n(to be written)", "## Conclusion\n\nIt is a toy."))
     experiment.experiment("toy", ["vanilla"], [0, 1], [9], tmp_path)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cctuning.lab.grid import SLACK
+from cctuning.lab.plot import against_vanilla
 from cctuning.lab.recipes import RECIPES
 from cctuning.lab.setups import SETUPS
 from cctuning.lab.table import markdown
@@ -20,10 +21,18 @@ from cctuning.lab.table import markdown
 KEPT = {"Question": "(to be written)", "Conclusion": "(to be written)"}
 
 
-def page(setup: str, date: str, summary: Mapping[str, Any], search: Mapping[str, Any], before: str | None) -> str:
+def page(
+    setup: str,
+    date: str,
+    summary: Mapping[str, Any],
+    search: Mapping[str, Any],
+    before: str | None,
+    pictures: Sequence[str] = (),
+) -> str:
     """The page as Markdown.
 
     Args:
+        pictures: lines of Markdown that show them.
         date: of the run. summary, search: of `experiment`. before: the page as it stands, if it does.
     """
     kept = {name: _section(before or "", name) or text for name, text in KEPT.items()}
@@ -55,6 +64,7 @@ def page(setup: str, date: str, summary: Mapping[str, Any], search: Mapping[str,
         "## Result",
         "",
         markdown(setup, summary),
+        *pictures,
         *[f"Unfit for conclusions: {note}.\n" for note in summary["unfit"]],
         "x: mean of the languages but English. bypass: without the transform. live: with the English question at "
         "hand. s: seconds a cell, training and scoring.",
@@ -100,4 +110,12 @@ def write_page(setup: str, folder: Path, target: Path, date: str) -> None:
     parts = [json.loads((home / name).read_text(encoding="utf-8")) for name in ("results.json", "search.json")]
     before = target.read_text(encoding="utf-8") if target.is_file() else None
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(page(setup, date, parts[0], parts[1], before), encoding="utf-8")
+    pictures = []
+    for english in (False, True):
+        drawn = against_vanilla(setup, parts[0], english)
+        if drawn:
+            what = "English" if english else "the other languages"
+            picture = target.with_name(f"{target.stem}-{'english' if english else 'x'}.svg")
+            picture.write_text(drawn, encoding="utf-8")
+            pictures.append(f"![Each recipe minus vanilla, {what}; the figures are in the tables]({picture.name})\n")
+    target.write_text(page(setup, date, parts[0], parts[1], before, pictures), encoding="utf-8")
