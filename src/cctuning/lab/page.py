@@ -38,6 +38,8 @@ def page(
     kept = {name: _section(before or "", name) or text for name, text in KEPT.items()}
     bases, versions = summary["bases"], summary["versions"]
     names = " ".join(name for name in summary["recipes"] if name in RECIPES)
+    searched = search.get("setup", setup)
+    names += f" --settings_of {searched}" if searched != setup else ""
     made = SETUPS[setup].config
     lines = [
         f"# {setup}: {SETUPS[setup].says}",
@@ -56,7 +58,7 @@ def page(
         + ", ".join(f"{share:.0%} ({tier})" for tier, share in made.share)
         + " of the questions.",
         f"- Every recipe: the settings that did best of {_most(search)} on the dev split of base "
-        + f"{', '.join(map(str, search['search_bases']))} of `{search.get('setup', setup)}`, which is not reported, "
+        + f"{', '.join(map(str, search['search_bases']))} of `{searched}`, which is not reported, "
         f"if they kept English within {SLACK:g} point of the base's; where none did, the one that kept most.",
         "- The same trainer, batch (32), schedule (cosine) and rows for all, but where the recipe is other rows.",
         f"- Machine: {summary['machine']}; " + ", ".join(f"{name} {one}" for name, one in versions.items()) + ".",
