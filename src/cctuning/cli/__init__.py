@@ -9,6 +9,7 @@ import sys
 import warnings
 
 VERBS = {
+    "pair": "find or make the English parallel of every row, checked and documented",
     "diagnose": "measure, before training, what a connection could carry over",
     "train": "fine-tune a model on paired rows: a recipe, and any option as a flag",
     "export": "turn a run into a plain checkpoint or a PEFT LoRA",

@@ -18,10 +18,10 @@ from cctuning.errors import UserError
 class BaseDecay(TrainerCallback):
     """w <- w - lr * decay * (w - w_0), after each optimiser step, for every tuned weight w that started at w_0.
 
-    Decoupled, as AdamW's decay is (Loshchilov and Hutter 2019), and towards the starting point rather than zero (L2-SP:
-    Li, Grandvalet and Davoine 2018, arXiv 1802.01483). `lr` is the step's own, so the pull fades with the schedule; no
-    weight strays further than about 1 / decay under Adam. With LoRA, w are its two factors: B is drawn back to 0. The
-    connection's parts are left alone.
+    Decoupled, as AdamW's decay is (Loshchilov and Hutter 2019), and towards the starting point rather than zero
+    (L2-SP: Li, Grandvalet and Davoine 2018, arXiv 1802.01483). `lr` is the step's own, so that the pull fades with the
+    schedule; under Adam no weight strays much further than 1 / decay. With LoRA, w are its two factors: B is drawn
+    back to 0. The connection's parts are left alone.
 
     It holds one copy of the tuned weights, in their dtype and on their device.
     """

@@ -1,0 +1,96 @@
+"""`cctuning pair INPUT … --output DIR`, or `cctuning pair --config recipe.yaml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from cctuning.cli.options import parse
+from cctuning.errors import UserError
+
+if TYPE_CHECKING:
+    from cctuning.pairing.options import PairOptions, PairSource
+
+
+def main(argv: list[str]) -> None:
+    """Parse, pair, say what was made."""
+    from cctuning.pairing.options import Checks, PairOptions
+
+    first = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
+    if first:
+        argv = ["--inputs", *argv[:first], *argv[first:]]
+    description = "Find or make the English parallel of every row: cctuning pair INPUT ... --output DIR."
+    options, checks = parse("cctuning pair", description, (PairOptions, Checks), argv)
+    sources = sources_of(options)
+    from cctuning.pairing.output import REJECTS
+    from cctuning.pairing.run import pair
+
+    card = pair(sources, options, checks)
+    rows = f"{options.output}/rows" if options.shard_rows else f"{options.output}/rows.jsonl"
+    for note in (*card["notes"], *(note for source in card["sources"] for note in source["notes"])):
+        print(f"note: {note}")
+    languages = ", ".join(f"{lang} {times}" for lang, times in card["languages"].items())
+    print(f"rows:     {card['rows']} ({languages}) with {card['parallels']} distinct parallels: {rows}")
+    reasons = ", ".join(f"{reason} {times}" for reason, times in card["rejected"].items()) or "none"
+    print(f"rejected: {card['rejected_rows']} ({reasons}): {options.output}/{REJECTS}")
+    print(f"card:     {options.output}/card.md\nnext:     cctuning train --config RECIPE --data {rows}")
+
+
+def sources_of(options: PairOptions) -> list[PairSource]:
+    """The recipe's sources, or those that the inputs and flags describe.
+
+    Raises:
+        UserError: both, neither, or flags that do not go together.
+    """
+    from cctuning.pairing.options import PairSource
+
+    if options.sources:
+        given = [name for name in ("inputs", "way", "lang", "join", "translate", "licence") if getattr(options, name)]
+        if given:
+            raise UserError(f"{', '.join(given)}: describe one source; with sources: in a recipe, say it there.")
+        return [PairSource.from_dict(source, f"sources[{n}]") for n, source in enumerate(options.sources)]
+    if not options.inputs:
+        raise UserError("no input: cctuning pair INPUT ... --output DIR, or --config with sources:. See --help.")
+    if options.join and options.translate:
+        raise UserError("--join and --translate exclude each other on the command line; a recipe takes both.")
+    common: dict[str, Any] = {"lang": options.lang, "licence": options.licence}
+    way = options.way
+    if options.join:
+        way = way or "join"
+        common |= {"english": options.join, "key": options.key}
+    if options.translate:
+        common["engine"] = _engine(options.translate)
+        way = way or "translate"
+        if way == "translation":
+            common |= {"into": [options.lang] if options.lang else [], "lang": None}
+    if way == "parallel" and len(options.inputs) == 2 and not any(_is_data(path) for path in options.inputs):
+        text, english = _sides(options.inputs, options.reference_language)
+        return [PairSource(text, way, english={"path": english}, **common)]
+    if not way:
+        way = "parallel" if all(".tmx" in path.lower() for path in options.inputs) else "given"
+    return [PairSource(path, way, **common) for path in options.inputs]
+
+
+def _engine(words: list[str]) -> dict[str, Any]:
+    """`seq2seq model=… batch_size=8` as a mapping, the values read as YAML's."""
+    engine: dict[str, Any] = {"engine": words[0]}
+    for word in words[1:]:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--translate: {word!r}: expected OPTION=VALUE after the engine's name.")
+        engine[name] = yaml.safe_load(value)
+    return engine
+
+
+def _sides(inputs: list[str], language: str) -> tuple[str, str]:
+    """Two plain files: the one whose name ends in the reference language is that side."""
+    english = [path for path in inputs if Path(path.removesuffix(".gz")).suffix == f".{language}"]
+    if len(english) != 1:
+        raise UserError(f"{' and '.join(inputs)}: one of them must end in .{language}, or say which in a recipe.")
+    return next(path for path in inputs if path != english[0]), english[0]
+
+
+def _is_data(path: str) -> bool:
+    return path.lower().removesuffix(".gz").endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet", ".tmx"))

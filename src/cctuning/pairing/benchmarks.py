@@ -1,0 +1,150 @@
+"""Evaluation texts that no training row may hold: an index of their n-grams, and the texts a row has a hit in.
+
+Each text field of an evaluation record is a text of its own, because a row that holds the question and not the options
+has seen the question. A text of `N` tokens or more is found where the asked share of its n-grams stands in a row; a
+shorter one of `SHORT` or more where it *is* a part of the row, its prompt say. Shorter ones say nothing: they are
+labels and names. An n-gram that many records of a file share is the file's template and not a text's.
+
+The index is two arrays, 12 bytes an n-gram, so that forked workers share it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cctuning.data.rows import SUFFIXES, BadRow, open_records
+from cctuning.errors import UserError
+from cctuning.pairing.text import Hashes, ngrams, tokens
+
+N = 8  # tokens in an n-gram
+SHORT = 4  # tokens from which a text that is met as a whole is no coincidence
+TEMPLATE = 20  # records of one file that may share an n-gram before it counts as template
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """The index.
+
+    Attributes:
+        grams: hashes of n-grams, sorted.
+        owners: of each, the text it is from.
+        sizes: number of n-grams of each text.
+        origins: where each text stands: file, line and field.
+        whole: hash of a short text to its number.
+    """
+
+    grams: Hashes
+    owners: NDArray[np.int32]
+    sizes: NDArray[np.int32]
+    origins: list[str]
+    whole: dict[int, int]
+    fingerprints: dict[str, str]
+
+    @classmethod
+    def read(cls, paths: Sequence[str]) -> Benchmarks:
+        """Index every data file under `paths`.
+
+        Raises:
+            UserError: a path is not there, or a file cannot be read.
+        """
+        grams: list[Hashes] = []
+        owners: list[NDArray[np.int32]] = []
+        origins: list[str] = []
+        sizes: list[int] = []
+        whole: dict[int, int] = {}
+        prints: dict[str, str] = {}
+        files = [file for path in paths for file in _files(path)]
+        for path in tqdm(files, desc="evaluation texts", unit="file", disable=None):
+            held: list[tuple[str, Hashes]] = []
+            shared: Counter[int] = Counter()
+            for records in open_records(path):
+                prints |= records.fingerprints
+                for origin, record in records.iterate(records.columns or ()):
+                    if isinstance(record, BadRow):
+                        continue
+                    texts = [(field, tokens(text)) for field, text in _texts(record)]
+                    long = [(field, np.unique(ngrams(words, N))) for field, words in texts if len(words) >= N]
+                    held += [(f"{origin} ({field})", found) for field, found in long]
+                    shared.update({gram for _, found in long for gram in found.tolist()})
+                    for field, words in texts:
+                        if SHORT <= len(words) < N and _whole(words) not in whole:
+                            whole[_whole(words)] = len(origins)
+                            origins.append(f"{origin} ({field})")
+                            sizes.append(0)
+            template = np.array([gram for gram, times in shared.items() if times > TEMPLATE], np.uint64)
+            for origin, found in held:
+                own = found[~np.isin(found, template)] if len(template) else found
+                if len(own):
+                    grams.append(own)
+                    owners.append(np.full(len(own), len(origins), np.int32))
+                    origins.append(origin)
+                    sizes.append(len(own))
+        if not origins:
+            raise UserError(f"against: no text of {SHORT} words or more under {', '.join(paths)}.")
+        every = np.concatenate(grams) if grams else np.empty(0, np.uint64)
+        order = np.argsort(every)
+        owner = np.concatenate(owners)[order] if owners else np.empty(0, np.int32)
+        return cls(every[order], owner, np.array(sizes, np.int32), origins, whole, prints)
+
+    def hit(self, asked: Sequence[str], answers: Sequence[str], share: float) -> str | None:
+        """The evaluation text that a row holds, in words; None where there is none.
+
+        Args:
+            asked: the row's prompt and its parallel.
+            answers: its responses. A short one may be an evaluation's answer by right, and is not looked up.
+            share: of an evaluation text's n-grams from which it counts as held.
+        """
+        words = [tokens(text) for text in (*asked, *answers)]
+        for part in words[: len(asked)]:
+            number = self.whole.get(_whole(part)) if SHORT <= len(part) < N else None
+            if number is not None:
+                return f"it has the evaluation text {self.origins[number]}, word for word."
+        found = np.unique(np.concatenate([ngrams(part, N) for part in words])) if words else np.empty(0, np.uint64)
+        if not len(found) or not len(self.grams):
+            return None
+        first, last = (np.searchsorted(self.grams, found, side) for side in ("left", "right"))
+        owners = [self.owners[a:b] for a, b in zip(first, last, strict=True) if b > a]
+        if not owners:
+            return None
+        numbers, times = np.unique(np.concatenate(owners), return_counts=True)
+        shares = times / self.sizes[numbers]
+        best = int(shares.argmax())
+        if shares[best] < share:
+            return None
+        return f"it has {shares[best]:.0%} of the evaluation text {self.origins[numbers[best]]}."
+
+
+def _whole(words: list[str]) -> int:
+    return int(ngrams(words, len(words))[0])
+
+
+def _files(path: str) -> list[str]:
+    """A directory's data files, at any depth; another path as it is."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir() or (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+        return [path]
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    names = [str(file) for file in files if Path(file.name.removesuffix(".gz")).suffix.lower() in SUFFIXES]
+    if not names:
+        raise UserError(f"against: {path}: no data file in it; expected files ending in {', '.join(SUFFIXES)}.")
+    return names
+
+
+def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a record, with the name of its field."""
+    if isinstance(value, str):
+        yield field, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _texts(part, f"{field}.{key}" if field else str(key))
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part, field)

@@ -1,0 +1,146 @@
+"""The data card: what the rows are, where they came from, what was turned away and why. JSON, and Markdown of it."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cctuning.pairing.benchmarks import Benchmarks
+from cctuning.pairing.languages import expected_scripts, identifiable
+from cctuning.pairing.options import Checks
+
+if TYPE_CHECKING:
+    from cctuning.pairing.run import Run
+
+SHOWN = 20  # evaluation hits in the Markdown
+
+
+def make_card(
+    run: Run, order: NDArray[np.int64], checks: Checks, benchmarks: Benchmarks | None, files: dict[str, str]
+) -> dict[str, Any]:
+    """The card as plain JSON types.
+
+    Args:
+        run: what was read.
+        order: the rows that stayed.
+        checks: thresholds they passed.
+        benchmarks: evaluation texts they were held against.
+        files: of the output, with fingerprints.
+    """
+    options, ledger = run.options, run.ledger
+    counts = ledger.counts(order) if len(order) else {}
+    languages: dict[str, int] = {}
+    for (_, lang), times in sorted(counts.items()):
+        languages[lang] = languages.get(lang, 0) + times
+    unit = "tokens" if options.tokenizer else "words"
+    with_response = ledger.with_response(order)
+    sources = []
+    for number, account in enumerate(run.accounts):
+        own = {lang: times for (source, lang), times in counts.items() if source == number}
+        given = {key: value for key, value in asdict(account.source).items() if value not in (None, [], {})}
+        told = {"read": account.read, "rows": sum(own.values()), "languages": own, "rejected": account.rejected}
+        engines = {"engines": account.usage} if account.usage else {}
+        sources.append({**given, **told, **engines, "fingerprints": account.fingerprints, "notes": account.notes})
+    return {
+        "made_by": f"cctuning pair, cc-tuning {version('cc-tuning')}, lingua {version('lingua-language-detector')}",
+        "made_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "reference_language": options.reference_language,
+        "rows": len(order),
+        "with_response": with_response,
+        "without_response": len(order) - with_response,
+        "parallels": ledger.groups(order) if len(order) else 0,
+        "languages": languages,
+        "sources": sources,
+        "rejected_rows": run.rejected_rows,
+        "rejected": dict(run.rejected.most_common()),
+        "lengths_in": options.tokenizer or "whitespace-separated words",
+        "lengths": ledger.table(order, unit),
+        "usual": {lang: asdict(usual) for lang, usual in ledger.usual.items()},
+        "against": {
+            "paths": options.against,
+            "hits": run.hits,
+            "files": benchmarks.fingerprints if benchmarks else {},
+        },
+        "checks": asdict(checks),
+        "notes": _notes(ledger.langs, options.reference_language),
+        "files": files,
+    }
+
+
+def _notes(langs: list[str], language: str) -> list[str]:
+    notes = []
+    blind = [lang for lang in (*langs, language) if not identifiable(lang)]
+    if blind:
+        notes.append(
+            f"{', '.join(blind)}: no language model; rows were checked for script, and for not being English, alone."
+        )
+    unknown = [lang for lang in langs if not expected_scripts(lang)]
+    if unknown:
+        notes.append(f"{', '.join(unknown)}: the script is not known and was not checked; name it, as in sr-Latn.")
+    return notes
+
+
+def markdown(card: dict[str, Any]) -> str:
+    """The card for people."""
+    unit = "tokens" if card["lengths_in"] != "whitespace-separated words" else "words"
+    lines = [
+        "# Data card",
+        "",
+        f"{card['rows']} rows ({card['with_response']} with a response, {card['without_response']} for the alignment "
+        f"alone) with {card['parallels']} distinct parallels in {card['reference_language']}; {card['rejected_rows']} "
+        f"rejected. {card['made_at']}, {card['made_by']}.",
+        "",
+        "## Sources",
+        "",
+        "| source | way | licence | read | rows | languages | rejected |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for source in card["sources"]:
+        name = source["path"] + (f" ({source['name']})" if source.get("name") else "")
+        rejected = ", ".join(f"{reason} {times}" for reason, times in source["rejected"].items()) or "none"
+        languages = ", ".join(f"{lang} {times}" for lang, times in source["languages"].items())
+        cells = [name, source["way"], source.get("licence", "not given"), source["read"], source["rows"]]
+        lines.append(f"| {' | '.join(str(cell) for cell in cells)} | {languages} | {rejected} |")
+    lines += [
+        "",
+        "## Languages",
+        "",
+        f"Lengths are medians, and in brackets the 95th percentile ({card['lengths_in']}).",
+    ]
+    lines += ["", f"| language | rows | prompt, {unit} | parallel, {unit} | response, {unit} | usual length ratio |"]
+    lines.append("| --- | --- | --- | --- | --- | --- |")
+    for lang, times in card["languages"].items():
+        lengths = card["lengths"][lang]
+        cells = [
+            f"{lengths[part][unit]['median']:.0f} ({lengths[part][unit]['p95']:.0f})" if part in lengths else ""
+            for part in ("prompt", "parallel", "response")
+        ]
+        usual = card["usual"].get(lang)
+        ratio = f"{usual['ratio']:.2f}" if usual else ""
+        lines.append(f"| {lang} | {times} | {' | '.join(cells)} | {ratio} |")
+    lines += ["", "## Rejected", "", "A row is counted once for each reason it has.", "", "| reason | rows |"]
+    lines += ["| --- | --- |", *(f"| {reason} | {times} |" for reason, times in card["rejected"].items())]
+    lines += ["", "Thresholds: " + ", ".join(f"{name} {value}" for name, value in card["checks"].items()) + "."]
+    against = card["against"]
+    if against["paths"]:
+        hits = card["rejected"].get("against", 0)
+        lines += ["", "## Held against evaluation texts", ""]
+        lines += [f"{', '.join(against['paths'])} ({len(against['files'])} files): {hits} rows found and rejected."]
+        lines += [f"- {hit['row']}: {hit['says']}" for hit in against["hits"][:SHOWN]]
+    notes = [*card["notes"], *(note for source in card["sources"] for note in source["notes"])]
+    lines += ["", "## Notes", "", *(f"- {note}" for note in notes)] if notes else []
+    engines = [(name, usage) for source in card["sources"] for name, usage in source.get("engines", {}).items()]
+    if engines:
+        lines += ["", "## Engines", ""]
+        lines += [
+            f"- {name}: {', '.join(f'{key} {value}' for key, value in usage.items())}" for name, usage in engines
+        ]
+    lines += ["", "## Fingerprints", "", "| file | sha256 or data set |", "| --- | --- |"]
+    prints = {name: value for source in card["sources"] for name, value in source["fingerprints"].items()}
+    lines += [f"| {name} | {value.removeprefix('sha256:')} |" for name, value in {**prints, **card["files"]}.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,169 @@
+"""Which language and script a text is in, asked of lingua and of Unicode, with the doubts of short texts in mind.
+
+lingua's models for all of its 75 languages take 1.2 GiB and make it slow and less sure of short texts. So a text is
+held against its own language, the reference language and the widespread languages of the same script, which are what a
+wrong text is most often in; another script is found without a model. Two steps: lingua's low-accuracy mode passes most
+texts for a tenth of the time, and only what it doubts is asked of the full models. Languages that are written nearly
+alike (Indonesian and Malay, Bosnian, Croatian and Serbian) count as one.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+from babel.core import get_global
+from lingua import ConfidenceValue, IsoCode639_1, Language, LanguageDetector, LanguageDetectorBuilder
+
+# What a wrong text is likely to be in: the most widespread written languages of the scripts that several share.
+WIDESPREAD = "en es fr de pt it nl pl id vi tr sw ru uk bg ar fa ur hi mr zh ja ko"
+ALIKE = ("id ms", "hr bs sr", "nb nn da no", "cs sk", "zu xh", "es ca", "st tn")
+ALIKE_SETS = [frozenset(group.split()) for group in ALIKE]
+# ISO 15924 to the first words of its characters' names, where those are not the script's English name.
+SCRIPTS = {
+    "Arab": ("ARABIC",),
+    "Armn": ("ARMENIAN",),
+    "Beng": ("BENGALI",),
+    "Cyrl": ("CYRILLIC",),
+    "Deva": ("DEVANAGARI",),
+    "Ethi": ("ETHIOPIC",),
+    "Geor": ("GEORGIAN",),
+    "Grek": ("GREEK",),
+    "Gujr": ("GUJARATI",),
+    "Guru": ("GURMUKHI",),
+    "Hans": ("CJK",),
+    "Hant": ("CJK", "BOPOMOFO"),
+    "Hebr": ("HEBREW",),
+    "Jpan": ("HIRAGANA", "KATAKANA", "CJK"),
+    "Khmr": ("KHMER",),
+    "Knda": ("KANNADA",),
+    "Kore": ("HANGUL", "CJK"),
+    "Laoo": ("LAO",),
+    "Latn": ("LATIN",),
+    "Mlym": ("MALAYALAM",),
+    "Mong": ("MONGOLIAN",),
+    "Mymr": ("MYANMAR",),
+    "Orya": ("ORIYA",),
+    "Sinh": ("SINHALA",),
+    "Taml": ("TAMIL",),
+    "Telu": ("TELUGU",),
+    "Thaa": ("THAANA",),
+    "Thai": ("THAI",),
+    "Tibt": ("TIBETAN",),
+}
+# Languages that are written in more scripts than the one CLDR holds likely; `sr-Latn` names one.
+ALSO = {"sr": "Latn", "bs": "Cyrl", "az": "Cyrl", "uz": "Cyrl", "kk": "Latn", "mn": "Mong", "pa": "Arab", "ku": "Arab"}
+SURE = 0.5  # low-accuracy confidence in the expected language from which the full models are not asked
+LENGTH = 300  # characters that are read: more costs time and adds nothing
+NO_PROSE = re.compile(r"```.*?(?:```|$)|`[^`\n]*`|https?://\S+|\S+@\S+", re.DOTALL)
+
+
+def canonical(code: str) -> str:
+    """A code with its language part in BCP 47's form: `ara` is `ar`, `es-LA` stays, `deu_Latn` is `de-Latn`."""
+    parts = code.strip().replace("_", "-").split("-")
+    alias = get_global("language_aliases").get(parts[0].lower())
+    parts[0] = alias if alias and alias.isalpha() else parts[0].lower()
+    return "-".join(parts)
+
+
+def is_code(code: str) -> bool:
+    """Whether it has the form of a language code."""
+    return re.fullmatch(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*", code) is not None
+
+
+def base(code: str) -> str:
+    """The language alone: `zh` of `zh-Hant-TW`."""
+    return code.split("-")[0]
+
+
+@cache
+def expected_scripts(code: str) -> tuple[str, ...]:
+    """The scripts that texts of this language are in, as `text.scripts` names them; empty where it is not known."""
+    parts = code.split("-")
+    given = [part.title() for part in parts[1:] if len(part) == 4 and part.isalpha()]
+    likely = get_global("likely_subtags")
+    for key in ("_".join(parts), parts[0]):
+        if not given and key in likely:
+            given = [likely[key].split("_")[1]]
+            given += [ALSO[parts[0]]] if parts[0] in ALSO else []
+    return tuple(name for script in given for name in SCRIPTS.get(script, ()))
+
+
+@cache
+def _language(code: str) -> Language | None:
+    code = {"no": "nb", "fil": "tl"}.get(base(code), base(code))
+    iso = getattr(IsoCode639_1, code.upper(), None)
+    try:
+        return Language.from_iso_code_639_1(iso) if iso is not None else None
+    except ValueError:
+        return None
+
+
+def identifiable(code: str) -> bool:
+    """Whether lingua has a model of this language."""
+    return _language(code) is not None
+
+
+@cache
+def _family(code: str) -> frozenset[Language]:
+    """The language and those written nearly alike."""
+    codes = {base(code)}.union(*(group for group in ALIKE_SETS if base(code) in group))
+    return frozenset(language for language in map(_language, codes) if language is not None)
+
+
+def load(code: str, other: str) -> None:
+    """Load the models that texts of `code` are held against, so that processes forked after this share them."""
+    LanguageDetectorBuilder.from_languages(*_rivals(code, other)).with_preloaded_language_models().build()
+
+
+@cache
+def _detectors(code: str, other: str) -> tuple[LanguageDetector, LanguageDetector]:
+    """In low-accuracy mode and in full."""
+    builder, chosen = LanguageDetectorBuilder.from_languages, _rivals(code, other)
+    return builder(*chosen).with_low_accuracy_mode().build(), builder(*chosen).build()
+
+
+def _rivals(code: str, other: str) -> list[Language]:
+    """The languages that a text of `code` is held against, its own among them."""
+    own = set(expected_scripts(code)) or {"LATIN"}
+    rivals = [name for name in WIDESPREAD.split() if own & set(expected_scripts(name))]
+    known = {_language(name) for name in (*rivals, other, "en")} | _family(code)
+    chosen = sorted((language for language in known if language is not None), key=str)
+    if len(chosen) == 1:
+        chosen.append(Language.FRENCH)  # lingua wants two
+    return chosen
+
+
+def prose(text: str) -> str:
+    """The text's beginning without code, addresses and links, which are in no language."""
+    return NO_PROSE.sub(" ", text)[:LENGTH]
+
+
+def confidence(text: str, code: str, other: str) -> tuple[float, str]:
+    """How sure lingua is that the text is in language `code`, or in one written nearly alike.
+
+    Args:
+        text: prose.
+        code: the language it should be in, canonical.
+        other: the language of the row's other side, which it is then also held against.
+
+    Returns:
+        The confidence in [0, 1], and the code of the language it is most like. For a language that lingua has no
+        model of: one minus the confidence that it is `other` or English.
+    """
+    family = _family(code)
+    low, full = _detectors(code, other)
+
+    def ask(detector: LanguageDetector) -> tuple[float, str]:
+        values = detector.compute_language_confidence_values(text)
+        nearest = values[0].language.iso_code_639_1.name.lower()
+        return _share(values, family, _language(other)), nearest
+
+    sure, nearest = ask(low)
+    return (sure, nearest) if sure >= SURE else ask(full)
+
+
+def _share(values: list[ConfidenceValue], family: frozenset[Language], other: Language | None) -> float:
+    if family:
+        return sum(value.value for value in values if value.language in family)
+    return 1 - sum(value.value for value in values if value.language in (other, Language.ENGLISH))

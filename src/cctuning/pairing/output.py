@@ -1,0 +1,125 @@
+"""The output directory: written beside its place under another name, and renamed when all of it is there.
+
+So what bears the output's name is whole. A run that is interrupted removes its draft; one that is killed leaves it,
+and the next run to the same place removes it. What cost something, translations, is not there but in the cache.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from cctuning.errors import UserError
+
+CARD, TABLE, ROWS, REJECTS = "card.json", "card.md", "rows.jsonl", "rejects.jsonl"
+
+
+def check(output: Path, overwrite: bool) -> None:
+    """Refuse before the work is done what would be refused after it.
+
+    Raises:
+        UserError: the output exists and may not be replaced, or has nowhere to stand.
+    """
+    if not output.name:
+        raise UserError("--output: missing; name a new directory.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        if not (output / CARD).is_file():
+            raise UserError(f"--output {output}: exists and is not of `cctuning pair`; name another directory.")
+        if not overwrite:
+            raise UserError(f"--output {output}: holds a finished run; name another directory, or add --overwrite.")
+
+
+@contextmanager
+def draft(output: Path) -> Iterator[Path]:
+    """A directory to write in, which takes the output's place if nothing is raised and is removed otherwise.
+
+    Raises:
+        UserError: another run is writing to the same place.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = output.with_name(f".{output.name}.draft")
+    folder.mkdir(exist_ok=True)
+    with (output.with_name(f".{output.name}.lock")).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"--output {output}: another run is writing there; wait for it, or name another."
+            ) from None
+        try:
+            shutil.rmtree(folder)
+            folder.mkdir()
+            yield folder
+            _replace(output, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            Path(lock.name).unlink(missing_ok=True)
+
+
+def _replace(output: Path, folder: Path) -> None:
+    old = output.with_name(f".{output.name}.old")
+    if output.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        output.rename(old)
+    folder.rename(output)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def line(value: Any) -> bytes:
+    """A line of JSON."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="replace") + b"\n"
+
+
+def write_rows(folder: Path, lines: Iterable[bytes], shard_rows: int) -> dict[str, str]:
+    """Write rows.jsonl, or shards of it in rows/.
+
+    Returns:
+        File name to sha256.
+    """
+    if not shard_rows:
+        with (folder / ROWS).open("wb") as file:
+            file.writelines(lines)
+        return {ROWS: digest(folder / ROWS)}
+    prints: dict[str, str] = {}
+    (folder / "rows").mkdir()
+    file_: IO[bytes] | None = None
+    try:
+        for number, text in enumerate(lines):
+            if number % shard_rows == 0:
+                if file_ is not None:
+                    file_.close()
+                name = f"rows/rows-{number // shard_rows:05}.jsonl.gz"
+                # Without a time in it, so that the same rows make the same file.
+                file_ = gzip.GzipFile(folder / name, "wb", compresslevel=6, mtime=0)  # type: ignore[assignment]
+                prints[name] = ""
+            assert file_ is not None
+            file_.write(text)
+    finally:
+        if file_ is not None:
+            file_.close()
+    return {name: digest(folder / name) for name in prints}
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_at(file: IO[bytes], offset: int) -> Any:
+    """The JSON line that begins at `offset`."""
+    file.seek(offset)
+    return json.loads(file.readline())
+
+
+def write_card(folder: Path, card: Any, table: str) -> None:
+    """The card, for programs and for people."""
+    (folder / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (folder / TABLE).write_text(table, encoding="utf-8")

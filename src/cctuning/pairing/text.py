@@ -1,0 +1,93 @@
+"""Texts as the checks compare them: normalised, cut into tokens, hashed into n-grams, counted by script.
+
+Scripts come from the first word of a character's Unicode name (`DEVANAGARI VOWEL SIGN AA`), because Python's standard
+library has no script property and the name has it. Where words are not spaced (Chinese, Japanese, Thai, Lao, Khmer,
+Burmese), each character is a token: a word segmenter per language would be a dependency each for little.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import unicodedata
+import zlib
+from collections import Counter
+from functools import cache, lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cctuning.data.conversations import DIGITS
+from cctuning.data.rows import Text
+
+Hashes = NDArray[np.uint64]
+
+# Kana, CJK, Thai, Lao, Myanmar, Khmer
+UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+STOPS = r",.!?:;()\[\]\"“”、。，．！？：；「」『』（）،؛؟।"
+TOKEN = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}{STOPS}]+")
+NAMES = {"IDEOGRAPHIC": "CJK", "KATAKANA-HIRAGANA": "KATAKANA"}  # first words of names that are no script's
+MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that multiplication modulo 2**64 loses nothing
+
+
+def flat(text: Text) -> str:
+    """A text, or a conversation's contents one after the other."""
+    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
+
+
+@cache
+def _punctuation() -> dict[int, str]:
+    return {place: " " for place in range(sys.maxunicode) if unicodedata.category(chr(place))[0] in "PSZC"}
+
+
+def ascii_digits(text: str) -> str:
+    """The text in NFKC, with the decimal digits of any script as 0-9."""
+    return unicodedata.normalize("NFKC", text).translate(DIGITS)
+
+
+def plain(text: str) -> str:
+    """Without differences of case, spacing, width and forms of digits."""
+    return " ".join(ascii_digits(text).casefold().split())
+
+
+def tokens(text: str) -> list[str]:
+    """Words without punctuation; characters where words are not spaced."""
+    return TOKEN.findall(ascii_digits(text).casefold().translate(_punctuation()))
+
+
+def ngrams(words: list[str], n: int) -> Hashes:
+    """A 64-bit hash of every n tokens in a row, in order: `len(words) - n + 1` of them, or none.
+
+    The same in every process and run, unlike `hash`.
+    """
+    if len(words) < n:
+        return np.empty(0, np.uint64)
+    each = np.array([zlib.crc32(word.encode(errors="replace")) for word in words], np.uint64)
+    out = np.zeros(len(words) - n + 1, np.uint64)
+    for place in range(n):
+        out = (out + each[place : len(out) + place]) * np.uint64(MULTIPLIER)
+        out ^= out >> np.uint64(29)
+    return out
+
+
+def found(part: Hashes, whole: Hashes) -> float:
+    """The share of the n-grams `part` that stand in `whole`; 0 where there are none."""
+    return float(np.isin(part, whole).mean()) if len(part) and len(whole) else 0.0
+
+
+@lru_cache(maxsize=1 << 16)
+def _script(character: str) -> str | None:
+    if unicodedata.category(character)[0] not in "LM":
+        return None
+    first = unicodedata.name(character, "?").split()[0]
+    return NAMES.get(first, first)
+
+
+def scripts(text: str) -> Counter[str]:
+    """How many letters and marks the text has of each script, named as Unicode names begin: `LATIN`, `CJK`."""
+    counts: Counter[str] = Counter()
+    for character, times in Counter(text).items():
+        script = _script(character)
+        if script is not None:
+            counts[script] += times
+    return counts

@@ -1,0 +1,98 @@
+"""Translation by a function of the user's: `f(texts, source, target)` gives a list with a translation for each text.
+
+The function is named `module:name` and imported as Python does, with the working directory among the places to look.
+It is the user's own code, run because they named it. A change in its module's file changes the cache's keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cctuning.errors import UserError
+from cctuning.pairing.translation.base import Answer, Done, SegmentOptions, read_options
+
+
+@dataclass(frozen=True, kw_only=True)
+class FunctionOptions(SegmentOptions):
+    """Which function, and how many texts it gets at once."""
+
+    split: str = field(default="long", metadata=SegmentOptions.__dataclass_fields__["split"].metadata)
+    max_chars: int = field(default=3000, metadata=SegmentOptions.__dataclass_fields__["max_chars"].metadata)
+    function: str = field(metadata={"help": "module:name of f(texts, source, target) -> list of translations."})
+    batch_size: int = field(default=64, metadata={"help": "Texts in one call.", "least": 1})
+
+
+class Function:
+    """The engine."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """Import the function.
+
+        Raises:
+            UserError: no such module or function, an unknown option, a bad value.
+        """
+        self.options = read_options(FunctionOptions, options, "translation engine function")
+        self.name = f"function {self.options.function}"
+        self._function, self._file = _imported(self.options.function)
+        self._calls = 0
+
+    def identity(self, source: str, target: str) -> dict[str, Any]:
+        """The function's name, and a hash of its module's file where it has one."""
+        return {"engine": "function", "function": self.options.function, "file": self._file}
+
+    def run(self, segments: Sequence[str], source: str, target: str, done: Done) -> None:
+        """Call the function, a batch at a time.
+
+        Raises:
+            UserError: it gave something else than one text for each.
+        """
+        for start in range(0, len(segments), self.options.batch_size):
+            texts = list(segments[start : start + self.options.batch_size])
+            self._calls += 1
+            translations = self._function(texts, source, target)
+            if not isinstance(translations, (list, tuple)) or len(translations) != len(texts):
+                got = len(translations) if isinstance(translations, (list, tuple)) else type(translations).__name__
+                raise UserError(f"{self.name}: expected a list of {len(texts)} translations, one a text; got {got}.")
+            for index, translation in enumerate(translations, start):
+                if not isinstance(translation, str):
+                    raise UserError(
+                        f"{self.name}: expected text for {segments[index][:60]!r}, got {translation!r:.60}; "
+                        "return an empty text where there is no translation."
+                    )
+                empty = Answer(None, "empty translation", passing=True)
+                done(index, Answer(translation) if translation.strip() else empty)
+
+    def usage(self) -> dict[str, int | float]:
+        """How often the function was called."""
+        return {"requests": self._calls}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _imported(place: str) -> tuple[Callable[[list[str], str, str], Any], str | None]:
+    """The function, and a hash of its module's file."""
+    module_name, _, name = place.partition(":")
+    if not module_name or not name.isidentifier():
+        raise UserError(f"function: expected module:name, got {place!r}.")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # the module is there; what it imports is not
+        raise UserError(f"function: there is no module {module_name!r} here or among the installed ones.") from None
+    finally:
+        sys.path.remove(os.getcwd())
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise UserError(f"function: module {module_name!r} has no function {name!r}.")
+    file = getattr(module, "__file__", None)
+    return function, hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None

@@ -1,0 +1,90 @@
+"""What must come through a translation unchanged, and how it is carried through.
+
+Code, mathematics between its delimiters, addresses, placeholders and tags are found in the source text (`find`). Code
+blocks are never sent at all. What stands inside a sentence is replaced by a numbered marker (`mask`), so that the
+engine sees a whole sentence, and put back afterwards (`restore`). A translation in which a marker is missing, doubled
+or invented is not used: the caller then translates what lies between the protected spans piece by piece, which cannot
+lose anything.
+
+Text that looks like a marker is itself protected. So every marker in a masked text is one of ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from cctuning.pairing.translation.segments import Span
+
+_FENCE = r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*(?:\n(?:.*?\n)??[ \t]*(?P=fence)[`~]*[ \t]*$|.*)"
+# not white space, quotes or brackets; nor Chinese, Japanese, Korean or full-width characters, which follow an address
+# without a space between
+_ADDRESS = r"[^\s<>\"“”‘’«»`\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]"
+_INLINE = (
+    r"(?P<tick>(?<!`)`+(?!`))[^\n]+?(?<!`)(?P=tick)(?!`)",  # `code`
+    r"\$\$.+?\$\$|\\\(.+?\\\)|\\\[.+?\\\]",  # mathematics; a single $ is too often a price
+    rf"(?<![A-Za-z0-9])(?:(?:https?|ftp)://|www\.){_ADDRESS}+",
+    r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+",
+    r"\$\{[^{}\n]*\}|\{\{[^{}\n]*\}\}|\{[A-Za-z_][\w.\[\]]*(?:![rsa])?(?::[^{}\n]*)?\}|\{\d*\}",  # ${x} {{x}} {x} {0}
+    r"%\(\w+\)[-#0 +]*\d*(?:\.\d+)?[sdifrxeg]|%(?:\d+\$)?[-#0+]*\d*(?:\.\d+)?[sdifrxeg](?![A-Za-z])",  # %(x)s %s %1$s
+    r"<\|[^|<>\s]+\|>|</?[A-Za-z][^<>\n]*>|<!--.*?-->",  # <|end|> <tag a="b">
+    r"&(?:[A-Za-z]+|#\d+|#x[0-9A-Fa-f]+);",  # &nbsp;
+    r"\[\[\d+\]\]",  # what looks like a marker
+)
+_NUMBER = r"(?<!\w)[-+−]?\d+(?:[.,:/٫٬]\d+)*%?(?!\w)"
+_PROTECTED = re.compile(rf"(?P<block>{_FENCE})|" + "|".join(_INLINE), re.MULTILINE | re.DOTALL)
+_WITH_NUMBERS = re.compile(_PROTECTED.pattern + "|" + _NUMBER, re.MULTILINE | re.DOTALL)
+_ADDRESS_START = re.compile(r"(?:https?|ftp)://|www\.")
+# What ends a sentence that ends in an address. A closing bracket belongs to the address if it was opened there.
+_TRAILING = ".,;:!?'*_।،؟؛…"
+
+# Engines put spaces into a marker, use wide brackets, or digits of another script (`\d` takes them all).
+_MARKER = re.compile(r"[\[［【]\s*[\[［【]\s*(\d+)\s*[\]］】]\s*[\]］】]")
+
+
+def find(text: str, numbers: bool = False) -> tuple[list[Span], list[Span]]:
+    """The protected spans of a text: those inside sentences, and the blocks that stand by themselves.
+
+    Args:
+        text: any text.
+        numbers: also protect numbers.
+
+    Returns:
+        spans, blocks: each sorted, all apart from each other.
+    """
+    spans: list[Span] = []
+    blocks: list[Span] = []
+    pattern = _WITH_NUMBERS if numbers else _PROTECTED
+    at = 0
+    while match := pattern.search(text, at):
+        start, end = match.span()
+        if _ADDRESS_START.match(match[0]):
+            end = start + len(_trimmed(match[0]))
+        (blocks if match["block"] else spans).append((start, end))
+        at = end
+    return spans, blocks
+
+
+def _trimmed(address: str) -> str:
+    """An address without the punctuation of the sentence around it."""
+    opened = {")": "(", "]": "[", "}": "{"}
+    while (last := address[-1]) in _TRAILING or (last in opened and address.count(last) > address.count(opened[last])):
+        address = address[:-1]
+    return address
+
+
+def mask(text: str, spans: Sequence[Span]) -> tuple[str, list[str]]:
+    """The text with `[[0]]`, `[[1]]`, … in place of its protected spans, and what they stand for."""
+    parts, kept, at = [], [], 0
+    for number, (start, end) in enumerate(spans):
+        parts += [text[at:start], f"[[{number}]]"]
+        kept.append(text[start:end])
+        at = end
+    return "".join([*parts, text[at:]]), kept
+
+
+def restore(translation: str, kept: Sequence[str]) -> str | None:
+    """Put back what the markers stand for; None unless every marker is there exactly once and no other is."""
+    if sorted(int(number) for number in _MARKER.findall(translation)) != list(range(len(kept))):
+        return None
+    return _MARKER.sub(lambda match: kept[int(match[1])], translation)

@@ -1,0 +1,184 @@
+"""Cutting a text into what is translated and what is kept as it stands, so that nothing gets lost on the way.
+
+A text becomes a list of `Piece`s whose texts, joined, are the text again, character for character. A piece is either
+to be translated (it begins and ends without white space, and has a letter) or kept: white space, line breaks, list
+marks, headings' signs, code. Cut at sentences, line structure survives any engine: none ever sees a line break.
+
+Sentences end at the marks of their script. Scripts without such marks (Thai, Lao) are cut at line breaks alone, and at
+spaces where a piece would be too long; Khmer and Burmese have marks. Cutting too rarely costs little, cutting in
+the middle of a sentence costs a wrong translation: where a full stop may be an abbreviation's, nothing is cut.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+Span = tuple[int, int]  # start and end in a text, end not included
+
+# a list's, heading's or quotation's mark at the start of a line, with the white space around it
+_MARKS = r"[-*+•‣◦·–]|\(?\d{1,3}[.)]|\d{1,3}、|\(?[A-Za-z][.)]|#{1,6}|>"
+LINE_MARK = re.compile(rf"[ \t]*(?:(?:{_MARKS})(?:[ \t]+|(?<=、)))+")
+_CLOSERS = r"[\"'”’»）)\]」』】*_]*"
+_END = re.compile(
+    # scripts that put no space after a sentence: Chinese, Japanese
+    rf"[。！？｡]+{_CLOSERS}\s*"
+    # danda, Arabic and Urdu, Ethiopic, Khmer, Burmese, Armenian, Tibetan: marks that nothing else uses
+    rf"|[\u0964\u0965\u061f\u06d4\u1362\u17d4\u17d5\u104b\u0589\u0f0d]+{_CLOSERS}\s*"
+    # marks that other things use too: only before white space
+    rf"|[.!?…‽]+{_CLOSERS}\s+"
+)
+# what a full stop after it does not end: titles, "e.g.", and any single letter ("J. Smith", "z. B.")
+_ABBREVIATION = re.compile(
+    r"(?:^|[^\w])(?:[^\W\d_]|Mr|Mrs|Ms|Dr|Prof|St|Mt|Sr|Jr|vs|etc|e\.g|i\.e|cf|No|Nr|Fig|Vol|pp|bzw|Sra?|Dra|Mme|Mlle|"
+    r"тыс|млн|руб|стр|рис|им|ул)$",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(r"[,;:،؛،、，；：]\s*|\s[-–—]\s")
+_SPACE = re.compile(r"\s+")
+_BREAK = re.compile(r"\s*\n\s*")
+
+
+class Piece(NamedTuple):
+    """A part of a text. `kept`: not for translation. `spans`: what is protected in it, counted from its start."""
+
+    text: str
+    kept: bool
+    spans: tuple[Span, ...] = ()
+
+
+def split(
+    text: str, max_chars: int, sentences: bool, spans: Sequence[Span] = (), blocks: Sequence[Span] = ()
+) -> list[Piece]:
+    """Cut `text` into pieces; `"".join(piece.text for piece in split(text, …)) == text`.
+
+    Args:
+        text: any text.
+        max_chars: no piece for translation is longer, except where a protected span is.
+        sentences: cut at every line and sentence; else only where a stretch is longer than `max_chars`, at the last
+            line break, sentence end, clause or space that fits, in this order.
+        spans: protected spans inside sentences, sorted and apart: never cut.
+        blocks: protected spans that stand by themselves (code blocks), sorted, apart from each other and from `spans`:
+            kept whole.
+    """
+    pieces: list[Piece] = []
+    at = 0
+    for start, end in [*blocks, (len(text), len(text))]:
+        _stretch(text, at, start, max_chars, sentences, [span for span in spans if at <= span[0] < start], pieces)
+        if end > start:
+            pieces.append(Piece(text[start:end], True))
+        at = end
+    return pieces
+
+
+def _stretch(
+    text: str, start: int, end: int, max_chars: int, sentences: bool, spans: list[Span], pieces: list[Piece]
+) -> None:
+    """Append the pieces of text[start:end], which holds no block."""
+    if sentences:
+        cuts = [start, *_free(_BREAK.finditer(text, start, end), spans), *_ends(text, start, end, spans), end]
+    else:
+        cuts = [start, end]
+    cuts = sorted(set(cuts))
+    for low, high in itertools.pairwise(cuts):
+        while low < high:
+            stop = high if high - low <= max_chars else _best_cut(text, low, high, max_chars, spans)
+            _append(text, low, stop, spans, pieces)
+            low = stop
+
+
+def _free(matches: Iterable[re.Match[str]], spans: list[Span]) -> list[int]:
+    """Ends of the matches that lie in no protected span."""
+    starts = [span[0] for span in spans]
+    ends = []
+    for match in matches:
+        before = bisect_left(starts, match.end()) - 1  # the last span that begins before this end
+        if before < 0 or spans[before][1] <= match.end():
+            ends.append(match.end())
+    return ends
+
+
+def _ends(text: str, start: int, end: int, spans: list[Span]) -> list[int]:
+    """Where sentences end in text[start:end]: behind the mark, what closes it, and the white space."""
+    matches = []
+    for match in _END.finditer(text, start, end):
+        if match[0][0] == ".":
+            following = text[match.end() : match.end() + 1]
+            if following.islower() or _ABBREVIATION.search(text, max(start, match.start() - 8), match.start()):
+                continue
+        matches.append(match)
+    return _free(matches, spans)
+
+
+def _best_cut(text: str, low: int, high: int, max_chars: int, spans: list[Span]) -> int:
+    """The best place to cut text[low:high], which is too long: at most `max_chars` on, more than `low`."""
+    limit = low + max_chars
+    for kind in (_BREAK, None, _CLAUSE, _SPACE):
+        found = _ends(text, low, high, spans) if kind is None else _free(kind.finditer(text, low, high), spans)
+        # a cut in the first quarter would leave crumbs: a lesser kind of break further on is better
+        fitting = [cut for cut in found if low + max_chars // 4 < cut <= limit]
+        if fitting:
+            return fitting[-1]
+    while limit - 1 > low and _joined(text[limit - 1], text[limit]):
+        limit -= 1
+    for start, end in spans:
+        if start < limit < end:
+            return start if start > low else min(end, high)
+    return limit
+
+
+def _joined(left: str, right: str) -> bool:
+    """Whether the two characters are one to the reader: a mark on a letter, a joined emoji, a skin tone."""
+    return unicodedata.category(right)[0] == "M" or "\u200d" in (left, right) or "\U0001f3fb" <= right <= "\U0001f3ff"
+
+
+def _append(text: str, low: int, high: int, spans: list[Span], pieces: list[Piece]) -> None:
+    """Append text[low:high] as up to three pieces: what stands before it, what is read, the white space after."""
+    start, end = low, high
+    line = low
+    while line > 0 and text[line - 1] in " \t":
+        line -= 1
+    if line == 0 or text[line - 1] == "\n":
+        while start < end and text[start].isspace():
+            start += 1
+        mark = LINE_MARK.match(text, start, end)
+        if mark and not any(first < mark.end() for first, last in spans if last > start):
+            start = mark.end()
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    inner = tuple((first - start, last - start) for first, last in spans if start <= first and last <= end)
+    if not readable(text[start:end], inner):
+        start = end = high
+    for piece in (
+        Piece(text[low:start], True),
+        Piece(text[start:end], False, inner),
+        Piece(text[end:high], True),
+    ):
+        if piece.text:
+            pieces.append(piece)
+
+
+def readable(text: str, spans: Sequence[Span] = ()) -> bool:
+    """Whether there is a letter outside the protected spans."""
+    at = 0
+    for start, end in [*spans, (len(text), len(text))]:
+        if any(character.isalpha() for character in text[at:start]):
+            return True
+        at = end
+    return False
+
+
+def line_marks(text: str) -> list[str]:
+    """The list marks of each line that is not blank, for telling whether a translation kept the structure."""
+    marks = []
+    for line in text.splitlines():
+        if line.strip():
+            mark = LINE_MARK.match(line)
+            marks.append(mark[0].strip() if mark else "")
+    return marks

@@ -1,0 +1,270 @@
+"""Translation by a local sequence-to-sequence model: NLLB, M2M100, MADLAD (a T5) or Opus-MT (Marian).
+
+They differ in how they are told the languages, and in nothing else that matters here:
+
+    NLLB      source: its code as a token of the input   target: its code forced as the first token of the output
+    M2M100    likewise, with other codes
+    MADLAD    source: not told                           target: `<2sw>` before the text
+    Opus-MT   source: the model's own                    target: `>>swh<<` before the text, where a model has several
+
+Segments are batched by length. What a segment becomes does not depend on its neighbours: only segments with the same
+limit on the length of their translation share a batch. A translation without an end within that limit is a problem and
+not a result.
+
+Weights are read from safetensors alone and no code of a repository is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from cctuning.errors import UserError
+from cctuning.pairing.translation import languages
+from cctuning.pairing.translation.base import Answer, Done, SegmentOptions, read_options
+
+BUCKET = 32  # source tokens: lengths are rounded up to this before the limit is set
+# how each family of models writes a language among its tokens
+_CODES = {
+    "nllb": re.compile(r"([a-z]{3}_[A-Z][a-z]{3})"),
+    "m2m100": re.compile(r"__([a-z]{2,3})__"),
+    "madlad": re.compile(r"<2([A-Za-z_]{2,})>"),
+    "opus": re.compile(r">>([A-Za-z_]{2,})<<"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seq2SeqOptions(SegmentOptions):
+    """Which model, and how it runs."""
+
+    split: str = field(default="sentences", metadata=SegmentOptions.__dataclass_fields__["split"].metadata)
+    max_chars: int = field(default=400, metadata=SegmentOptions.__dataclass_fields__["max_chars"].metadata)
+    model: str = field(
+        metadata={
+            "help": "Directory or hub name; {source} and {target} in it become language codes, as Opus-MT has them."
+        }
+    )
+    revision: str | None = field(default=None, metadata={"help": "Revision on the hub."})
+    device: str | None = field(
+        default=None, metadata={"help": "cpu, cuda, cuda:1, ...; unset: a GPU if there is one."}
+    )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Of the weights; unset: bfloat16 on a GPU, float32 on a CPU.",
+            "choices": ("float32", "bfloat16", "float16", None),
+        },
+    )
+    batch_size: int = field(
+        default=32, metadata={"help": "Segments at once; halved while memory runs out.", "least": 1}
+    )
+    num_beams: int = field(default=4, metadata={"help": "Beams; 1 is greedy and faster.", "least": 1})
+    max_new_tokens: int = field(
+        default=512, metadata={"help": "Longest translation of a segment, in tokens.", "least": 1}
+    )
+
+
+class Seq2Seq:
+    """The engine. One model is held at a time; it is loaded when the first segment needs it."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """Nothing is loaded yet.
+
+        Raises:
+            UserError: an unknown option or a bad value.
+        """
+        self.options = read_options(Seq2SeqOptions, options, "translation engine seq2seq")
+        self.device = torch.device(self.options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        default = "float32" if self.device.type == "cpu" else "bfloat16"
+        self.dtype = self.options.dtype or default
+        self.name = f"seq2seq {self.options.model}"
+        self._batch_size = self.options.batch_size
+        self._place = ""  # of the tokenizer and config that are open
+        self._model: Any = None
+        self._counts = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
+
+    def identity(self, source: str, target: str) -> dict[str, Any]:
+        """The model by its content, the languages as it knows them, and how it generates."""
+        self._open(source, target)
+        codes = self._languages(source, target)
+        settings = {name: getattr(self.options, name) for name in ("num_beams", "max_new_tokens")}
+        return {"engine": "seq2seq", "model": self._version, "dtype": self.dtype, "codes": codes, **settings}
+
+    def _open(self, source: str, target: str) -> None:
+        """Make ready the tokenizer and the config of the model for this pair."""
+        place = self.options.model
+        if "{source}" in place or "{target}" in place:
+            place = place.replace("{source}", languages.opus_code(source))
+            place = place.replace("{target}", languages.opus_code(target))
+        if place == self._place:
+            return
+        try:
+            kwargs = {"revision": self.options.revision, "trust_remote_code": False}
+            self._config = AutoConfig.from_pretrained(place, **kwargs)
+            if self._config.model_type not in ("m2m_100", "t5", "marian"):
+                raise UserError(
+                    f"{place}: a model of type {self._config.model_type}; expected NLLB, M2M100, MADLAD or Opus-MT. "
+                    "For a chat model start a server and use engine: chat."
+                )
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(place, **kwargs)
+        except ImportError as error:
+            raise UserError(
+                f"{place}: its tokenizer needs a package that is missing; pip install sentencepiece. ({error})"
+            ) from None
+        except (OSError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{place}: cannot be opened as a model: {error}") from None
+        self._model, self._place = None, place
+        self._version = _fingerprint(Path(place)) if Path(place).is_dir() else f"{place}@{self._config._commit_hash}"
+        tokens = self._tokenizer.get_vocab().keys() | set(self._tokenizer.all_special_tokens)
+        families = {"m2m_100": ("nllb", "m2m100"), "t5": ("madlad",), "marian": ("opus",)}
+        for family in families[self._config.model_type]:
+            self._family = family
+            pattern = _CODES[family]
+            self._codes = {match[1]: token for token in tokens if (match := pattern.fullmatch(token))}
+            if self._codes:
+                break
+        if not self._codes and self._family == "m2m100":
+            # its tokenizer keeps the codes apart, and out of the vocabulary where the files on disk do not list them
+            self._codes = {code: f"__{code}__" for code in getattr(self._tokenizer, "lang_code_to_id", ())}
+        if not self._codes and self._family != "opus":
+            raise UserError(f"{place}: its tokenizer holds no language codes; expected NLLB, M2M100 or MADLAD.")
+
+    def _languages(self, source: str, target: str) -> tuple[str | None, str | None]:
+        """The tokens for source and target; None where the model is not told."""
+        if self._family == "opus":
+            stated = [self._tokenizer.init_kwargs.get(f"{end}_lang") for end in ("source", "target")]
+            forms = [languages.form(one) if one else None for one in stated]
+            if source != target and forms == [languages.form(target), languages.form(source)]:
+                raise UserError(f"{self._place}: translates from {stated[0]} to {stated[1]}, the other way round.")
+            if not self._codes:
+                return None, None
+        ends = [self._codes[languages.resolve(tag, self._codes, self._place)] for tag in (target, source)][
+            : 2 if self._family in ("nllb", "m2m100") else 1
+        ]
+        return (ends[1] if len(ends) == 2 else None), ends[0]
+
+    def run(self, segments: Sequence[str], source: str, target: str, done: Done) -> None:
+        """Translate in batches of like length, the longest first, so that memory runs out early if it does."""
+        self._open(source, target)
+        self._load()
+        source_token, target_token = self._languages(source, target)
+        if source_token:
+            # the code itself, not the token: `sw` for `__sw__`
+            self._tokenizer.src_lang = next(code for code, token in self._codes.items() if token == source_token)
+            prefix, forced = "", self._tokenizer.convert_tokens_to_ids(target_token)
+        else:
+            prefix, forced = f"{target_token} " if target_token else "", None
+        encoded = self._tokenizer([prefix + segment for segment in segments], verbose=False)["input_ids"]
+        queue = []
+        for index, ids in enumerate(encoded):
+            if len(ids) > self._longest():
+                problem = f"{len(ids)} tokens are more than the model reads; lower max_chars"
+                done(index, Answer(None, problem, passing=True))
+            else:
+                queue.append((math.ceil(len(ids) / BUCKET), len(ids), index))
+        queue.sort(reverse=True)
+        while queue:
+            bucket = queue[0][0]
+            batch = [item for item in queue[: self._batch_size] if item[0] == bucket]
+            limit = min(self.options.max_new_tokens, 3 * bucket * BUCKET + 64)
+            try:
+                answers = self._generate([encoded[index] for _, _, index in batch], forced, limit)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if len(batch) > 1:
+                    self._batch_size = len(batch) // 2
+                    continue
+                answers = [Answer(None, "memory ran out on this segment alone; lower max_chars", passing=True)]
+            for (_, _, index), answer in zip(batch, answers, strict=True):
+                done(index, answer)
+            del queue[: len(batch)]
+
+    def _load(self) -> None:
+        if self._model is not None:
+            return
+        try:
+            model = AutoModelForSeq2SeqLM.from_pretrained(
+                self._place,
+                revision=self.options.revision,
+                dtype=self.dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+        except OSError as error:
+            raise UserError(
+                f"{self._place}: cannot be loaded: {error} (Only weights in safetensors are read; revision can name "
+                "one on the hub that has them.)"
+            ) from None
+        self._model = model.to(self.device).eval()
+        # Marian's configuration forces an end at the limit, which would make a cut translation look like a whole one
+        self._model.generation_config.forced_eos_token_id = None
+
+    def _longest(self) -> int:
+        """The longest input in tokens. A T5's positions are relative: it has no limit of its own."""
+        longest = self._tokenizer.model_max_length
+        return int(longest if self._family == "madlad" else min(longest, self._config.max_position_embeddings))
+
+    def _generate(self, ids: list[list[int]], forced: int | None, limit: int) -> list[Answer]:
+        """Translate one batch; `limit` in new tokens."""
+        batch = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.device)
+        with torch.inference_mode():
+            output = self._model.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                forced_bos_token_id=forced,
+                num_beams=self.options.num_beams,
+                do_sample=False,
+                max_new_tokens=limit,
+            )
+        ends = self._model.generation_config.eos_token_id
+        ends = set(ends) if isinstance(ends, list) else {ends}
+        answers = []
+        self._counts["requests"] += 1
+        self._counts["prompt_tokens"] += sum(map(len, ids))
+        # without the start token, which is NLLB's end token, and without the target's code
+        for row in output[:, 1 if forced is None else 2 :].tolist():
+            length = next((place for place, token in enumerate(row) if token in ends), None)
+            self._counts["completion_tokens"] += len(row) if length is None else length + 1
+            if length is None:
+                answers.append(Answer(None, f"no end of the translation within {limit} tokens"))
+                continue
+            text = self._tokenizer.decode(row[:length], skip_special_tokens=True).strip()
+            answers.append(Answer(text) if text else Answer(None, "empty translation"))
+        return answers
+
+    def usage(self) -> dict[str, int | float]:
+        """Batches run, and tokens read and written."""
+        return dict(self._counts)
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _fingerprint(directory: Path) -> str:
+    """What tells one local model from another: names, sizes and samples of its files; moving it changes nothing."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        if path.suffix not in (".safetensors", ".json", ".model", ".spm"):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for part in range(16):
+                file.seek(size * part // 16)
+                digest.update(file.read(65536))
+    return digest.hexdigest()

@@ -1,0 +1,239 @@
+"""From texts to translations: cut, protect, look up, ask, check, put together again.
+
+This is what all engines share. A text is cut into segments; what must not change is masked; each distinct segment is
+looked up and, if it has no answer yet, asked for, and the answer is on disk before anything else is done with it.
+Where an answer has lost a marker or its line structure, the segment goes a *second way*: line by line, sentence by
+sentence, and what stands between protected spans by itself, which can lose neither.
+
+Texts go through in windows: large enough to fill batches of like length, small enough to keep memory flat.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cctuning.data.rows import nearest
+from cctuning.errors import UserError
+from cctuning.pairing.translation import languages, protect
+from cctuning.pairing.translation.base import Answer, Engine, SegmentOptions, Translated, Translator
+from cctuning.pairing.translation.cache import Cache
+from cctuning.pairing.translation.checks import problem_of
+from cctuning.pairing.translation.segments import Piece, line_marks, split
+
+WINDOW = 1000  # texts
+ENGINES = ("seq2seq", "chat", "function")
+_LINES = re.compile(r"(\s*\n\s*)")
+
+
+def open_translator(options: Mapping[str, Any], cache_dir: Path) -> Translator:
+    """Open the translator that a recipe describes.
+
+    Args:
+        options: `engine`, one of seq2seq, chat and function, and that engine's options.
+        cache_dir: where answers are kept; several translators and processes may share one.
+
+    Raises:
+        UserError: an unknown engine or option, a bad value, a cache that cannot be used.
+    """
+    rest = dict(options)
+    kind = rest.pop("engine", None)
+    engine: Any
+    if kind == "seq2seq":
+        from cctuning.pairing.translation.seq2seq import Seq2Seq  # transformers takes seconds to import
+
+        engine = Seq2Seq(rest)
+    elif kind == "chat":
+        from cctuning.pairing.translation.chat import Chat
+
+        engine = Chat(rest)
+    elif kind == "function":
+        from cctuning.pairing.translation.function import Function
+
+        engine = Function(rest)
+    else:
+        hint = nearest(str(kind), ENGINES)
+        raise UserError(f"translation: engine: expected one of {', '.join(ENGINES)}, got {kind!r}.{hint}")
+    return SegmentTranslator(engine, engine.options, Cache(Path(cache_dir)))
+
+
+class SegmentTranslator:
+    """A `Translator` around an engine."""
+
+    def __init__(self, engine: Engine, options: SegmentOptions, cache: Cache) -> None:
+        """Put the layers around `engine`.
+
+        Args:
+            engine: translates segments.
+            options: how texts are cut and what is protected.
+            cache: where answers are looked up and kept.
+        """
+        self.name = engine.name
+        self._engine, self._options, self._cache = engine, options, cache
+        self._counts: Counter[str] = Counter(texts=0, characters=0, segments=0, cache_hits=0, second_way=0)
+        self._lock = threading.Lock()
+
+    def translate(self, texts: Sequence[str], source: str, target: str) -> Iterator[Translated]:
+        """One `Translated` for each text, in the same order. A text with nothing to read in it comes back as it is.
+
+        Raises:
+            UserError: at once for a language that the engine does not know or that is both source and target; later
+                where the engine cannot go on. All answers until then are kept.
+        """
+        if source == target or None is not languages.form(source) == languages.form(target):
+            raise UserError(f"translation: source {source!r} and target {target!r} are one language.")
+        return self._windows(texts, source, target, self._engine.identity(source, target))
+
+    def _windows(
+        self, texts: Sequence[str], source: str, target: str, identity: Mapping[str, Any]
+    ) -> Iterator[Translated]:
+        work = _Work(self, source, target, identity)
+        total = sum(map(len, texts))
+        with tqdm(total=total, unit="char", unit_scale=True, desc=f"{source}-{target}", disable=None) as work.bar:
+            read = 0
+            for start in range(0, len(texts), WINDOW):
+                window = texts[start : start + WINDOW]
+                results = work.window(window)
+                read += sum(map(len, window))
+                work.bar.update(read - work.bar.n)
+                yield from results
+
+    def usage(self) -> dict[str, int | float]:
+        """What was done since this translator was opened.
+
+        Returns:
+            texts and characters that came in; segments: distinct ones needed; cache_hits: those answered from disk;
+            second_way: segments translated piece by piece because a marker or a line was lost; and the engine's
+            requests, retries, prompt_tokens and completion_tokens, where it knows them.
+        """
+        return {**self._engine.usage(), **self._counts}
+
+    def close(self) -> None:
+        """Close the engine and the cache."""
+        self._engine.close()
+        self._cache.close()
+
+
+class _Work:
+    """One call of `translate`."""
+
+    bar: Any
+
+    def __init__(self, owner: SegmentTranslator, source: str, target: str, identity: Mapping[str, Any]) -> None:
+        self.owner, self.source, self.target, self.identity = owner, source, target, identity
+        forms = languages.form(source), languages.form(target)
+        self.same_language = forms[0] is not None and forms[1] is not None and forms[0][0] == forms[1][0]
+
+    def window(self, texts: Sequence[str]) -> list[Translated]:
+        """Translate some texts."""
+        options, counts = self.owner._options, self.owner._counts
+        plans: list[list[Piece] | None] = []
+        for text in texts:
+            counts["texts"] += 1
+            counts["characters"] += len(text)
+            spans, blocks = protect.find(text, options.protect_numbers)
+            sound = text.isascii() or text.encode("utf-8", "replace").decode() == text
+            plans.append(
+                split(text, options.max_chars, options.split == "sentences", spans, blocks) if sound else None
+            )
+        first = dict.fromkeys(piece for plan in plans for piece in plan or () if not piece.kept)
+        answers = self._answers(first)
+        outcomes = {piece: self._outcome(piece, answers) for piece in first}
+
+        again = {
+            piece: split(piece.text, options.max_chars, True, blocks=piece.spans)
+            for piece, outcome in outcomes.items()
+            if outcome is None
+        }
+        counts["second_way"] += len(again)
+        answers = self._answers(part for plan in again.values() for part in plan if not part.kept)
+        for piece, plan in again.items():
+            outcomes[piece] = self._joined(
+                plan, {part: self._outcome(part, answers) for part in plan if not part.kept}
+            )
+        return [
+            Translated(None, "the text is not valid Unicode") if plan is None else self._joined(plan, outcomes)
+            for plan in plans
+        ]
+
+    def _answers(self, pieces: Iterable[Piece]) -> dict[str, Answer]:
+        """The engine's answer to each masked segment, from disk or asked for."""
+        owner = self.owner
+        answers: dict[str, Answer] = {}
+        missing: list[tuple[str, bytes]] = []
+        for masked in dict.fromkeys(protect.mask(piece.text, piece.spans)[0] for piece in pieces):
+            key = owner._cache.key(self.identity, self.source, self.target, masked)
+            if found := owner._cache.get(key):
+                answers[masked] = found
+            else:
+                missing.append((masked, key))
+        owner._counts["segments"] += len(answers) + len(missing)
+        owner._counts["cache_hits"] += len(answers)
+
+        def done(index: int, answer: Answer) -> None:
+            masked, key = missing[index]
+            owner._cache.put([(key, answer)])
+            with owner._lock:
+                answers[masked] = answer
+                self.bar.update(len(masked))
+
+        if missing:
+            owner._engine.run([masked for masked, _ in missing], self.source, self.target, done)
+        return answers
+
+    def _outcome(self, piece: Piece, answers: Mapping[str, Answer]) -> Translated | None:
+        """What became of a segment; None if it has lost a marker or a line, and must go the second way."""
+        masked, kept = protect.mask(piece.text, piece.spans)
+        answer = answers[masked]
+        if answer.text is None:
+            return Translated(None, answer.problem)
+        problem = problem_of(masked, answer.text, self.same_language)
+        if problem:
+            return Translated(None, problem)
+        text = protect.restore(_laid_out(masked, answer.text) or "", kept)
+        if text:
+            return Translated(text)
+        whole = not piece.spans and "\n" not in piece.text
+        return Translated(None, "the translation has more lines than the source") if whole else None
+
+    def _joined(self, plan: Sequence[Piece], outcomes: Mapping[Piece, Translated | None]) -> Translated:
+        """Put a text together; the first problem of a segment is the text's."""
+        wide, source_wide = languages.spaced(self.target), languages.spaced(self.source)
+        parts: list[str] = []
+        for place, piece in enumerate(plan):
+            text = piece.text
+            if not piece.kept:
+                outcome = outcomes[piece]
+                assert outcome is not None
+                if outcome.text is None:
+                    return Translated(None, f"{outcome.problem} (at {piece.text[:40]!r})")
+                text = outcome.text
+            elif text == " " and source_wide and not wide and 0 < place < len(plan) - 1:
+                continue  # between two sentences; Chinese and Japanese have no space there
+            if wide and not source_wide and parts and _apart(parts[-1][-1], text[0]):
+                parts.append(" ")
+            parts.append(text)
+        return Translated("".join(parts))
+
+
+def _laid_out(source_text: str, translation: str) -> str | None:
+    """The translation with its source's line breaks and indents; None if the number of lines or a mark differs."""
+    gaps = _LINES.split(source_text)[1::2]
+    lines = _LINES.split(translation.strip())[::2]
+    if len(lines) != len(gaps) + 1:
+        return None
+    # of one line alone the mark was cut off before
+    if gaps and line_marks(source_text)[1:] != line_marks("\n".join(lines))[1:]:
+        return None
+    return "".join(part for pair in zip(lines, [*gaps, ""], strict=True) for part in pair)
+
+
+def _apart(left: str, right: str) -> bool:
+    """Whether a space belongs between two parts that had none in a script without spaces."""
+    return (left.isalnum() or left in ".!?,;:)]\"'`”") and (right.isalnum() or right in "([\"'`“")

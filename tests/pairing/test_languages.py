@@ -1,0 +1,79 @@
+"""Codes, scripts, and the language of a text."""
+
+from __future__ import annotations
+
+import pytest
+
+from cctuning.pairing.languages import canonical, confidence, expected_scripts, identifiable, is_code
+from cctuning.pairing.text import ngrams, plain, scripts, tokens
+
+
+@pytest.mark.parametrize(
+    "code, means",
+    [
+        ("ara", "ar"),
+        ("zho", "zh"),
+        ("swh", "sw"),
+        ("es-LA", "es-LA"),
+        ("zh_Hant", "zh-Hant"),
+        ("DE", "de"),
+        ("ha", "ha"),
+    ],
+)
+def test_codes_become_one(code, means):
+    assert canonical(code) == means
+
+
+def test_what_is_no_code():
+    assert is_code("pt-BR") and not is_code("Swahili") and not is_code("") and not is_code("sw sw")
+
+
+@pytest.mark.parametrize(
+    "code, script",
+    [("sw", "LATIN"), ("th", "THAI"), ("zh", "CJK"), ("zh-Hant-TW", "CJK"), ("ur", "ARABIC"), ("my", "MYANMAR")],
+)
+def test_scripts_that_are_expected(code, script):
+    assert script in expected_scripts(code)
+
+
+def test_scripts_of_languages_with_two_and_of_unknown_ones():
+    assert set(expected_scripts("sr")) == {"CYRILLIC", "LATIN"} and expected_scripts("sr-Latn") == ("LATIN",)
+    assert expected_scripts("qqq") == ()
+
+
+def test_scripts_that_are_found():
+    assert scripts("कैसे हैं, Tom? 12") == {"DEVANAGARI": 7, "LATIN": 3}
+    assert scripts("ラーメンを食べる") == {"KATAKANA": 4, "HIRAGANA": 3, "CJK": 1}
+
+
+@pytest.mark.parametrize(
+    "text, code",
+    [
+        ("Je, dalili hizi zimekuwa zikiendelea kwa muda gani?", "sw"),
+        ("Die Katze schläft auf dem alten Sofa.", "de"),
+        ("منذ متى لا تزال هذه الأعراض مستمرة؟", "ar"),
+        ("Sudah berapa lama gejala ini berlangsung?", "ms"),  # Indonesian and Malay count as one
+    ],
+)
+def test_the_language_of_a_text(text, code):
+    assert confidence(text, code, "en")[0] > 0.5
+    assert confidence("How long have these symptoms been going on?", code, "en")[0] < 0.1
+
+
+def test_a_language_without_a_model_is_told_from_english():
+    assert not identifiable("ha")
+    assert confidence("kusan tsawon lokacin ne waɗannan alamun ke gudana?", "ha", "en")[0] > 0.5
+    assert confidence("about how long have these symptoms been going on?", "ha", "en")[0] < 0.1
+
+
+def test_tokens_are_words_or_characters():
+    assert tokens("Habari, yako?  «Nzuri».") == ["habari", "yako", "nzuri"]
+    assert tokens("我有2个") == ["我", "有", "2", "个"]
+    assert tokens("कितने हैं।") == ["कितने", "हैं"]  # vowel signs belong to their word
+    assert plain("Ａ  b\n१२") == "a b 12"
+
+
+def test_ngrams_are_of_order_and_of_content():
+    one, other = ngrams(["a", "b", "c", "d"], 3), ngrams(["x", "a", "b", "c"], 3)
+    assert len(one) == 2 and one[0] == other[1] and one[1] not in other
+    assert ngrams(["b", "a"], 2)[0] != ngrams(["a", "b"], 2)[0] and not len(ngrams(["a"], 2))

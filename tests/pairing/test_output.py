@@ -1,0 +1,137 @@
+"""The output directory: whole or not there; and the card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cctuning.data import load_rows
+from cctuning.errors import UserError
+from cctuning.pairing import output
+from tests.conftest import tiny_llama
+from tests.pairing.world import CHINESE, SWAHILI, lines, paired, run, write
+from tests.training.toys import tokenizer
+
+
+@pytest.fixture
+def source(tmp_path):
+    rows = [*paired(), *paired(CHINESE), {"lang": "sw", "prompt": "Habari?"}, {"lang": "sw"}]
+    return {"path": write(tmp_path / "rows.jsonl", rows), "way": "given"}
+
+
+def beside(tmp_path):
+    return sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("."))
+
+
+def test_the_card_counts_what_there_is(tmp_path, source):
+    card, rows, rejects = run(tmp_path, source)
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {"rows.jsonl", "rejects.jsonl", "card.json", "card.md"}
+    assert card == json.loads((out / "card.json").read_text(encoding="utf-8"))
+    assert (card["rows"], card["with_response"], card["parallels"], card["rejected_rows"]) == (6, 6, 4, 2)
+    assert card["languages"] == {"sw": 4, "zh": 2} and card["rejected"] == {"row": 2}
+    assert card["sources"][0]["read"] == 8 and card["sources"][0]["rejected"] == {"row": 2}
+    words = [len(row["prompt_en"].split()) for row in rows if row["lang"] == "zh"]
+    assert card["lengths"]["zh"]["parallel"]["words"]["sum"] == sum(words)
+    for name, told in card["files"].items():
+        assert told == "sha256:" + hashlib.sha256((out / name).read_bytes()).hexdigest()
+    table = (out / "card.md").read_text(encoding="utf-8")
+    assert "| sw | 4 |" in table and "| row | 2 |" in table and card["files"]["rows.jsonl"][7:] in table
+    assert [reject["origin"].rpartition(":")[2] for reject in rejects] == ["7", "8"]
+    assert "no parallel" in rejects[0]["says"] and rejects[0]["row"] == {"lang": "sw", "prompt": "Habari?"}
+
+
+def test_the_same_again_is_the_same(tmp_path, source):
+    (tmp_path / "two").mkdir()
+    first, second = run(tmp_path, source)[0], run(tmp_path / "two", source, workers=2)[0]
+    assert first["files"] == second["files"]  # whatever the number of workers
+
+
+def test_lengths_in_tokens(tmp_path, source):
+    tokenizer().save_pretrained(tmp_path / "t")
+    tiny_llama().config.save_pretrained(tmp_path / "t")
+    card, rows, _ = run(tmp_path, source, tokenizer=str(tmp_path / "t"))
+    assert card["lengths"]["sw"]["prompt"]["tokens"]["sum"] == sum(
+        len(row["prompt"].split()) for row in rows if row["lang"] == "sw"
+    )
+
+
+def test_shards_are_read_as_one(tmp_path, source):
+    card, _, _ = run(tmp_path, source, shard_rows=4)
+    shards = sorted((tmp_path / "out" / "rows").iterdir())
+    assert [len(lines(shard)) for shard in shards] == [4, 2]
+    assert len(load_rows([str(tmp_path / "out" / "rows")])[0]) == 6
+    assert set(card["files"]) == {"rejects.jsonl", "rows/rows-00000.jsonl.gz", "rows/rows-00001.jsonl.gz"}
+
+
+def test_an_output_that_exists_is_replaced_where_that_is_asked_for_alone(tmp_path, source):
+    run(tmp_path, source)
+    with pytest.raises(UserError, match="holds a finished run"):
+        run(tmp_path, source)
+    write(tmp_path / "rows.jsonl", paired()[:1])
+    assert len(run(tmp_path, source, overwrite=True)[1]) == 1
+    (tmp_path / "out" / "card.json").unlink()
+    with pytest.raises(UserError, match="is not of `cctuning pair`"):
+        run(tmp_path, source, overwrite=True)
+    assert beside(tmp_path) == []
+
+
+def test_bad_input_leaves_nothing(tmp_path, source):
+    with pytest.raises(UserError, match="no such file"):
+        run(tmp_path, source, {**source, "path": str(tmp_path / "absent.jsonl")})
+    assert not (tmp_path / "out").exists() and beside(tmp_path) == []
+
+
+def test_where_no_row_is_left_the_rejects_are(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"lang": "sw", "prompt": row["prompt"]} for row in SWAHILI])
+    with pytest.raises(UserError, match=r"no row is left \(row 4\)"):
+        run(tmp_path, {"path": path, "way": "given"})
+    assert len(lines(tmp_path / "out" / "rejects.jsonl")) == 4
+
+
+def test_two_runs_to_one_place_do_not_mix(tmp_path):
+    with output.draft(tmp_path / "out") as folder:
+        (folder / "x").write_text("x")
+        with pytest.raises(UserError, match="another run is writing there"), output.draft(tmp_path / "out"):
+            pass
+    assert (tmp_path / "out" / "x").is_file() and beside(tmp_path) == []
+
+
+SLOW = """
+import time, sys
+from cctuning.cli import main
+def translate(texts, source, target):
+    open(sys.argv[1] + "/begun", "w").close()
+    time.sleep(60)
+if __name__ == "__main__":
+    sys.modules["slow"] = sys.modules["__main__"]
+    folder = sys.argv[1]
+    sys.exit(main(["pair", folder + "/rows.jsonl", "--translate", "function", "function=slow:translate", "--output",
+                   folder + "/out", "--workers", "2", "--cache_dir", folder + "/cache"]))
+"""
+
+
+@pytest.mark.parametrize("number, leaves", [(signal.SIGINT, []), (signal.SIGKILL, [".out.draft", ".out.lock"])])
+def test_a_run_that_is_stopped_leaves_nothing_half_written(number, leaves, tmp_path):
+    write(tmp_path / "rows.jsonl", SWAHILI)
+    (tmp_path / "slow.py").write_text(SLOW, encoding="utf-8")
+    run_ = subprocess.Popen([sys.executable, tmp_path / "slow.py", tmp_path], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    while not (tmp_path / "begun").exists() and run_.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    assert (tmp_path / "begun").exists(), run_.stderr.read() if run_.poll() is not None else "did not begin"
+    os.kill(run_.pid, number)
+    said = run_.communicate(timeout=60)[1]
+    assert not (tmp_path / "out").exists() and beside(tmp_path) == leaves
+    if number == signal.SIGINT:
+        assert run_.returncode == 130 and "Traceback" not in said
+    else:  # the next run to the same place is not held up by what was left
+        run(tmp_path, {"path": write(tmp_path / "p.jsonl", paired()), "way": "given"})
+        assert beside(tmp_path) == []

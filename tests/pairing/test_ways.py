@@ -1,0 +1,259 @@
+"""The ways to the English side: join, parallel text, and rows that are made."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import sys
+
+import datasets
+import pytest
+
+from cctuning.data import load_rows
+from cctuning.errors import UserError
+from tests.pairing.world import CHINESE, ENGLISH, SWAHILI, ids, paired, run, write
+
+
+@pytest.fixture
+def english(tmp_path):
+    return write(tmp_path / "english.jsonl", random.Random(0).sample(ENGLISH, len(ENGLISH)))
+
+
+@pytest.fixture
+def rows(tmp_path):
+    return write(tmp_path / "rows.jsonl", SWAHILI)
+
+
+def joined(path, english, **options):
+    return {"path": path, "way": "join", "english": english, **options}
+
+
+def loads(tmp_path):
+    dataset, report = load_rows([str(tmp_path / "out" / "rows.jsonl")])
+    assert not report.skipped
+    return dataset
+
+
+# -- join -----------------------------------------------------------------------------------------------------------
+
+
+def test_join_by_id(tmp_path, rows, english):
+    card, kept, rejects = run(tmp_path, joined(rows, english, licence="CC0"))
+    assert [(row["prompt"], row["prompt_en"]) for row in kept] == [(r["prompt"], r["prompt_en"]) for r in paired()]
+    assert kept[0]["response_en"] == "The capital is Nairobi." and "english.jsonl:" in kept[0]["origin_en"]
+    assert not rejects and card["languages"] == {"sw": 4}
+    assert set(card["sources"][0]["fingerprints"]) == {rows, english} and card["sources"][0]["licence"] == "CC0"
+    assert loads(tmp_path)["reference"][:] == [row["prompt_en"] for row in paired()]
+
+
+def test_rows_with_one_parallel_stand_together(tmp_path, rows, english):
+    chinese = write(tmp_path / "zh.jsonl", CHINESE)
+    card, kept, _ = run(tmp_path, joined(rows, english), joined(chinese, english))
+    assert ids(kept) == [("sw", 1), ("zh", 1), ("sw", 2), ("sw", 3), ("zh", 3), ("sw", 4)]
+    assert card["parallels"] == 4 and card["rows"] == 6
+
+
+def test_join_by_columns_of_another_type_and_from_another_format(tmp_path, english):
+    english = str(tmp_path / "english.parquet")
+    table = [{"set": "a", "number": str(row["id"]), "q": row["prompt"], "more": 0.5} for row in ENGLISH]
+    datasets.Dataset.from_list(table).to_parquet(english)
+    keyed = [{**row, "set": "a", "number": row["id"]} for row in SWAHILI]
+    side = {"path": english, "columns": {"prompt": "q"}}
+    source = joined(write(tmp_path / "r.jsonl", keyed), side, key=["set", "number"])
+    assert len(run(tmp_path, source)[1]) == 4
+
+
+def test_join_within_one_file(tmp_path):
+    path = write(tmp_path / "all.jsonl", [*({**row, "lang": "en"} for row in ENGLISH), *SWAHILI, *CHINESE])
+    source = joined(path, {"path": path, "where": {"lang": "en"}}, where={"lang": "sw"})
+    assert ids(run(tmp_path, source)[1]) == [("sw", 1), ("sw", 2), ("sw", 3), ("sw", 4)]
+
+
+def test_join_by_index(tmp_path, rows):
+    english = write(tmp_path / "english.jsonl", ENGLISH)
+    assert len(run(tmp_path, joined(rows, english, key=["index"]))[1]) == 4
+
+
+def test_by_index_the_sides_must_be_of_one_length(tmp_path, rows):
+    english = write(tmp_path / "english.jsonl", ENGLISH[:3])
+    with pytest.raises(UserError, match=r"4 records, where .* has 3"):
+        run(tmp_path, joined(rows, english, key=["index"]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_key_does_not_find_or_finds_twice_is_told(tmp_path, rows):
+    english = [*ENGLISH[1:], ENGLISH[1], {"id": 3, "prompt": "Another prompt."}, {"id": None, "prompt": "x y"}]
+    card, kept, rejects = run(tmp_path, joined(rows, write(tmp_path / "e.jsonl", english)))
+    assert ids(kept) == [("sw", 2), ("sw", 4)]  # of id 2, both records say the same
+    said = {reject["row"]["id"]: (reject["reason"], reject["says"]) for reject in rejects}
+    assert said[1][0] == "join" and "no record" in said[1][1]
+    assert said[3][0] == "join" and "2 different prompts" in said[3][1] and "e.jsonl:2 and" in said[3][1]
+    notes = " ".join(card["sources"][0]["notes"])
+    assert "2 keys stand more than once, 1 of them with different prompts" in notes
+    assert "1 records have no key" in notes and "2 of 4 records found no parallel" in notes
+
+
+def test_a_key_that_is_no_column_is_refused(tmp_path, rows, english):
+    with pytest.raises(
+        UserError, match="none has a value under number; the last has the columns id, prompt, response"
+    ):
+        run(tmp_path, joined(rows, english, key=["number"]))
+
+
+# -- parallel text --------------------------------------------------------------------------------------------------
+
+
+def test_two_plain_files(tmp_path):
+    (tmp_path / "t.en").write_text("".join(row["prompt"] + "\n" for row in ENGLISH), encoding="utf-8")
+    text = "\r\n".join(row["prompt"] for row in SWAHILI).encode()
+    (tmp_path / "t.sw.gz").write_bytes(gzip.compress(text))
+    source = {"path": str(tmp_path / "t.sw.gz"), "way": "parallel", "english": str(tmp_path / "t.en"), "lang": "sw"}
+    card, kept, _ = run(tmp_path, source)
+    assert [row["prompt"] for row in kept] == [row["prompt"] for row in SWAHILI]
+    assert kept[0]["response"] is None and card["without_response"] == 4
+    assert loads(tmp_path)["response"][:] == [None] * 4
+    (tmp_path / "t.en").write_text("one\ntwo\n", encoding="utf-8")
+    with pytest.raises(UserError, match="ends before line 3"):
+        run(tmp_path / "again", source)
+
+
+TMX = """<?xml version="1.0" encoding="UTF-8"?>
+<!DOCTYPE tmx SYSTEM "tmx14.dtd"%s>
+<tmx version="1.4"><header srclang="en"/><body>
+<tu><tuv xml:lang="en-US"><seg>The <bpt i="1">&lt;b&gt;</bpt>cat<ept i="1">&lt;/b&gt;</ept> sleeps.</seg></tuv>
+<tuv xml:lang="SWA"><seg>Paka <hi>amelala</hi> &amp; anaota.</seg></tuv>
+<tuv xml:lang="fr"><seg>Le chat dort.</seg></tuv></tu>
+<tu><tuv xml:lang="fr"><seg>Rien</seg></tuv></tu></body></tmx>"""
+
+
+def test_tmx(tmp_path):
+    (tmp_path / "m.tmx").write_text(TMX % "", encoding="utf-8")
+    _, kept, rejects = run(tmp_path, {"path": str(tmp_path / "m.tmx"), "way": "parallel"})
+    assert [(row["lang"], row["prompt"], row["prompt_en"]) for row in kept] == [
+        ("sw", "Paka amelala & anaota.", "The cat sleeps."),
+        ("fr", "Le chat dort.", "The cat sleeps."),
+    ]
+    assert "no text in en" in rejects[0]["says"] and rejects[0]["origin"].endswith("unit 2")
+    (tmp_path / "fr").mkdir()
+    _, kept, _ = run(tmp_path / "fr", {"path": str(tmp_path / "m.tmx"), "way": "parallel", "lang": "fr"})
+    assert [row["lang"] for row in kept] == ["fr"]
+
+
+@pytest.mark.parametrize("entity", [' [<!ENTITY x SYSTEM "file:///etc/hostname">]', ' [<!ENTITY x "ha">]'])
+def test_tmx_with_entities_is_refused(entity, tmp_path):
+    (tmp_path / "m.tmx").write_text((TMX % entity).replace("sleeps", "&x;"), encoding="utf-8")
+    with pytest.raises(UserError, match="declares the entity 'x'"):
+        run(tmp_path, {"path": str(tmp_path / "m.tmx"), "way": "parallel"})
+    (tmp_path / "m.tmx").write_text((TMX % "")[:400], encoding="utf-8")
+    with pytest.raises(UserError, match="not a TMX that can be read"):
+        run(tmp_path, {"path": str(tmp_path / "m.tmx"), "way": "parallel"})
+
+
+def test_records_of_parallel_text(tmp_path):
+    pairs = [{"id": r["id"], "lang": "swa", "text": r["prompt"], "text_en": r["prompt_en"]} for r in paired()]
+    _, kept, _ = run(tmp_path, {"path": write(tmp_path / "p.jsonl", pairs), "way": "parallel"})
+    assert ids(kept) == [("sw", n) for n in (1, 2, 3, 4)] and {row["response"] for row in kept} == {None}
+
+
+# -- rows that are made ---------------------------------------------------------------------------------------------
+
+ENGINE = """
+import json, pathlib
+WORDS = json.loads(pathlib.Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+def translate(texts, source, target):
+    return [WORDS.get(text, "") for text in texts]
+"""
+
+
+@pytest.fixture
+def engine(tmp_path, monkeypatch):
+    """A translator that knows these rows, both ways; a text it does not know comes back empty."""
+    english = {row["id"]: row for row in ENGLISH}
+    words = {}
+    for row in SWAHILI:
+        other = english[row["id"]]
+        words |= {row["prompt"]: other["prompt"], other["prompt"]: row["prompt"]}
+        words |= {other["response"]: row["response"]}
+    name = f"engine_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(ENGINE, encoding="utf-8")
+    (tmp_path / f"{name}.json").write_text(json.dumps(words), encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield {"engine": "function", "function": f"{name}:translate"}
+    sys.modules.pop(name, None)
+
+
+def test_translated(tmp_path, engine):
+    strange = {"id": 9, "lang": "sw", "prompt": "Maneno yasiyojulikana kabisa."}
+    own = {"id": 10, "lang": "en", "prompt": "What is the longest river of the world?", "response": "The Nile."}
+    path = write(tmp_path / "rows.jsonl", [*SWAHILI, strange, own])
+    card, kept, rejects = run(tmp_path, {"path": path, "way": "translate"}, engine=engine)
+    assert [row.get("prompt_en") for row in kept] == [*(row["prompt_en"] for row in paired()), None]
+    assert [(reject["row"]["id"], reject["reason"]) for reject in rejects] == [(9, "translation")]
+    assert card["sources"][0]["engines"][f"function {engine['function']}"]["texts"] == 5
+    assert loads(tmp_path)["lang"][:] == ["sw"] * 4 + ["en"]
+
+
+def test_conversations_are_translated_turn_by_turn(tmp_path, engine):
+    turns = [{"role": "user", "content": SWAHILI[0]["prompt"]}, {"role": "assistant", "content": SWAHILI[2]["prompt"]}]
+    turns.append({"role": "user", "content": SWAHILI[3]["prompt"]})
+    row = {"lang": "sw", "messages": [*turns, {"role": "assistant", "content": "Bibi mpendwa."}]}
+    _, kept, _ = run(tmp_path, {"path": write(tmp_path / "r.jsonl", [row]), "way": "translate", "engine": engine})
+    assert [turn["content"] for turn in kept[0]["prompt_en"]] == [ENGLISH[n]["prompt"] for n in (0, 2, 3)]
+    assert kept[0]["prompt"] == turns and kept[0]["response"] == "Bibi mpendwa."
+    assert [turn["role"] for turn in loads(tmp_path)[0]["reference"]] == ["user", "assistant", "user"]
+
+
+def test_english_rows_carried_into_a_language(tmp_path, engine):
+    path = write(tmp_path / "english.jsonl", ENGLISH)
+    _, kept, _ = run(tmp_path, {"path": path, "way": "translation", "into": "sw", "engine": engine})
+    for row, made, source in zip(kept, SWAHILI, ENGLISH, strict=True):
+        assert (row["lang"], row["prompt"], row["response"]) == ("sw", made["prompt"], made["response"])
+        assert (row["prompt_en"], row["response_en"]) == (source["prompt"], source["response"])
+    loads(tmp_path)
+
+
+@pytest.mark.parametrize("answers", ["row", "reference"])
+def test_answers_of_a_teacher(answers, tmp_path, engine, monkeypatch):
+    from cctuning.pairing import ways
+    from cctuning.pairing.translation import Answer
+
+    class Teacher:
+        """Stands for the endpoint, whose client has tests of its own."""
+
+        @classmethod
+        def open(cls, options, cache_dir, where):
+            assert options == {"base_url": "http://localhost/v1", "model": "m"}
+            return cls()
+
+        def complete(self, conversations):
+            known = {row["prompt"]: row["response"] for row in (*SWAHILI, *ENGLISH)}
+            for (turn,) in conversations:
+                asked = turn["content"]
+                yield Answer(known[asked]) if asked[0] not in "TN" else Answer(None, "cut off")
+
+        def usage(self):
+            return {"requests": 4}
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(ways, "ChatClient", Teacher)
+    source = {
+        "path": write(tmp_path / "r.jsonl", [{**row, "response": "zamani"} for row in paired()]),
+        "way": "distillation",
+        "teacher": {"base_url": "http://localhost/v1", "model": "m"},
+        "answers": answers,
+        "engine": engine,
+    }
+    card, kept, rejects = run(tmp_path, source)
+    assert [row["response"] for row in kept] == [SWAHILI[n]["response"] for n in (0, 2, 3)]
+    assert [reject["reason"] for reject in rejects] == ["teacher"]
+    if answers == "reference":
+        assert [row["response_en"] for row in kept] == [ENGLISH[n]["response"] for n in (0, 2, 3)]
+    assert "teacher m" in card["sources"][0]["engines"]
+
+
+def test_an_engine_that_is_missing_is_asked_for(tmp_path, rows):
+    with pytest.raises(UserError, match="engine: missing; translate needs one"):
+        run(tmp_path, {"path": rows, "way": "translate"})
