@@ -9,7 +9,7 @@ import pytest
 from cctuning.cli import main
 from cctuning.lab.base import BaseConfig, build_base
 from cctuning.lab.cldr import build_world
-from cctuning.lab.scoring import score
+from cctuning.lab.tuning import right
 from cctuning.lab.worlds import majority
 from cctuning.model.loading import load
 from tests.evaluation.data import write
@@ -20,13 +20,12 @@ def test_the_demos_base_in_its_own_world(tmp_path):
     world = build_world()
     base = build_base(world, tmp_path / "cache", BaseConfig(), progress=False)
     expected = {}
-    loaded = load(str(base))
+    flags = right(load(str(base)), world, "test")
     for lang in ("en", "ru"):
         items = world.items(lang, "test")
         rows = [{"id": i, "prompt": one.prompt, "answer": one.answer.strip()} for i, one in enumerate(items)]
         write(tmp_path / "data" / "paper" / "MKQA" / f"{lang}.jsonl.gz", rows)
-        flags = score(loaded.model, loaded.tokenizer, items)
-        expected[lang] = sum(flags) / len(flags)
+        expected[lang] = sum(flags[lang]) / len(items)
     out = tmp_path / "out"
     argv = ["evaluate", str(base), "--suite", "paper", "--data", str(tmp_path / "data"), "--output", str(out)]
     assert main(argv) == 0

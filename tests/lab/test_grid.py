@@ -44,6 +44,9 @@ def test_every_recipe_end_to_end_and_again_from_an_empty_cache(toy, tmp_path):
     assert found["differences"]["cc - vanilla"]["x"]["n"] == 2
     for way in ("bypass", "live"):
         assert way in found["recipes"]["cc"]
+    # References are read too; what starts from vanilla has vanilla's tokens in it.
+    tokens = {name: entry["tokens"] for name, entry in found["recipes"].items()}
+    assert 0 < tokens["vanilla"] < tokens["cc"] < tokens["transform-only"]
     assert found["recipes"]["cc-no-transform"]["x"] >= 0 and "unfit" in found
     page = (tmp_path / "one" / "toy" / "table.md").read_text()
     assert "`cc-adaptive`" in page and "cc - vanilla" in page

@@ -18,13 +18,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cctuning.connection import ConnectionConfig
 from cctuning.lab.base import BaseConfig, build_base, fingerprint
 from cctuning.lab.recipes import RECIPES, Recipe
 from cctuning.lab.setups import SETUPS
-from cctuning.lab.worlds import ENGLISH, World
+from cctuning.lab.tuning import options, right
+from cctuning.lab.worlds import World
 from cctuning.model.adapter import write_atomically
+from cctuning.model.loading import Loaded, load
+from cctuning.training.run import train as start
 
-FORMAT = 1  # part of every key: raise it when a record of the same options would differ
+FORMAT = 2  # part of every key: raise it when a record of the same options would differ
 
 
 @dataclass(frozen=True)
@@ -105,83 +109,40 @@ def key(cell: Cell, world: World, config: BaseConfig, after: Mapping[str, Any] |
         "recipe": [recipe.method, recipe.trainer, recipe.after] if recipe else None,
         "after": dict(after or {}),
         "cell": [cell.split, cell.seed, dict(cell.settings)],
-        "defaults": _defaults(),
+        "defaults": ConnectionConfig().to_dict(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
-def _defaults() -> dict[str, Any]:
-    from cctuning.connection import ConnectionConfig
-
-    return ConnectionConfig().to_dict()
-
-
 def _compute(cell: Cell, world: World, base: Path, scratch: Path, after: Mapping[str, Any] | None) -> dict[str, Any]:
-    from cctuning.model.loading import load
-
     if cell.recipe == "base":
-        return {"right": {"student": right(load(str(base)), world, cell.split)}}
-    recipe = RECIPES[cell.recipe]
-    start = base
+        return {"right": {"student": flags_of(load(str(base)), world, cell.split)}}
+    recipe, place, tokens = RECIPES[cell.recipe], base, 0
     if recipe.after:
-        first = RECIPES[recipe.after]
-        train(start, world, first, after or {}, scratch / "first", cell.seed)
-        start = scratch / "first" / "model"
-    seen = train(start, world, recipe, cell.settings, scratch / "run", cell.seed)
+        tokens = train(place, world, RECIPES[recipe.after], after or {}, scratch / "first", cell.seed)
+        place = scratch / "first" / "model"
+    tokens += train(place, world, recipe, cell.settings, scratch / "run", cell.seed)
     loaded = load(str(scratch / "run"))
-    record: dict[str, Any] = {"tokens": seen, "right": {}}
-    record["right"]["student"] = right(loaded, world, cell.split)
+    flags = {"student": flags_of(loaded, world, cell.split)}
     if loaded.connected is not None:
-        record["right"]["bypass"] = right(loaded, world, cell.split, bypass=True)
-        record["right"]["live"] = right(loaded, world, cell.split, live=True)
-    return record
+        flags["bypass"] = flags_of(loaded, world, cell.split, bypass=True)
+        flags["live"] = flags_of(loaded, world, cell.split, live=True)
+    return {"tokens": tokens, "right": flags}
 
 
 def train(base: Path, world: World, recipe: Recipe, settings: Mapping[str, Any], run: Path, seed: int) -> int:
-    """Train as `cctuning train` would, into `run`; how many tokens were read, passes of references included."""
-    from cctuning.connection import ConnectionConfig
-    from cctuning.training import CCConfig
-    from cctuning.training.options import RunOptions
-    from cctuning.training.run import train as start
-
-    options: dict[str, Any] = {**recipe.method, **settings}
-    of_trainer = ("learning_rate", "num_train_epochs", "connection_lr_scale", "base_decay")
-    arguments: dict[str, Any] = {name: options.pop(name) for name in of_trainer if name in options}
+    """Train as `cctuning train` would, into `run`; how many tokens were read, those of references included."""
     rows = run.parent / f"{run.name}.jsonl"
     rows.write_text(
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in recipe.rows(world)), encoding="utf-8"
     )
-    args = CCConfig(
-        str(run),
-        per_device_train_batch_size=32,
-        lr_scheduler_type="cosine",
-        warmup_steps=10,
-        max_length=64,
-        activation_checkpointing=False,
-        logging_steps=0.5,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=seed,
-        **arguments,
-    )
-    trainer = start(RunOptions(model=str(base), data=[str(rows)], **recipe.trainer), ConnectionConfig(**options), args)
-    return int(trainer.state.num_input_tokens_seen)
+    chosen, connection, args = options(base, rows, run, {**recipe.method, **settings}, seed, **recipe.trainer)
+    args.disable_tqdm = True
+    trainer = start(chosen, connection, args)
+    return int(max(entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry))
 
 
-def right(loaded: Any, world: World, split: str, bypass: bool = False, live: bool = False) -> dict[str, str]:
-    """Per language, a `1` or `0` a question: whether the greedy answer is exactly the right one.
-
-    Args:
-        bypass: without the connection's transform. live: handed the English question, over the live connection.
-    """
-    from cctuning.serving.answering import Answerer
-
-    answerer = Answerer(loaded, chat=False, bypass=bypass, batch_size=256, max_new_tokens=world.answer_tokens + 1)
-    flags = {}
-    for lang in world.languages:
-        items = world.items(lang, split)
-        parallels: Any = [item.prompt_en for item in items] if live and lang != ENGLISH else None
-        given = answerer([item.prompt for item in items], parallels)
-        flags[lang] = "".join("01"[answer == item.answer] for answer, item in zip(given, items, strict=True))
-    return flags
+def flags_of(loaded: Loaded, world: World, split: str, **how: bool) -> dict[str, str]:
+    """`right` with a `1` or `0` a question, as records keep it."""
+    found = right(loaded, world, split, **how)
+    return {lang: "".join("01"[one] for one in flags) for lang, flags in found.items()}

@@ -24,18 +24,15 @@ from rich.table import Table
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cctuning.connection import ConnectionConfig
 from cctuning.evaluation.statistics import clustered_bootstrap
 from cctuning.lab.base import BaseConfig, build_base
 from cctuning.lab.cldr import World, build_world
 from cctuning.lab.scoring import wilson
+from cctuning.lab.tuning import options, right
 from cctuning.lab.worlds import ENGLISH, majority, rows
 from cctuning.model.adapter import write_atomically
 from cctuning.model.loading import RUN_FILE, Loaded, load
-from cctuning.serving.answering import Answerer
 from cctuning.serving.exporting import export
-from cctuning.training import CCConfig
-from cctuning.training.options import RunOptions
 from cctuning.training.run import resolved, train
 
 # Best of eight settings each on the dev split, by the same search: bench/demo_search.py, docs/demo.md.
@@ -52,26 +49,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "cc": {"align_weight": 2.0, "learning_rate": 3e-4, "num_train_epochs": 8},
 }
-
-
-def options(base: Path, rows: Path, run: Path, recipe: dict[str, Any], seed: int) -> tuple[Any, Any, Any]:
-    """The options of one recipe, as `cctuning train` would parse them."""
-    method = dict(recipe)
-    args = CCConfig(
-        str(run),
-        learning_rate=method.pop("learning_rate"),
-        num_train_epochs=method.pop("num_train_epochs"),
-        per_device_train_batch_size=32,
-        lr_scheduler_type="cosine",
-        warmup_steps=10,
-        max_length=64,
-        activation_checkpointing=False,
-        logging_steps=0.5,
-        save_strategy="no",
-        report_to="none",
-        seed=seed,
-    )
-    return RunOptions(model=str(base), data=[str(rows)]), ConnectionConfig(**method), args
 
 
 def fine_tune(base: Path, rows: Path, run: Path, recipe: dict[str, Any], seed: int) -> None:
@@ -91,22 +68,6 @@ def write_rows(world: World, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(world, "sft")))
     return path
-
-
-def right(loaded: Loaded, world: World, split: str, bypass: bool = False, live: bool = False) -> dict[str, list[bool]]:
-    """Per language, which items of `split` the model answers exactly right.
-
-    Args:
-        bypass: without the connection's transform. live: handed the English question, over the live connection.
-    """
-    answerer = Answerer(loaded, chat=False, bypass=bypass, batch_size=128, max_new_tokens=2)
-    parallels: list[Any] = [item.prompt for item in world.items(ENGLISH, split)]
-    flags = {}
-    for lang in world.languages:
-        items = world.items(lang, split)
-        given = answerer([item.prompt for item in items], parallels if live and lang != ENGLISH else None)
-        flags[lang] = [answer == item.answer for answer, item in zip(given, items, strict=True)]
-    return flags
 
 
 def run_demo(

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from cctuning.lab.cells import Cell, run
 from cctuning.lab.recipes import RECIPES
 from cctuning.lab.worlds import ENGLISH
+from cctuning.workers import leave_with
 
 Record = dict[str, Any]
 SLACK = 1.0  # point of English that a setting may cost and still be chosen
@@ -40,7 +41,7 @@ def run_cells(cells: Sequence[Cell], folder: Path, chosen: Chosen, workers: int 
         workers or os.cpu_count(),
         mp_context=get_context("spawn"),
         initializer=_worker,
-        initargs=(str(folder / "log"),),
+        initargs=(str(folder / "log"), os.getpid()),
     )
     with pool, tqdm(total=len(cells), unit="cell", desc="Lab") as bar:
         futures = {pool.submit(run, cell, folder, after(cell, chosen)): cell for cell in cells}
@@ -56,8 +57,9 @@ def run_cells(cells: Sequence[Cell], folder: Path, chosen: Chosen, workers: int 
     return [records[cell] for cell in cells]
 
 
-def _worker(log: str) -> None:
+def _worker(log: str, parent: int) -> None:
     """One thread, no hub, and the libraries' words in a file: the parent's bar is what a person watches."""
+    leave_with(parent)
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
     handle = os.open(f"{log}/worker-{os.getpid()}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)

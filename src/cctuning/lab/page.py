@@ -69,7 +69,7 @@ def page(
         *pictures,
         *[f"Unfit for conclusions: {note}.\n" for note in summary["unfit"]],
         "x: mean of the languages but English. bypass: without the transform. live: with the English question at "
-        "hand. s: seconds a cell, training and scoring.",
+        "hand. k tokens: thousands read in training, references included (forward only). s: seconds a cell.",
         "",
         "<details><summary>Every setting tried on the dev split</summary>",
         "",

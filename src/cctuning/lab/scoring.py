@@ -7,15 +7,8 @@ and for a difference of two models the paired bootstrap of `cctuning.evaluation.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-
-from cctuning.lab.worlds import Item
-
-Generate = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -26,52 +19,6 @@ class Share:
     low: float
     high: float
     items: int
-
-
-@torch.no_grad()
-def answer(
-    model: Any, tokenizer: Any, prompts: Sequence[str], batch_size: int = 256, max_new_tokens: int = 2
-) -> list[str]:
-    """Greedy completions up to the end-of-text token, stripped.
-
-    Args:
-        model: anything with `generate(input_ids=, attention_mask=, ...)` as `transformers` has it.
-        tokenizer: with a pad and an end-of-text token; its padding side is left as it was.
-        max_new_tokens: 2 is a name and the end of text: a model that goes on after the name has not answered.
-    """
-    device = next(model.parameters()).device
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # like lengths together: less padding
-    answers = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = tokenizer(
-            [prompts[index] for index in chosen],
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
-            return_tensors="pt",
-        ).to(device)
-        output = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        completions = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        for index, completion in zip(chosen, completions, strict=True):
-            answers[index] = completion.strip()
-    return answers
-
-
-def score(model: Any, tokenizer: Any, items: Sequence[Item], batch_size: int = 256) -> list[bool]:
-    """Per item, whether the model's greedy answer is exactly the right one."""
-    was_training = model.training
-    model.eval()
-    answers = answer(model, tokenizer, [item.prompt for item in items], batch_size)
-    model.train(was_training)
-    return [given == item.answer for given, item in zip(answers, items, strict=True)]
 
 
 def wilson(flags: Sequence[bool]) -> Share:

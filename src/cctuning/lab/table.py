@@ -78,6 +78,7 @@ def summarise(world: World, results: Results) -> dict[str, Any]:
                 lang: _mean([share(one, lang, way_of(recipe)) for one in records]) for lang in world.languages
             },
             "seconds": _mean([one["seconds"] for one in records]),
+            "tokens": _mean([one.get("tokens", 0) for one in records]),
         }
         if recipe in RECIPES:
             entry["settings"] = records[0]["cell"]["settings"]
@@ -120,15 +121,16 @@ def markdown(setup: str, summary: Mapping[str, Any]) -> str:
         "",
         "| recipe | "
         + " | ".join(f"{languages[lang][0]} ({languages[lang][1]})" for lang in shown)
-        + " | **x** | English | bypass | live | s | settings |",
-        "| --- |" + " --- |" * (len(shown) + 6),
+        + " | **x** | English | bypass | live | k tokens | s | settings |",
+        "| --- |" + " --- |" * (len(shown) + 7),
     ]
     for recipe, entry in summary["recipes"].items():
         cells = [f"{entry['languages'][lang]:.1f}" for lang in shown]
         cells += [f"**{entry['x']:.1f}**", f"{entry['english']:.1f}"]
         cells += [f"{entry[way]:.1f}" if way in entry else "" for way in ("bypass", "live")]
+        read = f"{entry['tokens'] / 1000:.0f}" if entry["tokens"] else ""
         settings = ", ".join(f"{name} {value}" for name, value in entry.get("settings", {}).items())
-        lines.append(f"| `{recipe}` | " + " | ".join([*cells, f"{entry['seconds']:.0f}", settings]) + " |")
+        lines.append(f"| `{recipe}` | " + " | ".join([*cells, read, f"{entry['seconds']:.0f}", settings]) + " |")
     if summary["differences"]:
         lines += [
             "",

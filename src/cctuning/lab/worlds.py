@@ -9,7 +9,7 @@ in every language, and no answer is spelled as in English unless a world is aske
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -109,6 +109,3 @@ def chance(world: World, split: str = "test") -> float:
 def others(world: World) -> Sequence[str]:
     """The languages but English."""
     return [lang for lang in world.languages if lang != ENGLISH]
-
-
-Builder = Callable[..., World]

@@ -89,21 +89,21 @@ def write_rows(folder: Path, lines: Iterable[bytes], shard_rows: int) -> dict[st
         return {ROWS: digest(folder / ROWS)}
     prints: dict[str, str] = {}
     (folder / "rows").mkdir()
-    file_: IO[bytes] | None = None
+    shard: gzip.GzipFile | None = None
     try:
         for number, text in enumerate(lines):
             if number % shard_rows == 0:
-                if file_ is not None:
-                    file_.close()
+                if shard is not None:
+                    shard.close()
                 name = f"rows/rows-{number // shard_rows:05}.jsonl.gz"
                 # Without a time in it, so that the same rows make the same file.
-                file_ = gzip.GzipFile(folder / name, "wb", compresslevel=6, mtime=0)  # type: ignore[assignment]
+                shard = gzip.GzipFile(folder / name, "wb", compresslevel=6, mtime=0)
                 prints[name] = ""
-            assert file_ is not None
-            file_.write(text)
+            assert shard is not None
+            shard.write(text)
     finally:
-        if file_ is not None:
-            file_.close()
+        if shard is not None:
+            shard.close()
     return {name: digest(folder / name) for name in prints}
 
 

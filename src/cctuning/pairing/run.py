@@ -10,8 +10,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
-import time
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -34,6 +32,7 @@ from cctuning.pairing.languages import canonical
 from cctuning.pairing.ledger import Ledger
 from cctuning.pairing.options import Checks, PairOptions, PairSource
 from cctuning.pairing.ways import Account, Ways
+from cctuning.workers import leave_with
 
 CHUNK = 500  # rows a worker gets at once
 SPOOL = "rows.spool"
@@ -45,15 +44,8 @@ _inspector: Inspector | None = None  # a worker process's own
 def _become_worker(inspector: Inspector, parent: int) -> None:
     global _inspector
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    leave_with(parent)
     _inspector = inspector
-
-
-def _leave_with(parent: int) -> None:
-    """A parent that is killed says nothing, and a forked worker would wait for it forever."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
 
 
 def _inspect(rows: list[Candidate]) -> list[Verdict]:

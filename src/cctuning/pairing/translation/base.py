@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from cctuning.data.rows import nearest
 from cctuning.errors import UserError
@@ -103,10 +103,13 @@ class SegmentOptions:
     protect_numbers: bool = field(default=False, metadata={"help": "Also keep numbers as they are, digit by digit."})
 
 
-O = TypeVar("O")  # noqa: E741 - an options dataclass
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
-def read_options(cls: type[O], options: Mapping[str, Any], where: str) -> O:
+def read_options(cls: type[T], options: Mapping[str, Any], where: str) -> T:
     """Build an options dataclass from what a recipe holds.
 
     Field metadata: `help`, `choices` (allowed values), `least` (smallest number).
@@ -114,7 +117,7 @@ def read_options(cls: type[O], options: Mapping[str, Any], where: str) -> O:
     Raises:
         UserError: an unknown name, one that is missing, or a value of the wrong type or out of range.
     """
-    known = {option.name: option for option in fields(cls)}  # type: ignore[arg-type]
+    known = {option.name: option for option in fields(cls)}
     hints = typing.get_type_hints(cls)
     for name, value in options.items():
         if name not in known:
