@@ -231,7 +231,9 @@ class CCTrainer(SFTTrainer):
                 if mean == mean:  # NaN: no row of this batch connects, on any rank
                     metrics[f"decision_layer_{layer:02d}"].append(mean)
         if mode == "train":
-            tokens = inputs["attention_mask"].sum() + inputs["reference_attention_mask"].sum()
+            tokens = inputs["attention_mask"].sum()
+            if self.connected.config.connection != "none":  # plain SFT is handed the references and reads none
+                tokens = tokens + inputs["reference_attention_mask"].sum()
             self._total_train_tokens += gather(tokens).sum().item()
             metrics["num_tokens"] = [self._total_train_tokens]
 
