@@ -146,13 +146,18 @@ def _open_file(path: Path) -> Records:
     kind = _format(path)
     if kind is None:
         raise UserError(f"{path}: unknown format; expected a name ending in {', '.join(SUFFIXES)} (text also in .gz).")
-    with path.open("rb") as file:
-        fingerprints = {str(path): "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()}
+    fingerprints = {str(path): fingerprint(path)}
     if kind == ".parquet":
         return _parquet(path, fingerprints)
     if kind in (".csv", ".tsv"):
         return _csv(path, "\t" if kind == ".tsv" else ",", fingerprints)
     return Records(None, lambda wanted: _json(path), fingerprints)
+
+
+def fingerprint(path: Path) -> str:
+    """`sha256:` and the hash of a file's bytes."""
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import gzip
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from cctuning.data.rows import fingerprint
 from cctuning.errors import UserError
 
 CARD, TABLE, ROWS, REJECTS = "card.json", "card.md", "rows.jsonl", "rejects.jsonl"
@@ -86,7 +86,7 @@ def write_rows(folder: Path, lines: Iterable[bytes], shard_rows: int) -> dict[st
     if not shard_rows:
         with (folder / ROWS).open("wb") as file:
             file.writelines(lines)
-        return {ROWS: digest(folder / ROWS)}
+        return {ROWS: fingerprint(folder / ROWS)}
     prints: dict[str, str] = {}
     (folder / "rows").mkdir()
     shard: gzip.GzipFile | None = None
@@ -104,13 +104,7 @@ def write_rows(folder: Path, lines: Iterable[bytes], shard_rows: int) -> dict[st
     finally:
         if shard is not None:
             shard.close()
-    return {name: digest(folder / name) for name in prints}
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    return {name: fingerprint(folder / name) for name in prints}
 
 
 def json_at(file: IO[bytes], offset: int) -> Any:

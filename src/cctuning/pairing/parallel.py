@@ -7,7 +7,6 @@ machine or unfold without end.
 from __future__ import annotations
 
 import gzip
-import hashlib
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import IO
 from xml.etree import ElementTree
 from xml.parsers import expat
 
+from cctuning.data.rows import fingerprint
 from cctuning.errors import UserError
 from cctuning.pairing.candidates import Candidate, Problem, Rejected
 from cctuning.pairing.languages import base, canonical
@@ -28,15 +28,14 @@ def is_tmx(path: str) -> bool:
     return path.lower().removesuffix(".gz").endswith(".tmx")
 
 
-def fingerprint(path: Path) -> str:
-    """sha256 of a file.
+def known(path: Path) -> str:
+    """The fingerprint of a file.
 
     Raises:
         UserError: there is no such file.
     """
     try:
-        with path.open("rb") as file:
-            return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+        return fingerprint(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; name a file.") from None
 

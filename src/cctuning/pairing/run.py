@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cctuning.data.rows import fingerprint
 from cctuning.errors import UserError
 from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
@@ -128,7 +129,7 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
         with (folder / SPOOL).open("rb") as spool:
             prints = output.write_rows(folder, _lines(spool, run.ledger, order), options.shard_rows)
         (folder / SPOOL).unlink()
-        prints[output.REJECTS] = output.digest(folder / output.REJECTS)
+        prints[output.REJECTS] = fingerprint(folder / output.REJECTS)
         card = make_card(run, order, checks, benchmarks, prints)
         output.write_card(folder, card, markdown(card))
     if not len(order):

@@ -99,7 +99,7 @@ class Ways:
     def _plain(self, number: int, account: Account) -> Iterator[Outcome]:
         source = account.source
         path = Path(os.path.expandvars(source.path)).expanduser()
-        account.fingerprints[str(path)] = parallel.fingerprint(path)
+        account.fingerprints[str(path)] = parallel.known(path)
         lang = canonical(source.lang) if source.lang else None
         if parallel.is_tmx(source.path):
             rows = parallel.tmx(path, lang, self.language, number)
@@ -109,7 +109,7 @@ class Ways:
                     f"{source.path}: plain text needs english:, the file of the other side, and lang:, its language."
                 )
             english = Path(os.path.expandvars(source.english["path"])).expanduser()
-            account.fingerprints[str(english)] = parallel.fingerprint(english)
+            account.fingerprints[str(english)] = parallel.known(english)
             rows = parallel.moses(path, english, lang, number)
         for count, row in enumerate(rows, 1):
             yield row
