@@ -129,7 +129,7 @@ RECIPES: dict[str, Recipe] = {
     "cc-adaptive": Recipe("the paper's code's connection", {"connection": "adaptive"}, _EPOCHS),
     "cc-both-passes": Recipe("cc with both passes a row", {"paths": "both"}, _EPOCHS),
     "cc-fused-only": Recipe("the literal recipe: the fused pass alone", {"paths": "fused"}, _EPOCHS),
-    "cc-fused-only+replay": Recipe("the fused pass alone and English rehearsed", {"paths": "fused"}, _REPLAY, replayed),
+    "cc-fused-only+replay": Recipe("the fused pass, English rehearsed", {"paths": "fused"}, _REPLAY, replayed),
     "more-steps": Recipe("joint SFT for longer", PLAIN, _LONGER),
     "capacity": Recipe("cc's transform, no English signal", {"paths": "student", "align_weight": 0.0}, _EPOCHS),
     "wrong-english": Recipe("cc with another row's English", {}, _EPOCHS, mispaired),
