@@ -135,3 +135,13 @@ def test_a_run_that_is_stopped_leaves_nothing_half_written(number, leaves, tmp_p
     else:  # the next run to the same place is not held up by what was left
         run(tmp_path, {"path": write(tmp_path / "p.jsonl", paired()), "way": "given"})
         assert beside(tmp_path) == []
+
+
+def test_pairing_of_files_imports_no_torch() -> None:
+    """Every process holds what it imports: torch, datasets and their like are 200 MB each time."""
+    heavy = ("torch", "transformers", "datasets", "pyarrow", "pandas")
+    code = (
+        f"import sys, cctuning.cli.pair, cctuning.pairing.run; sys.exit(str([n for n in {heavy} if n in sys.modules]))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr
+    assert said.strip() == "[]"

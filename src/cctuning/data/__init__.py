@@ -1,13 +1,20 @@
 """Floor 2: rows in, batches out.
 
 `load_rows` reads, checks and mixes the sources of a recipe; `encode_dataset` makes token ids of the rows;
-`PairedCollator` makes batches of those.
+`PairedCollator` makes batches of those. A name is imported when it is first used: `cctuning pair` works on rows alone
+and need not hold torch in every process.
 """
 
-from cctuning.data.collate import PairedCollator
-from cctuning.data.encode import Encoder, encode_dataset, encode_row
-from cctuning.data.rows import Skipped
-from cctuning.data.sources import LoadReport, Source, SourceReport, load_rows
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cctuning.data.collate import PairedCollator
+    from cctuning.data.encode import Encoder, encode_dataset, encode_row
+    from cctuning.data.rows import Skipped
+    from cctuning.data.sources import LoadReport, Source, SourceReport, load_rows
 
 __all__ = [
     "Encoder",
@@ -20,3 +27,17 @@ __all__ = [
     "encode_row",
     "load_rows",
 ]
+
+_HOMES = {
+    "collate": ("PairedCollator",),
+    "encode": ("Encoder", "encode_dataset", "encode_row"),
+    "rows": ("Skipped",),
+    "sources": ("LoadReport", "Source", "SourceReport", "load_rows"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"cctuning.data.{home}"), name)
+    raise AttributeError(f"module 'cctuning.data' has no attribute {name!r}")

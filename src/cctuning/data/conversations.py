@@ -91,6 +91,9 @@ class Layout:
         return {part: name for part, name in values.items() if name is not None}
 
 
+PARTS = tuple(part.name for part in fields(Layout))
+
+
 def parse(
     record: Mapping[str, Any], layout: Layout, origin: str, *, found: Sequence[str], lang: str | None, language: str
 ) -> Row:

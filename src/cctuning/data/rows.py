@@ -5,7 +5,8 @@ response, language and the reference, the parallel of the prompt in the referenc
 the one into the other.
 
 JSON lines and CSV are read here and not by a library, because an error is only of use with the line it happened on.
-Nothing is held but the record at hand.
+Nothing is held but the record at hand. Arrow and datasets are imported by the readers that need them: with torch,
+which datasets brings, they are 200 MB that a pairing of text files can do without.
 """
 
 from __future__ import annotations
@@ -23,13 +24,12 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cctuning.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
 Text = str | list[Message]
@@ -260,6 +260,9 @@ def _csv(path: Path, delimiter: str, fingerprints: dict[str, str]) -> Records:
 
 
 def _parquet(path: Path, fingerprints: dict[str, str]) -> Records:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         columns = pq.read_schema(path).names
     except (pa.ArrowException, OSError) as error:
@@ -289,6 +292,9 @@ def _of_dataset(dataset: datasets.Dataset, label: str, fingerprints: dict[str, s
 
 
 def _saved(path: Path, split: str) -> Records:
+    import datasets
+    import pyarrow as pa
+
     try:
         dataset = datasets.load_from_disk(str(path))
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -298,11 +304,12 @@ def _saved(path: Path, split: str) -> Records:
             raise UserError(f"{path}: no split {split!r}; it has {', '.join(dataset)}.{nearest(split, list(dataset))}")
         dataset = dataset[split]
     files = [Path(file["filename"]) for file in dataset.cache_files]
-    prints = {str(file): "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    return _of_dataset(dataset, f"{path}[{split}]", prints)
+    return _of_dataset(dataset, f"{path}[{split}]", {str(file): fingerprint(file) for file in files})
 
 
 def _hub(path: str, name: str | None, split: str) -> Records:
+    import datasets
+
     try:
         dataset = datasets.load_dataset(path, name, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cctuning.data.conversations import Layout, check_columns, missing_reference, parse
+from cctuning.data.conversations import PARTS, Layout, check_columns, missing_reference, parse
 from cctuning.data.rows import CHUNK, BadRow, Records, Row, Skipped, Text, nearest, open_records
 from cctuning.errors import UserError
 
@@ -34,7 +34,6 @@ READ = pa.schema(
     [(name, pa.string()) for name in ("prompt", "response", "lang", "reference", "origin")]
     + [("prompt_messages", MESSAGES), ("reference_messages", MESSAGES)]
 )
-PARTS = tuple(part.name for part in fields(Layout))
 
 
 @dataclass

@@ -113,7 +113,9 @@ def _family(code: str) -> frozenset[Language]:
 
 def load(code: str, other: str) -> None:
     """Load the models that texts of `code` are held against, so that processes forked after this share them."""
-    LanguageDetectorBuilder.from_languages(*_rivals(code, other)).with_preloaded_language_models().build()
+    for one, two in ((code, other), (other, code)):
+        for detector in _detectors(one, two):
+            detector.compute_language_confidence_values("a text that loads them")
 
 
 @cache

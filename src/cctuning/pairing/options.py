@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from cctuning.data.conversations import PARTS
 from cctuning.data.rows import nearest
-from cctuning.data.sources import PARTS
 from cctuning.errors import UserError
 from cctuning.pairing.languages import canonical, is_code
 

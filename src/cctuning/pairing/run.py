@@ -7,6 +7,7 @@ chunks are under way at once, so that a slow check holds up the reading and memo
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -145,6 +146,7 @@ def _pool(workers: int, inspector: Inspector, langs: Collection[str]) -> _Alone 
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(workers, context, _become_worker, (inspector, os.getpid()))
     inspector.load(langs)
+    gc.freeze()
     pool.submit(_inspect, []).result()  # forks all of them now, before an engine starts threads
     return pool
 

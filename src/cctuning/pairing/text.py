@@ -8,11 +8,10 @@ Burmese), each character is a token: a word segmenter per language would be a de
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
 import zlib
 from collections import Counter
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +34,15 @@ def flat(text: Text) -> str:
     return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
 
 
-@cache
-def _punctuation() -> dict[int, str]:
-    return {place: " " for place in range(sys.maxunicode) if unicodedata.category(chr(place))[0] in "PSZC"}
+class _Spaced(dict[int, str]):
+    """For `str.translate`: all but letters, marks and digits become spaces. Only characters that were met are held."""
+
+    def __missing__(self, place: int) -> str:
+        self[place] = " " if unicodedata.category(chr(place))[0] in "PSZC" else chr(place)
+        return self[place]
+
+
+_SPACED = _Spaced()
 
 
 def ascii_digits(text: str) -> str:
@@ -52,7 +57,7 @@ def plain(text: str) -> str:
 
 def tokens(text: str) -> list[str]:
     """Words without punctuation; characters where words are not spaced."""
-    return TOKEN.findall(ascii_digits(text).casefold().translate(_punctuation()))
+    return TOKEN.findall(ascii_digits(text).casefold().translate(_SPACED))
 
 
 def ngrams(words: list[str], n: int) -> Hashes:
