@@ -1,32 +1,40 @@
-"""Where the connection's defaults stand among their neighbours: one option changed at a time, on a dev split.
+"""Where the connection's defaults stand among their neighbours: one option changed at a time, on dev splits.
 
-    python bench/lab_defaults.py [--lab DIR] [--setup facts] [--base 100]
+    python bench/lab_defaults.py [--lab DIR] [--setup facts] [--bases 100 101 102] [--only PREFIX ...]
 
-Each variant is a cell of the lab: recipe `cc`, learning rate 5e-4, 8 epochs, base_decay 50 unless the variant says
-otherwise. One base, one seed and some 170 questions a language: differences below three points say nothing. Prints a
-table and writes bench/results/lab_defaults.json.
+Each variant is a cell of the lab on each base: recipe `cc+replay` (English rehearsed), learning rate 1e-3, 8 epochs,
+base_decay 25 unless the variant says otherwise. The bases are none that a table reports. Differences are paired over
+bases; with three of them an interval is wide, and it is given. Prints a table, writes bench/results/lab_defaults.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-COMMON = {"learning_rate": 5e-4, "num_train_epochs": 8, "base_decay": 50.0}
+import numpy as np
+
+COMMON = {"learning_rate": 1e-3, "num_train_epochs": 8, "base_decay": 25.0}
 VARIANTS: list[dict[str, Any]] = [
     {},
+    *({"paths": paths} for paths in ("sampled", "both", "student", "fused")),
+    {"paths": "both", "distill_weight": 1.0},
+    {"paths": "sampled", "fused_probability_end": 0.5},
+    {"paths": "sampled", "fused_probability_start": 0.5, "fused_probability_end": 0.5},
     *({"align_weight": weight} for weight in (1.0, 2.0, 10.0, 20.0)),
-    *({"base_decay": decay} for decay in (0.0, 25.0, 75.0, 100.0)),
+    *({"base_decay": decay} for decay in (0.0, 50.0, 75.0)),
     *({"decision_bias": bias} for bias in (-4.0, 0.0, 2.0)),
     *({"alignment": alignment} for alignment in ("mean", "attention")),
-    *({"transform": "low_rank", "transform_rank": rank} for rank in (4, 64)),
+    *({"transform_rank": rank} for rank in (4, 64)),
     {"transform": "none"},
-    *({"paths": paths} for paths in ("both", "student", "fused")),
-    {"fused_probability_end": 0.5},
-    {"fused_probability_start": 0.5},
+    {"transform": "dense"},
+    {"transform": "nonlinear"},
     *({"layers": layers} for layers in ([0, 1], [1, 2], [2, 3])),
+    {"scope": "prompt_end"},
+    {"reference_gradient": True},
     {"identity_weight": 5.0},
     {"connection_lr_scale": 5.0},
 ]
@@ -37,27 +45,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lab", default="lab", help="the lab's directory: bases and cells in it are used")
     parser.add_argument("--setup", default="facts")
-    parser.add_argument("--base", type=int, default=100)
+    parser.add_argument("--bases", type=int, nargs="+", default=[100, 101, 102])
+    parser.add_argument("--only", nargs="*", help="variants that change one of these options, and the defaults")
     parser.add_argument("--result", default="bench/results/lab_defaults.json")
     args = parser.parse_args()
+    from cctuning.evaluation.statistics import t_interval
     from cctuning.lab.cells import Cell
     from cctuning.lab.experiment import circumstances
     from cctuning.lab.grid import english, run_cells, score
 
-    cells = [Cell(args.setup, args.base, "cc", {**COMMON, **variant}) for variant in VARIANTS]
+    chosen = [one for one in VARIANTS if not args.only or not one or set(one) & set(args.only)]
+    cells = [Cell(args.setup, base, "cc+replay", {**COMMON, **one}) for one in chosen for base in args.bases]
     records = run_cells(cells, Path(args.lab), {})
-    found = [
-        {"changed": variant, "x": round(score(record), 1), "english": round(english(record), 1)}
-        for variant, record in zip(VARIANTS, records, strict=True)
-    ]
-    for one in found:
-        named = ", ".join(f"{key} {value}" for key, value in one["changed"].items()) or "(the defaults)"
-        print(f"| {named} | {one['x']} | {one['english']} |")
+    shape = (len(chosen), len(args.bases))
+    x, own = (np.array([measure(record) for record in records]).reshape(shape) for measure in (score, english))
+    found = []
+    print("| changed | x | minus the defaults | English | minus the defaults |\n| --- | --- | --- | --- | --- |")
+    for number, variant in enumerate(chosen):
+        row: dict[str, Any] = {"changed": variant}
+        shown = [", ".join(f"{key} {value}" for key, value in variant.items()) or "(the defaults)"]
+        for name, values in (("x", x), ("english", own)):
+            minus = t_interval((values[number] - values[0]).tolist())
+            mean, by_base = float(values[number].mean()), values[number].tolist()
+            row[name] = {"mean": mean, "by_base": by_base, "minus": asdict(minus)}
+            apart = f"{minus.value:+.1f} ({minus.low:+.1f} to {minus.high:+.1f})" if number else ""
+            shown += [f"{mean:.1f}", apart]
+        found.append(row)
+        print(f"| {' | '.join(shown)} |")
     record = {
         "command": "python bench/lab_defaults.py",
         "setup": args.setup,
-        "base": args.base,
+        "bases": args.bases,
         "split": "dev",
+        "recipe": "cc+replay",
         "common": COMMON,
         "variants": found,
         **circumstances(),

@@ -140,6 +140,26 @@ def test_tmx(tmp_path):
     assert [row["lang"] for row in kept] == ["fr"]
 
 
+@pytest.mark.parametrize("kept", [0.5, None])
+def test_a_damaged_archive_is_one_line(kept, tmp_path):
+    """Half of a gzip file, and a file that only calls itself one."""
+
+    def spoiled(name, text):
+        whole = gzip.compress(text.encode())
+        (tmp_path / name).write_bytes(whole[: int(len(whole) * kept)] if kept else b"no archive")
+        return str(tmp_path / name)
+
+    text = "".join(f"Habari namba {number}.\n" for number in range(5000))
+    (tmp_path / "t.en").write_text(text, encoding="utf-8")
+    plain = {"path": spoiled("t.sw.gz", text), "way": "parallel", "lang": "sw"}
+    with pytest.raises(UserError, match=r"t.sw.gz:\d+: cannot be read on from here"):
+        run(tmp_path, {**plain, "english": {"path": str(tmp_path / "t.en")}})
+    units = "<tu><tuv xml:lang='en'><seg>One.</seg></tuv><tuv xml:lang='sw'><seg>Moja.</seg></tuv></tu>" * 5000
+    tmx = spoiled("m.tmx.gz", f"<tmx><body>{units}</body></tmx>")
+    with pytest.raises(UserError, match="not a TMX that can be read"):
+        run(tmp_path, {"path": tmx, "way": "parallel"})
+
+
 @pytest.mark.parametrize("entity", [' [<!ENTITY x SYSTEM "file:///etc/hostname">]', ' [<!ENTITY x "ha">]'])
 def test_tmx_with_entities_is_refused(entity, tmp_path):
     (tmp_path / "m.tmx").write_text((TMX % entity).replace("sleeps", "&x;"), encoding="utf-8")

@@ -160,8 +160,12 @@ def fingerprint(path: Path) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines, split at line feeds alone: U+2028 may stand inside a JSON string."""
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines, split at line feeds alone: U+2028 may stand inside a JSON string.
+
+    Raises:
+        UserError: the file is in UTF-16, or cannot be read to its end.
+    """
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
@@ -179,7 +183,7 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
 
 def _json(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
     first = True
-    for number, raw in _lines(path):
+    for number, raw in numbered_lines(path):
         origin = f"{path}:{number}"
         if not raw.strip():
             continue
@@ -203,7 +207,7 @@ def _json(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
 def _json_array(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
     """One array of objects, the form Alpaca and ShareGPT are published in. The text is held, the objects are not."""
     lines = []
-    for number, raw in _lines(path):
+    for number, raw in numbered_lines(path):
         try:
             lines.append(raw.decode())
         except UnicodeDecodeError as error:
@@ -232,7 +236,7 @@ def _csv(path: Path, delimiter: str, fingerprints: dict[str, str]) -> Records:
 
     def table() -> Iterator[tuple[int, list[str]]]:
         # A byte that is no UTF-8 becomes a surrogate and is reported by the row that has it: commas still separate.
-        text = (line.decode(errors="surrogateescape") for _, line in _lines(path))
+        text = (line.decode(errors="surrogateescape") for _, line in numbered_lines(path))
         reader, start = csv.reader(text, delimiter=delimiter, strict=True), 1
         try:
             for cells in reader:

@@ -18,17 +18,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cctuning.connection import ConnectionConfig
 from cctuning.lab.base import BaseConfig, build_base, fingerprint
 from cctuning.lab.recipes import RECIPES, Recipe
 from cctuning.lab.setups import SETUPS
-from cctuning.lab.tuning import options, right
+from cctuning.lab.tuning import OF_TRAINER, connection, options, right
 from cctuning.lab.worlds import World
 from cctuning.model.adapter import write_atomically
 from cctuning.model.loading import Loaded, load
 from cctuning.training.run import train as start
 
-FORMAT = 2  # part of every key: raise it when a record of the same options would differ
+FORMAT = 3  # part of every key: raise it when a record of the same options would differ
 
 
 @dataclass(frozen=True)
@@ -106,12 +105,18 @@ def key(cell: Cell, world: World, config: BaseConfig, after: Mapping[str, Any] |
         "format": FORMAT,
         "base": fingerprint(world, config),
         "rows": recipe.rows(world) if recipe else None,
-        "recipe": [recipe.method, recipe.trainer, recipe.after] if recipe else None,
-        "after": dict(after or {}),
-        "cell": [cell.split, cell.seed, dict(cell.settings)],
-        "defaults": ConnectionConfig().to_dict(),
+        "recipe": _decides(recipe, cell.settings) if recipe else None,
+        "after": _decides(RECIPES[recipe.after], after or {}) if recipe and recipe.after else None,
+        "cell": [cell.split, cell.seed],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def _decides(recipe: Recipe, settings: Mapping[str, Any]) -> list[Any]:
+    """What a recipe comes to: two that resolve to the same options are one cell, also when a default has moved."""
+    chosen = {**recipe.method, **settings}
+    trainer = {name: value for name, value in chosen.items() if name in OF_TRAINER}
+    return [connection(chosen).to_dict(), trainer, recipe.trainer]
 
 
 def _compute(cell: Cell, world: World, base: Path, scratch: Path, after: Mapping[str, Any] | None) -> dict[str, Any]:

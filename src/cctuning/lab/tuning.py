@@ -24,7 +24,6 @@ def options(
     Args:
         method: options of the connection, and those of `OF_TRAINER`. trained: further ones of `RunOptions`.
     """
-    ours = {name: value for name, value in method.items() if name not in OF_TRAINER}
     args = CCConfig(
         str(run),
         per_device_train_batch_size=32,
@@ -38,7 +37,12 @@ def options(
         seed=seed,
         **{name: value for name, value in method.items() if name in OF_TRAINER},
     )
-    return RunOptions(model=str(base), data=[str(rows)], **trained), ConnectionConfig(**ours), args
+    return RunOptions(model=str(base), data=[str(rows)], **trained), connection(method), args
+
+
+def connection(method: Mapping[str, Any]) -> ConnectionConfig:
+    """The connection that `method` asks for, its defaults filled in."""
+    return ConnectionConfig(**{name: value for name, value in method.items() if name not in OF_TRAINER})
 
 
 def right(loaded: Loaded, world: World, split: str, bypass: bool = False, live: bool = False) -> dict[str, list[bool]]:

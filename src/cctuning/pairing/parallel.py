@@ -7,6 +7,7 @@ machine or unfold without end.
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import IO
 from xml.etree import ElementTree
 from xml.parsers import expat
 
-from cctuning.data.rows import fingerprint
+from cctuning.data.rows import fingerprint, numbered_lines
 from cctuning.errors import UserError
 from cctuning.pairing.candidates import Candidate, Problem, Rejected
 from cctuning.pairing.languages import base, canonical
@@ -46,18 +47,18 @@ def moses(path: Path, english: Path, lang: str, number: int) -> Iterator[Candida
     Raises:
         UserError: the files have not the same number of lines: from some line on they would be shifted.
     """
-    missing = object()
-    with _open(path) as one, _open(english) as other:
-        for line, (left, right) in enumerate(zip_longest(one, other, fillvalue=missing), 1):
-            if missing in (left, right):
-                shorter, longer = (path, english) if left is missing else (english, path)
-                raise UserError(f"{shorter}: ends before line {line}, {longer} goes on; the two must be line by line.")
-            texts = [_decoded(raw) for raw in (left, right)]
-            origin = f"{path}:{line}"
-            if any(text is None for text in texts):
-                yield Rejected(number, origin, [Problem("row", "not UTF-8; re-encode the file.")])
-            else:
-                yield _candidate(number, origin, f"{english}:{line}", texts[0] or "", texts[1] or "", lang)
+    sides = zip_longest(numbered_lines(path), numbered_lines(english))
+    for line, (left, right) in enumerate(sides, 1):
+        if left is None or right is None:
+            shorter, longer = (path, english) if left is None else (english, path)
+            raise UserError(f"{shorter}: ends before line {line}, {longer} goes on; the two must be line by line.")
+        origin = f"{path}:{line}"
+        try:
+            texts = [raw.decode() for _, raw in (left, right)]
+        except UnicodeDecodeError:
+            yield Rejected(number, origin, [Problem("row", "not UTF-8; re-encode the file.")])
+            continue
+        yield _candidate(number, origin, f"{english}:{line}", *texts, lang)
 
 
 def tmx(path: Path, lang: str | None, language: str, number: int) -> Iterator[Candidate | Rejected]:
@@ -84,7 +85,7 @@ def tmx(path: Path, lang: str | None, language: str, number: int) -> Iterator[Ca
                 unit += 1
                 yield from _unit(element, f"{path}:unit {unit}", lang, language, number)
                 body.clear()  # units that are done with would otherwise stay in memory
-    except (ElementTree.ParseError, expat.ExpatError) as error:
+    except (ElementTree.ParseError, expat.ExpatError, EOFError, zlib.error, OSError) as error:
         raise UserError(f"{path}: not a TMX that can be read, after unit {unit}: {error}; fetch it again.") from None
 
 
@@ -124,14 +125,6 @@ def _candidate(
     if not text.strip() or not english.strip():
         return Rejected(number, origin, [Problem("row", "one side is empty.")], {"text": text, "english": english})
     return Candidate(number, origin, text.strip(), None, lang, english.strip(), None, english_origin)
-
-
-def _decoded(raw: object) -> str | None:
-    assert isinstance(raw, bytes)
-    try:
-        return raw.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError:
-        return None
 
 
 def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
