@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers on two cores; one thread each, or they would fight over the cores.
 WORKERS ?= 2
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow test-engines check format clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -22,6 +22,25 @@ test: $(STAMP)  ## the tests (a minute or two on two cores)
 
 test-slow: $(STAMP)  ## what takes longer than a test may
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -m slow
+
+# llama.cpp is built from its source (half an hour on two cores); its converters lie in the same archive.
+ENGINES := $(VENV)/engines
+test-engines: export CMAKE_BUILD_PARALLEL_LEVEL = $(WORKERS)
+test-engines: $(STAMP)  ## what `cctuning export` writes, in llama.cpp and OpenVINO
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,engines]'
+	rm -rf $(ENGINES)
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python -c constraints.txt \
+	  -d $(ENGINES) llama-cpp-python
+	tar -xzf $(ENGINES)/llama_cpp_python-*.tar.gz -C $(ENGINES) --strip-components=1
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false LLAMA_CPP=$(ENGINES)/vendor/llama.cpp \
+	  $(BIN)/pytest -s -rs tests/serving/test_engines.py
+
+bench: $(STAMP)  ## speed and memory against TRL and the base model: some 25 minutes of one quiet core, then the tables
+	for name in training_step memory inference fitting startup growth; do \
+		OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_DATASETS_DISABLE_PROGRESS_BARS=1 \
+			$(BIN)/python bench/$$name.py || exit 1; \
+	done
+	$(BIN)/python bench/tables.py --write
 
 check: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

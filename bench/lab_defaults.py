@@ -25,6 +25,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"paths": "sampled", "fused_probability_end": 0.5},
     {"paths": "sampled", "fused_probability_start": 0.5, "fused_probability_end": 0.5},
     *({"align_weight": weight} for weight in (1.0, 2.0, 10.0, 20.0)),
+    *({"paths": paths, "align_weight": weight} for paths in ("sampled", "fused") for weight in (0.0, 1.0)),
     *({"base_decay": decay} for decay in (0.0, 50.0, 75.0)),
     *({"decision_bias": bias} for bias in (-4.0, 0.0, 2.0)),
     *({"alignment": alignment} for alignment in ("mean", "attention")),

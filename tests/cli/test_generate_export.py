@@ -17,25 +17,11 @@ from cctuning.cli import main
 from cctuning.data import Encoder
 from cctuning.model.loading import load
 from cctuning.serving.answering import Answerer
-from tests.cli.world import done, records, refused, write_jsonl, write_model, write_recipe
-from tests.conftest import shake
+from tests.cli.world import done, refused, write_jsonl
+from tests.serving.world import make, make_turns
 from tests.training.toys import tokenizer
 
 IDS = torch.arange(6, 18)[None]
-
-
-def make(folder, chat=False, **options):
-    """A base, rows, and a run on them with a connection that is far from the identity."""
-    base = write_model(folder / "base", chat=chat)
-    data = write_jsonl(folder / "rows.jsonl", records())
-    recipe = write_recipe(folder / "recipe.yaml", model=str(base), data=str(data), lora_rank=4, **options)
-    run = folder / "run"
-    done("train", "--config", recipe, "--output_dir", run)
-    loaded = load(str(run))
-    if loaded.connected is not None:
-        shake(loaded.connected, 1.0)
-        loaded.connected.save_pretrained(run / "model", base_trained=loaded.connected.base_trained)
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -211,15 +197,7 @@ def test_two_bos_are_never_written():
 def turns(tmp_path_factory):
     """A run on a base whose template ends a turn with <turn>, not its eos; trained to answer with one word."""
     folder = tmp_path_factory.mktemp("turns")
-    base = write_model(folder / "base", chat=True)
-    made = tokenizer(chat=True)
-    made.add_special_tokens({"additional_special_tokens": ["<turn>"]})
-    made.chat_template = made.chat_template.replace("<end>", " <turn>")
-    made.save_pretrained(base)
-    lines = [{"prompt": f"x{i}", "prompt_en": f"w{i}", "response": "x7", "lang": "xx"} for i in range(12)]
-    data = write_jsonl(folder / "rows.jsonl", lines)
-    recipe = write_recipe(folder / "r.yaml", model=str(base), data=str(data), max_steps=40, learning_rate=2e-2)
-    done("train", "--config", recipe, "--output_dir", folder / "run")
+    make_turns(folder)
     done("export", folder / "run", "--format", "fold", "--output", folder / "fold")
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from cctuning.cli.options import Plain
@@ -24,4 +25,39 @@ def main(argv: list[str]) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # between TRL and transformers, nothing a reader can do
     from cctuning.lab.demo import run_demo
 
-    run_demo(Path(args.output), Path(args.cache_dir), args.seed)
+    output = Path(args.output)
+    run_demo(output, Path(args.cache_dir), args.seed)
+    print(f"report    {report(output)}")
+
+
+def report(output: Path) -> Path:
+    """Score the demo's models as `cctuning evaluate --rows` does, and lay them side by side on a page.
+
+    Returns:
+        The page; made anew each time.
+    """
+    import logging
+
+    from cctuning.data import Source
+    from cctuning.evaluation.run import Options, evaluate
+    from cctuning.lab.demo import HELD_OUT, RECIPES
+    from cctuning.model.loading import read_record
+    from cctuning.report.build import build
+    from cctuning.report.measure import Options as Looked
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    rows, scored, page = str(output / "data" / HELD_OUT), output / "evaluation", output / "report.html"
+    shutil.rmtree(scored, ignore_errors=True)
+    page.unlink(missing_ok=True)
+    models = {name: str(output / name) for name in RECIPES} | {"base": read_record(output / "cc")["model"]}
+    for name, model in models.items():
+        evaluate(model, scored / name, Options(rows=rows, batch_size=256))
+    build(
+        [str(output / name) for name in RECIPES],
+        page,
+        data=Source(rows),
+        evaluations=[f"{name}={scored / name}" for name in models],
+        baseline="vanilla",
+        options=Looked(rows=64, examples=4),
+    )
+    return page

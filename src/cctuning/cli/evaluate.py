@@ -1,4 +1,4 @@
-"""`cctuning evaluate MODEL --suite {source,paper,all} --output DIR`."""
+"""`cctuning evaluate MODEL [--suite {source,paper,all} | --rows FILE] --output DIR`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from cctuning.cli.options import Plain
 
 def main(argv: list[str]) -> None:
     """Parse, score, print the table."""
-    parser = Plain("cctuning evaluate", description="Score a model on public benchmarks, per language.")
+    parser = Plain(
+        "cctuning evaluate", description="Score a model per language, on public benchmarks or rows of your own."
+    )
     parser.add_argument("model", metavar="MODEL", help="a run, a fold, a LoRA, a model directory, or a hub name")
-    parser.add_argument("--suite", choices=("source", "paper", "all"), default="source")
+    parser.add_argument("--suite", choices=("source", "paper", "all"), help="benchmarks; default source")
+    parser.add_argument("--rows", help="in place of a suite: held-out rows of your own, in any form that train reads")
     parser.add_argument("--languages", nargs="+", help="language codes; default all. English is always added")
     parser.add_argument("--benchmarks", nargs="+", help="names to keep, as the table shows them; default all")
     parser.add_argument("--limit", type=int, help="items a task (MMMLU: a subject); default all")
@@ -31,6 +34,10 @@ def main(argv: list[str]) -> None:
 
     if args.bypass and args.reference:
         raise UserError("--bypass and --reference exclude each other: without the connection, nothing is borrowed.")
+    if args.rows:
+        given = [name for name in ("suite", "data", "benchmarks") if getattr(args, name)]
+        if given:
+            raise UserError(f"--rows: in place of a suite; leave out --{', --'.join(given)}.")
     os.environ["TQDM_DISABLE"] = "1"  # libraries' bars; ours, one a run, is shown in a log file too
     if args.data:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -41,7 +48,8 @@ def main(argv: list[str]) -> None:
     from cctuning.evaluation.table import CAPTION, terminal
 
     options = Options(
-        suite=args.suite,
+        suite=args.suite or "source",
+        rows=args.rows,
         languages=args.languages,
         benchmarks=args.benchmarks,
         limit=args.limit,

@@ -1,4 +1,4 @@
-"""`cctuning export RUN --format {fold,lora} --output DIR`."""
+"""`cctuning export RUN --format {fold,lora,code} --output DIR`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,53 @@ from cctuning.cli.options import Plain
 
 def main(argv: list[str]) -> None:
     """Export a run, say what was written and what loads it."""
-    parser = Plain("cctuning export", description="Turn a run into a plain checkpoint or a PEFT LoRA.")
+    parser = Plain("cctuning export", description="Turn a run into a plain checkpoint or a PEFT LoRA, ready to serve.")
     parser.add_argument("run", metavar="RUN", help="a run directory, one of its checkpoint-… folders, or RUN/model")
     parser.add_argument(
-        "--format", choices=("fold", "lora"), required=True, help="fold: plain checkpoint; lora: adapter"
+        "--format",
+        choices=("fold", "lora", "code"),
+        required=True,
+        help="fold: plain checkpoint; lora: adapter; code: checkpoint with a modelling file (transform: nonlinear)",
     )
     parser.add_argument("--output", required=True, help="directory to write; must not exist")
     parser.add_argument("--dtype", default="auto", help="dtype of a folded checkpoint: auto (as trained), bfloat16, …")
+    parser.add_argument("--max_shard_size", metavar="SIZE", help="largest file of a folded checkpoint, like 5GB")
+    parser.add_argument(
+        "--results", nargs="+", default=[], metavar="DIR", help="directories of `cctuning evaluate`, for the card"
+    )
+    parser.add_argument("--push_to_hub", metavar="REPO_ID", help="also upload it to the hub, as org/name")
+    parser.add_argument("--private", action="store_true", help="with --push_to_hub: a repository made now is private")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the base model's own code")
     args = parser.parse_args(argv)
     from cctuning.serving.exporting import export
 
-    base = export(args.run, args.format, Path(args.output), dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+    done = export(
+        args.run,
+        args.format,
+        Path(args.output),
+        dtype=args.dtype,
+        max_shard_size=args.max_shard_size,
+        results=args.results,
+        push_to_hub=args.push_to_hub,
+        private=args.private,
+        trust_remote_code=args.trust_remote_code,
+    )
     print(f"written: {args.output}")
     if args.format == "fold":
         print("load it: AutoModelForCausalLM.from_pretrained(DIR), or any server that loads a Hugging Face checkpoint")
+    elif args.format == "code":
+        print(
+            "load it: AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True); it runs modeling_connected.py"
+        )
     else:
+        base = done.manifest.base
         print(f"load it: PeftModel.from_pretrained(base, DIR) with base = {base!r}, or a server that takes PEFT LoRAs")
+        print(done.vllm)
+    if not done.manifest.chat:
+        print("prompts: plain text, as in training; no chat template is written (a server: /v1/completions)")
+    if done.manifest.stop:
+        print(f"answers: end at the text {done.manifest.stop!r}; send it as stop with each request")
+    for note in done.notes:
+        print(f"note: {note}")
+    if done.url is not None:
+        print(f"pushed: {done.url}")

@@ -1,15 +1,21 @@
-"""`cctuning generate MODEL [--prompt … | --file …] [--reference …]`."""
+"""`cctuning generate MODEL [--prompt … | --file …] [--reference …] [--lang …]`."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cctuning.cli.options import Plain
 from cctuning.errors import UserError
+
+if TYPE_CHECKING:
+    from cctuning.model.connected import ConnectedModel
+
+UNKNOWN = "und"  # ISO 639's code for a language that nobody has told
 
 
 def main(argv: list[str]) -> None:
@@ -23,6 +29,11 @@ def main(argv: list[str]) -> None:
         "--reference",
         help="the prompt's parallel: answers over the live connection. With --file: the column that holds it",
     )
+    parser.add_argument(
+        "--lang",
+        help="the prompts' language, where the file has no lang column. One in the reference language (en) runs as in "
+        "training: without a reference, and past an adaptive connection",
+    )
     parser.add_argument("--system", help="system message (chat models)")
     parser.add_argument("--chat", choices=("auto", "yes", "no"), default="auto", help="render with the chat template")
     parser.add_argument("--bypass", action="store_true", help="answer without the connection's transform")
@@ -35,19 +46,24 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
     args = parser.parse_args(argv)
     from cctuning.model.loading import load
-    from cctuning.serving.answering import Answerer
+    from cctuning.serving.answering import Answerer, reference_language
 
     if args.output:
         _writable(args.output, args.file)
     if args.bypass and args.reference is not None:
         raise UserError("--bypass and --reference exclude each other: without the connection, nothing is borrowed.")
-    rows = list(_rows(args.file, args.reference)) if args.file is not None else []
-    loaded = load(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
-    for name in ("reference", "bypass"):
-        if getattr(args, name) and loaded.connected is None:
+    language = reference_language(args.model)
+    for name in ("reference", "bypass", "lang"):
+        if getattr(args, name) and language is None:
             raise UserError(
                 f"--{name}: {args.model} has no connection (folded or plain); give the run it was trained in."
             )
+    if args.prompt is not None and args.reference and args.lang == language:
+        raise UserError(
+            f"--lang {args.lang}: a prompt in the reference language is its own parallel; leave --reference out."
+        )
+    rows = list(_rows(args, language or "en")) if args.file is not None else []
+    loaded = load(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     answerer = Answerer(
         loaded,
         chat={"auto": None, "yes": True, "no": False}[args.chat],
@@ -58,12 +74,14 @@ def main(argv: list[str]) -> None:
         temperature=args.temperature,
         seed=args.seed,
     )
+    languages = [args.lang] if args.prompt is not None else [row["lang"] for row in rows]
+    _say_unknown(loaded.connected, languages)
     if args.prompt is not None:
-        print(answerer([args.prompt], [args.reference] if args.reference else None)[0])
+        print(answerer([args.prompt], [args.reference] if args.reference else None, languages=languages)[0])
         return
     prompts = [row["prompt"] for row in rows]
     references = [row["reference"] for row in rows] if args.reference else None
-    answers = answerer(prompts, references, progress=True)
+    answers = answerer(prompts, references, progress=True, languages=languages)
     text = "".join(
         json.dumps({"prompt": row["prompt"], "answer": answer}, ensure_ascii=False) + "\n"
         for row, answer in zip(rows, answers, strict=True)
@@ -88,9 +106,21 @@ def _writable(output: str, file: str | None) -> None:
         raise UserError(f"--output {output}: no directory {path.parent}; make it first.")
 
 
-def _rows(path: str, reference: str | None) -> Iterator[dict[str, Any]]:
+def _say_unknown(connected: ConnectedModel | None, languages: list[str | None]) -> None:
+    """Tell whoever asks an adaptive model without saying in which language; a gated one answers alike either way."""
+    unknown = sum(language in (None, UNKNOWN) for language in languages)
+    if connected is not None and connected.config.connection == "adaptive" and unknown:
+        print(
+            f"note: {unknown} of {len(languages)} prompts name no language and are connected; one in "
+            f"{connected.reference_language!r} should not be: say so with --lang, or in a lang column.",
+            file=sys.stderr,
+        )
+
+
+def _rows(args: argparse.Namespace, language: str) -> Iterator[dict[str, Any]]:
     from cctuning.data import Source, load_rows
 
-    columns = {"reference": reference} if reference else {}
-    dataset, _ = load_rows([Source(path, lang="und", columns=columns)], require_reference=False)
+    columns = {"reference": args.reference} if args.reference else {}
+    source = Source(args.file, lang=args.lang or UNKNOWN, columns=columns)
+    dataset, _ = load_rows([source], reference_language=language, require_reference=False)
     yield from dataset

@@ -1,17 +1,30 @@
-"""`cctuning train --config recipe.yaml [--any-option value]`."""
+"""`cctuning train --config recipe.yaml [--any-option value] [--accelerate_config FILE [--num_processes N]]`."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 from cctuning.cli.options import parse
+from cctuning.errors import UserError
+
+LAUNCHING = ("accelerate_config", "num_processes")  # for accelerate's launcher, and no options of a run
 
 
 def main(argv: list[str]) -> None:
-    """Parse, train, say where everything lies."""
+    """Parse, train, say where everything lies; with --accelerate_config do so in several processes."""
+    launching, argv = launch_options(argv)
+    if launching:
+        raise SystemExit(launch(launching, argv))
     from cctuning.connection import ConnectionConfig
     from cctuning.training import CCConfig
     from cctuning.training.options import RunOptions
 
-    description = "Fine-tune a causal LM on rows with an English (or other) parallel of each prompt."
+    description = (
+        "Fine-tune a causal LM on rows with an English (or other) parallel of each prompt. On several devices: add "
+        "--accelerate_config FILE (one of recipes/accelerate, or of `accelerate config`) and --num_processes N."
+    )
     options, connection, args = parse("cctuning train", description, (RunOptions, ConnectionConfig, CCConfig), argv)
     from cctuning.training.run import train
 
@@ -25,3 +38,30 @@ def main(argv: list[str]) -> None:
             print(f"next:       cctuning export {run} --format fold --output DIR")
         else:
             print(f"next:       cctuning generate {run} --prompt '…' (this connection cannot be folded)")
+
+
+def launch_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The options of `LAUNCHING` that are given, and the other arguments."""
+    given, rest = {}, []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name in LAUNCHING:
+            given[name] = value if equals else next(arguments, "")
+        else:
+            rest.append(argument)
+    return given, rest
+
+
+def launch(launching: dict[str, str], argv: list[str]) -> int:
+    """Run `cctuning train` in the processes that accelerate's configuration describes; the exit status."""
+    config, processes = launching.get("accelerate_config"), launching.get("num_processes")
+    if config is None:
+        raise UserError("--num_processes: goes with --accelerate_config.")
+    if not Path(config).is_file():
+        raise UserError(f"--accelerate_config {config!r}: no such file; name one of recipes/accelerate.")
+    if processes is not None and not (processes.isdigit() and int(processes) > 0):
+        raise UserError(f"--num_processes {processes!r}: expected a whole number, at least 1.")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    command += ["--num_processes", processes] if processes is not None else []
+    return subprocess.run([*command, "-m", "cctuning", "train", *argv]).returncode

@@ -53,7 +53,8 @@ class LayerConnection(nn.Module):
 
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the FFN block (registered with kwargs): replaces the activation in its output."""
-        if not self.wire.enabled:
+        plan = self.wire.plan
+        if not self.wire.enabled or (plan is not None and plan.mode == "rest"):
             return output
         inputs = args[0] if args else next(iter(kwargs.values()))
         hidden = output[0] if isinstance(output, tuple) else output
@@ -82,32 +83,44 @@ class LayerConnection(nn.Module):
 
     def _connect(self, h: Tensor, x: Tensor, plan: Plan) -> Tensor:
         """Both paths over flat positions: `h` (B*T, d), `x` (B*T, k) -> (B*T, d)."""
-        student = self._transformed(h, plan.transform_index)
+        output, moved = self._transformed(h, plan)
         if plan.connect_index is None:
-            return student
-        assert plan.connect_row is not None and plan.connect_reference is not None
+            return output
         own = h[plan.connect_index]
         target, share = self._fuse(own, h, x, plan)
-        output = student
         if plan.fused is not None:
-            # `where` rather than indexing: every trainable part stays in the graph whatever the draw, as DDP requires.
-            on_fused = plan.fused.repeat_interleave(plan.positions)[:, None]
-            output = torch.where(on_fused, h, student)
-            fused_here = plan.fused[plan.connect_row][:, None]
-            output = output.index_put(
-                (plan.connect_index,), torch.where(fused_here, target, output[plan.connect_index])
-            )
+            # A product with 0 or 1 rather than indexing: every trainable part stays in the graph whatever the draw,
+            # as DDP requires.
+            fused_here = plan.fused[plan.connect_row].to(h.dtype)[:, None]
+            output = output.index_add(0, plan.connect_index, (target - own) * fused_here)
         if plan.row_weight is None:
             return output
         plan.share[self.index] = share
-        return carry(output, self._error(h, student, target.detach(), plan), plan)
+        return carry(output, self._error(own, target.detach(), h.detach(), moved, plan), plan)
 
-    def _transformed(self, h: Tensor, index: Tensor | None) -> Tensor:
+    def _transformed(self, h: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None]:
+        """`h W` where the transform acts, but on rows of the fused path `h`; and, where this pass has an objective,
+        how far W moves each position: (B*T,) fp32, 0 where it does not act. `h` is copied once: with four
+        copies and the errors read off them a whole step took 4 % longer (docs/performance.md)."""
         if self.transform is None:
-            return h
-        if index is None:
-            return h + self.transform(h)
-        return h.index_put((index,), h[index] + self.transform(h[index]))
+            return h, None
+        at, moved = plan.transform_index, None
+        acted = h if at is None else h[at]
+        if plan.row_weight is None:
+            delta = self.transform(acted)
+        else:
+            delta, moved = self.transform.moved(acted)
+        student = None if plan.fused is None else (~plan.fused).to(h.dtype)
+        if at is None:
+            if student is None:
+                return h + delta, moved
+            grid = (plan.rows, plan.positions, -1)
+            return torch.addcmul(h.view(grid), delta.view(grid), student[:, None, None]).view_as(h), moved
+        if moved is not None:
+            moved = moved.new_zeros(h.shape[0]).index_copy(0, at, moved)
+        if student is not None:
+            delta = delta * student[torch.div(at, plan.positions, rounding_mode="floor"), None]
+        return h.index_add(0, at, delta), moved
 
     def _fuse(self, own: Tensor, h: Tensor, x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         """f (N, d) at the connected positions, and the mean of the decision."""
@@ -122,26 +135,30 @@ class LayerConnection(nn.Module):
                 memory = plan.memory[self.index]
             offered = offer(memory, plan.connect_reference, x[plan.connect_index], plan.reference).to(own.dtype)
         gate = self.decision(offered, own)
-        return gate * offered + (1 - gate) * own, gate.detach().float().mean() if own.shape[0] else own.new_zeros(())
+        return own + gate * (offered - own), gate.detach().float().mean() if own.shape[0] else own.new_zeros(())
 
-    def _error(self, h: Tensor, student: Tensor, target: Tensor, plan: Plan) -> Tensor:
+    def _error(self, own: Tensor, target: Tensor, h: Tensor, moved: Tensor | None, plan: Plan) -> Tensor:
         """This layer's part of the objective, a scalar; per-row values go to the plan.
 
         Each row's error is relative to its own activations, so that it does not depend on the row's neighbours.
         """
-        assert plan.connect_index is not None and plan.connect_row is not None and plan.row_weight is not None
-        missed = (student[plan.connect_index] - target).float().square().sum(dim=-1)
-        size = target.float().square().sum(dim=-1)
-        error = row_sums(missed, plan.connect_row, plan.rows) / (row_sums(size, plan.connect_row, plan.rows) + TINY)
+        assert plan.connect_row is not None and plan.row_weight is not None
+        missed = own.float() - target.float()
+        if self.transform is not None:  # the few connected positions again, rather than a copy out of all of them
+            missed = missed + self.transform(own).float()
+        error = _relative(
+            missed.square().sum(dim=-1), target.float().square().sum(dim=-1), plan.connect_row, plan.rows
+        )
         plan.align_error[self.index] = error.detach()
         objective = (plan.row_weight * error).sum()
-        if plan.identity_index is not None and plan.identity_row is not None and self.transform is not None:
-            before = h[plan.identity_index]
-            moved = (student[plan.identity_index] - before).float().square().sum(dim=-1)
-            size = before.detach().float().square().sum(dim=-1)
-            strayed = row_sums(moved, plan.identity_row, plan.rows) / (
-                row_sums(size, plan.identity_row, plan.rows) + TINY
-            )
+        if plan.identity_index is not None and plan.identity_row is not None and moved is not None:
+            size = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).square()
+            strayed = _relative(moved[plan.identity_index], size[plan.identity_index], plan.identity_row, plan.rows)
             plan.identity_error[self.index] = strayed.detach()
             objective = objective + plan.identity_weight * (plan.row_weight * strayed).sum()
         return self.config.align_weight / self.number * objective
+
+
+def _relative(missed: Tensor, size: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Sum of `missed` over that of `size`, both (N,) squared, for each of `count` rows: (count,)."""
+    return row_sums(missed, rows, count) / (row_sums(size, rows, count) + TINY)

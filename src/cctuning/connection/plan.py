@@ -25,7 +25,7 @@ class Plan:
     """What the layers of one forward pass do. B rows of T positions; N connected positions; all indices int64.
 
     Attributes:
-        mode: `record` (a reference pass: remember, change nothing) or `connect`.
+        mode: `record` (a reference pass: remember, change nothing), `connect`, or `rest` (no layer does anything).
         rows: B; positions: T.
         transform_index: (M,) positions where the transform acts; None for everywhere.
         connect_index, connect_row, connect_reference: (N,) each: position, its row, its row's reference.

@@ -8,21 +8,29 @@ lets weight decay pull W towards the identity and not towards zero.
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from cctuning.connection.config import ConnectionConfig
 from cctuning.errors import UserError
 
 
-class Transform(Protocol):
-    """A trainable map of FFN outputs with a residual form."""
+def _input(hidden: Tensor, layer: nn.Linear) -> Tensor:
+    """`hidden` in the dtype that `layer` computes in; under autocast it casts for itself, and once is enough."""
+    return hidden if torch.is_autocast_enabled(hidden.device.type) else hidden.to(layer.weight.dtype)
 
-    def __call__(self, hidden: Tensor) -> Tensor: ...
+
+class Transform(nn.Module):
+    """A trainable map of FFN outputs in residual form: `forward` gives `delta(h)`, of the shape and dtype of `h`."""
+
+    def moved(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """`delta(h)` and how far it moves each position: `||delta(h)||^2` in fp32, the shape of `hidden` without d."""
+        delta: Tensor = self(hidden)
+        return delta, delta.float().square().sum(dim=-1)
 
 
-class LowRankTransform(nn.Module):
+class LowRankTransform(Transform):
     """`h W = h + (h A) B`, so W = I + A B with A (d, r) random and B (r, d) zero at the start.
 
     Folds into a projection and exports as a LoRA (model/export.py). Row vectors, as everywhere.
@@ -37,14 +45,24 @@ class LowRankTransform(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`delta(h)`, the shape and dtype of `hidden` (..., d)."""
-        return self.up(self.down(hidden.to(self.up.weight.dtype))).to(hidden.dtype)
+        return self.up(self.down(_input(hidden, self.down))).to(hidden.dtype)
+
+    def moved(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """As the parent's, with `||z B||^2 = z (B B^T) z^T` for z = h A: r numbers a position are read, and kept for
+        backward, in place of d (docs/performance.md has what that saves)."""
+        z = self.down(_input(hidden, self.down))
+        rows = self.up(torch.eye(z.shape[-1], dtype=z.dtype, device=z.device))  # B; by a call, as ZeRO-3 wants it
+        with torch.autocast(z.device.type, enabled=False):  # a norm of rounded products would be noise
+            narrow, rows = z.float(), rows.float()
+            norm = ((narrow @ (rows @ rows.T)) * narrow).sum(dim=-1)
+        return self.up(z).to(hidden.dtype), norm
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A (d, r) and B (r, d) of W = I + A B, in fp32, detached."""
         return self.down.weight.detach().float().T, self.up.weight.detach().float().T
 
 
-class DenseTransform(nn.Module):
+class DenseTransform(Transform):
     """`h W = h + h M`, so W = I + M with M (d, d) zero at the start. Folds; exports as a LoRA only of full rank."""
 
     def __init__(self, size: int) -> None:
@@ -54,10 +72,10 @@ class DenseTransform(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`delta(h)`, the shape and dtype of `hidden` (..., d)."""
-        return self.map(hidden.to(self.map.weight.dtype)).to(hidden.dtype)
+        return self.map(_input(hidden, self.map)).to(hidden.dtype)
 
 
-class NonlinearTransform(nn.Module):
+class NonlinearTransform(Transform):
     """`h -> h + silu(h A + c) B` with B zero at the start: a small residual block. Cannot be folded."""
 
     def __init__(self, size: int, width: int) -> None:
@@ -68,10 +86,10 @@ class NonlinearTransform(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`delta(h)`, the shape and dtype of `hidden` (..., d)."""
-        return self.up(nn.functional.silu(self.down(hidden.to(self.up.weight.dtype)))).to(hidden.dtype)
+        return self.up(nn.functional.silu(self.down(_input(hidden, self.down)))).to(hidden.dtype)
 
 
-def build_transform(config: ConnectionConfig, size: int) -> nn.Module | None:
+def build_transform(config: ConnectionConfig, size: int) -> Transform | None:
     """The transform that `config` names for activations of width `size`; None where there is none."""
     if config.transform == "none":
         return None

@@ -19,6 +19,7 @@ from accelerate.utils import find_executable_batch_size
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -91,6 +92,10 @@ class Journal(LM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return self.inner.apply_chat_template(chat_history, add_generation_prompt)
+
+    def rendered(self, prompt: str, chat: bool) -> str:
+        """A prompt as a task would ask it."""
+        return self.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         return self.inner.chat_template(chat_template)
@@ -237,14 +242,15 @@ class ConnectedLM(HFLM):
         ids, mask = self.tok_batch_encode(
             [request.args[0] for request in requests], left_truncate_len=self.max_length - new
         )
-        extra = {"stop_strings": until, "tokenizer": self.tokenizer} if until else {}
+        # lm-eval's own, and not transformers' stop_strings, which fails on vocabularies of whole words.
+        ends = stop_sequences_criteria(self.tokenizer, until, ids.shape[1], len(requests))
         tokens = self.connected.generate(
             ids.to(self.device),
             mask.to(self.device),
             max_new_tokens=new,
             do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id,
-            **extra,
+            stopping_criteria=ends,
             **self._references(requests),
         )
         texts = [self.tok_decode(row[ids.shape[1] :].tolist(), skip_special_tokens=True) for row in tokens]

@@ -1,4 +1,4 @@
-"""Tasks that lm-eval does not have: prompt/answer rows (the paper's files, and `hub.py`'s), and English for XCOPA.
+"""Tasks that lm-eval does not have: prompt/answer rows (the paper's, `hub.py`'s, `own.py`'s), and English for XCOPA.
 
 A row is `id`, `prompt`, `answer`. Where the answer is an option's label, the labels are compared by likelihood, as
 lm-eval does for multiple choice; else an answer is generated and scored by `metrics.py`.
@@ -34,12 +34,15 @@ def paper_task(benchmark: str, language: str, path: Path) -> ConfigurableTask:
     return row_task(f"paper_{benchmark.lower()}_{language}", benchmark, language, source)
 
 
-def row_task(name: str, benchmark: str, language: str, source: dict[str, Any]) -> ConfigurableTask:
+def row_task(
+    name: str, benchmark: str, language: str, source: dict[str, Any], long: int | None = None
+) -> ConfigurableTask:
     """A task over rows of `prompt` and `answer`, asked and scored as the benchmark is.
 
     Args:
         source: where lm-eval finds the rows: `dataset_path`, `dataset_kwargs`, and `process_docs` where they must be
-            made of other columns.
+            made of other columns; or `custom_dataset`.
+        long: tokens of an answer that may have several lines; None: one line, as short as the benchmark's.
     """
     config: dict[str, Any] = {
         "task": name,
@@ -63,9 +66,9 @@ def row_task(name: str, benchmark: str, language: str, source: dict[str, Any]) -
             "output_type": "generate_until",
             "doc_to_target": _first_answer,
             "generation_kwargs": {
-                "until": ["\n"],
+                "until": [] if long else ["\n"],
                 "do_sample": False,
-                "max_gen_toks": SUMMARY_TOKENS if summary else ANSWER_TOKENS,
+                "max_gen_toks": long or (SUMMARY_TOKENS if summary else ANSWER_TOKENS),
             },
             "process_results": partial(_score_summary if summary else _score_answer, language),
             "metric_list": [_mean("rouge_l")] if summary else [_mean("f1"), _mean("em")],

@@ -27,6 +27,7 @@ from transformers import set_seed
 
 from cctuning.errors import UserError
 from cctuning.evaluation.models import ConnectedLM, Journal, writing
+from cctuning.evaluation.own import own_items, rows_fingerprint
 from cctuning.evaluation.suites import SUITES, Item, plan
 from cctuning.evaluation.table import markdown
 from cctuning.model.adapter import write_atomically
@@ -41,7 +42,8 @@ PACKAGES = ("cc-tuning", "lm_eval", "torch", "transformers", "peft", "datasets")
 @dataclass
 class Options:
     """What is scored and how. `mode`: `student` (as it will run), `bypass` (without the connection's transform),
-    `parallel` (over the live connection, with the benchmark's own English prompt)."""
+    `parallel` (over the live connection, with the benchmark's own English prompt). `rows`: a user's own, in place of
+    a suite's."""
 
     suite: str = "source"
     languages: list[str] | None = None
@@ -54,6 +56,7 @@ class Options:
     seed: int = 0
     batch_size: int | None = None
     trust_remote_code: bool = False
+    rows: str | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("suite", SUITES), ("mode", MODES)):
@@ -65,10 +68,10 @@ class Options:
 
     def settings(self) -> dict[str, Any]:
         """What decides the figures: all but where the data lie and how many rows run at once."""
-        apart = ("data", "batch_size", "trust_remote_code")
-        return {key: value for key, value in asdict(self).items() if key not in apart} | {
-            "local": self.data is not None
-        }
+        apart = ("data", "batch_size", "trust_remote_code", "rows")
+        found = {key: value for key, value in asdict(self).items() if key not in apart}
+        found["local"] = self.data is not None
+        return found | ({"suite": "rows", "rows": rows_fingerprint(self.rows)} if self.rows else {})
 
 
 def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
@@ -78,9 +81,11 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
         UserError: bad options, data or model, or a directory that holds something else; what is done is kept.
     """
     record = _claim(directory, path, options)
-    items, notes = plan(
-        options.suite, options.languages, Path(options.data) if options.data else None, options.benchmarks
-    )
+    if options.rows:
+        items, notes = own_items(options.rows, options.languages)
+    else:
+        data = Path(options.data) if options.data else None
+        items, notes = plan(options.suite, options.languages, data, options.benchmarks)
     if options.mode == "parallel":
         items = _parallel(items, notes)
     for note in notes:
@@ -117,7 +122,10 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
             if isinstance(lm, ConnectedLM):
                 lm.apart = item.language == lm.connected.reference_language
             if options.mode == "parallel":
-                if item.language == "en":
+                if item.references is not None:
+                    own = {place: asked.rendered(text, options.chat) for place, text in item.references.items()}
+                    references.update({(item.name, place): text for place, text in own.items()})
+                elif item.language == "en":
                     english[item.benchmark] = contexts(item, asked, options)
                 else:
                     own = english.get(item.benchmark, {})
@@ -243,7 +251,7 @@ def contexts(item: Item, lm: Journal, options: Options) -> dict[int, str]:
 
 def _parallel(items: list[Item], notes: list[str]) -> list[Item]:
     """The tasks whose items are the same in every language, with English among them."""
-    able = {item.benchmark for item in items if item.parallel and item.language == "en"}
+    able = {item.benchmark for item in items if (item.parallel and item.language == "en") or item.references}
     left = sorted({item.benchmark for item in items if item.benchmark not in able})
     if left:
         notes.append(

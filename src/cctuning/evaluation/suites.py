@@ -138,7 +138,10 @@ SUITES = ("source", "paper", "all")
 
 @dataclass
 class Item:
-    """One task to run: its name, what it belongs to, and the lm-eval task itself, or its group of tasks."""
+    """One task to run: its name, what it belongs to, and the lm-eval task itself, or its group of tasks.
+
+    `references`: item to its prompt's parallel, where the data say it themselves.
+    """
 
     name: str
     benchmark: str
@@ -147,6 +150,7 @@ class Item:
     chance: float | None
     parallel: bool
     task: Any
+    references: dict[int, str] | None = None
 
     @property
     def grouped(self) -> bool:

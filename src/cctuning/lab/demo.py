@@ -35,6 +35,8 @@ from cctuning.model.loading import RUN_FILE, Loaded, load
 from cctuning.serving.exporting import export
 from cctuning.training.run import resolved, train
 
+HELD_OUT = "held-out.jsonl"
+
 # Best of eight settings each on the dev split, by the same search: bench/demo_search.py, docs/demo.md.
 RECIPES: dict[str, dict[str, Any]] = {
     "vanilla": {"connection": "none", "learning_rate": 5e-4, "num_train_epochs": 4},
@@ -63,10 +65,10 @@ def fine_tune(base: Path, rows: Path, run: Path, recipe: dict[str, Any], seed: i
     train(*parts)
 
 
-def write_rows(world: World, path: Path) -> Path:
-    """The training rows as JSON lines at `path`."""
+def write_rows(world: World, split: str, path: Path) -> Path:
+    """The rows of a split as JSON lines at `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(world, "sft")))
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(world, split)))
     return path
 
 
@@ -89,7 +91,8 @@ def run_demo(
     base_path = build_base(world, cache, base)
     console.print(f"base: {base_path} (made once, kept)")
     console.rule("2 of 4  fine-tuning, the same rows for each")
-    rows = write_rows(world, output / "data" / "train.jsonl")
+    rows = write_rows(world, "sft", output / "data" / "train.jsonl")
+    write_rows(world, "test", output / "data" / HELD_OUT)
     for name, recipe in RECIPES.items():
         console.print(f"[bold]{name}[/bold]")
         fine_tune(base_path, rows, output / name, recipe, seed)

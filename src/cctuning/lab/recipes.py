@@ -118,6 +118,7 @@ RECIPES: dict[str, Recipe] = {
     "cc": Recipe("the gated connection, defaults", {}, _EPOCHS),
     "cc-no-decision": Recipe("a = 0.5 everywhere", {"decision": "fixed"}, _EPOCHS),
     "cc-no-transform": Recipe("trained as cc, inference without W", {}, _EPOCHS, of="cc"),
+    "cc-nonlinear": Recipe("cc with a non-linear transform", {"transform": "nonlinear"}, _EPOCHS),
     "transform-only": Recipe(
         "W alone, fitted after vanilla",
         {"paths": "student", "decision": "fixed", "decision_value": 1.0},

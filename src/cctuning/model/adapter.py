@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
+from cctuning.model.shards import ShardReader
 from cctuning.model.sites import unwrap
 
 if TYPE_CHECKING:
     from cctuning.model.connected import ConnectedModel
 
 CONFIG_FILE = "connection_config.json"
-WEIGHTS_FILE = "connection_model.safetensors"
+WEIGHTS_STEM = "connection_model"  # a sharded run may write several files: connection_model-0000i-of-0000n
+WEIGHTS_FILE = f"{WEIGHTS_STEM}.safetensors"
 FORMAT = 1
 
 
@@ -43,14 +44,18 @@ def describe_base(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def fingerprint(model: PreTrainedModel) -> str:
+def fingerprint(model: PreTrainedModel, embedding: torch.Tensor | None = None) -> str:
     """Hash over a sample of the input embedding, which survives a change of dtype (values are rounded to bf16).
 
     Where the base is trained its embedding changes too, and the fingerprint with it; it is then taken from the
     trained base, so it still tells whether the right copy is at hand.
+
+    Args:
+        model: the base.
+        embedding: its input embedding, gathered, where the model itself holds a shard.
     """
     base: Any = unwrap(model)
-    weight = base.get_input_embeddings().weight.detach()
+    weight = base.get_input_embeddings().weight.detach() if embedding is None else embedding
     sample = weight.flatten()[:: max(1, weight.numel() // 4096)][:4096].float().cpu().bfloat16()
     return hashlib.sha256(sample.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
 
@@ -77,12 +82,25 @@ def base_is_trained(connected: ConnectedModel) -> bool:
     )
 
 
-def save_state(connected: ConnectedModel, directory: Path, state: dict[str, torch.Tensor], base_trained: bool) -> None:
-    """Write config and weights, the weights from `state` (a gathered copy, where the model itself is sharded)."""
+def save_state(
+    connected: ConnectedModel,
+    directory: Path,
+    state: dict[str, torch.Tensor],
+    base_trained: bool,
+    embedding: torch.Tensor | None = None,
+) -> None:
+    """Write config and weights; `state` and `embedding` are gathered copies where the model itself is sharded."""
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / f".{WEIGHTS_FILE}.partial"
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, partial)
     os.replace(partial, directory / WEIGHTS_FILE)
+    save_config(connected, directory, base_trained, embedding)
+
+
+def save_config(
+    connected: ConnectedModel, directory: Path, base_trained: bool, embedding: torch.Tensor | None = None
+) -> None:
+    """Write the config alone; arguments as in `save_state`."""
     record = {
         "format": FORMAT,
         "connection": connected.config.to_dict(),
@@ -90,7 +108,7 @@ def save_state(connected: ConnectedModel, directory: Path, state: dict[str, torc
         "base": {
             **describe_base(connected.model),
             "trained": base_trained,
-            "fingerprint": fingerprint(connected.model),
+            "fingerprint": fingerprint(connected.model, embedding),
         },
     }
     write_atomically(directory / CONFIG_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
@@ -115,9 +133,14 @@ def read_config(directory: Path) -> dict[str, Any]:
     return record
 
 
-def load(cls: type[ConnectedModel], model: PreTrainedModel, directory: Path) -> ConnectedModel:
-    """See `ConnectedModel.from_pretrained`."""
-    record = read_config(directory)
+def check_base(
+    model: PreTrainedModel, record: dict[str, Any], directory: Path, embedding: torch.Tensor | None = None
+) -> None:
+    """Raise `UserError` unless `model` is the base of the connection of `record`, which `directory` holds.
+
+    Args:
+        embedding: its input embedding, where the model itself has no weights.
+    """
     found, expected = describe_base(model), record["base"]
     for key in ("model_type", "hidden_size", "num_hidden_layers"):
         if found[key] != expected[key]:
@@ -125,26 +148,27 @@ def load(cls: type[ConnectedModel], model: PreTrainedModel, directory: Path) -> 
                 f"{directory}: made for another model: {key} {expected[key]!r}, this one has {found[key]!r}; "
                 f"load it on {expected['name_or_path'] or 'the base it was trained with'}."
             )
-    if fingerprint(model) != expected["fingerprint"]:
+    mark = fingerprint(model, embedding)
+    if mark != expected["fingerprint"]:
         which = "its own fine-tuned base" if expected["trained"] else expected["name_or_path"] or "its base"
         raise UserError(
-            f"{directory}: made for another model of the same shape (embedding fingerprint {fingerprint(model)}, "
+            f"{directory}: made for another model of the same shape (embedding fingerprint {mark}, "
             f"expected {expected['fingerprint']}); load it on {which}."
         )
-    weights = directory / WEIGHTS_FILE
-    if not weights.is_file():
-        raise UserError(f"{directory}: {WEIGHTS_FILE} is missing: a half-written directory; train or copy it again.")
-    try:
-        state = load_file(weights)
-    except SafetensorError as error:
-        raise UserError(f"{weights}: not a complete safetensors file ({error}); train or copy it again.") from error
+
+
+def load(cls: type[ConnectedModel], model: PreTrainedModel, directory: Path) -> ConnectedModel:
+    """See `ConnectedModel.from_pretrained`."""
+    record = read_config(directory)
+    check_base(model, record, directory)
+    state = ShardReader(directory, WEIGHTS_STEM)
     config = ConnectionConfig.from_dict(record["connection"], str(directory / CONFIG_FILE))
     connected = cls.attach(model, config)
     try:
-        connected.load_connection_state(state, str(weights))
+        connected.load_connection_state(dict(state), str(directory / WEIGHTS_FILE))
     except UserError:
         connected.unload()
         raise
     connected.reference_language = record["reference_language"]
-    connected.base_trained = expected["trained"]
+    connected.base_trained = record["base"]["trained"]
     return connected

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
 from cctuning.connection import (
     AdaptiveConnection,
@@ -33,8 +35,8 @@ class AdaptiveModel(ConnectedModel):
     """What `ConnectedModel.attach` returns for `connection: adaptive`; same verbs, and `fit_transform`.
 
     At inference a first pass over the prompt gives the row's own FFN outputs, the matrix turns them into what the
-    reference's would be, one layer is chosen, and a second pass runs with it. Rows in the reference language take
-    no part: pass `connect` to say which do.
+    reference's would be, one layer is chosen, and a second pass runs with it: in `generate` over the prompt's last
+    token alone. Rows in the reference language take no part: pass `connect` to say which do.
     """
 
     def _insert(self) -> None:
@@ -85,8 +87,45 @@ class AdaptiveModel(ConnectedModel):
             )
         return restore(vectors, self.wire, plan)
 
-    def _plan(self, batch: Batch, predict: Tensor | None, live: bool, rows: Tensor, ids: Tensor) -> Plan:
-        """The plan of the main pass: what is added at the ends of the prompts of `rows` (B,) bool."""
+    def _prefill(self, batch: Batch) -> tuple[Tensor, Any]:
+        """Run left-padded prompts once: their own vectors (B, L, d), and the cache of all but their last tokens.
+
+        What is added stands after the first layer at a prompt's last token, and no token before it sees that: the
+        second pass needs to run this one token only. None in place of the cache where it cannot be shortened.
+        """
+        mask = batch.attention_mask
+        last = torch.full_like(mask[:, 0], mask.shape[1] - 1)
+        plan = Plan("record", mask.shape[0], mask.shape[1], reference=Reference(mask.bool(), last))
+        inputs = {"input_ids": batch.input_ids, "attention_mask": mask, "use_cache": True}
+        if (
+            "position_ids" in signature(unwrap(self.model).forward).parameters
+        ):  # under left padding, as `generate` does
+            inputs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        output = self._run(None, plan, mask.new_empty(0), **inputs)
+        vectors = torch.stack([plan.memory[layer][0] for layer in sorted(plan.memory)], dim=1)
+        cache = getattr(output, "past_key_values", None)
+        if not isinstance(cache, Cache) or not cache.is_croppable or mask.shape[1] < 2:
+            return vectors, None
+        try:
+            cache.crop(-1)
+        except RuntimeError:  # a sliding window that is full has dropped what it would need
+            return vectors, None
+        return vectors, cache
+
+    def _plan(
+        self,
+        batch: Batch,
+        predict: Tensor | None,
+        live: bool,
+        rows: Tensor,
+        ids: Tensor,
+        own: Tensor | None = None,
+    ) -> Plan:
+        """The plan of the main pass: what is added at the ends of the prompts of `rows` (B,) bool.
+
+        Args:
+            own: (B, L, d) the rows' own vectors, where they are known already.
+        """
         ends = prompt_ends(batch.attention_mask, predict)
         which = rows.nonzero()[:, 0]
         plan = Plan("connect", *batch.input_ids.shape)
@@ -100,6 +139,8 @@ class AdaptiveModel(ConnectedModel):
         elif live:
             layers = self.adaptive.selector.out_features
             vectors = self.adaptive.selector.weight.new_empty(0, layers, self.adaptive.selector.in_features)
+        elif own is not None:
+            vectors = own[which]
         else:
             # The prompt alone: what follows its end is masked out, so that labels cannot leak into the choice.
             places = torch.arange(batch.input_ids.shape[1], device=ends.device)
@@ -188,7 +229,8 @@ class AdaptiveModel(ConnectedModel):
         connect: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As `ConnectedModel.generate`, batched, with two prefill passes.
+        """As `ConnectedModel.generate`, batched. With a reference, its pass and the prompt's; without one, a pass over
+        the prompt and one more token (beams, assistants and caches of the caller's own: two passes over the prompt).
 
         Args:
             connect: (B,) bool, rows that take part where no reference is given; default all (leave out rows in the
@@ -205,13 +247,31 @@ class AdaptiveModel(ConnectedModel):
             rows = torch.zeros_like(rows)
         training, self.training = self.training, False
         try:
-            plan = self._plan(batch, None, live, rows, torch.arange(len(input_ids), device=input_ids.device))
+            own = None
+            if not live and self.wire.enabled and self._decodes_plainly(kwargs):
+                own, cache = self._prefill(batch)
+                if cache is not None:
+                    kwargs["past_key_values"] = cache
+            plan = self._plan(batch, None, live, rows, torch.arange(len(input_ids), device=input_ids.device), own)
             self._planner = _InjectOnce(plan)
             model: Any = self.model
             return model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **kwargs)
         finally:
             self.training = training
             self._planner, self.wire.plan = None, None
+
+    def _decodes_plainly(self, kwargs: dict[str, Any]) -> bool:
+        """Whether `generate` with these options takes a cache that is filled already: one sequence a prompt, token by
+        token, in a cache of transformers' choosing."""
+        model: Any = self.model
+        config = kwargs.get("generation_config") or model.generation_config
+
+        def given(name: str) -> Any:
+            return kwargs.get(name, getattr(config, name, None))
+
+        special = ("past_key_values", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens")
+        several = any((given(name) or 1) > 1 for name in ("num_beams", "num_return_sequences"))
+        return not several and all(given(name) is None for name in special)
 
     @torch.no_grad()
     def fit_transform(self, batches: Iterable[dict[str, Tensor]], hold_out: float = 0.1) -> Fit:

@@ -72,21 +72,31 @@ def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | 
 
 def _transforms(connected: ConnectedModel, what: str) -> dict[int, nn.Module]:
     """Layer -> its linear transform; empty where the connection has none."""
-    config: ConnectionConfig = connected.config
-    if not config.foldable:
-        if config.connection != "gated":
-            reason = f"connection: {config.connection} needs the reference at inference"
-        elif config.scope != "all":
-            reason = f"scope: {config.scope} acts at some positions only, and a weight acts at all"
-        else:
-            reason = f"transform: {config.transform} is not linear"
-        raise UserError(
-            f"this connection cannot be {what}: {reason}. Serve it with cctuning generate, or train with "
-            "connection: gated, scope: all and transform: low_rank."
-        )
+    check_config(connected.config, what)
     transforms = {number: part.transform for number, part in connected.connections.items()}
     found = {number: transform for number, transform in transforms.items() if transform is not None}
     for number, transform in found.items():
-        if not all(bool(torch.isfinite(p).all()) for p in transform.parameters()):
-            raise UserError(f"layer {number}: its transform holds NaN or infinite values; train again.")
+        check_finite(number, transform)
     return found
+
+
+def check_config(config: ConnectionConfig, what: str) -> None:
+    """Raise `UserError` unless a connection of these options can be `what` (folded, exported as a LoRA)."""
+    if config.foldable:
+        return
+    if config.connection != "gated":
+        reason = f"connection: {config.connection} needs the reference at inference"
+    elif config.scope != "all":
+        reason = f"scope: {config.scope} acts at some positions only, and a weight acts at all"
+    else:
+        reason = f"transform: {config.transform} is not linear"
+    raise UserError(
+        f"this connection cannot be {what}: {reason}. Serve it with cctuning generate, or train with "
+        "connection: gated, scope: all and transform: low_rank."
+    )
+
+
+def check_finite(layer: int, transform: nn.Module) -> None:
+    """Raise `UserError` where a transform holds what no weight can."""
+    if not all(bool(torch.isfinite(p).all()) for p in transform.parameters()):
+        raise UserError(f"layer {layer}: its transform holds NaN or infinite values; train again.")

@@ -81,49 +81,72 @@ def check_foldable(model: nn.Module, sites: list[Site]) -> None:
     PEFT layers are looked through: the model must run with its adapters disabled meanwhile.
     """
     sites = [replace(site, projections=tuple(map(_bare, site.projections))) for site in sites]
-    shared = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for projection in (projection for site in sites for projection in site.projections):
         plain_weight(projection, "folding")
+    check_not_shared(model, sites)
+    check_linear(model, sites)
+
+
+def check_not_shared(model: nn.Module, sites: list[Site]) -> None:
+    """Raise `UserError` where a weight that a fold into `sites` changes is another module's too."""
+    shared = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for projection in (projection for site in sites for projection in site.projections):
         for name in (projection.weight, projection.bias):
             if name is not None and shared[id(getattr(projection.module, name))] > 1:
                 raise UserError(
                     f"{projection.name}.{name}: tied to another module's, which a fold would change too; "
                     "save the connection and serve it with cctuning generate."
                 )
-    check_linear(model, sites)
 
 
 def _bare(projection: Projection) -> Projection:
     return replace(projection, module=innermost(projection.module))
 
 
+def kinds_of(sites: list[Site]) -> list[Site]:
+    """One site of each kind that is folded in a way of its own."""
+    kinds = {(type(site.block), tuple((p.kind, p.transposed) for p in site.projections)): site for site in sites}
+    return list(kinds.values())
+
+
 def check_linear(model: nn.Module, sites: list[Site]) -> None:
-    """Fold a random matrix into one layer of each kind, compare the block's output, and put the weights back.
+    """Try a fold in one layer of each kind.
+
+    Raises:
+        UserError: it is not exact.
+    """
+    kinds = kinds_of(sites)
+    for site, (args, kwargs) in zip(kinds, _inputs(model, kinds) if kinds else [], strict=True):
+        try_fold(site, args, kwargs, unwrap(model).config.model_type)
+
+
+def try_fold(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], family: str) -> None:
+    """Fold a random matrix into a site, compare its block's output, and put the weights back.
+
+    Args:
+        args, kwargs: what the block is called with.
+        family: named in the error.
 
     Raises:
         UserError: the outputs differ: something that is not linear, or an addend of its own, stands in between.
     """
-    kinds = {(type(site.block), tuple((p.kind, p.transposed) for p in site.projections)): site for site in sites}
-    if not kinds:
-        return
-    for site, (args, kwargs) in zip(kinds.values(), _inputs(model, list(kinds.values())), strict=True):
-        with torch.no_grad(), _kept(site):
-            before = _first(site.block(*args, **kwargs)).double()
-            generator = torch.Generator().manual_seed(site.index)
-            a, b = (torch.randn(site.size, PROBE_RANK, generator=generator) for _ in range(2))
-            delta = a @ b.T / (site.size * PROBE_RANK) ** 0.5
-            for projection in site.projections:
-                fold_projection(projection, delta)
-            after = _first(site.block(*args, **kwargs)).double()
-        expected = before + before @ delta.to(before)
-        error = ((after - expected).norm() / expected.norm().clamp(min=1e-30)).item()
-        tolerance = max(TOLERANCE[plain_weight(p, "folding").dtype] for p in site.projections)
-        if not error <= tolerance:
-            raise UserError(
-                f"{site.name}: folding is not exact in this family ({unwrap(model).config.model_type}, "
-                f"{type(site.block).__name__}): a trial fold missed by {error:.1e}, at most {tolerance:.0e} expected. "
-                "The model is unchanged; serve it with cctuning generate."
-            )
+    with torch.no_grad(), _kept(site):
+        before = _first(site.block(*args, **kwargs)).double()
+        generator = torch.Generator().manual_seed(site.index)
+        a, b = (torch.randn(site.size, PROBE_RANK, generator=generator) for _ in range(2))
+        delta = a @ b.T / (site.size * PROBE_RANK) ** 0.5
+        for projection in site.projections:
+            fold_projection(projection, delta)
+        after = _first(site.block(*args, **kwargs)).double()
+    expected = before + before @ delta.to(before)
+    error = ((after - expected).norm() / expected.norm().clamp(min=1e-30)).item()
+    tolerance = max(TOLERANCE[plain_weight(p, "folding").dtype] for p in site.projections)
+    if not error <= tolerance:
+        raise UserError(
+            f"{site.name}: folding is not exact in this family ({family}, {type(site.block).__name__}): a trial fold "
+            f"missed by {error:.1e}, at most {tolerance:.0e} expected. The model is unchanged; serve it with cctuning "
+            "generate."
+        )
 
 
 def _inputs(model: nn.Module, sites: list[Site]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:

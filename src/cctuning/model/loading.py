@@ -160,22 +160,37 @@ def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> 
     where, run = resolve(path)
     folder = Path(where)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
-    base: str | None = run.get("model")
+    base, source = base_of(folder, run)
+    model: Any = load_base(source, **options)
     if (folder / LORA_CONFIG).is_file():
-        base = _read_json(folder / LORA_CONFIG, "not an adapter's config").get("base_model_name_or_path") or base
-        if base is None:
-            raise UserError(f"{folder / LORA_CONFIG}: base_model_name_or_path: missing; name the base model there.")
-        model = _with_lora(load_base(base, **options), folder, base)
-    else:
-        model = load_base(where, **options)
+        model = _with_lora(model, folder, source)
     connected = None
     if (folder / adapter.CONFIG_FILE).is_file():
-        base = base or adapter.read_config(folder)["base"].get("name_or_path") or None
         connected = ConnectedModel.from_pretrained(model, where)
     own = base is None or not folder.is_dir() or (folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(where if own else str(base), trust_remote_code=trust_remote_code)
     (connected or model).eval()
     return Loaded(model, connected, tokenizer, run, base)
+
+
+def base_of(folder: Path, run: dict[str, Any]) -> tuple[str | None, str]:
+    """What the model in `folder` was trained from, where that is known, and where its base's weights are.
+
+    Args:
+        run: the record of the run that it belongs to, or an empty one.
+
+    Raises:
+        UserError: a LoRA that does not say what it lies on.
+    """
+    base: str | None = run.get("model")
+    if (folder / LORA_CONFIG).is_file():
+        base = _read_json(folder / LORA_CONFIG, "not an adapter's config").get("base_model_name_or_path") or base
+        if base is None:
+            raise UserError(f"{folder / LORA_CONFIG}: base_model_name_or_path: missing; name the base model there.")
+        return base, base
+    if (folder / adapter.CONFIG_FILE).is_file():
+        base = base or adapter.read_config(folder)["base"].get("name_or_path") or None
+    return base, str(folder)
 
 
 def _with_lora(model: PreTrainedModel, folder: Path, base: str) -> Any:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import logging
 import os
-import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -74,6 +73,7 @@ def write_lora(
             factors[projection.name] = lora_from_connection(site, projection, transforms[site.index], old)
     if not factors:
         raise UserError("nothing to export: the connection has no transform and the base has no LoRA.")
+    factors = _of_one_rank(factors)
     config = _config(base, factors, base_name)
     if config.lora_bias:
         log.warning(
@@ -169,21 +169,28 @@ def _factors(name: str, module: BaseTunerLayer, adapter: str) -> Factors | None:
     return Factors(a.weight.detach(), b.weight.detach().double() * scaling, bias)
 
 
+def _of_one_rank(factors: Mapping[str, Factors]) -> dict[str, Factors]:
+    """The factors, filled up with zeros to the largest rank.
+
+    Engines differ in how they scale a module whose rank is not the config's `r`: vLLM by alpha / r, llama.cpp by alpha
+    over the module's own rank, and neither reads `alpha_pattern`. With one rank all of them scale by 1.
+    """
+    rank = max(factor.a.shape[0] for factor in factors.values())
+    pad = torch.nn.functional.pad
+    return {
+        name: Factors(pad(a, (0, 0, 0, rank - a.shape[0])), pad(b, (0, rank - a.shape[0])), bias)
+        for name, (a, b, bias) in factors.items()
+    }
+
+
 def _config(base: PreTrainedModel, factors: Mapping[str, Factors], base_name: str | None) -> LoraConfig:
-    """PEFT's config. Scaling is 1 for every module, so a server that overlooks the patterns is right all the same."""
-    ranks = {name: factor.a.shape[0] for name, factor in factors.items()}
-    rank = max(ranks.values())  # the largest, because servers reserve room for `r`
-    patterns: dict[str, int] = {}  # PEFT reads the keys as regular expressions for the end of a module's name
-    for lower in sorted(set(ranks.values()) - {rank}):
-        own = {name for name, other in ranks.items() if other == lower}
-        patterns |= {re.escape(end): lower for end in _ends(list(factors), own)}
+    """PEFT's config, of one rank and scaling 1 for every module."""
+    rank = next(iter(factors.values())).a.shape[0]
     modules = dict(base.named_modules())
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=rank,
-        rank_pattern=patterns,
-        alpha_pattern=dict(patterns),
         target_modules=_ends(list(modules), set(factors)),
         lora_dropout=0.0,
         lora_bias=any(factor.bias is not None for factor in factors.values()),

@@ -256,6 +256,8 @@ class GenerationPlanner:
 
     def __call__(self, rows: int, positions: int) -> Plan:
         """The plan of the next forward, over `rows` x `positions` new tokens."""
+        if self.prefilled and self.config.scope == "prompt_end":  # it is behind us: decode as the base model does
+            return Plan("rest", rows, positions)
         repeat = rows // self.mask.shape[0]
         if not self.prefilled:
             self.prefilled = True
@@ -264,7 +266,7 @@ class GenerationPlanner:
             connect = scope_mask(self.config.where_fused, mask, None)
         else:
             mask = torch.ones(rows, positions, dtype=torch.bool, device=self.mask.device)
-            transform = mask if self.config.scope != "prompt_end" else torch.zeros_like(mask)
+            transform = mask
             connect = mask if self.config.where_fused != "prompt_end" else torch.zeros_like(mask)
         plan = Plan("connect", rows, positions)
         if self.config.scope != "all":

@@ -54,11 +54,11 @@ def moses(path: Path, english: Path, lang: str, number: int) -> Iterator[Candida
             raise UserError(f"{shorter}: ends before line {line}, {longer} goes on; the two must be line by line.")
         origin = f"{path}:{line}"
         try:
-            texts = [raw.decode() for _, raw in (left, right)]
+            text, other = left[1].decode(), right[1].decode()
         except UnicodeDecodeError:
             yield Rejected(number, origin, [Problem("row", "not UTF-8; re-encode the file.")])
             continue
-        yield _candidate(number, origin, f"{english}:{line}", *texts, lang)
+        yield _candidate(number, origin, f"{english}:{line}", text, other, lang)
 
 
 def tmx(path: Path, lang: str | None, language: str, number: int) -> Iterator[Candidate | Rejected]:

@@ -1,12 +1,15 @@
 """Prompts in, answers out, in batches: what `cctuning generate` and the demo's evaluation run on.
 
 Prompts are rendered and tokenised by the `Encoder` that training uses, so a model sees at inference what it saw then.
+For the same reason a prompt in the reference language runs as it did in training, where it is its own parallel: it is
+given no reference, and takes no part in an adaptive connection. (In a gated one its student pass was trained.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +18,9 @@ from tqdm.auto import tqdm
 
 from cctuning.data import Encoder
 from cctuning.errors import UserError
-from cctuning.model.loading import Loaded
+from cctuning.model import adapter
+from cctuning.model.adaptive import AdaptiveModel
+from cctuning.model.loading import Loaded, resolve
 from cctuning.model.sites import unwrap
 from cctuning.serving.stops import stop_text, stop_tokens
 
@@ -34,6 +39,16 @@ def encoder_of(loaded: Loaded, chat: bool | None = None) -> Encoder:
         trained = loaded.run.get("chat")
         chat = trained if trained is not None else loaded.tokenizer.chat_template is not None
     return Encoder(loaded.tokenizer, chat=chat, eos=False)
+
+
+def reference_language(path: str) -> str | None:
+    """The language that the connection of `path` borrows from, None where it has no connection; no weight is read.
+
+    Raises:
+        UserError: nothing that can be loaded is there.
+    """
+    folder = Path(resolve(path)[0])
+    return adapter.read_config(folder)["reference_language"] if (folder / adapter.CONFIG_FILE).is_file() else None
 
 
 class Answerer:
@@ -115,21 +130,41 @@ class Answerer:
         return tokens.to(device), mask.to(device)
 
     def __call__(
-        self, prompts: Sequence[Text], references: Sequence[Text | None] | None = None, progress: bool = False
+        self,
+        prompts: Sequence[Text],
+        references: Sequence[Text | None] | None = None,
+        progress: bool = False,
+        *,
+        languages: Sequence[str | None] | None = None,
     ) -> list[str]:
-        """Answers to `prompts`, in their order; rows with a reference run over the live connection."""
+        """Answers to `prompts`, in their order; rows with a reference run over the live connection.
+
+        Args:
+            prompts: text or messages.
+            references: each prompt's parallel, None for rows without one.
+            progress: show a bar.
+            languages: each prompt's language, None where nobody told: it is then taken for one that borrows.
+        """
+        connected = self.loaded.connected
+        given = list(references or [None] * len(prompts))
+        apart = [False] * len(prompts)
+        if connected is not None and languages is not None:
+            apart = [language == connected.reference_language for language in languages]
+            given = [None if own else reference for own, reference in zip(apart, given, strict=True)]
         order = sorted(range(len(prompts)), key=lambda i: -len(str(prompts[i])))  # like lengths together
+        groups = [order]
+        if isinstance(connected, AdaptiveModel):  # a batch of it reads references, or the matrix
+            groups = [[i for i in order if given[i] is not None], [i for i in order if given[i] is None]]
+        batches = [rows[i : i + self.batch_size] for rows in groups for i in range(0, len(rows), self.batch_size)]
         answers = [""] * len(prompts)
-        starts = range(0, len(order), self.batch_size)
-        for start in tqdm(starts, desc="Generating", disable=not progress, unit="batch"):
-            rows = order[start : start + self.batch_size]
-            texts = self._batch([prompts[i] for i in rows], [references[i] for i in rows] if references else None)
+        for rows in tqdm(batches, desc="Generating", disable=not progress, unit="batch"):
+            texts = self._batch([prompts[i] for i in rows], [given[i] for i in rows], [apart[i] for i in rows])
             for row, text in zip(rows, texts, strict=True):
                 answers[row] = text
         return answers
 
     @torch.no_grad()
-    def _batch(self, prompts: list[Text], references: list[Text | None] | None) -> list[str]:
+    def _batch(self, prompts: list[Text], references: list[Text | None], apart: list[bool]) -> list[str]:
         ids, mask = self.encode(prompts)
         connected, options = self.loaded.connected, dict(self.options)
         if self.positions is not None:
@@ -138,8 +173,8 @@ class Answerer:
             model: Any = self.loaded.model
             tokens = model.generate(input_ids=ids, attention_mask=mask, **options)
         else:
-            if references and any(reference is not None for reference in references):
-                given = [reference for reference in references if reference is not None]
+            given = [reference for reference in references if reference is not None]
+            if given:
                 index = torch.tensor([-1 if reference is None else 0 for reference in references])
                 index[index >= 0] = torch.arange(len(given))
                 reference_ids, reference_mask = self.encode(given)
@@ -148,6 +183,8 @@ class Answerer:
                     "reference_attention_mask": reference_mask,
                     "reference_index": index.to(ids.device),
                 }
+            elif isinstance(connected, AdaptiveModel):
+                options["connect"] = ~torch.tensor(apart, device=ids.device)
             with connected.disable_adapter() if self.bypass else nullcontext():
                 tokens = connected.generate(ids, mask, **options)
         texts = self.tokenizer.batch_decode(tokens[:, ids.shape[1] :], skip_special_tokens=True)

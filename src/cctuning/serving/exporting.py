@@ -1,63 +1,186 @@
-"""A run, or a checkpoint of one, written out as what any server loads: everything it needs, whole or not at all."""
+"""A run, or a checkpoint of one, written out as what any server loads: everything it needs, whole or not at all.
+
+Beside the weights: tokenizer, the chat template that training used (and no other), where generation ends, a model
+card, and a manifest for programs beside the server (manifest.py).
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel
 
+from cctuning.data import Encoder
 from cctuning.errors import UserError
+from cctuning.evaluation.scored import ScoredRun
 from cctuning.model.export import export_lora
-from cctuning.model.loading import Loaded, load, torch_dtype
-from cctuning.model.sites import unwrap
+from cctuning.model.loading import Loaded, load, load_tokenizer, torch_dtype
+from cctuning.model.sites import innermost, unwrap
 from cctuning.serving.answering import encoder_of
-from cctuning.serving.stops import stop_tokens
+from cctuning.serving.card import model_card
+from cctuning.serving.hub import check_push, push
+from cctuning.serving.manifest import Manifest
+from cctuning.serving.origin import Origin, read_origin, refuse_quantised
+from cctuning.serving.remote_code import write_code
+from cctuning.serving.results import read_results, results_section
+from cctuning.serving.stops import generation_config, stop_text
+from cctuning.serving.vllm import Readiness, check_vllm
+from cctuning.training.card import hub_name
+
+PROBES = ("?", "a b", "1 + 1 = ", "Habari gani?")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        manifest: what it is.
+        notes: what a person who serves it should know, a sentence each.
+        vllm: of a LoRA, what vLLM will make of it.
+        url: on the hub, where it was pushed.
+    """
+
+    manifest: Manifest
+    notes: list[str]
+    vllm: Readiness | None
+    url: str | None
 
 
 def export(
-    path: str, format: str, directory: Path, *, dtype: str = "auto", trust_remote_code: bool = False
-) -> str | None:
+    path: str,
+    format: str,
+    directory: Path,
+    *,
+    dtype: str = "auto",
+    max_shard_size: str | None = None,
+    results: Sequence[str] = (),
+    push_to_hub: str | None = None,
+    private: bool = False,
+    trust_remote_code: bool = False,
+) -> Exported:
     """Write what `path` (a run or a checkpoint of one) becomes.
 
     Args:
         path: as in `loading.load`.
-        format: `fold` (a plain checkpoint) or `lora` (a PEFT LoRA for the untouched base).
+        format: `fold` (a plain checkpoint), `lora` (a PEFT LoRA for the untouched base) or `code` (a checkpoint with a
+            modelling file, for a non-linear transform).
         directory: to write; must not exist.
         dtype: of a folded checkpoint; `auto` keeps that of the trained weights.
-
-    Returns:
-        For `lora`, the base model that it belongs to.
+        max_shard_size: of a folded checkpoint's files, like `5GB`; None: transformers' own.
+        results: directories of `cctuning evaluate`, for the card.
+        push_to_hub, private: a repository to upload it to, and whether one that is made for it is private.
 
     Raises:
-        UserError: `directory` exists, or the model cannot be exported so.
+        UserError: `directory` exists, an option or a record is bad, or the model cannot be exported so; nothing is
+            left behind. Where only the upload fails, the directory is whole.
     """
     if directory.exists():
         raise UserError(f"--output {directory}: exists already; name a directory that does not.")
     kind = torch_dtype(dtype)
-    if format == "lora" and kind is not None:
-        raise UserError("--dtype: of a folded checkpoint; a LoRA keeps the dtype it was trained in.")
-    loaded = load(path, trust_remote_code=trust_remote_code)
+    if format == "lora" and (kind is not None or max_shard_size is not None):
+        option = "--dtype" if kind is not None else "--max_shard_size"
+        raise UserError(f"{option}: of a folded checkpoint; a LoRA is one file in the dtype it was trained in.")
+    if max_shard_size is not None and not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", max_shard_size, re.IGNORECASE):
+        raise UserError(f"--max_shard_size {max_shard_size!r}: expected a size like 5GB or 500MB.")
+    if private and push_to_hub is None:
+        raise UserError("--private: goes with --push_to_hub.")
+    if push_to_hub is not None:
+        check_push(push_to_hub)
+    origin = read_origin(path)
+    refuse_quantised(origin, trust_remote_code)
+    scored = read_results(results)
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        if format == "lora":
-            _write_lora(loaded, path, partial)
-        else:
-            stops = stop_tokens(encoder_of(loaded), unwrap(loaded.model))
-            model: Any = _plain(loaded)
-            if kind is not None:
-                model = model.to(kind)  # after folding, which is done in fp32
-            if stops and model.generation_config is not None:  # servers stop where this file says, and nowhere else
-                model.generation_config.eos_token_id = stops[0] if len(stops) == 1 else stops
-            model.save_pretrained(partial)
-        loaded.tokenizer.save_pretrained(partial)
-        partial.rename(directory)
+        with _disk_errors(directory):
+            loaded = load(path, trust_remote_code=trust_remote_code)
+            marks = _fingerprints(loaded, scored)
+            encoder = encoder_of(loaded)
+            ends = generation_config(encoder, unwrap(loaded.model))
+            if format == "lora":
+                _write_lora(loaded, path, partial)
+                ends.save_pretrained(partial)
+            elif format == "code":
+                if isinstance(loaded.model, PeftModel):
+                    _untie(unwrap(loaded.model))
+                write_code(loaded, partial, kind, max_shard_size)
+                ends.save_pretrained(partial)
+            else:
+                model: Any = _plain(loaded)
+                if kind is not None:
+                    model = model.to(kind)  # after folding, which is done in fp32
+                model.generation_config = ends
+                model.save_pretrained(partial, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
+                del model
+            if not encoder.chat:  # a server would render with the base's, which training never saw
+                encoder.tokenizer.chat_template = None
+            encoder.tokenizer.save_pretrained(partial)
+            base = loaded.base
+            del loaded  # what was written may be loaded next
+            if scored:
+                own_code = trust_remote_code or format == "code"
+                marks |= _fingerprints(load(str(partial), trust_remote_code=own_code), scored)
+            stops = ends.eos_token_id
+            manifest = Manifest(
+                format,
+                base if format == "lora" else hub_name(base),
+                origin.reference_language,
+                origin.languages,
+                encoder.chat,
+                [] if stops is None else [stops] if isinstance(stops, int) else list(stops),
+                stop_text(encoder),
+            )
+            manifest.write(partial)
+            ready = check_vllm(partial) if format == "lora" else None
+            notes = _notes(origin, manifest, encoder, partial, trust_remote_code)
+            card = model_card(
+                origin,
+                manifest,
+                name=push_to_hub or directory.name,
+                base=base,
+                results=results_section(scored, marks),
+                notes=[*notes, f"{ready}."] if ready is not None else notes,
+            )
+            (partial / "README.md").write_text(card, encoding="utf-8")
+            partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return loaded.base if format == "lora" else None
+    url = push(directory, push_to_hub, private=private) if push_to_hub is not None else None
+    return Exported(manifest, notes, ready, url)
+
+
+@contextmanager
+def _disk_errors(directory: Path) -> Iterator[None]:
+    """Within: what safetensors and tokenizers raise where the disk refuses (errors of their own, which end in
+    `(os error 28)` or its like) is a `UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) or not re.search(r"\(os error \d+\)", str(error)):
+            raise
+        raise UserError(
+            f"--output {directory}: cannot be written: {error}; make room, or name another place."
+        ) from error
+
+
+def _fingerprints(loaded: Loaded, scored: Sequence[ScoredRun]) -> set[str]:
+    """Of this model, as `cctuning evaluate` would take them in the modes that were scored."""
+    if not scored:
+        return set()
+    from cctuning.evaluation.run import fingerprint  # lm-eval with it, which takes seconds to import
+
+    return {fingerprint(loaded, run.record["settings"].get("mode", "student")) for run in scored}
 
 
 def _write_lora(loaded: Loaded, path: str, directory: Path) -> None:
@@ -70,8 +193,64 @@ def _write_lora(loaded: Loaded, path: str, directory: Path) -> None:
 
 
 def _plain(loaded: Loaded) -> PreTrainedModel:
+    if isinstance(loaded.model, PeftModel):
+        _untie(unwrap(loaded.model))
     if loaded.connected is not None:
         return loaded.connected.merge_and_unload()
     if isinstance(loaded.model, PeftModel):
         return loaded.model.merge_and_unload()
     return loaded.model
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Part the output embedding from the input's where they are one weight and a LoRA is on either: merged into it,
+    the LoRA would act at both ends."""
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    bare: list[Any] = [innermost(end) for end in ends if end is not None]
+    if (
+        len(bare) == 2
+        and bare[0].weight is bare[1].weight
+        and any(a is not b for a, b in zip(ends, bare, strict=True))
+    ):
+        bare[1].weight = nn.Parameter(bare[1].weight.detach().clone(), requires_grad=False)
+        model.config.get_text_config().tie_word_embeddings = False
+        model.config.tie_word_embeddings = False
+
+
+def _notes(
+    origin: Origin, manifest: Manifest, encoder: Encoder, directory: Path, trust_remote_code: bool
+) -> list[str]:
+    """What there is to know beside the rules that the card gives for every export of its kind.
+
+    Raises:
+        UserError: the tokenizer as written renders chats otherwise than training did.
+    """
+    notes = []
+    if not origin.record:
+        notes.append("The run's record was not found, so the card says nothing of data and options.")
+    written = load_tokenizer(str(directory), trust_remote_code=trust_remote_code)
+    for probe in PROBES:
+        wanted = encoder.prompt_ids(probe)
+        if encoder.chat:
+            chat = [{"role": "user", "content": probe}]
+            served: Any = written.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        else:
+            served = written(probe)["input_ids"]
+        if list(served) == wanted:
+            continue
+        if encoder.chat:
+            raise UserError(
+                f"{origin.path}: its tokenizer renders a chat otherwise once saved and loaded again ({served} for "
+                f"{wanted}); a server would ask the model what it never learned. Mend the tokenizer beside the run."
+            )
+        notes.append(
+            f"A server's own tokenisation of a prompt differs from that of training ({list(served)} for {wanted}, of "
+            f"{probe!r}): send token ids, or prompts as training saw them."
+        )
+        break
+    if manifest.kind == "lora" and manifest.base is not None and Path(manifest.base).exists():
+        notes.append(
+            "The adapter's config names its base by a path of the machine that trained it: hand the base to PEFT "
+            "yourself, or mend base_model_name_or_path."
+        )
+    return notes

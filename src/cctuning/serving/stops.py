@@ -6,9 +6,12 @@ knows its eos token alone, and generation would run on into turns that nobody as
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import copy
+
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cctuning.data import Encoder
+from cctuning.errors import UserError
 
 
 def stop_tokens(encoder: Encoder, model: PreTrainedModel) -> list[int]:
@@ -20,6 +23,29 @@ def stop_tokens(encoder: Encoder, model: PreTrainedModel) -> list[int]:
         if isinstance(token, int) and token not in ids:
             ids.append(token)
     return ids
+
+
+def generation_config(encoder: Encoder, model: PreTrainedModel) -> GenerationConfig:
+    """The model's own generation config, ending where training did: servers stop where this file says.
+
+    The end of turn that is ordinary text (`stop_text`) is not in it: `generate` would refuse to run without being
+    handed a tokenizer.
+
+    Raises:
+        UserError: the model's own contradicts itself, and transformers would not save it.
+    """
+    config = copy.deepcopy(model.generation_config) or GenerationConfig()
+    stops = stop_tokens(encoder, model)
+    if stops:
+        config.eos_token_id = stops[0] if len(stops) == 1 else stops
+    if config.pad_token_id is None:
+        config.pad_token_id = encoder.tokenizer.pad_token_id
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        where = model.config.name_or_path or "the base"
+        raise UserError(f"generation_config.json of {where}: transformers refuses it ({error}); mend it.") from error
+    return config
 
 
 def stop_text(encoder: Encoder) -> str | None:

@@ -1,4 +1,7 @@
-"""The model card that training writes: what was done, with which options, and whom to cite."""
+"""What a model card says of the method, and the card that training writes beside its model.
+
+The card of an export (serving/card.py) says more, and says these things in the same words: they are here once.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import transformers
 import trl
 from huggingface_hub import ModelCard, ModelCardData
 
+from cctuning.connection import ConnectionConfig
 from cctuning.model.connected import ConnectedModel
 
 CITATION = """@inproceedings{cc-tuning-2025,
@@ -18,6 +22,34 @@ CITATION = """@inproceedings{cc-tuning-2025,
   year      = {2025},
   url       = {https://arxiv.org/abs/2506.00875},
 }"""
+CITE = f"## Citation\n\nThe method:\n\n```bibtex\n{CITATION}\n```\n"
+
+
+def hub_name(base: str | None) -> str | None:
+    """The base's name where it is one of the hub's: a path of the machine it was trained on means nothing to a
+    reader."""
+    return base if base and not Path(base).is_absolute() and not Path(base).exists() else None
+
+
+def describe_method(config: ConnectionConfig, reference_language: str) -> str:
+    """What was done in training, in a sentence or two."""
+    if config.connection == "none":
+        return "Plain joint multilingual supervised fine-tuning (no connection)."
+    if config.transform == "none" and config.connection == "gated":
+        return (
+            "Fine-tuned with CC-Tuning's alignment alone (no transform): in training, activations of each row were "
+            f"drawn to those of the same prompt in `{reference_language}`; at inference no such prompt is needed."
+        )
+    return (
+        f"Fine-tuned with CC-Tuning ({config.connection} connection): in training, activations of each row were "
+        f"connected to those of the same prompt in `{reference_language}`; at inference no such prompt is needed."
+    )
+
+
+def option_table(config: ConnectionConfig) -> str:
+    """The connection's options, as Markdown."""
+    lines = [f"| {key} | {value} |" for key, value in config.to_dict().items()]
+    return "\n".join(["| connection option | value |", "| --- | --- |", *lines])
 
 
 def write_model_card(
@@ -30,7 +62,7 @@ def write_model_card(
     args: Any,
     peft: bool,
 ) -> None:
-    """Write the card to `path`.
+    """Write the card of a trained model to `path`.
 
     Args:
         connected: the model and its connection.
@@ -39,26 +71,16 @@ def write_model_card(
         args: the training options.
         peft: whether the base was trained through PEFT.
     """
-    base = connected.model.config.name_or_path
-    on_hub = base and not Path(base).exists()  # a path of the machine it was trained on means nothing to a reader
     data = ModelCardData(
-        base_model=base if on_hub else None,
+        base_model=hub_name(connected.model.config.name_or_path),
         library_name="peft" if peft else "transformers",
         tags=tags,
         datasets=[dataset_name] if dataset_name else None,
     )
     config = connected.config
-    if config.connection == "none":
-        method = "Plain joint multilingual supervised fine-tuning (no connection)."
-    else:
-        method = (
-            f"Fine-tuned with CC-Tuning ({config.connection} connection): in training, activations of each row were "
-            f"connected to those of the same prompt in `{connected.reference_language}`; at inference no such prompt "
-            "is needed."
-        )
+    method = describe_method(config, connected.reference_language)
     if config.connection != "none" and config.foldable:
         method += " The connection is saved beside the base; `cctuning export` folds it into a plain checkpoint."
-    options = "\n".join(f"| {key} | {value} |" for key, value in config.to_dict().items())
     content = f"""---
 {data.to_yaml()}
 ---
@@ -67,22 +89,13 @@ def write_model_card(
 
 {method}
 
-| connection option | value |
-| --- | --- |
-{options}
+{option_table(config)}
 
 Learning rate {args.learning_rate} (connection x {args.connection_lr_scale}), {args.num_train_epochs} epochs, batch \
 {args.per_device_train_batch_size} x {args.gradient_accumulation_steps}, seed {args.seed}; \
 {"LoRA" if peft else "full weights"}.
 Transformers {transformers.__version__}, TRL {trl.__version__}.
 
-## Citation
-
-The method:
-
-```bibtex
-{CITATION}
-```
-"""
+{CITE}"""
     path.parent.mkdir(parents=True, exist_ok=True)
     ModelCard(content).save(path)

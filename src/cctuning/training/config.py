@@ -57,6 +57,13 @@ class CCConfig(SFTConfig):
             "help": "Also log each layer's mean decision (decision_layer_<number>), for TensorBoard and reports."
         },
     )
+    profile_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Trace this many steps into output_dir/trace.json, after the first two; open it in "
+            "https://ui.perfetto.dev. 0: off. A traced step is slower, and large: two or three tell all."
+        },
+    )
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
@@ -78,5 +85,7 @@ class CCConfig(SFTConfig):
             raise UserError(f"loss_type: {self.loss_type} is not supported beside the connection; use nll.")
         if self.label_smoothing_factor:
             raise UserError("label_smoothing_factor is not supported beside the connection; set it to 0.")
+        if self.profile_steps < 0:
+            raise UserError(f"profile_steps: expected a number of steps, or 0 for none, got {self.profile_steps}.")
         if self.connection_lr_scale <= 0:
             raise UserError(f"connection_lr_scale: expected a positive number, got {self.connection_lr_scale}.")

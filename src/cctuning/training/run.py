@@ -34,7 +34,7 @@ from cctuning.data import LoadReport, Source, load_rows
 from cctuning.errors import UserError
 from cctuning.model.adapter import write_atomically
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, load_base, load_tokenizer
-from cctuning.model.sites import unwrap
+from cctuning.model.sites import innermost, unwrap
 from cctuning.training.config import CCConfig
 from cctuning.training.directory import (
     METRICS_FILE,
@@ -47,6 +47,7 @@ from cctuning.training.directory import (
     write_record,
 )
 from cctuning.training.options import RunOptions
+from cctuning.training.parallel import check_checkpoint
 from cctuning.training.trainer import CCTrainer
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
         if getattr(args, name) < 1:
             raise UserError(f"{name}: expected at least 1, got {getattr(args, name)}.")
     directory, checkpoint = claim(args)
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
     new = not directory.exists()
     with RunLog(logger) as log:
         try:
@@ -81,6 +84,7 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
             if new and directory.is_dir() and not any(directory.iterdir()):
                 directory.rmdir()  # the trainer made it
             raise
+        trainer.accelerator.wait_for_everyone()  # every process has claimed the directory before one writes in it
         log.notes += [*changes(directory, options, connection, args, record)] if checkpoint else []
         record |= {"checkpoint": checkpoint, "notes": log.notes}
         directory.mkdir(parents=True, exist_ok=True)
@@ -180,8 +184,8 @@ def prepare(
 def check_sizes(trainer: CCTrainer) -> None:
     """Raise `UserError` where a row has a token or a length that the model has no place for."""
     model = unwrap(trainer.model)
-    embedding: Any = model.get_input_embeddings()
-    vocabulary = embedding.weight.shape[0]
+    embedding: Any = innermost(model.get_input_embeddings())  # beneath a LoRA
+    vocabulary = embedding.num_embeddings  # not its weight's shape, which is 0 under ZeRO-3
     rows: Any = trainer.train_dataset
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for column in ("input_ids", "reference_input_ids"):

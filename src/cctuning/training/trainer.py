@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from trl import SFTTrainer
 
 from cctuning.connection import ConnectionConfig, Fit, LayerConnection
@@ -29,9 +29,14 @@ from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.adaptive import AdaptiveModel
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
+from cctuning.model.shards import ShardReader
+from cctuning.training import sharded
 from cctuning.training.base_decay import BaseDecay, check_base_decay
 from cctuning.training.card import write_model_card
 from cctuning.training.config import CCConfig
+from cctuning.training.parallel import check_engine, check_launch
+from cctuning.training.profiling import StepProfiler
+from cctuning.training.uneven import FILLER, without_repeats
 
 COLUMNS = ["input_ids", "labels", "reference_input_ids", "row"]
 
@@ -76,6 +81,7 @@ class CCTrainer(SFTTrainer):
         **kwargs: Any,
     ) -> None:
         args = args if args is not None else CCConfig("cc-tuning-output")
+        check_launch(args)
         multiple = args.pad_to_multiple_of if isinstance(args.pad_to_multiple_of, int) else None
         if processing_class is None:
             name = model if isinstance(model, str) else model.config.name_or_path
@@ -93,6 +99,7 @@ class CCTrainer(SFTTrainer):
         self.fit: Fit | None = None
         self.chat = args.chat
         self._rows_in_step: Tensor | int | None = None
+        self._embedding: Tensor | None = None  # gathered, of the model as it is being saved
         self._origins: dict[int, str] = {}
         super().__init__(
             model=model,
@@ -104,14 +111,19 @@ class CCTrainer(SFTTrainer):
             data_collator=PairedCollator(processing_class.pad_token_id, multiple),
             **kwargs,
         )
+        if self.is_distributed_loading_by_transformers:
+            raise UserError("model: transformers has dealt it out over processes (tp_plan, …); load it whole.")
         # Attached after PEFT: before it, PEFT would freeze the connection, and hooks would miss the LoRA's share.
         self.connected = ConnectedModel.attach(self.model, connection_config)
         self.connected.seed = args.seed
         self.connected.reference_language = args.reference_language
         self._decisions = watch_decisions(self.connected) if args.log_connection else {}
+        check_engine(self.accelerator, self.model, self.connected.config.connection)
         check_base_decay(args.base_decay, self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if args.base_decay:
             self.add_callback(BaseDecay(self.model, args.base_decay, skip=ATTRIBUTE))
+        if args.profile_steps:
+            self.add_callback(StepProfiler(args.profile_steps, Path(str(args.output_dir))))
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated step
 
     # -- rows --------------------------------------------------------------------------------------------------------
@@ -155,12 +167,15 @@ class CCTrainer(SFTTrainer):
         self._signature_columns: Any = COLUMNS
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """As the parent's; also counts the rows of the step, by which the alignment is averaged."""
+        """As the parent's, no row twice; also counts the step's rows, by which the alignment is averaged."""
+        if not self.args.dataloader_drop_last:
+            rows: Any = self.train_dataset
+            epoch_iterator = without_repeats(epoch_iterator, self.accelerator, len(rows))
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        rows = torch.tensor(sum(len(batch["input_ids"]) for batch in batches), device=device)
+        count = torch.tensor(sum(len(batch["input_ids"]) for batch in batches if FILLER not in batch), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            rows = self.accelerator.gather(rows).sum()
-        self._rows_in_step = rows
+            count = self.accelerator.gather(count).sum()
+        self._rows_in_step = count
         return batches, num_items
 
     # -- loss --------------------------------------------------------------------------------------------------------
@@ -174,7 +189,7 @@ class CCTrainer(SFTTrainer):
     ) -> Any:
         """The objective of `ConnectedModel.forward` on a batch of `PairedCollator`."""
         training = self.model.training
-        connected = self.connected
+        connected, filler = self.connected, inputs.pop(FILLER, False)
         connected.train(training)
         connected.step, connected.total_steps = self.state.global_step, max(self.state.max_steps, 1)
         outputs = connected(
@@ -186,8 +201,8 @@ class CCTrainer(SFTTrainer):
         )
         if training and not bool(torch.isfinite(outputs.loss)):
             self._stop_at(inputs, outputs)
-        self._record(inputs, outputs, "train" if training else "eval")
-        loss = outputs.loss
+        self._record(inputs, outputs, "train" if training else "eval", filler)
+        loss = outputs.loss * 0 if filler else outputs.loss
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # DDP averages over ranks
         return (loss, outputs) if return_outputs else loss
@@ -212,15 +227,15 @@ class CCTrainer(SFTTrainer):
             "or look at those rows. Checkpoints written before this step are intact."
         )
 
-    def _record(self, inputs: dict[str, Any], outputs: Any, mode: str) -> None:
-        """Keep this batch's parts for the next log line, as sums that ranks can add up."""
-        gather = self.accelerator.gather_for_metrics
+    def _record(self, inputs: dict[str, Any], outputs: Any, mode: str, filler: bool) -> None:
+        """Keep this batch's parts for the next log line, as sums that ranks can add up; nothing of a filler."""
+        gather = self.accelerator.gather
         correct, scored = gather(outputs.correct).sum(), gather(outputs.scored).sum()
         metrics = self._metrics[mode]
         if scored > 0:
             metrics["mean_token_accuracy"].append((correct / scored).item())
         for name in ("student_loss", "fused_loss", "align_loss", "identity_loss", "distill_loss", "decision"):
-            value = getattr(outputs, name)
+            value = None if filler else getattr(outputs, name)
             # A rank whose batch has no such part joins the gather with NaN, which is left out of the mean.
             mean = gather((value if value is not None else outputs.loss.detach() * torch.nan).float()).nanmean()
             if not torch.isnan(mean):
@@ -234,7 +249,7 @@ class CCTrainer(SFTTrainer):
             tokens = inputs["attention_mask"].sum()
             if self.connected.config.connection != "none":  # plain SFT is handed the references and reads none
                 tokens = tokens + inputs["reference_attention_mask"].sum()
-            self._total_train_tokens += gather(tokens).sum().item()
+            self._total_train_tokens += gather(tokens * (not filler)).sum().item()
             metrics["num_tokens"] = [self._total_train_tokens]
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -263,30 +278,85 @@ class CCTrainer(SFTTrainer):
                     optimizer.add_param_group({**group, "params": own, "lr": group["lr"] * scale})
         return self.optimizer
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the parent's; sharded weights are gathered and written a layer at a time (sharded.py)."""
+        if self.connected.connections:
+            self._embedding = sharded.whole_embedding(self.model)
+        if not sharded.is_sharded(self.model):
+            super().save_model(output_dir, _internal_call)
+            return
+        directory, writer = Path(output_dir or str(self.args.output_dir)), self.args.should_save
+        if self._is_peft():
+            mine = (
+                (name, p) for name, p in self.model.named_parameters() if p.requires_grad and ATTRIBUTE not in name
+            )
+            super()._save(str(directory), {name: sharded.whole(parameter) for name, parameter in mine})
+        else:
+            sharded.save_base(self.model, directory, skip=ATTRIBUTE, plain=not _internal_call, writer=writer)
+            if writer and self.processing_class is not None:
+                self.processing_class.save_pretrained(str(directory))
+        if self._embedding is not None:
+            sharded.save_connection(self.connected, directory, self._embedding, writer=writer)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         directory = Path(output_dir or str(self.args.output_dir))
         state = self.model.state_dict() if state_dict is None else state_dict
         theirs = {name: tensor for name, tensor in state.items() if ATTRIBUTE not in name}
         super()._save(str(directory), state_dict=theirs)
         if self.args.should_save and self.connected.connections:
-            ours = _connection_state({name: tensor for name, tensor in state.items() if ATTRIBUTE in name})
-            adapter.save_state(self.connected, directory, ours, adapter.base_is_trained(self.connected))
+            ours = sharded.connection_state({name: tensor for name, tensor in state.items() if ATTRIBUTE in name})
+            trained = adapter.base_is_trained(self.connected)
+            adapter.save_state(self.connected, directory, ours, trained, self._embedding)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not sharded.is_sharded(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        sharded.write_optimizer(self.optimizer, self.model, Path(output_dir), writer=self.args.should_save)
+        if self.args.should_save and self.lr_scheduler is not None:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not (sharded.is_sharded(self.model) or sharded.has_optimizer(Path(checkpoint))):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        sharded.read_optimizer(self.optimizer, self.model, Path(checkpoint))
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if sharded.is_sharded(self.model):
+            self._load_sharded(Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         state = Path(resume_from_checkpoint) / TRAINER_STATE_NAME
         logged = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.is_file() else []
         self._total_train_tokens = max((entry.get("num_tokens", 0) for entry in logged), default=0)
         self._load_connection(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
+        if sharded.is_sharded(self.model):
+            self._load_sharded(Path(str(self.state.best_model_checkpoint)))
+        else:
+            super()._load_best_model()
         self._load_connection(str(self.state.best_model_checkpoint))
 
+    def _load_sharded(self, checkpoint: Path) -> None:
+        if self._is_peft():
+            sharded.read_adapter(self.model, checkpoint / SAFETENSORS_WEIGHTS_NAME, self.model.active_adapter)
+        else:
+            sharded.read_weights(self.model, checkpoint, skip=ATTRIBUTE)
+
     def _load_connection(self, checkpoint: str) -> None:
-        weights = Path(checkpoint) / adapter.WEIGHTS_FILE
-        if self.connected.connections and weights.is_file():
-            self.connected.load_connection_state(load_file(weights), str(weights))
+        if not self.connected.connections:
+            return
+        files = ShardReader(Path(checkpoint), adapter.WEIGHTS_STEM)
+        if sharded.is_sharded(self.model):
+            sharded.read_connection(self.connected, files)
+        else:
+            self.connected.load_connection_state(dict(files), str(files.directory / adapter.WEIGHTS_FILE))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         missing = [key for key in load_result.missing_keys if ATTRIBUTE not in key]  # those are loaded by themselves
@@ -327,12 +397,3 @@ def watch_decisions(connected: ConnectedModel) -> dict[int, Tensor]:
         if isinstance(connection, LayerConnection):
             connection.decision.register_forward_hook(keeper(layer))
     return means
-
-
-def _connection_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`…layers.<number>.<ATTRIBUTE>.<part>` -> `layers.<number>.<part>`, the names on disk."""
-    result = {}
-    for name, tensor in state.items():
-        before, part = name.split(f".{ATTRIBUTE}.")
-        result[f"layers.{before.rsplit('.', 1)[1]}.{part}"] = tensor
-    return result

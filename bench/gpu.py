@@ -1,0 +1,311 @@
+"""The table of speed on one NVIDIA GPU, and tokens a second, MFU and memory at shapes from 1B to 8B.
+
+    python bench/gpu.py [--minutes 9] [--shapes 1B 3B 8B] [--output bench/results]
+    python bench/gpu.py --device cpu --shapes toy          # the same, end to end, where there is no GPU
+    python bench/gpu.py --draw bench/results/gpu.json      # the picture alone, from a JSON made elsewhere
+
+Needs torch, transformers, peft, accelerate and this checkout (`pip install --no-deps -e .`, or src/ with its
+egg-info on PYTHONPATH); TRL's head is measured where TRL is installed, the picture is drawn where babel is. Weights
+are random and made on the device; nothing is downloaded. No section starts after `--minutes`, and each is cut to the
+rounds that fit.
+
+For every shape one model is connected once, and the cases alternate on it: its own step with the connection off
+(`plain`, logits at response tokens only), transformers' own loss (logits everywhere), TRL's fused head, and the
+connection's paths. Small shapes train all weights (fp32, bf16 autocast, fused AdamW); large ones a LoRA of rank 16
+on a bf16 base with checkpointing. Memory is measured before anything else of a shape, each case with an optimiser of
+its own. MFU counts the arithmetic of flops.py (no recomputation) against the card's dense bf16 peak.
+
+Writes gpu.json and gpu.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from cctuning.connection import ConnectionConfig
+from cctuning.model.connected import ConnectedModel
+from cctuning.model.sites import unwrap
+from flops import Rows, connected_step, plain_step
+from measuring import RESULTS, Ratio, alternate, ratio, record, show, write
+from shapes import Shape, llama
+
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}  # dense bf16
+LOSS = "transformers' loss"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A shape and how it is trained; rows are as the table has them."""
+
+    shape: Shape
+    batch: Rows
+    lora: bool
+    checkpointing: bool = False
+
+
+def rows(count: int, languages: int = 1) -> Rows:
+    return Rows(rows=count, tokens=128, answer=64, references=count // languages, reference=64)
+
+
+SETUPS = {
+    "toy": Setup(Shape(2, 64, 176, 4, 2, 512), Rows(4, 32, 16, 4, 16), lora=False),
+    "toy-lora": Setup(Shape(2, 64, 176, 4, 2, 512), Rows(4, 32, 16, 4, 16), lora=True, checkpointing=True),
+    "1B": Setup(Shape(16, 2048, 8192, 32, 8, 128256), rows(32), lora=False),
+    "3B": Setup(Shape(28, 3072, 8192, 24, 8, 128256), rows(32), lora=True, checkpointing=True),
+    "8B": Setup(Shape(32, 4096, 14336, 32, 8, 128256), rows(32), lora=True, checkpointing=True),
+}
+
+
+def batch_of(setup: Setup, seed: int, device: str, languages: int = 1) -> dict[str, torch.Tensor]:
+    """Random rows of the setup's lengths; `languages` rows share each reference."""
+    draw = torch.Generator().manual_seed(seed)
+    size, vocab = setup.batch, setup.shape.vocab
+    ids = torch.randint(2, vocab, (size.rows, size.tokens), generator=draw)
+    labels = ids.clone()
+    labels[:, : size.tokens - size.answer] = -100
+    references = torch.randint(2, vocab, (size.rows // languages, size.reference), generator=draw)
+    made = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": labels,
+        "reference_input_ids": references,
+        "reference_attention_mask": torch.ones_like(references),
+        "reference_index": torch.arange(size.rows) // languages,
+    }
+    return {name: tensor.to(device) for name, tensor in made.items()}
+
+
+class Bench:
+    """One shape's model, connected, with a step for each case."""
+
+    def __init__(self, setup: Setup, device: str, seed: int) -> None:
+        self.setup, self.device, self.cuda = setup, device, device != "cpu"
+        dtype = torch.bfloat16 if setup.lora and self.cuda else torch.float32
+        model: Any = llama(setup.shape, seed, device, dtype)
+        self.head = trl_head(model)
+        if setup.lora:
+            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear"))
+        if setup.checkpointing:
+            unwrap(model).activation_checkpointing_enable({"use_reentrant": False})
+            unwrap(model).enable_input_require_grads()
+        rank = 64 if setup.lora else None  # a full gate of d x d a layer outweighs a LoRA
+        self.connected = ConnectedModel.attach(model, ConnectionConfig(decision_rank=rank)).train()
+        self.connected.step, self.connected.total_steps = 50, 101  # `sampled`: half of the rows are fused
+        self.batch = batch_of(setup, seed, device)
+        self.shared = batch_of(setup, seed, device, languages=min(8, setup.batch.rows))
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def cases(self) -> dict[str, Callable[[], torch.Tensor]]:
+        """The loss of each case."""
+        found: dict[str, Callable[[], torch.Tensor]] = {
+            "plain": self.plain,
+            LOSS: self.own_loss,
+            "sampled": lambda: self.connect("sampled", self.batch),
+            "sampled, 8 languages": lambda: self.connect("sampled", self.shared),
+            "both": lambda: self.connect("both", self.batch),
+        }
+        if self.head:
+            found["TRL's head"] = self.trl_loss
+        return found
+
+    def plain(self) -> torch.Tensor:
+        with self.connected.disable_adapter():
+            return self.connected(**self.batch, loss_only=True).loss
+
+    def own_loss(self) -> torch.Tensor:
+        with self.connected.disable_adapter():
+            inputs = {name: self.batch[name] for name in ("input_ids", "attention_mask", "labels")}
+            return self.connected.model(**inputs, use_cache=False).loss
+
+    def trl_loss(self) -> torch.Tensor:
+        with self.connected.disable_adapter():
+            inputs = {name: self.batch[name] for name in ("input_ids", "attention_mask", "labels")}
+            out = self.connected.model(**inputs, fused_lm_head=True)
+            return -out.log_probs.sum() / out.label_mask.sum()
+
+    def connect(self, paths: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.connected.config.paths = paths
+        return self.connected(**batch, loss_only=True).loss
+
+    def step(self, loss: Callable[[], torch.Tensor]) -> None:
+        """Forward, backward, optimiser."""
+        if self.optimizer is None:
+            trained = [p for p in self.connected.parameters() if p.requires_grad]
+            self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=self.cuda)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.cuda):
+            value = loss()
+        value.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def peak_gib(self, loss: Callable[[], torch.Tensor]) -> float | None:
+        """Peak memory of two steps, the first optimiser state made among them; None on a CPU."""
+        self.optimizer = None
+        if not self.cuda:
+            self.step(loss)
+            return None
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(2):
+            self.step(loss)
+        return torch.cuda.max_memory_allocated() / 2**30
+
+
+def trl_head(model: Any) -> bool:
+    """Give `model` TRL's fused LM head beside its own, where TRL is installed."""
+    try:
+        from trl.trainer.utils import add_fused_lm_head
+    except ImportError:
+        return False
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    return True
+
+
+def operations(setup: Setup, case: str, recomputed: bool) -> float:
+    """Floating-point operations that a step of the case has to do, with or without what checkpointing recomputes."""
+    size = setup.batch
+    how: dict[str, Any] = {"frozen": setup.lora}
+    how["checkpointing"] = "not reentrant" if setup.checkpointing and recomputed else None
+    if not case.startswith(("sampled", "both")):
+        return plain_step(setup.shape, size, **how)
+    shared = 8 if "8 languages" in case else 1
+    size = Rows(size.rows, size.tokens, size.answer, max(1, size.references // shared), size.reference)
+    return connected_step(setup.shape, size, both=case == "both", **how)
+
+
+def training(name: str, device: str, seed: int, rounds: int, until: float, peak: float | None) -> dict[str, Any]:
+    """Memory, then time, of every case of a shape."""
+    setup = SETUPS[name]
+    bench = Bench(setup, device, seed)
+    cases = bench.cases()
+    memory = {case: bench.peak_gib(loss) for case, loss in cases.items()}
+    times = alternate(
+        {case: lambda loss=loss: bench.step(loss) for case, loss in cases.items()}, rounds, until=until, desc=name
+    )
+    found = []
+    for case in cases:
+        connected = case.startswith(("sampled", "both"))
+        floor = operations(setup, case, True) / operations(setup, "plain", True) if connected else None
+        rivals = ["plain", "TRL's head"] if connected else ["plain"]
+        found += [
+            ratio(times, case, rival, floor if rival == "plain" else None)
+            for rival in rivals
+            if rival in times and rival != case
+        ]
+    for one in found:
+        one.name = f"{name} {one.name}"
+    show(found)
+    figures = {}
+    for case in cases:
+        seconds = statistics.median(wall for wall, _ in times[case])
+        achieved = operations(setup, case, False) / seconds
+        figures[case] = {
+            "seconds": round(seconds, 5),
+            "row_tokens_per_second": round(setup.batch.rows * setup.batch.tokens / seconds),
+            "tflops": round(achieved / 1e12, 3),
+            "mfu": round(achieved / peak, 4) if peak else None,
+            "peak_gib": None if memory[case] is None else round(memory[case], 3),
+        }
+        print(f"{name} {case}: {figures[case]}", flush=True)
+    return {"setup": setup, "parameters": setup.shape.parameters, "cases": found, "figures": figures}
+
+
+def answering(name: str, device: str, seed: int, rounds: int, until: float) -> list[Ratio]:
+    """The first token and 32 tokens with what cannot be folded, against the base model, at batch 1 and 8."""
+    setup = SETUPS[name]
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    models: dict[str, Any] = {"base": llama(setup.shape, seed, device, dtype).eval()}
+    models["folded"] = ConnectedModel.attach(llama(setup.shape, seed, device, dtype).eval()).merge_and_unload()
+    for kind, options in (("prompt_end", {"scope": "prompt_end"}), ("adaptive", {"connection": "adaptive"})):
+        base = llama(setup.shape, seed, device, dtype).eval()
+        models[kind] = ConnectedModel.attach(base, ConnectionConfig(decision_rank=16, **options)).eval()
+    models["adaptive"].adaptive.set_matrix(torch.eye(setup.shape.width))
+    found = []
+    for count in (1, 8):
+        prompt = batch_of(setup, seed, device)["input_ids"][:1].repeat(count, 1)
+        for tokens in (1, 32):
+            options: dict[str, Any] = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
+            inputs = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt), "pad_token_id": 0, **options}
+            times = alternate(
+                {kind: lambda model=model, inputs=inputs: model.generate(**inputs) for kind, model in models.items()},
+                rounds,
+                until=until,
+                desc=f"{name}: batch {count}, {tokens} tokens",
+            )
+            here = [ratio(times, kind, "base") for kind in models if kind != "base"]
+            for one in here:
+                one.name = f"{name} {one.name}, batch {count}, {tokens} token{'s' if tokens > 1 else ''}"
+            show(here)
+            found += here
+    return found
+
+
+def draw(path: Path) -> None:
+    """gpu.svg beside the JSON at `path`."""
+    import picture  # needs babel, as the report does
+
+    result = json.loads(path.read_text(encoding="utf-8"))
+    found = [Ratio(**case) for shape in result["shapes"].values() for case in shape["cases"]]
+    found = [one for one in found if one.rival == "plain"]
+    if not found:
+        return  # every shape was left out
+    where = result["machine"]["accelerator"] or result["machine"]["cpu"]
+    picture.ratios(path.with_suffix(".svg"), f"A step against plain SFT on {where}", found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=9, help="no section starts after that")
+    parser.add_argument("--shapes", nargs="+", choices=list(SETUPS), default=["1B", "3B", "8B"])
+    parser.add_argument("--answering", choices=list(SETUPS), help="shape that answers; default the first")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--draw", type=Path, metavar="JSON", help="only draw the picture of this result")
+    options = parser.parse_args()
+    if options.draw:
+        draw(options.draw)
+        return
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device; run on one, or try it out with --device cpu --shapes toy toy-lora")
+    until = time.monotonic() + 60 * options.minutes
+    torch.manual_seed(options.seed)
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    card = torch.cuda.get_device_name() if options.device == "cuda" else ""
+    peak = next((value for name, value in PEAKS.items() if name in card), None)
+    result = record(options.seed, peak_flops=peak, shapes={}, answering=[], left_out=[])
+    for name in options.shapes:
+        if time.monotonic() > until:
+            result["left_out"].append(name)
+            continue
+        try:
+            result["shapes"][name] = training(name, options.device, options.seed, options.rounds, until, peak)
+        except torch.OutOfMemoryError:
+            result["left_out"].append(f"{name}: out of memory")
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
+        write("gpu", result, options.output)  # after each shape: what is measured is kept
+    if time.monotonic() < until:
+        chosen = options.answering or options.shapes[0]
+        result["answering"] = answering(chosen, options.device, options.seed, options.rounds, until)
+    path = write("gpu", result, options.output)
+    try:
+        draw(path)
+    except ImportError as error:
+        print(f"no picture: {error}; where it is installed: python bench/gpu.py --draw {path.name}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The tables of docs/performance.md, from the JSON that the benchmarks wrote.
+
+    python bench/tables.py            # print them all
+    python bench/tables.py --write    # put each between its marks in docs/performance.md
+
+A mark is a line `<!-- table: NAME -->`; the table reaches to the next `<!-- end -->`. A benchmark without results
+gives "Not yet measured.". A target counts as met to the two decimals that it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from measuring import RESULTS
+
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+Result = Mapping[str, Any]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def origin(result: Result) -> str:
+    """The line below a table: how it was made."""
+    machine, versions = result["machine"], result["versions"]
+    on = machine["accelerator"] or f"{machine['cpu']}, {machine['threads']} thread of {machine['cores']} cores"
+    used = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "trl", "peft", "numpy"))
+    return (
+        f"\n\n`{result['command']}` at {result['commit']}; {on}, load average {machine['load_average']}; Python "
+        f"{machine['python']}, {used}; seed {result['seed']}."
+    )
+
+
+def spread(case: Result) -> str:
+    return f"{case['ratio']:.3f} [{case['low']:.3f}, {case['high']:.3f}]"
+
+
+def verdict(case: Result) -> str:
+    if case["target"] is None:
+        return ""
+    return f"{case['target']:g}: " + ("met" if round(case["ratio"], 2) <= case["target"] else "**missed**")
+
+
+def ratios(cases: Sequence[Result]) -> str:
+    rows = [
+        [
+            case["name"],
+            case["rival"],
+            spread(case),
+            f"{case['wall_ratio']:.3f}",
+            "" if case["floor"] is None else f"{case['floor']:.3f}",
+            "" if case["over_floor"] is None else f"{case['over_floor']:.3f}",
+            verdict(case),
+            case["rounds"],
+        ]
+        for case in cases
+    ]
+    return table(["case", "against", "CPU time", "wall", "floor", "over floor", "target", "rounds"], rows)
+
+
+def listed(result: Result) -> str:
+    return ratios(result["cases"]) + origin(result)
+
+
+def memory(result: Result) -> str:
+    rows = [
+        [
+            case["name"],
+            case["batch"],
+            " ".join(map(str, case["peak_mib"])),
+            f"{case['ratio']:.3f}",
+            verdict(case),
+        ]
+        for case in result["cases"]
+    ]
+    return table(["case", "rows a batch", "peak MiB", "of TRL's", "target"], rows) + origin(result)
+
+
+def fitting(result: Result) -> str:
+    rows = []
+    for case in result["cases"]:
+        time, errors, mib = case.get("time"), case.get("error_held_out", {}), case["memory_mib"]
+        alone = case.get("seconds_with_making_the_pairs")
+        rows.append(
+            [
+                case["prompts"],
+                f"{spread(time)} ({1 / time['ratio']:.1f} x faster)" if time else case["numpy"],
+                f"{time['seconds']:.1f}, {time['rival_seconds']:.1f}"
+                if time
+                else f"{alone['wall']:.1f} with the pairs",
+                ", ".join(f"{error:.6f}" for error in errors.values()),
+                ", ".join(map(str, mib.values())),
+            ]
+        )
+    head = [
+        "prompts (8 pairs each)",
+        "CPU time",
+        "wall s: ours, numpy",
+        "held-out error: ours, numpy",
+        "MiB: ours, numpy",
+    ]
+    return table(head, rows) + origin(result)
+
+
+def startup(result: Result) -> str:
+    read, per = result["tokens"], result["ratio_per_token"]
+    more = (
+        f"\n\nTokens read: TRL {read['TRL']:,}, ours {read['sampled']:,}; CPU time a token read: {per:.3f} of TRL's."
+    )
+    return ratios(result["cases"]) + more + origin(result)
+
+
+def growth(result: Result) -> str:
+    rows = [
+        [
+            axis,
+            point["at"],
+            f"{point['seconds']['plain']:.3f}",
+            f"{point['seconds']['sampled']:.3f}",
+            spread(point["ratio"]),
+            f"{point['ratio']['floor']:.3f}",
+            f"{point['ratio']['over_floor']:.3f}",
+        ]
+        for axis, found in result["axes"].items()
+        for point in found["points"]
+    ]
+    head = ["axis", "at", "plain, CPU s", "connected, CPU s", "ratio", "floor", "over floor"]
+    return table(head, rows) + origin(result)
+
+
+def gpu(result: Result) -> str:
+    rows = [
+        [
+            name,
+            case,
+            f"{figures['row_tokens_per_second']:,}",
+            "" if figures["mfu"] is None else f"{100 * figures['mfu']:.1f} %",
+            "" if figures["peak_gib"] is None else f"{figures['peak_gib']:.1f}",
+        ]
+        for name, shape in result["shapes"].items()
+        for case, figures in shape["figures"].items()
+    ]
+    steps = [case for shape in result["shapes"].values() for case in shape["cases"]]
+    figures = table(["shape", "case", "row tokens a second", "MFU", "peak GiB"], rows)
+    return "\n\n".join([ratios([*steps, *result["answering"]]), figures]) + origin(result)
+
+
+TABLES: dict[str, Callable[[Result], str]] = {
+    "training_step": listed,
+    "memory": memory,
+    "inference": listed,
+    "fitting": fitting,
+    "startup": startup,
+    "growth": growth,
+    "gpu": gpu,
+}
+
+
+def made(name: str, folder: Path) -> str:
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        return "Not yet measured."
+    return TABLES[name](json.loads(path.read_text(encoding="utf-8")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    options = parser.parse_args()
+    page = PAGE.read_text(encoding="utf-8")
+    for name in TABLES:
+        text = made(name, options.results)
+        if options.write:
+            mark = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+            page, count = mark.subn(lambda found, text=text: f"{found[1]}{text}\n{found[2]}", page)
+            if count != 1:
+                raise SystemExit(f"{PAGE.name}: {count} marks for the table {name}, expected 1")
+        else:
+            print(f"## {name}\n\n{text}\n")
+    if options.write:
+        PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

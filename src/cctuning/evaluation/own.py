@@ -1,0 +1,87 @@
+"""A user's own held-out rows as tasks, one a language: any file that `train` reads.
+
+Prompts are asked as they stand and answers generated, greedily; F1 and exact match are those of the question-answering
+benchmarks (`metrics.py`). Item i of a language is its i-th row in the file, so that two models' answers pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from cctuning.data import load_rows
+from cctuning.data.rows import fingerprint
+from cctuning.errors import UserError
+from cctuning.evaluation.rows import row_task
+from cctuning.evaluation.suites import Item
+
+LONG_ANSWER = 256  # tokens, where a response has more than one line
+
+
+def own_items(path: str, languages: Sequence[str] | None) -> tuple[list[Item], list[str]]:
+    """The tasks `rows_<language>`, English first, and notes on what is left out.
+
+    Args:
+        path: a file or directory of rows, or a hub data set.
+        languages: codes to keep; None for all. English is always kept.
+
+    Raises:
+        UserError: it cannot be read, has no row with a response, or no row of a language that is named.
+    """
+    dataset, _ = load_rows([path], require_reference=False)
+    by_language: dict[str, list[dict[str, Any]]] = {}
+    silent = 0
+    for row in dataset:
+        if row["response"] is None:
+            silent += 1
+            continue
+        text = {side: _text(row[side], row["origin"]) for side in ("prompt", "reference") if row[side] is not None}
+        own = by_language.setdefault(row["lang"], [])
+        own.append({"id": len(own), "answer": row["response"].strip(), "reference": None, **text})
+    if not by_language:
+        raise UserError(f"--rows {path}: no row has a response; there is nothing to score answers against.")
+    for wanted in languages or ():
+        if wanted not in by_language:
+            raise UserError(
+                f"--languages: no row of {path} is in {wanted!r}; it has {', '.join(sorted(by_language))}."
+            )
+    kept = [lang for lang in by_language if languages is None or lang in {*languages, "en"}]
+    notes = [f"{path}: {silent} rows without a response are left out."] if silent else []
+    if "en" not in by_language:
+        notes.append(f"{path} has no row in English: what tuning costs English is not seen.")
+    return [_item(lang, by_language[lang]) for lang in sorted(kept, key=lambda lang: (lang != "en", lang))], notes
+
+
+def rows_fingerprint(path: str) -> str:
+    """What tells one file of rows from another: results of both never mix in one directory."""
+    return fingerprint(Path(path)) if Path(path).is_file() else path
+
+
+def _text(text: str | list[dict[str, str]], origin: str) -> str:
+    if isinstance(text, str):
+        return text
+    if [turn["role"] for turn in text] != ["user"]:
+        raise UserError(f"--rows: {origin}: a conversation of {len(text)} turns; only one user's turn can be asked.")
+    return text[0]["content"]
+
+
+def _item(language: str, rows: list[dict[str, Any]]) -> Item:
+    split = datasets.DatasetDict({"test": datasets.Dataset.from_list([_asked(row) for row in rows])})
+    source = {"custom_dataset": partial(_given, split)}
+    long = any("\n" in row["answer"] for row in rows)
+    task = row_task(f"rows_{language}", "rows", language, source, LONG_ANSWER if long else None)
+    references = {row["id"]: row["reference"] for row in rows if row["reference"] is not None}
+    return Item(task.config.task, "rows", language, "f1,none", None, False, task, references)
+
+
+def _asked(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("id", "prompt", "answer")}
+
+
+def _given(split: datasets.DatasetDict, **unused: Any) -> datasets.DatasetDict:
+    """What lm-eval calls to have a task's data: it passes the task's metadata along."""
+    return split

@@ -1,0 +1,121 @@
+"""Weights in safetensors files, written and read one tensor at a time.
+
+Two users: a sharded run, which gathers, writes and drops its weights so that no process ever holds them all
+(training/sharded.py), and a fold that goes from file to file (fold_files.py). The files are those that
+`save_pretrained` writes: `STEM.safetensors`, or `STEM-0000i-of-0000n.safetensors` with `STEM.safetensors.index.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cctuning.errors import UserError
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+SHARD_BYTES = 4 * 1024**3  # of one file, and so of what the writing process holds
+
+
+class ShardWriter:
+    """Writes tensors to files of at most `limit` bytes (more only where one batch of tensors is larger)."""
+
+    def __init__(self, directory: Path, stem: str = "model", limit: int = SHARD_BYTES) -> None:
+        self.directory, self.stem, self.limit = directory, stem, limit
+        self.held: dict[str, Tensor] = {}
+        self.held_bytes = self.total = 0
+        self.files: list[Path] = []
+        self.names: list[list[str]] = []
+
+    def add(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take CPU tensors, by name; they go into one file together."""
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if self.held and self.held_bytes + size > self.limit:
+            self._flush()
+        self.held |= {name: tensor.contiguous() for name, tensor in tensors.items()}
+        self.held_bytes += size
+        self.total += size
+
+    def close(self) -> None:
+        """Write the rest, give the files their names and write the index where there are several."""
+        self._flush()
+        count = len(self.files)
+        weight_map: dict[str, str] = {}
+        for number, (partial, names) in enumerate(zip(self.files, self.names, strict=True), start=1):
+            final = f"{self.stem}-{number:05d}-of-{count:05d}.safetensors" if count > 1 else f"{self.stem}.safetensors"
+            os.replace(partial, self.directory / final)
+            weight_map |= dict.fromkeys(names, final)
+        if count > 1:
+            index = {"metadata": {"total_size": self.total}, "weight_map": weight_map}
+            path = self.directory / f"{self.stem}.safetensors.index.json"
+            path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    def _flush(self) -> None:
+        if not self.held:
+            return
+        path = self.directory / f".{self.stem}-{len(self.files) + 1:05d}.partial"
+        save_file(self.held, path, metadata={"format": "pt"})
+        self.files.append(path)
+        self.names.append(list(self.held))
+        self.held, self.held_bytes = {}, 0
+
+
+class ShardReader(Mapping[str, Tensor]):
+    """The tensors of such files by name, each read (to the CPU) when it is asked for."""
+
+    def __init__(self, directory: Path, stem: str = "model") -> None:
+        """
+        Raises:
+            UserError: no such files, or half of them.
+        """
+        single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
+        self.directory = directory
+        self._open: dict[str, Any] = {}
+        if index.is_file():
+            try:
+                weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{index}: cannot be read ({error!r}); train or copy it again.") from error
+            self.files = sorted(set(weight_map.values()))
+        elif single.is_file():
+            self.files = [single.name]
+            weight_map = dict.fromkeys(self._handle(single.name).keys(), single.name)
+        else:
+            raise UserError(
+                f"{directory}: {single.name} is missing: a half-written directory; train or copy it again."
+            )
+        for name in self.files:
+            self._handle(name)
+        self.file_of = weight_map
+
+    def _handle(self, name: str) -> Any:
+        if name not in self._open:
+            path = self.directory / name
+            try:
+                self._open[name] = safe_open(path, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise UserError(
+                    f"{path}: not a complete safetensors file ({error}); train or copy it again."
+                ) from error
+        return self._open[name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._handle(self.file_of[name]).get_tensor(name)
+
+    def describe(self, name: str) -> tuple[torch.dtype | None, tuple[int, ...]]:
+        """Type (None for one that no floating-point weight has) and shape, without reading it."""
+        part = self._handle(self.file_of[name]).get_slice(name)
+        return FLOATS.get(part.get_dtype()), tuple(part.get_shape())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.file_of)
+
+    def __len__(self) -> int:
+        return len(self.file_of)

@@ -1,0 +1,83 @@
+"""Which ways of running over many processes are right with a connection, and which are refused by name.
+
+Data parallel (DDP), fully sharded (FSDP2) and ZeRO split rows and weights, and a layer still sees whole activations of
+whole rows. The ways refused here split the activations that the connection compares, or part rows from references.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from cctuning.errors import UserError
+
+SPLIT = {
+    "tp_size": "tensor parallelism splits the projections that the connection's parts belong to",
+    "cp_size": "context parallelism splits a row, and every part of it is offered the end of the reference",
+    "sp_size": "sequence parallelism splits a row, and every part of it is offered the end of the reference",
+}
+INSTEAD = "launch with one of recipes/accelerate (ddp, fsdp2, zero2, zero3)"
+
+
+def check_launch(args: Any) -> None:
+    """Raise `UserError` where accelerate was launched to split layers or rows; before anything is built."""
+    for name, why in SPLIT.items():
+        given = getattr(args.parallelism_config, name, None)  # accelerate itself falls back on the environment
+        size = int(given or os.environ.get(f"PARALLELISM_CONFIG_{name.upper()}", "1"))
+        if size > 1:
+            raise UserError(f"parallelism_config: {name}: {size} is not supported: {why}; set it to 1, {INSTEAD}.")
+    if os.environ.get("ACCELERATE_USE_MEGATRON_LM", "false").lower() == "true":
+        raise UserError(f"distributed_type: MEGATRON_LM is not supported; {INSTEAD}.")
+
+
+def check_checkpoint(checkpoint: str) -> None:
+    """Raise `UserError` for a checkpoint of DeepSpeed's where the run is none of its, and the other way round.
+
+    Its optimiser lies there in a form that it alone reads; the weights are ordinary files.
+    """
+    written = (Path(checkpoint) / "latest").is_file()  # names the folder of DeepSpeed's own files
+    running = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if written and not running:
+        raise UserError(
+            f"resume_from_checkpoint: {checkpoint}: its optimiser was written by DeepSpeed, which alone reads it; "
+            "resume with the zero2 or zero3 configuration it was started with."
+        )
+    if running and not written:
+        raise UserError(
+            f"resume_from_checkpoint: {checkpoint}: DeepSpeed reads its own checkpoints only; resume in one process, "
+            "or with recipes/accelerate/ddp.yaml or fsdp2.yaml."
+        )
+
+
+def check_engine(accelerator: Accelerator, model: nn.Module, connection: str) -> None:
+    """Raise `UserError` for an engine, or an option of it, under which the connection would not be right.
+
+    Args:
+        model: connected, before it is wrapped.
+        connection: its kind.
+    """
+    fsdp = accelerator.state.fsdp_plugin if accelerator.distributed_type == "FSDP" else None
+    zero = accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
+    if fsdp is not None and fsdp.fsdp_version != 2:
+        raise UserError(f"fsdp_version: {fsdp.fsdp_version} is not supported; set it to 2 in accelerate's config.")
+    if fsdp is not None and fsdp.activation_checkpointing:
+        raise UserError(
+            "fsdp_activation_checkpointing: true gives layers other names in checkpoints; set it to false, and "
+            "gradient_checkpointing: true in the recipe."
+        )
+    if connection == "adaptive" and (fsdp is not None or (zero is not None and zero.zero_stage == 3)):
+        raise UserError(
+            "connection: adaptive is not supported where weights are sharded: its matrix is solved from whole layers; "
+            "launch with recipes/accelerate/ddp.yaml or zero2.yaml."
+        )
+    types = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if fsdp is not None and accelerator.mixed_precision == "no" and len(types) > 1:
+        named = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))
+        raise UserError(
+            f"dtype: FSDP2 wants all that trains in one type, and here are {named}; set dtype: float32 (with "
+            "mixed_precision: bf16 it computes in bfloat16 all the same), or tune: lora."
+        )

@@ -1,0 +1,171 @@
+"""What was made faster gives what the long way gives, and compiles as the base model does."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import MistralConfig, MistralForCausalLM
+
+from cctuning import ConnectedModel, ConnectionConfig
+from cctuning.connection import StreamingLeastSquares
+from cctuning.connection.transform import build_transform
+from tests.conftest import paired_batch, shake, tiny_llama
+
+
+@pytest.mark.parametrize("kind", ["low_rank", "dense", "nonlinear"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_how_far_a_transform_moves(kind, dtype):
+    """The norm by a small Gram matrix, and its gradient, are those of the vector itself."""
+    torch.manual_seed(0)
+    transform = build_transform(ConnectionConfig(transform=kind, transform_rank=4), 16)
+    for parameter in transform.parameters():
+        parameter.data.normal_()
+    found = {}
+    for name in ("short", "long"):
+        hidden = torch.randn(5, 16, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+        delta, norm = transform.moved(hidden) if name == "short" else (transform(hidden), None)
+        norm = delta.float().square().sum(dim=-1) if norm is None else norm
+        gradients = torch.autograd.grad((norm * torch.arange(5)).sum(), [hidden, *transform.parameters()])
+        found[name] = (delta, norm, *gradients)
+    for short, long in zip(found["short"], found["long"], strict=True):
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2  # of the largest entry: long rounds delta to bf16 first
+        assert (short.float() - long.float()).abs().max() < tolerance * long.float().abs().max()
+
+
+def test_low_rank_transform_under_autocast():
+    """Half precision is cast to once, and the norm stays in fp32: rounding it would drown a small movement."""
+    transform = build_transform(ConnectionConfig(transform_rank=4), 16)
+    transform.up.weight.data.normal_(std=1e-2)
+    hidden = torch.randn(5, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        delta, norm = transform.moved(hidden.bfloat16())
+    assert delta.dtype == torch.bfloat16 and norm.dtype == torch.float32
+    expected = transform(hidden).square().sum(dim=-1)
+    torch.testing.assert_close(norm, expected, rtol=3e-2, atol=0)
+
+
+def generated(connected: ConnectedModel, plainly: bool, monkeypatch) -> tuple[torch.Tensor, int]:
+    """Tokens for left-padded prompts, and how many tokens the model ran for them."""
+    prompts, mask = torch.randint(3, 64, (3, 6), generator=torch.Generator().manual_seed(5)), torch.ones(3, 6).long()
+    mask[0, :2] = 0
+    ran = []
+    handle = connected.model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: ran.append((kwargs["input_ids"] if "input_ids" in kwargs else args[0]).numel()),
+        with_kwargs=True,
+    )
+    if not plainly:
+        monkeypatch.setattr(type(connected), "_decodes_plainly", lambda self, kwargs: False)
+    tokens = connected.generate(prompts * mask, mask, max_new_tokens=5, do_sample=False, pad_token_id=0)
+    handle.remove()
+    monkeypatch.undo()
+    return tokens, sum(ran)
+
+
+def adaptive(model) -> ConnectedModel:
+    connected = ConnectedModel.attach(model, ConnectionConfig(connection="adaptive")).eval()
+    torch.manual_seed(3)
+    connected.adaptive.selector.weight.data.normal_()
+    connected.adaptive.set_matrix(20 * (torch.eye(32) + 0.1 * torch.randn(32, 32)))
+    return connected
+
+
+def test_adaptive_prefill_is_run_once(monkeypatch):
+    """The second pass runs a token a prompt, and the answer is that of two whole passes."""
+    connected = adaptive(tiny_llama())
+    short, tokens = generated(connected, True, monkeypatch)
+    long, more = generated(connected, False, monkeypatch)
+    assert torch.equal(short, long)
+    assert tokens == 3 * (6 + 1 + 4) and more == 3 * (6 + 6 + 4)
+    with connected.disable_adapter():
+        base, _ = generated(connected, True, monkeypatch)
+    assert not torch.equal(short, base)
+
+
+def test_adaptive_prefill_under_a_full_sliding_window(monkeypatch):
+    """A cache that has dropped what the second pass needs is not used."""
+    torch.manual_seed(0)
+    config = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4, "eos_token_id": None}
+    connected = adaptive(MistralForCausalLM(MistralConfig(**config, **heads)).eval())
+    short, tokens = generated(connected, True, monkeypatch)
+    long, more = generated(connected, False, monkeypatch)
+    assert torch.equal(short, long) and tokens == more
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}])
+def test_adaptive_generation_of_several_sequences(options):
+    connected = adaptive(tiny_llama())
+    prompts = torch.randint(3, 64, (2, 6), generator=torch.Generator().manual_seed(5))
+    tokens = connected.generate(prompts, max_new_tokens=3, pad_token_id=0, **options)
+    assert tokens.shape == (2 * options.get("num_return_sequences", 1), 9)
+
+
+def test_nothing_runs_in_a_layer_after_the_prompt():
+    """scope: prompt_end decodes as the base model does: the transform is called at the prefill alone."""
+    connected = ConnectedModel.attach(tiny_llama(), ConnectionConfig(scope="prompt_end")).eval()
+    shake(connected)
+    calls = []
+    connected.connections[0].transform.register_forward_hook(lambda *args: calls.append(1))
+    connected.generate(torch.full((2, 4), 5), max_new_tokens=6, do_sample=False, pad_token_id=0)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("size", [1, 50, 5000])
+def test_least_squares_by_blocks(size):
+    """Batches smaller and larger than a block give the fit of all pairs at once, to rounding."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(5000, 6, generator=draw)
+    y = x @ torch.randn(6, 6, generator=draw) + 0.1 * torch.randn(5000, 6, generator=draw)
+    held = torch.arange(5000) % 10 == 0
+    solver = StreamingLeastSquares(6)
+    for start in range(0, 500 if size == 1 else 5000, size):
+        part = slice(start, start + size)
+        solver.add(x[part], y[part], held[part])
+    fit = solver.solve()
+    used = slice(0, 500 if size == 1 else 5000)
+    direct = torch.linalg.lstsq(x[used][~held[used]].double(), y[used][~held[used]].double()).solution
+    error = (x[used][held[used]].double() @ direct - y[used][held[used]]).square().sum()
+    assert fit.error_held_out == pytest.approx(float(error / y[used][held[used]].double().square().sum()), abs=1e-4)
+    assert fit.pairs + fit.held_out == used.stop
+
+
+def breaks(model: torch.nn.Module, **inputs) -> int:
+    torch._dynamo.reset()
+    return torch._dynamo.explain(model)(**inputs).graph_break_count
+
+
+@pytest.mark.slow  # half a minute of tracing
+@pytest.mark.parametrize("options", [{}, {"paths": "both"}, {"transform": "dense"}, {"scope": "response"}])
+def test_compile_breaks_no_graph_in_training(options):
+    """The forward of a training step: the decoder with the plan on the wire, as ConnectedModel calls it, has as many
+    graph breaks as the base model's."""
+    batch = paired_batch()
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    base = breaks(tiny_llama(layers=2).train(), **inputs)
+    connected = ConnectedModel.attach(tiny_llama(layers=2), ConnectionConfig(**options)).train()
+    shake(connected)
+    counts = []
+    explain = copy.copy(torch._dynamo.explain)
+
+    def through(**given):
+        torch._dynamo.reset()
+        counts.append(explain(connected.model)(**given).graph_break_count)
+        return connected.model(**given)
+
+    connected(**batch, fused_rows=torch.tensor([True, False, True, False]), loss_only=True, through=through)
+    assert counts == [base]
+
+
+@pytest.mark.slow
+def test_compile_breaks_no_graph_in_answering():
+    """The student pass without labels, called as a plain model, and its result when it is compiled."""
+    inputs = {"input_ids": torch.full((2, 5), 7), "use_cache": False}
+    base = breaks(tiny_llama(layers=2), **inputs)
+    connected = ConnectedModel.attach(tiny_llama(layers=2), ConnectionConfig()).eval()
+    shake(connected)
+    assert breaks(connected.model, **inputs) == base
+    torch._dynamo.reset()
+    compiled = torch.compile(connected.model, backend="aot_eager")
+    torch.testing.assert_close(compiled(**inputs).logits, connected.model(**inputs).logits)

@@ -1,0 +1,180 @@
+"""`cctuning train` as accelerate launches it: the same run as one process's, on disk too, killed and continued."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tests.cli.world import SMALL, done, metrics, records, run_json, write_jsonl, write_model
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "recipes" / "accelerate"
+ROWS = 21  # of 8 a step: the last of an epoch has 5, four of them on the first process
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A base, rows, a recipe, and the run of one process that the others are held against."""
+    path = tmp_path_factory.mktemp("distributed")
+    base, rows = write_model(path / "base"), write_jsonl(path / "rows.jsonl", records(ROWS))
+    recipe = {
+        **SMALL,
+        "use_cpu": False,
+        "model": str(base),
+        "data": str(rows),
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+    (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    for tune in ("full", "lora"):
+        alone(path, path / f"one-{tune}", "--tune", tune)
+    return path
+
+
+def alone(world: Path, run: Path, *options: object) -> None:
+    """In this process, with the batch that the others divide."""
+    batch = ("--per_device_train_batch_size", 8, "--use_cpu", True)
+    done("train", "--config", world / "recipe.yaml", "--output_dir", run, *batch, *options)
+
+
+def start(world: Path, engine: str, processes: int, run: Path, *options: object) -> subprocess.Popen:
+    """`accelerate launch … cctuning train`, with the configuration that is in the recipes."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", processes]
+    config = CONFIGS / f"{engine}.yaml"
+    if engine == "ddp":  # accelerate knows this one without accelerators
+        config = world / "ddp.yaml"
+        config.write_text((CONFIGS / "ddp.yaml").read_text() + "use_cpu: true\n")
+        options = ("--use_cpu", True, *options)
+    command += ["--config_file", config, "--mixed_precision", "no", "--main_process_port", "0"]
+    command += ["-m", "tests.parity.launched", "train", "--config", world / "recipe.yaml", "--output_dir", run]
+    command += ["--per_device_train_batch_size", 8 // processes, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def launch(world: Path, engine: str, processes: int, run: Path, *options: object) -> str:
+    """Run to the end; what was printed."""
+    process = start(world, engine, processes, run, *options)
+    try:
+        said, _ = process.communicate(timeout=150)
+    except subprocess.TimeoutExpired:
+        stop(process)
+        raise
+    assert process.returncode == 0, said[-4000:]
+    return said
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End the launcher and what it started."""
+    for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        child.kill()
+    process.wait()
+
+
+def same(one: Path, other: Path, tolerance: float = 5e-5) -> None:
+    """The same files, the same weights (Adam divides small differences by small numbers), the same curve."""
+    names = {path.name for path in (one / "model").iterdir()}
+    assert {path.name for path in (other / "model").iterdir()} == names
+    for name in sorted(name for name in names if name.endswith(".safetensors")):
+        expected, found = load_file(one / "model" / name), load_file(other / "model" / name)
+        assert expected.keys() == found.keys()
+        for key in expected:
+            missed = (found[key] - expected[key]).abs().max() / expected[key].abs().max().clamp(min=1e-3)
+            assert missed < tolerance, (name, key, missed)
+    for expected_line, line in zip(metrics(one), metrics(other), strict=True):
+        for key in {"step", "loss", "grad_norm", "learning_rate", "num_tokens"} & expected_line.keys():
+            assert line[key] == pytest.approx(expected_line[key], rel=1e-4), (key, line)
+
+
+def test_a_sharded_run_equals_one_process_and_folds(world, tmp_path):
+    run = tmp_path / "run"
+    launch(world, "fsdp2", 2, run)
+    same(world / "one-full", run)
+    assert run_json(run)["status"] == "finished"
+    done("export", run, "--format", "fold", "--output", tmp_path / "fold")
+    done("export", world / "one-full", "--format", "fold", "--output", tmp_path / "one")
+    ids = torch.arange(8)[None]
+    logits = [AutoModelForCausalLM.from_pretrained(tmp_path / name)(input_ids=ids).logits for name in ("fold", "one")]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "processes", "tune"),
+    [
+        ("ddp", 2, "full"),
+        ("ddp", 4, "lora"),
+        ("fsdp2", 2, "lora"),
+        ("fsdp2", 4, "full"),
+        ("zero2", 2, "full"),
+        ("zero3", 2, "full"),
+        ("zero3", 2, "lora"),
+    ],
+)
+def test_several_processes_give_the_run_of_one(engine, processes, tune, world, tmp_path):
+    if engine.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install deepspeed")
+    launch(world, engine, processes, tmp_path / "run", "--tune", tune)
+    same(world / f"one-{tune}", tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_a_checkpoint_goes_from_sharded_to_unsharded_and_back(tune, world, tmp_path):
+    cut_after_two(world / f"one-{tune}", tmp_path / "there")
+    launch(world, "fsdp2", 2, tmp_path / "there", "--tune", tune, "--resume_from_checkpoint", True)
+    same(world / f"one-{tune}", tmp_path / "there")
+    cut_after_two(tmp_path / "there", tmp_path / "back", step=4)
+    alone(world, tmp_path / "back", "--tune", tune, "--resume_from_checkpoint", True)
+    same(world / f"one-{tune}", tmp_path / "back")
+
+
+def cut_after_two(run: Path, copy: Path, step: int = 2) -> None:
+    """A copy of `run` as it was when it had just written the checkpoint of `step`."""
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("model"))
+    for checkpoint in copy.glob("checkpoint-*"):
+        if int(checkpoint.name[11:]) > step:
+            shutil.rmtree(checkpoint)
+    (copy / "run.json").write_text((copy / "run.json").read_text().replace('"finished"', '"running"'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_a_rank_is_killed_and_the_job_continues_exactly(engine, world, tmp_path):
+    options = ("--max_steps", 60, "--save_steps", 10, "--learning_rate", 1e-4)
+    process = start(world, engine, 2, tmp_path / "cut", *options)
+    deadline = time.monotonic() + 60
+    try:
+        while not (tmp_path / "cut" / "checkpoint-10" / "trainer_state.json").is_file():
+            assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+            time.sleep(0.02)
+        ranks = [child for child in psutil.Process(process.pid).children() if "launched" in " ".join(child.cmdline())]
+        ranks[-1].send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+    except BaseException:
+        stop(process)
+        raise
+    assert process.returncode != 0, "the launcher must say that a rank was lost"
+    assert run_json(tmp_path / "cut")["status"] == "running"
+    launch(world, engine, 2, tmp_path / "cut", *options, "--resume_from_checkpoint", True)
+    alone(world, tmp_path / "whole", *options)
+    same(tmp_path / "whole", tmp_path / "cut", tolerance=1e-4)

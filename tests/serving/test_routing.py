@@ -1,0 +1,128 @@
+"""Which of base and adapter a prompt is sent to, by name and in one process."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from cctuning.errors import UserError
+from cctuning.serving.answering import encoder_of
+from cctuning.serving.exporting import export
+from cctuning.serving.manifest import EXPORT_FILE
+from cctuning.serving.routing import Router
+from tests.serving.world import edit_json, make
+
+SENTENCES = {
+    "en": "What is the capital of Kenya, and how many people live there?",
+    "sw": "Mji mkuu wa Kenya ni upi, na watu wangapi wanaishi huko?",
+    "fr": "Quelle est la capitale du Kenya, et combien de gens y habitent ?",
+    "th": "เมืองหลวงของเคนยาคือเมืองอะไร และมีคนอาศัยอยู่กี่คน",
+    "ar": "ما هي عاصمة كينيا وكم عدد سكانها؟",
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run = make(folder, tune="lora")
+    export(str(run), "lora", folder / "lora")
+    export(str(run), "fold", folder / "fold")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def router():
+    return Router("en", base="the-base", adapter="sw", languages=["sw", "th"])
+
+
+def test_english_has_the_base_and_every_other_language_the_adapter(router):
+    for code, sentence in SENTENCES.items():
+        expected = "the-base" if code == "en" else "sw"
+        assert router.model(sentence) == expected, code  # detected
+        assert router.model("…", code) == expected, code  # told
+    assert router.model("…", "en-GB") == router.model("…", "eng") == "the-base"
+    assert router.model("…", "zh-Hant") == "sw"
+    for doubtful in ("", "42 * 7 = ", "https://example.org/a-page-in-english"):
+        assert router.model(doubtful) == "sw", doubtful
+
+
+def test_of_messages_the_users_last_counts(router):
+    asked = [{"role": "user", "content": SENTENCES["sw"]}, {"role": "assistant", "content": "Nairobi."}]
+    english = {"role": "user", "content": SENTENCES["en"]}
+    assert router.model([*asked, english]) == "the-base" and router.model([english, *asked]) == "sw"
+    parts = [{"type": "image_url", "image_url": {}}, {"type": "text", "text": SENTENCES["en"]}]
+    assert router.model([{"role": "user", "content": parts}]) == "the-base"
+
+
+def test_another_language_can_be_the_reference():
+    router = Router("fr", base="the-base", adapter="ht", languages=["ht"])
+    assert router.model(SENTENCES["fr"]) == "the-base" and router.model(SENTENCES["en"]) == "ht"
+
+
+def test_the_export_tells_the_router(exported, tmp_path):
+    router = Router.from_export(exported / "lora")
+    assert (router.reference_language, router.base, router.adapter) == ("en", str(exported / "base"), "lora")
+    assert router.languages == ["xx"]
+    router = Router.from_export(exported / "lora", base="org/base", adapter="sw")
+    assert router.model("x", "en") == "org/base" and router.model("x", "xx") == "sw"
+    with pytest.raises(UserError, match="a fold has one set of weights"):
+        Router.from_export(exported / "fold")
+    with pytest.raises(UserError, match=r"cctuning_export\.json: no such file"):
+        Router.from_export(tmp_path)
+    (tmp_path / EXPORT_FILE).write_text((exported / "lora" / EXPORT_FILE).read_text())
+    edit_json(tmp_path / EXPORT_FILE, reference_language="fr", base="org/other")
+    router = Router.from_export(tmp_path)
+    assert (router.reference_language, router.base) == ("fr", "org/other")
+
+
+def test_bad_requests_are_named(router):
+    for call, pattern in (
+        (lambda: router.model("x", "Swahili!"), "lang: 'Swahili!' has not the form"),
+        (lambda: router.model([{"role": "system", "content": "x"}]), "no message of the user's"),
+        (lambda: Router("en", base="a", adapter="b", sure=1.5), "sure: expected a confidence"),
+        (lambda: Router("ha", base="a", adapter="b").model("x"), "lingua has no model of it"),
+    ):
+        with pytest.raises(UserError, match=pattern):
+            call()
+
+
+def test_a_mixed_batch_in_one_process(exported):
+    """Each row of one batch answers as the base alone or the adapter alone would."""
+    from cctuning.model.loading import load
+
+    router = Router.from_export(exported / "lora")
+    loaded = load(str(exported / "run"))
+    encoder = encoder_of(loaded)
+    prompts, langs = ["x1 x2 x3", "w1 w2 w3", "x4 x5 x6", "w4 w5 w6"], ["xx", "en", "xx", "en"]
+    ids = torch.tensor([encoder.prompt_ids(prompt) for prompt in prompts])
+    base = AutoModelForCausalLM.from_pretrained(exported / "base").eval()
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    left = base.generate(ids, **options)
+    tuned = loaded.connected.generate(ids, **options)
+    model = PeftModel.from_pretrained(base, exported / "lora").eval()
+    names = router.adapter_names(prompts, langs)
+    assert names == ["default", "__base__", "default", "__base__"]
+    mixed = model.generate(input_ids=ids, adapter_names=names, **options)
+    for row, lang in enumerate(langs):
+        expected, other = (left, tuned) if lang == "en" else (tuned, left)
+        assert mixed[row].tolist() == expected[row].tolist() != other[row].tolist(), row
+
+    for lang, expected in (("en", left), ("xx", tuned)):  # a batch of one language
+        with router.on(model, "x", lang) as chosen:
+            assert chosen.generate(input_ids=ids, **options).tolist() == expected.tolist()
+    assert model.generate(input_ids=ids, **options).tolist() == tuned.tolist()  # and on again after
+
+
+def test_questions_of_real_length_are_told_apart(data_dir):
+    """School problems: English never misses the base; Swahili and Russian all but never meet it."""
+    router = Router("en", base="base", adapter="tuned", languages=["sw", "ru"])
+    for code in ("sw", "ru"):
+        with gzip.open(data_dir / "sft" / "gsm8k_questions" / f"{code}.jsonl.gz", "rt", encoding="utf-8") as file:
+            rows = [json.loads(next(file)) for _ in range(200)]
+        assert all(router.model(row["prompt_en"]) == "base" for row in rows)
+        assert sum(router.model(row["prompt"]) == "base" for row in rows) <= 2

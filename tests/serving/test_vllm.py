@@ -1,0 +1,83 @@
+"""What is said of vLLM, from the files of an adapter alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cctuning.serving.exporting import export
+from cctuning.serving.vllm import RANKS, check_vllm
+from tests.cli.world import done
+from tests.serving.world import edit_json, make
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lora")
+    run = make(folder, tune="lora")
+    export(str(run), "lora", folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def copy(lora, tmp_path):
+    return Path(shutil.copytree(lora, tmp_path / "copy"))
+
+
+def test_a_lora_is_ready_and_the_server_is_told_its_rank(lora, tmp_path, capsys):
+    ready = check_vllm(lora)
+    assert (ready.problems, ready.max_rank) == ([], 32)  # 4 of the base's LoRA and 16 of the transform
+    assert "vLLM: ready (--enable-lora --max-lora-rank 32)" in (lora / "README.md").read_text()
+    done("export", lora.parent / "run", "--format", "lora", "--output", tmp_path / "out")
+    assert "\nvLLM: ready (--enable-lora --max-lora-rank 32); checked from its files, not on a GPU" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(1, 1), (2, 8), (256, 256), (257, 320), (512, 512), (513, None)])
+def test_any_rank_up_to_the_largest_is_served(rank, expected, copy):
+    weights = load_file(copy / "adapter_model.safetensors")
+    for name, tensor in weights.items():
+        shape = (rank, tensor.shape[1]) if "lora_A" in name else (tensor.shape[0], rank)
+        weights[name] = torch.zeros(shape)
+    save_file(weights, copy / "adapter_model.safetensors")
+    edit_json(copy / "adapter_config.json", r=rank)
+    ready = check_vllm(copy)
+    assert ready.max_rank == expected and bool(ready.problems) is (expected is None)
+    assert expected is not None or str(
+        ready
+    ) == f"vLLM: no, because its rank is 513, and {RANKS[-1]} is the most; " + ("fold instead")
+
+
+def test_what_vllm_refuses_is_named(lora, copy, tmp_path):
+    for key, value, pattern in (
+        ("modules_to_save", ["lm_head"], "modules_to_save"),
+        ("use_dora", True, "DoRA"),
+        ("lora_bias", True, "lora_bias"),
+        ("bias", "all", "bias: all"),
+    ):
+        folder = Path(shutil.copytree(copy, tmp_path / key))
+        edit_json(folder / "adapter_config.json", **{key: value})
+        said = str(check_vllm(folder))
+        assert said.startswith("vLLM: no, because ") and pattern in said
+
+    weights = load_file(copy / "adapter_model.safetensors")
+    save_file({**weights, "other.weight": torch.zeros(1)}, copy / "adapter_model.safetensors")
+    assert "1 of its tensors have names that it does not know (first: other.weight)" in str(check_vllm(copy))
+    (copy / "adapter_model.safetensors").write_bytes(b"half")
+    assert "cannot be read" in str(check_vllm(copy))
+    (copy / "adapter_config.json").unlink()
+    assert str(check_vllm(copy)) == "vLLM: no, because adapter_config.json is missing"
+
+
+def test_a_base_with_biases_makes_a_lora_that_vllm_does_not_take(tmp_path, capsys):
+    run = make(tmp_path, base={"mlp_bias": True}, tune="connection")
+    file = run / "model" / "model.safetensors"
+    weights = {name: tensor + ("bias" in name) for name, tensor in load_file(file).items()}  # they start at zero
+    save_file(weights, file, metadata={"format": "pt"})
+    done("export", run, "--format", "lora", "--output", tmp_path / "out")
+    assert "\nvLLM: no, because its LoRA has biases (lora_bias)" in capsys.readouterr().out

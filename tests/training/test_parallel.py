@@ -1,0 +1,84 @@
+"""What many processes may not do is refused by name, and an epoch's last batch holds no row twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cctuning import CCConfig, CCTrainer
+from cctuning.errors import UserError
+from cctuning.training.parallel import check_checkpoint, check_engine
+from cctuning.training.uneven import FILLER, own_rows, without_repeats
+from tests.cli.world import refused
+from tests.conftest import paired_batch
+from tests.training.toys import model, rows, tokenizer
+
+
+@pytest.mark.parametrize("name", ["tp_size", "cp_size", "sp_size"])
+def test_what_splits_layers_or_rows_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.setenv(f"PARALLELISM_CONFIG_{name.upper()}", "2")
+    args = CCConfig(str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(UserError, match=rf"{name}: 2 is not supported: .*recipes/accelerate"):
+        CCTrainer(model(), args, train_dataset=rows(), processing_class=tokenizer())
+
+
+def engine(**fsdp):
+    options = {"fsdp_version": 2, "activation_checkpointing": False, **fsdp}
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(**options))
+    return SimpleNamespace(distributed_type="FSDP", state=state, mixed_precision="no")
+
+
+def test_engines_that_would_not_be_right_are_refused():
+    check_engine(engine(), model(), "gated")
+    with pytest.raises(UserError, match="fsdp_version: 1 is not supported"):
+        check_engine(engine(fsdp_version=1), model(), "gated")
+    with pytest.raises(UserError, match="fsdp_activation_checkpointing: true"):
+        check_engine(engine(activation_checkpointing=True), model(), "gated")
+    with pytest.raises(UserError, match="connection: adaptive is not supported where weights are sharded"):
+        check_engine(engine(), model(), "adaptive")
+    mixed = model()
+    mixed.lm_head.to(torch.bfloat16)
+    with pytest.raises(UserError, match="here are bfloat16, float32"):
+        check_engine(engine(), mixed, "gated")
+
+
+def test_deepspeed_and_the_others_do_not_read_each_others_checkpoints(tmp_path, monkeypatch):
+    check_checkpoint(str(tmp_path))
+    (tmp_path / "latest").write_text("global_step2")
+    with pytest.raises(UserError, match="written by DeepSpeed"):
+        check_checkpoint(str(tmp_path))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    check_checkpoint(str(tmp_path))
+    (tmp_path / "latest").unlink()
+    with pytest.raises(UserError, match="DeepSpeed reads its own checkpoints only"):
+        check_checkpoint(str(tmp_path))
+
+
+def test_launch_options_are_checked(capsys):
+    assert "no such file" in refused(capsys, "train", "--accelerate_config", "fsdp9.yaml", "--config", "r.yaml")
+    assert "goes with --accelerate_config" in refused(capsys, "train", "--num_processes", "2")
+    config = Path(__file__).parents[2] / "recipes" / "accelerate" / "ddp.yaml"
+    said = refused(capsys, "train", f"--accelerate_config={config}", "--num_processes", "two")
+    assert "expected a whole number" in said
+
+
+def process(index, processes=2, last=True):
+    state = SimpleNamespace(end_of_dataloader=last)
+    return SimpleNamespace(num_processes=processes, process_index=index, gradient_state=state)
+
+
+def test_repeated_rows_are_cut_off():
+    assert [own_rows(4, process(p), 13) for p in range(2)] == [4, 1]
+    assert [own_rows(4, process(p), 11) for p in range(2)] == [3, 0]
+    assert (
+        own_rows(4, process(1), 16) == own_rows(4, process(1, last=False), 11) == own_rows(4, process(0, 1), 11) == 4
+    )
+    batch = paired_batch() | {"row": torch.arange(4)}
+    (cut,) = without_repeats(iter([batch]), process(1), 13)
+    assert cut["input_ids"].shape[0] == cut["reference_input_ids"].shape[0] == 1 and FILLER not in cut
+    (filler,) = without_repeats(iter([batch]), process(1), 11)
+    assert filler[FILLER] and len(filler["labels"]) == 1 and bool((filler["labels"] == -100).all())
+    assert next(without_repeats(iter([batch]), process(0), 12)) is batch
