@@ -27,7 +27,7 @@ from cctuning.model.adapter import write_atomically
 from cctuning.model.loading import Loaded, load
 from cctuning.training.run import train as start
 
-FORMAT = 3  # part of every key: raise it when a record of the same options would differ
+FORMAT = 4  # part of every key: raise it when a record of the same options would differ
 
 
 @dataclass(frozen=True)
