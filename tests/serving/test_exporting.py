@@ -304,3 +304,22 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
         file.write_text(text)
         with pytest.raises(UserError, match=pattern):
             read_manifest(tmp_path)
+
+
+def test_a_fold_never_has_the_model_in_memory_where_its_files_allow_it(run, tmp_path, monkeypatch):
+    from cctuning.serving import exporting
+
+    export(str(run), "fold", tmp_path / "files")
+    whole = exporting.load
+    monkeypatch.setattr(exporting, "open_fold", lambda *_: None)
+    export(str(run), "fold", tmp_path / "memory")
+    monkeypatch.undo()
+    monkeypatch.setattr(exporting, "load", lambda *_, **__: pytest.fail("the whole model was loaded"))
+    export(str(run), "fold", tmp_path / "again", max_shard_size="20KB")
+    assert whole is not exporting.load
+    made = {name: AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("files", "memory", "again")}
+    for name in ("files", "again"):
+        for one, two in zip(made[name].state_dict().values(), made["memory"].state_dict().values(), strict=True):
+            assert torch.equal(one, two)
+        assert made[name].generation_config.eos_token_id == made["memory"].generation_config.eos_token_id
+    assert len(list((tmp_path / "again").glob("model-*.safetensors"))) > 1

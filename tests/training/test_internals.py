@@ -16,6 +16,10 @@ OVERRIDDEN = {
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "_load_best_model": ["self"],
     "_issue_warnings_after_load": ["self", "load_result"],
+    "save_model": ["self", "output_dir", "_internal_call"],
+    "_save_optimizer_and_scheduler": ["self", "output_dir"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+    "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
 }
 
 

@@ -57,6 +57,6 @@ def right(loaded: Loaded, world: World, split: str, bypass: bool = False, live: 
     for lang in world.languages:
         items = world.items(lang, split)
         parallels: Any = [item.prompt_en for item in items] if live and lang != ENGLISH else None
-        given = answerer([item.prompt for item in items], parallels)
+        given = answerer([item.prompt for item in items], parallels, languages=[lang] * len(items))
         flags[lang] = [answer == item.answer for answer, item in zip(given, items, strict=True)]
     return flags

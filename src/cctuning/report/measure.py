@@ -277,6 +277,7 @@ def _answer(
 ) -> None:
     prompts = [row["prompt"] for row in examples]
     references = [row["reference"] for row in examples]
+    languages = [row["lang"] for row in examples]
 
     def ask(label: str, bypass: bool = False, live: bool = False) -> None:
         answerer = Answerer(
@@ -286,7 +287,8 @@ def _answer(
             batch_size=options.batch_size,
             max_new_tokens=ANSWER_TOKENS,
         )
-        for given, text in zip(answers, answerer(prompts, references if live else None), strict=True):
+        texts = answerer(prompts, references if live else None, languages=languages)
+        for given, text in zip(answers, texts, strict=True):
             given[label] = text
 
     ask(name)

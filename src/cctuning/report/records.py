@@ -186,7 +186,7 @@ def _sizes(model: Path) -> Sizes:
                 raise UserError(f"{file}: not a whole safetensors file ({error}); copy the run again.") from error
         return total
 
-    ours = [model / adapter.WEIGHTS_FILE] if (model / adapter.WEIGHTS_FILE).is_file() else []
+    ours = sorted(model.glob(f"{adapter.WEIGHTS_STEM}*.safetensors"))
     lora = [model / LORA_WEIGHTS] if (model / LORA_WEIGHTS).is_file() else []
     base = [file for file in sorted(model.glob("*.safetensors")) if file not in (*ours, *lora)]
     return Sizes(of(ours), of(ours, ".transform."), of(lora), of(base))

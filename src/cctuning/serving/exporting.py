@@ -17,11 +17,13 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.hub import convert_file_size_to_int
 
 from cctuning.data import Encoder
 from cctuning.errors import UserError
 from cctuning.evaluation.scored import ScoredRun
 from cctuning.model.export import export_lora
+from cctuning.model.fold_files import open_fold
 from cctuning.model.loading import Loaded, load, load_tokenizer, torch_dtype
 from cctuning.model.sites import innermost, unwrap
 from cctuning.serving.answering import encoder_of
@@ -75,7 +77,7 @@ def export(
             modelling file, for a non-linear transform).
         directory: to write; must not exist.
         dtype: of a folded checkpoint; `auto` keeps that of the trained weights.
-        max_shard_size: of a folded checkpoint's files, like `5GB`; None: transformers' own.
+        max_shard_size: of a folded checkpoint's files, like `5GB`; None: as the fold goes, by file or in memory.
         results: directories of `cctuning evaluate`, for the card.
         push_to_hub, private: a repository to upload it to, and whether one that is made for it is private.
 
@@ -102,7 +104,9 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with _disk_errors(directory):
-            loaded = load(path, trust_remote_code=trust_remote_code)
+            # A fold needs one module in memory at a time, unless figures are to be matched with the weights of all.
+            by_file = open_fold(path, trust_remote_code) if format == "fold" and not scored else None
+            loaded = by_file.loaded if by_file is not None else load(path, trust_remote_code=trust_remote_code)
             marks = _fingerprints(loaded, scored)
             encoder = encoder_of(loaded)
             ends = generation_config(encoder, unwrap(loaded.model))
@@ -114,6 +118,10 @@ def export(
                     _untie(unwrap(loaded.model))
                 write_code(loaded, partial, kind, max_shard_size)
                 ends.save_pretrained(partial)
+            elif by_file is not None:
+                loaded.model.generation_config = ends
+                limit = {} if max_shard_size is None else {"limit": convert_file_size_to_int(max_shard_size.upper())}
+                by_file.write(partial, kind, **limit)
             else:
                 model: Any = _plain(loaded)
                 if kind is not None:
@@ -125,7 +133,7 @@ def export(
                 encoder.tokenizer.chat_template = None
             encoder.tokenizer.save_pretrained(partial)
             base = loaded.base
-            del loaded  # what was written may be loaded next
+            del loaded, by_file  # what was written may be loaded next
             if scored:
                 own_code = trust_remote_code or format == "code"
                 marks |= _fingerprints(load(str(partial), trust_remote_code=own_code), scored)
