@@ -1,0 +1,68 @@
+"""What a reference at inference buys, by what the reference is, on the demo's connected model.
+
+    make demo && python bench/hint.py [--demo demo]
+
+The test questions of each language, greedy, exact match: without a reference (the matrix), with the English parallel,
+with three English examples and their answers before it, with those alone, and with another question's parallel. One
+model, one seed. Prints a table and writes bench/results/hint.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from cctuning.lab.cldr import build_world
+from cctuning.lab.experiment import circumstances
+from cctuning.lab.worlds import ENGLISH, Item
+from cctuning.model.loading import load
+from cctuning.serving.answering import Answerer
+
+SHOTS, SEED = 3, 0
+
+
+def main() -> None:
+    """Ask, count, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", default="demo", help="the directory that `make demo` wrote")
+    parser.add_argument("--result", default="bench/results/hint.json")
+    args = parser.parse_args()
+    world = build_world(seed=SEED)
+    answerer = Answerer(
+        load(f"{args.demo}/cc"), chat=False, batch_size=128, max_new_tokens=world.answer_tokens + 1, seed=SEED
+    )
+    examples = [f"{item.prompt}{item.answer}" for item in world.items(ENGLISH, "sft")]
+    rng = random.Random(SEED)
+
+    def shots() -> str:
+        return " ".join(rng.sample(examples, SHOTS))
+
+    ways: dict[str, Callable[[list[Item], int], str | None]] = {
+        "none: the matrix": lambda items, place: None,
+        "the English parallel": lambda items, place: items[place].prompt_en,
+        "three English examples, then the parallel": lambda items, place: f"{shots()} {items[place].prompt_en}",
+        "three English examples with their answers, no parallel": lambda items, place: shots(),
+        "the parallel of another question": lambda items, place: items[place - 1].prompt_en,
+    }
+    right, asked = dict.fromkeys(ways, 0), 0
+    for lang in world.languages:
+        if lang == ENGLISH:
+            continue
+        items = world.items(lang, "test")
+        asked += len(items)
+        for name, way in ways.items():
+            given = answerer([item.prompt for item in items], [way(items, place) for place in range(len(items))])
+            right[name] += sum(answer == item.answer for answer, item in zip(given, items, strict=True))
+    shares = {name: round(100 * count / asked, 1) for name, count in right.items()}
+    print("| reference | right, % |\n| --- | --- |")
+    for name, share in shares.items():
+        print(f"| {name} | {share} |")
+    record = {"command": "python bench/hint.py", "questions": asked, "seed": SEED, "right": shares, **circumstances()}
+    Path(args.result).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
