@@ -73,9 +73,9 @@ def _item(language: str, rows: list[dict[str, Any]]) -> Item:
     split = datasets.DatasetDict({"test": datasets.Dataset.from_list([_asked(row) for row in rows])})
     source = {"custom_dataset": partial(_given, split)}
     long = any("\n" in row["answer"] for row in rows)
-    task = row_task(f"rows_{language}", "rows", language, source, LONG_ANSWER if long else None)
+    task = row_task(f"rows_{language}", "own rows", language, source, LONG_ANSWER if long else None)
     references = {row["id"]: row["reference"] for row in rows if row["reference"] is not None}
-    return Item(task.config.task, "rows", language, "f1,none", None, False, task, references)
+    return Item(task.config.task, "own rows", language, "f1,none", None, False, task, references)
 
 
 def _asked(row: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ PAIRS = (  # what the lab is asked: the first minus the second
     ("cc", "cc-no-transform"),
     ("cc", "transform-only"),
     ("cc", "cc-fused-only"),
+    ("cc+replay", "cc-fused-only+replay"),
+    ("cc", "cc-nonlinear"),
     ("cc", "cc-adaptive"),
     ("cc", "capacity"),
     ("cc", "wrong-english"),

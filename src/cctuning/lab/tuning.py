@@ -31,7 +31,7 @@ def options(
         warmup_steps=10,
         max_length=64,
         activation_checkpointing=False,
-        logging_steps=0.5,
+        logging_steps=0.1,
         save_strategy="no",
         report_to="none",
         seed=seed,
