@@ -49,6 +49,7 @@ SETUPS: dict[str, Setup] = {
         BaseConfig(english_steps=4000),
     ),
     "cldr": Setup("real names of places; six languages of six scripts, grafted on English", _cldr, BaseConfig()),
+    "cldr-faint": Setup("the same, concepts shared half as well", _cldr, BaseConfig(keep=0.3)),
     "facts-emergent": Setup(
         "nothing grafted: parallel and code-switched text, all languages from the first step",
         _controlled("facts"),
