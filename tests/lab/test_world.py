@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cctuning.cli.demo import report
 from cctuning.lab import demo
 from cctuning.lab.base import BaseConfig, build_base, build_tokenizer
 from cctuning.lab.cldr import build_world
@@ -110,6 +111,8 @@ def test_demo_end_to_end(tmp_path, monkeypatch, capsys):
     assert (
         json.loads((tmp_path / "demo" / "results.json").read_text())["languages"].keys() == results["languages"].keys()
     )
+    page = report(tmp_path / "demo").read_text()
+    assert "cc against vanilla on own rows" in page and "Where English is borrowed" in page
     stamp = (tmp_path / "demo" / "cc" / "run.json").stat().st_mtime_ns
     assert demo.run_demo(tmp_path / "demo", tmp_path / "cache", **tiny)["languages"] == results["languages"]
     assert (tmp_path / "demo" / "cc" / "run.json").stat().st_mtime_ns == stamp
