@@ -38,7 +38,7 @@ from cctuning.training.run import resolved, train
 
 HELD_OUT = "held-out.jsonl"
 
-# Best of eight settings each on the dev split of a base of its own, by one rule: `cctuning lab run cldr` (docs/demo.md).
+# Best of eight settings each on the dev split of a base apart, by one rule: `cctuning lab run cldr` (docs/demo.md).
 RECIPES: dict[str, dict[str, Any]] = {
     "vanilla": {"connection": "none", "learning_rate": 5e-4, "num_train_epochs": 8, "base_decay": 25.0},
     "align": {

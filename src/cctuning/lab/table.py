@@ -32,6 +32,7 @@ PAIRS = (  # what the lab is asked: the first minus the second
     ("cc", "cc-fused-only"),
     ("cc+replay", "cc-fused-only+replay"),
     ("cc", "cc-nonlinear"),
+    ("cc", "cc-both-passes"),
     ("cc", "cc-adaptive"),
     ("cc", "capacity"),
     ("cc", "wrong-english"),
