@@ -36,7 +36,11 @@ def report(output: Path) -> Path:
     Returns:
         The page; made anew each time.
     """
+    import io
     import logging
+    from contextlib import redirect_stderr
+
+    from tqdm.auto import tqdm
 
     from cctuning.data import Source
     from cctuning.evaluation.run import Options, evaluate
@@ -50,14 +54,18 @@ def report(output: Path) -> Path:
     shutil.rmtree(scored, ignore_errors=True)
     page.unlink(missing_ok=True)
     models = {name: str(output / name) for name in RECIPES} | {"base": read_record(output / "cc")["model"]}
-    for name, model in models.items():
-        evaluate(model, scored / name, Options(rows=rows, batch_size=256))
-    build(
-        [str(output / name) for name in RECIPES],
-        page,
-        data=Source(rows),
-        evaluations=[f"{name}={scored / name}" for name in models],
-        baseline="vanilla",
-        options=Looked(rows=64, examples=4),
-    )
+    # One bar for it all: the libraries' own, a screen of them, would push the demo's table out of sight.
+    with tqdm(total=len(models) + 1, desc="Report", unit="step") as bar, redirect_stderr(io.StringIO()):
+        for name, model in models.items():
+            evaluate(model, scored / name, Options(rows=rows, batch_size=256))
+            bar.update()
+        build(
+            [str(output / name) for name in RECIPES],
+            page,
+            data=Source(rows),
+            evaluations=[f"{name}={scored / name}" for name in models],
+            baseline="vanilla",
+            options=Looked(rows=64, examples=4),
+        )
+        bar.update()
     return page
