@@ -122,7 +122,13 @@ if __name__ == "__main__":
 def test_a_run_that_is_stopped_leaves_nothing_half_written(number, leaves, tmp_path):
     write(tmp_path / "rows.jsonl", SWAHILI)
     (tmp_path / "slow.py").write_text(SLOW, encoding="utf-8")
-    run_ = subprocess.Popen([sys.executable, tmp_path / "slow.py", tmp_path], stderr=subprocess.PIPE, text=True)
+    run_ = subprocess.Popen(
+        [sys.executable, tmp_path / "slow.py", tmp_path],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts tests in the background has them ignore it, and their children too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     until = time.monotonic() + 120
     while not (tmp_path / "begun").exists() and run_.poll() is None and time.monotonic() < until:
         time.sleep(0.1)

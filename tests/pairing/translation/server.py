@@ -60,6 +60,7 @@ class Handler(BaseHTTPRequestHandler):
             state.requests += 1
             state.times.append(time.monotonic())
             state.under_way += 1
+            self.counted = True
             state.most_under_way = max(state.most_under_way, state.under_way)
             state.asked.update(texts)
             first = all(state.asked[text] == 1 for text in texts)
@@ -69,8 +70,13 @@ class Handler(BaseHTTPRequestHandler):
         except BrokenPipeError:
             pass  # the client has gone
         finally:
-            with state.lock:
-                state.under_way -= 1
+            self.done()
+
+    def done(self) -> None:
+        """No longer under way: before the answer leaves, since its client asks again the moment it has it."""
+        with self.state.lock:
+            self.state.under_way -= self.counted
+            self.counted = False
 
     def answer(self, body: dict, texts: list[str], first: bool, numbered: bool) -> None:
         """Answer, or fail as the words in the text ask for."""
@@ -117,6 +123,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def reply(self, status: int, body: str, headers: dict[str, str] | None = None) -> None:
         data = body.encode()
+        if self.command == "POST":
+            self.done()
         self.send_response(status)
         for name, value in {**(headers or {}), "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
