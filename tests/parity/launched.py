@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from unittest.mock import patch
 
 import torch
 from accelerate.state import PartialState
@@ -25,8 +26,8 @@ def on_processors() -> None:
     def device(self: PartialState) -> None:
         self.device = torch.device("cpu")
 
-    PartialState._prepare_backend = backend  # type: ignore[method-assign,assignment]
-    PartialState.set_device = device  # type: ignore[method-assign]
+    patch.object(PartialState, "_prepare_backend", backend).start()  # for this process
+    patch.object(PartialState, "set_device", device).start()
 
 
 if __name__ == "__main__":

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import SafetensorError, safe_open
 
-from cctuning import __version__
 from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.evaluation.scored import parse_runs
 from cctuning.model import adapter
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, read_record, resolve
-from cctuning.training.directory import METRICS_FILE
+from cctuning.training.directory import METRICS_FILE, check_record, read_options
 
 LORA_WEIGHTS = "adapter_model.safetensors"
 # Key of run.json (dotted) to its type: what the page is made of.
@@ -123,37 +121,12 @@ def read_run(name: str, path: Path) -> Run:
             "cctuning train --config … --resume_from_checkpoint true, then report it."
         )
     resolve(str(path))  # says what to do about a run that has not finished
-    _check(path, record)
+    check_record(path / RUN_FILE, record, EXPECTED, "report it")
     model = path / MODEL_FOLDER
     has_connection = (model / adapter.CONFIG_FILE).is_file()
     options = adapter.read_config(model)["connection"] if has_connection else {"connection": "none"}
     connection = ConnectionConfig.from_dict(options, str(model / adapter.CONFIG_FILE))
-    return Run(name, path, record, _options(path), _metrics(path), connection, _sizes(model))
-
-
-def _check(path: Path, record: dict[str, Any]) -> None:
-    versions = record.get("versions")
-    by = versions.get("cc-tuning", "unknown") if isinstance(versions, dict) else "unknown"
-    for key, kind in EXPECTED.items():
-        value: Any = record
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(
-                f"{path / RUN_FILE}: {key} is missing or not as this version writes it: written by cc-tuning {by}, "
-                f"this is {__version__}; report it with that version, or train again."
-            )
-
-
-def _options(path: Path) -> dict[str, Any]:
-    file = path / "config.yaml"
-    try:
-        options = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: cannot be read ({error}): the run directory is damaged; copy it again.") from error
-    if not isinstance(options, dict):
-        raise UserError(f"{file}: expected a mapping of options: the run directory is damaged; copy it again.")
-    return options
+    return Run(name, path, record, read_options(path), _metrics(path), connection, _sizes(model))
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

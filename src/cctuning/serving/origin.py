@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from transformers import AutoConfig
 
-from cctuning import __version__
 from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, MODEL_FOLDER, RUN_FILE, resolve
-from cctuning.training.directory import is_complete
+from cctuning.training.directory import check_record, is_complete, read_options
 
 # Key of run.json (dotted) to its type: what an export is made of.
 EXPECTED: dict[str, Any] = {
@@ -80,8 +78,8 @@ def read_origin(path: str) -> Origin:
     options: dict[str, Any] = {}
     if record:
         run = weights.parent
-        _check(run / RUN_FILE, record)
-        options = _options(run / "config.yaml")
+        check_record(run / RUN_FILE, record, EXPECTED, "export")
+        options = read_options(run)
         if saved is None and options.get("connection", "gated") != "none":
             raise UserError(
                 f"{weights}: {adapter.CONFIG_FILE} is missing, and the run trained a connection "
@@ -118,27 +116,3 @@ def refuse_quantised(origin: Origin, trust_remote_code: bool = False) -> None:
             f"them in floating point; name the unquantised model as base_model_name_or_path in "
             f"{origin.weights / LORA_CONFIG}, or train on it."
         )
-
-
-def _check(file: Path, record: dict[str, Any]) -> None:
-    versions = record.get("versions")
-    by = versions.get("cc-tuning", "unknown") if isinstance(versions, dict) else "unknown"
-    for key, kind in EXPECTED.items():
-        value: Any = record
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise UserError(
-                f"{file}: {key} is missing or not as this version writes it: written by cc-tuning {by}, this is "
-                f"{__version__}; export with that version, or train again."
-            )
-
-
-def _options(file: Path) -> dict[str, Any]:
-    try:
-        options = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: cannot be read ({error}): the run directory is damaged; copy it again.") from error
-    if not isinstance(options, dict):
-        raise UserError(f"{file}: expected a mapping of options: the run directory is damaged; copy it again.")
-    return options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from enum import Enum
 from logging.handlers import MemoryHandler
@@ -15,6 +15,7 @@ import yaml
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
+from cctuning import __version__
 from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.model.adapter import write_atomically
@@ -142,6 +143,41 @@ def _writable(value: Any) -> bool:
     except yaml.YAMLError:
         return False
     return True
+
+
+def check_record(file: Path, record: dict[str, Any], expected: Mapping[str, Any], what: str) -> None:
+    """Raise `UserError` where run.json lacks what a reader is made of, as another version's may.
+
+    Args:
+        file: run.json. expected: key, dotted, to its type. what: what the reader does, as in `report it`.
+    """
+    versions = record.get("versions")
+    by = versions.get("cc-tuning", "unknown") if isinstance(versions, dict) else "unknown"
+    for key, kind in expected.items():
+        value: Any = record
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(
+                f"{file}: {key} is missing or not as this version writes it: written by cc-tuning {by}, this is "
+                f"{__version__}; {what} with that version, or train again."
+            )
+
+
+def read_options(directory: Path) -> dict[str, Any]:
+    """A run's config.yaml: its options that differ from their defaults.
+
+    Raises:
+        UserError: it is not there, or no mapping.
+    """
+    file = directory / "config.yaml"
+    try:
+        options = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: cannot be read ({error}): the run directory is damaged; copy it again.") from error
+    if not isinstance(options, dict):
+        raise UserError(f"{file}: expected a mapping of options: the run directory is damaged; copy it again.")
+    return options
 
 
 def write_record(directory: Path, record: dict[str, Any]) -> None:
