@@ -36,6 +36,8 @@ def main(argv: list[str]) -> None:
             print(f"try it:     cctuning generate {run} --prompt '…'")
         elif connection.foldable:
             print(f"next:       cctuning export {run} --format fold --output DIR")
+        elif connection.connection == "gated" and connection.scope == "all":
+            print(f"next:       cctuning export {run} --format code --output DIR (it cannot be folded)")
         else:
             print(f"next:       cctuning generate {run} --prompt '…' (this connection cannot be folded)")
 

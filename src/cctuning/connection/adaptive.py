@@ -19,7 +19,7 @@ class AdaptiveConnection(nn.Module):
     h_0 <- h_0 + e_k                             hidden state after the first layer, at the row's last prompt token
     e_l ~ h_l M                                  at inference: from the row's own FFN outputs, one M for all layers
 
-    Source: arXiv 2506.00875, as its authors' code implements it. Two prefill passes; cannot be folded.
+    Source: arXiv 2506.00875, as its authors' code implements it. Cannot be folded.
     """
 
     def __init__(self, size: int, layers: int) -> None:
