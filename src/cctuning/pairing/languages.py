@@ -90,7 +90,8 @@ def expected_scripts(code: str) -> tuple[str, ...]:
 
 
 @cache
-def _language(code: str) -> Language | None:
+def lingua_language(code: str) -> Language | None:
+    """The language as lingua has it; None where it has no model of it."""
     code = {"no": "nb", "fil": "tl"}.get(base(code), base(code))
     iso = getattr(IsoCode639_1, code.upper(), None)
     try:
@@ -101,14 +102,14 @@ def _language(code: str) -> Language | None:
 
 def identifiable(code: str) -> bool:
     """Whether lingua has a model of this language."""
-    return _language(code) is not None
+    return lingua_language(code) is not None
 
 
 @cache
 def _family(code: str) -> frozenset[Language]:
     """The language and those written nearly alike."""
     codes = {base(code)}.union(*(group for group in ALIKE_SETS if base(code) in group))
-    return frozenset(language for language in map(_language, codes) if language is not None)
+    return frozenset(language for language in map(lingua_language, codes) if language is not None)
 
 
 def load(code: str, other: str) -> None:
@@ -129,7 +130,7 @@ def _rivals(code: str, other: str) -> list[Language]:
     """The languages that a text of `code` is held against, its own among them."""
     own = set(expected_scripts(code)) or {"LATIN"}
     rivals = [name for name in WIDESPREAD.split() if own & set(expected_scripts(name))]
-    known = {_language(name) for name in (*rivals, other, "en")} | _family(code)
+    known = {lingua_language(name) for name in (*rivals, other, "en")} | _family(code)
     chosen = sorted((language for language in known if language is not None), key=str)
     if len(chosen) == 1:
         chosen.append(Language.FRENCH)  # lingua wants two
@@ -159,7 +160,7 @@ def confidence(text: str, code: str, other: str) -> tuple[float, str]:
     def ask(detector: LanguageDetector) -> tuple[float, str]:
         values = detector.compute_language_confidence_values(text)
         nearest = values[0].language.iso_code_639_1.name.lower()
-        return _share(values, family, _language(other)), nearest
+        return _share(values, family, lingua_language(other)), nearest
 
     sure, nearest = ask(low)
     return (sure, nearest) if sure >= SURE else ask(full)

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lingua import IsoCode639_1, Language, LanguageDetector, LanguageDetectorBuilder
+from lingua import Language, LanguageDetector, LanguageDetectorBuilder
 from peft import PeftModel
 
 from cctuning.errors import UserError
@@ -121,7 +121,7 @@ class Router:
     @cached_property
     def _detector(self) -> tuple[LanguageDetector, Language]:
         """lingua's detector, made when first asked for, and the reference language as lingua has it."""
-        reference = _language(self.reference_language)
+        reference = codes.lingua_language(self.reference_language)
         if reference is None:
             raise UserError(
                 f"reference_language {self.reference_language!r}: lingua has no model of it, so prompts cannot be "
@@ -129,17 +129,10 @@ class Router:
             )
         scripts = set(codes.expected_scripts(self.reference_language))
         alike = [name for name in codes.WIDESPREAD.split() if scripts & set(codes.expected_scripts(name))]
-        known = {reference, *map(_language, self.languages), *map(_language, alike)}
+        known = {reference, *map(codes.lingua_language, self.languages), *map(codes.lingua_language, alike)}
         chosen = {language for language in known if language is not None}
         chosen |= {Language.ENGLISH, Language.FRENCH} if len(chosen) == 1 else set()  # lingua wants two
         return LanguageDetectorBuilder.from_languages(*sorted(chosen, key=str)).build(), reference
-
-
-def _language(code: str) -> Language | None:
-    if not codes.identifiable(code):
-        return None
-    short = {"no": "nb", "fil": "tl"}.get(codes.base(code), codes.base(code))
-    return Language.from_iso_code_639_1(getattr(IsoCode639_1, short.upper()))
 
 
 def _last(messages: Sequence[dict[str, Any]]) -> str:
