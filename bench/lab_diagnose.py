@@ -14,7 +14,7 @@ import os
 import tempfile
 from pathlib import Path
 
-SETUPS = ("facts", "facts-faint", "facts-turned", "facts-apart", "facts-told", "sums")
+SETUPS = ("facts", "facts-faint", "facts-turned", "facts-apart", "facts-told", "cldr")
 
 
 def main() -> None:
