@@ -4,8 +4,9 @@ Everything is kept as products, summed in fp64. A tenth of the pairs is held out
 the held-out error of any matrix follows without seeing a pair again. The ridge pulls towards the identity (towards
 doing nothing), and its strength is the one with the smallest held-out error; with too few pairs that is a strong one.
 
-Three things make it fast (bench/fitting.py): pairs are gathered into blocks of `BLOCK` before they are multiplied, the
-blocks are multiplied in fp32, and no stronger ridge is tried once one has been worse than the one before it.
+Four things make it fast (bench/fitting.py): pairs are gathered into blocks of `BLOCK` before they are multiplied, the
+blocks are multiplied in fp32, of the symmetric product only the panels on and above the diagonal are, and no stronger
+ridge is tried once one has been worse than the one before it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # relative to the mean eigenvalue of the Gram matrix
 BLOCK = 4096  # pairs multiplied at a time
+PANEL = 256  # rows of the symmetric product made at a time
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Fit:
 
 
 class _Products:
-    """X'X, X'Y, tr(Y'Y) and the count of the pairs seen."""
+    """X'X, X'Y, tr(Y'Y) and the count of the pairs seen; all of them after `finish`."""
 
     def __init__(self, size: int) -> None:
         self.xx = torch.zeros(size, size, dtype=torch.float64)
@@ -61,9 +63,15 @@ class _Products:
         self.waiting = []
         dtype = torch.promote_types(x.dtype, torch.float32)
         x, y = x.to(dtype), y.to(dtype)
-        self.xx += (x.T @ x).cpu()
+        for start in range(0, x.shape[1], PANEL):
+            self.xx[start : start + PANEL, start:] += (x[:, start : start + PANEL].T @ x[:, start:]).cpu()
         self.xy += (x.T @ y).cpu()
         self.yy += float(torch.linalg.vector_norm(y, dtype=torch.float64).square())
+
+    def finish(self) -> None:
+        """Multiply what waits, and mirror the panels below the diagonal."""
+        self.flush()
+        self.xx = self.xx.triu() + self.xx.triu(1).T
 
     def error(self, matrix: Tensor) -> float:
         if not self.count:
@@ -86,8 +94,8 @@ class StreamingLeastSquares:
 
     def solve(self) -> Fit:
         """The matrix with the smallest held-out error over `RIDGES`; the identity, where none does better than it."""
-        self.fitted.flush()
-        self.held_out.flush()
+        self.fitted.finish()
+        self.held_out.finish()
         identity = torch.eye(self.size, dtype=torch.float64)
         judge = self.held_out if self.held_out.count else self.fitted
         best, chosen, smallest = identity, float("inf"), judge.error(identity)
