@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import graphlib
+import itertools
+from typing import Any
+
 import pytest
 
 from cctuning.lab.base import BaseConfig, build_tokenizer, joint_text
-from cctuning.lab.controlled import ControlledWorld, Sizes
+from cctuning.lab.controlled import ControlledWorld
+from cctuning.lab.questions import Sizes
 from cctuning.lab.recipes import RECIPES
 from cctuning.lab.worlds import ENGLISH, chance, majority, others, rows
 
 SMALL = {
     "facts": Sizes(people=40, sft=24, dev=24, test=24, free=16),
+    "things": Sizes(things=52, drill=30, sft=24, dev=24, test=24, free=15),
     "sums": Sizes(addends=13, sft=24, dev=24, test=24, free=16),
     "skills": Sizes(skills=40, drill=30, sft=24, dev=24, test=24, free=16),
 }
 
 
-@pytest.fixture(params=["facts", "sums", "skills"], scope="module")
+@pytest.fixture(params=list(SMALL), scope="module")
 def world(request):
     return ControlledWorld(request.param, 0, SMALL[request.param])
 
 
 def test_splits_are_disjoint_and_the_same_in_every_language(world):
     keys = [question.key for split in world.splits.values() for question in split]
-    assert len(keys) == len(set(keys)) == (169 if world.kind == "sums" else 160)
+    assert len(keys) == len(set(keys)) == {"sums": 169, "things": 156}.get(world.kind, 160)
     for split in world.splits:
         for lang in world.languages:
             assert [item.key for item in world.items(lang, split)] == [one.key for one in world.splits[split]]
@@ -88,6 +94,31 @@ def test_word_order_differs():
         assert sorted(glossed) == sorted(english) and glossed != english
 
 
+def test_answers_about_things_are_right_and_no_split_tells_of_anothers():
+    """Every answer follows from what each thing is said to be; a split's things are its own."""
+    world = ControlledWorld("things", 0, SMALL["things"])
+    kinds, sizes, owners = {}, {}, {}
+    for split, questions in world.splits.items():
+        for question in questions:
+            name = question.phrases["subj"][0]
+            if question.task == "describe":
+                kinds[name], sizes[name] = question.answer
+            asked = question.phrases["subj"] if question.task == "largest" else [name]
+            assert all(owners.setdefault(one, split) == split for one in asked)
+    larger: dict[Any, set[Any]] = {size: set() for size in sizes.values()}
+    for question in itertools.chain(*world.splits.values(), world._drill):
+        (name, *rest), answer = question.phrases["subj"], question.answer[0]
+        if question.task == "choose":
+            options = rest[1:]
+            assert answer == kinds[name] and answer in options and len({*options}) == question.choices == 4
+        if question.task == "largest":
+            assert answer in (name, *rest) and question.choices == 3
+            for one in (name, *rest):
+                assert one == answer or sizes[one] != sizes[answer]
+                larger[sizes[one]] |= {sizes[answer]} - {sizes[one]}
+    list(graphlib.TopologicalSorter(larger).static_order())  # raises where two sizes are each larger than the other
+
+
 def test_answers_of_skills_are_right():
     world = ControlledWorld("skills", 0, SMALL["skills"])
     for item in world.items(ENGLISH, "test"):
@@ -101,7 +132,7 @@ def test_answers_of_skills_are_right():
 
 
 def _value(words: str) -> int:
-    from cctuning.lab.controlled import _NUMBERS, _TENS
+    from cctuning.lab.questions import _NUMBERS, _TENS
 
     return sum(_NUMBERS.index(w) if w in _NUMBERS else 10 * (2 + _TENS.index(w)) for w in words.split())
 
@@ -115,7 +146,7 @@ def test_floors_by_hand(world):
         answers = [one for kind, one in taught if kind == task]
         most = max(dict.fromkeys(answers), key=answers.count)
         expected.append(answer == most)
-        drawn += answers.count(answer) / len(answers)
+        drawn += {"largest": 1 / 3, "choose": 1 / 4}.get(task, answers.count(answer) / len(answers))
     assert majority(world) == expected
     assert chance(world) == pytest.approx(drawn / len(tested))
 
@@ -124,7 +155,7 @@ def test_rows_of_recipes(world):
     joint = rows(world, "sft")
     assert len(joint) == 24 * 4 and {row["lang"] for row in joint} == set(world.languages)
     free = RECIPES["cc+free"].rows(world)
-    assert sum(row["response"] is None for row in free) == 16 * 3
+    assert sum(row["response"] is None for row in free) == world.sizes.free * 3
     wrong = RECIPES["wrong-english"].rows(world)
     right = {row["prompt"]: row["prompt_en"] for row in joint}
     foreign = [row for row in wrong if row["lang"] != ENGLISH]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from dataclasses import replace
@@ -14,7 +15,8 @@ from cctuning.cli import main
 from cctuning.lab import cells, experiment, grid, recipes, setups, table
 from cctuning.lab.base import BaseConfig
 from cctuning.lab.cells import Cell
-from cctuning.lab.controlled import ControlledWorld, Sizes
+from cctuning.lab.controlled import ControlledWorld
+from cctuning.lab.questions import Sizes
 
 TINY = BaseConfig(hidden_size=32, layers=2, heads=2, intermediate_size=48, english_steps=20, joint_steps=10)
 SIZES = Sizes(people=30, sft=16, dev=12, test=12, free=8)
@@ -74,6 +76,12 @@ def record(x: float, english: float, draw: random.Random, lang: str = "qaa") -> 
     return {"right": {"student": languages}, "seconds": 1.0, "cell": {"settings": {}}}
 
 
+@functools.cache
+def six_worlds() -> list[ControlledWorld]:
+    """With the 400 questions that `record` answers."""
+    return [ControlledWorld("facts", base, Sizes(people=150, sft=16, dev=12, test=400, free=8)) for base in range(6)]
+
+
 def planted(effect: float, seed: int) -> dict:
     """Six bases of very different ability; `cc` is better on each by `effect`."""
     draw = random.Random(seed)
@@ -83,14 +91,15 @@ def planted(effect: float, seed: int) -> dict:
         "vanilla": [record(base, 0.97, draw) for base in bases],
         "cc": [record(base + effect, 0.97, draw) for base in bases],
     }
-    world = ControlledWorld("facts", 0, SIZES)
-    return table.summarise(world, results)["differences"]["cc - vanilla"]
+    return table.summarise(six_worlds(), results)["differences"]["cc - vanilla"]
 
 
 def test_a_planted_effect_is_found():
     found = planted(0.10, 0)
     assert found["x"]["low"] > 0 and found["x"]["wins"] == 6
     assert found["x"]["low"] < 10 < found["x"]["high"]
+    assert set(found["tasks"]) == {"home", "trade", "mentor", "hop"}
+    assert all(task["wins"] >= 5 and abs(task["value"] - 10) < 6 for task in found["tasks"].values())
     assert found["english"]["low"] < 0 < found["english"]["high"]
 
 

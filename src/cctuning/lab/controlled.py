@@ -5,13 +5,7 @@ with words of its own (a bijection of the vocabulary: no word is shared), in its
 marker that English lacks, or with the parts of a name or number turned round. So everything a language and English
 have in common is the concepts, and how well a base shares those is the base's knob (`keep`, base.py).
 
-Three kinds, by the questions asked:
-
-- `facts`: invented people with a home (two words), a trade (one), a mentor (two, one of the people), and the trade of
-  a mentor (two hops).
-- `sums`: sums of number words alone, in full: what is left to transfer when plain SFT has closed the other skills.
-- `skills`: sums of number words (answers of one or two words), sorting three numbers (three words), which of two is
-  larger (yes or no), and the topic of three words (one of five).
+What is asked is questions.py's.
 
 Nothing here is a language; codes are those that ISO 639 reserves for local use.
 """
@@ -20,37 +14,10 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from cctuning.lab.questions import Phrases, Question, Sizes, Unit, ask, coiner
 from cctuning.lab.worlds import ENGLISH, Item
-
-Unit = tuple[str, ...]  # words that belong together: a name, a number
-Phrases = Mapping[str, tuple[Unit, ...]]  # role -> units
-
-_NUMBERS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
-_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
 
 @dataclass(frozen=True)
@@ -82,35 +49,12 @@ TONGUES = {
 }
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question in roles, and its answer as units."""
-
-    key: str
-    task: str
-    phrases: Phrases
-    answer: tuple[Unit, ...]
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How many questions there are, and how many of them each split takes; the rest is `text`."""
-
-    people: int = 300
-    addends: int = 36  # of `sums`: 0 to 35
-    skills: int = 300  # of each of the four kinds
-    drill: int = 1200  # more of each, which English alone reads
-    sft: int = 168
-    dev: int = 168
-    test: int = 240
-    free: int = 168
-
-
 class ControlledWorld:
     """The questions, their splits and how each language says them.
 
     Args:
-        kind: `facts`, `sums` or `skills`. seed: of names, answers, words and splits. sizes: as in `Sizes`.
+        kind: `facts`, `things`, `sums` or `skills` (questions.py). seed: of names, answers, words and splits.
+        sizes: as in `Sizes`.
         answers_alike: say answers with English's words in every language (a pitfall kept as a knob: such answers can
             be copied, and a method that copies looks as if it transferred).
         turned: every language but English says the parts of names and numbers the other way round.
@@ -132,17 +76,10 @@ class ControlledWorld:
         self.answers_alike, self.english_only = answers_alike, english_only
         self.languages = {code: replace(tongue, turned=turned and code != ENGLISH) for code, tongue in TONGUES.items()}
         rng = random.Random(f"{kind} {seed}")
-        made = {"facts": _people, "sums": _sums, "skills": _skills}[kind](rng, sizes)
-        questions, self._drill, self._list = made
-        rng.shuffle(questions)
-        self.answer_tokens = max(sum(map(len, question.answer)) for question in questions)
-        self.splits: dict[str, list[Question]] = {}
-        start = 0
-        for split in ("sft", "dev", "test", "free"):
-            stop = start + getattr(sizes, split)
-            self.splits[split] = questions[start:stop]
-            start = stop
-        self.splits["text"] = questions[start:]
+        asked = ask(kind, rng, sizes)
+        self.splits, self._drill, self._list = asked.splits, asked.drill, asked.words
+        every = itertools.chain(*self.splits.values())
+        self.answer_tokens = max(sum(map(len, question.answer)) for question in every)
         self._lexicon = self._words()
 
     def _words(self) -> dict[str, dict[str, str]]:
@@ -156,7 +93,7 @@ class ControlledWorld:
         )
         words |= dict.fromkeys(["is", ".", ":", "word", *(word for unit in self._list for word in unit)])
         rng = random.Random(f"words {self.seed}")
-        coin = _coiner(rng, set(words))
+        coin = coiner(rng, set(words))
         lexicon = {ENGLISH: {word: word for word in words}}
         for lang, tongue in self.languages.items():
             if lang != ENGLISH:
@@ -244,97 +181,14 @@ class ControlledWorld:
     def items(self, lang: str, split: str) -> list[Item]:
         """The questions of a split in a language."""
         return [
-            Item(one.key, one.task, lang, self.prompt(one, lang), self.prompt(one, ENGLISH), self.answer(one, lang))
+            Item(
+                key=one.key,
+                task=one.task,
+                lang=lang,
+                prompt=self.prompt(one, lang),
+                prompt_en=self.prompt(one, ENGLISH),
+                answer=self.answer(one, lang),
+                choices=one.choices,
+            )
             for one in self.splits[split]
         ]
-
-
-def _coiner(rng: random.Random, taken: set[str]) -> Callable[[], str]:
-    """A function that gives a new pronounceable word at each call."""
-    consonants, vowels = "bdfgklmnprstvz", "aeiou"
-
-    def coin() -> str:
-        while True:
-            word = "".join(rng.choice(consonants) + rng.choice(vowels) for _ in range(rng.choice((2, 3, 3))))
-            if word not in taken:
-                taken.add(word)
-                return word
-
-    return coin
-
-
-def _asked(wh: str, verb: str, obj: Unit, link: str, subj: tuple[Unit, ...]) -> Phrases:
-    return {"wh": ((wh,),), "verb": ((verb,),), "obj": (obj,), "link": ((link,),), "subj": subj, "end": (("?",),)}
-
-
-def _people(rng: random.Random, sizes: Sizes) -> tuple[list[Question], list[Question], list[Unit]]:
-    coin = _coiner(rng, set())
-    first, last = [coin().title() for _ in range(40)], [coin().title() for _ in range(40)]
-    names: list[Unit] = rng.sample(list(itertools.product(first, last)), sizes.people)
-    places: list[Unit] = rng.sample(
-        list(itertools.product([coin() for _ in range(8)], [coin() for _ in range(8)])), 24
-    )
-    trades: list[Unit] = [(coin(),) for _ in range(20)]
-    mentors = rng.sample(names, 24)
-    of: dict[str, dict[Unit, Unit]] = {
-        "home": {name: rng.choice(places) for name in names},
-        "trade": {name: rng.choice(trades) for name in names},
-        "mentor": {name: rng.choice([one for one in mentors if one != name]) for name in names},
-    }
-    questions = []
-    for name, (relation, answers) in itertools.product(names, of.items()):
-        phrases = _asked("what", "is", ("the", relation), "of", (name,))
-        questions.append(Question(f"{relation} {' '.join(name)}", relation, phrases, (answers[name],)))
-    for name in names:
-        phrases = _asked("what", "is", ("the", "trade", "of", "the", "mentor"), "of", (name,))
-        questions.append(Question(f"hop {' '.join(name)}", "hop", phrases, (of["trade"][of["mentor"][name]],)))
-    return questions, [], [*names, *places, *trades]
-
-
-def _number(value: int) -> Unit:
-    if value < 20:
-        return (_NUMBERS[value],)
-    return (_TENS[value // 10 - 2], *([_NUMBERS[value % 10]] if value % 10 else []))
-
-
-def _all_sums(below: int) -> Iterator[Question]:
-    for a, b in itertools.product(range(below), repeat=2):
-        phrases = _asked("what", "is", _number(a), "plus", (_number(b),))
-        yield Question(f"{a}+{b}", "sum", phrases, (_number(a + b),))
-
-
-def _sums(rng: random.Random, sizes: Sizes) -> tuple[list[Question], list[Question], list[Unit]]:
-    return list(_all_sums(sizes.addends)), [], [_number(value) for value in range(2 * sizes.addends)]
-
-
-def _skills(rng: random.Random, sizes: Sizes) -> tuple[list[Question], list[Question], list[Unit]]:
-    coin = _coiner(rng, {*_NUMBERS, *_TENS})
-    topics = {coin(): [coin() for _ in range(24)] for _ in range(5)}
-
-    def sorts() -> Iterator[Question]:
-        for three in itertools.permutations(range(20), 3):
-            phrases = _asked("what", "is", ("order",), "of", tuple(map(_number, three)))
-            yield Question(f"sort {three}", "sort", phrases, tuple(map(_number, sorted(three))))
-
-    def larger() -> Iterator[Question]:
-        for a, b in itertools.permutations(range(60), 2):
-            phrases = _asked("whether", "is", _number(a), "above", (_number(b),))
-            yield Question(f"{a}>{b}", "larger", phrases, (("yes" if a > b else "no",),))
-
-    def kinds() -> Iterator[Question]:
-        words = [(word, topic) for topic, group in topics.items() for word in group]
-        for _ in range(4 * (sizes.skills + sizes.drill)):
-            topic = rng.choice(list(topics))
-            three = [*rng.sample([w for w, t in words if t == topic], 2), rng.choice(words)[0]]
-            rng.shuffle(three)
-            phrases = _asked("what", "is", ("topic",), "of", tuple((word,) for word in three))
-            yield Question(f"topic {' '.join(three)}", "topic", phrases, ((topic,),))
-
-    questions, drill = [], []
-    for task in (_all_sums(30), sorts(), larger(), kinds()):
-        every = list({question.key: question for question in task}.values())
-        rng.shuffle(every)
-        questions += every[: sizes.skills]
-        drill += every[sizes.skills : sizes.skills + sizes.drill]
-    words: list[Unit] = [(word,) for group in topics.values() for word in group]
-    return questions, drill, [*words, *map(_number, range(80))]

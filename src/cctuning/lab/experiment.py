@@ -19,11 +19,10 @@ from typing import Any
 
 from cctuning.errors import UserError
 from cctuning.lab.cells import Cell, world_and_base
-from cctuning.lab.grid import Record, cell_of, run_cells, search
+from cctuning.lab.grid import cell_of, run_cells, search
 from cctuning.lab.recipes import RECIPES
 from cctuning.lab.setups import SETUPS
 from cctuning.lab.table import markdown, summarise
-from cctuning.lab.worlds import World
 from cctuning.model.adapter import write_atomically
 
 ENOUGH_ENGLISH, FULL, ROOM = 90.0, 90.0, 5.0  # % right: what makes a base fit for a comparison
@@ -76,8 +75,9 @@ def experiment(
     unique = list(dict.fromkeys(cell for name in names for cell in cells[name]))
     records = dict(zip(unique, run_cells(unique, folder, chosen, workers), strict=True))
     results = {name: [records[cell] for cell in own] for name, own in cells.items()}
-    world, _ = world_and_base(setup, bases[0])
-    summary = {"setup": setup, "bases": list(bases), **summarise(world, results), "unfit": unfit(world, results)}
+    worlds = [world_and_base(setup, base)[0] for base in bases]
+    summary = {"setup": setup, "bases": list(bases), **summarise(worlds, results)}
+    summary["unfit"] = unfit(summary)
     summary |= circumstances()
     write_atomically(home / "results.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     write_atomically(home / "table.md", markdown(setup, summary))
@@ -112,15 +112,15 @@ def check(setup: str, recipes: Sequence[str], bases: Sequence[int], search_bases
         raise UserError("bases: expected at least one to report and one to search on.")
 
 
-def unfit(world: World, results: Mapping[str, Sequence[Record]]) -> list[str]:
+def unfit(summary: Mapping[str, Any]) -> list[str]:
     """What makes the comparison say little: a base without English, plain SFT at the floor or the ceiling."""
-    summary = summarise(world, {name: results[name] for name in ("base", "vanilla") if name in results})
     notes = []
     english = summary["recipes"]["base"]["english"]
     if english < ENOUGH_ENGLISH:
         notes.append(f"the bases answer {english:.0f} % in English: there is little to carry over")
-    if "vanilla" in results:
-        x, floor = summary["recipes"]["vanilla"]["x"], max(summary["majority"], summary["chance"])
+    plain = summary["recipes"].get("vanilla") or summary["recipes"].get("vanilla+replay")
+    if plain:
+        x, floor = plain["x"], max(summary["majority"], summary["chance"])
         if x > FULL:
             notes.append(f"plain SFT reaches {x:.0f} %: it leaves no room")
         if x < floor + ROOM:

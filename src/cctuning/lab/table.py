@@ -7,7 +7,7 @@ its spread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -52,17 +52,32 @@ def share(record: Record, lang: str, way: str = "student") -> float:
     return 100 * float(flags.count("1")) / len(flags)
 
 
-def summarise(world: World, results: Results) -> dict[str, Any]:
+def asked(record: Record, task: str, kinds: Sequence[str], way: str = "student") -> float:
+    """% right of one kind of question, over the languages but English; `kinds`: each question's."""
+    flags = [
+        flag
+        for lang, own in record["right"][way].items()
+        if lang != ENGLISH
+        for flag, kind in zip(own, kinds, strict=True)
+        if kind == task
+    ]
+    return 100 * flags.count("1") / len(flags)
+
+
+def summarise(worlds: Sequence[World], results: Results) -> dict[str, Any]:
     """Figures of one setup, in %, and differences in points.
 
     Args:
-        world: any of the setup's, for tiers and floors.
-        results: the records; each recipe's in the same order of bases.
+        worlds: of the bases; tiers and floors are the first one's.
+        results: the records of the test split; each recipe's in the same order of bases.
 
     Returns:
-        `recipes`: per recipe the means (x, English, each language, bypass, live, seconds, tokens) and each base's x;
-        `differences`: per pair of `PAIRS` that is there, the intervals for x, English and each language.
+        `recipes`: per recipe the means (x, English, each language, each kind of question in x, bypass, live, seconds,
+        tokens) and each base's x; `differences`: per pair of `PAIRS` that is there, the intervals for x, English, each
+        language and each kind of question.
     """
+    world, kinds = worlds[0], [[item.task for item in world.items(ENGLISH, "test")] for world in worlds]
+    tasks = sorted({*kinds[0]})
     summary: dict[str, Any] = {
         "items": len(world.items(ENGLISH, "test")),
         "majority": 100 * sum(majority(world)) / len(majority(world)),
@@ -80,6 +95,10 @@ def summarise(world: World, results: Results) -> dict[str, Any]:
             "languages": {
                 lang: _mean([share(one, lang, way_of(recipe)) for one in records]) for lang in world.languages
             },
+            "tasks": {
+                task: _mean([asked(one, task, own, way_of(recipe)) for one, own in zip(records, kinds, strict=True)])
+                for task in tasks
+            },
             "seconds": _mean([one["seconds"] for one in records]),
             "tokens": _mean([one.get("tokens", 0) for one in records]),
         }
@@ -91,21 +110,32 @@ def summarise(world: World, results: Results) -> dict[str, Any]:
         summary["recipes"][recipe] = entry
     for first, second in PAIRS:
         if first in results and second in results and len(results[first]) > 1:
-            summary["differences"][f"{first} - {second}"] = _difference(world, results, first, second)
+            summary["differences"][f"{first} - {second}"] = _difference(world, kinds, results, first, second)
     return summary
 
 
-def _difference(world: World, results: Results, first: str, second: str) -> dict[str, Any]:
+def _difference(
+    world: World, kinds: Sequence[Sequence[str]], results: Results, first: str, second: str
+) -> dict[str, Any]:
     pairs = list(zip(results[first], results[second], strict=True))
 
-    def interval(of: Any) -> dict[str, Any]:
-        values = [of(one, way_of(first)) - of(two, way_of(second)) for one, two in pairs]
+    def interval(of: Callable[[Record, str], float]) -> dict[str, Any]:
+        return over([of(one, way_of(first)) - of(two, way_of(second)) for one, two in pairs])
+
+    def over(values: Sequence[float]) -> dict[str, Any]:
         return {**asdict(t_interval(values)), "wins": sum(value > 0 for value in values)}
+
+    def by_task(task: str) -> list[float]:
+        return [
+            asked(one, task, own, way_of(first)) - asked(two, task, own, way_of(second))
+            for (one, two), own in zip(pairs, kinds, strict=True)
+        ]
 
     return {
         "x": interval(score),
         "english": interval(english),
         "languages": {lang: interval(lambda one, way, lang=lang: share(one, lang, way)) for lang in others(world)},
+        "tasks": {task: over(by_task(task)) for task in sorted({*kinds[0]})},
     }
 
 
@@ -147,7 +177,20 @@ def markdown(setup: str, summary: Mapping[str, Any]) -> str:
             lines.append(
                 f"| {name} | " + " | ".join(cells + [_interval(entry["languages"][lang]) for lang in shown]) + " |"
             )
+    lines += _by_task(summary)
     return "\n".join(lines) + "\n"
+
+
+def _by_task(summary: Mapping[str, Any]) -> list[str]:
+    """A table of the kinds of question: means of each recipe, then the differences."""
+    tasks = list(next(iter(summary["recipes"].values()))["tasks"])
+    lines = ["", "By kind of question, the languages but English:", ""]
+    lines += ["| | " + " | ".join(tasks) + " |", "| --- |" + " --- |" * len(tasks)]
+    for recipe, entry in summary["recipes"].items():
+        lines.append(f"| `{recipe}` | " + " | ".join(f"{entry['tasks'][task]:.1f}" for task in tasks) + " |")
+    for name, entry in summary["differences"].items():
+        lines.append(f"| {name} | " + " | ".join(_interval(entry["tasks"][task]) for task in tasks) + " |")
+    return lines
 
 
 def _interval(figure: Mapping[str, float], bold: bool = False) -> str:

@@ -23,6 +23,7 @@ class Item:
 
     Attributes:
         key: the same in every language. task: what kind of question.
+        choices: of how many names in the prompt the answer is one; 0: it is not among them.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Item:
     prompt: str
     prompt_en: str
     answer: str
+    choices: int = 0
 
 
 class Tongue(Protocol):
@@ -98,12 +100,16 @@ def majority(world: World, split: str = "test") -> list[bool]:
 
 
 def chance(world: World, split: str = "test") -> float:
-    """What drawing an answer of the item's task at random gets, as often as the SFT split has it."""
+    """What guessing gets: one of the prompt's own names, or an answer of the task as often as the SFT split has it."""
     counts: dict[str, Counter[str]] = {}
     for item in world.items(ENGLISH, "sft"):
         counts.setdefault(item.task, Counter())[item.answer] += 1
     items = world.items(ENGLISH, split)
-    return sum(counts[i.task][i.answer] / counts[i.task].total() for i in items if i.task in counts) / len(items)
+    return sum(
+        1 / i.choices if i.choices else counts[i.task][i.answer] / counts[i.task].total()
+        for i in items
+        if i.choices or i.task in counts
+    ) / len(items)
 
 
 def others(world: World) -> Sequence[str]:
