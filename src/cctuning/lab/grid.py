@@ -109,7 +109,7 @@ def search(
     """Every setting of every recipe on the dev split of `bases`.
 
     One rule for all: the best mean over the languages but English, among the settings that keep English within `SLACK`
-    point of the base's; where none does, the one that keeps most of it.
+    point of the base's; where none does, the best of those that keep most of it.
 
     Returns:
         Recipe -> its settings by that rule; and a line for each setting tried.
@@ -135,6 +135,9 @@ def search(
         for name in names:
             own_lines = [line for line in lines if line["recipe"] == name]
             kept = [line for line in own_lines if line["english"] >= needed]
-            best = max(kept, key=lambda line: line["x"]) if kept else max(own_lines, key=lambda line: line["english"])
+            most = max(line["english"] for line in own_lines)
+            best = max(
+                kept or [line for line in own_lines if line["english"] == most], key=lambda line: float(line["x"])
+            )
             chosen[name] = best["settings"]
     return chosen, lines
