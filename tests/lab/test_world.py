@@ -1,8 +1,11 @@
-"""The demo's world, base, scoring and the demo itself, at a size that takes seconds."""
+"""The demo's world, the one of 22 languages, base, scoring and the demo itself, at a size that takes seconds."""
 
 from __future__ import annotations
 
 import json
+import unicodedata
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cctuning.cli.demo import report
 from cctuning.lab import demo
 from cctuning.lab.base import BaseConfig, build_base, build_tokenizer
-from cctuning.lab.cldr import build_world
+from cctuning.lab.cldr import LANGUAGES, build_world
 from cctuning.lab.scoring import wilson
 from cctuning.lab.worlds import ENGLISH, majority, rows
 
@@ -55,6 +58,56 @@ def test_full_world_is_large_enough_and_many_scripted():
     assert len(full.languages) >= 7 and len(full.splits["test"]) >= 150
     assert full.splits == build_world().splits
     assert full.splits != build_world(seed=1).splits
+
+
+@pytest.fixture(scope="module")
+def world_of_22():
+    return build_world(LANGUAGES)
+
+
+def test_22_languages_share_most_facts_in_tiers_of_seven(world_of_22):
+    seven = build_world()
+    assert len(world_of_22.languages) == 22 and list(world_of_22.languages)[:7] == list(seven.languages)
+    assert set(world_of_22.facts) <= set(seven.facts) and len(world_of_22.facts) > 0.9 * len(seven.facts)
+    tiers = Counter(language.tier for language in world_of_22.languages.values())
+    assert tiers == {"reference": 1, "high": 7, "mid": 7, "low": 7}
+
+
+def test_no_two_of_22_languages_share_a_script(world_of_22):
+    owners = {}
+    for lang in world_of_22.languages:
+        letters = {letter for word in world_of_22.vocabulary(lang) for letter in word if letter.isalpha()}
+        scripts = {unicodedata.name(letter).split()[0] for letter in letters}
+        for script in scripts - (set() if lang == ENGLISH else {"LATIN"}):  # but for abbreviations, such as CFA
+            owners.setdefault(script, []).append(lang)
+    assert {script: langs for script, langs in owners.items() if len(langs) > 1} == {}
+    assert {lang for langs in owners.values() for lang in langs} == set(LANGUAGES)
+
+
+def test_templates_are_made_of_the_glossary_and_glosses_of_english():
+    english = set(LANGUAGES[ENGLISH].glossary)
+    for language in LANGUAGES.values():
+        assert set(language.glossary.values()) <= english | {""}
+        lines = [*language.questions.values(), *language.statements.values(), *language.kinds]
+        unused = [word for word in language.glossary if not any(word in line for line in lines)]
+        assert unused in ([], [":"])  # the colon of dictionary entries
+
+
+def test_lines_of_22_languages_are_cut_into_their_own_words_and_whole_names(world_of_22):
+    tokenizer = build_tokenizer(world_of_22)
+    for lang in world_of_22.languages:
+        own = {*world_of_22.vocabulary(lang), *":?."}
+        for fact in world_of_22.facts[::20]:
+            names = {world_of_22.subject(fact, lang), world_of_22.answer(fact, lang)}
+            asked = world_of_22.prompt(fact, lang) + " " + world_of_22.answer(fact, lang)
+            for line in (asked, world_of_22.statement(fact, lang)):
+                assert names <= set(tokenizer.tokenize(line)) <= own
+
+
+def test_names_spelled_alike_in_two_languages_are_refused(monkeypatch):
+    monkeypatch.setitem(LANGUAGES, "uk", replace(LANGUAGES["ru"], code="uk"))
+    with pytest.raises(ValueError, match="spelled alike in two languages"):
+        build_world(("ru", "uk"))
 
 
 def test_every_line_of_the_world_is_in_the_tokenizer(world):

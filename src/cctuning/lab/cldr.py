@@ -1,4 +1,4 @@
-"""The demo's world: questions about real places, from the Unicode CLDR data that ships with `babel`.
+"""The demo's world, and one of 22 languages: questions about real places, from the Unicode CLDR data of `babel`.
 
 CLDR says of a territory which currency it uses, which language is official and which time zone it follows, of a zone's
 city which territory it lies in, of a language where it is at home, and how each of these is called in hundreds of
@@ -7,11 +7,12 @@ CLDR's, the questions around them are ours.
 
 What is left out, and why: facts with a name missing in one of the languages (all languages get the same facts), facts
 whose answer is spelled like their subject in some language (a copy would pass for knowledge), and facts whose answer
-fewer than three facts share (a name that a language never had to say cannot be said in it). The seven languages are
-written in seven scripts, so no answer is spelled as in English and no name is shared; `World` checks that.
+fewer than three facts share (a name that a language never had to say cannot be said in it). Each language has a script
+of its own, so no answer is spelled as in English and no name is shared; `World` checks that. The demo speaks seven
+languages (856 facts); `LANGUAGES` has all 22 (820 facts).
 
-Facts are split once, by seed: `text` (what the base reads in languages other than English), `sft`, `dev` and `test`. A fact
-keeps its split in every language.
+Facts are split once, by seed: `text` (what the base reads in languages other than English), `sft`, `dev` and `test`.
+A fact keeps its split in every language.
 """
 
 from __future__ import annotations
@@ -24,154 +25,13 @@ from dataclasses import dataclass
 from babel import Locale
 from babel.core import get_global
 
+from cctuning.lab.cldr_languages import KINDS, RELATIONS, SEVEN
+from cctuning.lab.cldr_languages_more import FIFTEEN
 from cctuning.lab.worlds import ENGLISH, Item
 
+LANGUAGES = SEVEN | FIFTEEN
 SPLITS = {"sft": 0.25, "dev": 0.15, "test": 0.25}  # what remains is `text`
-KINDS = ("territory", "currency", "language", "city", "time zone")
-RELATIONS = {  # the kinds of its subject and of its answer
-    "currency": ("territory", "currency"),
-    "official": ("territory", "language"),
-    "zone": ("territory", "time zone"),
-    "place": ("city", "territory"),
-    "home": ("language", "territory"),
-}
 SHARED_BY = 3  # an answer counts if so many facts share it: one never heard in a language cannot be given in it
-
-
-@dataclass(frozen=True)
-class Language:
-    """One language of the world.
-
-    Attributes:
-        code: CLDR locale.
-        name: in English, for people.
-        tier: `high`, `mid` or `low`: how much text the base reads in it.
-        questions, statements: per relation, with `{s}` for the subject and `{a}` for the answer.
-        glossary: every word of the templates with its nearest English template word ("" where English has none). It
-            cuts the templates into tokens, and says after which English embedding each is made (`base.graft`).
-        kinds: how a dictionary entry calls each of `KINDS`.
-    """
-
-    code: str
-    name: str
-    tier: str
-    questions: dict[str, str]
-    statements: dict[str, str]
-    glossary: dict[str, str]
-    kinds: tuple[str, ...]
-
-
-def _language(code: str, name: str, tier: str, templates: str, glossary: str, kinds: str) -> Language:
-    """Read the compact form below: five lines `question | statement`, `word=English` pairs, kinds by commas."""
-    pairs = [line.strip().split(" | ") for line in templates.strip().splitlines()]
-    questions = {relation: pair[0] for relation, pair in zip(RELATIONS, pairs, strict=True)}
-    statements = {relation: pair[1] for relation, pair in zip(RELATIONS, pairs, strict=True)}
-    words = dict(item.strip().split("=") for item in glossary.replace("\n", ";").split(";") if item.strip())
-    return Language(code, name, tier, questions, statements, words, tuple(k.strip() for k in kinds.split(",")))
-
-
-LANGUAGES = {
-    language.code: language
-    for language in (
-        _language(
-            "en",
-            "English",
-            "reference",
-            """What is the currency of {s}? | The currency of {s} is {a}.
-            Which language is official in {s}? | The official language in {s} is {a}.
-            Which time zone does {s} follow? | The time zone that {s} follows is {a}.
-            Where is the city of {s}? | The city of {s} is in {a}.
-            Where is {s} spoken most? | {s} is spoken most in {a}.""",
-            """What=What; is=is; the=the; The=The; currency=currency; of=of; Which=Which; language=language
-            official=official; in=in; time zone=time zone; that=that; does=does; follow=follow; follows=follows; Where=Where
-            city=city; spoken=spoken; most=most; territory=territory; ?=?; .=.; :=:""",
-            "territory, currency, language, city, time zone",
-        ),
-        _language(
-            "ru",
-            "Russian",
-            "high",
-            """{s}: какая здесь валюта? | {s}: валюта — {a}.
-            {s}: какой язык здесь официальный? | {s}: официальный язык — {a}.
-            {s}: какой здесь часовой пояс? | {s}: часовой пояс — {a}.
-            {s}: где этот город? | Город: {s}. Где он: {a}.
-            {s}: где больше всего говорят на этом языке? | {s}: больше всего говорят на этом языке здесь: {a}.""",
-            """какая=What; здесь=in; валюта=currency; —=is; какой=Which; язык=language; официальный=official
-            часовой пояс=time zone; где=Where; Где он=Where; этот=the; город=city; Город=city; больше всего=most; говорят=spoken
-            на этом языке=language; территория=territory""",
-            "территория, валюта, язык, город, часовой пояс",
-        ),
-        _language(
-            "ko",
-            "Korean",
-            "high",
-            """{s}의 통화는 무엇입니까? | {s}의 통화는 {a}입니다.
-            {s}의 공용어는 무엇입니까? | {s}의 공용어는 {a}입니다.
-            {s}의 시간대는 무엇입니까? | {s}의 시간대는 {a}입니다.
-            도시 {s}의 위치는 어디입니까? | 도시 {s}의 위치는 {a}입니다.
-            {s} 사용자가 가장 많은 곳은 어디입니까? | {s} 사용자가 가장 많은 곳은 {a}입니다.""",
-            """의=of; 통화는=currency; 무엇입니까=What; 입니다=is; 공용어는=official; 시간대는=time zone
-            위치는=in; 어디입니까=Where; 사용자가=spoken; 가장 많은=most; 곳은=in; 지역=territory; 통화=currency; 언어=language
-            도시=city; 시간대=time zone""",
-            "지역, 통화, 언어, 도시, 시간대",
-        ),
-        _language(
-            "ar",
-            "Arabic",
-            "mid",
-            """ما هي عملة {s}؟ | عملة {s} هي {a}.
-            ما هي اللغة الرسمية في {s}؟ | اللغة الرسمية في {s} هي {a}.
-            أي منطقة زمنية تتبعها {s}؟ | تتبع {s} المنطقة الزمنية {a}.
-            أين تقع مدينة {s}؟ | تقع مدينة {s} في {a}.
-            أين يعيش معظم المتحدثين باللغة {s}؟ | يعيش معظم المتحدثين باللغة {s} في {a}.""",
-            """ما هي=What; عملة=currency; هي=is; اللغة=language; الرسمية=official; في=in
-            المنطقة الزمنية=time zone; منطقة زمنية=time zone; أي=Which; تتبعها=follow; تتبع=follows; أين=Where; تقع=is
-            مدينة=city; يعيش=; معظم=most; المتحدثين=spoken; باللغة=language; إقليم=territory; لغة=language; ؟=?""",
-            "إقليم, عملة, لغة, مدينة, منطقة زمنية",
-        ),
-        _language(
-            "th",
-            "Thai",
-            "mid",
-            """{s} ใช้สกุลเงินอะไร? | {s} ใช้สกุลเงิน {a}
-            ภาษาราชการของ {s} คือภาษาอะไร? | ภาษาราชการของ {s} คือ {a}
-            {s} อยู่ในเขตเวลาใด? | {s} อยู่ในเขตเวลา {a}
-            เมือง {s} อยู่ที่ไหน? | เมือง {s} อยู่ที่ {a}
-            คนพูดภาษา {s} มากที่สุดที่ไหน? | คนพูดภาษา {s} มากที่สุดที่ {a}""",
-            """ใช้=; สกุลเงิน=currency; อะไร=What; ภาษา=language; ราชการ=official; ของ=of; คือ=is; ใด=Which
-            เขตเวลา=time zone; อยู่ใน=follow; เมือง=city; อยู่ที่=in; อยู่ที่ไหน=Where; คน=; พูด=spoken; มากที่สุด=most
-            ที่=in; ที่ไหน=Where; ดินแดน=territory""",
-            "ดินแดน, สกุลเงิน, ภาษา, เมือง, เขตเวลา",
-        ),
-        _language(
-            "bn",
-            "Bengali",
-            "low",
-            """{s} এলাকার মুদ্রা কী? | {s} এলাকার মুদ্রা হলো {a}।
-            {s} এলাকার সরকারি ভাষা কী? | {s} এলাকার সরকারি ভাষা হলো {a}।
-            {s} এলাকার সময় অঞ্চল কোনটি? | {s} এলাকার সময় অঞ্চল হলো {a}।
-            {s} শহর কোথায়? | {s} শহরের অবস্থান {a}।
-            {s} ভাষার অধিকাংশ মানুষ কোথায়? | {s} ভাষার অধিকাংশ মানুষের অবস্থান {a}।""",
-            """এলাকার=of; মুদ্রা=currency; কী=What; হলো=is; সরকারি=official; ভাষা=language; সময় অঞ্চল=time zone; কোনটি=Which
-            কোথায়=Where; শহরের=city; শহর=city; অবস্থান=in; ভাষার=spoken; অধিকাংশ=most; মানুষ=; মানুষের=
-            এলাকা=territory; ।=.""",
-            "এলাকা, মুদ্রা, ভাষা, শহর, সময় অঞ্চল",
-        ),
-        _language(
-            "am",
-            "Amharic",
-            "low",
-            """የ{s} መገበያያ ገንዘብ ምንድን ነው? | የ{s} መገበያያ ገንዘብ {a} ነው።
-            በ{s} ኦፊሴላዊው ቋንቋ የትኛው ነው? | በ{s} ኦፊሴላዊው ቋንቋ {a} ነው።
-            የ{s} የሰዓት ሰቅ የትኛው ነው? | የ{s} የሰዓት ሰቅ {a} ነው።
-            የ{s} ከተማ የት ነው? | የ{s} ከተማ የሚገኘው {a} ነው።
-            {s} በብዛት የሚነገረው የት ነው? | {s} በብዛት የሚነገረው {a} ነው።""",
-            """የ=of; በ=in; መገበያያ ገንዘብ=currency; ምንድን=What; ነው=is; ኦፊሴላዊው=official; ቋንቋ=language; የትኛው=Which
-            የሰዓት ሰቅ=time zone; ከተማ=city; የት ነው=Where; የሚገኘው=in; በብዛት=most; የሚነገረው=spoken; ግዛት=territory; ።=.""",
-            "ግዛት, መገበያያ ገንዘብ, ቋንቋ, ከተማ, የሰዓት ሰቅ",
-        ),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -186,8 +46,9 @@ class Fact:
 def read_facts() -> list[Fact]:
     """What CLDR says, in codes.
 
-    Of several tenders the newest counts, of several official languages the one most people speak. A territory of several
-    time zones has no single answer and is left out of that relation. Where a language is at home is CLDR's "likely region".
+    Of several tenders the newest counts, of several official languages the one most people speak. A territory of
+    several time zones has no single answer and is left out of that relation. Where a language is at home is CLDR's
+    "likely region".
     """
     currencies, languages = get_global("territory_currencies"), get_global("territory_languages")
     zones, meta_zones = get_global("territory_zones"), get_global("meta_zones")
@@ -381,6 +242,6 @@ def _things(fact: Fact) -> tuple[tuple[str, str], tuple[str, str]]:
     return (subject, fact.subject), (answer, fact.answer)
 
 
-def build_world(languages: Iterable[str] = tuple(LANGUAGES), seed: int = 0, limit: int | None = None) -> World:
+def build_world(languages: Iterable[str] = tuple(SEVEN), seed: int = 0, limit: int | None = None) -> World:
     """The world in these languages (English is always in it); `limit` keeps that many facts, for tests."""
     return World(languages, seed, limit)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cctuning.lab.base import BaseConfig
-from cctuning.lab.cldr import build_world
+from cctuning.lab.cldr import LANGUAGES, build_world
 from cctuning.lab.controlled import ControlledWorld
 from cctuning.lab.worlds import World
 
@@ -35,11 +35,20 @@ def _cldr(seed: int) -> World:
     return build_world(seed=seed)
 
 
+def _cldr_22(seed: int) -> World:
+    return build_world(LANGUAGES, seed)
+
+
 _FACTS = BaseConfig(english_steps=2500)
 _PLENTY = (("high", 0.9), ("mid", 0.9), ("low", 0.9))
 
 SETUPS: dict[str, Setup] = {
     "facts": Setup("invented people; orders of their own, grafted on English", _controlled("facts"), _FACTS),
+    "things": Setup(
+        "invented things described, chosen, compared; the same languages, grafted closer on English",
+        _controlled("things"),
+        replace(_FACTS, joint_steps=400, keep=0.8, noise=0.3),
+    ),
     "sums": Setup(
         "sums in words; orders of their own, grafted on English", _controlled("sums"), BaseConfig(english_steps=1800)
     ),
@@ -50,6 +59,12 @@ SETUPS: dict[str, Setup] = {
     ),
     "cldr": Setup("real names of places; six languages of six scripts, grafted on English", _cldr, BaseConfig()),
     "cldr-faint": Setup("the same, concepts shared half as well", _cldr, BaseConfig(keep=0.3)),
+    # Three lines of each language in 900 steps: as many as `cldr` reads in 300 steps of nine.
+    "cldr-22": Setup(
+        "real names of places; 21 languages of 21 scripts, grafted on English",
+        _cldr_22,
+        BaseConfig(batch_size=66, joint_steps=900),
+    ),
     "facts-emergent": Setup(
         "nothing grafted: parallel and code-switched text, all languages from the first step",
         _controlled("facts"),

@@ -7,6 +7,7 @@ its spread.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +17,7 @@ from cctuning.lab.grid import Record, english, score, way_of
 from cctuning.lab.recipes import RECIPES
 from cctuning.lab.worlds import ENGLISH, World, chance, majority, others
 
+COLUMNS = 8  # languages shown one by one
 Results = Mapping[str, Sequence[Record]]  # recipe, or `base` -> one record a base, the same bases in each
 PAIRS = (  # what the lab is asked: the first minus the second
     ("cc", "vanilla"),
@@ -50,6 +52,19 @@ def share(record: Record, lang: str, way: str = "student") -> float:
     """% right in one language."""
     flags = record["right"][way][lang]
     return 100 * float(flags.count("1")) / len(flags)
+
+
+def tiers(world: World) -> dict[str, list[str]]:
+    """Tier -> its languages, English's left out."""
+    found: dict[str, list[str]] = {}
+    for lang in others(world):
+        found.setdefault(world.languages[lang].tier, []).append(lang)
+    return found
+
+
+def of_tier(record: Record, languages: Sequence[str], way: str = "student") -> float:
+    """% right, mean over some languages."""
+    return sum(share(record, lang, way) for lang in languages) / len(languages)
 
 
 def asked(record: Record, task: str, kinds: Sequence[str], way: str = "student") -> float:
@@ -95,6 +110,9 @@ def summarise(worlds: Sequence[World], results: Results) -> dict[str, Any]:
             "languages": {
                 lang: _mean([share(one, lang, way_of(recipe)) for one in records]) for lang in world.languages
             },
+            "tiers": {
+                tier: _mean([of_tier(one, of, way_of(recipe)) for one in records]) for tier, of in tiers(world).items()
+            },
             "tasks": {
                 task: _mean([asked(one, task, own, way_of(recipe)) for one, own in zip(records, kinds, strict=True)])
                 for task in tasks
@@ -119,8 +137,8 @@ def _difference(
 ) -> dict[str, Any]:
     pairs = list(zip(results[first], results[second], strict=True))
 
-    def interval(of: Callable[[Record, str], float]) -> dict[str, Any]:
-        return over([of(one, way_of(first)) - of(two, way_of(second)) for one, two in pairs])
+    def interval(of: Callable[..., float], *which: Any) -> dict[str, Any]:
+        return over([of(one, *which, way_of(first)) - of(two, *which, way_of(second)) for one, two in pairs])
 
     def over(values: Sequence[float]) -> dict[str, Any]:
         return {**asdict(t_interval(values)), "wins": sum(value > 0 for value in values)}
@@ -134,7 +152,8 @@ def _difference(
     return {
         "x": interval(score),
         "english": interval(english),
-        "languages": {lang: interval(lambda one, way, lang=lang: share(one, lang, way)) for lang in others(world)},
+        "languages": {lang: interval(share, lang) for lang in others(world)},
+        "tiers": {tier: interval(of_tier, languages) for tier, languages in tiers(world).items()},
         "tasks": {task: over(by_task(task)) for task in sorted({*kinds[0]})},
     }
 
@@ -144,21 +163,23 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def markdown(setup: str, summary: Mapping[str, Any]) -> str:
-    """The summary as two Markdown tables."""
-    languages = summary["languages"]
-    shown = [lang for lang in languages if lang != ENGLISH]
+    """The summary as Markdown tables; more than `COLUMNS` languages are shown by their tiers' means."""
+    languages = {lang: names for lang, names in summary["languages"].items() if lang != ENGLISH}
+    by = "languages" if len(languages) <= COLUMNS else "tiers"
+    heads = {lang: f"{name} ({tier})" for lang, (name, tier) in languages.items()}
+    if by == "tiers":
+        count = Counter(tier for _, tier in languages.values())
+        heads = {tier: f"{tier} ({count[tier]} languages)" for tier in count}
     bases = len(next(iter(summary["recipes"].values()))["by_base"])
     lines = [
         f"Setup `{setup}`, test split: % right of {summary['items']} questions a language, mean of {bases} bases "
         f"(majority floor {summary['majority']:.0f}, chance {summary['chance']:.0f}).",
         "",
-        "| recipe | "
-        + " | ".join(f"{languages[lang][0]} ({languages[lang][1]})" for lang in shown)
-        + " | **x** | English | bypass | live | k tokens | s | settings |",
-        "| --- |" + " --- |" * (len(shown) + 7),
+        "| recipe | " + " | ".join(heads.values()) + " | **x** | English | bypass | live | k tokens | s | settings |",
+        "| --- |" + " --- |" * (len(heads) + 7),
     ]
     for recipe, entry in summary["recipes"].items():
-        cells = [f"{entry['languages'][lang]:.1f}" for lang in shown]
+        cells = [f"{entry[by][head]:.1f}" for head in heads]
         cells += [f"**{entry['x']:.1f}**", f"{entry['english']:.1f}"]
         cells += [f"{entry[way]:.1f}" if way in entry else "" for way in ("bypass", "live")]
         read = f"{entry['tokens'] / 1000:.0f}" if entry["tokens"] else ""
@@ -169,14 +190,12 @@ def markdown(setup: str, summary: Mapping[str, Any]) -> str:
             "",
             f"Paired over {bases} bases, points, 95 % intervals (Student's t over bases):",
             "",
-            "| difference | x | bases won | English | " + " | ".join(languages[lang][0] for lang in shown) + " |",
-            "| --- |" + " --- |" * (len(shown) + 3),
+            "| difference | x | bases won | English | " + " | ".join(heads.values()) + " |",
+            "| --- |" + " --- |" * (len(heads) + 3),
         ]
         for name, entry in summary["differences"].items():
             cells = [_interval(entry["x"], bold=True), f"{entry['x']['wins']} of {bases}", _interval(entry["english"])]
-            lines.append(
-                f"| {name} | " + " | ".join(cells + [_interval(entry["languages"][lang]) for lang in shown]) + " |"
-            )
+            lines.append(f"| {name} | " + " | ".join(cells + [_interval(entry[by][head]) for head in heads]) + " |")
     lines += _by_task(summary)
     return "\n".join(lines) + "\n"
 
