@@ -15,6 +15,7 @@ from cctuning.cli import main
 from cctuning.lab import cells, experiment, grid, recipes, setups, table
 from cctuning.lab.base import BaseConfig
 from cctuning.lab.cells import Cell
+from cctuning.lab.cldr import LANGUAGES, build_world
 from cctuning.lab.controlled import ControlledWorld
 from cctuning.lab.questions import Sizes
 
@@ -101,6 +102,25 @@ def test_a_planted_effect_is_found():
     assert set(found["tasks"]) == {"home", "trade", "mentor", "hop"}
     assert all(task["wins"] >= 5 and abs(task["value"] - 10) < 6 for task in found["tasks"].values())
     assert found["english"]["low"] < 0 < found["english"]["high"]
+
+
+def test_many_languages_are_shown_by_tier(monkeypatch):
+    """And a tier's figure is the mean of its languages'."""
+    worlds = [build_world(LANGUAGES, 0, 60)] * 2
+    draw, count = random.Random(0), len(worlds[0].items("en", "test"))
+
+    def flags() -> str:
+        return "".join(draw.choice("01") for _ in range(count))
+
+    made = [{lang: flags() for lang in LANGUAGES} for _ in range(3)]
+    records = [{"right": {"student": one}, "seconds": 1.0, "cell": {"settings": {}}} for one in made]
+    results = dict(zip(("base", "cc", "vanilla"), ([one, one] for one in records), strict=True))
+    summary = table.summarise(worlds, results)
+    low = [100 * one.count("1") / count for lang, one in made[1].items() if LANGUAGES[lang].tier == "low"]
+    assert f"{sum(low) / len(low):.1f}" in table.markdown("cldr-22", summary)
+    assert "| low (7 languages) |" in table.markdown("cldr-22", summary)
+    monkeypatch.setattr(table, "COLUMNS", len(LANGUAGES))
+    assert "| Sinhala (" in table.markdown("cldr-22", summary)
 
 
 def test_no_effect_is_not_found_more_often_than_one_time_in_twenty():
