@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.cli.world import SMALL, done, metrics, records, run_json, write_jsonl, write_model
+from tests.families import build
+from tests.training.toys import tokenizer
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "accelerate"
@@ -135,6 +137,29 @@ def test_several_processes_give_the_run_of_one(engine, processes, tune, world, t
         pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install deepspeed")
     launch(world, engine, processes, tmp_path / "run", "--tune", tune)
     same(world / f"one-{tune}", tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_tied_embeddings_stay_tied(tune, world, tmp_path):
+    base = write_model(tmp_path / "base", tie_word_embeddings=True)
+    options = ("--model", base, "--tune", tune)
+    launch(world, "fsdp2", 2, tmp_path / "run", *options)
+    alone(world, tmp_path / "one", *options)
+    same(tmp_path / "one", tmp_path / "run")
+    assert "notes" in run_json(tmp_path / "run") and not run_json(tmp_path / "run")["notes"]
+
+
+@pytest.mark.slow
+def test_a_family_that_is_converted_when_it_is_read_starts_all_the_same(world, tmp_path):
+    base = tmp_path / "base"
+    build("mixtral").save_pretrained(base)
+    tokenizer().save_pretrained(base)
+    said = launch(world, "fsdp2", 2, tmp_path / "run", "--model", base, "--tune", "lora")
+    assert said.count("note: every process reads the whole model") == 1
+    alone(world, tmp_path / "one", "--model", base, "--tune", "lora")
+    expected, found = metrics(tmp_path / "one")[0], metrics(tmp_path / "run")[0]  # of the model as it was read
+    assert (found["loss"], found["grad_norm"]) == pytest.approx((expected["loss"], expected["grad_norm"]), rel=1e-4)
 
 
 @pytest.mark.slow

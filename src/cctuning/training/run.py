@@ -18,6 +18,7 @@ import platform
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,8 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import PreTrainedModel
+from transformers.integrations import is_fsdp_enabled
 from transformers.trainer_utils import IntervalStrategy
 
 from cctuning.connection import ConnectionConfig
@@ -46,6 +49,7 @@ from cctuning.training.directory import (
     resolved,
     write_record,
 )
+from cctuning.training.meta_start import ReadWhole, ShardedStart
 from cctuning.training.options import RunOptions
 from cctuning.training.parallel import check_checkpoint
 from cctuning.training.trainer import CCTrainer
@@ -79,7 +83,7 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     new = not directory.exists()
     with RunLog(logger) as log:
         try:
-            trainer, record = prepare(options, connection, args, directory)
+            trainer, record, start = prepare(options, connection, args, directory)
         except BaseException:
             if new and directory.is_dir() and not any(directory.iterdir()):
                 directory.rmdir()  # the trainer made it
@@ -97,7 +101,7 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
                 print(f"note: {note}", flush=True)
         started = time.time()
         try:
-            run_steps(trainer, checkpoint)
+            run_steps(trainer, checkpoint, start)
         except UserError as error:
             if trainer.is_world_process_zero():
                 write_record(directory, record | {"status": "stopped", "error": str(error)})
@@ -115,10 +119,11 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     return trainer
 
 
-def run_steps(trainer: CCTrainer, checkpoint: str | None) -> None:
+def run_steps(trainer: CCTrainer, checkpoint: str | None, start: ShardedStart | None) -> None:
     """Train; what only the first step can show to be impossible is a `UserError`."""
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with start.reading(trainer.model, trainer.accelerator) if start else nullcontext():
+            trainer.train(resume_from_checkpoint=checkpoint)
     except torch.OutOfMemoryError as error:
         raise UserError(
             "out of memory on the accelerator: lower per_device_train_batch_size (and raise "
@@ -130,8 +135,8 @@ def run_steps(trainer: CCTrainer, checkpoint: str | None) -> None:
 
 def prepare(
     options: RunOptions, connection: ConnectionConfig, args: CCConfig, directory: Path
-) -> tuple[CCTrainer, dict[str, Any]]:
-    """The trainer, ready to run, and the record of what it runs on."""
+) -> tuple[CCTrainer, dict[str, Any], ShardedStart | None]:
+    """The trainer, ready to run, the record of what it runs on, and its weights where those are yet to be read."""
     rows, report = read(options.data, args, connection)
     eval_rows, eval_report = read(options.eval_data, args, connection) if options.eval_data else (None, None)
     for note in [*report.notes, *(eval_report.notes if eval_report else [])]:
@@ -139,13 +144,7 @@ def prepare(
     tokenizer = load_tokenizer(
         options.tokenizer or options.model, revision=options.revision, trust_remote_code=args.trust_remote_code
     )
-    model = load_base(
-        options.model,
-        dtype=options.dtype,
-        revision=options.revision,
-        trust_remote_code=args.trust_remote_code,
-        attn_implementation=options.attn_implementation,
-    )
+    model, start = load_model(options, args)
     if options.tune == "connection":
         model.requires_grad_(False)
     try:
@@ -167,7 +166,7 @@ def prepare(
     left_out = len(report.skipped) + (len(eval_report.skipped) if eval_report else 0) + len(trainer.skipped)
     if left_out:
         logger.warning(f"{left_out} rows left out (bad_rows: skip); {RUN_FILE} lists them.")
-    return trainer, {
+    record = {
         "status": "running",
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": sys.version.split()[0], "platform": platform.platform()},
@@ -179,6 +178,30 @@ def prepare(
         "skipped_in_tokenisation": [f"{origin}: {reason}" for origin, reason in trainer.skipped],
         "chat": trainer.chat,
     }
+    return trainer, record, start
+
+
+def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, ShardedStart | None]:
+    """The base model; under FSDP with `fsdp_cpu_ram_efficient_loading` without its weights, where that can be."""
+    loading: dict[str, Any] = {
+        "dtype": options.dtype,
+        "revision": options.revision,
+        "trust_remote_code": args.trust_remote_code,
+        "attn_implementation": options.attn_implementation,
+    }
+    if is_fsdp_enabled():
+        start, reason = None, None
+        try:
+            start = ShardedStart(options.model, **loading)
+        except ReadWhole as found:
+            reason = str(found)
+        reasons: list[str | None] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(reasons, reason)  # all start in one way, or they would wait for each other
+        if start and not any(reasons):
+            return start.model, start
+        why = next(filter(None, reasons))
+        logger.warning(f"every process reads the whole model {options.model!r} before it is sharded: {why}.")
+    return load_base(options.model, **loading), None
 
 
 def check_sizes(trainer: CCTrainer) -> None:

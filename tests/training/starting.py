@@ -1,0 +1,91 @@
+"""What each of several gloo processes runs; started by test_meta_start.py through torch's own launcher.
+
+`compare`: each case is prepared by accelerate, with weights that every process reads for itself, and held against the
+model that from_pretrained reads. `memory`: what it takes to prepare a model, either way.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
+
+from cctuning import ConnectedModel, ConnectionConfig
+from cctuning.training.meta_start import ShardedStart
+from tests.parity.launched import on_processors
+
+
+def made(model: torch.nn.Module, lora: bool) -> torch.nn.Module:
+    """`model` with all that is added to it before it is sharded."""
+    torch.manual_seed(0)
+    if lora:
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=3, target_modules="all-linear"))
+    ConnectedModel.attach(model, ConnectionConfig(transform_rank=3))
+    return model
+
+
+def check(accelerator: Accelerator, base: Path, dtype: str, lora: bool) -> None:
+    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = None  # of the family before
+    start = ShardedStart(str(base), dtype=dtype)
+    model = made(start.model, lora)
+    optimiser = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
+    with start.reading(model, accelerator):
+        model, optimiser = accelerator.prepare(model, optimiser)
+    expected = made(AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype)), lora)
+    found, wanted = dict(model.named_parameters()), dict(expected.named_parameters())
+    assert found.keys() == wanted.keys()  # tied ones are one parameter
+    for name, parameter in wanted.items():
+        shard = found[name]
+        assert isinstance(shard, DTensor) and shard.requires_grad == parameter.requires_grad, name
+        raised = accelerator.mixed_precision != "no" and parameter.requires_grad  # accelerate trains in fp32
+        assert shard.dtype == (torch.float32 if raised else parameter.dtype), name
+        assert torch.equal(shard.full_tensor(), parameter.to(shard.dtype)), name
+    buffers = dict(model.named_buffers())
+    for name, buffer in expected.named_buffers():
+        assert torch.equal(buffers[name], buffer), name
+    trained = {id(parameter) for parameter in found.values() if parameter.requires_grad}
+    assert {id(p) for group in optimiser.param_groups for p in group["params"]} == trained
+
+
+def compare(folder: Path, precision: str, dtype: str) -> None:
+    accelerator = Accelerator(mixed_precision=precision)
+    for base in sorted(folder.iterdir()):
+        for lora in (False, True):
+            try:
+                check(accelerator, base, dtype, lora)
+            except BaseException as error:
+                raise AssertionError(f"{base.name}, lora: {lora}") from error
+
+
+def memory(base: Path, way: str) -> None:
+    """Print by how many bytes the most that this process held exceeds what it held before."""
+
+    def status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024
+
+    accelerator = Accelerator(mixed_precision="no")
+    before = status("VmRSS")
+    start = ShardedStart(str(base), dtype="float32") if way == "shares" else None
+    model = start.model if start else AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    optimiser = torch.optim.AdamW(model.parameters())
+    with start.reading(model, accelerator) if start else nullcontext():
+        accelerator.prepare(model, optimiser)
+    print(f"took {status('VmHWM') - before}", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    on_processors()
+    {"compare": compare, "memory": memory}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
+    dist.barrier()
+    sys.stdout.flush()
+    os._exit(0)  # as tests/parity/workers.py leaves, and for the same reason
