@@ -74,6 +74,9 @@ SETUPS: dict[str, Setup] = {
     "facts-apart": Setup("no concept shared in the base", _controlled("facts"), replace(_FACTS, keep=0.0)),
     "facts-faint": Setup("concepts shared half as well", _controlled("facts"), replace(_FACTS, keep=0.3)),
     "facts-turned": Setup("parts of names the other way round", _controlled("facts", turned=True), _FACTS),
+    "facts-wide": Setup(
+        "a base of twice the size", _controlled("facts"), replace(_FACTS, hidden_size=192, intermediate_size=576)
+    ),
     "facts-told": Setup(
         "nothing English-only: every language has read nine tenths of everything",
         _controlled("facts", english_only=False),
