@@ -14,7 +14,7 @@ import os
 import tempfile
 from pathlib import Path
 
-SETUPS = ("facts", "facts-faint", "facts-turned", "facts-apart", "facts-told", "cldr")
+SETUPS = ("facts", "facts-faint", "things", "facts-turned", "facts-apart", "facts-told", "cldr")
 
 
 def main() -> None:
