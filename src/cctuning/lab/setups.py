@@ -75,7 +75,10 @@ SETUPS: dict[str, Setup] = {
     "facts-faint": Setup("concepts shared half as well", _controlled("facts"), replace(_FACTS, keep=0.3)),
     "facts-turned": Setup("parts of names the other way round", _controlled("facts", turned=True), _FACTS),
     "facts-wide": Setup(
-        "a base of twice the size", _controlled("facts"), replace(_FACTS, hidden_size=192, intermediate_size=576)
+        "a base of twice the size",
+        _controlled("facts"),
+        # At the narrow base's rate it does not learn the facts.
+        replace(_FACTS, hidden_size=192, intermediate_size=576, learning_rate=1.5e-3),
     ),
     "facts-told": Setup(
         "nothing English-only: every language has read nine tenths of everything",
