@@ -20,6 +20,7 @@ from typing import Any
 
 from cctuning.lab.base import BaseConfig, build_base, fingerprint
 from cctuning.lab.recipes import RECIPES, Recipe
+from cctuning.lab.rivals import Job
 from cctuning.lab.setups import SETUPS
 from cctuning.lab.tuning import OF_TRAINER, connection, options, right
 from cctuning.lab.worlds import World
@@ -80,7 +81,7 @@ def run(cell: Cell, folder: Path, after: Mapping[str, Any] | None = None) -> dic
             base = build_base(world, bases, config, progress=False)
         started = time.time()
         with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
-            record = _compute(cell, world, base, Path(scratch), after)
+            record = _compute(cell, world, config, base, Path(scratch), after)
         record = {
             "cell": {**asdict(cell), "settings": dict(cell.settings)},
             "seconds": time.time() - started,
@@ -115,14 +116,23 @@ def key(cell: Cell, world: World, config: BaseConfig, after: Mapping[str, Any] |
 def _decides(recipe: Recipe, settings: Mapping[str, Any]) -> list[Any]:
     """What a recipe comes to: two that resolve to the same options are one cell, also when a default has moved."""
     chosen = {**recipe.method, **settings}
+    if recipe.rival:
+        return [recipe.rival.__name__, chosen]
     trainer = {name: value for name, value in chosen.items() if name in OF_TRAINER}
     return [connection(chosen).to_dict(), trainer, recipe.trainer]
 
 
-def _compute(cell: Cell, world: World, base: Path, scratch: Path, after: Mapping[str, Any] | None) -> dict[str, Any]:
+def _compute(
+    cell: Cell, world: World, config: BaseConfig, base: Path, scratch: Path, after: Mapping[str, Any] | None
+) -> dict[str, Any]:
     if cell.recipe == "base":
         return {"right": {"student": flags_of(load(str(base)), world, cell.split)}}
     recipe, place, tokens = RECIPES[cell.recipe], base, 0
+    if recipe.rival:
+        settings = {**recipe.method, **cell.settings}
+        job = Job(base, config, world, recipe.rows(world), settings, cell.split, cell.seed, scratch)
+        tokens, found = recipe.rival(job)
+        return {"tokens": tokens, "right": {"student": written(found)}}
     if recipe.after:
         tokens = train(place, world, RECIPES[recipe.after], after or {}, scratch / "first", cell.seed)
         place = scratch / "first" / "model"
@@ -148,6 +158,10 @@ def train(base: Path, world: World, recipe: Recipe, settings: Mapping[str, Any],
 
 
 def flags_of(loaded: Loaded, world: World, split: str, **how: bool) -> dict[str, str]:
-    """`right` with a `1` or `0` a question, as records keep it."""
-    found = right(loaded, world, split, **how)
+    """`right`, as records keep it."""
+    return written(right(loaded, world, split, **how))
+
+
+def written(found: Mapping[str, list[bool]]) -> dict[str, str]:
+    """A `1` or `0` a question."""
     return {lang: "".join("01"[one] for one in flags) for lang, flags in found.items()}

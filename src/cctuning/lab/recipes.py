@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from cctuning.lab.mad_x import mad_x
+from cctuning.lab.rivals import NOISES, Rival, xtune
 from cctuning.lab.worlds import ENGLISH, World, others, rows
 
 Rows = list[dict[str, Any]]
@@ -85,6 +87,7 @@ class Recipe:
         says: what it is. method: options of the connection. search: option -> values to try.
         rows: its training rows. after: the recipe whose tuned model it starts from. trainer: options of the run.
         of: the recipe whose runs these are, scored without the transform.
+        rival: what trains and answers in place of `cctuning train`; `method` and `search` are then its own settings.
     """
 
     says: str
@@ -94,6 +97,7 @@ class Recipe:
     after: str | None = None
     trainer: dict[str, Any] = field(default_factory=dict)
     of: str | None = None
+    rival: Rival | None = None
 
     def settings(self) -> Iterator[dict[str, Any]]:
         """Every combination of the search."""
@@ -105,6 +109,8 @@ _EPOCHS = {"learning_rate": RATES, "num_train_epochs": (4, 8), "base_decay": DEC
 _LONGER = {"learning_rate": RATES, "num_train_epochs": (12, 16), "base_decay": DECAYS}
 _WEIGHT = {"learning_rate": RATES, "num_train_epochs": (8,), "align_weight": (1.0, 5.0), "base_decay": DECAYS}
 
+_NOISE = {"noise": (*NOISES, "mixed"), "weight": (0.2, 1.0)}
+_ADAPTERS = {"language_steps": (50, 100), "base_decay": (0.0, 10.0, 20.0, 50.0)}
 _REPLAY = {"learning_rate": RATES, "num_train_epochs": (8,), "base_decay": (0.0, 25.0, 50.0, 75.0)}
 
 RECIPES: dict[str, Recipe] = {
@@ -128,6 +134,18 @@ RECIPES: dict[str, Recipe] = {
     ),
     "cc+translation": Recipe("cc and translation pairs", {}, _EPOCHS, translated),
     "cc-adaptive": Recipe("the paper's code's connection", {"connection": "adaptive"}, _EPOCHS),
+    "xtune": Recipe(
+        "joint SFT and the same answer to a noised prompt",
+        {"learning_rate": 1e-3, "num_train_epochs": 8, "base_decay": 50.0, "noise": "switched", "weight": 1.0},
+        _NOISE,
+        rival=xtune,
+    ),
+    "mad-x": Recipe(
+        "an adapter a language under one for the task; the base frozen",
+        {"learning_rate": 1e-3, "num_train_epochs": 8, "language_rate": 1e-3, "language_steps": 100},
+        _ADAPTERS,
+        rival=mad_x,
+    ),
     "cc-both-passes": Recipe("cc with both passes a row", {"paths": "both"}, _EPOCHS),
     "cc-fused-only": Recipe("the literal recipe: the fused pass alone", {"paths": "fused"}, _EPOCHS),
     "cc-fused-only+replay": Recipe("the fused pass, English rehearsed", {"paths": "fused"}, _REPLAY, replayed),
