@@ -59,7 +59,8 @@ def page(
         + " of the questions.",
         f"- Every recipe: the settings that did best of {_most(search)} on the dev split of base "
         + f"{', '.join(map(str, search['search_bases']))} of `{searched}`, which is not reported, "
-        f"if they kept English within {SLACK:g} point of the base's; where none did, the best of those that kept most.",
+        f"if they kept English within {SLACK:g} point of the base's; where none did, the best of those that kept most "
+        "of it.",
         "- The same trainer, batch (32), schedule (cosine) and rows for all, but where the recipe is other rows.",
         f"- Machine: {summary['machine']}; " + ", ".join(f"{name} {one}" for name, one in versions.items()) + ".",
         "",
