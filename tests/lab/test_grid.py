@@ -17,6 +17,7 @@ from cctuning.lab.base import BaseConfig
 from cctuning.lab.cells import Cell
 from cctuning.lab.cldr import LANGUAGES, build_world
 from cctuning.lab.controlled import ControlledWorld
+from cctuning.lab.experiment import unfit
 from cctuning.lab.questions import Sizes
 
 TINY = BaseConfig(hidden_size=32, layers=2, heads=2, intermediate_size=48, english_steps=20, joint_steps=10)
@@ -121,6 +122,18 @@ def test_many_languages_are_shown_by_tier(monkeypatch):
     assert "| low (7 languages) |" in table.markdown("cldr-22", summary)
     monkeypatch.setattr(table, "COLUMNS", len(LANGUAGES))
     assert "| Sinhala (" in table.markdown("cldr-22", summary)
+
+
+def test_what_makes_a_comparison_say_little():
+    def notes(english: float, plain: float, cc: float) -> str:
+        recipes = {"base": {"english": english}, "vanilla+replay": {"x": plain}, "cc+replay": {"x": cc}}
+        return "; ".join(unfit({"recipes": recipes, "majority": 6.0, "chance": 5.0}))
+
+    assert notes(99, 40, 50) == ""
+    assert "little to carry over" in notes(80, 40, 50)
+    assert "leaves no room" in notes(99, 95, 96)
+    assert "nothing crosses by any recipe" in notes(99, 7, 8)
+    assert "little crosses by itself" in notes(99, 10, 20)
 
 
 def test_no_effect_is_not_found_more_often_than_one_time_in_twenty():

@@ -89,5 +89,5 @@ def _run(args: Any) -> None:
         return
     print(markdown(args.setup, found))
     for note in found["unfit"]:
-        print(f"note: unfit for conclusions: {note}")
+        print(f"note: to be read with care: {note}")
     print(f"results: {args.output}/{args.setup}/results.json, table: {args.output}/{args.setup}/table.md")

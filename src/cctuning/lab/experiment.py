@@ -124,7 +124,9 @@ def unfit(summary: Mapping[str, Any]) -> list[str]:
         if x > FULL:
             notes.append(f"plain SFT reaches {x:.0f} %: it leaves no room")
         if x < floor + ROOM:
-            notes.append(f"plain SFT reaches {x:.0f} %, the floor is {floor:.0f} %: nothing transfers")
+            best = max(entry["x"] for name, entry in summary["recipes"].items() if name != "base")
+            what = "nothing crosses by any recipe" if best < floor + ROOM else "little crosses by itself"
+            notes.append(f"plain SFT reaches {x:.0f} %, the floor is {floor:.0f} %: {what}")
     return notes
 
 

@@ -68,7 +68,7 @@ def page(
         "",
         markdown(setup, summary),
         *pictures,
-        *[f"Unfit for conclusions: {note}.\n" for note in summary["unfit"]],
+        *[f"To be read with care: {note}.\n" for note in summary["unfit"]],
         "x: mean of the languages but English. bypass: without the transform. live: with the English question at "
         "hand. k tokens: thousands read in training, references included (forward only). s: seconds a cell.",
         "",
