@@ -173,7 +173,8 @@ class Estimate:
 
 def forest(title: str, description: str, rows: Sequence[Estimate], label: str) -> Chart:
     """Values with intervals against zero, one below the other; in the unit they are given in, here points."""
-    left, right, row = 92, 236, 22
+    labels = [_short(one.label, 22) for one in rows]
+    left, right, row = max(92.0, 6.2 * max(map(len, labels))), 236, 22  # 6.2: a letter's width, roomily
     low = min(0.0, *(one.low for one in rows))
     high = max(0.0, *(one.high for one in rows))
     pad = (high - low or 1) * 0.06
@@ -193,7 +194,7 @@ def forest(title: str, description: str, rows: Sequence[Estimate], label: str) -
         if one.summary and (place == 0 or not rows[place - 1].summary):
             body.append(line(0, y - row / 2, WIDTH, y - row / 2, "rule"))
         weight = "strong" if one.summary else ""
-        body.append(text(0, y + 4, _short(one.label, 15), style=weight))
+        body.append(text(0, y + 4, labels[place], style=weight))
         body.append(line(px(one.low), y, px(one.high), y, f"bar {one.kind}"))
         body.append(marker(px(one.value), y, shapes[one.kind], one.kind, 4.5))
         figures = f"{one.value:+.1f} [{one.low:+.1f}, {one.high:+.1f}]".replace("-", "−")
