@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 
 import datasets
 import pytest
@@ -244,3 +247,18 @@ def test_limit_stops_reading(tmp_path):
         file.write("not JSON\n")
     assert load(path, limit=5)[0]["prompt"] == [f"sw{i}" for i in range(5)]
     assert len(load(path, limit=2)[0]) == 2
+
+
+def _load_in_worker(path: str) -> str:
+    rows, _report = load_rows([Source(path)])
+    return rows.cache_files[0]["filename"]
+
+
+def test_rows_on_disk_go_with_their_process(tmp_path):
+    """Also with a worker of multiprocessing, which ends without atexit."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "response": "b", "lang": "sw", "prompt_en": "c"}) + "\n")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        file = Path(pool.submit(_load_in_worker, str(path)).result())
+        assert file.is_file()
+    assert not file.parent.exists()

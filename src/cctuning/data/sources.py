@@ -7,15 +7,14 @@ files hold.
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -344,7 +343,8 @@ def _dataset(table: pa.Table) -> datasets.Dataset:
     kinds = {"prompt": kind, "response": pa.string(), "lang": pa.string(), "reference": kind, "origin": pa.string()}
     schema = pa.schema({**kinds, "row": pa.int64()})
     folder = Path(tempfile.mkdtemp(prefix="cctuning-rows-"))
-    atexit.register(_remove, folder, os.getpid())
+    # Not atexit: a worker of multiprocessing (the lab's) ends without it. In a forked child this does nothing.
+    Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=0)
     path, number = folder / "rows.arrow", 0
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in table.to_batches(CHUNK):
@@ -357,8 +357,3 @@ def _dataset(table: pa.Table) -> datasets.Dataset:
 
 def _as_messages(text: str) -> Text:
     return [{"role": "user", "content": text}]
-
-
-def _remove(folder: Path, process: int) -> None:
-    if os.getpid() == process:  # a forked worker that ends must not take the file away from the others
-        shutil.rmtree(folder, ignore_errors=True)

@@ -85,7 +85,7 @@ def test_a_wrong_set_up_ends_the_run_at_once(chat, server, tmp_path, monkeypatch
 def test_a_server_that_fails_for_good_ends_the_run_and_keeps_what_was_answered(chat, server, tmp_path):
     texts = ["kwanza", *(f"broken-always {number}" for number in range(100))]
     # 21 where the other of the two under way is the one that is heard of.
-    with pytest.raises(UserError, match="2[01] requests given up in a row"):
+    with pytest.raises(UserError, match=r"2[01] requests given up in a row"):
         list(chat(max_retries=0, concurrency=2).translate(texts, "sw", "en"))
     assert server.stats()["requests"] < 30
     assert Cache(tmp_path / "cache").count() == 1
