@@ -255,10 +255,10 @@ def _load_in_worker(path: str) -> str:
 
 
 def test_rows_on_disk_go_with_their_process(tmp_path):
-    """Also with a worker of multiprocessing, which ends without atexit."""
+    """Also with a forked worker of multiprocessing, which ends without atexit."""
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"prompt": "a", "response": "b", "lang": "sw", "prompt_en": "c"}) + "\n")
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as pool:
         file = Path(pool.submit(_load_in_worker, str(path)).result())
         assert file.is_file()
     assert not file.parent.exists()

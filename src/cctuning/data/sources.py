@@ -343,7 +343,7 @@ def _dataset(table: pa.Table) -> datasets.Dataset:
     kinds = {"prompt": kind, "response": pa.string(), "lang": pa.string(), "reference": kind, "origin": pa.string()}
     schema = pa.schema({**kinds, "row": pa.int64()})
     folder = Path(tempfile.mkdtemp(prefix="cctuning-rows-"))
-    # Not atexit: a worker of multiprocessing (the lab's) ends without it. In a forked child this does nothing.
+    # Not atexit: a forked worker of multiprocessing ends without it. In a child of this process it does nothing.
     Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=0)
     path, number = folder / "rows.arrow", 0
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
