@@ -157,7 +157,7 @@ def train(base: Path, world: World, recipe: Recipe, settings: Mapping[str, Any],
     return int(max(entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry))
 
 
-def flags_of(loaded: Loaded, world: World, split: str, **how: bool) -> dict[str, str]:
+def flags_of(loaded: Loaded, world: World, split: str, **how: Any) -> dict[str, str]:
     """`right`, as records keep it."""
     return written(right(loaded, world, split, **how))
 

@@ -123,7 +123,7 @@ def evaluate(world: World, base: Path, output: Path) -> dict[str, dict[str, list
     flags: dict[str, dict[str, list[bool]]] = {}
     with tqdm(total=len(RECIPES) + 3, desc="Scoring", unit="model") as bar:
 
-        def run(name: str, loaded: Loaded, **how: bool) -> None:
+        def run(name: str, loaded: Loaded, **how: Any) -> None:
             flags[name] = right(loaded, world, "test", **how)
             bar.update()
 

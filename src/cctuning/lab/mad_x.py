@@ -113,5 +113,5 @@ def mad_x(job: Job) -> tuple[int, Answers]:
     loaded, answers = Loaded(peft, None, load_tokenizer(str(job.base)), {}), Answers()
     for lang in job.world.languages:
         speak(model, lang)
-        answers[lang] = right(loaded, job.world, job.split)[lang]
+        answers |= right(loaded, job.world, job.split, languages=[lang])
     return tokens, answers

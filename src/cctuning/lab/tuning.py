@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,24 @@ def connection(method: Mapping[str, Any]) -> ConnectionConfig:
     return ConnectionConfig(**{name: value for name, value in method.items() if name not in OF_TRAINER})
 
 
-def right(loaded: Loaded, world: World, split: str, bypass: bool = False, live: bool = False) -> dict[str, list[bool]]:
+def right(
+    loaded: Loaded,
+    world: World,
+    split: str,
+    bypass: bool = False,
+    live: bool = False,
+    languages: Iterable[str] | None = None,
+) -> dict[str, list[bool]]:
     """Per language, which questions of `split` the model answers exactly right, greedily.
 
     Args:
         bypass: without the connection's transform. live: handed the English question, over the live connection.
+        languages: those asked; all, if not given.
     """
     # One token more than an answer has: a model that goes on after it has not answered.
     answerer = Answerer(loaded, chat=False, bypass=bypass, batch_size=256, max_new_tokens=world.answer_tokens + 1)
     flags = {}
-    for lang in world.languages:
+    for lang in world.languages if languages is None else languages:
         items = world.items(lang, split)
         parallels: Any = [item.prompt_en for item in items] if live and lang != ENGLISH else None
         given = answerer([item.prompt for item in items], parallels, languages=[lang] * len(items))

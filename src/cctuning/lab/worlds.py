@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 ENGLISH = "en"
-SPLITS = ("text", "sft", "dev", "test", "free")
 
 
 @dataclass(frozen=True)
