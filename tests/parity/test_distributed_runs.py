@@ -203,3 +203,17 @@ def test_a_rank_is_killed_and_the_job_continues_exactly(engine, world, tmp_path)
     launch(world, engine, 2, tmp_path / "cut", *options, "--resume_from_checkpoint", True)
     alone(world, tmp_path / "whole", *options)
     same(tmp_path / "whole", tmp_path / "cut", tolerance=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_a_configuration_for_accelerators_is_refused_without(engine, world, tmp_path):
+    """accelerate itself starts the processes all the same, each for itself."""
+    config = CONFIGS / f"{engine}.yaml"
+    command = [sys.executable, "-m", "cctuning", "train", "--accelerate_config", config, "--num_processes", 2]
+    command += ["--config", world / "recipe.yaml", "--output_dir", tmp_path / "run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=150
+    )
+    assert done.returncode and "num_processes: 2 were launched" in done.stderr and not (tmp_path / "run").exists()

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 
 from cctuning import CCConfig, CCTrainer
 from cctuning.errors import UserError
-from cctuning.training.parallel import check_checkpoint, check_engine
+from cctuning.training.parallel import check_checkpoint, check_engine, check_launch
 from cctuning.training.uneven import FILLER, own_rows, without_repeats
 from tests.cli.world import refused
 from tests.conftest import paired_batch
@@ -23,6 +24,24 @@ def test_what_splits_layers_or_rows_is_refused(name, tmp_path, monkeypatch):
     args = CCConfig(str(tmp_path), report_to="none", use_cpu=True)
     with pytest.raises(UserError, match=rf"{name}: 2 is not supported: .*recipes/accelerate"):
         CCTrainer(model(), args, train_dataset=rows(), processing_class=tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (1, "num_processes: 2 were launched, and accelerate, which finds no accelerators"),
+        (2, "distributed_type: FSDP: accelerate shards weights on accelerators only"),
+    ],
+)
+def test_processes_that_accelerate_leaves_apart_or_unsharded_are_refused(found, says, monkeypatch):
+    """As an FSDP configuration does without accelerators: with --use_cpu accelerate finds two processes, else one."""
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("cctuning.training.parallel.is_fsdp_enabled", lambda: True)
+    kind = DistributedType.MULTI_CPU if found == 2 else DistributedType.NO
+    state = SimpleNamespace(distributed_type=kind)
+    with pytest.raises(UserError, match=says):
+        check_launch(SimpleNamespace(parallelism_config=None, world_size=found, distributed_state=state))
 
 
 def engine(**fsdp):

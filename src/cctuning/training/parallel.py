@@ -10,8 +10,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch.distributed
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import nn
+from transformers.integrations import is_fsdp_enabled
 
 from cctuning.errors import UserError
 
@@ -20,11 +23,14 @@ SPLIT = {
     "cp_size": "context parallelism splits a row, and every part of it is offered the end of the reference",
     "sp_size": "sequence parallelism splits a row, and every part of it is offered the end of the reference",
 }
+ON_PROCESSORS = (
+    "on processors alone use recipes/accelerate/ddp.yaml with `use_cpu: true` added, and --use_cpu true for the run"
+)
 INSTEAD = "launch with one of recipes/accelerate (ddp, fsdp2, zero2, zero3)"
 
 
 def check_launch(args: Any) -> None:
-    """Raise `UserError` where accelerate was launched to split layers or rows; before anything is built."""
+    """Raise `UserError` where accelerate was launched to split layers or rows, or in processes it leaves apart."""
     for name, why in SPLIT.items():
         given = getattr(args.parallelism_config, name, None)  # accelerate itself falls back on the environment
         size = int(given or os.environ.get(f"PARALLELISM_CONFIG_{name.upper()}", "1"))
@@ -32,6 +38,14 @@ def check_launch(args: Any) -> None:
             raise UserError(f"parallelism_config: {name}: {size} is not supported: {why}; set it to 1, {INSTEAD}.")
     if os.environ.get("ACCELERATE_USE_MEGATRON_LM", "false").lower() == "true":
         raise UserError(f"distributed_type: MEGATRON_LM is not supported; {INSTEAD}.")
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if processes > args.world_size:
+        raise UserError(
+            f"num_processes: {processes} were launched, and accelerate, which finds no accelerators for them, would "
+            f"have each train alone into the same directory; {ON_PROCESSORS}, or launch one."
+        )
+    if is_fsdp_enabled() and args.distributed_state.distributed_type == DistributedType.MULTI_CPU:
+        raise UserError(f"distributed_type: FSDP: accelerate shards weights on accelerators only; {ON_PROCESSORS}.")
 
 
 def check_checkpoint(checkpoint: str) -> None:
