@@ -40,6 +40,9 @@ def _cldr_22(seed: int) -> World:
 
 
 _FACTS = BaseConfig(english_steps=2500)
+_THINGS = replace(_FACTS, joint_steps=400, keep=0.8, noise=0.3)
+# At the narrow base's rate a wide one does not learn what is English-only.
+_WIDE: dict[str, Any] = {"hidden_size": 192, "intermediate_size": 576, "learning_rate": 1.5e-3}
 _PLENTY = (("high", 0.9), ("mid", 0.9), ("low", 0.9))
 
 SETUPS: dict[str, Setup] = {
@@ -47,8 +50,9 @@ SETUPS: dict[str, Setup] = {
     "things": Setup(
         "invented things described, chosen, compared; the same languages, grafted closer on English",
         _controlled("things"),
-        replace(_FACTS, joint_steps=400, keep=0.8, noise=0.3),
+        _THINGS,
     ),
+    "things-wide": Setup("the same, a base of twice the size", _controlled("things"), replace(_THINGS, **_WIDE)),
     "sums": Setup(
         "sums in words; orders of their own, grafted on English", _controlled("sums"), BaseConfig(english_steps=1800)
     ),
@@ -77,8 +81,7 @@ SETUPS: dict[str, Setup] = {
     "facts-wide": Setup(
         "a base of twice the size",
         _controlled("facts"),
-        # At the narrow base's rate it does not learn the facts.
-        replace(_FACTS, hidden_size=192, intermediate_size=576, learning_rate=1.5e-3),
+        replace(_FACTS, **_WIDE),
     ),
     "facts-told": Setup(
         "nothing English-only: every language has read nine tenths of everything",
