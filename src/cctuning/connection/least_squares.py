@@ -5,8 +5,8 @@ the held-out error of any matrix follows without seeing a pair again. The ridge 
 doing nothing), and its strength is the one with the smallest held-out error; with too few pairs that is a strong one.
 
 Four things make it fast (bench/fitting.py): pairs are gathered into blocks of `BLOCK` before they are multiplied, the
-blocks are multiplied in fp32, of the symmetric product only the panels on and above the diagonal are, and no stronger
-ridge is tried once one has been worse than the one before it.
+blocks are multiplied in fp32, of the symmetric product only the panels on and above the diagonal are, and from a ridge
+in the middle only those in the direction in which the error falls are tried.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # relative to the mean eigenvalue of the Gram matrix
 BLOCK = 4096  # pairs multiplied at a time
-PANEL = 256  # rows of the symmetric product made at a time
+START = 2  # the ridge tried first
+PANEL = 192  # rows of the symmetric product made at a time
 
 
 @dataclass
@@ -40,12 +41,12 @@ class Fit:
 
 
 class _Products:
-    """X'X, X'Y, tr(Y'Y) and the count of the pairs seen; all of them after `finish`."""
+    """X'X, X'Z, tr(Z'Z), tr(Y'Y) and the count of the pairs seen, where Z = Y - X; all of them after `finish`."""
 
     def __init__(self, size: int) -> None:
         self.xx = torch.zeros(size, size, dtype=torch.float64)
-        self.xy = torch.zeros(size, size, dtype=torch.float64)
-        self.yy, self.count = 0.0, 0
+        self.xz = torch.zeros(size, size, dtype=torch.float64)
+        self.zz, self.yy, self.count = 0.0, 0.0, 0
         self.waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -63,9 +64,11 @@ class _Products:
         self.waiting = []
         dtype = torch.promote_types(x.dtype, torch.float32)
         x, y = x.to(dtype), y.to(dtype)
+        z = y - x
         for start in range(0, x.shape[1], PANEL):
             self.xx[start : start + PANEL, start:] += (x[:, start : start + PANEL].T @ x[:, start:]).cpu()
-        self.xy += (x.T @ y).cpu()
+        self.xz += (x.T @ z).cpu()
+        self.zz += float(torch.linalg.vector_norm(z, dtype=torch.float64).square())
         self.yy += float(torch.linalg.vector_norm(y, dtype=torch.float64).square())
 
     def finish(self) -> None:
@@ -73,15 +76,23 @@ class _Products:
         self.flush()
         self.xx = self.xx.triu() + self.xx.triu(1).T
 
-    def error(self, matrix: Tensor) -> float:
+    def error(self, change: Tensor, applied: Tensor | None = None) -> float:
+        """`||X D - Z||^2 / ||Y||^2` of the change D; `applied`: X'X D, where it is known."""
         if not self.count:
             return float("nan")
-        missed = (matrix * (self.xx @ matrix)).sum() - 2 * (matrix * self.xy).sum() + self.yy
-        return max(0.0, float(missed)) / max(self.yy, 1e-30)
+        applied = self.xx @ change if applied is None else applied
+        return self._relative(float((change * (applied - 2 * self.xz)).sum()) + self.zz)
+
+    def error_identity(self) -> float:
+        """The same of D = 0."""
+        return self._relative(self.zz) if self.count else float("nan")
+
+    def _relative(self, missed: float) -> float:
+        return max(0.0, missed) / max(self.yy, 1e-30)
 
 
 class StreamingLeastSquares:
-    """`M = argmin ||X M - Y||^2 + r ||M - I||^2`, solved from `(X'X + r) (M - I) = X'Y - X'X`."""
+    """`M = I + D`, `D = argmin ||X D - (Y - X)||^2 + r ||D||^2`, solved from `(X'X + r) D = X'(Y - X)`."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -96,25 +107,49 @@ class StreamingLeastSquares:
         """The matrix with the smallest held-out error over `RIDGES`; the identity, where none does better than it."""
         self.fitted.finish()
         self.held_out.finish()
-        identity = torch.eye(self.size, dtype=torch.float64)
         judge = self.held_out if self.held_out.count else self.fitted
-        best, chosen, smallest = identity, float("inf"), judge.error(identity)
-        scale, previous = float(self.fitted.xx.diagonal().mean()), float("inf")
-        for ridge in RIDGES if self.fitted.count else ():
-            gram = self.fitted.xx + ridge * scale * identity
-            matrix = identity + torch.cholesky_solve(self.fitted.xy - self.fitted.xx, torch.linalg.cholesky(gram))
-            error = judge.error(matrix)
-            if error < smallest:
-                best, chosen, smallest = matrix, ridge, error
-            if error > 1.001 * previous:
-                break
-            previous = error
+        best = _Tried(float("inf"), judge.error_identity(), torch.zeros_like(self.fitted.xx))
+        if self.fitted.count:
+            best = min(self._walk(judge), best, key=lambda tried: tried.error)
+        # X'X D is X'Z - r D where D solves the equation: no product is needed for the error on the fitted pairs.
+        settled = self.fitted.xz - best.ridge * self._scale() * best.change if best.ridge < float("inf") else None
         return Fit(
-            best.float(),
+            (torch.eye(self.size, dtype=torch.float64) + best.change).float(),
             self.fitted.count,
             self.held_out.count,
-            self.fitted.error(best),
-            self.held_out.error(best),
-            self.held_out.error(identity),
-            chosen,
+            self.fitted.error(best.change, settled),
+            best.error if self.held_out.count else float("nan"),
+            self.held_out.error_identity(),
+            best.ridge,
         )
+
+    def _walk(self, judge: _Products) -> _Tried:
+        """From the ridge in the middle to stronger ones while the error falls; if none is better, to weaker ones."""
+        first = best = self._try(RIDGES[START], judge)
+        for way in (RIDGES[START + 1 :], RIDGES[START - 1 :: -1]):
+            for ridge in way:
+                tried = self._try(ridge, judge)
+                if not tried.error < best.error:
+                    break
+                best = tried
+            if best is not first:
+                break
+        return best
+
+    def _try(self, ridge: float, judge: _Products) -> _Tried:
+        gram = self.fitted.xx.clone()
+        gram.diagonal().add_(ridge * self._scale())
+        change = torch.cholesky_solve(self.fitted.xz, torch.linalg.cholesky(gram))
+        return _Tried(ridge, judge.error(change), change)
+
+    def _scale(self) -> float:
+        return float(self.fitted.xx.diagonal().mean())
+
+
+@dataclass
+class _Tried:
+    """A ridge, the error with it, and the change that it gave."""
+
+    ridge: float
+    error: float
+    change: Tensor
