@@ -49,6 +49,33 @@ def test_no_language_reads_what_it_will_be_asked(world):
                 assert not asked.intersection([*texts, row["prompt"] + (row["response"] or "")]), name
 
 
+def test_code_switched_and_parallel_lines_tell_of_nothing_that_is_asked(world):
+    """Said back in English, each is a line of the `text` split: of dev, test, sft and free nothing is in any mixture."""
+    told = [line for one in world.splits["text"] for line in _english(world, one)]
+    hidden = [
+        line
+        for name, split in world.splits.items()
+        if name != "text"
+        for one in split
+        for line in _english(world, one)
+    ]
+    back = {word: gloss for word, by in world.senses().items() for glosses in by.values() for gloss in glosses}
+    for lang in others(world):
+        lines = world.switched_text(lang, 0.4, 0, versions=3)
+        said = {" ".join(back.get(word, word) for word in line.split()) for line in lines}
+        assert said <= set(told) and not said & set(hidden)
+        assert len(set(lines)) > len(said) and any(word in back for line in lines for word in line.split())
+        for line in world.parallel_text(lang, 0.4, 0):
+            assert line.split(" : ")[0] in told
+
+
+def _english(world, question):
+    return [
+        world.statement(question, ENGLISH),
+        f"{world.prompt(question, ENGLISH)} {world.answer(question, ENGLISH)}",
+    ]
+
+
 def test_english_reads_everything(world):
     lines = set(joint_text(world, BaseConfig())[ENGLISH])
     for split in world.splits.values():

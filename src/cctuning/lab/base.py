@@ -40,7 +40,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cctuning.lab.worlds import ENGLISH, World
 
-AFTER_ENGLISH = ("joint_steps", "joint_learning_rate", "keep", "noise", "language_vector", "share", "emergent")
+EMERGENT = ("emergent", "switched")
+AFTER_ENGLISH = ("joint_steps", "joint_learning_rate", "keep", "noise", "language_vector", "share", *EMERGENT)
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 FORMAT = 2  # part of the cache's key: raise it when this file makes another base of the same world and settings
 
@@ -51,6 +52,7 @@ class BaseConfig:
 
     Attributes:
         emergent: no graft; `english_steps` steps of everything at once, half of each batch English.
+        switched: where emergent, code-switched versions of each line that a language reads.
     """
 
     hidden_size: int = 128
@@ -67,6 +69,7 @@ class BaseConfig:
     language_vector: float = 0.5
     share: tuple[tuple[str, float], ...] = (("high", 0.30), ("mid", 0.15), ("low", 0.05))
     emergent: bool = False
+    switched: int = 4
     seed: int = 0
 
 
@@ -117,7 +120,7 @@ def joint_text(world: World, config: BaseConfig) -> dict[str, list[str]]:
         for lang, tongue in world.languages.items():
             if lang != ENGLISH:
                 told = (lang, share[tongue.tier], config.seed)
-                text[lang] += world.parallel_text(*told) + world.switched_text(*told)
+                text[lang] += world.parallel_text(*told) + world.switched_text(*told, config.switched)
     return text
 
 
@@ -243,7 +246,7 @@ def fingerprint(world: World, config: BaseConfig) -> str:
         "format": FORMAT,
         "torch": torch.__version__,
         # Options added since are named only where they are set: bases made before keep their place.
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k != "emergent" or v},
+        "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in EMERGENT or config.emergent},
         "vocabulary": [world.vocabulary(lang) for lang in world.languages],
         "senses": {token: {lang: sorted(words) for lang, words in by.items()} for token, by in world.senses().items()},
         "text": joint_text(world, config),

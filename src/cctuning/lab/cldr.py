@@ -198,10 +198,10 @@ class World:
         facts = self._share(lang, share, seed)
         return [f"{self.statement(fact, ENGLISH)} : {self.statement(fact, lang)}" for fact in facts]
 
-    def switched_text(self, lang: str, share: float, seed: int) -> list[str]:
+    def switched_text(self, lang: str, share: float, seed: int, versions: int) -> list[str]:
         """English statements of the same facts, each name said in the other language at the toss of a coin."""
         rng, lines = random.Random(f"{seed} {lang} switched"), []
-        for fact in self._share(lang, share, seed):
+        for fact in self._share(lang, share, seed) * versions:
             subject, answer = (lang if rng.random() < 0.5 else ENGLISH for _ in range(2))
             template = self.languages[ENGLISH].statements[fact.relation]
             lines.append(template.format(s=self.subject(fact, subject), a=self.answer(fact, answer)))

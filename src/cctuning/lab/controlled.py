@@ -160,13 +160,14 @@ class ControlledWorld:
             for question in self._share(lang, share, seed)
         ]
 
-    def switched_text(self, lang: str, share: float, seed: int) -> list[str]:
-        """English statements of the same share, each word said in the other language at the toss of a coin."""
-        rng, lexicon = random.Random(f"{seed} {lang} switched"), self._lexicon[lang]
-        return [
-            " ".join(lexicon[word] if rng.random() < 0.5 else word for word in self.statement(one, ENGLISH).split())
-            for one in self._share(lang, share, seed)
-        ]
+    def switched_text(self, lang: str, share: float, seed: int, versions: int) -> list[str]:
+        """English statements and answered questions of the same share, with words of the other language."""
+        rng, lexicon, lines = random.Random(f"{seed} {lang} switched"), self._lexicon[lang], []
+        for one in self._share(lang, share, seed) * versions:
+            for line in (self.statement(one, ENGLISH), f"{self.prompt(one, ENGLISH)} {self.answer(one, ENGLISH)}"):
+                chance = rng.random()  # from nearly all English to nearly none
+                lines.append(" ".join(lexicon[word] if rng.random() < chance else word for word in line.split()))
+        return lines
 
     def _share(self, lang: str, share: float, seed: int) -> list[Question]:
         readable = [self.splits["text"]] if self.english_only else list(self.splits.values())

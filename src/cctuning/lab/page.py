@@ -41,6 +41,13 @@ def page(
     searched = search.get("setup", setup)
     names += f" --settings_of {searched}" if searched != setup else ""
     made = SETUPS[setup].config
+    taught = (
+        f"{made.english_steps} steps of all languages at once, nothing grafted, parallel lines and {made.switched} "
+        "code-switched versions of each line among the text; the languages"
+        if made.emergent
+        else f"{made.english_steps} steps of English, graft (keep {made.keep}, noise {made.noise}, language vector "
+        f"{made.language_vector}), {made.joint_steps} steps of all languages, which"
+    )
     lines = [
         f"# {setup}: {SETUPS[setup].says}",
         "",
@@ -53,8 +60,7 @@ def page(
         "## Set-up",
         "",
         f"- World and base of the same seed, for each of {len(bases)} seeds: width {made.hidden_size}, {made.layers} "
-        f"layers; {made.english_steps} steps of English, graft (keep {made.keep}, noise {made.noise}, language vector "
-        f"{made.language_vector}), {made.joint_steps} steps of all languages, which read "
+        f"layers; {taught} read "
         + ", ".join(f"{share:.0%} ({tier})" for tier, share in made.share)
         + " of the questions.",
         f"- Every recipe: the settings that did best of {_most(search)} on the dev split of base "

@@ -72,7 +72,7 @@ SETUPS: dict[str, Setup] = {
     "facts-emergent": Setup(
         "nothing grafted: parallel and code-switched text, all languages from the first step",
         _controlled("facts"),
-        BaseConfig(english_steps=5000, emergent=True),
+        BaseConfig(english_steps=5000, emergent=True, share=(("high", 0.38), ("mid", 0.30), ("low", 0.20))),
     ),
     # One condition changed in `facts`, each:
     "facts-apart": Setup("no concept shared in the base", _controlled("facts"), replace(_FACTS, keep=0.0)),

@@ -68,8 +68,8 @@ class World(Protocol):
     def parallel_text(self, lang: str, share: float, seed: int) -> list[str]:
         """Lines in which English and another language say the same, of the same share."""
 
-    def switched_text(self, lang: str, share: float, seed: int) -> list[str]:
-        """English statements with about half of their words said in another language, of the same share."""
+    def switched_text(self, lang: str, share: float, seed: int, versions: int) -> list[str]:
+        """English lines of the same share with some words said in another language, each in so many versions."""
 
     def row(self, item: Item) -> dict[str, Any]:
         """A training row of it."""
