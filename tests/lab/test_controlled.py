@@ -50,7 +50,7 @@ def test_no_language_reads_what_it_will_be_asked(world):
 
 
 def test_code_switched_and_parallel_lines_tell_of_nothing_that_is_asked(world):
-    """Said back in English, each is a line of the `text` split: of dev, test, sft and free nothing is in any mixture."""
+    """Said back in English, each is a line of the `text` split: no mixture tells of dev, test, sft or free."""
     told = [line for one in world.splits["text"] for line in _english(world, one)]
     hidden = [
         line
