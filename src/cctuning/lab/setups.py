@@ -52,7 +52,7 @@ SETUPS: dict[str, Setup] = {
         _controlled("things"),
         _THINGS,
     ),
-    "things-wide": Setup("the same, a base of twice the size", _controlled("things"), replace(_THINGS, **_WIDE)),
+    "things-wide": Setup("`things` on a base of twice the size", _controlled("things"), replace(_THINGS, **_WIDE)),
     "sums": Setup(
         "sums in words; orders of their own, grafted on English", _controlled("sums"), BaseConfig(english_steps=1800)
     ),
