@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # relative to the mean eigenvalue of the Gram matrix
+START = 2  # which of them is tried first
 BLOCK = 4096  # pairs multiplied at a time
-START = 2  # the ridge tried first
 PANEL = 192  # rows of the symmetric product made at a time
 
 
@@ -91,6 +91,15 @@ class _Products:
         return max(0.0, missed) / max(self.yy, 1e-30)
 
 
+@dataclass
+class _Tried:
+    """A ridge, the error with it, and the change that it gave."""
+
+    ridge: float
+    error: float
+    change: Tensor
+
+
 class StreamingLeastSquares:
     """`M = I + D`, `D = argmin ||X D - (Y - X)||^2 + r ||D||^2`, solved from `(X'X + r) D = X'(Y - X)`."""
 
@@ -144,12 +153,3 @@ class StreamingLeastSquares:
 
     def _scale(self) -> float:
         return float(self.fitted.xx.diagonal().mean())
-
-
-@dataclass
-class _Tried:
-    """A ridge, the error with it, and the change that it gave."""
-
-    ridge: float
-    error: float
-    change: Tensor
