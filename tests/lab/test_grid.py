@@ -159,6 +159,9 @@ def test_search_keeps_english(monkeypatch, tmp_path, kept):
     chosen, lines = grid.search("facts", ["vanilla"], [9], tmp_path)
     assert chosen["vanilla"]["learning_rate"] == 1e-3 and chosen["vanilla"]["base_decay"] == 50.0
     assert len(lines) == 8
+    # Who may spend any amount of English takes the best mean.
+    chosen, _ = grid.search("facts", ["vanilla"], [9], tmp_path, slack=100.0)
+    assert chosen["vanilla"]["learning_rate"] == 5e-4 and chosen["vanilla"]["base_decay"] == 0.0
 
 
 def test_every_recipe_is_searched_as_hard():
@@ -172,6 +175,7 @@ def test_every_recipe_is_searched_as_hard():
         (["run", "facts", "--recipes", "ccc"], "recipe: 'ccc' is not one of"),
         (["run", "facts", "--recipes", "transform-only"], "add vanilla"),
         (["run", "facts", "--bases", "1", "--search_bases", "1"], "report others"),
+        (["run", "facts", "--english_slack", "-1"], "english_slack: expected points of English, zero or more"),
         (["table", "facts", "--output", "nowhere"], "no such file"),
         (["report", "facts", "--output", "nowhere", "--page", "x.md"], "no such file"),
         (["run", "facts", "--settings_of", "sums", "--output", "nowhere"], "no such file"),
@@ -202,6 +206,7 @@ def test_page_is_renewed_and_keeps_what_a_person_wrote(toy, tmp_path, capsys):
             "svg"
         )
     assert "2026-01-01" in text and "| cc - vanilla |" in text and text.count("| `vanilla` | learning_rate") == 2
+    assert "--search_bases 9 --english_slack 1`" in text  # the command as it was given
     page.write_text(text.replace("## Conclusion\n\n(to be written)", "## Conclusion\n\nIt is a toy."))
     experiment.experiment("toy", ["vanilla"], [0, 1], [9], tmp_path)
     assert main(report) == 0

@@ -20,6 +20,9 @@ def main(argv: list[str]) -> None:
     run.add_argument("--recipes", nargs="+", help="default: all")
     run.add_argument("--bases", nargs="+", type=int, default=list(range(6)), help="seeds reported (default 0 to 5)")
     run.add_argument("--search_bases", nargs="+", type=int, default=[100], help="seeds searched on (default 100)")
+    run.add_argument(
+        "--english_slack", type=float, default=1.0, help="points of English a setting may cost on dev (default 1)"
+    )
     run.add_argument("--settings_of", metavar="SETUP", help="no search: the settings found for that setup")
     run.add_argument("--workers", type=int, help="processes (default one a core)")
     run.add_argument("--dev_only", action="store_true", help="stop after the search")
@@ -80,6 +83,7 @@ def _run(args: Any) -> None:
         args.workers,
         args.dev_only,
         args.settings_of,
+        args.english_slack,
     )
     if args.dev_only:
         for line in found["tried"]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from cctuning.errors import UserError
 from cctuning.lab.cells import Cell, world_and_base
-from cctuning.lab.grid import cell_of, run_cells, search
+from cctuning.lab.grid import SLACK, cell_of, run_cells, search
 from cctuning.lab.recipes import RECIPES
 from cctuning.lab.setups import SETUPS
 from cctuning.lab.table import markdown, summarise
@@ -37,6 +37,7 @@ def experiment(
     workers: int | None = None,
     dev_only: bool = False,
     settings_of: str | None = None,
+    slack: float = SLACK,
 ) -> dict[str, Any]:
     """Search, run, write, and return the summary (of the search alone where `dev_only`).
 
@@ -44,18 +45,20 @@ def experiment(
         setup, recipes: names. bases: seeds of the bases reported. search_bases: seeds of those the settings are chosen
             on, none of the former. folder: where everything is kept.
         settings_of: the setup whose settings are taken over, in place of a search.
+        slack: points of English that a setting may cost on the dev split and still be chosen.
 
     Raises:
         UserError: an unknown name, or a base in both lists.
     """
-    check(setup, recipes, bases, search_bases)
+    check(setup, recipes, bases, search_bases, slack)
     home = folder / setup
     home.mkdir(parents=True, exist_ok=True)
     if settings_of:
         found = _taken_over(folder / settings_of / "search.json", recipes)
     else:
-        chosen, tried = search(setup, recipes, search_bases, folder, workers)
-        found = {"setup": setup, "search_bases": list(search_bases), "split": "dev", "chosen": chosen, "tried": tried}
+        chosen, tried = search(setup, recipes, search_bases, folder, workers, slack)
+        found = {"setup": setup, "search_bases": list(search_bases), "split": "dev", "english_slack": slack}
+        found |= {"chosen": chosen, "tried": tried}
         found |= circumstances()
     chosen = found["chosen"]
     write_atomically(home / "search.json", json.dumps(found, indent=1) + "\n")
@@ -95,7 +98,9 @@ def _taken_over(place: Path, recipes: Sequence[str]) -> dict[str, Any]:
     return found | {"chosen": {name: found["chosen"][name] for name in recipes}}
 
 
-def check(setup: str, recipes: Sequence[str], bases: Sequence[int], search_bases: Sequence[int]) -> None:
+def check(
+    setup: str, recipes: Sequence[str], bases: Sequence[int], search_bases: Sequence[int], slack: float = SLACK
+) -> None:
     """Raise `UserError` for what cannot be run."""
     for kind, names, known in (("setup", [setup], list(SETUPS)), ("recipe", recipes, list(RECIPES))):
         for name in names:
@@ -110,6 +115,8 @@ def check(setup: str, recipes: Sequence[str], bases: Sequence[int], search_bases
         raise UserError(f"bases {both}: settings are chosen on them; report others.")
     if not bases or not search_bases:
         raise UserError("bases: expected at least one to report and one to search on.")
+    if not slack >= 0:
+        raise UserError(f"english_slack: expected points of English, zero or more, got {slack:g}.")
 
 
 def unfit(summary: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ from cctuning.lab.worlds import ENGLISH
 from cctuning.workers import leave_with
 
 Record = dict[str, Any]
-SLACK = 1.0  # point of English that a setting may cost and still be chosen
+SLACK = 1.0  # points of English that a setting may cost and still be chosen
 Chosen = dict[str, dict[str, Any]]  # recipe -> settings
 
 
@@ -104,19 +104,24 @@ def after(cell: Cell, chosen: Chosen) -> dict[str, Any] | None:
 
 
 def search(
-    setup: str, recipes: Sequence[str], bases: Sequence[int], folder: Path, workers: int | None = None
+    setup: str,
+    recipes: Sequence[str],
+    bases: Sequence[int],
+    folder: Path,
+    workers: int | None = None,
+    slack: float = SLACK,
 ) -> tuple[Chosen, list[dict[str, Any]]]:
     """Every setting of every recipe on the dev split of `bases`.
 
-    One rule for all: the best mean over the languages but English, among the settings that keep English within `SLACK`
-    point of the base's; where none does, the best of those that keep most of it.
+    One rule for all: the best mean over the languages but English, among the settings that keep English within `slack`
+    points of the base's; where none does, the best of those that keep most of it.
 
     Returns:
         Recipe -> its settings by that rule; and a line for each setting tried.
     """
     chosen, lines = Chosen(), list[dict[str, Any]]()
     before = run_cells([Cell(setup, base, "base") for base in bases], folder, chosen, workers)
-    needed = sum(map(english, before)) / len(before) - SLACK
+    needed = sum(map(english, before)) / len(before) - slack
     for later in (False, True):  # a recipe that starts from another is searched after it
         names = [name for name in recipes if bool(RECIPES[name].after) == later]
         tries = [(name, settings) for name in names for settings in RECIPES[name].settings()]

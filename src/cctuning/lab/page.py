@@ -39,7 +39,12 @@ def page(
     bases, versions = summary["bases"], summary["versions"]
     names = " ".join(name for name in summary["recipes"] if name in RECIPES)
     searched = search.get("setup", setup)
-    names += f" --settings_of {searched}" if searched != setup else ""
+    search_bases, slack = search["search_bases"], search.get("english_slack", SLACK)
+    asked = ""
+    if searched != setup:
+        asked = f" --settings_of {searched}"
+    elif search_bases != [100] or slack != SLACK:
+        asked = f" --search_bases {' '.join(map(str, search_bases))} --english_slack {slack:g}"
     made = SETUPS[setup].config
     taught = (
         f"{made.english_steps} steps of all languages at once, nothing grafted, parallel lines and {made.switched} "
@@ -51,7 +56,7 @@ def page(
     lines = [
         f"# {setup}: {SETUPS[setup].says}",
         "",
-        f"{date}. `cctuning lab run {setup} --recipes {names} --bases {' '.join(map(str, bases))}`",
+        f"{date}. `cctuning lab run {setup} --recipes {names} --bases {' '.join(map(str, bases))}{asked}`",
         "",
         "## Question",
         "",
@@ -64,8 +69,8 @@ def page(
         + ", ".join(f"{share:.0%} ({tier})" for tier, share in made.share)
         + " of the questions.",
         f"- Every recipe: the settings that did best of {_most(search)} on the dev split of base "
-        + f"{', '.join(map(str, search['search_bases']))} of `{searched}`, which is not reported, "
-        f"if they kept English within {SLACK:g} point of the base's; where none did, the best of those that kept most "
+        + f"{' and '.join(map(str, search_bases))} of `{searched}`, not reported, "
+        f"if they kept English within {slack:g} point of the base's; where none did, the best of those that kept most "
         "of it.",
         "- The same trainer, batch (32), schedule (cosine) and rows for all, but where the recipe is other rows.",
         f"- Machine: {summary['machine']}; " + ", ".join(f"{name} {one}" for name, one in versions.items()) + ".",

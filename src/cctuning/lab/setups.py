@@ -43,6 +43,7 @@ _FACTS = BaseConfig(english_steps=2500)
 _THINGS = replace(_FACTS, joint_steps=400, keep=0.8, noise=0.3)
 # At the narrow base's rate a wide one does not learn what is English-only.
 _WIDE: dict[str, Any] = {"hidden_size": 192, "intermediate_size": 576, "learning_rate": 1.5e-3}
+_EMERGENT = BaseConfig(english_steps=5000, emergent=True, share=(("high", 0.38), ("mid", 0.30), ("low", 0.20)))
 _PLENTY = (("high", 0.9), ("mid", 0.9), ("low", 0.9))
 
 SETUPS: dict[str, Setup] = {
@@ -72,7 +73,12 @@ SETUPS: dict[str, Setup] = {
     "facts-emergent": Setup(
         "nothing grafted: parallel and code-switched text, all languages from the first step",
         _controlled("facts"),
-        BaseConfig(english_steps=5000, emergent=True, share=(("high", 0.38), ("mid", 0.30), ("low", 0.20))),
+        _EMERGENT,
+    ),
+    "things-emergent": Setup(
+        "things described, chosen, compared; nothing grafted, as in `facts-emergent`",
+        _controlled("things"),
+        _EMERGENT,
     ),
     # One condition changed in `facts`, each:
     "facts-apart": Setup("no concept shared in the base", _controlled("facts"), replace(_FACTS, keep=0.0)),
