@@ -67,6 +67,10 @@ def test_code_switched_and_parallel_lines_tell_of_nothing_that_is_asked(world):
         assert len(set(lines)) > len(said) and any(word in back for line in lines for word in line.split())
         for line in world.parallel_text(lang, 0.4, 0):
             assert line.split(" : ")[0] in told
+        lists = world.switched_list(lang, 0, versions=3)
+        named = world.text(ENGLISH, 0.0, 0)[: len(lists) // 3]
+        assert {" ".join(back.get(word, word) for word in line.split()) for line in lists} == set(named)
+        assert not set(lists) <= set(named) and not set(named) & {*told, *hidden}
 
 
 def _english(world, question):

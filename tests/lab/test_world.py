@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cctuning.cli.demo import report
 from cctuning.lab import demo
-from cctuning.lab.base import BaseConfig, build_base, build_tokenizer
+from cctuning.lab.base import BaseConfig, build_base, build_tokenizer, encode, new_model, train
 from cctuning.lab.cldr import LANGUAGES, build_world
 from cctuning.lab.scoring import wilson
 from cctuning.lab.worlds import ENGLISH, majority, rows
@@ -104,6 +104,19 @@ def test_lines_of_22_languages_are_cut_into_their_own_words_and_whole_names(worl
                 assert names <= set(tokenizer.tokenize(line)) <= own
 
 
+def test_code_switched_word_lists_translate_each_name_and_tell_nothing(world):
+    english = world.entries(ENGLISH)
+    for lang in ("ru", "th"):
+        lines = world.switched_list(lang, 0, versions=2)
+        assert len(lines) == 2 * len(english) and 0.3 < sum(map(english.__contains__, lines)) / len(lines) < 0.7
+        meant = dict(zip(world.entries(lang), english, strict=True))
+        names = {name.split(": ")[1]: gloss for name, gloss in meant.items()} | {
+            gloss.split(": ")[1]: gloss for gloss in english
+        }
+        for line, entry in zip(lines, english * 2, strict=True):
+            assert line.split(": ")[0] == entry.split(": ")[0] and names[line.split(": ")[1]] == entry
+
+
 def test_names_spelled_alike_in_two_languages_are_refused(monkeypatch):
     monkeypatch.setitem(LANGUAGES, "uk", replace(LANGUAGES["ru"], code="uk"))
     with pytest.raises(ValueError, match="spelled alike in two languages"):
@@ -132,6 +145,22 @@ def test_base_is_cached_by_content_and_a_plain_checkpoint(world, tmp_path):
     again = build_base(world, tmp_path / "elsewhere", SMALL, progress=False)
     for one, two in zip(model.parameters(), AutoModelForCausalLM.from_pretrained(again).parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_a_batch_in_parts_is_the_same_step(world):
+    """With less padding; `parts=1` is what bases have been made with."""
+    tokenizer = build_tokenizer(world)
+    pools = [
+        encode([*world.text(lang, 0.3, 0), *world.parallel_text("ru", 0.3, 0)], tokenizer) for lang in ("en", "ru")
+    ]
+    trained = []
+    for parts in (1, 2, 3):
+        model = new_model(tokenizer, SMALL, len(tokenizer))
+        trained.append((train(model, pools, 3, 12, 1e-3, 0, "", False, parts), model.state_dict()))
+    for loss, weights in trained[1:]:
+        assert loss == pytest.approx(trained[0][0], rel=1e-5)
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, trained[0][1][name], rtol=1e-4, atol=1e-5)
 
 
 def test_intervals_by_hand():

@@ -40,9 +40,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cctuning.lab.worlds import ENGLISH, World
 
-EMERGENT = ("emergent", "switched")
+EMERGENT = ("emergent", "switched", "switched_lists")
 AFTER_ENGLISH = ("joint_steps", "joint_learning_rate", "keep", "noise", "language_vector", "share", *EMERGENT)
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
+PARTS = 2  # of a batch of an emergent base, whose parallel lines are twice as long as the others
 FORMAT = 2  # part of the cache's key: raise it when this file makes another base of the same world and settings
 
 
@@ -53,6 +54,7 @@ class BaseConfig:
     Attributes:
         emergent: no graft; `english_steps` steps of everything at once, half of each batch English.
         switched: where emergent, code-switched versions of each line that a language reads.
+        switched_lists: where emergent, code-switched versions of the word list, which tells of nothing asked.
     """
 
     hidden_size: int = 128
@@ -70,6 +72,7 @@ class BaseConfig:
     share: tuple[tuple[str, float], ...] = (("high", 0.30), ("mid", 0.15), ("low", 0.05))
     emergent: bool = False
     switched: int = 4
+    switched_lists: int = 0
     seed: int = 0
 
 
@@ -121,6 +124,7 @@ def joint_text(world: World, config: BaseConfig) -> dict[str, list[str]]:
             if lang != ENGLISH:
                 told = (lang, share[tongue.tier], config.seed)
                 text[lang] += world.parallel_text(*told) + world.switched_text(*told, config.switched)
+                text[lang] += world.switched_list(lang, config.seed, config.switched_lists)
     return text
 
 
@@ -144,8 +148,14 @@ def train(
     seed: int,
     label: str,
     progress: bool,
+    parts: int = 1,
 ) -> float:
-    """Plain language modelling; every batch takes the same number of lines of each pool. Returns the last loss."""
+    """Plain language modelling; every batch takes the same number of lines of each pool. Returns the last loss.
+
+    Args:
+        parts: a batch is gone through in so many parts of like length: the same step with less padding, but another
+            order of summing, so bases made before stay as they are with one.
+    """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     warm = max(1, steps // 20)
@@ -162,15 +172,20 @@ def train(
         picks = [torch.randint(len(ids), (each,), generator=generator) for ids, _ in pools]
         ids = torch.cat([ids[pick] for (ids, _), pick in zip(pools, picks, strict=True)])
         labels = torch.cat([labels[pick] for (_, labels), pick in zip(pools, picks, strict=True)])
-        longest = int((labels != -100).sum(dim=1).max())
-        # Padding is on the right and attention is causal, so no mask is needed: no real token ever sees a pad.
-        loss = model(input_ids=ids[:, :longest], labels=labels[:, :longest], use_cache=False).loss
+        lengths, scored = (labels != -100).sum(dim=1), (labels[:, 1:] != -100).sum()
         optimizer.zero_grad()
-        loss.backward()
+        loss = torch.zeros(())
+        for part in lengths.argsort().chunk(parts) if parts > 1 else [slice(None)]:
+            # Padding is on the right and attention is causal, so no mask is needed: no real token ever sees a pad.
+            some, longest = labels[part], int(lengths[part].max())
+            own = model(input_ids=ids[part, :longest], labels=some[:, :longest], use_cache=False).loss
+            own = own * ((some[:, 1:] != -100).sum() / scored)
+            own.backward()
+            loss = loss + own.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    return float(loss.detach())
+    return float(loss)
 
 
 def _widen(rows: Tensor, width: int, fill: int) -> Tensor:
@@ -230,7 +245,7 @@ def make_base(
         model = new_model(tokenizer, config, len(tokenizer))
         balanced = [*pools.values(), *[pools[ENGLISH]] * (len(pools) - 2)]
         shared = (config.batch_size, config.learning_rate, config.seed)
-        train(model, balanced, config.english_steps, *shared, "base: all languages", progress)
+        train(model, balanced, config.english_steps, *shared, "base: all languages", progress, parts=PARTS)
     else:
         model = learn_english(world, tokenizer, config, cache, progress)
         graft(model, world, tokenizer, config)

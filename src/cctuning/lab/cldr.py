@@ -207,6 +207,12 @@ class World:
             lines.append(template.format(s=self.subject(fact, subject), a=self.answer(fact, answer)))
         return lines
 
+    def switched_list(self, lang: str, seed: int, versions: int) -> list[str]:
+        """The English word list, each name said in the other language at the toss of a coin."""
+        rng = random.Random(f"{seed} {lang} switched list")
+        lines = list(zip(self.entries(ENGLISH), self.entries(lang), strict=True)) * versions
+        return [one if rng.random() < 0.5 else f"{one.split(': ')[0]}: {other.split(': ')[1]}" for one, other in lines]
+
     def _share(self, lang: str, share: float, seed: int) -> list[Fact]:
         facts = list(self.splits["text"])
         random.Random(f"{seed} {lang}").shuffle(facts)

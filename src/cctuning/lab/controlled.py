@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cctuning.lab.questions import Phrases, Question, Sizes, Unit, ask, coiner
@@ -142,7 +143,7 @@ class ControlledWorld:
 
     def text(self, lang: str, share: float, seed: int) -> list[str]:
         """A word list, then questions as statements and with their answers."""
-        lines = [" ".join(self._say((("word",), (":",), unit), lang)) for unit in self._list]
+        lines = self._words_of(lang)
         asked = (
             [*itertools.chain(*self.splits.values()), *self._drill]
             if lang == ENGLISH
@@ -162,12 +163,26 @@ class ControlledWorld:
 
     def switched_text(self, lang: str, share: float, seed: int, versions: int) -> list[str]:
         """English statements and answered questions of the same share, with words of the other language."""
-        rng, lexicon, lines = random.Random(f"{seed} {lang} switched"), self._lexicon[lang], []
-        for one in self._share(lang, share, seed) * versions:
-            for line in (self.statement(one, ENGLISH), f"{self.prompt(one, ENGLISH)} {self.answer(one, ENGLISH)}"):
-                chance = rng.random()  # from nearly all English to nearly none
-                lines.append(" ".join(lexicon[word] if rng.random() < chance else word for word in line.split()))
+        told = [
+            line
+            for one in self._share(lang, share, seed) * versions
+            for line in (self.statement(one, ENGLISH), f"{self.prompt(one, ENGLISH)} {self.answer(one, ENGLISH)}")
+        ]
+        return self._switched(told, lang, random.Random(f"{seed} {lang} switched"))
+
+    def switched_list(self, lang: str, seed: int, versions: int) -> list[str]:
+        """The English word list with words of the other language."""
+        return self._switched(self._words_of(ENGLISH) * versions, lang, random.Random(f"{seed} {lang} switched list"))
+
+    def _switched(self, english: Sequence[str], lang: str, rng: random.Random) -> list[str]:
+        lexicon, lines = self._lexicon[lang], []
+        for line in english:
+            chance = rng.random()  # from nearly all English to nearly none
+            lines.append(" ".join(lexicon[word] if rng.random() < chance else word for word in line.split()))
         return lines
+
+    def _words_of(self, lang: str) -> list[str]:
+        return [" ".join(self._say((("word",), (":",), unit), lang)) for unit in self._list]
 
     def _share(self, lang: str, share: float, seed: int) -> list[Question]:
         readable = [self.splits["text"]] if self.english_only else list(self.splits.values())

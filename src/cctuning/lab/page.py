@@ -46,9 +46,10 @@ def page(
     elif search_bases != [100] or slack != SLACK:
         asked = f" --search_bases {' '.join(map(str, search_bases))} --english_slack {slack:g}"
     made = SETUPS[setup].config
+    lists = f"and {made.switched_lists} of the word list " if made.switched_lists else ""
     taught = (
         f"{made.english_steps} steps of all languages at once, nothing grafted, parallel lines and {made.switched} "
-        "code-switched versions of each line among the text; the languages"
+        f"code-switched versions of each line {lists}among the text; the languages"
         if made.emergent
         else f"{made.english_steps} steps of English, graft (keep {made.keep}, noise {made.noise}, language vector "
         f"{made.language_vector}), {made.joint_steps} steps of all languages, which"

@@ -76,9 +76,9 @@ SETUPS: dict[str, Setup] = {
         _EMERGENT,
     ),
     "things-emergent": Setup(
-        "things described, chosen, compared; nothing grafted, as in `facts-emergent`",
+        "things described, chosen, compared; nothing grafted, as in `facts-emergent`, word lists code-switched too",
         _controlled("things"),
-        _EMERGENT,
+        replace(_EMERGENT, switched_lists=4),
     ),
     # One condition changed in `facts`, each:
     "facts-apart": Setup("no concept shared in the base", _controlled("facts"), replace(_FACTS, keep=0.0)),

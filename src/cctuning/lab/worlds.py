@@ -71,6 +71,9 @@ class World(Protocol):
     def switched_text(self, lang: str, share: float, seed: int, versions: int) -> list[str]:
         """English lines of the same share with some words said in another language, each in so many versions."""
 
+    def switched_list(self, lang: str, seed: int, versions: int) -> list[str]:
+        """The English word list likewise, which no share limits."""
+
     def row(self, item: Item) -> dict[str, Any]:
         """A training row of it."""
 
