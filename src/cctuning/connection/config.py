@@ -20,6 +20,7 @@ ALIGNMENTS = ("anchor", "mean", "attention")
 SCOPES = ("prompt_end", "response", "all")  # each contains the ones before it
 DECISIONS = ("gate", "fixed")
 TRANSFORMS = ("low_rank", "dense", "nonlinear", "none")
+REFERENCES = ("current", "start")
 PATHS = ("sampled", "both", "fused", "student")
 
 
@@ -95,6 +96,14 @@ class ConnectionConfig:
         False, "Backpropagate through the reference pass too (dearer: it runs padded in the same batch)."
     )
 
+    reference_weights: str = _option(
+        "current",
+        "What the references run through: the model as it trains (current, as in the paper), or as it was when "
+        "training began (start): what is aligned to stands still, and rows in the reference language are aligned to "
+        "what they were. start holds a copy of the tuned weights.",
+        REFERENCES,
+    )
+
     def __post_init__(self) -> None:
         self.validate()
 
@@ -129,6 +138,10 @@ class ConnectionConfig:
             raise UserError(
                 "connection: adaptive trains on the fused pass of all layers; leave paths and layers unset."
             )
+
+        if self.reference_weights == "start" and (self.reference_gradient or self.connection == "adaptive"):
+            other = "connection: adaptive" if self.connection == "adaptive" else "reference_gradient"
+            raise UserError(f"reference_weights: start gives references no gradient, which {other} needs; unset one.")
 
     @property
     def where_fused(self) -> str:

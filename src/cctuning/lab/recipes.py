@@ -19,6 +19,7 @@ Rows = list[dict[str, Any]]
 RATES, DECAYS = (5e-4, 1e-3), (0.0, 50.0)
 PLAIN = {"connection": "none"}
 ALIGN = {"paths": "student", "decision": "fixed", "decision_value": 1.0, "transform": "none"}
+START = {"reference_weights": "start"}
 
 
 def joint(world: World) -> Rows:
@@ -119,6 +120,10 @@ RECIPES: dict[str, Recipe] = {
     "vanilla+replay": Recipe("joint SFT and English rehearsed", PLAIN, _REPLAY, replayed),
     "align+replay": Recipe("align and English rehearsed", {**ALIGN, "align_weight": 1.0}, _REPLAY, replayed),
     "cc+replay": Recipe("cc and English rehearsed", {}, _REPLAY, replayed),
+    "align-start+replay": Recipe(
+        "align+replay, to the English of the model's start", {**ALIGN, **START, "align_weight": 1.0}, _REPLAY, replayed
+    ),
+    "cc-start+replay": Recipe("cc+replay, to the English of the model's start", START, _REPLAY, replayed),
     "translation": Recipe("joint SFT and translation pairs", PLAIN, _EPOCHS, translated),
     "distillation": Recipe("joint SFT and the base's English answers to more questions", PLAIN, _EPOCHS, distilled),
     "cc": Recipe("the gated connection, defaults", {}, _EPOCHS),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from cctuning.model.passes import (
 )
 from cctuning.model.running import HeadSelector, copy_output, no_gradient, several_processes
 from cctuning.model.sites import Site, find_sites, unwrap
+from cctuning.model.start import StartingWeights
 
 ATTRIBUTE = "cross_lingual_connection"  # the name under which a layer's connection is registered in it
 
@@ -53,6 +55,7 @@ class ConnectedModel(nn.Module):
         self.total_steps = 1
         self.seed = 0
         self.reference_language = "en"
+        self.start: StartingWeights | None = None  # what references run through in training; see keep_start
         self.base_trained: bool | None = None  # known after CCTrainer.train, and of a saved connection
         self._planner: Callable[[int, int], Plan] | None = None  # the plan of each forward of a running generate
         self._inside = False
@@ -157,6 +160,14 @@ class ConnectedModel(nn.Module):
         finally:
             self.wire.enabled = True
 
+    def keep_start(self, start: StartingWeights | None = None) -> None:
+        """Keep the tuned weights as they are now, for `reference_weights: start`; `CCTrainer` does.
+
+        Args:
+            start: a copy that is at hand already; None: make one.
+        """
+        self.start = start or StartingWeights(self.model, skip=ATTRIBUTE)
+
     # -- running -----------------------------------------------------------------------------------------------------
 
     def _on_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -168,7 +179,7 @@ class ConnectedModel(nn.Module):
         elif not self._inside:
             self.wire.plan = None  # a direct call of the model inside; a plan may be left from the last backward
 
-    def _run(self, through: nn.Module | None, plan: Plan | None, index: Tensor | None, **inputs: Any) -> Any:
+    def _run(self, through: Callable[..., Any] | None, plan: Plan | None, index: Tensor | None, **inputs: Any) -> Any:
         """One forward of the model under `plan`, with logits only at the flat positions `index` (None: all)."""
         self._inside, self.wire.plan = True, plan
         try:
@@ -180,8 +191,10 @@ class ConnectedModel(nn.Module):
             output.logits = output.logits.flatten(0, 1)[index].unsqueeze(0)
         return output
 
-    def _reference_pass(self, batch: Batch) -> Plan:
+    def _reference_pass(self, batch: Batch, start: bool = False) -> Plan:
         """Run the references once, without gradient, LM head or cache: a plan whose memory holds what layers kept.
+
+        `start`: through the weights that `keep_start` kept.
 
         Never through a DDP wrapper: a rank may have no reference in its batch, and DDP's forward is collective.
         """
@@ -189,9 +202,14 @@ class ConnectedModel(nn.Module):
         rows, positions = batch.reference_ids.shape
         plan = Plan("record", rows, positions, reference=Reference.from_mask(batch.reference_mask))
         nothing = batch.reference_ids.new_empty(0)
+        through: Callable[..., Any] | None = None
+        if start:
+            if self.start is None:
+                raise UserError("reference_weights: start: call keep_start() before the first step.")
+            through = partial(self.start.run, self.model)
         with no_gradient():
             inputs = {"input_ids": batch.reference_ids, "attention_mask": batch.reference_mask, "use_cache": False}
-            self._run(None, plan, nothing, **inputs)
+            self._run(through, plan, nothing, **inputs)
         return plan
 
     def forward(
@@ -279,7 +297,7 @@ class ConnectedModel(nn.Module):
             if self.config.reference_gradient and self.training:
                 ids, mask = append_references(step, batch, pad=int(batch.input_ids[0, 0]))
             else:
-                recorded = self._reference_pass(batch)
+                recorded = self._reference_pass(batch, self.training and self.config.reference_weights == "start")
                 step.plan.reference, step.plan.memory = recorded.reference, recorded.memory
         elif self.config.connection != "none" and not self.config.reference_gradient and several_processes():
             # Where weights are sharded each forward is collective: a rank without references runs one token along.

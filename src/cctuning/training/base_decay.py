@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from cctuning.errors import UserError
+from cctuning.model.start import StartingWeights
 
 
 class BaseDecay(TrainerCallback):
@@ -22,38 +22,33 @@ class BaseDecay(TrainerCallback):
     (L2-SP: Li, Grandvalet and Davoine 2018, arXiv 1802.01483). `lr` is the step's own, so that the pull fades with the
     schedule; under Adam no weight strays much further than 1 / decay. With LoRA, w are its two factors: B is drawn
     back to 0. The connection's parts are left alone.
-
-    It holds one copy of the tuned weights, in their dtype and on their device.
     """
 
-    def __init__(self, model: nn.Module, decay: float, skip: str) -> None:
+    def __init__(self, start: StartingWeights, decay: float) -> None:
         """
         Args:
-            model: before its first step. decay: of the equation. skip: parameters with this in their name are left.
+            start: w_0 of every weight that is drawn back. decay: of the equation.
         """
-        self.decay = decay
-        self.start: dict[str, Tensor] = {
-            name: parameter.detach().clone()
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad and skip not in name
-        }
+        self.start, self.decay = start, decay
 
     @torch.no_grad()
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Pull every tuned weight back a little."""
         share = min(1.0, kwargs["optimizer"].param_groups[0]["lr"] * self.decay)
         for name, parameter in kwargs["model"].named_parameters():
-            start = self.start.get(name.removeprefix("module."))
+            start = self.start.of(name.removeprefix("module."), parameter)
             if start is not None:
-                parameter.lerp_(start.to(parameter.device), share)
+                parameter.lerp_(start, share)
 
 
-def check_base_decay(decay: float, sharded: bool) -> None:
-    """Raise `UserError` for a decay that is negative, or that a sharded run cannot apply."""
+def check_start(decay: float, reference_weights: str, sharded: bool) -> None:
+    """Raise `UserError` for a decay that is negative, or for what a sharded run cannot keep."""
     if decay < 0:
         raise UserError(f"base_decay: expected 0 (off) or more, got {decay}.")
-    if decay and sharded:
-        raise UserError(
-            "base_decay: the weights of this run are sharded (FSDP or DeepSpeed), and their start is not kept; set it "
-            "to 0, or use tune: lora on unsharded weights."
-        )
+    wanted = {"base_decay": ("0", decay > 0), "reference_weights": ("current", reference_weights == "start")}
+    for option, (instead, used) in wanted.items():
+        if used and sharded:
+            raise UserError(
+                f"{option}: the weights of this run are sharded (FSDP or DeepSpeed), and their start is not kept; set "
+                f"it to {instead}, or use tune: lora on unsharded weights."
+            )

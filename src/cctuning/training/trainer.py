@@ -30,8 +30,9 @@ from cctuning.model import adapter
 from cctuning.model.adaptive import AdaptiveModel
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.shards import ShardReader
+from cctuning.model.start import StartingWeights
 from cctuning.training import sharded
-from cctuning.training.base_decay import BaseDecay, check_base_decay
+from cctuning.training.base_decay import BaseDecay, check_start
 from cctuning.training.card import write_model_card
 from cctuning.training.config import CCConfig
 from cctuning.training.parallel import check_engine, check_launch
@@ -98,6 +99,7 @@ class CCTrainer(SFTTrainer):
         self.skipped: list[tuple[str, str]] = []
         self.fit: Fit | None = None
         self.chat = args.chat
+        self._own_parallels = bool(connection_config and connection_config.reference_weights == "start")
         self._rows_in_step: Tensor | int | None = None
         self._embedding: Tensor | None = None  # gathered, of the model as it is being saved
         self._origins: dict[int, str] = {}
@@ -119,12 +121,22 @@ class CCTrainer(SFTTrainer):
         self.connected.reference_language = args.reference_language
         self._decisions = watch_decisions(self.connected) if args.log_connection else {}
         check_engine(self.accelerator, self.model, self.connected.config.connection)
-        check_base_decay(args.base_decay, self.is_fsdp_enabled or self.is_deepspeed_enabled)
-        if args.base_decay:
-            self.add_callback(BaseDecay(self.model, args.base_decay, skip=ATTRIBUTE))
+        self._keep_start(args.base_decay)
         if args.profile_steps:
             self.add_callback(StepProfiler(args.profile_steps, Path(str(args.output_dir))))
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated step
+
+    def _keep_start(self, base_decay: float) -> None:
+        """The weights as they are now, before any checkpoint is loaded, for the options that go back to them."""
+        wanted = self.connected.config.reference_weights
+        check_start(base_decay, wanted, self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if not base_decay and wanted != "start":
+            return
+        start = StartingWeights(self.model, skip=ATTRIBUTE)
+        if base_decay:
+            self.add_callback(BaseDecay(start, base_decay))
+        if wanted == "start":
+            self.connected.keep_start(start)
 
     # -- rows --------------------------------------------------------------------------------------------------------
 
@@ -142,6 +154,11 @@ class CCTrainer(SFTTrainer):
             dataset = dataset.map(
                 lambda row: {"reference": None if row["lang"] == own else row["reference"]},
                 desc=f"Pairing {name} rows",
+            )
+        if self._own_parallels and name == "train" and "reference" in dataset.column_names:
+            dataset = dataset.map(
+                lambda row: {"reference": row["prompt"] if row["reference"] is None else row["reference"]},
+                desc="Pairing rows with themselves",
             )
         if self.chat is None:
             messages = not isinstance(dataset[0]["prompt"], str)

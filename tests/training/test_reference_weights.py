@@ -1,0 +1,152 @@
+"""`reference_weights: start`: what is aligned to stands still, English too, and what it costs is kept to training."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from cctuning import ConnectedModel, ConnectionConfig, UserError
+from cctuning.model.passes import Batch
+from tests.conftest import paired_batch, shake, tiny_llama
+from tests.parity.test_invariants import assert_same, gradients
+from tests.training.test_trainer import losses, rows, trainer, weights
+
+START = {"reference_weights": "start"}
+
+
+def attach(model=None, **options) -> ConnectedModel:
+    connected = ConnectedModel.attach(model or tiny_llama(), ConnectionConfig(**START, **options))
+    shake(connected)
+    connected.keep_start()
+    return connected.train()
+
+
+def offered(connected: ConnectedModel, batch: dict, start: bool) -> list[torch.Tensor]:
+    """What each layer keeps of the references."""
+    plan = connected._reference_pass(Batch.build(*batch.values()), start)
+    return [memory[0] for _, memory in sorted(plan.memory.items())]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_references_run_through_the_model_as_it_was(tied, batch):
+    model = tiny_llama(tie_word_embeddings=tied)
+    connected = attach(model)
+    before = offered(connected, batch, start=False)
+    assert all(map(torch.equal, before, offered(connected, batch, start=True)))
+    with torch.no_grad():
+        for parameter in connected.model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    trained = {name: parameter.clone() for name, parameter in connected.named_parameters()}
+    assert all(map(torch.equal, before, offered(connected, batch, start=True)))
+    assert not any(map(torch.equal, before, offered(connected, batch, start=False)))
+    for name, parameter in connected.named_parameters():
+        assert torch.equal(parameter, trained[name]), name
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("paths", ["sampled", "both", "student"])
+def test_gradients_are_the_same_with_checkpointing(use_reentrant, paths, batch):
+    connected = attach(paths=paths)
+    with torch.no_grad():
+        for parameter in connected.model.parameters():
+            parameter.add_(0.01)
+    connected.model.enable_input_require_grads()
+    plain = gradients(connected, batch)
+    connected.model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    assert_same(plain, gradients(connected, batch))
+
+
+def test_a_row_that_is_its_own_parallel_draws_english_back():
+    """Nothing while the model is where it started; afterwards a pull on every tuned layer, towards what it was."""
+    batch = paired_batch(rows=2)
+    prompt = batch["labels"][:, :-1].eq(-100) & batch["labels"][:, 1:].eq(-100) & batch["attention_mask"][:, 1:].bool()
+    width = int(prompt.sum(dim=1).max()) + 1
+    mask = torch.arange(width) <= prompt.sum(dim=1, keepdim=True)
+    batch["reference_input_ids"] = batch["input_ids"][:, :width] * mask
+    batch["reference_attention_mask"] = mask.long()
+    batch["reference_index"] = torch.arange(2)
+    options = {"decision": "fixed", "decision_value": 1.0, "transform": "none", "align_weight": 100.0}
+    connected = attach(paths="student", **options)
+    assert connected(**batch).align_loss < 1e-10
+    with torch.no_grad():
+        for parameter in connected.model.parameters():
+            parameter.mul_(1.05)
+    far = connected(**batch).align_loss
+    assert far > 1e-3
+    optimizer = torch.optim.Adam((p for p in connected.parameters() if p.requires_grad), lr=1e-3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        connected(**batch).loss.backward()
+        optimizer.step()
+    assert connected(**batch).align_loss < 0.5 * far
+
+
+def test_the_trainer_pairs_rows_of_the_reference_language_with_themselves(tmp_path):
+    own = trainer(tmp_path / "own", START)
+    given = trainer(tmp_path / "given")
+    mine, theirs = own.train_dataset, given.train_dataset
+    english = [i for i, row in enumerate(theirs) if not row["reference_input_ids"]]
+    assert english and any(row["reference_input_ids"] for row in theirs)
+    for i in english:
+        prompt = [token for token, label in zip(mine[i]["input_ids"], mine[i]["labels"], strict=True) if label == -100]
+        assert mine[i]["reference_input_ids"] == prompt
+    assert len(mine) == len(theirs) == len(rows())
+    own.train()
+    assert losses(own)[-1] < losses(own)[0]
+
+
+@pytest.mark.parametrize("peft", [False, True])
+def test_a_resumed_run_goes_back_to_the_same_start(peft, tmp_path):
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear") if peft else None
+    options = {"connection": START, "peft_config": lora, "base_decay": 5.0}
+    whole = trainer(tmp_path / "whole", **options)
+    whole.train()
+    saved = {"save_strategy": "steps", "save_steps": 5}
+    trainer(tmp_path / "cut", **options, **saved).train()
+    resumed = trainer(tmp_path / "cut", **options, **saved)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-5"))
+    assert losses(resumed) == losses(whole)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(resumed)[name]), name
+
+
+def test_the_copy_is_one_and_of_what_trains_alone(tmp_path):
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    made = trainer(tmp_path / "lora", START, peft_config=lora, base_decay=5.0)
+    kept = made.connected.start.by_name
+    assert kept and all("lora_" in name for name in kept)
+    decay = next(one for one in made.callback_handler.callbacks if type(one).__name__ == "BaseDecay")
+    assert decay.start is made.connected.start
+    assert trainer(tmp_path / "current").connected.start is None
+
+
+def test_a_saved_connection_runs_as_ever(tmp_path, batch):
+    """Of the copy nothing is saved: inference and evaluation run what was trained."""
+    made = trainer(tmp_path / "run", START)
+    made.train()
+    made.save_model(str(tmp_path / "model"))
+    again = ConnectedModel.from_pretrained(
+        type(made.model).from_pretrained(tmp_path / "model"), tmp_path / "model"
+    ).eval()
+    assert again.start is None and again.config.reference_weights == "start"
+    inputs = {name: batch[name] % 32 for name in ("input_ids", "reference_input_ids")} | {
+        "reference_index": batch["reference_index"]
+    }
+    made.connected.eval()
+    torch.testing.assert_close(again(**inputs).logits, made.connected(**inputs).logits)
+    assert torch.isfinite(again(**inputs, labels=inputs["input_ids"]).loss)
+
+
+def test_what_cannot_be_is_one_line(batch):
+    with pytest.raises(UserError, match="no gradient, which reference_gradient needs"):
+        ConnectionConfig(**START, reference_gradient=True)
+    with pytest.raises(UserError, match="no gradient, which connection: adaptive needs"):
+        ConnectionConfig(**START, connection="adaptive")
+    with pytest.raises(UserError, match="reference_weights: 'begin' is not one of"):
+        ConnectionConfig(reference_weights="begin")
+    connected = ConnectedModel.attach(copy.deepcopy(tiny_llama()), ConnectionConfig(**START)).train()
+    with pytest.raises(UserError, match=r"call keep_start\(\) before the first step"):
+        connected(**batch)
