@@ -141,6 +141,24 @@ def test_several_processes_give_the_run_of_one(engine, processes, tune, world, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tune", ["full", "lora"])
+def test_references_through_the_start_in_several_processes(tune, world, tmp_path):
+    options = ("--tune", tune, "--reference_weights", "start", "--base_decay", 5)
+    alone(world, tmp_path / "one", *options)
+    launch(world, "ddp", 2, tmp_path / "two", *options)
+    same(tmp_path / "one", tmp_path / "two")
+    with pytest.raises(AssertionError):  # and it is another run than the default's
+        same(world / f"one-{tune}", tmp_path / "one")
+
+
+def test_the_start_of_sharded_weights_is_refused(world, tmp_path):
+    process = start(world, "fsdp2", 2, tmp_path / "run", "--reference_weights", "start")
+    said, _ = process.communicate(timeout=150)
+    assert process.returncode != 0 and "reference_weights: the weights of this run are sharded" in said
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tune", ["full", "lora"])
 def test_tied_embeddings_stay_tied(tune, world, tmp_path):
     base = write_model(tmp_path / "base", tie_word_embeddings=True)
     options = ("--model", base, "--tune", tune)
