@@ -41,10 +41,11 @@ def test_it_draws_the_base_back_and_leaves_the_connection(tmp_path):
     assert moved, "the connection learns all the same"
 
 
+@pytest.mark.parametrize("connection", [{}, {"reference_weights": "start"}], ids=["current", "start"])
 @pytest.mark.parametrize("peft", [False, True])
-def test_a_resumed_run_is_drawn_to_the_same_start(peft, tmp_path):
+def test_a_resumed_run_goes_back_to_the_same_start(peft, connection, tmp_path):
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear") if peft else None
-    options = {"peft_config": lora, "base_decay": 20.0}
+    options = {"connection": connection, "peft_config": lora, "base_decay": 20.0}
     whole = trainer(tmp_path / "whole", **options)
     whole.train()
     saved = {"save_strategy": "steps", "save_steps": 5}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cctuning.data.collate import PairedCollator
-    from cctuning.data.encode import Encoder, encode_dataset, encode_row
+    from cctuning.data.encode import Encoder, encode_dataset, encode_row, pair_rows
     from cctuning.data.rows import Skipped
     from cctuning.data.sources import LoadReport, Source, SourceReport, load_rows
 
@@ -26,11 +26,12 @@ __all__ = [
     "encode_dataset",
     "encode_row",
     "load_rows",
+    "pair_rows",
 ]
 
 _HOMES = {
     "collate": ("PairedCollator",),
-    "encode": ("Encoder", "encode_dataset", "encode_row"),
+    "encode": ("Encoder", "encode_dataset", "encode_row", "pair_rows"),
     "rows": ("Skipped",),
     "sources": ("LoadReport", "Source", "SourceReport", "load_rows"),
 }

@@ -242,6 +242,22 @@ def encode_row(
     return encoded
 
 
+def pair_rows(dataset: Dataset, reference_language: str, itself: bool, desc: str) -> Dataset:
+    """Rows of the reference language without a reference, whatever column they came with, or with their own prompt.
+
+    Args:
+        itself: such a row, and any without a reference, is its own parallel (`reference_weights: start`).
+    """
+    if "reference" not in dataset.column_names or not (itself or "lang" in dataset.column_names):
+        return dataset
+
+    def reference(row: Mapping[str, Any]) -> dict[str, Any]:
+        given = None if row.get("lang") == reference_language else row["reference"]
+        return {"reference": row["prompt"] if itself and given is None else given}
+
+    return dataset.map(reference, desc=desc)
+
+
 def encode_dataset(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from cctuning.model.passes import (
     plan_step,
     uniform,
 )
-from cctuning.model.running import HeadSelector, copy_output, no_gradient, several_processes
+from cctuning.model.running import HeadSelector, copy_output, no_gradient, several_processes, trainable_parameters
 from cctuning.model.sites import Site, find_sites, unwrap
 from cctuning.model.start import StartingWeights
 
@@ -191,10 +190,8 @@ class ConnectedModel(nn.Module):
             output.logits = output.logits.flatten(0, 1)[index].unsqueeze(0)
         return output
 
-    def _reference_pass(self, batch: Batch, start: bool = False) -> Plan:
+    def _reference_pass(self, batch: Batch, through: Callable[..., Any] | None = None) -> Plan:
         """Run the references once, without gradient, LM head or cache: a plan whose memory holds what layers kept.
-
-        `start`: through the weights that `keep_start` kept.
 
         Never through a DDP wrapper: a rank may have no reference in its batch, and DDP's forward is collective.
         """
@@ -202,11 +199,6 @@ class ConnectedModel(nn.Module):
         rows, positions = batch.reference_ids.shape
         plan = Plan("record", rows, positions, reference=Reference.from_mask(batch.reference_mask))
         nothing = batch.reference_ids.new_empty(0)
-        through: Callable[..., Any] | None = None
-        if start:
-            if self.start is None:
-                raise UserError("reference_weights: start: call keep_start() before the first step.")
-            through = partial(self.start.run, self.model)
         with no_gradient():
             inputs = {"input_ids": batch.reference_ids, "attention_mask": batch.reference_mask, "use_cache": False}
             self._run(through, plan, nothing, **inputs)
@@ -297,7 +289,10 @@ class ConnectedModel(nn.Module):
             if self.config.reference_gradient and self.training:
                 ids, mask = append_references(step, batch, pad=int(batch.input_ids[0, 0]))
             else:
-                recorded = self._reference_pass(batch, self.training and self.config.reference_weights == "start")
+                from_start = self.training and self.config.reference_weights == "start"
+                if from_start and self.start is None:
+                    raise UserError("reference_weights: start: call keep_start() before the first step.")
+                recorded = self._reference_pass(batch, self.start if from_start else None)
                 step.plan.reference, step.plan.memory = recorded.reference, recorded.memory
         elif self.config.connection != "none" and not self.config.reference_gradient and several_processes():
             # Where weights are sharded each forward is collective: a rank without references runs one token along.
@@ -398,10 +393,4 @@ class ConnectedModel(nn.Module):
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters train, of the connection and of the base."""
-        ours = sum(p.numel() for c in self.connections.values() for p in c.parameters() if p.requires_grad)
-        trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        count = sum(p.numel() for p in self.model.parameters())
-        print(
-            f"trainable params: {trainable:,} (connection: {ours:,}, base: {trainable - ours:,}) || "
-            f"all params: {count:,} || trainable%: {100 * trainable / max(count, 1):.4f}"
-        )
+        print(trainable_parameters(self.model, self.connections.values()))

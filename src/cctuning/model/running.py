@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,3 +61,14 @@ def no_gradient() -> Iterator[None]:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
         yield
+
+
+def trainable_parameters(model: nn.Module, connections: Iterable[nn.Module]) -> str:
+    """A line that says how many parameters of `model` train, and how many of them are the connections' (inside it)."""
+    ours = sum(p.numel() for c in connections for p in c.parameters() if p.requires_grad)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    count = sum(p.numel() for p in model.parameters())
+    return (
+        f"trainable params: {trainable:,} (connection: {ours:,}, base: {trainable - ours:,}) || "
+        f"all params: {count:,} || trainable%: {100 * trainable / max(count, 1):.4f}"
+    )

@@ -20,6 +20,7 @@ class StartingWeights:
             model: before its first step, and before a checkpoint is loaded into it.
             skip: parameters with this in their name are left out.
         """
+        self._model = model
         self.by_name: dict[str, Tensor] = {
             name: parameter.detach().clone()
             for name, parameter in model.named_parameters()
@@ -33,8 +34,8 @@ class StartingWeights:
             start = self.by_name[name] = start.to(parameter.device)
         return start
 
-    def run(self, model: nn.Module, **inputs: Any) -> Any:
-        """One forward of `model` as it was; its own weights stay where they are."""
-        for name, parameter in model.named_parameters():
+    def __call__(self, **inputs: Any) -> Any:
+        """One forward of the model as it was; its own weights stay where they are."""
+        for name, parameter in self._model.named_parameters():
             self.of(name, parameter)
-        return torch.func.functional_call(model, self.by_name, (), inputs)
+        return torch.func.functional_call(self._model, self.by_name, (), inputs)

@@ -23,8 +23,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from trl import SFTTrainer
 
-from cctuning.connection import ConnectionConfig, Fit, LayerConnection
-from cctuning.data import PairedCollator, encode_dataset
+from cctuning.connection import ConnectionConfig, Fit
+from cctuning.data import PairedCollator, encode_dataset, pair_rows
 from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.adaptive import AdaptiveModel
@@ -35,6 +35,7 @@ from cctuning.training import sharded
 from cctuning.training.base_decay import BaseDecay, check_start
 from cctuning.training.card import write_model_card
 from cctuning.training.config import CCConfig
+from cctuning.training.decisions import watch_decisions
 from cctuning.training.parallel import check_engine, check_launch
 from cctuning.training.profiling import StepProfiler
 from cctuning.training.uneven import FILLER, without_repeats
@@ -149,17 +150,8 @@ class CCTrainer(SFTTrainer):
         for column, ours in aliases.items():
             if column in dataset.column_names and ours not in dataset.column_names:
                 dataset = dataset.rename_column(column, ours)
-        if "lang" in dataset.column_names and "reference" in dataset.column_names:
-            own = args.reference_language  # such a row is its own parallel, whatever column it came with
-            dataset = dataset.map(
-                lambda row: {"reference": None if row["lang"] == own else row["reference"]},
-                desc=f"Pairing {name} rows",
-            )
-        if self._own_parallels and name == "train" and "reference" in dataset.column_names:
-            dataset = dataset.map(
-                lambda row: {"reference": row["prompt"] if row["reference"] is None else row["reference"]},
-                desc="Pairing rows with themselves",
-            )
+        itself = self._own_parallels and name == "train"
+        dataset = pair_rows(dataset, args.reference_language, itself, desc=f"Pairing {name} rows")
         if self.chat is None:
             messages = not isinstance(dataset[0]["prompt"], str)
             self.chat = messages or processing_class.chat_template is not None
@@ -397,20 +389,3 @@ class CCTrainer(SFTTrainer):
                 args=self.args,
                 peft=self._is_peft(),
             )
-
-
-def watch_decisions(connected: ConnectedModel) -> dict[int, Tensor]:
-    """Layer to the mean decision of its latest forward (detached scalar, NaN where nothing connected), kept up to date
-    by a hook on each layer's decision; empty for a connection without one."""
-    means: dict[int, Tensor] = {}
-
-    def keeper(layer: int) -> Any:
-        def keep(module: nn.Module, args: tuple[Tensor, Tensor], output: Tensor) -> None:
-            means[layer] = output.detach().float().expand_as(args[1]).mean()
-
-        return keep
-
-    for layer, connection in connected.connections.items():
-        if isinstance(connection, LayerConnection):
-            connection.decision.register_forward_hook(keeper(layer))
-    return means
