@@ -24,24 +24,27 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
+import random
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cctuning.lab.worlds import ENGLISH, World
 
-EMERGENT = ("emergent", "switched", "switched_lists")
-AFTER_ENGLISH = ("joint_steps", "joint_learning_rate", "keep", "noise", "language_vector", "share", *EMERGENT)
+EMERGENT, SUBWORDS = ("emergent", "switched", "switched_lists"), ("vocab", "positions")
+GRAFT = ("joint_steps", "joint_learning_rate", "keep", "noise", "language_vector", "share")
+AFTER_ENGLISH = (*GRAFT, *EMERGENT, *SUBWORDS)
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 PARTS = 2  # of a batch of an emergent base, whose parallel lines are twice as long as the others
 FORMAT = 2  # part of the cache's key: raise it when this file makes another base of the same world and settings
@@ -55,6 +58,8 @@ class BaseConfig:
         emergent: no graft; `english_steps` steps of everything at once, half of each batch English.
         switched: where emergent, code-switched versions of each line that a language reads.
         switched_lists: where emergent, code-switched versions of the word list, which tells of nothing asked.
+        vocab: tokens of a byte-level BPE trained on what is read, where emergent: for worlds of real text, whose lines
+            are packed into rows of `positions` tokens, `batch_size` of them a step. 0: one token a word of the world.
     """
 
     hidden_size: int = 128
@@ -73,7 +78,13 @@ class BaseConfig:
     emergent: bool = False
     switched: int = 4
     switched_lists: int = 0
+    vocab: int = 0
+    positions: int = 64
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.vocab and not self.emergent:
+            raise ValueError("vocab: a graft needs one token a word; expected emergent with it")
 
 
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
@@ -87,6 +98,26 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (UNKNOWN, PAD, EOS)])
     tokens = dict.fromkeys(token for lang in world.languages for token in world.vocabulary(lang))
     core.add_tokens([AddedToken(token, normalized=False) for token in tokens])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token=UNKNOWN, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
+    )
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def train_tokenizer(lines: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of `size` tokens, a token a digit, for worlds of real text."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    specials = [UNKNOWN, PAD, EOS]
+    core.train_from_iterator(
+        lines,
+        trainers.BpeTrainer(vocab_size=size, special_tokens=specials, initial_alphabet=alphabet, show_progress=False),
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core, unk_token=UNKNOWN, pad_token=PAD, eos_token=EOS, clean_up_tokenization_spaces=False
     )
@@ -139,6 +170,34 @@ def encode(lines: Sequence[str], tokenizer: PreTrainedTokenizerFast) -> tuple[Te
     return padded, padded.masked_fill(padded == tokenizer.pad_token_id, -100)
 
 
+def pack(lines: Sequence[str], tokenizer: PreTrainedTokenizerFast, length: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Lines in a drawn order as rows of `length` tokens, whole but for those that are longer than a row.
+
+    Returns:
+        ids and labels (N, length); a line's first token is no label, as nothing of its own line tells of it.
+    """
+    drawn = list(lines)
+    random.Random(seed).shuffle(drawn)
+    rows: list[tuple[list[int], list[int]]] = [([], [])]
+    for line in tokenizer(drawn, add_special_tokens=False)["input_ids"]:
+        own = [*line[: length - 1], tokenizer.eos_token_id]
+        if len(rows[-1][0]) + len(own) > length:
+            rows.append(([], []))
+        rows[-1][0].extend(own)
+        rows[-1][1].extend([-100, *own[1:]])
+    for ids, labels in rows:
+        ids += [tokenizer.pad_token_id] * (length - len(ids))
+        labels += [-100] * (length - len(labels))
+    return torch.tensor([ids for ids, _ in rows]), torch.tensor([labels for _, labels in rows])
+
+
+def positions_of(ids: Tensor, eos: int) -> Tensor:
+    """Each token's place in its own line (N, T): by it the model keeps packed lines apart."""
+    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    starts = torch.nn.functional.pad(ids[:, :-1] == eos, (1, 0))
+    return places - torch.where(starts, places, 0).cummax(dim=1).values
+
+
 def train(
     model: LlamaForCausalLM,
     pools: Sequence[tuple[Tensor, Tensor]],
@@ -149,14 +208,20 @@ def train(
     label: str,
     progress: bool,
     parts: int = 1,
+    packed: bool = False,
 ) -> float:
     """Plain language modelling; every batch takes the same number of lines of each pool. Returns the last loss.
+
+    In float32 on a CPU, under bfloat16 autocast where the model is on a GPU.
 
     Args:
         parts: a batch is gone through in so many parts of like length: the same step with less padding, but another
             order of summing, so bases made before stay as they are with one.
+        packed: the rows are of `pack`.
     """
     generator = torch.Generator().manual_seed(seed)
+    device, eos = model.device, cast(int, model.config.eos_token_id)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     warm = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -178,7 +243,11 @@ def train(
         for part in lengths.argsort().chunk(parts) if parts > 1 else [slice(None)]:
             # Padding is on the right and attention is causal, so no mask is needed: no real token ever sees a pad.
             some, longest = labels[part], int(lengths[part].max())
-            own = model(input_ids=ids[part, :longest], labels=some[:, :longest], use_cache=False).loss
+            with autocast:
+                told = {"input_ids": ids[part, :longest].to(device), "labels": some[:, :longest].to(device)}
+                if packed:
+                    told["position_ids"] = positions_of(told["input_ids"], eos)
+                own = model(**told, use_cache=False).loss
             own = own * ((some[:, 1:] != -100).sum() / scored)
             own.backward()
             loss = loss + own.detach()
@@ -203,7 +272,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, config: BaseConfig, tokens: in
             num_hidden_layers=config.layers,
             num_attention_heads=config.heads,
             num_key_value_heads=config.heads,
-            max_position_embeddings=64,
+            max_position_embeddings=config.positions,
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
@@ -239,12 +308,24 @@ def make_base(
     world: World, config: BaseConfig, progress: bool, cache: Path | None = None
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """The three steps; `cache`: a directory for the first."""
+    text = joint_text(world, config)
+    shared = (config.batch_size, config.learning_rate, config.seed)
+    if config.vocab:
+        tokenizer = train_tokenizer(itertools.chain(*text.values()), config.vocab)
+        packs = {lang: pack(lines, tokenizer, config.positions, config.seed) for lang, lines in text.items()}
+        model = new_model(tokenizer, config, len(tokenizer))
+        if torch.cuda.is_available():  # the other bases are small, and made on a CPU wherever one is
+            model.to("cuda")  # type: ignore[arg-type]
+        label = "base: real text, all languages"
+        english = [packs[ENGLISH]] * 2  # parallel lines are half English besides
+        train(model, [*packs.values(), *english], config.english_steps, *shared, label, progress, packed=True)
+        model.cpu().eval()
+        return model, tokenizer
     tokenizer = build_tokenizer(world)
-    pools = {lang: encode(lines, tokenizer) for lang, lines in joint_text(world, config).items()}
+    pools = {lang: encode(lines, tokenizer) for lang, lines in text.items()}
     if config.emergent:
         model = new_model(tokenizer, config, len(tokenizer))
         balanced = [*pools.values(), *[pools[ENGLISH]] * (len(pools) - 2)]
-        shared = (config.batch_size, config.learning_rate, config.seed)
         train(model, balanced, config.english_steps, *shared, "base: all languages", progress, parts=PARTS)
     else:
         model = learn_english(world, tokenizer, config, cache, progress)
@@ -261,7 +342,11 @@ def fingerprint(world: World, config: BaseConfig) -> str:
         "format": FORMAT,
         "torch": torch.__version__,
         # Options added since are named only where they are set: bases made before keep their place.
-        "config": {k: v for k, v in dataclasses.asdict(config).items() if k not in EMERGENT or config.emergent},
+        "config": {
+            name: value
+            for name, value in dataclasses.asdict(config).items()
+            if (name not in EMERGENT or config.emergent) and (name not in SUBWORDS or config.vocab)
+        },
         "vocabulary": [world.vocabulary(lang) for lang in world.languages],
         "senses": {token: {lang: sorted(words) for lang, words in by.items()} for token, by in world.senses().items()},
         "text": joint_text(world, config),

@@ -10,15 +10,17 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cctuning.lab.base import BaseConfig, build_base, fingerprint
+from cctuning.lab.gsm8k import DATA
 from cctuning.lab.recipes import RECIPES, Recipe
 from cctuning.lab.rivals import Job
 from cctuning.lab.setups import SETUPS
@@ -110,7 +112,15 @@ def key(cell: Cell, world: World, config: BaseConfig, after: Mapping[str, Any] |
         "after": _decides(RECIPES[recipe.after], after or {}) if recipe and recipe.after else None,
         "cell": [cell.split, cell.seed],
     }
+    content |= _of_setup(cell)
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]
+
+
+def _of_setup(cell: Cell) -> dict[str, Any]:
+    """What the setup itself decides, named only where it does: records made before keep their place."""
+    setup = SETUPS[cell.setup]
+    found = {"trained": dict(setup.trained), "benchmarks": setup.benchmarks if cell.split == "test" else ()}
+    return {name: value for name, value in found.items() if value}
 
 
 def _decides(recipe: Recipe, settings: Mapping[str, Any]) -> list[Any]:
@@ -125,8 +135,11 @@ def _decides(recipe: Recipe, settings: Mapping[str, Any]) -> list[Any]:
 def _compute(
     cell: Cell, world: World, config: BaseConfig, base: Path, scratch: Path, after: Mapping[str, Any] | None
 ) -> dict[str, Any]:
+    of_setup = _of_setup(cell)
+    benchmarks, trained = of_setup.get("benchmarks", ()), of_setup.get("trained", {})
     if cell.recipe == "base":
-        return {"right": {"student": flags_of(load(str(base)), world, cell.split)}}
+        scored = {"benchmarks": public(base, world, benchmarks, scratch)} if benchmarks else {}
+        return {"right": {"student": flags_of(load(str(base)), world, cell.split)}, **scored}
     recipe, place, tokens = RECIPES[cell.recipe], base, 0
     if recipe.rival:
         settings = {**recipe.method, **cell.settings}
@@ -134,27 +147,51 @@ def _compute(
         tokens, found = recipe.rival(job)
         return {"tokens": tokens, "right": {"student": written(found)}}
     if recipe.after:
-        tokens = train(place, world, RECIPES[recipe.after], after or {}, scratch / "first", cell.seed)
+        tokens = train(place, world, RECIPES[recipe.after], after or {}, scratch / "first", cell.seed, trained)
         place = scratch / "first" / "model"
-    tokens += train(place, world, recipe, cell.settings, scratch / "run", cell.seed)
+    tokens += train(place, world, recipe, cell.settings, scratch / "run", cell.seed, trained)
     loaded = load(str(scratch / "run"))
     flags = {"student": flags_of(loaded, world, cell.split)}
     if loaded.connected is not None:
         flags["bypass"] = flags_of(loaded, world, cell.split, bypass=True)
         flags["live"] = flags_of(loaded, world, cell.split, live=True)
-    return {"tokens": tokens, "right": flags}
+    scored = {"benchmarks": public(scratch / "run", world, benchmarks, scratch)} if benchmarks else {}
+    return {"tokens": tokens, "right": flags, **scored}
 
 
-def train(base: Path, world: World, recipe: Recipe, settings: Mapping[str, Any], run: Path, seed: int) -> int:
+def train(
+    base: Path,
+    world: World,
+    recipe: Recipe,
+    settings: Mapping[str, Any],
+    run: Path,
+    seed: int,
+    trained: Mapping[str, Any],
+) -> int:
     """Train as `cctuning train` would, into `run`; how many tokens were read, those of references included."""
     rows = run.parent / f"{run.name}.jsonl"
     rows.write_text(
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in recipe.rows(world)), encoding="utf-8"
     )
-    chosen, connection, args = options(base, rows, run, {**recipe.method, **settings}, seed, **recipe.trainer)
+    chosen, connection, args = options(base, rows, run, {**recipe.method, **settings}, seed, trained, **recipe.trainer)
     args.disable_tqdm = True
     trainer = start(chosen, connection, args)
     return int(max(entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry))
+
+
+def public(model: Path, world: World, benchmarks: Sequence[str], scratch: Path) -> dict[str, dict[str, float]]:
+    """Benchmark -> language -> its main metric in %, as `cctuning evaluate` gives it for a world of real text."""
+    from cctuning.evaluation.run import Options, evaluate  # lm-eval takes seconds to import, and most worlds need none
+    from cctuning.evaluation.suites import SOURCE
+
+    tasks = [one.tasks for one in SOURCE if one.name in benchmarks]
+    languages = [lang for lang in world.languages if any(lang in own for own in tasks)]
+    data = str(Path(os.environ[DATA]) / "benchmarks")
+    options = Options(languages=languages, benchmarks=list(benchmarks), data=data)
+    found: dict[str, dict[str, float]] = {name: {} for name in benchmarks}
+    for task in evaluate(str(model), scratch / "evaluated", options)["tasks"].values():
+        found[task["benchmark"]][task["language"]] = 100 * task["metrics"][task["metric"]]["value"]
+    return found
 
 
 def flags_of(loaded: Loaded, world: World, split: str, **how: Any) -> dict[str, str]:

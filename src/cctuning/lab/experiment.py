@@ -17,6 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cctuning.errors import UserError
 from cctuning.lab.cells import Cell, world_and_base
 from cctuning.lab.grid import SLACK, cell_of, run_cells, search
@@ -56,7 +58,8 @@ def experiment(
     if settings_of:
         found = _taken_over(folder / settings_of / "search.json", recipes)
     else:
-        chosen, tried = search(setup, recipes, search_bases, folder, workers, slack)
+        reported = [] if dev_only else [Cell(setup, base, "base", split="test") for base in bases]
+        chosen, tried = search(setup, recipes, search_bases, folder, workers, slack, reported)
         found = {"setup": setup, "search_bases": list(search_bases), "split": "dev", "english_slack": slack}
         found |= {"chosen": chosen, "tried": tried}
         found |= circumstances()
@@ -139,8 +142,9 @@ def unfit(summary: Mapping[str, Any]) -> list[str]:
 
 def circumstances() -> dict[str, Any]:
     """Machine and versions."""
+    card = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     packages = ("cc-tuning", "torch", "transformers", "trl", "peft", "babel")
     return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread a cell",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread a cell{card}",
         "versions": {name: version(name) for name in packages},
     }

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from cctuning.lab.cells import Cell, run
 from cctuning.lab.recipes import RECIPES
+from cctuning.lab.setups import SETUPS
 from cctuning.lab.worlds import ENGLISH
 from cctuning.workers import leave_with
 
@@ -103,6 +104,11 @@ def after(cell: Cell, chosen: Chosen) -> dict[str, Any] | None:
     return chosen[recipe.after] if recipe and recipe.after else None
 
 
+def settings_of(setup: str, recipe: str) -> list[dict[str, Any]]:
+    """What the search tries for a recipe: the setup's own list, where it has one."""
+    return list(RECIPES[recipe].settings(SETUPS[setup].search or None))
+
+
 def search(
     setup: str,
     recipes: Sequence[str],
@@ -110,24 +116,29 @@ def search(
     folder: Path,
     workers: int | None = None,
     slack: float = SLACK,
+    ahead: Sequence[Cell] = (),
 ) -> tuple[Chosen, list[dict[str, Any]]]:
     """Every setting of every recipe on the dev split of `bases`.
 
     One rule for all: the best mean over the languages but English, among the settings that keep English within `slack`
     points of the base's; where none does, the best of those that keep most of it.
 
+    Args:
+        ahead: cells run before it: those of the bases reported, which are made side by side with those searched on.
+
     Returns:
         Recipe -> its settings by that rule; and a line for each setting tried.
     """
     chosen, lines = Chosen(), list[dict[str, Any]]()
-    before = run_cells([Cell(setup, base, "base") for base in bases], folder, chosen, workers)
-    needed = sum(map(english, before)) / len(before) - slack
+    before = [Cell(setup, base, "base") for base in bases]
+    first = list(ahead)
     for later in (False, True):  # a recipe that starts from another is searched after it
         names = [name for name in recipes if bool(RECIPES[name].after) == later]
-        tries = [(name, settings) for name in names for settings in RECIPES[name].settings()]
+        tries = [(name, settings) for name in names for settings in settings_of(setup, name)]
         cells = [cell_of(setup, base, name, settings, "dev") for name, settings in tries for base in bases]
-        unique = list(dict.fromkeys(cells))
+        unique = list(dict.fromkeys([*before, *first, *cells]))
         records = dict(zip(unique, run_cells(unique, folder, chosen, workers), strict=True))
+        needed, first = sum(english(records[cell]) for cell in before) / len(before) - slack, []
         for name, settings in tries:
             own = [records[cell_of(setup, base, name, settings, "dev")] for base in bases]
             line = {

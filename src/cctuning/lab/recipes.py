@@ -7,7 +7,7 @@ searches have eight settings each and are run on the `dev` split of bases that n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,10 +100,11 @@ class Recipe:
     of: str | None = None
     rival: Rival | None = None
 
-    def settings(self) -> Iterator[dict[str, Any]]:
-        """Every combination of the search."""
-        for values in itertools.product(*self.search.values()):
-            yield dict(zip(self.search, values, strict=True))
+    def settings(self, search: Mapping[str, tuple[Any, ...]] | None = None) -> Iterator[dict[str, Any]]:
+        """Every combination of `search`, or of its own."""
+        tried = self.search if search is None else search
+        for values in itertools.product(*tried.values()):
+            yield dict(zip(tried, values, strict=True))
 
 
 _EPOCHS = {"learning_rate": RATES, "num_train_epochs": (4, 8), "base_decay": DECAYS}

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cctuning.lab.base import BaseConfig
 from cctuning.lab.cldr import LANGUAGES, build_world
 from cctuning.lab.controlled import ControlledWorld
+from cctuning.lab.gsm8k import build_world as real_world
 from cctuning.lab.worlds import World
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A world and a base, each made from one seed."""
+    """A world and a base, each made from one seed.
+
+    Attributes:
+        search: option -> values to try, for every recipe in place of its own search.
+        trained: options of the trainer in place of the lab's.
+        benchmarks: of `cctuning evaluate`, on which recipes are scored besides the test split.
+    """
 
     says: str
     make: Callable[[int], World]
     config: BaseConfig
+    search: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    trained: Mapping[str, Any] = field(default_factory=dict)
+    benchmarks: tuple[str, ...] = ()
 
     def world(self, seed: int) -> World:
         return self.make(seed)
@@ -44,6 +54,20 @@ _THINGS = replace(_FACTS, joint_steps=400, keep=0.8, noise=0.3)
 # At the narrow base's rate a wide one does not learn what is English-only.
 _WIDE: dict[str, Any] = {"hidden_size": 192, "intermediate_size": 576, "learning_rate": 1.5e-3}
 _EMERGENT = BaseConfig(english_steps=5000, emergent=True, share=(("high", 0.38), ("mid", 0.30), ("low", 0.20)))
+_REAL = BaseConfig(
+    hidden_size=512,
+    intermediate_size=1408,
+    layers=8,
+    heads=8,
+    english_steps=900,
+    batch_size=70,
+    learning_rate=1e-3,
+    share=(("high", 0.28), ("mid", 0.28), ("low", 0.28)),
+    emergent=True,
+    switched=0,
+    vocab=16000,
+    positions=384,
+)
 _PLENTY = (("high", 0.9), ("mid", 0.9), ("low", 0.9))
 
 SETUPS: dict[str, Setup] = {
@@ -79,6 +103,14 @@ SETUPS: dict[str, Setup] = {
         "things described, chosen, compared; nothing grafted, as in `facts-emergent`, word lists code-switched too",
         _controlled("things"),
         replace(_EMERGENT, switched_lists=4),
+    ),
+    "gsm8k": Setup(
+        "real text: questions of GSM8K whose answers were read in English alone, seven languages, for a GPU",
+        real_world,
+        _REAL,
+        search={"learning_rate": (2e-4, 5e-4, 1e-3), "num_train_epochs": (4,)},
+        trained={"per_device_train_batch_size": 64, "max_length": 384},
+        benchmarks=("XNLI", "XStoryCloze", "XCOPA"),
     ),
     # One condition changed in `facts`, each:
     "facts-apart": Setup("no concept shared in the base", _controlled("facts"), replace(_FACTS, keep=0.0)),

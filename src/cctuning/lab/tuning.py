@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cctuning.connection import ConnectionConfig
 from cctuning.lab.worlds import ENGLISH, World
 from cctuning.model.loading import Loaded
@@ -17,27 +19,34 @@ OF_TRAINER = ("learning_rate", "num_train_epochs", "connection_lr_scale", "base_
 
 
 def options(
-    base: Path, rows: Path, run: Path, method: Mapping[str, Any], seed: int, **trained: Any
+    base: Path,
+    rows: Path,
+    run: Path,
+    method: Mapping[str, Any],
+    seed: int,
+    trained: Mapping[str, Any] | None = None,
+    **run_options: Any,
 ) -> tuple[RunOptions, ConnectionConfig, CCConfig]:
     """The options of a run, as `cctuning train` would parse them.
 
     Args:
-        method: options of the connection, and those of `OF_TRAINER`. trained: further ones of `RunOptions`.
+        method: options of the connection, and those of `OF_TRAINER`. trained: options of the trainer in place of the
+            lab's. run_options: further ones of `RunOptions`.
     """
+    chosen: dict[str, Any] = {"per_device_train_batch_size": 32, "max_length": 64, **(trained or {})}
     args = CCConfig(
         str(run),
-        per_device_train_batch_size=32,
         lr_scheduler_type="cosine",
         warmup_steps=10,
-        max_length=64,
         activation_checkpointing=False,
         logging_steps=0.1,
         save_strategy="no",
         report_to="none",
         seed=seed,
+        **chosen,
         **{name: value for name, value in method.items() if name in OF_TRAINER},
     )
-    return RunOptions(model=str(base), data=[str(rows)], **trained), connection(method), args
+    return RunOptions(model=str(base), data=[str(rows)], **run_options), connection(method), args
 
 
 def connection(method: Mapping[str, Any]) -> ConnectionConfig:
@@ -59,6 +68,9 @@ def right(
         bypass: without the connection's transform. live: handed the English question, over the live connection.
         languages: those asked; all, if not given.
     """
+    if torch.accelerator.is_available():
+        module: Any = loaded.connected or loaded.model
+        module.to(torch.accelerator.current_accelerator())
     # One token more than an answer has: a model that goes on after it has not answered.
     answerer = Answerer(loaded, chat=False, bypass=bypass, batch_size=256, max_new_tokens=world.answer_tokens + 1)
     flags = {}
