@@ -106,7 +106,7 @@ class RealWorld:
         return {}
 
     def text(self, lang: str, share: float, seed: int) -> list[str]:
-        """All questions with their answers and all English sentences; or a language's sentences and a share of `text`."""
+        """All questions answered and all English sentences; or a language's sentences and a share of `text`."""
         if lang != ENGLISH:
             told = [self._told(lang, row) for row in self._share(lang, share, seed)]
             return told + [row["text"] for row in self._sentences(lang)]
