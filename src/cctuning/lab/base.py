@@ -109,7 +109,13 @@ def train_tokenizer(lines: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of `size` tokens, a token a digit, for worlds of real text."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            # Not ByteLevel's own pattern, which cuts words of Indic scripts at every vowel sign.
+            pre_tokenizers.Split(" ", "merged_with_next"),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -317,8 +323,8 @@ def make_base(
         if torch.cuda.is_available():  # the other bases are small, and made on a CPU wherever one is
             model.to("cuda")  # type: ignore[arg-type]
         label = "base: real text, all languages"
-        english = [packs[ENGLISH]] * 2  # parallel lines are half English besides
-        train(model, [*packs.values(), *english], config.english_steps, *shared, label, progress, packed=True)
+        mixed = [*packs.values(), packs[ENGLISH]]  # parallel lines are half English besides
+        train(model, mixed, config.english_steps, *shared, label, progress, packed=True)
         model.cpu().eval()
         return model, tokenizer
     tokenizer = build_tokenizer(world)

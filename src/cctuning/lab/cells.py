@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from cctuning.lab.base import BaseConfig, build_base, fingerprint
-from cctuning.lab.gsm8k import DATA
 from cctuning.lab.recipes import RECIPES, Recipe
 from cctuning.lab.rivals import Job
 from cctuning.lab.setups import SETUPS
+from cctuning.lab.tico import data_folder
 from cctuning.lab.tuning import OF_TRAINER, connection, options, right
 from cctuning.lab.worlds import World
 from cctuning.model.adapter import write_atomically
@@ -186,7 +185,7 @@ def public(model: Path, world: World, benchmarks: Sequence[str], scratch: Path) 
 
     tasks = [one.tasks for one in SOURCE if one.name in benchmarks]
     languages = [lang for lang in world.languages if any(lang in own for own in tasks)]
-    data = str(Path(os.environ[DATA]) / "benchmarks")
+    data = str(data_folder() / "benchmarks")
     options = Options(languages=languages, benchmarks=list(benchmarks), data=data)
     found: dict[str, dict[str, float]] = {name: {} for name in benchmarks}
     for task in evaluate(str(model), scratch / "evaluated", options)["tasks"].values():

@@ -9,7 +9,7 @@ from typing import Any
 from cctuning.lab.base import BaseConfig
 from cctuning.lab.cldr import LANGUAGES, build_world
 from cctuning.lab.controlled import ControlledWorld
-from cctuning.lab.gsm8k import build_world as real_world
+from cctuning.lab.tico import build_world as build_tico
 from cctuning.lab.worlds import World
 
 
@@ -59,14 +59,14 @@ _REAL = BaseConfig(
     intermediate_size=1408,
     layers=8,
     heads=8,
-    english_steps=900,
-    batch_size=70,
+    english_steps=1000,
+    batch_size=80,
     learning_rate=1e-3,
-    share=(("high", 0.28), ("mid", 0.28), ("low", 0.28)),
+    share=(("high", 0.57), ("mid", 0.57), ("low", 0.57)),
     emergent=True,
     switched=0,
     vocab=16000,
-    positions=384,
+    positions=320,
 )
 _PLENTY = (("high", 0.9), ("mid", 0.9), ("low", 0.9))
 
@@ -104,11 +104,11 @@ SETUPS: dict[str, Setup] = {
         _controlled("things"),
         replace(_EMERGENT, switched_lists=4),
     ),
-    "gsm8k": Setup(
-        "real text: questions of GSM8K whose answers were read in English alone, seven languages, for a GPU",
-        real_world,
+    "tico": Setup(
+        "real text, for a GPU: sentences of TICO-19 whose documents were named in English alone; eight languages",
+        build_tico,
         _REAL,
-        search={"learning_rate": (2e-4, 5e-4, 1e-3), "num_train_epochs": (4,)},
+        search={"learning_rate": (1e-4, 2e-4, 4e-4), "num_train_epochs": (3,)},
         trained={"per_device_train_batch_size": 64, "max_length": 384},
         benchmarks=("XNLI", "XStoryCloze", "XCOPA"),
     ),
