@@ -89,7 +89,9 @@ def _run(args: Any) -> None:
         for line in found["tried"]:
             mark = "*" if found["chosen"][line["recipe"]] == line["settings"] else " "
             settings = " ".join(f"{name}={value}" for name, value in line["settings"].items())
-            print(f"{mark} {line['recipe']:18} x {line['x']:5.1f}  English {line['english']:5.1f}  {settings}")
+            live = f"live {line['live']:5.1f}" if "live" in line else ""
+            figures = f"x {line['x']:5.1f}  English {line['english']:5.1f}  {live:10}"
+            print(f"{mark} {line['recipe']:18} {figures}  {settings}")
         return
     print(markdown(args.setup, found))
     for note in found["unfit"]:

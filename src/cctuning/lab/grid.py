@@ -147,6 +147,8 @@ def search(
                 "x": sum(score(one, way_of(name)) for one in own) / len(own),
                 "english": sum(english(one, way_of(name)) for one in own) / len(own),
             }
+            if all("live" in one["right"] for one in own):
+                line["live"] = sum(score(one, "live") for one in own) / len(own)
             lines.append(line)
         for name in names:
             own_lines = [line for line in lines if line["recipe"] == name]

@@ -61,6 +61,17 @@ def replayed(world: World) -> Rows:
     return joint(world) + rows(world, "text", [ENGLISH])
 
 
+def replayed_with_free(world: World) -> Rows:
+    """`replayed`, and the `free` split's questions without their answers."""
+    return with_free(world) + rows(world, "text", [ENGLISH])
+
+
+def unpaired(world: World) -> Rows:
+    """`replayed` without a parallel: where references run at the start, each row is then its own."""
+    made = replayed(world)
+    return [row if row["lang"] == ENGLISH else {**row, "prompt_en": None} for row in made]
+
+
 def distilled(world: World) -> Rows:
     """`joint`, and the `free` questions with the answers that the world's translator makes of English's.
 
@@ -125,6 +136,21 @@ RECIPES: dict[str, Recipe] = {
         "align+replay, to the English of the model's start", {**ALIGN, **START, "align_weight": 1.0}, _REPLAY, replayed
     ),
     "cc-start+replay": Recipe("cc+replay, to the English of the model's start", START, _REPLAY, replayed),
+    "own-start+replay": Recipe(
+        "align-start+replay, each row to its own prompt at the start: no English signal",
+        {**ALIGN, **START, "align_weight": 1.0},
+        _REPLAY,
+        unpaired,
+    ),
+    "align-start+free+replay": Recipe(
+        "align-start+replay and questions without answers",
+        {**ALIGN, **START, "align_weight": 1.0},
+        _REPLAY,
+        replayed_with_free,
+    ),
+    "cc-start+free+replay": Recipe(
+        "cc-start+replay and questions without answers", START, _REPLAY, replayed_with_free
+    ),
     "translation": Recipe("joint SFT and translation pairs", PLAIN, _EPOCHS, translated),
     "distillation": Recipe("joint SFT and the base's English answers to more questions", PLAIN, _EPOCHS, distilled),
     "cc": Recipe("the gated connection, defaults", {}, _EPOCHS),
