@@ -66,7 +66,8 @@ def ratios(cases: Sequence[Result], accelerator: bool = False) -> str:
     ]
     if accelerator:
         kept = [0, 1, 2, 4, 5, 7]
-        head, rows = ["case", "against", "time", *(head[i] for i in kept[3:])], [[row[i] for i in kept] for row in rows]
+        head = ["case", "against", "time", *(head[i] for i in kept[3:])]
+        rows = [[row[i] for i in kept] for row in rows]
     return table(head, rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from peft import LoraConfig
 
 from cctuning import ConnectedModel, ConnectionConfig, UserError
 from cctuning.model.passes import Batch
+from cctuning.training import CCConfig
+from cctuning.training.parallel import weights_sharded
 from tests.conftest import paired_batch, shake, tiny_llama
 from tests.parity.test_invariants import assert_same, gradients
-from tests.training.test_trainer import losses, rows, trainer
+from tests.training.test_trainer import CURRENT, losses, rows, trainer
 
 START = {"reference_weights": "start"}
 
@@ -86,7 +89,7 @@ def test_a_row_that_is_its_own_parallel_draws_english_back():
 
 def test_the_trainer_pairs_rows_of_the_reference_language_with_themselves(tmp_path):
     own = trainer(tmp_path / "own", START)
-    given = trainer(tmp_path / "given")
+    given = trainer(tmp_path / "given", CURRENT)
     mine, theirs = own.train_dataset, given.train_dataset
     english = [i for i, row in enumerate(theirs) if not row["reference_input_ids"]]
     assert english and any(row["reference_input_ids"] for row in theirs)
@@ -105,7 +108,49 @@ def test_the_copy_is_one_and_of_what_trains_alone(tmp_path):
     assert kept and all("lora_" in name for name in kept)
     decay = next(one for one in made.callback_handler.callbacks if type(one).__name__ == "BaseDecay")
     assert decay.start is made.connected.start
-    assert trainer(tmp_path / "current").connected.start is None
+    assert trainer(tmp_path / "current", CURRENT).connected.start is None
+
+
+@pytest.mark.parametrize(
+    ("connection", "settled"),
+    [
+        ({}, "start"),
+        (CURRENT, "current"),
+        ({"reference_gradient": True}, "current"),
+        ({"connection": "adaptive"}, "current"),
+        ({"connection": "none"}, "current"),
+    ],
+)
+def test_the_start_is_the_default_where_it_can_be_kept(connection, settled, tmp_path):
+    made = trainer(tmp_path, connection)
+    assert made.connected.config.reference_weights == settled
+    assert (made.connected.start is not None) == (settled == "start")
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
+def test_on_sharded_weights_the_default_is_the_paper_s(name, monkeypatch):
+    """Whole runs of both kinds: tests/parity/test_distributed_runs.py."""
+    args = CCConfig("unused", use_cpu=True)
+    assert not weights_sharded(args) and weights_sharded(dataclasses.replace(args, deepspeed=None)) is False
+    monkeypatch.setenv(name, "true")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    assert weights_sharded(args)
+    assert ConnectionConfig().settled(sharded=True).reference_weights == "current"
+    assert ConnectionConfig(**START).settled(sharded=True).reference_weights == "start"  # and refused by name
+
+
+def test_a_loop_of_one_s_own_goes_by_keep_start(batch):
+    """Unset, references run through the model as it trains until its start is kept."""
+    connected = ConnectedModel.attach(copy.deepcopy(tiny_llama()), ConnectionConfig()).train()
+    connected.keep_start()
+    kept = connected(**batch).align_loss
+    with torch.no_grad():
+        for parameter in connected.model.parameters():
+            parameter.mul_(1.05)
+    moved = connected(**batch).align_loss
+    connected.start = None
+    assert not torch.equal(moved, connected(**batch).align_loss) and torch.isfinite(kept)
 
 
 def test_a_saved_connection_runs_as_ever(tmp_path, batch):

@@ -41,6 +41,9 @@ def trainer(path, connection=None, peft_config=None, base=None, train=None, call
     )
 
 
+CURRENT = {"reference_weights": "current"}  # rows in the reference language then have no reference
+
+
 def losses(made: CCTrainer) -> list[float]:
     return [entry["loss"] for entry in made.state.log_history if "loss" in entry]
 
@@ -181,7 +184,7 @@ def test_metrics_are_logged_by_name(tmp_path):
 
 def test_trl_names_for_columns_are_understood(tmp_path):
     renamed = rows().rename_columns({"response": "completion", "reference": "prompt_en"}).remove_columns("row")
-    made = trainer(tmp_path, train=renamed)
+    made = trainer(tmp_path, CURRENT, train=renamed)
     assert sum(bool(r) for r in made.train_dataset["reference_input_ids"]) == sum(
         r is not None for r in rows()["reference"]
     )
@@ -214,7 +217,7 @@ def test_packing_is_refused(tmp_path):
 def test_a_row_in_the_reference_language_is_its_own_parallel(tmp_path):
     """Also where its parallel's column is filled with the prompt itself."""
     filled = rows().map(lambda row: {"reference": row["reference"] or row["prompt"]})
-    made = trainer(tmp_path, train=filled)
+    made = trainer(tmp_path, CURRENT, train=filled)
     english = [
         bool(ids)
         for ids, row in zip(made.train_dataset["reference_input_ids"], rows(), strict=True)

@@ -3,14 +3,14 @@
 The dataclass below is the Python API, the command line's flags and the recipe's YAML keys at the same time; the
 `help` of a field is its documentation in all three. Defaults are the cheap recipe that did best on an untouched test
 split of the controlled worlds (docs/method.md): the fused pass annealed away over training, the transform at every
-position and of low rank so that it folds and exports, the reference pass without gradient.
+position and of low rank so that it folds and exports, the reference pass without gradient through the model's start.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from cctuning.errors import UserError
@@ -96,11 +96,12 @@ class ConnectionConfig:
         False, "Backpropagate through the reference pass too (dearer: it runs padded in the same batch)."
     )
 
-    reference_weights: str = _option(
-        "current",
-        "What the references run through: the model as it trains (current, as in the paper), or as it was when "
-        "training began (start): what is aligned to stands still, and rows in the reference language are aligned to "
-        "what they were. start holds a copy of the tuned weights.",
+    reference_weights: str | None = _option(
+        None,
+        "What the references run through: the model as it was when training began (start: what is aligned to stands "
+        "still, rows in the reference language are held to what they were, and a copy of the tuned weights is kept), "
+        "or as it trains (current, as in the paper). Unset: start, and current where that cannot be: on sharded "
+        "weights, with reference_gradient, with connection: adaptive.",
         REFERENCES,
     )
 
@@ -142,6 +143,17 @@ class ConnectionConfig:
         if self.reference_weights == "start" and (self.reference_gradient or self.connection == "adaptive"):
             other = "connection: adaptive" if self.connection == "adaptive" else "reference_gradient"
             raise UserError(f"reference_weights: start gives references no gradient, which {other} needs; unset one.")
+
+    def settled(self, sharded: bool) -> ConnectionConfig:
+        """The same with `reference_weights` said.
+
+        Args:
+            sharded: the run's weights lie in shards, and their start is not kept.
+        """
+        if self.reference_weights is not None:
+            return self
+        kept = self.connection == "gated" and not self.reference_gradient and not sharded
+        return replace(self, reference_weights="start" if kept else "current")
 
     @property
     def where_fused(self) -> str:

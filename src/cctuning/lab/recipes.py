@@ -66,10 +66,9 @@ def replayed_with_free(world: World) -> Rows:
     return with_free(world) + rows(world, "text", [ENGLISH])
 
 
-def unpaired(world: World) -> Rows:
-    """`replayed` without a parallel: where references run at the start, each row is then its own."""
-    made = replayed(world)
-    return [row if row["lang"] == ENGLISH else {**row, "prompt_en": None} for row in made]
+def own_parallels(world: World) -> Rows:
+    """`replayed` with each row's own prompt in place of the English one."""
+    return [{**row, "prompt_en": row["prompt"]} for row in replayed(world)]
 
 
 def distilled(world: World) -> Rows:
@@ -140,7 +139,7 @@ RECIPES: dict[str, Recipe] = {
         "align-start+replay, each row to its own prompt at the start: no English signal",
         {**ALIGN, **START, "align_weight": 1.0},
         _REPLAY,
-        unpaired,
+        own_parallels,
     ),
     "align-start+free+replay": Recipe(
         "align-start+replay and questions without answers",

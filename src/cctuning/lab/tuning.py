@@ -50,8 +50,9 @@ def options(
 
 
 def connection(method: Mapping[str, Any]) -> ConnectionConfig:
-    """The connection that `method` asks for, its defaults filled in."""
-    return ConnectionConfig(**{name: value for name, value in method.items() if name not in OF_TRAINER})
+    """The connection that `method` asks for, its defaults filled in; references run as the paper's unless it says."""
+    asked = {name: value for name, value in method.items() if name not in OF_TRAINER}
+    return ConnectionConfig(**{"reference_weights": "current", **asked})
 
 
 def right(

@@ -162,6 +162,8 @@ class ConnectedModel(nn.Module):
     def keep_start(self, start: StartingWeights | None = None) -> None:
         """Keep the tuned weights as they are now, for `reference_weights: start`; `CCTrainer` does.
 
+        In a loop of one's own, where `reference_weights` is unset, references run through them from then on.
+
         Args:
             start: a copy that is at hand already; None: make one.
         """
@@ -289,9 +291,9 @@ class ConnectedModel(nn.Module):
             if self.config.reference_gradient and self.training:
                 ids, mask = append_references(step, batch, pad=int(batch.input_ids[0, 0]))
             else:
-                from_start = self.training and self.config.reference_weights == "start"
-                if from_start and self.start is None:
+                if self.training and self.config.reference_weights == "start" and self.start is None:
                     raise UserError("reference_weights: start: call keep_start() before the first step.")
+                from_start = self.training and self.config.reference_weights != "current"
                 recorded = self._reference_pass(batch, self.start if from_start else None)
                 step.plan.reference, step.plan.memory = recorded.reference, recorded.memory
         elif self.config.connection != "none" and not self.config.reference_gradient and several_processes():

@@ -41,7 +41,7 @@ class BaseDecay(TrainerCallback):
                 parameter.lerp_(start, share)
 
 
-def check_start(decay: float, reference_weights: str, sharded: bool) -> None:
+def check_start(decay: float, reference_weights: str | None, sharded: bool) -> None:
     """Raise `UserError` for a decay that is negative, or for what a sharded run cannot keep."""
     if decay < 0:
         raise UserError(f"base_decay: expected 0 (off) or more, got {decay}.")

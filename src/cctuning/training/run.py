@@ -88,6 +88,7 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
             if new and directory.is_dir() and not any(directory.iterdir()):
                 directory.rmdir()  # the trainer made it
             raise
+        connection = trainer.connected.config  # what was unset is settled now
         trainer.accelerator.wait_for_everyone()  # every process has claimed the directory before one writes in it
         log.notes += [*changes(directory, options, connection, args, record)] if checkpoint else []
         record |= {"checkpoint": checkpoint, "notes": log.notes}

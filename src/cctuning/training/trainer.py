@@ -11,6 +11,7 @@ The members of `SFTTrainer` and `Trainer` that are overridden although they are 
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,11 @@ from cctuning.training.base_decay import BaseDecay, check_start
 from cctuning.training.card import write_model_card
 from cctuning.training.config import CCConfig
 from cctuning.training.decisions import watch_decisions
-from cctuning.training.parallel import check_engine, check_launch
+from cctuning.training.parallel import check_engine, check_launch, weights_sharded
 from cctuning.training.profiling import StepProfiler
 from cctuning.training.uneven import FILLER, without_repeats
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = ["input_ids", "labels", "reference_input_ids", "row"]
 
@@ -100,7 +103,11 @@ class CCTrainer(SFTTrainer):
         self.skipped: list[tuple[str, str]] = []
         self.fit: Fit | None = None
         self.chat = args.chat
-        self._own_parallels = bool(connection_config and connection_config.reference_weights == "start")
+        given = connection_config or ConnectionConfig()
+        settled = given.settled(weights_sharded(args))
+        if (given.reference_weights, settled.reference_weights, settled.connection) == (None, "current", "gated"):
+            logger.warning("reference_weights: current (start is not kept on sharded weights or with a gradient)")
+        self._own_parallels = settled.reference_weights == "start"
         self._rows_in_step: Tensor | int | None = None
         self._embedding: Tensor | None = None  # gathered, of the model as it is being saved
         self._origins: dict[int, str] = {}
@@ -117,7 +124,7 @@ class CCTrainer(SFTTrainer):
         if self.is_distributed_loading_by_transformers:
             raise UserError("model: transformers has dealt it out over processes (tp_plan, …); load it whole.")
         # Attached after PEFT: before it, PEFT would freeze the connection, and hooks would miss the LoRA's share.
-        self.connected = ConnectedModel.attach(self.model, connection_config)
+        self.connected = ConnectedModel.attach(self.model, settled)
         self.connected.seed = args.seed
         self.connected.reference_language = args.reference_language
         self._decisions = watch_decisions(self.connected) if args.log_connection else {}
