@@ -66,6 +66,16 @@ def replayed_with_free(world: World) -> Rows:
     return with_free(world) + rows(world, "text", [ENGLISH])
 
 
+def replayed_mispaired(world: World) -> Rows:
+    """`mispaired`, and English rehearsed."""
+    return mispaired(world) + rows(world, "text", [ENGLISH])
+
+
+def replayed_translated(world: World) -> Rows:
+    """`translated`, and English rehearsed."""
+    return translated(world) + rows(world, "text", [ENGLISH])
+
+
 def own_parallels(world: World) -> Rows:
     """`replayed` with each row's own prompt in place of the English one."""
     return [{**row, "prompt_en": row["prompt"]} for row in replayed(world)]
@@ -149,6 +159,19 @@ RECIPES: dict[str, Recipe] = {
     ),
     "cc-start+free+replay": Recipe(
         "cc-start+replay and questions without answers", START, _REPLAY, replayed_with_free
+    ),
+    "cc-start-no-decision+replay": Recipe(
+        "cc-start+replay, a = 0.5 everywhere", {"decision": "fixed", **START}, _REPLAY, replayed
+    ),
+    "cc-start-no-transform+replay": Recipe(
+        "cc-start+replay without W, in training too", {"transform": "none", **START}, _REPLAY, replayed
+    ),
+    "wrong-english-start+replay": Recipe(
+        "cc-start+replay with another row's English", START, _REPLAY, replayed_mispaired
+    ),
+    "translation+replay": Recipe("translation and English rehearsed", PLAIN, _REPLAY, replayed_translated),
+    "cc-start+translation+replay": Recipe(
+        "cc-start+replay and translation pairs", START, _REPLAY, replayed_translated
     ),
     "translation": Recipe("joint SFT and translation pairs", PLAIN, _EPOCHS, translated),
     "distillation": Recipe("joint SFT and the base's English answers to more questions", PLAIN, _EPOCHS, distilled),
