@@ -120,6 +120,7 @@ def check(
         raise UserError("bases: expected at least one to report and one to search on.")
     if not slack >= 0:
         raise UserError(f"english_slack: expected points of English, zero or more, got {slack:g}.")
+    SETUPS[setup].world(search_bases[0])  # a world of real rows says here what it lacks, and not in every worker
 
 
 def unfit(summary: Mapping[str, Any]) -> list[str]:
