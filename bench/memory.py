@@ -36,6 +36,7 @@ CASES: dict[str, ConnectionConfig | None] = {
     "TRL": None,
     "plain": NONE,
     "sampled": ConnectionConfig(),
+    "sampled, references as it trains": ConnectionConfig(reference_weights="current"),
     "sampled, decision_rank 64": ConnectionConfig(decision_rank=64),
     FULL_NORMS: ConnectionConfig(),
     "both": ConnectionConfig(paths="both"),

@@ -33,6 +33,7 @@ SAMPLED = ConnectionConfig()
 CASES: dict[str, tuple[ConnectionConfig, int, float | None]] = {  # name -> connection, rows a reference, target
     "sampled": (SAMPLED, 1, 1.20),
     "sampled, 8 languages": (SAMPLED, 8, 1.06),
+    "sampled, references as it trains": (ConnectionConfig(reference_weights="current"), 1, None),
     "student": (ConnectionConfig(paths="student"), 1, None),
     "both": (ConnectionConfig(paths="both"), 1, None),
     "sampled, gradient through the reference": (ConnectionConfig(reference_gradient=True), 1, None),
