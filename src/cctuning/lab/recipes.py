@@ -66,6 +66,11 @@ def replayed_with_free(world: World) -> Rows:
     return with_free(world) + rows(world, "text", [ENGLISH])
 
 
+def replayed_with_text(world: World) -> Rows:
+    """`with_text`, and English rehearsed: the baseline of `replayed_with_free`, given the same questions."""
+    return with_text(world) + rows(world, "text", [ENGLISH])
+
+
 def replayed_mispaired(world: World) -> Rows:
     """`mispaired`, and English rehearsed."""
     return mispaired(world) + rows(world, "text", [ENGLISH])
@@ -160,6 +165,7 @@ RECIPES: dict[str, Recipe] = {
     "cc-start+free+replay": Recipe(
         "cc-start+replay and questions without answers", START, _REPLAY, replayed_with_free
     ),
+    "vanilla+text+replay": Recipe("vanilla+replay and the same questions as text", PLAIN, _REPLAY, replayed_with_text),
     "cc-start-no-decision+replay": Recipe(
         "cc-start+replay, a = 0.5 everywhere", {"decision": "fixed", **START}, _REPLAY, replayed
     ),

@@ -40,6 +40,7 @@ PAIRS = (  # what the lab is asked: the first minus the second
     ("cc-start+free+replay", "cc-start+replay"),
     ("cc-start+free+replay", "align-start+free+replay"),
     ("cc-start+free+replay", "vanilla+replay"),
+    ("cc-start+free+replay", "vanilla+text+replay"),
     ("cc+replay", "cc"),
     ("cc", "cc-no-decision"),
     ("cc", "cc-no-transform"),
