@@ -39,6 +39,8 @@ def world(tmp_path_factory) -> Path:
         "save_strategy": "steps",
         "save_steps": 2,
     }
+    (path / "unset.yaml").write_text(yaml.safe_dump(recipe))
+    recipe["reference_weights"] = "current"  # what every engine can do
     (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for tune in ("full", "lora"):
         alone(path, path / f"one-{tune}", "--tune", tune)
@@ -51,7 +53,9 @@ def alone(world: Path, run: Path, *options: object) -> None:
     done("train", "--config", world / "recipe.yaml", "--output_dir", run, *batch, *options)
 
 
-def start(world: Path, engine: str, processes: int, run: Path, *options: object) -> subprocess.Popen:
+def start(
+    world: Path, engine: str, processes: int, run: Path, *options: object, recipe: str = "recipe.yaml"
+) -> subprocess.Popen:
     """`accelerate launch … cctuning train`, with the configuration that is in the recipes."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", processes]
     config = CONFIGS / f"{engine}.yaml"
@@ -60,7 +64,7 @@ def start(world: Path, engine: str, processes: int, run: Path, *options: object)
         config.write_text((CONFIGS / "ddp.yaml").read_text() + "use_cpu: true\n")
         options = ("--use_cpu", True, *options)
     command += ["--config_file", config, "--mixed_precision", "no", "--main_process_port", "0"]
-    command += ["-m", "tests.parity.launched", "train", "--config", world / "recipe.yaml", "--output_dir", run]
+    command += ["-m", "tests.parity.launched", "train", "--config", world / recipe, "--output_dir", run]
     command += ["--per_device_train_batch_size", 8 // processes, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     return subprocess.Popen(
@@ -73,9 +77,9 @@ def start(world: Path, engine: str, processes: int, run: Path, *options: object)
     )
 
 
-def launch(world: Path, engine: str, processes: int, run: Path, *options: object) -> str:
+def launch(world: Path, engine: str, processes: int, run: Path, *options: object, **named: str) -> str:
     """Run to the end; what was printed."""
-    process = start(world, engine, processes, run, *options)
+    process = start(world, engine, processes, run, *options, **named)
     try:
         said, _ = process.communicate(timeout=150)
     except subprocess.TimeoutExpired:
@@ -146,11 +150,15 @@ def test_references_through_the_start_in_several_processes(tune, world, tmp_path
     alone(world, tmp_path / "one", *options)
     launch(world, "ddp", 2, tmp_path / "two", *options)
     same(tmp_path / "one", tmp_path / "two")
-    with pytest.raises(AssertionError):  # and it is another run than the default's
+    with pytest.raises(AssertionError):  # and it is another run than with references as the model trains
         same(world / f"one-{tune}", tmp_path / "one")
 
 
-def test_the_start_of_sharded_weights_is_refused(world, tmp_path):
+def test_the_start_of_sharded_weights_is_refused_and_is_not_their_default(world, tmp_path):
+    said = launch(world, "fsdp2", 2, tmp_path / "unset", recipe="unset.yaml")
+    same(world / "one-full", tmp_path / "unset")
+    assert said.count("note: reference_weights: current") == 1
+    assert yaml.safe_load((tmp_path / "unset" / "config.yaml").read_text())["reference_weights"] == "current"
     process = start(world, "fsdp2", 2, tmp_path / "run", "--reference_weights", "start")
     said, _ = process.communicate(timeout=150)
     assert process.returncode != 0 and "reference_weights: the weights of this run are sharded" in said

@@ -164,6 +164,10 @@ def prepare(
     except (ValueError, ImportError, RuntimeError, OSError) as error:  # how TRL, PEFT and report_to refuse options
         raise UserError(f"options: {error}") from error
     check_sizes(trainer)
+    settled = trainer.connected.config
+    moved = connection.reference_weights is None and settled.reference_weights == "current"
+    if moved and settled.connection == "gated":
+        logger.warning("reference_weights: current, as the start of sharded weights, or with a gradient, is not kept")
     left_out = len(report.skipped) + (len(eval_report.skipped) if eval_report else 0) + len(trainer.skipped)
     if left_out:
         logger.warning(f"{left_out} rows left out (bad_rows: skip); {RUN_FILE} lists them.")

@@ -11,7 +11,6 @@ The members of `SFTTrainer` and `Trainer` that are overridden although they are 
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +39,6 @@ from cctuning.training.decisions import watch_decisions
 from cctuning.training.parallel import check_engine, check_launch, weights_sharded
 from cctuning.training.profiling import StepProfiler
 from cctuning.training.uneven import FILLER, without_repeats
-
-logger = logging.getLogger(__name__)
 
 COLUMNS = ["input_ids", "labels", "reference_input_ids", "row"]
 
@@ -103,10 +100,7 @@ class CCTrainer(SFTTrainer):
         self.skipped: list[tuple[str, str]] = []
         self.fit: Fit | None = None
         self.chat = args.chat
-        given = connection_config or ConnectionConfig()
-        settled = given.settled(weights_sharded(args))
-        if (given.reference_weights, settled.reference_weights, settled.connection) == (None, "current", "gated"):
-            logger.warning("reference_weights: current (start is not kept on sharded weights or with a gradient)")
+        settled = (connection_config or ConnectionConfig()).settled(weights_sharded(args))
         self._own_parallels = settled.reference_weights == "start"
         self._rows_in_step: Tensor | int | None = None
         self._embedding: Tensor | None = None  # gathered, of the model as it is being saved
