@@ -11,7 +11,7 @@ import torch
 
 from cctuning.cli import main
 from cctuning.errors import UserError
-from cctuning.lab import setups
+from cctuning.lab import setups, table
 from cctuning.lab.base import BaseConfig, build_base, joint_text, new_model
 from cctuning.lab.cells import Cell, run
 from cctuning.lab.subwords import pack, positions_of, train_tokenizer
@@ -131,6 +131,10 @@ def test_a_cell_scores_the_test_split_and_the_benchmarks(folder, monkeypatch, tm
     scored = record["benchmarks"]
     assert set(scored) == {"XCOPA", "XNLI"} and set(scored["XNLI"]) == {*TONGUES} - {"id"}
     assert all(0 <= one <= 100 for by in scored.values() for one in by.values())
+    summary = table.summarise([TicoWorld(folder, 3, SIZES)] * 2, {"cc-start+replay": [record, record]})
+    xnli = scored["XNLI"]
+    others_mean = sum(one for lang, one in xnli.items() if lang != ENGLISH) / (len(xnli) - 1)
+    assert f"{xnli[ENGLISH]:.1f}, {others_mean:.1f}" in table.markdown("tico", summary).splitlines()[-1]
     assert "benchmarks" not in run(dataclasses.replace(cell, split="dev"), tmp_path)
     base = build_base(TicoWorld(folder, 3, SIZES), tmp_path / "bases", dataclasses.replace(SMALL, seed=3), False)
     assert (tmp_path / "bases" / base.name).is_dir()

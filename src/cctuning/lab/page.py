@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cctuning.lab.base import BaseConfig
 from cctuning.lab.grid import SLACK
 from cctuning.lab.plot import against_vanilla
 from cctuning.lab.recipes import RECIPES
@@ -45,15 +46,7 @@ def page(
         asked = f" --settings_of {searched}"
     elif search_bases != [100] or slack != SLACK:
         asked = f" --search_bases {' '.join(map(str, search_bases))} --english_slack {slack:g}"
-    made = SETUPS[setup].config
-    lists = f"and {made.switched_lists} of the word list " if made.switched_lists else ""
-    taught = (
-        f"{made.english_steps} steps of all languages at once, nothing grafted, parallel lines and {made.switched} "
-        f"code-switched versions of each line {lists}among the text; the languages"
-        if made.emergent
-        else f"{made.english_steps} steps of English, graft (keep {made.keep}, noise {made.noise}, language vector "
-        f"{made.language_vector}), {made.joint_steps} steps of all languages, which"
-    )
+    made, batch = SETUPS[setup].config, SETUPS[setup].trained.get("per_device_train_batch_size", 32)
     lines = [
         f"# {setup}: {SETUPS[setup].says}",
         "",
@@ -66,14 +59,15 @@ def page(
         "## Set-up",
         "",
         f"- World and base of the same seed, for each of {len(bases)} seeds: width {made.hidden_size}, {made.layers} "
-        f"layers; {taught} read "
+        f"layers; {_taught(made)} read "
         + ", ".join(f"{share:.0%} ({tier})" for tier, share in made.share)
         + " of the questions.",
         f"- Every recipe: the settings that did best of {_most(search)} on the dev split of base "
         + f"{' and '.join(map(str, search_bases))} of `{searched}`, not reported, "
         f"if they kept English within {slack:g} point of the base's; where none did, the best of those that kept most "
         "of it.",
-        "- The same trainer, batch (32), schedule (cosine) and rows for all, but where the recipe is other rows.",
+        f"- The same trainer, batch ({batch}), schedule (cosine) and rows for all, but where the recipe is other "
+        "rows.",
         f"- Machine: {summary['machine']}; " + ", ".join(f"{name} {one}" for name, one in versions.items()) + ".",
         "",
         "## Result",
@@ -103,6 +97,25 @@ def page(
         "",
     ]
     return "\n".join(lines)
+
+
+def _taught(made: BaseConfig) -> str:
+    """How the base came to what it knows, up to the word `read`."""
+    if made.vocab:
+        return (
+            f"a BPE of {made.vocab} tokens; {made.english_steps} steps of {made.batch_size} rows of {made.positions} "
+            "tokens of real text; the languages"
+        )
+    if made.emergent:
+        lists = f"and {made.switched_lists} of the word list " if made.switched_lists else ""
+        return (
+            f"{made.english_steps} steps of all languages at once, nothing grafted, parallel lines and "
+            f"{made.switched} code-switched versions of each line {lists}among the text; the languages"
+        )
+    return (
+        f"{made.english_steps} steps of English, graft (keep {made.keep}, noise {made.noise}, language vector "
+        f"{made.language_vector}), {made.joint_steps} steps of all languages, which"
+    )
 
 
 def _section(text: str, name: str) -> str:

@@ -143,11 +143,25 @@ def summarise(worlds: Sequence[World], results: Results) -> dict[str, Any]:
         for way in ("bypass", "live"):
             if all(way in one["right"] for one in records) and not (recipe in RECIPES and RECIPES[recipe].of):
                 entry[way] = _mean([score(one, way) for one in records])
+        if all("benchmarks" in one for one in records):
+            entry["benchmarks"] = benchmarks([one["benchmarks"] for one in records])
         summary["recipes"][recipe] = entry
     for first, second in PAIRS:
         if first in results and second in results and len(results[first]) > 1:
             summary["differences"][f"{first} - {second}"] = _difference(world, kinds, results, first, second)
     return summary
+
+
+def benchmarks(scored: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, list[float]]:
+    """Benchmark -> % in English and in the mean of the other languages, means over bases."""
+
+    def x(by: Mapping[str, float]) -> float:
+        return _mean([share for lang, share in by.items() if lang != ENGLISH])
+
+    return {
+        name: [_mean([one[name][ENGLISH] for one in scored]), _mean([x(one[name]) for one in scored])]
+        for name in scored[0]
+    }
 
 
 def _difference(
@@ -214,7 +228,7 @@ def markdown(setup: str, summary: Mapping[str, Any]) -> str:
         for name, entry in summary["differences"].items():
             cells = [_interval(entry["x"], bold=True), f"{entry['x']['wins']} of {bases}", _interval(entry["english"])]
             lines.append(f"| {name} | " + " | ".join(cells + [_interval(entry[by][head]) for head in heads]) + " |")
-    lines += _by_task(summary)
+    lines += _by_task(summary) + _by_benchmark(summary)
     return "\n".join(lines) + "\n"
 
 
@@ -227,6 +241,19 @@ def _by_task(summary: Mapping[str, Any]) -> list[str]:
         lines.append(f"| `{recipe}` | " + " | ".join(f"{entry['tasks'][task]:.1f}" for task in tasks) + " |")
     for name, entry in summary["differences"].items():
         lines.append(f"| {name} | " + " | ".join(_interval(entry["tasks"][task]) for task in tasks) + " |")
+    return lines
+
+
+def _by_benchmark(summary: Mapping[str, Any]) -> list[str]:
+    """A table of public benchmarks, where the setup has any."""
+    scored = {recipe: entry["benchmarks"] for recipe, entry in summary["recipes"].items() if "benchmarks" in entry}
+    if not scored:
+        return []
+    names = list(next(iter(scored.values())))
+    lines = ["", "Public benchmarks by `cctuning evaluate`, %: English, and the mean of the other languages:", ""]
+    lines += ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    for recipe, by in scored.items():
+        lines.append(f"| `{recipe}` | " + " | ".join(f"{by[name][0]:.1f}, {by[name][1]:.1f}" for name in names) + " |")
     return lines
 
 
