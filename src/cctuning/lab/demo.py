@@ -38,20 +38,22 @@ from cctuning.training.run import resolved, train
 
 HELD_OUT = "held-out.jsonl"
 
-# Best of eight settings each on the dev split of a base apart, by one rule: `cctuning lab run cldr` (docs/demo.md).
+# Best of eight settings each on the dev split of a base apart, by one rule: docs/lab/cldr-start.md has the command.
+START = {"reference_weights": "start"}
 RECIPES: dict[str, dict[str, Any]] = {
-    "vanilla": {"connection": "none", "learning_rate": 5e-4, "num_train_epochs": 8, "base_decay": 25.0},
+    "vanilla": {"connection": "none", "learning_rate": 1e-3, "num_train_epochs": 8, "base_decay": 25.0},
     "align": {
         "paths": "student",
         "decision": "fixed",
         "decision_value": 1.0,
         "transform": "none",
         "align_weight": 1.0,
-        "learning_rate": 1e-3,
+        "learning_rate": 5e-4,
         "num_train_epochs": 8,
         "base_decay": 25.0,
+        **START,
     },
-    "cc": {"learning_rate": 1e-3, "num_train_epochs": 8, "base_decay": 25.0},
+    "cc": {"learning_rate": 5e-4, "num_train_epochs": 8, "base_decay": 25.0, **START},
 }
 
 
