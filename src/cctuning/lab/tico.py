@@ -86,7 +86,8 @@ class TicoWorld:
         for split, size in (sizes or SPLITS).items():
             self._splits[split] = order[start : start + size]
             start += size
-        self._splits |= {"text": order[start:], "free": []}
+        # A base has read what is left without its document: it will do for rows without an answer, too.
+        self._splits |= dict.fromkeys(("text", "free"), order[start:])
         if not self._splits["text"]:
             raise UserError(f"{folder}: {len(kept)} sentences are there in every language; expected over {start}.")
 
