@@ -138,6 +138,7 @@ _WEIGHT = {"learning_rate": RATES, "num_train_epochs": (8,), "align_weight": (1.
 
 _NOISE = {"noise": (*NOISES, "mixed"), "weight": (0.2, 1.0)}
 _ADAPTERS = {"language_steps": (50, 100), "base_decay": (0.0, 10.0, 20.0, 50.0)}
+_LONGER_REPLAY = {"learning_rate": RATES, "num_train_epochs": (12, 16), "base_decay": (0.0, 25.0)}
 _REPLAY = {"learning_rate": RATES, "num_train_epochs": (8,), "base_decay": (0.0, 25.0, 50.0, 75.0)}
 
 RECIPES: dict[str, Recipe] = {
@@ -164,6 +165,13 @@ RECIPES: dict[str, Recipe] = {
     ),
     "cc-start+free+replay": Recipe(
         "cc-start+replay and questions without answers", START, _REPLAY, replayed_with_free
+    ),
+    "more-steps+replay": Recipe("vanilla+replay for longer", PLAIN, _LONGER_REPLAY, replayed),
+    "capacity+replay": Recipe(
+        "cc's transform, no English signal, English rehearsed",
+        {"paths": "student", "align_weight": 0.0},
+        _REPLAY,
+        replayed,
     ),
     "vanilla+text+replay": Recipe("vanilla+replay and the same questions as text", PLAIN, _REPLAY, replayed_with_text),
     "cc-start-no-decision+replay": Recipe(

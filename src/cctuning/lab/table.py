@@ -36,6 +36,8 @@ PAIRS = (  # what the lab is asked: the first minus the second
     ("cc-start+replay", "cc-start-no-decision+replay"),
     ("cc-start+replay", "cc-start-no-transform+replay"),
     ("cc-start+replay", "wrong-english-start+replay"),
+    ("cc-start+replay", "more-steps+replay"),
+    ("cc-start+replay", "capacity+replay"),
     ("cc-start+translation+replay", "translation+replay"),
     ("cc-start+free+replay", "cc-start+replay"),
     ("cc-start+free+replay", "align-start+free+replay"),
