@@ -150,7 +150,7 @@ RECIPES: dict[str, Recipe] = {
     "align-start+replay": Recipe(
         "align+replay, to the English of the model's start", {**ALIGN, **START, "align_weight": 1.0}, _REPLAY, replayed
     ),
-    "cc-start+replay": Recipe("cc+replay, to the English of the model's start", START, _REPLAY, replayed),
+    "cc-start+replay": Recipe("the defaults and English rehearsed", START, _REPLAY, replayed),
     "own-start+replay": Recipe(
         "align-start+replay, each row to its own prompt at the start: no English signal",
         {**ALIGN, **START, "align_weight": 1.0},
@@ -189,7 +189,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "translation": Recipe("joint SFT and translation pairs", PLAIN, _EPOCHS, translated),
     "distillation": Recipe("joint SFT and the base's English answers to more questions", PLAIN, _EPOCHS, distilled),
-    "cc": Recipe("the gated connection, defaults", {}, _EPOCHS),
+    "cc": Recipe("the gated connection, aligned to the model as it trains", {}, _EPOCHS),
     "cc-no-decision": Recipe("a = 0.5 everywhere", {"decision": "fixed"}, _EPOCHS),
     "cc-no-transform": Recipe("trained as cc, inference without W", {}, _EPOCHS, of="cc"),
     "cc-nonlinear": Recipe("cc with a non-linear transform", {"transform": "nonlinear"}, _EPOCHS),
