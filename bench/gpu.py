@@ -102,6 +102,8 @@ class Bench:
         rank = 64 if setup.lora else None  # a full gate of d x d a layer outweighs a LoRA
         self.connected = ConnectedModel.attach(model, ConnectionConfig(decision_rank=rank)).train()
         self.connected.step, self.connected.total_steps = 50, 101  # `sampled`: half of the rows are fused
+        self.connected.keep_start()  # the default's reference
+        self.kept = self.connected.start
         self.batch = batch_of(setup, seed, device)
         self.shared = batch_of(setup, seed, device, languages=min(8, setup.batch.rows))
         self.optimizer: torch.optim.Optimizer | None = None
@@ -112,6 +114,7 @@ class Bench:
             "plain": self.plain,
             LOSS: self.own_loss,
             "sampled": lambda: self.connect("sampled", self.batch),
+            "sampled, references as it trains": lambda: self.connect("sampled", self.batch, kept=False),
             "sampled, 8 languages": lambda: self.connect("sampled", self.shared),
             "both": lambda: self.connect("both", self.batch),
         }
@@ -134,8 +137,9 @@ class Bench:
             out = self.connected.model(**inputs, fused_lm_head=True)
             return -out.log_probs.sum() / out.label_mask.sum()
 
-    def connect(self, paths: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def connect(self, paths: str, batch: dict[str, torch.Tensor], kept: bool = True) -> torch.Tensor:
         self.connected.config.paths = paths
+        self.connected.start = self.kept if kept else None
         return self.connected(**batch, loss_only=True).loss
 
     def step(self, loss: Callable[[], torch.Tensor]) -> None:
