@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import pytest
 import torch
@@ -131,7 +130,7 @@ def test_the_start_is_the_default_where_it_can_be_kept(connection, settled, tmp_
 def test_on_sharded_weights_the_default_is_the_paper_s(name, monkeypatch):
     """Whole runs of both kinds: tests/parity/test_distributed_runs.py."""
     args = CCConfig("unused", use_cpu=True)
-    assert not weights_sharded(args) and weights_sharded(dataclasses.replace(args, deepspeed=None)) is False
+    assert not weights_sharded(args)
     monkeypatch.setenv(name, "true")
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
@@ -143,14 +142,15 @@ def test_on_sharded_weights_the_default_is_the_paper_s(name, monkeypatch):
 def test_a_loop_of_one_s_own_goes_by_keep_start(batch):
     """Unset, references run through the model as it trains until its start is kept."""
     connected = ConnectedModel.attach(copy.deepcopy(tiny_llama()), ConnectionConfig()).train()
+    before = connected(**batch).align_loss
     connected.keep_start()
-    kept = connected(**batch).align_loss
+    assert torch.equal(before, connected(**batch).align_loss)
     with torch.no_grad():
         for parameter in connected.model.parameters():
             parameter.mul_(1.05)
     moved = connected(**batch).align_loss
     connected.start = None
-    assert not torch.equal(moved, connected(**batch).align_loss) and torch.isfinite(kept)
+    assert not torch.equal(moved, connected(**batch).align_loss)
 
 
 def test_a_saved_connection_runs_as_ever(tmp_path, batch):

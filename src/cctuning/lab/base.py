@@ -265,8 +265,9 @@ def make_base(
         tokenizer = train_tokenizer(itertools.chain(*text.values()), config.vocab)
         packs = {lang: pack(lines, tokenizer, config.positions, config.seed) for lang, lines in text.items()}
         model = new_model(tokenizer, config, len(tokenizer))
-        if torch.cuda.is_available():  # the other bases are small, and made on a CPU wherever one is
-            model.to("cuda")  # type: ignore[arg-type]
+        if torch.accelerator.is_available():  # the other bases are small, and made on a CPU wherever one is
+            module: Any = model  # transformers wraps `to`, and loses its signature
+            module.to(torch.accelerator.current_accelerator())
         label = "base: real text, all languages"
         mixed = [*packs.values(), packs[ENGLISH]]  # parallel lines are half English besides
         train(model, mixed, config.english_steps, *shared, label, progress, packed=True)

@@ -174,7 +174,9 @@ class Estimate:
 def forest(title: str, description: str, rows: Sequence[Estimate], label: str) -> Chart:
     """Values with intervals against zero, one below the other; in the unit they are given in, here points."""
     labels = [_short(one.label, 22) for one in rows]
-    left, right, row = max(92.0, 6.2 * max(map(len, labels))), 236, 22  # 6.2: a letter's width, roomily
+    figures = [f"{one.value:+.1f} [{one.low:+.1f}, {one.high:+.1f}]".replace("-", "−") for one in rows]
+    left, row = max(92.0, 6.2 * max(map(len, labels))), 22  # 6.2: a letter's width, roomily
+    right = min(236.0, WIDTH - 8 - 5.6 * max(map(len, figures)))  # 5.6: a small one's; a mark never meets its figures
     low = min(0.0, *(one.low for one in rows))
     high = max(0.0, *(one.high for one in rows))
     pad = (high - low or 1) * 0.06
@@ -197,8 +199,7 @@ def forest(title: str, description: str, rows: Sequence[Estimate], label: str) -
         body.append(text(0, y + 4, labels[place], style=weight))
         body.append(line(px(one.low), y, px(one.high), y, f"bar {one.kind}"))
         body.append(marker(px(one.value), y, shapes[one.kind], one.kind, 4.5))
-        figures = f"{one.value:+.1f} [{one.low:+.1f}, {one.high:+.1f}]".replace("-", "−")
-        body.append(text(WIDTH, y + 4, figures, "end", f"small {weight}".strip()))
+        body.append(text(WIDTH, y + 4, figures[place], "end", f"small {weight}".strip()))
     return Chart(title, description, "".join(body), bottom + 34)
 
 
