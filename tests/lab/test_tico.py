@@ -144,6 +144,14 @@ def test_bad_input_is_one_line(folder, monkeypatch, tmp_path, capsys):
     monkeypatch.delenv(DATA, raising=False)
     assert main(["lab", "run", "tico", "--output", str(tmp_path)]) == 2
     assert "CC_TUNING_DATA is not set: the setup `tico` reads real rows" in capsys.readouterr().err
+    small = dataclasses.replace(setups.SETUPS["tico"], make=lambda seed: TicoWorld(folder, seed, SIZES))
+    monkeypatch.setitem(setups.SETUPS, "tico", small)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "parallel").symlink_to(folder / "parallel")
+    monkeypatch.setenv(DATA, str(bare))
+    assert main(["lab", "run", "tico", "--output", str(tmp_path / "lab")]) == 2
+    assert "benchmarks: no such directory" in capsys.readouterr().err and not (tmp_path / "lab").exists()
     with pytest.raises(UserError, match=r"es-LA\.jsonl\.gz: no such file"):
         TicoWorld(tmp_path, 0)
     with pytest.raises(UserError, match="39 sentences are there in every language; expected over 1300"):

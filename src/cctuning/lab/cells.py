@@ -178,19 +178,34 @@ def train(
     return int(max(entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry))
 
 
-def public(model: Path, world: World, benchmarks: Sequence[str], scratch: Path) -> dict[str, dict[str, float]]:
-    """Benchmark -> language -> its main metric in %, as `cctuning evaluate` gives it for a world of real text."""
-    from cctuning.evaluation.run import Options, evaluate  # lm-eval takes seconds to import, and most worlds need none
-    from cctuning.evaluation.suites import SOURCE
+def asked(world: World, benchmarks: Sequence[str]) -> dict[str, Any]:
+    """How `cctuning evaluate` is asked for them, in the languages of the world that any of them has."""
+    from cctuning.evaluation.suites import SOURCE  # lm-eval takes seconds to import, and most worlds need none
 
     tasks = [one.tasks for one in SOURCE if one.name in benchmarks]
     languages = [lang for lang in world.languages if any(lang in own for own in tasks)]
-    data = str(data_folder() / "benchmarks")
-    options = Options(languages=languages, benchmarks=list(benchmarks), data=data)
+    return {"languages": languages, "benchmarks": list(benchmarks), "data": str(data_folder() / "benchmarks")}
+
+
+def public(model: Path, world: World, benchmarks: Sequence[str], scratch: Path) -> dict[str, dict[str, float]]:
+    """Benchmark -> language -> its main metric in %, as `cctuning evaluate` gives it for a world of real text."""
+    from cctuning.evaluation.run import Options, evaluate
+
+    options = Options(**asked(world, benchmarks))
     found: dict[str, dict[str, float]] = {name: {} for name in benchmarks}
     for task in evaluate(str(model), scratch / "evaluated", options)["tasks"].values():
         found[task["benchmark"]][task["language"]] = 100 * task["metrics"][task["metric"]]["value"]
     return found
+
+
+def check_rows(setup: str, base: int) -> None:
+    """Raise `UserError` where rows that a world of real text will need are not there: now, and not after training."""
+    world, benchmarks = SETUPS[setup].world(base), SETUPS[setup].benchmarks
+    if benchmarks:
+        from cctuning.evaluation.suites import plan
+
+        wanted = asked(world, benchmarks)
+        plan("source", wanted["languages"], Path(wanted["data"]), wanted["benchmarks"])
 
 
 def flags_of(loaded: Loaded, world: World, split: str, **how: Any) -> dict[str, str]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from cctuning.errors import UserError
-from cctuning.lab.cells import Cell, world_and_base
+from cctuning.lab.cells import Cell, check_rows, world_and_base
 from cctuning.lab.grid import SLACK, cell_of, run_cells, search
 from cctuning.lab.recipes import RECIPES
 from cctuning.lab.setups import SETUPS
@@ -120,7 +120,7 @@ def check(
         raise UserError("bases: expected at least one to report and one to search on.")
     if not slack >= 0:
         raise UserError(f"english_slack: expected points of English, zero or more, got {slack:g}.")
-    SETUPS[setup].world(search_bases[0])  # a world of real rows says here what it lacks, and not in every worker
+    check_rows(setup, search_bases[0])
 
 
 def unfit(summary: Mapping[str, Any]) -> list[str]:
