@@ -1,10 +1,11 @@
 """Where the connection's defaults stand among their neighbours: one option changed at a time, on dev splits.
 
-    python bench/lab_defaults.py [--lab DIR] [--setup facts] [--bases 100 101 102] [--only PREFIX ...]
+    python bench/lab_defaults.py [--lab DIR] [--setup facts] [--bases 100 101 102] [--only OPTION ...]
 
-Each variant is a cell of the lab on each base: recipe `cc+replay` (English rehearsed), learning rate 1e-3, 8 epochs,
-base_decay 25 unless the variant says otherwise. The bases are none that a table reports. Differences are paired over
-bases; with three of them an interval is wide, and it is given. Prints a table, writes bench/results/lab_defaults.json.
+Each variant is a cell of the lab on each base: recipe `cc-start+replay` (the defaults, English rehearsed), learning
+rate 1e-3, 8 epochs, --base_decay (25) unless the variant says otherwise. The bases are none that a table reports.
+Differences are paired over bases; with three of them an interval is wide, and it is given. Prints a table, writes
+--result. Figures of the paper's reference are of `--recipe cc+replay`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import numpy as np
 COMMON = {"learning_rate": 1e-3, "num_train_epochs": 8, "base_decay": 25.0}
 VARIANTS: list[dict[str, Any]] = [
     {},
-    *({"paths": paths} for paths in ("sampled", "both", "student", "fused")),
+    *({"decision": "fixed", "decision_value": value} for value in (0.25, 0.5, 0.75)),
+    *({"paths": paths} for paths in ("both", "student", "fused")),
     {"paths": "both", "distill_weight": 1.0},
     {"paths": "sampled", "fused_probability_end": 0.5},
     {"paths": "sampled", "fused_probability_start": 0.5, "fused_probability_end": 0.5},
@@ -47,16 +49,22 @@ def main() -> None:
     parser.add_argument("--lab", default="lab", help="the lab's directory: bases and cells in it are used")
     parser.add_argument("--setup", default="facts")
     parser.add_argument("--bases", type=int, nargs="+", default=[100, 101, 102])
+    parser.add_argument("--recipe", default="cc-start+replay")
+    parser.add_argument("--base_decay", type=float, default=COMMON["base_decay"])
     parser.add_argument("--only", nargs="*", help="variants that change one of these options, and the defaults")
     parser.add_argument("--result", default="bench/results/lab_defaults.json")
     args = parser.parse_args()
+    common = {**COMMON, "base_decay": args.base_decay}
     from cctuning.evaluation.statistics import t_interval
     from cctuning.lab.cells import Cell
     from cctuning.lab.experiment import circumstances
     from cctuning.lab.grid import english, run_cells, score
+    from cctuning.lab.recipes import RECIPES
 
     chosen = [one for one in VARIANTS if not args.only or not one or set(one) & set(args.only)]
-    cells = [Cell(args.setup, base, "cc+replay", {**COMMON, **one}) for one in chosen for base in args.bases]
+    if RECIPES[args.recipe].method.get("reference_weights") == "start":  # which has no gradient
+        chosen = [one for one in chosen if "reference_gradient" not in one]
+    cells = [Cell(args.setup, base, args.recipe, {**common, **one}) for one in chosen for base in args.bases]
     records = run_cells(cells, Path(args.lab), {})
     shape = (len(chosen), len(args.bases))
     x, own = (np.array([measure(record) for record in records]).reshape(shape) for measure in (score, english))
@@ -66,10 +74,14 @@ def main() -> None:
         row: dict[str, Any] = {"changed": variant}
         shown = [", ".join(f"{key} {value}" for key, value in variant.items()) or "(the defaults)"]
         for name, values in (("x", x), ("english", own)):
-            minus = t_interval((values[number] - values[0]).tolist())
-            mean, by_base = float(values[number].mean()), values[number].tolist()
-            row[name] = {"mean": mean, "by_base": by_base, "minus": asdict(minus)}
-            apart = f"{minus.value:+.1f} ({minus.low:+.1f} to {minus.high:+.1f})" if number else ""
+            apart = f"{(values[number] - values[0]).mean():+.1f}"
+            mean = float(values[number].mean())
+            row[name] = {"mean": mean, "by_base": values[number].tolist()}
+            if len(args.bases) > 1:
+                minus = t_interval((values[number] - values[0]).tolist())
+                row[name]["minus"] = asdict(minus)
+                apart += f" ({minus.low:+.1f} to {minus.high:+.1f})"
+            apart = apart if number else ""
             shown += [f"{mean:.1f}", apart]
         found.append(row)
         print(f"| {' | '.join(shown)} |")
@@ -78,8 +90,8 @@ def main() -> None:
         "setup": args.setup,
         "bases": args.bases,
         "split": "dev",
-        "recipe": "cc+replay",
-        "common": COMMON,
+        "recipe": args.recipe,
+        "common": common,
         "variants": found,
         **circumstances(),
     }

@@ -9,6 +9,7 @@ width f, kv the share of key/value heads; B rows a device of T tokens, R referen
     weights, LoRA      2 P / N  sharded (frozen, bf16)
     gradients          4 (trained) / N
     Adam               8 (trained) / N
+    start              4 (trained of the base) / N  what `reference_weights: start` and `base_decay` go back to
     activations        2 (B T d) L with checkpointing (a layer's input each), and one layer while it is recomputed
     references         2 (R d) L: one vector a reference and layer (`alignment: anchor`)
     logits             (response tokens) V (4 + 4): fp32, and their gradient
@@ -79,6 +80,7 @@ def memory(run: Run) -> dict[str, float]:
         "weights": (base + added) / run.devices,
         "gradients": 4 * run.trained / run.devices,
         "optimiser": 8 * run.trained / run.devices,
+        "start": 4 * (run.trained - run.connection) / run.devices,
         "two gathered layers": 2 * 2 * s.layer_weights,
         "activations": 2 * tokens * s.width * s.layers + inside,
         "references": 2 * run.references * s.width * s.layers,

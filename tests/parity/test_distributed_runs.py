@@ -23,6 +23,7 @@ from tests.training.toys import tokenizer
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "accelerate"
+ALONE = ("--per_device_train_batch_size", 8, "--use_cpu", True)
 ROWS = 21  # of 8 a step: the last of an epoch has 5, four of them on the first process
 
 
@@ -49,8 +50,7 @@ def world(tmp_path_factory) -> Path:
 
 def alone(world: Path, run: Path, *options: object) -> None:
     """In this process, with the batch that the others divide."""
-    batch = ("--per_device_train_batch_size", 8, "--use_cpu", True)
-    done("train", "--config", world / "recipe.yaml", "--output_dir", run, *batch, *options)
+    done("train", "--config", world / "recipe.yaml", "--output_dir", run, *ALONE, *options)
 
 
 def start(
@@ -144,25 +144,28 @@ def test_several_processes_give_the_run_of_one(engine, processes, tune, world, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tune", ["full", "lora"])
-def test_references_through_the_start_in_several_processes(tune, world, tmp_path):
+@pytest.mark.parametrize(
+    ("engine", "processes", "tune"),
+    [("ddp", 2, "full"), ("ddp", 2, "lora"), ("fsdp2", 2, "lora"), ("fsdp2", 4, "full")],
+)
+def test_references_through_the_start_in_several_processes(engine, processes, tune, world, tmp_path):
     options = ("--tune", tune, "--reference_weights", "start", "--base_decay", 5)
     alone(world, tmp_path / "one", *options)
-    launch(world, "ddp", 2, tmp_path / "two", *options)
-    same(tmp_path / "one", tmp_path / "two")
+    launch(world, engine, processes, tmp_path / "several", *options)
+    same(tmp_path / "one", tmp_path / "several")
     with pytest.raises(AssertionError):  # and it is another run than with references as the model trains
         same(world / f"one-{tune}", tmp_path / "one")
 
 
-def test_the_start_of_sharded_weights_is_refused_and_is_not_their_default(world, tmp_path):
-    said = launch(world, "fsdp2", 2, tmp_path / "unset", recipe="unset.yaml")
-    same(world / "one-full", tmp_path / "unset")
-    assert said.count("note: reference_weights: current") == 1
-    assert yaml.safe_load((tmp_path / "unset" / "config.yaml").read_text())["reference_weights"] == "current"
-    process = start(world, "fsdp2", 2, tmp_path / "run", "--reference_weights", "start")
-    said, _ = process.communicate(timeout=150)
-    assert process.returncode != 0 and "reference_weights: the weights of this run are sharded" in said
-    assert not (tmp_path / "run" / "model").exists()
+def test_the_start_is_the_default_of_sharded_weights_too_and_survives_resuming(world, tmp_path):
+    """What is kept is where the run began, and not where it was continued from."""
+    done("train", "--config", world / "unset.yaml", "--output_dir", tmp_path / "one", *ALONE)
+    launch(world, "fsdp2", 2, tmp_path / "two", recipe="unset.yaml")
+    same(tmp_path / "one", tmp_path / "two")
+    assert yaml.safe_load((tmp_path / "two" / "config.yaml").read_text())["reference_weights"] == "start"
+    cut_after_two(tmp_path / "one", tmp_path / "cut")
+    launch(world, "fsdp2", 2, tmp_path / "cut", "--resume_from_checkpoint", True, recipe="unset.yaml")
+    same(tmp_path / "one", tmp_path / "cut")
 
 
 @pytest.mark.slow

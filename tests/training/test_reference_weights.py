@@ -11,7 +11,8 @@ from peft import LoraConfig
 from cctuning import ConnectedModel, ConnectionConfig, UserError
 from cctuning.model.passes import Batch
 from cctuning.training import CCConfig
-from cctuning.training.parallel import weights_sharded
+from cctuning.training.base_decay import check_start
+from cctuning.training.parallel import under_deepspeed
 from tests.conftest import paired_batch, shake, tiny_llama
 from tests.parity.test_invariants import assert_same, gradients
 from tests.training.test_trainer import CURRENT, losses, rows, trainer
@@ -126,17 +127,17 @@ def test_the_start_is_the_default_where_it_can_be_kept(connection, settled, tmp_
     assert (made.connected.start is not None) == (settled == "start")
 
 
-@pytest.mark.parametrize("name", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
-def test_on_sharded_weights_the_default_is_the_paper_s(name, monkeypatch):
-    """Whole runs of both kinds: tests/parity/test_distributed_runs.py."""
+def test_under_deepspeed_the_default_is_the_paper_s(monkeypatch):
+    """Under FSDP2 it is the start: tests/parity/test_distributed_runs.py."""
     args = CCConfig("unused", use_cpu=True)
-    assert not weights_sharded(args)
-    monkeypatch.setenv(name, "true")
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
-    assert weights_sharded(args)
-    assert ConnectionConfig().settled(sharded=True).reference_weights == "current"
-    assert ConnectionConfig(**START).settled(sharded=True).reference_weights == "start"  # and refused by name
+    assert not under_deepspeed(args)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    assert under_deepspeed(args)
+    assert ConnectionConfig().settled(start_kept=False).reference_weights == "current"
+    assert ConnectionConfig(**START).settled(start_kept=False).reference_weights == "start"  # and refused by name
+    for option, decay in (("reference_weights", 0.0), ("base_decay", 1.0)):
+        with pytest.raises(UserError, match=f"{option}: the weights of this run are in DeepSpeed's hands"):
+            check_start(decay, "current" if decay else "start", deepspeed=True)
 
 
 def test_a_loop_of_one_s_own_goes_by_keep_start(batch):

@@ -100,8 +100,8 @@ class ConnectionConfig:
         None,
         "What the references run through: the model as it was when training began (start: what is aligned to stands "
         "still, rows in the reference language are held to what they were, and a copy of the tuned weights is kept), "
-        "or as it trains (current, as in the paper). Unset: start, and current where that cannot be: on sharded "
-        "weights, with reference_gradient, with connection: adaptive.",
+        "or as it trains (current, as in the paper). Unset: start, and current where that cannot be: under "
+        "DeepSpeed, with reference_gradient, with connection: adaptive.",
         REFERENCES,
     )
 
@@ -144,15 +144,15 @@ class ConnectionConfig:
             other = "connection: adaptive" if self.connection == "adaptive" else "reference_gradient"
             raise UserError(f"reference_weights: start gives references no gradient, which {other} needs; unset one.")
 
-    def settled(self, sharded: bool) -> ConnectionConfig:
+    def settled(self, start_kept: bool) -> ConnectionConfig:
         """The same with `reference_weights` said.
 
         Args:
-            sharded: the run's weights lie in shards, and their start is not kept.
+            start_kept: the run can keep its weights' start.
         """
         if self.reference_weights is not None:
             return self
-        kept = self.connection == "gated" and not self.reference_gradient and not sharded
+        kept = self.connection == "gated" and not self.reference_gradient and start_kept
         return replace(self, reference_weights="start" if kept else "current")
 
     @property

@@ -287,19 +287,19 @@ class ConnectedModel(nn.Module):
         self, batch: Batch, step: Step, through: nn.Module | None, loss_only: bool, kwargs: dict[str, Any]
     ) -> Any:
         ids, mask = step.input_ids, step.attention_mask
+        start = self.start if self.training and self.config.reference_weights != "current" else None
         if batch.reference_ids is not None:
             if self.config.reference_gradient and self.training:
                 ids, mask = append_references(step, batch, pad=int(batch.input_ids[0, 0]))
             else:
                 if self.training and self.config.reference_weights == "start" and self.start is None:
                     raise UserError("reference_weights: start: call keep_start() before the first step.")
-                from_start = self.training and self.config.reference_weights != "current"
-                recorded = self._reference_pass(batch, self.start if from_start else None)
+                recorded = self._reference_pass(batch, start)
                 step.plan.reference, step.plan.memory = recorded.reference, recorded.memory
         elif self.config.connection != "none" and not self.config.reference_gradient and several_processes():
             # Where weights are sharded each forward is collective: a rank without references runs one token along.
             token = batch.input_ids[:1, :1]
-            self._reference_pass(replace(batch, reference_ids=token, reference_mask=torch.ones_like(token)))
+            self._reference_pass(replace(batch, reference_ids=token, reference_mask=torch.ones_like(token)), start)
         index = flat_index(step.score)[0] if loss_only else None
         output = self._run(through, step.plan, index, input_ids=ids, attention_mask=mask, **kwargs)
         output.logits = restore(output.logits, self.wire, step.plan)

@@ -31,6 +31,10 @@ class BaseDecay(TrainerCallback):
         """
         self.start, self.decay = start, decay
 
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Copy the weights, where they had to be sharded first."""
+        self.start.take()
+
     @torch.no_grad()
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Pull every tuned weight back a little."""
@@ -41,14 +45,14 @@ class BaseDecay(TrainerCallback):
                 parameter.lerp_(start, share)
 
 
-def check_start(decay: float, reference_weights: str | None, sharded: bool) -> None:
-    """Raise `UserError` for a decay that is negative, or for what a sharded run cannot keep."""
+def check_start(decay: float, reference_weights: str | None, deepspeed: bool) -> None:
+    """Raise `UserError` for a decay that is negative, or for what a run of DeepSpeed's cannot keep."""
     if decay < 0:
         raise UserError(f"base_decay: expected 0 (off) or more, got {decay}.")
     wanted = {"base_decay": ("0", decay > 0), "reference_weights": ("current", reference_weights == "start")}
     for option, (instead, used) in wanted.items():
-        if used and sharded:
+        if used and deepspeed:
             raise UserError(
-                f"{option}: the weights of this run are sharded (FSDP or DeepSpeed), and their start is not kept; set "
-                f"it to {instead}, or use tune: lora on unsharded weights."
+                f"{option}: the weights of this run are in DeepSpeed's hands, and their start is not kept; set it to "
+                f"{instead}, or launch with recipes/accelerate/fsdp2.yaml or ddp.yaml."
             )

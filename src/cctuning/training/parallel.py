@@ -48,10 +48,9 @@ def check_launch(args: Any) -> None:
         raise UserError(f"distributed_type: FSDP: accelerate shards weights on accelerators only; {ON_PROCESSORS}.")
 
 
-def weights_sharded(args: Any) -> bool:
-    """Whether the run's weights will lie in shards, or in DeepSpeed's hands."""
-    deepspeed = args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    return bool(is_fsdp_enabled() or args.fsdp or deepspeed)
+def under_deepspeed(args: Any) -> bool:
+    """Whether the run's weights will be in DeepSpeed's hands."""
+    return bool(args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true")
 
 
 def check_checkpoint(checkpoint: str) -> None:

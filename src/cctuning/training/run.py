@@ -167,7 +167,7 @@ def prepare(
     settled = trainer.connected.config
     moved = connection.reference_weights is None and settled.reference_weights == "current"
     if moved and settled.connection == "gated":
-        logger.warning("reference_weights: current, as the start of sharded weights, or with a gradient, is not kept")
+        logger.warning("reference_weights: current, as the start is not kept under DeepSpeed, nor with a gradient")
     left_out = len(report.skipped) + (len(eval_report.skipped) if eval_report else 0) + len(trainer.skipped)
     if left_out:
         logger.warning(f"{left_out} rows left out (bad_rows: skip); {RUN_FILE} lists them.")

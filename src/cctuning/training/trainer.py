@@ -36,7 +36,7 @@ from cctuning.training.base_decay import BaseDecay, check_start
 from cctuning.training.card import write_model_card
 from cctuning.training.config import CCConfig
 from cctuning.training.decisions import watch_decisions
-from cctuning.training.parallel import check_engine, check_launch, weights_sharded
+from cctuning.training.parallel import check_engine, check_launch, under_deepspeed
 from cctuning.training.profiling import StepProfiler
 from cctuning.training.uneven import FILLER, without_repeats
 
@@ -100,8 +100,9 @@ class CCTrainer(SFTTrainer):
         self.skipped: list[tuple[str, str]] = []
         self.fit: Fit | None = None
         self.chat = args.chat
-        settled = (connection_config or ConnectionConfig()).settled(weights_sharded(args))
+        settled = (connection_config or ConnectionConfig()).settled(not under_deepspeed(args))
         self._own_parallels = settled.reference_weights == "start"
+        self._start: StartingWeights | None = None
         self._rows_in_step: Tensor | int | None = None
         self._embedding: Tensor | None = None  # gathered, of the model as it is being saved
         self._origins: dict[int, str] = {}
@@ -129,12 +130,12 @@ class CCTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated step
 
     def _keep_start(self, base_decay: float) -> None:
-        """The weights as they are now, before any checkpoint is loaded, for the options that go back to them."""
+        """The weights before any checkpoint is loaded, for the options that go back to them."""
         wanted = self.connected.config.reference_weights
-        check_start(base_decay, wanted, self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        check_start(base_decay, wanted, self.is_deepspeed_enabled)
         if not base_decay and wanted != "start":
             return
-        start = StartingWeights(self.model, skip=ATTRIBUTE)
+        self._start = start = StartingWeights(self.model, skip=ATTRIBUTE, later=self.is_fsdp_enabled)
         if base_decay:
             self.add_callback(BaseDecay(start, base_decay))
         if wanted == "start":
@@ -354,6 +355,8 @@ class CCTrainer(SFTTrainer):
         self._load_connection(str(self.state.best_model_checkpoint))
 
     def _load_sharded(self, checkpoint: Path) -> None:
+        if self._start is not None:
+            self._start.take()
         if self._is_peft():
             sharded.read_adapter(self.model, checkpoint / SAFETENSORS_WEIGHTS_NAME, self.model.active_adapter)
         else:
