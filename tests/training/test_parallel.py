@@ -51,17 +51,19 @@ def engine(**fsdp):
 
 
 def test_engines_that_would_not_be_right_are_refused():
-    check_engine(engine(), model(), "gated")
+    check_engine(engine(), model(), "gated", "adamw_torch")
     with pytest.raises(UserError, match="fsdp_version: 1 is not supported"):
-        check_engine(engine(fsdp_version=1), model(), "gated")
+        check_engine(engine(fsdp_version=1), model(), "gated", "adamw_torch")
     with pytest.raises(UserError, match="fsdp_activation_checkpointing: true"):
-        check_engine(engine(activation_checkpointing=True), model(), "gated")
+        check_engine(engine(activation_checkpointing=True), model(), "gated", "adamw_torch")
     with pytest.raises(UserError, match="connection: adaptive is not supported where weights are sharded"):
-        check_engine(engine(), model(), "adaptive")
+        check_engine(engine(), model(), "adaptive", "adamw_torch")
+    with pytest.raises(UserError, match="optim: adafactor keeps sums over the rows and columns of whole matrices"):
+        check_engine(engine(), model(), "gated", CCConfig("unused", use_cpu=True, optim="adafactor").optim)
     mixed = model()
     mixed.lm_head.to(torch.bfloat16)
     with pytest.raises(UserError, match="here are bfloat16, float32"):
-        check_engine(engine(), mixed, "gated")
+        check_engine(engine(), mixed, "gated", "adamw_torch")
 
 
 def test_deepspeed_and_the_others_do_not_read_each_others_checkpoints(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ RATES, DECAYS = (5e-4, 1e-3), (0.0, 50.0)
 PLAIN = {"connection": "none"}
 ALIGN = {"paths": "student", "decision": "fixed", "decision_value": 1.0, "transform": "none"}
 START = {"reference_weights": "start"}
+LORA = {"tune": "lora"}  # on every linear layer, rank 16, alpha 32, as in recipes/*.yaml
 
 
 def joint(world: World) -> Rows:
@@ -140,6 +141,7 @@ _NOISE = {"noise": (*NOISES, "mixed"), "weight": (0.2, 1.0)}
 _ADAPTERS = {"language_steps": (50, 100), "base_decay": (0.0, 10.0, 20.0, 50.0)}
 _LONGER_REPLAY = {"learning_rate": RATES, "num_train_epochs": (12, 16), "base_decay": (0.0, 25.0)}
 _REPLAY = {"learning_rate": RATES, "num_train_epochs": (8,), "base_decay": (0.0, 25.0, 50.0, 75.0)}
+_LORA_REPLAY = {"learning_rate": (5e-4, 1e-3, 3e-3, 1e-2), "num_train_epochs": (8,), "base_decay": (0.0, 10.0)}
 
 RECIPES: dict[str, Recipe] = {
     "vanilla": Recipe("joint SFT on the same rows", PLAIN, _EPOCHS),
@@ -151,6 +153,11 @@ RECIPES: dict[str, Recipe] = {
         "align+replay, to the English of the model's start", {**ALIGN, **START, "align_weight": 1.0}, _REPLAY, replayed
     ),
     "cc-start+replay": Recipe("the defaults and English rehearsed", START, _REPLAY, replayed),
+    "vanilla-lora+replay": Recipe("vanilla+replay, a LoRA", PLAIN, _LORA_REPLAY, replayed, trainer=LORA),
+    "align-start-lora+replay": Recipe(
+        "align-start+replay, a LoRA", {**ALIGN, **START, "align_weight": 1.0}, _LORA_REPLAY, replayed, trainer=LORA
+    ),
+    "cc-start-lora+replay": Recipe("cc-start+replay, a LoRA", START, _LORA_REPLAY, replayed, trainer=LORA),
     "own-start+replay": Recipe(
         "align-start+replay, each row to its own prompt at the start: no English signal",
         {**ALIGN, **START, "align_weight": 1.0},

@@ -72,12 +72,12 @@ def check_checkpoint(checkpoint: str) -> None:
         )
 
 
-def check_engine(accelerator: Accelerator, model: nn.Module, connection: str) -> None:
+def check_engine(accelerator: Accelerator, model: nn.Module, connection: str, optim: str) -> None:
     """Raise `UserError` for an engine, or an option of it, under which the connection would not be right.
 
     Args:
         model: connected, before it is wrapped.
-        connection: its kind.
+        connection: its kind. optim: the optimiser's name.
     """
     fsdp = accelerator.state.fsdp_plugin if accelerator.distributed_type == "FSDP" else None
     zero = accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
@@ -86,7 +86,12 @@ def check_engine(accelerator: Accelerator, model: nn.Module, connection: str) ->
     if fsdp is not None and fsdp.activation_checkpointing:
         raise UserError(
             "fsdp_activation_checkpointing: true gives layers other names in checkpoints; set it to false, and "
-            "gradient_checkpointing: true in the recipe."
+            "activation_checkpointing: true in the recipe."
+        )
+    if optim == "adafactor" and (fsdp is not None or zero is not None):
+        raise UserError(
+            "optim: adafactor keeps sums over the rows and columns of whole matrices, and here they are sharded; set "
+            "optim: adamw_torch_fused."
         )
     if connection == "adaptive" and (fsdp is not None or (zero is not None and zero.zero_stage == 3)):
         raise UserError(

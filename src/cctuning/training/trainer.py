@@ -123,7 +123,7 @@ class CCTrainer(SFTTrainer):
         self.connected.seed = args.seed
         self.connected.reference_language = args.reference_language
         self._decisions = watch_decisions(self.connected) if args.log_connection else {}
-        check_engine(self.accelerator, self.model, self.connected.config.connection)
+        check_engine(self.accelerator, self.model, settled.connection, args.optim)
         self._keep_start(args.base_decay)
         if args.profile_steps:
             self.add_callback(StepProfiler(args.profile_steps, Path(str(args.output_dir))))
