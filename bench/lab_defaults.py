@@ -30,6 +30,7 @@ VARIANTS: list[dict[str, Any]] = [
     *({"paths": paths, "align_weight": weight} for paths in ("sampled", "fused") for weight in (0.0, 1.0)),
     *({"base_decay": decay} for decay in (0.0, 50.0, 75.0)),
     *({"decision_bias": bias} for bias in (-4.0, 0.0, 2.0)),
+    *({"decision_rank": rank} for rank in (2, 16)),
     *({"alignment": alignment} for alignment in ("mean", "attention")),
     *({"transform_rank": rank} for rank in (4, 64)),
     {"transform": "none"},
