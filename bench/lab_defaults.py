@@ -41,6 +41,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"reference_gradient": True},
     {"identity_weight": 5.0},
     {"connection_lr_scale": 5.0},
+    *({"learning_rate": rate} for rate in (5e-4, 2e-3)),
 ]
 
 
