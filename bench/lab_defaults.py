@@ -31,6 +31,8 @@ VARIANTS: list[dict[str, Any]] = [
     *({"base_decay": decay} for decay in (0.0, 50.0, 75.0)),
     *({"decision_bias": bias} for bias in (-4.0, 0.0, 2.0)),
     *({"decision_rank": rank} for rank in (2, 16)),
+    {"decision_bias": 0.0, "align_weight": 10.0},
+    *({"decision": "fixed", "align_weight": weight} for weight in (2.0, 10.0)),
     *({"alignment": alignment} for alignment in ("mean", "attention")),
     *({"transform_rank": rank} for rank in (4, 64)),
     {"transform": "none"},
