@@ -55,8 +55,8 @@ def main() -> None:
     parser.add_argument("--bases", type=int, nargs="+", default=[100, 101, 102])
     parser.add_argument("--recipe", default="cc-start+replay")
     parser.add_argument("--base_decay", type=float, default=COMMON["base_decay"])
-    parser.add_argument("--only", nargs="*", help="variants that change one of these options, and the defaults")
-    parser.add_argument("--result", default="bench/results/lab_defaults.json")
+    parser.add_argument("--only", nargs="*", help="variants that change none but these options")
+    parser.add_argument("--result", help="default: bench/results/lab_defaults_REFERENCE_SETUP[_no_decay].json")
     args = parser.parse_args()
     common = {**COMMON, "base_decay": args.base_decay}
     from cctuning.evaluation.statistics import t_interval
@@ -65,8 +65,9 @@ def main() -> None:
     from cctuning.lab.grid import english, run_cells, score
     from cctuning.lab.recipes import RECIPES
 
-    chosen = [one for one in VARIANTS if not args.only or not one or set(one) & set(args.only)]
-    if RECIPES[args.recipe].method.get("reference_weights") == "start":  # which has no gradient
+    chosen = [one for one in VARIANTS if not args.only or set(one) <= set(args.only)]
+    reference = RECIPES[args.recipe].method.get("reference_weights", "current")
+    if reference == "start":  # which has no gradient
         chosen = [one for one in chosen if "reference_gradient" not in one]
     cells = [Cell(args.setup, base, args.recipe, {**common, **one}) for one in chosen for base in args.bases]
     records = run_cells(cells, Path(args.lab), {})
@@ -99,7 +100,9 @@ def main() -> None:
         "variants": found,
         **circumstances(),
     }
-    Path(args.result).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    decay = "" if args.base_decay else "_no_decay"
+    place = args.result or f"bench/results/lab_defaults_{reference}_{args.setup}{decay}.json"
+    Path(place).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
