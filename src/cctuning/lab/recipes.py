@@ -141,6 +141,12 @@ _NOISE = {"noise": (*NOISES, "mixed"), "weight": (0.2, 1.0)}
 _ADAPTERS = {"language_steps": (50, 100), "base_decay": (0.0, 10.0, 20.0, 50.0)}
 _LONGER_REPLAY = {"learning_rate": RATES, "num_train_epochs": (12, 16), "base_decay": (0.0, 25.0)}
 _REPLAY = {"learning_rate": RATES, "num_train_epochs": (8,), "base_decay": (0.0, 25.0, 50.0, 75.0)}
+_HEAVIER = {
+    "learning_rate": (1e-3,),
+    "num_train_epochs": (8,),
+    "align_weight": (1.0, 5.0, 10.0, 20.0),
+    "base_decay": (0.0, 25.0),
+}
 _LORA_REPLAY = {"learning_rate": (5e-4, 1e-3, 3e-3, 1e-2), "num_train_epochs": (8,), "base_decay": (0.0, 10.0)}
 
 RECIPES: dict[str, Recipe] = {
@@ -153,6 +159,10 @@ RECIPES: dict[str, Recipe] = {
         "align+replay, to the English of the model's start", {**ALIGN, **START, "align_weight": 1.0}, _REPLAY, replayed
     ),
     "cc-start+replay": Recipe("the defaults and English rehearsed", START, _REPLAY, replayed),
+    "align-start-weight+replay": Recipe(
+        "align-start+replay, its weight searched in place of the rate", {**ALIGN, **START}, _HEAVIER, replayed
+    ),
+    "cc-start-weight+replay": Recipe("cc-start+replay, likewise", START, _HEAVIER, replayed),
     "vanilla-lora+replay": Recipe("vanilla+replay, a LoRA", PLAIN, _LORA_REPLAY, replayed, trainer=LORA),
     "align-start-lora+replay": Recipe(
         "align-start+replay, a LoRA", {**ALIGN, **START, "align_weight": 1.0}, _LORA_REPLAY, replayed, trainer=LORA
