@@ -79,15 +79,14 @@ def main() -> None:
         row: dict[str, Any] = {"changed": variant}
         shown = [", ".join(f"{key} {value}" for key, value in variant.items()) or "(the defaults)"]
         for name, values in (("x", x), ("english", own)):
-            apart = f"{(values[number] - values[0]).mean():+.1f}"
-            mean = float(values[number].mean())
+            mean, minus = float(values[number].mean()), values[number] - values[0]
             row[name] = {"mean": mean, "by_base": values[number].tolist()}
+            apart = f"{minus.mean():+.1f}"
             if len(args.bases) > 1:
-                minus = t_interval((values[number] - values[0]).tolist())
-                row[name]["minus"] = asdict(minus)
-                apart += f" ({minus.low:+.1f} to {minus.high:+.1f})"
-            apart = apart if number else ""
-            shown += [f"{mean:.1f}", apart]
+                interval = t_interval(minus.tolist())
+                row[name]["minus"] = asdict(interval)
+                apart += f" ({interval.low:+.1f} to {interval.high:+.1f})"
+            shown += [f"{mean:.1f}", apart if number else ""]
         found.append(row)
         print(f"| {' | '.join(shown)} |")
     record = {
