@@ -9,14 +9,17 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
+from decimal import Decimal
 
+import datasets
 import pytest
 
 from cctuning.data import load_rows
 from cctuning.errors import UserError
 from cctuning.pairing import output
 from tests.conftest import tiny_llama
-from tests.pairing.world import CHINESE, SWAHILI, lines, paired, run, write
+from tests.pairing.world import CHINESE, ENGLISH, SWAHILI, lines, paired, run, write
 from tests.training.toys import tokenizer
 
 
@@ -94,6 +97,18 @@ def test_where_no_row_is_left_the_rejects_are(tmp_path):
     with pytest.raises(UserError, match=r"no row is left \(row 4\)"):
         run(tmp_path, {"path": path, "way": "given"})
     assert len(lines(tmp_path / "out" / "rejects.jsonl")) == 4
+
+
+@pytest.mark.parametrize("key", [datetime(2024, 1, 2), Decimal("1.50"), b"a", [datetime(2024, 1, 2)]])
+def test_rejects_hold_what_parquet_has_types_for_and_json_has_not(key, tmp_path):
+    rows = [{**row, "id": key if row["id"] == 1 else None} for row in SWAHILI]
+    english = [{**row, "id": key if row["id"] == 1 else None} for row in ENGLISH]
+    for name, table in (("sw", rows), ("en", english)):
+        datasets.Dataset.from_list(table).to_parquet(str(tmp_path / f"{name}.parquet"))
+    source = {"path": str(tmp_path / "sw.parquet"), "way": "join", "english": str(tmp_path / "en.parquet")}
+    _, kept, rejects = run(tmp_path, source, {**source, "english": write(tmp_path / "en.jsonl", ENGLISH)})
+    assert [row["prompt_en"] for row in kept] == [ENGLISH[0]["prompt"]] and len(rejects) == 7
+    assert rejects[3]["row"]["id"] in (str(key), [str(key[0])] if isinstance(key, list) else None)
 
 
 def test_two_runs_to_one_place_do_not_mix(tmp_path):

@@ -64,6 +64,14 @@ def test_join_by_columns_of_another_type_and_from_another_format(tmp_path, engli
     assert len(run(tmp_path, source)[1]) == 4
 
 
+def test_join_by_whole_numbers_that_pandas_made_floats(tmp_path, english):
+    table = [{**row, "id": [1.0, 2.0, 3.5, None][row["id"] - 1]} for row in SWAHILI]
+    datasets.Dataset.from_list(table).to_parquet(str(tmp_path / "r.parquet"))
+    _, kept, rejects = run(tmp_path, joined(str(tmp_path / "r.parquet"), english))
+    assert [row["prompt_en"] for row in kept] == [row["prompt"] for row in ENGLISH[:2]]
+    assert '["3.5"]' in rejects[0]["says"] and "empty" in rejects[1]["says"]
+
+
 def test_join_within_one_file(tmp_path):
     path = write(tmp_path / "all.jsonl", [*({**row, "lang": "en"} for row in ENGLISH), *SWAHILI, *CHINESE])
     source = joined(path, {"path": path, "where": {"lang": "en"}}, where={"lang": "sw"})

@@ -31,13 +31,20 @@ class English:
 
 
 def key_of(record: Mapping[str, Any], number: int, key: Sequence[str]) -> str | None:
-    """The record's key as text; None where a column of it is missing or empty. `5` and `"5"` are one key."""
+    """The record's key as text; None where a column of it is missing or empty. `5`, `5.0` and `"5"` are one key."""
     if list(key) == [INDEX]:
         return str(number)
     parts = [record.get(column) for column in key]
     if any(part is None or part == "" for part in parts):
         return None
-    return json.dumps([part if isinstance(part, (list, dict)) else str(part) for part in parts], ensure_ascii=False)
+    return json.dumps([_key_part(part) for part in parts], ensure_ascii=False, default=str)
+
+
+def _key_part(part: Any) -> Any:
+    if isinstance(part, (list, dict)):
+        return part
+    # pandas makes floats of whole numbers where one is missing
+    return str(int(part)) if isinstance(part, float) and part.is_integer() else str(part)
 
 
 @dataclass

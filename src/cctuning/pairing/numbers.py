@@ -24,7 +24,34 @@ NOON = re.compile(r"\d\s*(?:[ap]\.?\s?m\b|o['’]clock)", re.IGNORECASE)
 SAA = re.compile(r"\bsaa\b", re.IGNORECASE)  # Swahili counts the hours from six
 MYRIAD = re.compile(r"[万萬億亿兆만억조]")
 DISCOUNT = re.compile(r"(?<!\d)(\d)\.?(\d?)\s*折")  # 8折, eight parts of ten to pay, is 20 % off; 75折 is 25 %
-BILLIONS = re.compile(r"(\d+)[億亿억]\s?(\d+)[万萬만]")  # 1億2000万
+SCALES = {
+    "百": 2,
+    "백": 2,
+    "千": 3,
+    "천": 3,
+    "万": 4,
+    "萬": 4,
+    "만": 4,
+    "億": 8,
+    "亿": 8,
+    "억": 8,
+    "兆": 12,
+    "조": 12,
+}  # zeros
+SCALED = r"\d+(?:[百千백천]?[万萬億亿兆만억조]|[百千백천])"
+NO_MORE = r"(?!\d|[.,]\d)"
+COMPOUND = re.compile(  # 1億2000万, 3万5千, 3万5000
+    rf"(?<!\d)(?<!\d[.,]){SCALED}(?:(?:\s?{SCALED})+(?:\d{{4}})?|\d{{4}}){NO_MORE}"
+)
+# Words for 0.1 and 10 million, where English has million: the digits are ten times, or a tenth, of those there.
+LAKH = re.compile(
+    r"(?:\s*(?:[-–—]|to\b|से|ते|থেকে|سے)\s*\d[\d.,]*)?\s*"  # 5-6 crore: the 5 too
+    r"(?:(?:lakh|crore)s?\b|laki\b|लाख|करोड|कोटी|लक्ष|লাখ|লক্ষ|কোটি|ਲੱਖ|ਕਰੋੜ|લાખ|કરોડ|ଲକ୍ଷ|କୋଟି|லட்ச|கோடி|లక్ష|కోటి|కోట్ల|"
+    r"ಲಕ್ಷ|ಕೋಟಿ|ലക്ഷ|കോടി|ලක්ෂ|කෝටි|لاکھ|کروڑ)",
+    re.IGNORECASE,
+)
+FRACTION = re.compile(rf"(?<![\d/])(?<!\d[.,])(?:(\d+) )?(\d{{1,2}})[/\u2044]([1-9]\d?)(?!/){NO_MORE}")  # 2½ in NFKC
+MODES = ("", "joined", "split", "fractions")
 CALENDARS = {"th": (543,), "fa": (621, 622), "ne": (56, 57), "am": (7, 8)}  # years that other eras' numbers lie apart
 
 Reading = frozenset[Decimal]
@@ -35,15 +62,32 @@ def numbers(text: str, mode: str = "") -> list[Reading]:
 
     Args:
         text: in any script.
-        mode: `joined` reads `1 000` as one number, `split` takes commas and points for the ends of numbers.
+        mode: `joined` reads `1 000` as one number, `split` takes commas and points for the ends of numbers,
+            `fractions` reads `1/2` as 0.5.
     """
     text = DISCOUNT.sub(lambda match: str(100 - int(f"{match[1]}{match[2] or 0}")), ascii_digits(text))
-    text = BILLIONS.sub(lambda match: str(int(match[1]) * 10**8 + int(match[2]) * 10**4), text)
+    text = COMPOUND.sub(_summed, text)
     if mode == "joined":
         text = SPACED.sub(lambda match: match[0].replace(" ", ""), text)
+    if mode == "fractions":
+        text = FRACTION.sub(lambda match: str(int(match[1] or 0) + Decimal(match[2]) / Decimal(match[3])), text)
     if mode == "split":
         return [frozenset([Decimal(digits)]) for digits in re.findall(r"\d+", text)]
-    return [reading for match in NUMBER.finditer(text) for reading in _readings(match[0])]
+    found: list[Reading] = []
+    for match in NUMBER.finditer(text):
+        tenths = LAKH.match(text, match.end()) is not None
+        found += (reading.union(value / 10 for value in reading if tenths) for reading in _readings(match[0]))
+    return found
+
+
+def _summed(match: re.Match[str]) -> str:
+    total, room = 0, 0
+    for digits, scale in re.findall(r"(\d+)(\D*)", match[0].replace(" ", "")):
+        factor = 10 ** sum(SCALES[one] for one in scale)
+        if room and int(digits) * factor >= room:  # two numbers, or 5千2百万
+            return match[0]
+        total, room = total + int(digits) * factor, factor
+    return str(total)
 
 
 def _readings(written: str) -> Iterator[Reading]:
@@ -76,7 +120,7 @@ def differ(text: str, reference: str, lang: str) -> tuple[list[str], list[str]] 
     apart += (6,) if lang == "sw" and SAA.search(text) else ()
     factor = 10 if MYRIAD.search(text) or MYRIAD.search(reference) else 100
     told: tuple[list[str], list[str]] | None = None
-    for mode in ("", "joined", "split"):
+    for mode in MODES:
         here, there = numbers(text, mode), numbers(reference, mode)
         left, right = _alone(here, there, apart, factor), _alone(there, here, apart, factor)
         if not left or not right:

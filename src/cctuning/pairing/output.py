@@ -73,8 +73,8 @@ def _replace(output: Path, folder: Path) -> None:
 
 
 def line(value: Any) -> bytes:
-    """A line of JSON."""
-    return json.dumps(value, ensure_ascii=False).encode(errors="replace") + b"\n"
+    """A line of JSON. What Parquet has types for and JSON has not (dates, decimals, bytes) is written as text."""
+    return json.dumps(value, ensure_ascii=False, default=str).encode(errors="replace") + b"\n"
 
 
 def write_rows(folder: Path, lines: Iterable[bytes], shard_rows: int) -> dict[str, str]:

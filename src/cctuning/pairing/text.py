@@ -26,6 +26,8 @@ UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1
 STOPS = r",.!?:;()\[\]\"“”、。，．！？：；「」『』（）،؛؟।"
 TOKEN = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}{STOPS}]+")
 NAMES = {"IDEOGRAPHIC": "CJK", "KATAKANA-HIRAGANA": "KATAKANA"}  # first words of names that are no script's
+# ½ and its like, ², ₂, ①: to NFKC `2½` is 21⁄2 and `5²` is 52
+AFTER_DIGIT = re.compile(r"(?<=\d)(?=[\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u2189\u2460-\u2473])")
 MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that multiplication modulo 2**64 loses nothing
 
 
@@ -46,7 +48,10 @@ _SPACED = _Spaced()
 
 
 def ascii_digits(text: str) -> str:
-    """The text in NFKC, with the decimal digits of any script as 0-9."""
+    """The text in NFKC, with the decimal digits of any script as 0-9, apart from fractions and powers."""
+    if text.isascii():
+        return text
+    text = AFTER_DIGIT.sub(" ", text)
     return unicodedata.normalize("NFKC", text).translate(DIGITS)
 
 

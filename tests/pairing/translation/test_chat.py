@@ -199,6 +199,33 @@ def test_complete_keeps_order_streams_and_remembers(server, tmp_path):
     client.close()
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_equal_conversations_under_way_are_asked_and_paid_once(kept, tmp_path):
+    words = ["moja"] * 8 + ["mbili", "moja", "tatu", "mbili", "cut-off", "cut-off"]
+    with Server("--delay", "0.2") as server:
+        options = {"base_url": server.url, "model": "tiny", "concurrency": 8}
+        client = ChatClient.open(options, tmp_path if kept else None)
+        answers = list(client.complete([{"role": "user", "content": word}] for word in words))
+        assert [answer.text for answer in answers[:-2]] == [translated(word) for word in words[:-2]]
+        assert answers[-2] == answers[-1] and "token limit" in (answers[-1].problem or "")
+        stats, usage = server.stats(), client.usage()
+        assert stats["asked"] == dict.fromkeys(words, 1) and usage["requests"] == 4 and usage["cache_hits"] == 0
+        assert usage["completion_tokens"] == stats["completion_tokens"]
+        client.close()
+
+
+def test_equal_conversations_share_a_failure_and_a_later_one_asks_again(server, tmp_path):
+    client = ChatClient.open({"base_url": server.url, "model": "tiny", "max_retries": 1}, tmp_path)
+    conversations = [[{"role": "user", "content": word}] for word in ("broken-always", "broken-once")]
+    answers = list(client.complete(conversations * 3))
+    assert [answer.text for answer in answers] == [None, translated("broken-once")] * 3
+    assert all(answer.passing and "HTTP 500" in (answer.problem or "") for answer in answers[::2])
+    assert server.stats()["asked"] == {"broken-always": 2, "broken-once": 2}
+    assert list(client.complete(conversations)) == answers[:2]  # one from the cache
+    assert server.stats()["asked"] == {"broken-always": 4, "broken-once": 2}
+    client.close()
+
+
 @pytest.mark.parametrize(
     "options, message",
     [

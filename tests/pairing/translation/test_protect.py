@@ -28,6 +28,16 @@ def protected(text: str, numbers: bool = False) -> list[str]:
         ("请访问https://a.example/路径。谢谢", ["https://a.example/"]),
         ("https://ru.wikipedia.org/wiki/Москва, да", ["https://ru.wikipedia.org/wiki/Москва"]),
         ("Andika kwa a.b@c.example.", ["a.b@c.example"]),
+        ("请联系foo@bar.com谢谢。", ["foo@bar.com"]),  # no space around an address
+        ("ติดต่อfoo@bar.comได้เลย", ["foo@bar.com"]),
+        ("foo@bar.com으로 보내세요", ["foo@bar.com"]),
+        ("An jörg@müller.de schreiben", ["jörg@müller.de"]),
+        ("อ่านได้ที่https://a.example/xได้เลย", ["https://a.example/x"]),
+        ("ອ່ານhttps://a.example/xໄດ້", ["https://a.example/x"]),
+        ("មើលwww.a.exampleបាន", ["www.a.example"]),
+        ("https://a.example/xတွင်ဖတ်ပါ။", ["https://a.example/x"]),
+        ("یہ دیکھیں https://a.example۔ شکریہ", ["https://a.example"]),
+        ("https://a.example። https://b.example། https://c.example॥", [f"https://{x}.example" for x in "abc"]),
         (
             "{name} {0} {} {x.y[0]!r:>10} ${VAR} {{ jinja }}",
             ["{name}", "{0}", "{}", "{x.y[0]!r:>10}", "${VAR}", "{{ jinja }}"],
@@ -38,6 +48,8 @@ def protected(text: str, numbers: bool = False) -> list[str]:
         ("a [[3]] b", ["[[3]]"]),
         ("x\n```py\ncode\n\nmore\n```\ny", ["```py\ncode\n\nmore\n```"]),
         ("x\n  ~~~\n```\n~~~\ny\n```\nnever closed", ["  ~~~\n```\n~~~", "```\nnever closed"]),
+        ("```x = 1``` hufanya nini?\nTafadhali eleza.", ["```x = 1```"]),  # no fence
+        ("~~~ a `tick`\nx\n~~~\ny", ["~~~ a `tick`\nx\n~~~"]),
         ("It's 3.14, or -7; not x2. “Hi” (yes)", []),
     ],
 )

@@ -92,6 +92,15 @@ def test_a_long_stretch_is_cut_where_it_hurts_least():
     )
 
 
+@pytest.mark.parametrize("number", ["1,234,567", "1.234,50", "12:30", "1،234،567", "１２：３０"])
+def test_no_cut_at_a_mark_inside_a_number(number):
+    text = f"moja mbili tatu nne {number} tano sita"
+    for max_chars in range(20, len(text)):
+        pieces = [piece.text for piece in split(text, max_chars, True)]
+        assert any(number in piece for piece in pieces), pieces
+    assert split("mwaka 2020, watu 100: moja, mbili", 20, True)[0].text == "mwaka 2020,"
+
+
 def test_line_structure_is_kept_apart():
     text = "# Kichwa\n\n1. Kwanza. Halafu.\n   - ndani\n2) Pili\n> nukuu\n十、中文\n3、第三"
     kept = [piece.text for piece in split(text, 400, True) if piece.kept and piece.text.strip()]

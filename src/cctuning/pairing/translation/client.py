@@ -118,20 +118,27 @@ class ChatClient:
     def complete(self, conversations: Iterable[Sequence[Message]]) -> Iterator[Answer]:
         """One answer for each conversation, in the same order; reads only as far ahead as it asks.
 
+        Equal conversations that are under way at once are asked once, and have one answer or one problem.
+
         Raises:
             UserError: a fault of the set-up. All answers received until then are in the cache.
         """
         waiting: dict[int, Answer] = {}
-        keys: dict[int, bytes] = {}
+        keys: dict[int, bytes] = {}  # of those that are asked for
+        equal: dict[bytes, list[int]] = {}  # who else waits for the answers to these
+        identity = self.identity()
         following = 0
 
         def requests() -> Iterator[tuple[int, Request]]:
             for index, messages in enumerate(conversations):
-                found = None
-                if self.cache is not None:
-                    keys[index] = self.cache.key(self.identity(), json.dumps(messages, sort_keys=True))
-                    found = self.cache.get(keys[index])
-                    self._count("cache_hits", found is not None)
+                key = Cache.key(identity, json.dumps(messages, sort_keys=True))
+                if key in equal:
+                    equal[key].append(index)
+                    continue
+                found = self.cache.get(key) if self.cache is not None else None
+                if found is None:
+                    keys[index], equal[key] = key, []
+                self._count("cache_hits", found is not None)
                 yield index, found or messages
 
         def keep(index: int, answer: Answer) -> None:
@@ -139,9 +146,9 @@ class ChatClient:
                 self.cache.put([(keys[index], answer)])
 
         for index, answer in self.answers(requests(), keep):
-            waiting[index] = answer
+            others = equal.pop(keys.pop(index)) if index in keys else []
+            waiting |= dict.fromkeys([index, *others], answer)
             while following in waiting:
-                keys.pop(following, None)
                 yield waiting.pop(following)
                 following += 1
 

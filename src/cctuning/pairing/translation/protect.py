@@ -14,17 +14,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from cctuning.pairing.text import UNSPACED
 from cctuning.pairing.translation.segments import Span
 
-_FENCE = r"^[ \t]*(?P<fence>`{3,}|~{3,})[^\n]*(?:\n(?:.*?\n)??[ \t]*(?P=fence)[`~]*[ \t]*$|.*)"
-# not white space, quotes or brackets; nor Chinese, Japanese, Korean or full-width characters, which follow an address
-# without a space between
-_ADDRESS = r"[^\s<>\"“”‘’«»`\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]"
+# a line that has another backtick begins with inline code, as in CommonMark
+_FENCE = r"^[ \t]*(?P<fence>`{3,}(?![^\n]*`)|~{3,})[^\n]*(?:\n(?:.*?\n)??[ \t]*(?P=fence)[`~]*[ \t]*$|.*)"
+# not white space, quotes or brackets; nor scripts without spaces, Korean or full-width characters, which follow an
+# address without a space between
+_ADDRESS = rf"[^\s<>\"“”‘’«»`{UNSPACED}\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]"
+_LATIN = r"0-9A-Za-z_\u00c0-\u024f"  # in mail addresses: `\w` would take the words around one in other scripts
 _INLINE = (
     r"(?P<tick>(?<!`)`+(?!`))[^\n]+?(?<!`)(?P=tick)(?!`)",  # `code`
     r"\$\$.+?\$\$|\\\(.+?\\\)|\\\[.+?\\\]",  # mathematics; a single $ is too often a price
     rf"(?<![A-Za-z0-9])(?:(?:https?|ftp)://|www\.){_ADDRESS}+",
-    r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+",
+    rf"[{_LATIN}.+-]+@[{_LATIN}-]+(?:\.[{_LATIN}-]+)+",
     r"\$\{[^{}\n]*\}|\{\{[^{}\n]*\}\}|\{[A-Za-z_][\w.\[\]]*(?:![rsa])?(?::[^{}\n]*)?\}|\{\d*\}",  # ${x} {{x}} {x} {0}
     r"%\(\w+\)[-#0 +]*\d*(?:\.\d+)?[sdifrxeg]|%(?:\d+\$)?[-#0+]*\d*(?:\.\d+)?[sdifrxeg](?![A-Za-z])",  # %(x)s %s %1$s
     r"<\|[^|<>\s]+\|>|</?[A-Za-z][^<>\n]*>|<!--.*?-->",  # <|end|> <tag a="b">
@@ -36,7 +39,7 @@ _PROTECTED = re.compile(rf"(?P<block>{_FENCE})|" + "|".join(_INLINE), re.MULTILI
 _WITH_NUMBERS = re.compile(_PROTECTED.pattern + "|" + _NUMBER, re.MULTILINE | re.DOTALL)
 _ADDRESS_START = re.compile(r"(?:https?|ftp)://|www\.")
 # What ends a sentence that ends in an address. A closing bracket belongs to the address if it was opened there.
-_TRAILING = ".,;:!?'*_।،؟؛…"
+_TRAILING = ".,;:!?'*_।॥،؟؛۔።།։…"
 
 # Engines put spaces into a marker, use wide brackets, or digits of another script (`\d` takes them all).
 _MARKER = re.compile(r"[\[［【]\s*[\[［【]\s*(\d+)\s*[\]］】]\s*[\]］】]")

@@ -38,7 +38,8 @@ _ABBREVIATION = re.compile(
     r"тыс|млн|руб|стр|рис|им|ул)$",
     re.IGNORECASE,
 )
-_CLAUSE = re.compile(r"[,;:،؛،、，；：]\s*|\s[-–—]\s")
+# not the marks inside 1,234 and 12:30
+_CLAUSE = re.compile(r"(?:[;؛、；]|(?<!\d)[,:،，：]|[,:،，：](?!\d))\s*|\s[-–—]\s")
 _SPACE = re.compile(r"\s+")
 _BREAK = re.compile(r"\s*\n\s*")
 
