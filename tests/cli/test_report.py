@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -124,6 +125,26 @@ def test_rows_with_columns_of_their_own_names(world, tmp_path):
     rows = [{"text": f"x{i} x{i + 1}", "text_en": f"w{i} w{i + 1}", "lang": "sw"} for i in range(8)]
     data = ("--data", write_jsonl(tmp_path / "rows.jsonl", rows), "--columns", "prompt=text", "reference=text_en")
     assert "Measured on 8 rows in Swahili from rows.jsonl." in page(world, tmp_path, world("cc"), *data).text
+
+
+def test_runs_are_looked_at_on_the_rows_that_fit_them_all(world, tmp_path):
+    short = copy(world("cc"), tmp_path / "short")
+    options = (short / "config.yaml").read_text()
+    (short / "config.yaml").write_text(options + "max_length: 12\n")
+    rows = [
+        {"prompt": f"x{i} x{i + 1}", "prompt_en": f"w{i}", "lang": lang} for i in range(6) for lang in ("th", "sw")
+    ]
+    rows[0]["prompt"] = "x1 " * 30
+    argv = (world("cc"), short, "--data", write_jsonl(tmp_path / "rows.jsonl", rows))
+    output = tmp_path / "page.html"
+    done("report", *argv, "--output", output)
+    raw = output.read_text(encoding="utf-8")
+    said = "Measured on 11 rows in Swahili and Thai from rows.jsonl; without 1 that short could not take"
+    assert said in Look(raw).text
+    table = re.search(r"<caption>Mean unbiased linear CKA by layer.*?</table>", raw, re.DOTALL)[0]
+    cc, other = (re.findall(rf"<tr><th[^>]*>{name}</th>(.*?)</tr>", table) for name in ("cc", "short"))
+    assert len(cc) == 2 and cc == other  # the same weights
+    assert table.index("Swahili") < table.index("Thai")  # though Thai's are first in the file
 
 
 def test_without_models_or_with_their_base_gone(world, tmp_path, capsys):

@@ -213,6 +213,24 @@ def test_a_run_that_was_interrupted_continues_exactly(tune, tmp_path, recipe, ca
     assert "holds a finished run" in said
 
 
+def test_a_resumed_run_has_the_time_of_all_its_legs(tmp_path, recipe, monkeypatch):
+    options = ["--save_strategy", "steps", "--save_steps", 3]
+    run = tmp_path / "cut"
+    with monkeypatch.context() as patched:
+        interrupted(patched)
+        assert main(["train", "--config", str(recipe), "--output_dir", str(run), *map(str, options)]) == 130
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    times = [line["total_runtime"] for line in lines]
+    assert times == sorted(times) and times[0] > 0
+    for line in lines:
+        line["total_runtime"] = 1000.0 * line["step"]  # the fourth step was lost
+    write_jsonl(run / "metrics.jsonl", lines)
+    done("train", "--config", recipe, "--output_dir", run, *options, "--resume_from_checkpoint", "true")
+    assert 3000 < run_json(run)["seconds"] < 3900
+    times = [json.loads(line)["total_runtime"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert times[:3] == [1000, 2000, 3000] and times == sorted(times) and 3000 < times[-1] < 3900
+
+
 def test_a_run_cut_off_before_its_first_checkpoint_starts_anew(tmp_path, recipe, monkeypatch):
     run = tmp_path / "cut"
     with monkeypatch.context() as patched:

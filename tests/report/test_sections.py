@@ -14,12 +14,23 @@ from cctuning.analysis import GateStatistics, Meeting, TransformErrors, Transfor
 from cctuning.connection import ConnectionConfig
 from cctuning.report import svg
 from cctuning.report.answer import answer, read_evaluations
+from cctuning.report.examples import said
 from cctuning.report.inside import borrowing, meeting_section, transforming
 from cctuning.report.measure import Findings, Inside, Plane, Rows
 from cctuning.report.records import Run, Sizes
 from cctuning.report.style import STYLE
-from cctuning.report.training import training
-from cctuning.report.words import count, duration, interval, language_name, listed, number, percent, points
+from cctuning.report.training import data, tokens_a_second, training
+from cctuning.report.words import (
+    count,
+    duration,
+    interval,
+    language_name,
+    language_names,
+    listed,
+    number,
+    percent,
+    points,
+)
 from tests.report.world import Look, write_evaluation
 
 LANGUAGES = ["sw", "th"]
@@ -39,8 +50,8 @@ def run(name="cc", path=Path("runs/cc"), metrics=(), **options):
     return Run(name, path, record, {}, list(metrics), config, Sizes(100, 60, 0, 1000))
 
 
-def inside(cka=0.5, **parts) -> Inside:
-    flat = torch.full((2, 3), cka)
+def inside(cka=0.5, languages=LANGUAGES, **parts) -> Inside:
+    flat = torch.as_tensor(cka).expand(3, len(languages)).T
     plane = Plane(
         1,
         (0.6, 0.3),
@@ -48,7 +59,8 @@ def inside(cka=0.5, **parts) -> Inside:
         {"sw": [(0.0, 0.0)], "th": [(1.0, 0.0)]},
         [(0, 0), (1, 0)],
     )
-    return Inside(Meeting([0, 1, 2], LANGUAGES, torch.tensor([9, 9]), flat, flat / 2, flat), plane, **parts)
+    rows = torch.full((len(languages),), 9)
+    return Inside(Meeting([0, 1, 2], languages, rows, flat, flat / 2, flat), plane, **parts)
 
 
 def findings(tuned: Inside, base: Inside | None = None) -> Findings:
@@ -93,6 +105,32 @@ def test_languages_that_came_closer_and_that_did_not():
     assert "No language came closer to English: the best is Swahili with −0.30" in apart
 
 
+def test_languages_are_told_apart_by_their_code_and_not_by_their_place():
+    base = inside(torch.tensor([0.2, 0.8]), ["sw", "th"])
+    turned = html(meeting_section([run()], findings(inside(torch.tensor([0.8, 0.2]), ["th", "sw"]), base), "English"))
+    assert "No language came closer to English: the best is Swahili with 0.00" in Look(turned).text
+    rows = re.findall(r"<tr><th[^>]*>(?:base|cc)</th>(.*?)</tr>", turned)[:6]  # three layers each
+    assert rows[:3] == rows[3:] and "0.200" in rows[0]
+    lost = html(meeting_section([run()], findings(inside(torch.tensor([0.9]), ["th"]), base), "English"))
+    assert "Thai came closest to English (0.10 over the layers)" in Look(lost).text
+
+
+def test_codes_of_one_name_stay_apart():
+    own = run()
+    own.record.update(
+        data={
+            "sources": [{"path": "a.jsonl"}],
+            "rows": 5,
+            "with_response": 5,
+            "languages": {"arb": 2, "ara": 2, "th": 1},
+            "skipped": [],
+        },
+        skipped_in_tokenisation=[],
+    )
+    text = Look(html(data([own], None))).text
+    assert "in 3 languages" in text and "Arabic (arb)" in text and "Arabic (ara)" in text
+
+
 def test_gains_losses_and_english_before_and_after(tmp_path):
     none, half, most = [0] * 60, [0, 1] * 30, [1, 1, 0] * 20
     given = {
@@ -110,6 +148,31 @@ def test_gains_losses_and_english_before_and_after(tmp_path):
     without = read_evaluations(named[:2], None, [run()])
     assert "The base was not among the evaluations" in Look(html(answer([run()], without))).text
     assert "cannot say which languages gained" in Look(html(answer([run()], None))).text
+
+
+def test_an_evaluation_of_english_alone(tmp_path):
+    flags = {"a": [0, 0] * 30, "b": [0, 1] * 30}
+    named = [f"{name}={write_evaluation(tmp_path / name, name, {'en': own})}" for name, own in flags.items()]
+    text = Look(html(answer([run()], read_evaluations(named, None, [run()])))).text
+    assert "b against a on paper MKQA: English +50.0" in text and "0 languages" not in text
+
+
+def test_which_of_two_choices_alike_was_chosen():
+    choices = [{"choice": " is too big.", "loglikelihood": -3.0}, {"choice": " is too big.", "loglikelihood": -2.0}]
+    assert said(choices) == "is too big. (choice 2 of 2)"
+    choices[0]["choice"] = " is too small."
+    assert said(choices) == "is too big."
+
+
+def test_a_resumed_run_costs_what_all_its_legs_cost():
+    metrics = [{"step": 40, "num_tokens": 4000.0, "total_runtime": 80.0}]
+    metrics.append({"step": 60, "num_tokens": 6000.0, "total_runtime": 119.0})
+    summary = {"step": 60, "train_runtime": 40.0, "train_steps_per_second": 1.5, "train_samples_per_second": 12.0}
+    resumed = run(metrics=[*metrics, summary | {"total_runtime": 120.0}])
+    assert tokens_a_second(resumed) == 50  # not 150
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html(training([resumed]))))
+    assert "steps a second 0.50" in text and "rows a second 4.0" in text
+    assert tokens_a_second(run(metrics=[{"step": 60, "num_tokens": 6000.0}, summary])) == 150  # of an older version
 
 
 def test_curves_and_what_was_not_recorded():
@@ -162,6 +225,12 @@ def test_charts_hold_within_their_frame_with_many_and_with_no_figures():
         assert "nan" not in chart.render() and "inf" not in chart.render()
 
 
+def test_small_figures_have_ticks_that_differ():
+    chart = svg.lines("t", "d", [svg.Series("a", [1, 2], [1e-9, 3e-9])], "x", "y")
+    ticks = re.findall(r'<text x="39"[^>]*>([^<]*)', chart.body)
+    assert ticks == ["0", "1e−09", "2e−09", "3e−09"]
+
+
 def test_titles_of_charts_are_escaped():
     chart = svg.bars("<t>", "a & b", [("<x>", 1.0)])
     assert "<t>" not in chart.render() and escape("<t>") in chart.render() and "<x>" not in chart.body
@@ -197,7 +266,9 @@ def test_contrast_of_text_and_marks(scheme):
 
 def test_words():
     assert [language_name(code) for code in ("sw", "zh-Hant", "nonsense", "qqq")][0::2] == ["Swahili", "nonsense"]
-    assert language_name("zh-Hant") == "Chinese (Traditional)"
+    assert language_name("zh-Hant") == "Chinese (Traditional)" and language_name("pt-BR") == "Portuguese (Brazil)"
+    assert [language_name(code) for code in ("und", "arb", "eng")] == ["Unknown language", "Arabic", "English"]
+    assert language_names(["ara", "th", "arb"]) == {"ara": "Arabic (ara)", "th": "Thai", "arb": "Arabic (arb)"}
     assert [number(x) for x in (1234, 0.171, -0.2, 0.00012, math.nan, None)] == [
         "1,234",
         "0.17",

@@ -7,7 +7,8 @@ Three conditions decide whether the connection can help (docs/lab/ shows each fa
    has something to learn. Where languages share no concepts they do not, and nothing transfers;
 3. something to buy: with the reference at hand the answers get better, before any training.
 
-All three are measured on the untrained model, on rows of the kind it would be trained on.
+All three are measured on the untrained model, on rows of the kind it would be trained on; the way across on each
+prompt and each reference once.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Diagnosis:
             hold none. Both say the same, so nats a response compare although the tokens differ.
         live: the smallest of `own` over `SHARES`, with the reference at hand and nothing trained.
         share: the share that gave it; 0 where none helps.
-        layers: layer -> how its reference activations follow.
+        layers: layer -> how its reference activations follow, over the rows whose prompt and reference are new.
     """
 
     language: str
@@ -67,6 +68,8 @@ class Diagnosis:
 
 def follows(own: Tensor, reference: Tensor) -> Follows:
     """Ridge regression from `own` to `reference` (N, d), each fold predicted from the others; dual form, N x N.
+
+    Rows that repeat one another are for the caller to leave out (`new_rows`).
 
     Raises:
         ValueError: fewer rows than 2 * FOLDS.
@@ -112,16 +115,40 @@ def diagnose(
         own = torch.cat([row_losses(with_plain, batch, live=False) for batch in mine])
         with_plain.unload()
         x, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        new = new_rows(mine)
         best, share = float(own.nanmean()), 0.0
         for value in SHARES:
             loss = _live(model, mine, value)
             if loss < best:
                 best, share = loss, value
-        layers = (
-            {layer: follows(x[:, layer], y[:, layer]) for layer in range(x.shape[1])} if len(x) >= 2 * FOLDS else {}
-        )
+        layers = {}
+        if len(new) >= 2 * FOLDS:
+            layers = {layer: follows(x[new, layer], y[new, layer]) for layer in range(x.shape[1])}
         reference = (own_language or {}).get(language, float("nan"))
         yield Diagnosis(language, len(x), float(own.nanmean()), reference, best, share, layers)
+
+
+def new_rows(batches: Sequence[LanguageBatch]) -> list[int]:
+    """Places of the rows whose prompt and whose reference no row before them has.
+
+    A row that is seen in one fold and held out in another would make any two languages follow from each other.
+    """
+    prompts, references, new = set[tuple[int, ...]](), set[tuple[int, ...]](), list[int]()
+    place = 0
+    for batch in batches:
+        rows = batch.build()
+        assert rows.labels is not None and rows.reference_ids is not None and rows.reference_mask is not None
+        ends = prompt_ends(rows.attention_mask, predicting(rows.labels)).tolist()
+        sizes = rows.reference_mask.sum(dim=1).tolist()
+        parallels = [tuple(ids[:size]) for ids, size in zip(rows.reference_ids.tolist(), sizes, strict=True)]
+        for ids, end, index in zip(rows.input_ids.tolist(), ends, rows.reference_index.tolist(), strict=True):
+            prompt, reference = tuple(ids[: end + 1]), parallels[index]
+            if prompt not in prompts and reference not in references:
+                new.append(place)
+            prompts.add(prompt)
+            references.add(reference)
+            place += 1
+    return new
 
 
 def reference_losses(model: Any, batches: Mapping[str, Sequence[LanguageBatch]]) -> dict[str, float]:

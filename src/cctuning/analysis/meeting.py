@@ -41,6 +41,12 @@ class Meeting:
     unrelated: Tensor
     cka: Tensor
 
+    def of(self, languages: Sequence[str]) -> Meeting:
+        """The same of these languages, in this order."""
+        places = [self.languages.index(code) for code in languages]
+        figures = (one[places] for one in (self.rows, self.cosine, self.unrelated, self.cka))
+        return Meeting(self.layers, list(languages), *figures)
+
 
 def cosine(x: Tensor, y: Tensor) -> tuple[float, float]:
     """Mean cosine of the pairs (x_i, y_i), and of the pairs (x_i, y_j) with i and j apart (NaN with fewer than two).

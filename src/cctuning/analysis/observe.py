@@ -63,6 +63,12 @@ def language_batches(
     ]
 
 
+def spread(items: Sequence[Any], limit: int) -> list[Any]:
+    """At most `limit` of `items`, evenly spread."""
+    kept = min(limit, len(items))
+    return [items[place * len(items) // kept] for place in range(kept)]
+
+
 def languages_of(batches: Sequence[LanguageBatch]) -> list[str]:
     """The languages, each once, in order."""
     return list(dict.fromkeys(batch.language for batch in batches))

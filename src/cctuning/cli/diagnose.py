@@ -18,7 +18,7 @@ from cctuning.errors import UserError
 FOUND, EXPLAINED, GAP = 0.1, 0.2, 0.5
 
 ADVICE = {
-    "rows": "too few rows with a parallel to tell",
+    "rows": "too few different rows with a parallel to tell",
     "gap": "no gap to speak of: the model answers nearly as well in this language; plain SFT will do",
     "apart": "no way across: English activations do not follow from this language's; expect no transfer",
     "open": "a gap and a way across: the connection has something to carry over",
@@ -64,7 +64,8 @@ def main(argv: list[str]) -> None:
     for one in found:
         print(f"{one['language']}: {ADVICE[one['verdict']]}")
     if args.output:
-        Path(args.output).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(_plain(found), indent=1, allow_nan=False)
+        Path(args.output).write_text(text + "\n", encoding="utf-8")
 
 
 CAPTION = (
@@ -123,6 +124,8 @@ def choose(rows: Any, limit: int) -> tuple[list[dict[str, Any]], dict[str, list[
 
     A row in the reference language is made its own parallel, so that both sides go through the same code.
     """
+    from cctuning.analysis.observe import spread
+
     every = rows.to_list()
     at_home = {
         json.dumps(row["prompt"]): {**row, "reference": row["prompt"]} for row in every if row["reference"] is None
@@ -136,7 +139,7 @@ def choose(rows: Any, limit: int) -> tuple[list[dict[str, Any]], dict[str, list[
     chosen, english = [], {}
     for lang, own in by_language.items():
         paired = [row for row in own if json.dumps(row["reference"]) in at_home] or own
-        some = [paired[i * len(paired) // min(limit, len(paired))] for i in range(min(limit, len(paired)))]
+        some = spread(paired, limit)
         chosen += [{**row, "lang": lang} for row in some]
         keys = (json.dumps(row["reference"]) for row in some)
         english[lang] = [at_home[key] for key in keys if key in at_home]
@@ -152,6 +155,15 @@ def verdict(entry: dict[str, Any]) -> str:
     if math.isnan(entry["reference"]) or math.isnan(entry["own"]):
         return "across"
     return "open" if entry["own"] - entry["reference"] > GAP else "gap"
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it: null for what is no number."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float, form: str) -> str:

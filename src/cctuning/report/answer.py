@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cctuning.evaluation.compare import BETTER, SAME, WORSE, Comparison, Row, compare
-from cctuning.evaluation.scored import parse_runs, read_run
+from cctuning.evaluation.scored import ScoredRun, parse_runs, read_run
 from cctuning.report.page import Section, bullets, figure, heading, paragraph, side_by_side, table
 from cctuning.report.records import Run
 from cctuning.report.svg import Estimate, forest
 from cctuning.report.training import cost
-from cctuning.report.words import count, interval, language_name, listed, number, points
+from cctuning.report.words import count, interval, language_names, listed, number, points
 
 KINDS = {BETTER: "better", WORSE: "worse", SAME: "same"}
 
@@ -21,7 +21,7 @@ KINDS = {BETTER: "better", WORSE: "worse", SAME: "same"}
 class Evaluated:
     """Evaluations, compared. `before`: the same against the runs' base, where that was scored too; `base` its name."""
 
-    runs: list[tuple[str, Path]]
+    runs: list[ScoredRun]
     comparison: Comparison
     base: str | None
     before: Comparison | None
@@ -37,15 +37,11 @@ def read_evaluations(arguments: Sequence[str], baseline: str | None, runs: Seque
         return None
     named = parse_runs(arguments)
     found = compare(named, baseline)
+    scored = [read_run(name, path) for name, path in named]
     bases = {_place(run.base) for run in runs}
-    base = None
-    for name, path in named:
-        record = read_run(name, path).record
-        if _place(str(record["model"].get("name"))) in bases:
-            base = name
-            break
+    base = next((run.system for run in scored if _place(str(run.record["model"].get("name"))) in bases), None)
     before = found if base == found.baseline else compare(named, base) if base is not None else None
-    return Evaluated(named, found, base, before)
+    return Evaluated(scored, found, base, before)
 
 
 def _place(name: str) -> str:
@@ -78,7 +74,9 @@ def _gains(evaluated: Evaluated) -> list[str]:
             said.append((system, _sentence(system, comparison.baseline, rows, benchmark)))
             says = _largest(rows)
             title = f"{system} against {comparison.baseline}, {benchmark}: difference in points"
-            chart = forest(title, says, [_estimate(row) for row in rows], "points, with 95 % interval over items")
+            names = _languages(rows)
+            estimates = [_estimate(row, names[row.language]) for row in rows]
+            chart = forest(title, says, estimates, "points, with 95 % interval over items")
             figures.append(
                 figure(f"{system}, {benchmark}", says, chart, _table(title, comparison.baseline, system, rows))
             )
@@ -100,44 +98,53 @@ def _gains(evaluated: Evaluated) -> list[str]:
 
 def _sentence(system: str, baseline: str, rows: Sequence[Row], benchmark: str) -> str:
     others = [row for row in rows if row.kind == "language" and row.language != "en"]
-    parts = []
+    names, verdicts = _languages(rows), []
     for verdict in (BETTER, WORSE, SAME):
-        names = [language_name(str(row.language)) for row in others if row.verdict == verdict]
-        if names:
-            told = f" ({listed(names)})" if verdict != SAME else ""
-            parts.append(f"{verdict} in {'all ' if len(names) == len(others) > 1 else ''}{len(names)}{told}")
-    text = f"{system} against {baseline} on {benchmark}, {count(len(others), 'language')} but English: "
-    text += ", ".join(parts)
+        found = [names[row.language] for row in others if row.verdict == verdict]
+        if found:
+            told = f" ({listed(found)})" if verdict != SAME else ""
+            verdicts.append(f"{verdict} in {'all ' if len(found) == len(others) > 1 else ''}{len(found)}{told}")
+    parts = [", ".join(verdicts)] if others else []
     mean = next((row for row in rows if row.kind == "mean"), None)
     if mean is not None:
-        text += f"; on average {points(mean.difference)} points {interval(mean.low, mean.high)}, {mean.verdict}"
+        parts.append(f"on average {points(mean.difference)} points {interval(mean.low, mean.high)}, {mean.verdict}")
     english = next((row for row in rows if row.language == "en"), None)
     if english is not None:
-        text += f"; English {points(english.difference)} {interval(english.low, english.high)}, {english.verdict}"
-    return text + "."
+        parts.append(f"English {points(english.difference)} {interval(english.low, english.high)}, {english.verdict}")
+    which = f", {count(len(others), 'language')} but English" if others else ""
+    return f"{system} against {baseline} on {benchmark}{which}: {'; '.join(parts)}."
+
+
+def _languages(rows: Sequence[Row]) -> dict[str | None, str]:
+    """Names by code; of a mean, None, how many it is of."""
+    mean = next((row.languages for row in rows if row.kind == "mean"), 0)
+    names: dict[str | None, str] = {None: f"mean of {mean}"}
+    names.update(language_names(row.language for row in rows if row.language))
+    return names
 
 
 def _largest(rows: Sequence[Row]) -> str:
     """The largest gain and loss among the languages, English too."""
     own = sorted((row for row in rows if row.kind == "language"), key=lambda row: row.difference or 0.0)
     ends = own if len(own) == 1 else [own[-1], own[0]]
-    told = [f"{language_name(str(row.language))} {points(row.difference)} ({row.verdict})" for row in ends]
+    names = _languages(rows)
+    told = [f"{names[row.language]} {points(row.difference)} ({row.verdict})" for row in ends]
     return f"From the best, {told[0]}, to the worst, {told[1]}." if len(told) > 1 else f"{told[0]}."
 
 
-def _estimate(row: Row) -> Estimate:
-    label = language_name(str(row.language)) if row.language else f"mean of {row.languages}"
+def _estimate(row: Row, label: str) -> Estimate:
     value, low, high = (100 * float(one or 0.0) for one in (row.difference, row.low, row.high))
     return Estimate(label, value, low, high, KINDS[row.verdict], summary=row.kind != "language")
 
 
 def _table(caption: str, baseline: str, system: str, rows: Sequence[Row]) -> str:
+    names = _languages(rows)
     seeds = any(row.seed_low is not None for row in rows)
     header = ["language", "items", f"{baseline}, %", f"{system}, %", "difference", "95 % over items"]
     header += (["95 % over seeds"] if seeds else []) + ["p (Holm)", "verdict"]
     body = [
         [
-            language_name(str(row.language)) if row.language else f"mean of {row.languages} but English",
+            names[row.language] + ("" if row.language else " but English"),
             f"{row.items:,}",
             points(row.baseline, False),
             points(row.value, False),

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from cctuning.evaluation.scored import read_run
 from cctuning.report.answer import Evaluated
 from cctuning.report.measure import ANSWER_TOKENS, Example, Findings
 from cctuning.report.page import Section, paragraph, table
@@ -73,11 +72,10 @@ def _live(place: int, one: Example, reference: str) -> str:
 def _samples(evaluated: Evaluated) -> list[str]:
     seen: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     languages: dict[str, str] = {}
-    for name, path in evaluated.runs:
-        run = read_run(name, path)
+    for run in evaluated.runs:
         for task in evaluated.comparison.settings["tasks"][:FROM_SAMPLES]:
-            with (path / "samples" / f"{task}.jsonl").open(encoding="utf-8") as lines:
-                seen.setdefault(task, []).append((name, json.loads(next(lines))))
+            with (run.path / "samples" / f"{task}.jsonl").open(encoding="utf-8") as lines:
+                seen.setdefault(task, []).append((run.system, json.loads(next(lines))))
             languages[task] = run.tasks[task].language
     made = []
     for place, (task, answers) in enumerate(seen.items(), 1):
@@ -95,8 +93,11 @@ def said(response: Any) -> str:
     if isinstance(response, dict):
         return str(response.get("said", ""))
     if isinstance(response, list) and response:
-        best = max(response, key=lambda one: one.get("loglikelihood", float("-inf")))
-        return str(best.get("choice", "")).strip()
+        best = max(range(len(response)), key=lambda place: response[place].get("loglikelihood", float("-inf")))
+        choices = [str(one.get("choice", "")).strip() for one in response]
+        if choices.count(choices[best]) > 1:  # they differ in what stands before them, of which the first's is kept
+            return f"{choices[best]} (choice {best + 1} of {len(choices)})"
+        return choices[best]
     return str(response)
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cctuning.analysis import Meeting
 from cctuning.report.measure import Findings, Inside
 from cctuning.report.page import Section, figure, heading, paragraph, side_by_side, table
 from cctuning.report.records import Run
 from cctuning.report.svg import Points, Series, heatmap, lines, ranges, scatter
-from cctuning.report.words import count, language_name, listed, number, percent
+from cctuning.report.words import count, language_name, language_names, listed, number, percent
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 STRONGEST = 5
@@ -38,18 +39,19 @@ def _extreme(values: Tensor, languages: Sequence[str], layers: Sequence[int], la
     filled = torch.nan_to_num(values, nan=-torch.inf if largest else torch.inf)
     place = int(filled.argmax() if largest else filled.argmin())
     g, at = divmod(place, values.shape[1])
-    return language_name(languages[g]), layers[at], float(values[g, at])
+    return language_names(languages)[languages[g]], layers[at], float(values[g, at])
 
 
 def said_of_rows(found: Findings) -> str:
     """Which rows the figures are of."""
     languages = next(iter(found.runs.values())).meeting.languages
     rows = found.rows
-    where = f"{count(len(rows.table), 'row')} in {listed([language_name(code) for code in languages], 12)}"
+    where = f"{count(len(rows.table), 'row')} in {listed([*language_names(languages).values()], 12)}"
     where += f" from {Path(rows.where).name}"
     for name, inside in found.runs.items():
         if inside.left_out:
-            where += f"; {name} could not take {len(inside.left_out):,} of them (the first: {inside.left_out[0][1]})"
+            first = inside.left_out[0][1]
+            where += f"; without {len(inside.left_out):,} that {name} could not take (the first: {first})"
     if rows.held_out:
         return f"Measured on {where}. They were given with --data."
     return (
@@ -226,12 +228,13 @@ def _closed(run: Run, inside: Inside, language: str) -> str:
     closed = errors.closed
     by_language = 1 - errors.error.sum(dim=1) / errors.identity.sum(dim=1).clamp(min=1e-30)
     worst, best = int(by_language.argmin()), int(by_language.argmax())
-    behind = [language_name(code) for code, value in zip(errors.languages, by_language, strict=True) if value <= 0]
+    names = list(language_names(errors.languages).values())
+    behind = [name for name, value in zip(names, by_language, strict=True) if value <= 0]
     missed = f" It does no better than doing nothing for {listed(behind)}." if behind else ""
     says = (
         f"Over all layers the transform closes {percent(float(by_language[best]))} of the gap to its target for "
-        f"{language_name(errors.languages[best])}, the most, and {percent(float(by_language[worst]))} for "
-        f"{language_name(errors.languages[worst])}, the least.{missed}"
+        f"{names[best]}, the most, and {percent(float(by_language[worst]))} for "
+        f"{names[worst]}, the least.{missed}"
     )
     title = f"{run.name}: share of the gap closed by the transform"
     top = max(0.05, float(torch.nan_to_num(closed).abs().max()))
@@ -264,77 +267,75 @@ def meeting_section(runs: Sequence[Run], found: Findings, language: str) -> Sect
     for path, own in bases.items():
         base = found.bases[path]
         named = [("base", base), *((run.name, found.runs[run.name]) for run in own)]
-        pictures = [_alike(named, "cka", "unbiased linear CKA"), _alike(named, "cosine", "cosine")]
+        languages = sorted(set.intersection(*(set(inside.meeting.languages) for _, inside in named)))
+        met = [(name, inside.meeting.of(languages)) for name, inside in named]
+        pictures = [_alike(met, "cka", "unbiased linear CKA"), _alike(met, "cosine", "cosine")]
         where = f", from {Path(path).name}" if len(bases) > 1 else ""
         section.add(heading(f"By layer{where}"), side_by_side(pictures))
         section.add(
             heading(f"Change in CKA against the base{where}"),
-            side_by_side([_change(run, base, found.runs[run.name], language) for run in own]),
+            side_by_side([_change(name, met[0][1], tuned, language) for name, tuned in met[1:]]),
         )
         planes = [_plane(name, inside, language) for name, inside in named]
         section.add(heading(f"Parallel prompts, seen from above{where}"), side_by_side(planes))
     return section
 
 
-def _alike(named: Sequence[tuple[str, Inside]], kind: str, label: str) -> str:
-    series, rows, means = [], [], {}
-    for style, (name, inside) in enumerate(named):
-        values = getattr(inside.meeting, kind)
+def _alike(named: Sequence[tuple[str, Meeting]], kind: str, label: str) -> str:
+    """One of the two measures by layer, all of the same languages."""
+    series, rows, means, gaps = [], [], [], []
+    for style, (name, found) in enumerate(named):
+        values = getattr(found, kind)
         mean = values.nanmean(dim=0)
-        means[name] = float(mean.mean())
-        xs = [float(layer) for layer in inside.meeting.layers]
+        means.append(float(mean.mean()))
+        gaps.append(f"{name} {number(means[-1] - float(found.unrelated.nanmean()))}")
+        xs = [float(layer) for layer in found.layers]
         series.append(Series(name, xs, mean.tolist(), style=style))
         rows += [
             [name, str(layer), number(float(mean[at]), 3), *(number(float(value), 3) for value in values[:, at])]
-            for at, layer in enumerate(inside.meeting.layers)
+            for at, layer in enumerate(found.layers)
         ]
         if kind == "cosine":
-            unrelated = inside.meeting.unrelated.nanmean(dim=0)
+            unrelated = found.unrelated.nanmean(dim=0)
             series.append(Series(f"{name}, unrelated", xs, unrelated.tolist(), style=style, quiet=True))
-    first = named[0][0]
-    told = [f"{name} {number(means[name])}" for name, _ in named[1:]]
-    says = f"Mean over layers and languages: {first} {number(means[first])}, {listed(told)}."
-    if not math.isfinite(means[first]):
+    told = [f"{name} {number(mean)}" for (name, _), mean in zip(named, means, strict=True)]
+    says = f"Mean over layers and languages: {told[0]}, {listed(told[1:])}."
+    if not math.isfinite(means[0]):
         says = f"No figure: there are too few different rows a language ({TOO_FEW})."
     if kind == "cosine":
-        gaps = [f"{name} {number(means[name] - float(inside.meeting.unrelated.nanmean()))}" for name, inside in named]
         says += f" Above that of unrelated pairs by: {', '.join(gaps)}."
     title = f"Mean {label} by layer"
-    languages = [language_name(code) for code in named[0][1].meeting.languages]
-    return figure(
-        "",
-        says,
-        lines(title, says, series, "layer", label),
-        table(title, ["model", "layer", "mean", *languages], rows),
-    )
+    header = ["model", "layer", "mean", *language_names(named[0][1].languages).values()]
+    return figure("", says, lines(title, says, series, "layer", label), table(title, header, rows))
 
 
-def _change(run: Run, base: Inside, tuned: Inside, language: str) -> str:
-    change = tuned.meeting.cka - base.meeting.cka
-    layers, languages = tuned.meeting.layers, tuned.meeting.languages
+def _change(run: str, base: Meeting, tuned: Meeting, language: str) -> str:
+    """Change in CKA, both of the same languages."""
+    change, layers, languages = tuned.cka - base.cka, tuned.layers, tuned.languages
     mean = change.nanmean(dim=1)
     most = int(torch.nan_to_num(mean, nan=-torch.inf).argmax())
     least = int(torch.nan_to_num(mean, nan=torch.inf).argmin())
-    gained, name = float(mean[most]), language_name(languages[most])
+    gained, names = float(mean[most]), list(language_names(languages).values())
     if not math.isfinite(gained):
         says = f"No figure: there are too few different rows a language ({TOO_FEW})."
     elif gained > 0:
         says = (
-            f"{name} came closest to {language} ({number(gained)} over the layers), "
-            f"{language_name(languages[least])} least ({number(float(mean[least]))})."
+            f"{names[most]} came closest to {language} ({number(gained)} over the layers), "
+            f"{names[least]} least ({number(float(mean[least]))})."
         )
     else:
-        says = f"No language came closer to {language}: the best is {name} with {number(gained)} over the layers."
-    title = f"{run.name}: change in CKA by layer and language"
+        best = f"the best is {names[most]} with {number(gained)} over the layers"
+        says = f"No language came closer to {language}: {best}."
+    title = f"{run}: change in CKA by layer and language"
     top = max(0.05, float(torch.nan_to_num(change).abs().max()))
     chart = heatmap(title, says, _names(layers), languages, change.T.tolist(), 0.0, top)
-    return figure(run.name, says, chart, _grid_table(title, "layer", layers, languages, change))
+    return figure(run, says, chart, _grid_table(title, "layer", layers, languages, change))
 
 
 def _plane(name: str, inside: Inside, language: str) -> str:
-    plane = inside.plane
+    plane, names = inside.plane, language_names(inside.plane.points)
     groups = [
-        Points(language_name(code), points, style + 1, plane.links[code])
+        Points(names[code], points, style + 1, plane.links[code])
         for style, (code, points) in enumerate(plane.points.items())
     ]
     groups.append(Points(language, plane.parallels, 0))
@@ -349,7 +350,7 @@ def _plane(name: str, inside: Inside, language: str) -> str:
     title = f"{name}: {len(plane.parallels)} prompts and their parallels in layer {plane.layer}"
     labels = [f"component {place + 1} ({percent(share)})" for place, share in enumerate(plane.explained)]
     rows = [
-        [language_name(code), number(x), number(y), number(a), number(b)]
+        [names[code], number(x), number(y), number(a), number(b)]
         for code, points in plane.points.items()
         for (x, y), (a, b) in zip(points, plane.links[code], strict=True)
     ]

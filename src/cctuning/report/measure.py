@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from cctuning.analysis import (
     transform_shape,
 )
 from cctuning.analysis.meeting import gather
+from cctuning.analysis.observe import spread
 from cctuning.connection import ConnectionConfig
 from cctuning.data import Source, encode_dataset, load_rows
 from cctuning.errors import UserError
@@ -114,6 +115,8 @@ class Findings:
 def read_rows(runs: Sequence[Run], data: Source | None, limit: int) -> Rows:
     """Up to `limit` rows a language with a parallel, spread over the file: of `data`, or of the first run's own rows.
 
+    Languages follow each other by their codes, so that every figure has them in one order.
+
     Raises:
         UserError: they cannot be read, or none has a parallel.
     """
@@ -132,7 +135,7 @@ def read_rows(runs: Sequence[Run], data: Source | None, limit: int) -> Rows:
         if reference is not None:
             places.setdefault(lang, []).append(place)
     places.pop(language, None)
-    chosen = sorted(place for own in places.values() for place in _spread(own, limit))
+    chosen = [place for lang in sorted(places) for place in spread(places[lang], limit)]
     if not chosen:
         raise UserError(
             f"{', '.join(source.path for source in named)}: no row with a parallel in {language!r}; give rows with a "
@@ -141,18 +144,13 @@ def read_rows(runs: Sequence[Run], data: Source | None, limit: int) -> Rows:
     return Rows(table.select(chosen), ", ".join(source.path for source in named), data is not None)
 
 
-def _spread(places: list[int], limit: int) -> list[int]:
-    if len(places) <= limit:
-        return places
-    return [places[number * len(places) // limit] for number in range(limit)]
-
-
 def look(runs: Sequence[Run], rows: Rows, options: Options) -> Findings:
     """Load each run's model and each base in turn, and measure.
 
     Raises:
-        UserError: one of them cannot be loaded.
+        UserError: one of them cannot be loaded, or no row fits all.
     """
+    rows, encoded, left_out = _fitting(runs, rows, options)
     found = Findings(rows)
     examples = _examples(rows, options.examples)
     answers: list[dict[str, str]] = [{} for _ in examples]
@@ -168,10 +166,9 @@ def look(runs: Sequence[Run], rows: Rows, options: Options) -> Findings:
                 str(run.path / MODEL_FOLDER), trust_remote_code=options.trust_remote_code
             )
         connected = loaded.connected or ConnectedModel.attach(loaded.model, ConnectionConfig(connection="none"))
-        encoded, left_out = _encode(run, loaded, rows)
-        batches = language_batches(encoded, loaded.tokenizer.pad_token_id or 0, options.batch_size)
+        batches = language_batches(encoded[run.name], loaded.tokenizer.pad_token_id or 0, options.batch_size)
         inside = _inside(connected.eval(), batches)
-        inside.lengths, inside.left_out = _lengths(encoded), left_out
+        inside.lengths, inside.left_out = _lengths(encoded[run.name]), left_out[run.name]
         if is_base:
             found.bases[path] = inside
         else:
@@ -196,16 +193,30 @@ def _load(path: str, options: Options) -> Loaded:
     return loaded
 
 
-def _encode(run: Run, loaded: Loaded, rows: Rows) -> tuple[Any, list[tuple[str, str]]]:
-    """The rows in this run's tokens and as long as it was trained on, and those that do not fit."""
-    return encode_dataset(
-        rows.table,
-        loaded.tokenizer,
-        max_length=run.options.get("max_length", 1024),
-        max_reference_length=run.options.get("max_reference_length"),
-        chat=bool(run.record.get("chat")),
-        bad_rows="skip",
-    )
+def _fitting(
+    runs: Sequence[Run], rows: Rows, options: Options
+) -> tuple[Rows, dict[str, Any], dict[str, list[tuple[str, str]]]]:
+    """The rows that fit every run, so that figures compare; by run, these in its tokens, and what does not fit it."""
+    encoded, left_out = {}, {}
+    for run in runs:
+        encoded[run.name], left_out[run.name] = encode_dataset(
+            rows.table,
+            load_tokenizer(str(run.path / MODEL_FOLDER), trust_remote_code=options.trust_remote_code),
+            max_length=run.options.get("max_length", 1024),
+            max_reference_length=run.options.get("max_reference_length"),
+            chat=bool(run.record.get("chat")),
+            bad_rows="skip",
+        )
+    common = set.intersection(*(set(own["row"]) for own in encoded.values()))
+    if not common:
+        raise UserError(
+            f"{rows.where}: no row fits every run; give shorter ones with --data, or report the runs apart."
+        )
+
+    def kept(table: Any) -> Any:
+        return table.select([place for place, row in enumerate(table["row"]) if row in common])
+
+    return replace(rows, table=kept(rows.table)), {name: kept(own) for name, own in encoded.items()}, left_out
 
 
 def _lengths(encoded: Any) -> dict[str, tuple[float, float, float]]:

@@ -111,7 +111,8 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def _tick_text(value: float, around: Sequence[float]) -> str:
     step = min((b - a for a, b in itertools.pairwise(around)), default=abs(value) or 1.0)
-    return f"{value:,.{max(0, min(6, -math.floor(math.log10(step) + 1e-9)))}f}".replace("-", "−")
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    return (f"{value:,.{digits}f}" if digits < 6 else f"{value:.3g}").replace("-", "−")
 
 
 def lines(title: str, description: str, series: Sequence[Series], x_label: str, y_label: str) -> Chart:

@@ -11,7 +11,7 @@ from cctuning.report.measure import Findings
 from cctuning.report.page import Section, bullets, figure, heading, paragraph, side_by_side, table
 from cctuning.report.records import Run
 from cctuning.report.svg import Series, bars, lines
-from cctuning.report.words import count, duration, language_name, listed, number, percent
+from cctuning.report.words import count, duration, language_name, language_names, listed, number, percent
 
 # Picture, its axis, and which metrics are drawn in it under which name.
 CURVES = (
@@ -56,8 +56,8 @@ def training(runs: Sequence[Run]) -> Section:
         names = listed(list(dict.fromkeys(short)))
         section.add(paragraph(f"{names} logged fewer than three times; set logging_steps lower for curves.", "note"))
     rows = [
-        ["steps a second", *(number(run.last("train_steps_per_second")) for run in runs)],
-        ["rows a second", *(number(run.last("train_samples_per_second"), 1) for run in runs)],
+        ["steps a second", *(number(_overall(run, "train_steps_per_second")) for run in runs)],
+        ["rows a second", *(number(_overall(run, "train_samples_per_second"), 1) for run in runs)],
         ["tokens a second, references included", *(number(tokens_a_second(run), 0) for run in runs)],
     ]
     memory = {key for run in runs for line in run.metrics for key in line if "_mem_" in key}
@@ -101,8 +101,19 @@ def _mebibytes(value: float | None) -> str:
 
 def tokens_a_second(run: Run) -> float | None:
     """Tokens read a second of training, references included."""
-    tokens, seconds = run.last("num_tokens"), run.last("train_runtime")
+    tokens, seconds = run.last("num_tokens"), _trained(run)
     return tokens / seconds if tokens is not None and seconds else None
+
+
+def _trained(run: Run) -> float | None:
+    """Seconds of training; of a resumed run, of all its legs."""
+    return run.last("total_runtime") or run.last("train_runtime")
+
+
+def _overall(run: Run, key: str) -> float | None:
+    """A rate of transformers': all that a run did, over the time of its last leg; here over that of all legs."""
+    rate, leg, seconds = run.last(key), run.last("train_runtime"), _trained(run)
+    return rate * leg / seconds if rate is not None and leg and seconds else rate
 
 
 def cost(runs: Sequence[Run]) -> list[str]:
@@ -165,7 +176,8 @@ def data(runs: Sequence[Run], found: Findings | None) -> Section:
     figures = []
     for own in groups.values():
         record, name = own[0].record["data"], listed([run.name for run in own])
-        languages = {language_name(code): int(rows) for code, rows in record["languages"].items()}
+        names = language_names(record["languages"])
+        languages = {names[code]: int(rows) for code, rows in record["languages"].items()}
         files = [str(part.get("path", "")).rsplit("/", 1)[-1] for part in record["sources"]]
         without = record["rows"] - record["with_response"]
         says = f"{count(record['rows'], 'row')} from {listed(files)} in {count(len(languages), 'language')}"
@@ -187,11 +199,12 @@ def _lengths(run: Run, found: Findings) -> list[str]:
     lengths = found.runs[run.name].lengths
     ratio = {code: prompt / reference for code, (prompt, reference, _) in lengths.items() if reference}
     most, least = max(ratio, key=ratio.__getitem__), min(ratio, key=ratio.__getitem__)
+    names = language_names(lengths)
     says = (
-        f"In {run.name}'s tokenizer a prompt in {language_name(most)} takes {number(ratio[most], 1)} times the tokens "
-        f"of its parallel, the most; in {language_name(least)} {number(ratio[least], 1)} times, the least."
+        f"In {run.name}'s tokenizer a prompt in {names[most]} takes {number(ratio[most], 1)} times the tokens "
+        f"of its parallel, the most; in {names[least]} {number(ratio[least], 1)} times, the least."
     )
-    rows = [[language_name(code), *(number(value, 0) for value in values)] for code, values in lengths.items()]
+    rows = [[names[code], *(number(value, 0) for value in values)] for code, values in lengths.items()]
     header = ["language", "prompt", "parallel", "response"]
     return [paragraph(says), table("Median tokens of the rows looked at", header, rows)]
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from babel import Locale, UnknownLocaleError
 
 
 def language_name(code: str) -> str:
     """The language's English name (`Swahili`), from CLDR; the code itself where there is none."""
+    known = Locale("en").languages
     try:
-        name = Locale.parse(code, sep="-" if "-" in code else "_").get_display_name("en")
+        locale = Locale.parse(code, sep="-" if "-" in code else "_")
     except (UnknownLocaleError, ValueError):
-        name = Locale("en").languages.get(code)
-    return str(name or code)
+        return known.get(code) or code
+    if len(code) <= 3:  # babel adds where a language is most spoken to some (`arb`: Egypt); nobody asked
+        return known.get(code) or locale.get_language_name("en") or code
+    return locale.get_display_name("en") or code
+
+
+def language_names(codes: Iterable[str]) -> dict[str, str]:
+    """Each code's name; with the code where another has the same."""
+    names = {code: language_name(code) for code in codes}
+    often = Counter(names.values())
+    return {code: name if often[name] == 1 else f"{name} ({code})" for code, name in names.items()}
 
 
 def number(value: float | None, digits: int = 2) -> str:
