@@ -68,6 +68,19 @@ def test_a_cell_is_run_once(toy, tmp_path, monkeypatch):
         cells.run(replace(cell, settings={"learning_rate": 2e-3, "num_train_epochs": 1}), tmp_path)
 
 
+def test_a_cell_that_two_recipes_share_is_each_ones_own_record(toy, tmp_path, monkeypatch):
+    """The weight searched is the default's: the same run, but the record says who asks and with what."""
+    monkeypatch.setattr(cells, "build_base", lambda *_, **__: tmp_path)
+    monkeypatch.setattr(cells, "_compute", lambda *_: {"tokens": 1, "right": {"student": {"en": "1", "qaa": "01"}}})
+    settings = {"learning_rate": 1e-3, "num_train_epochs": 1}
+    first = cells.run(Cell("toy", 0, "cc-start+replay", settings), tmp_path)
+    monkeypatch.setattr(cells, "_compute", lambda *_: pytest.fail("computed twice"))
+    weighed = {**settings, "align_weight": 5.0}
+    second = cells.run(Cell("toy", 0, "cc-start-weight+replay", weighed), tmp_path)
+    assert second["cell"]["recipe"] == "cc-start-weight+replay" and second["cell"]["settings"] == weighed
+    assert {**second, "cell": first["cell"]} == first and first["cell"]["recipe"] == "cc-start+replay"
+
+
 def record(x: float, english: float, draw: random.Random, lang: str = "qaa") -> dict:
     """A record of 400 questions a language, each right with the given chance."""
 
@@ -207,13 +220,34 @@ def test_page_is_renewed_and_keeps_what_a_person_wrote(toy, tmp_path, capsys):
         )
     assert "2026-01-01" in text and "| cc - vanilla |" in text and text.count("| `vanilla` | learning_rate") == 2
     assert "--search_bases 9 --english_slack 1`" in text  # the command as it was given
-    page.write_text(text.replace("## Conclusion\n\n(to be written)", "## Conclusion\n\nIt is a toy."))
+    page.write_text(
+        text.replace("## Conclusion\n\n(to be written)", "## Conclusion\n\nIt is a toy.\n\n## Later\n\nStill.")
+    )
     experiment.experiment("toy", ["vanilla"], [0, 1], [9], tmp_path)
     assert main(report) == 0
-    assert "It is a toy." in page.read_text() and "cc - vanilla" not in page.read_text()
+    renewed = page.read_text()
+    assert renewed.endswith("## Conclusion\n\nIt is a toy.\n\n## Later\n\nStill.\n") and "cc - vanilla" not in renewed
+    page.write_text(renewed.replace("## Question\n\n(to be written)", "## Question\n\nWhy?\n\n## Before\n\nThis."))
+    for _ in range(2):  # and again from its own writing
+        assert main(report) == 0
+        assert page.read_text().count("## Question\n\nWhy?\n\n## Before\n\nThis.\n\n## Set-up") == 1
+        assert page.read_text().endswith("Still.\n")
 
 
-def test_settings_are_taken_over(toy, tmp_path, monkeypatch):
+def test_a_page_of_results_older_than_the_search_is_refused(toy, tmp_path, capsys, monkeypatch):
+    page = tmp_path / "toy.md"
+    experiment.experiment("toy", ["vanilla"], [0], [9], tmp_path)
+    newer = {"vanilla": {"learning_rate": 5e-3, "num_train_epochs": 1}}
+    monkeypatch.setattr(experiment, "search", lambda *_: (newer, []))
+    experiment.experiment("toy", ["vanilla"], [0], [9], tmp_path, dev_only=True, slack=2.0)
+    capsys.readouterr()
+    assert main(["lab", "report", "toy", "--output", str(tmp_path), "--page", str(page)]) == 2
+    error = capsys.readouterr().err
+    assert "does not choose the settings in results.json of vanilla" in error and error.count("\n") == 1
+    assert not page.exists()
+
+
+def test_settings_are_taken_over(toy, tmp_path, monkeypatch, capsys):
     experiment.experiment("toy", ["vanilla", "cc"], [0], [9], tmp_path)
     monkeypatch.setitem(setups.SETUPS, "other", setups.SETUPS["toy"])
     monkeypatch.setattr(experiment, "search", lambda *_: pytest.fail("searched"))
@@ -222,6 +256,11 @@ def test_settings_are_taken_over(toy, tmp_path, monkeypatch):
         found["recipes"]["cc"]["settings"]
         == json.loads((tmp_path / "toy" / "search.json").read_text())["chosen"]["cc"]
     )
+    taken = ["--settings_of", "toy", "--recipes", "vanilla", "--dev_only", "--output", str(tmp_path)]
+    capsys.readouterr()
+    assert main(["lab", "run", "other", *taken]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all("vanilla" in line for line in lines)  # the two settings of `toy`
     with pytest.raises(UserError, match="no settings of align"):
         experiment.experiment("other", ["align"], [1], [9], tmp_path, settings_of="toy")
 

@@ -15,7 +15,7 @@ from cctuning.lab.base import BaseConfig, build_base
 from cctuning.lab.cells import Cell
 from cctuning.lab.controlled import ControlledWorld, Sizes
 from cctuning.lab.mad_x import TASK, mad_x, speak, train_mad_x
-from cctuning.lab.recipes import joint
+from cctuning.lab.recipes import RECIPES, joint
 from cctuning.lab.rivals import Job, XTuneTrainer, english_of, symmetric_kl, train_xtune
 from cctuning.lab.tuning import right
 from cctuning.lab.worlds import ENGLISH, others
@@ -212,6 +212,24 @@ def test_mad_x_learns_the_rows_it_is_trained_on(job, world):
     assert list(after) == list(world.languages) and len(after[ENGLISH]) == len(world.items(ENGLISH, "sft"))
     shares = {lang: (sum(before[lang]) / len(before[lang]), sum(after[lang]) / len(after[lang])) for lang in after}
     assert all(shares[lang][0] < 0.2 and shares[lang][1] > 0.5 for lang in others(world)), shares
+
+
+def test_a_rival_trains_by_the_setups_options(job, tmp_path, monkeypatch):
+    """Batch and length are the setup's, as for every other recipe."""
+    sizes, seen = job.world.sizes, []
+
+    def rival(given):
+        seen.append(given.args("rival"))
+        return 1, {lang: [True] for lang in given.world.languages}
+
+    trained = {"per_device_train_batch_size": 6, "max_length": 40}
+    toy = setups.Setup("toy", lambda seed: ControlledWorld("facts", seed, sizes), TINY, trained=trained)
+    monkeypatch.setitem(setups.SETUPS, "toy", toy)
+    monkeypatch.setitem(RECIPES, "xtune", replace(RECIPES["xtune"], rival=rival))
+    (tmp_path / "bases").symlink_to(job.base.parent)
+    cells.run(Cell("toy", 0, "xtune", XTUNE), tmp_path)
+    assert (seen[0].per_device_train_batch_size, seen[0].max_length) == (6, 40)
+    assert job.args("rival").per_device_train_batch_size == 32  # the lab's, where the setup has none
 
 
 @pytest.mark.parametrize("recipe, settings", [("xtune", XTUNE), ("mad-x", MAD_X)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
+import shutil
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from cctuning.cli import main
 from cctuning.errors import UserError
 from cctuning.lab import setups, table
 from cctuning.lab.base import BaseConfig, build_base, joint_text, new_model
-from cctuning.lab.cells import Cell, run
+from cctuning.lab.cells import Cell, key, run
+from cctuning.lab.experiment import check, searchable
+from cctuning.lab.recipes import RECIPES
 from cctuning.lab.subwords import pack, positions_of, train_tokenizer
-from cctuning.lab.tico import DATA, TONGUES, TicoWorld
+from cctuning.lab.tico import DATA, TONGUES, TicoWorld, _rows
 from cctuning.lab.worlds import ENGLISH, others, rows
 from tests.evaluation.data import data_directory, write
 
@@ -66,7 +69,8 @@ def world(folder):
     return TicoWorld(folder, 1, SIZES)
 
 
-def test_no_language_but_english_reads_what_is_asked_or_any_document(world):
+def check_leaks(world):
+    """No language but English reads what is asked, or any document."""
     asked = {lang: {item.prompt for split in ("dev", "test") for item in world.items(lang, split)} for lang in TONGUES}
     text = joint_text(world, SMALL)
     for lang in others(world):
@@ -75,6 +79,28 @@ def test_no_language_but_english_reads_what_is_asked_or_any_document(world):
         assert "DOC_" not in read and "Source" not in read
     for item in itertools.chain(*(world.items(ENGLISH, split) for split in ("text", *SIZES))):
         assert f"{item.prompt} {item.answer}" in text[ENGLISH]
+
+
+def test_no_language_but_english_reads_what_is_asked_or_any_document(world):
+    check_leaks(world)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_sentence_that_is_repeated_is_left_out(folder, tmp_path, seed):
+    """As in TICO-19's French: the same translation under unrelated English; and one that is Tatoeba's, too."""
+    shutil.copytree(folder / "parallel", tmp_path / "parallel")
+    french, short = (tmp_path / f"parallel/{name}.jsonl.gz" for name in ("tico19/fr", "tatoeba/fra"))
+    made = [dict(row) for row in _rows(folder / "parallel/tico19/fr.jsonl.gz")]
+    for number in range(1, 5):
+        made[number + 20]["text"] = made[number]["text"]
+    for path, written in ((french, made), (short, [{"text": made[30]["text"], "text_en": "short"}])):
+        path.unlink()
+        write(path, written)
+    world = TicoWorld(tmp_path, seed, SIZES)
+    check_leaks(world)
+    left = {item.prompt for split in ("text", *SIZES) for item in world.items("fr", split)}
+    gone = {made[number]["text"] + " Source:" for number in (0, 1, 2, 3, 4, 30)}
+    assert len(left) == 40 - 10 and not left & gone
 
 
 def test_questions_are_split_once_and_the_same_in_every_language(world):
@@ -138,6 +164,48 @@ def test_a_cell_scores_the_test_split_and_the_benchmarks(folder, monkeypatch, tm
     assert "benchmarks" not in run(dataclasses.replace(cell, split="dev"), tmp_path)
     base = build_base(TicoWorld(folder, 3, SIZES), tmp_path / "bases", dataclasses.replace(SMALL, seed=3), False)
     assert (tmp_path / "bases" / base.name).is_dir()
+
+
+def test_a_cell_with_benchmarks_is_kept_by_their_rows(folder, monkeypatch, tmp_path):
+    """Other rows of a benchmark that is scored, or none, are another cell; other benchmarks do not count."""
+
+    def places(root):
+        monkeypatch.setenv(DATA, str(root))
+        cells = (Cell("tico", 0, "vanilla+replay", {"learning_rate": 1e-4}, split) for split in ("dev", "test"))
+        return [key(cell, TicoWorld(folder, 0, SIZES), SMALL, None) for cell in cells]
+
+    (dev, test), copy = places(folder), tmp_path / "benchmarks"
+    shutil.copytree(folder / "benchmarks", copy)
+    write(copy / "juletxara/mgsm/test/sw.jsonl.gz", [{"question": "1 + 1", "answer_number": 2}])
+    assert places(tmp_path) == [dev, test]
+    with next((copy / "cambridgeltl/xcopa/test").glob("sw.*")).open("ab") as file:
+        file.write(b" ")
+    assert places(tmp_path)[0] == dev and places(tmp_path)[1] != test
+    other = places(tmp_path)[1]
+    shutil.rmtree(copy)
+    assert places(tmp_path)[0] == dev and places(tmp_path)[1] not in (test, other)
+
+
+def test_a_setup_with_a_search_of_its_own_refuses_what_is_nothing_without_its_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv(DATA, raising=False)
+    lost = [
+        "xtune",
+        "mad-x",
+        "more-steps",
+        "more-steps+replay",
+        "align",
+        "cc-start-weight+replay",
+        "cc-start-lora+replay",
+    ]
+    assert main(["lab", "run", "tico", "--recipes", "vanilla+replay", *lost, "--output", str(tmp_path / "lab")]) == 2
+    error = capsys.readouterr().err
+    assert f"of what {', '.join(lost)} should be" in error and error.count("\n") == 1
+    assert not (tmp_path / "lab").exists()
+    left = searchable("tico")
+    assert not {*left} & {*lost} and {"vanilla", "cc", "vanilla+replay", "cc-start+free+replay"} <= {*left}
+    assert searchable("facts") == list(RECIPES)
+    with pytest.raises(UserError, match="CC_TUNING_DATA is not set"):  # settings taken over: all but the rows is well
+        check("tico", lost, [0], [100], taken_over=True)
 
 
 def test_bad_input_is_one_line(folder, monkeypatch, tmp_path, capsys):

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> None:
     parser = Plain("cctuning lab", description="Controlled experiments: search, run, and sum up.")
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Plain)
     run = verbs.add_parser("run", help="search settings on the dev split, run the test split, write the table")
-    run.add_argument("--recipes", nargs="+", help="default: all")
+    run.add_argument("--recipes", nargs="+", help="default: all that the setup can search")
     run.add_argument("--bases", nargs="+", type=int, default=list(range(6)), help="seeds reported (default 0 to 5)")
     run.add_argument("--search_bases", nargs="+", type=int, default=[100], help="seeds searched on (default 100)")
     run.add_argument(
@@ -28,7 +28,9 @@ def main(argv: list[str]) -> None:
     run.add_argument("--dev_only", action="store_true", help="stop after the search")
     table = verbs.add_parser("table", help="print an experiment's table again")
     report = verbs.add_parser("report", help="write or renew an experiment's notebook page")
-    report.add_argument("--page", required=True, help="Markdown file; its Question and Conclusion are kept")
+    report.add_argument(
+        "--page", required=True, help="Markdown file; its Question, and from its Conclusion on all, are kept"
+    )
     report.add_argument("--date", default=time.strftime("%Y-%m-%d"), help="of the run (default today)")
     for one in (run, table, report):
         one.add_argument("setup")
@@ -70,13 +72,12 @@ def _report(args: Any) -> None:
 
 
 def _run(args: Any) -> None:
-    from cctuning.lab.experiment import experiment
-    from cctuning.lab.recipes import RECIPES
+    from cctuning.lab.experiment import experiment, searchable
     from cctuning.lab.table import markdown
 
     found = experiment(
         args.setup,
-        args.recipes or list(RECIPES),
+        args.recipes or searchable(args.setup),
         args.bases,
         args.search_bases,
         Path(args.output),

@@ -20,7 +20,7 @@ from typing import Any
 
 from cctuning.lab.base import BaseConfig, build_base, fingerprint
 from cctuning.lab.recipes import RECIPES, Recipe
-from cctuning.lab.rivals import Job
+from cctuning.lab.rivals import Job, tokens_read
 from cctuning.lab.setups import SETUPS
 from cctuning.lab.tico import data_folder
 from cctuning.lab.tuning import OF_TRAINER, connection, options, right
@@ -71,11 +71,12 @@ def run(cell: Cell, folder: Path, after: Mapping[str, Any] | None = None) -> dic
         after: settings of the recipe that this one starts from.
     """
     world, config = world_and_base(cell.setup, cell.base)
+    told = {**asdict(cell), "settings": dict(cell.settings)}
     place = folder / "cells" / f"{key(cell, world, config, after)}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
     with locked(place.with_suffix(".lock")):
         if place.is_file():
-            return dict(json.loads(place.read_text(encoding="utf-8")))
+            return json.loads(place.read_text(encoding="utf-8")) | {"cell": told}  # maybe made for another recipe
         bases = folder / "bases"
         bases.mkdir(exist_ok=True)
         with locked(bases / f"{fingerprint(world, config)}.lock"):
@@ -83,11 +84,7 @@ def run(cell: Cell, folder: Path, after: Mapping[str, Any] | None = None) -> dic
         started = time.time()
         with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
             record = _compute(cell, world, config, base, Path(scratch), after)
-        record = {
-            "cell": {**asdict(cell), "settings": dict(cell.settings)},
-            "seconds": time.time() - started,
-            **record,
-        }
+        record = {"cell": told, "seconds": time.time() - started, **record}
         write_atomically(place, json.dumps(record) + "\n")
     return record
 
@@ -103,7 +100,7 @@ def locked(place: Path) -> Iterator[None]:
 def key(cell: Cell, world: World, config: BaseConfig, after: Mapping[str, Any] | None) -> str:
     """Hash of all that decides the record."""
     recipe = RECIPES.get(cell.recipe)
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "base": fingerprint(world, config),
         "rows": recipe.rows(world) if recipe else None,
@@ -112,6 +109,8 @@ def key(cell: Cell, world: World, config: BaseConfig, after: Mapping[str, Any] |
         "cell": [cell.split, cell.seed],
     }
     content |= _of_setup(cell)
+    if "benchmarks" in content:
+        content["data"] = _files_of(content["benchmarks"])
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
@@ -120,6 +119,20 @@ def _of_setup(cell: Cell) -> dict[str, Any]:
     setup = SETUPS[cell.setup]
     found = {"trained": dict(setup.trained), "benchmarks": setup.benchmarks if cell.split == "test" else ()}
     return {name: value for name, value in found.items() if value}
+
+
+def _files_of(benchmarks: Sequence[str]) -> dict[str, str]:
+    """Every file of theirs that there is, with its hash: figures on other rows are another record."""
+    from cctuning.evaluation.suites import SOURCE  # lm-eval takes seconds to import, and most worlds need none
+
+    root = data_folder() / "benchmarks"
+    folders = [root / one.dataset for one in SOURCE if one.name in benchmarks]
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def _decides(recipe: Recipe, settings: Mapping[str, Any]) -> list[Any]:
@@ -142,7 +155,7 @@ def _compute(
     recipe, place, tokens = RECIPES[cell.recipe], base, 0
     if recipe.rival:
         settings = {**recipe.method, **cell.settings}
-        job = Job(base, config, world, recipe.rows(world), settings, cell.split, cell.seed, scratch)
+        job = Job(base, config, world, recipe.rows(world), settings, cell.split, cell.seed, scratch, trained)
         tokens, found = recipe.rival(job)
         return {"tokens": tokens, "right": {"student": written(found)}}
     if recipe.after:
@@ -174,13 +187,12 @@ def train(
     )
     chosen, connection, args = options(base, rows, run, {**recipe.method, **settings}, seed, trained, **recipe.trainer)
     args.disable_tqdm = True
-    trainer = start(chosen, connection, args)
-    return int(max(entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry))
+    return tokens_read(start(chosen, connection, args))
 
 
 def asked(world: World, benchmarks: Sequence[str]) -> dict[str, Any]:
     """How `cctuning evaluate` is asked for them, in the languages of the world that any of them has."""
-    from cctuning.evaluation.suites import SOURCE  # lm-eval takes seconds to import, and most worlds need none
+    from cctuning.evaluation.suites import SOURCE  # as above
 
     tasks = [one.tasks for one in SOURCE if one.name in benchmarks]
     languages = [lang for lang in world.languages if any(lang in own for own in tasks)]

@@ -50,9 +50,10 @@ def experiment(
         slack: points of English that a setting may cost on the dev split and still be chosen.
 
     Raises:
-        UserError: an unknown name, or a base in both lists.
+        UserError: an unknown name, a base in both lists, or a recipe that the setup's own search would not leave as
+            it is.
     """
-    check(setup, recipes, bases, search_bases, slack)
+    check(setup, recipes, bases, search_bases, slack, bool(settings_of))
     home = folder / setup
     home.mkdir(parents=True, exist_ok=True)
     if settings_of:
@@ -98,17 +99,35 @@ def _taken_over(place: Path, recipes: Sequence[str]) -> dict[str, Any]:
     missing = [name for name in recipes if name not in found["chosen"]]
     if missing:
         raise UserError(f"{place}: has no settings of {', '.join(missing)}; search them there first.")
-    return found | {"chosen": {name: found["chosen"][name] for name in recipes}}
+    tried = [line for line in found["tried"] if line["recipe"] in recipes]
+    return found | {"chosen": {name: found["chosen"][name] for name in recipes}, "tried": tried}
+
+
+def searchable(setup: str) -> list[str]:
+    """The recipes that are what they say with the setup's own search in place of theirs; all, where it has none."""
+    own = setup in SETUPS and SETUPS[setup].search
+    return [name for name, recipe in RECIPES.items() if recipe.usual_search or not own]
 
 
 def check(
-    setup: str, recipes: Sequence[str], bases: Sequence[int], search_bases: Sequence[int], slack: float = SLACK
+    setup: str,
+    recipes: Sequence[str],
+    bases: Sequence[int],
+    search_bases: Sequence[int],
+    slack: float = SLACK,
+    taken_over: bool = False,
 ) -> None:
-    """Raise `UserError` for what cannot be run."""
+    """Raise `UserError` for what cannot be run; `taken_over`: without a search."""
     for kind, names, known in (("setup", [setup], list(SETUPS)), ("recipe", recipes, list(RECIPES))):
         for name in names:
             if name not in known:
                 raise UserError(f"{kind}: {name!r} is not one of {', '.join(known)}.")
+    lost = [] if taken_over else [name for name in recipes if name not in searchable(setup)]
+    if lost:
+        raise UserError(
+            f"setup {setup}: its own search ({', '.join(SETUPS[setup].search)}) would take the place of what "
+            f"{', '.join(lost)} should be searched for; leave them out, or take settings over with --settings_of."
+        )
     for name in recipes:
         needed = RECIPES[name].after
         if needed and needed not in recipes:

@@ -72,20 +72,24 @@ def _worker(log: str, parent: int) -> None:
     datasets.disable_progress_bars()
 
 
-def score(record: Record, way: str = "student") -> float:
-    """Mean over the languages but English of the share right, in %.
+def share(record: Record, languages: Sequence[str], way: str = "student") -> float:
+    """% right, mean over some languages.
 
     Args:
         way: `student` (as it runs), `bypass` (without the transform) or `live` (with English at hand).
     """
-    shares = [100 * by.count("1") / len(by) for lang, by in record["right"][way].items() if lang != ENGLISH]
-    return float(sum(shares) / len(shares))
+    flags = [record["right"][way][lang] for lang in languages]
+    return float(sum(100 * one.count("1") / len(one) for one in flags) / len(flags))
+
+
+def score(record: Record, way: str = "student") -> float:
+    """`share` of the languages but English."""
+    return share(record, [lang for lang in record["right"][way] if lang != ENGLISH], way)
 
 
 def english(record: Record, way: str = "student") -> float:
-    """English's share right, in %."""
-    flags = record["right"][way][ENGLISH]
-    return 100 * float(flags.count("1")) / len(flags)
+    """`share` of English."""
+    return share(record, [ENGLISH], way)
 
 
 def way_of(recipe: str) -> str:

@@ -1,7 +1,7 @@
 """A notebook page of an experiment: what was asked, how it was set up, what came out, what is concluded.
 
 Everything but the question and the conclusion is written from the files of the experiment, and written anew each time;
-those two are a person's, and kept.
+those two are a person's, and kept, with all that follows the conclusion.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cctuning.errors import UserError
 from cctuning.lab.base import BaseConfig
 from cctuning.lab.grid import SLACK
 from cctuning.lab.plot import against_vanilla
@@ -19,7 +20,7 @@ from cctuning.lab.recipes import RECIPES
 from cctuning.lab.setups import SETUPS
 from cctuning.lab.table import markdown
 
-KEPT = {"Question": "(to be written)", "Conclusion": "(to be written)"}
+KEPT = {"Question": "^## Set-up$", "Conclusion": r"\Z"}  # a person's section -> what comes after it
 
 
 def page(
@@ -36,7 +37,7 @@ def page(
         pictures: lines of Markdown that show them.
         date: of the run. summary, search: of `experiment`. before: the page as it stands, if it does.
     """
-    kept = {name: _section(before or "", name) or text for name, text in KEPT.items()}
+    kept = {name: _section(before or "", name) or "(to be written)" for name in KEPT}
     bases, versions = summary["bases"], summary["versions"]
     names = " ".join(name for name in summary["recipes"] if name in RECIPES)
     searched = search.get("setup", setup)
@@ -119,7 +120,7 @@ def _taught(made: BaseConfig) -> str:
 
 
 def _section(text: str, name: str) -> str:
-    found = re.search(rf"^## {name}\n+(.*?)(?=^## |\Z)", text, re.M | re.S)
+    found = re.search(rf"^## {name}\n+(.*?)(?={KEPT[name]}|\Z)", text, re.M | re.S)
     return found.group(1).strip() if found else ""
 
 
@@ -133,9 +134,20 @@ def _most(search: Mapping[str, Any]) -> str:
 
 
 def write_page(setup: str, folder: Path, target: Path, date: str) -> None:
-    """Write or renew the page `target` from the experiment's files in `folder`."""
+    """Write or renew the page `target` from the experiment's files in `folder`.
+
+    Raises:
+        UserError: a search newer than the results, which chose other settings than theirs.
+    """
     home = folder / setup
     parts = [json.loads((home / name).read_text(encoding="utf-8")) for name in ("results.json", "search.json")]
+    settings = {name: one["settings"] for name, one in parts[0]["recipes"].items() if "settings" in one}
+    other = [name for name, own in settings.items() if parts[1]["chosen"].get(name) != own]
+    if other:
+        raise UserError(
+            f"{home / 'search.json'}: does not choose the settings in results.json of {', '.join(other)}; "
+            f"run `cctuning lab run {setup}` again without --dev_only: finished cells are kept."
+        )
     before = target.read_text(encoding="utf-8") if target.is_file() else None
     target.parent.mkdir(parents=True, exist_ok=True)
     pictures = []

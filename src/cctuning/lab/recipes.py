@@ -126,6 +126,11 @@ class Recipe:
     of: str | None = None
     rival: Rival | None = None
 
+    @property
+    def usual_search(self) -> bool:
+        """Whether rate, length and decay are searched as for plain SFT: then another search of these will do."""
+        return self.search in (_EPOCHS, _REPLAY)
+
     def settings(self, search: Mapping[str, tuple[Any, ...]] | None = None) -> Iterator[dict[str, Any]]:
         """Every combination of `search`, or of its own."""
         tried = self.search if search is None else search
@@ -163,6 +168,9 @@ RECIPES: dict[str, Recipe] = {
         "align-start+replay, its weight searched in place of the rate", {**ALIGN, **START}, _HEAVIER, replayed
     ),
     "cc-start-weight+replay": Recipe("cc-start+replay, likewise", START, _HEAVIER, replayed),
+    "cc-start-no-decision-weight+replay": Recipe(
+        "cc-start-no-decision+replay, likewise", {"decision": "fixed", **START}, _HEAVIER, replayed
+    ),
     "vanilla-lora+replay": Recipe("vanilla+replay, a LoRA", PLAIN, _LORA_REPLAY, replayed, trainer=LORA),
     "align-start-lora+replay": Recipe(
         "align-start+replay, a LoRA", {**ALIGN, **START, "align_weight": 1.0}, _LORA_REPLAY, replayed, trainer=LORA

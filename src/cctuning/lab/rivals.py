@@ -11,7 +11,7 @@ place of `cctuning train`; rows, batches, schedule and scoring are those of ever
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ class Job:
 
     Attributes:
         base: the base's directory. config: how it was made. rows: to train on. settings: the recipe's method and its
-            search's choice. split: to answer. scratch: a directory of its own.
+            search's choice. split: to answer. scratch: a directory of its own. trained: the setup's options of the
+            trainer.
     """
 
     base: Path
@@ -51,11 +52,12 @@ class Job:
     split: str
     seed: int
     scratch: Path
+    trained: Mapping[str, Any] = field(default_factory=dict)
 
     def args(self, name: str) -> CCConfig:
         """The trainer's options, those of every recipe."""
         trainer = {option: value for option, value in self.settings.items() if option in OF_TRAINER}
-        args = options(self.base, self.scratch, self.scratch / name, trainer, self.seed)[2]
+        args = options(self.base, self.scratch, self.scratch / name, trainer, self.seed, self.trained)[2]
         args.disable_tqdm = True
         return args
 

@@ -18,7 +18,8 @@ class Setup:
     """A world and a base, each made from one seed.
 
     Attributes:
-        search: option -> values to try, for every recipe in place of its own search.
+        search: option -> values to try, for every recipe in place of its own search; recipes that this would change
+            in kind are refused.
         trained: options of the trainer in place of the lab's.
         benchmarks: of `cctuning evaluate`, on which recipes are scored besides the test split.
     """

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cctuning.evaluation.statistics import t_interval
-from cctuning.lab.grid import Record, english, score, way_of
+from cctuning.lab.grid import Record, english, score, share, way_of
 from cctuning.lab.recipes import RECIPES
 from cctuning.lab.worlds import ENGLISH, World, chance, majority, others
 
@@ -41,6 +41,7 @@ PAIRS = (  # what the lab is asked: the first minus the second
     ("cc-start-weight+replay", "vanilla+replay"),
     ("cc-start-weight+replay", "align-start-weight+replay"),
     ("cc-start-weight+replay", "cc-start+replay"),
+    ("cc-start-weight+replay", "cc-start-no-decision-weight+replay"),
     ("cc-start-lora+replay", "vanilla-lora+replay"),
     ("cc-start-lora+replay", "align-start-lora+replay"),
     ("cc-start-lora+replay", "cc-start+replay"),
@@ -74,23 +75,12 @@ PAIRS = (  # what the lab is asked: the first minus the second
 )
 
 
-def share(record: Record, lang: str, way: str = "student") -> float:
-    """% right in one language."""
-    flags = record["right"][way][lang]
-    return 100 * float(flags.count("1")) / len(flags)
-
-
 def tiers(world: World) -> dict[str, list[str]]:
     """Tier -> its languages, English's left out."""
     found: dict[str, list[str]] = {}
     for lang in others(world):
         found.setdefault(world.languages[lang].tier, []).append(lang)
     return found
-
-
-def of_tier(record: Record, languages: Sequence[str], way: str = "student") -> float:
-    """% right, mean over some languages."""
-    return sum(share(record, lang, way) for lang in languages) / len(languages)
 
 
 def asked(record: Record, task: str, kinds: Sequence[str], way: str = "student") -> float:
@@ -130,14 +120,14 @@ def summarise(worlds: Sequence[World], results: Results) -> dict[str, Any]:
     for recipe, records in results.items():
         entry: dict[str, Any] = {
             "x": _mean([score(one, way_of(recipe)) for one in records]),
-            "english": _mean([share(one, ENGLISH, way_of(recipe)) for one in records]),
+            "english": _mean([english(one, way_of(recipe)) for one in records]),
             "by_base": [round(score(one, way_of(recipe)), 2) for one in records],
-            "english_by_base": [round(share(one, ENGLISH, way_of(recipe)), 2) for one in records],
+            "english_by_base": [round(english(one, way_of(recipe)), 2) for one in records],
             "languages": {
-                lang: _mean([share(one, lang, way_of(recipe)) for one in records]) for lang in world.languages
+                lang: _mean([share(one, [lang], way_of(recipe)) for one in records]) for lang in world.languages
             },
             "tiers": {
-                tier: _mean([of_tier(one, of, way_of(recipe)) for one in records]) for tier, of in tiers(world).items()
+                tier: _mean([share(one, of, way_of(recipe)) for one in records]) for tier, of in tiers(world).items()
             },
             "tasks": {
                 task: _mean([asked(one, task, own, way_of(recipe)) for one, own in zip(records, kinds, strict=True)])
@@ -192,8 +182,8 @@ def _difference(
     return {
         "x": interval(score),
         "english": interval(english),
-        "languages": {lang: interval(share, lang) for lang in others(world)},
-        "tiers": {tier: interval(of_tier, languages) for tier, languages in tiers(world).items()},
+        "languages": {lang: interval(share, [lang]) for lang in others(world)},
+        "tiers": {tier: interval(share, languages) for tier, languages in tiers(world).items()},
         "tasks": {task: over(by_task(task)) for task in sorted({*kinds[0]})},
     }
 

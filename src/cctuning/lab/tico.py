@@ -18,6 +18,7 @@ import gzip
 import json
 import os
 import random
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -76,9 +77,13 @@ class TicoWorld:
         self.folder, self.seed, self.languages = folder, seed, TONGUES
         read = {lang: _by_id(folder / f"parallel/tico19/{TONGUES[lang].tico}.jsonl.gz") for lang in _others()}
         kept = [key for key in next(iter(read.values())) if _fits([own.get(key) for own in read.values()])]
+        said = {lang: {key: own[key]["text"] for key in kept} for lang, own in read.items()}
+        said[ENGLISH] = {key: read["es"][key]["text_en"] for key in kept}
+        # TICO-19's French repeats translations under unrelated English: a base would read one and be asked the other.
+        times = {lang: Counter([*own.values(), *self._short(lang)]) for lang, own in said.items()}
+        kept = [key for key in kept if all(times[lang][own[key]] == 1 for lang, own in said.items())]
         self._documents = [key.rpartition(":")[0] for key in kept]
-        self._sentences = {lang: [own[key]["text"] for key in kept] for lang, own in read.items()}
-        self._sentences[ENGLISH] = [read["es"][key]["text_en"] for key in kept]
+        self._sentences = {lang: [own[key] for key in kept] for lang, own in said.items()}
         self.answer_tokens = max(map(len, self._documents), default=0)  # a token a character at most
         order = list(range(len(kept)))
         random.Random(f"tico {seed}").shuffle(order)
@@ -90,6 +95,10 @@ class TicoWorld:
         self._splits |= dict.fromkeys(("text", "free"), order[start:])
         if not self._splits["text"]:
             raise UserError(f"{folder}: {len(kept)} sentences are there in every language; expected over {start}.")
+        for lang in _others():
+            lines = set(self.text(lang, 1.0, seed))
+            asked = {self._sentences[lang][row] for split in ("dev", "test") for row in self._splits[split]}
+            assert not asked & lines, f"{lang}: the base reads what dev or test asks"
 
     # -- what a base reads -------------------------------------------------------------------------------------------
 
@@ -104,9 +113,7 @@ class TicoWorld:
     def text(self, lang: str, share: float, seed: int) -> list[str]:
         """English: every sentence with its document, and Tatoeba's. Else sentences of `text` (a share) and `sft`."""
         if lang != ENGLISH:
-            return [self._sentences[lang][row] for row in self._read(lang, share, seed)] + [
-                row["text"] for row in self._tatoeba(lang)
-            ]
+            return [self._sentences[lang][row] for row in self._read(lang, share, seed)] + self._short(lang)
         lines = list(dict.fromkeys(row["text_en"] for other in _others() for row in self._tatoeba(other)))
         told = [f"{self._prompt(ENGLISH, row)} {document}" for row, document in enumerate(self._documents)]
         return lines + self._sentences[ENGLISH] + told * TOLD
@@ -130,6 +137,10 @@ class TicoWorld:
         readable = list(self._splits["text"])
         random.Random(f"{seed} {lang}").shuffle(readable)
         return readable[: round(share * len(self._documents))] + self._splits["sft"]
+
+    def _short(self, lang: str) -> list[str]:
+        """Tatoeba's sentences; English, which reads everything, has none of its own."""
+        return [row["text"] for row in self._tatoeba(lang)]
 
     def _tatoeba(self, lang: str) -> list[dict[str, Any]]:
         name = TONGUES[lang].tatoeba

@@ -94,24 +94,26 @@ def majority(world: World, split: str = "test") -> list[bool]:
 
     The questions are the same in every language, so English's floor holds for all.
     """
-    counts: dict[str, Counter[str]] = {}
-    for item in world.items(ENGLISH, "sft"):
-        counts.setdefault(item.task, Counter())[item.answer] += 1
-    best = {task: count.most_common(1)[0][0] for task, count in counts.items()}
+    best = {task: count.most_common(1)[0][0] for task, count in _answers(world).items()}
     return [best.get(item.task) == item.answer for item in world.items(ENGLISH, split)]
 
 
 def chance(world: World, split: str = "test") -> float:
     """What guessing gets: one of the prompt's own names, or an answer of the task as often as the SFT split has it."""
-    counts: dict[str, Counter[str]] = {}
-    for item in world.items(ENGLISH, "sft"):
-        counts.setdefault(item.task, Counter())[item.answer] += 1
-    items = world.items(ENGLISH, split)
+    counts, items = _answers(world), world.items(ENGLISH, split)
     return sum(
         1 / i.choices if i.choices else counts[i.task][i.answer] / counts[i.task].total()
         for i in items
         if i.choices or i.task in counts
     ) / len(items)
+
+
+def _answers(world: World) -> dict[str, Counter[str]]:
+    """Task -> how often the SFT split has each answer."""
+    counts: dict[str, Counter[str]] = {}
+    for item in world.items(ENGLISH, "sft"):
+        counts.setdefault(item.task, Counter())[item.answer] += 1
+    return counts
 
 
 def others(world: World) -> Sequence[str]:
