@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cctuning import ConnectedModel, ConnectionConfig
-from cctuning.evaluation.models import ConnectedLM
+from cctuning.errors import UserError
+from cctuning.evaluation.models import ConnectedLM, Journal
 from tests.conftest import shake
 
 ADAPTIVE = {"connection": "adaptive"}
@@ -143,3 +145,19 @@ def test_rows_do_not_touch_each_other_and_greedy_means_what_generate_writes(mode
     written = lm.generate_until([Request("w1 w2 w3", {"until": [], "max_gen_toks": 3})])[0].strip()
     assert written
     assert lm.loglikelihood([Request("w1 w2 w3", " " + written)])[0][1]
+
+
+def test_one_text_in_two_languages_is_asked_twice_of_an_adaptive_connection(model, tokenizer, tmp_path):
+    lm = ConnectedLM(attach(model, **ADAPTIVE), tokenizer, batch_size=3)
+    journal = Journal(lm, tmp_path / "journal.jsonl", 4)
+    asked = [Instance("loglikelihood", {}, ASKED[0], 0, metadata=("t", 0, 1))]
+    found = []
+    for lm.apart in (False, True, False):
+        found.append(journal.loglikelihood(asked)[0][0])
+    assert found[0] == found[2] != found[1] and journal.asked == 2
+
+
+def test_an_answer_longer_than_the_model_is_told(model, tokenizer):
+    lm = ConnectedLM(attach(model, **NONLINEAR), tokenizer)
+    with pytest.raises(UserError, match=r"an answer of \d+ tokens does not fit the model's 512"):
+        lm.loglikelihood([Request("w1", " w2" * 600)])

@@ -8,13 +8,17 @@ import os
 from pathlib import Path
 
 import pytest
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tqdm.auto import tqdm
 
 from cctuning.cli import main
+from cctuning.errors import UserError
 from cctuning.evaluation import models
 from cctuning.evaluation import run as evaluation
+from cctuning.evaluation.parallels import Parallels
 from cctuning.evaluation.run import Options, evaluate
+from cctuning.evaluation.suites import plan
 from tests.evaluation.data import COUNT
 
 CHOICES = ["XCOPA", "XNLI", "XStoryCloze"]
@@ -144,3 +148,66 @@ def test_a_disk_that_is_full_while_results_are_written(writes, data, model, tmp_
     assert main(["evaluate", *map(str, base), str(tmp_path / "out")]) == 0
     assert figures(kept(tmp_path / "out")) == figures(kept(tmp_path / "whole"))
     assert len(asked) == total  # every answer was in the journal
+
+
+class Says:
+    """A model with one answer."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer, self.asked = answer, 0
+
+    def generate_until(self, requests):
+        self.asked += len(requests)
+        return [self.answer] * len(requests)
+
+
+@pytest.mark.parametrize("answer", ["กรุงเทพมหานคร", "one\u2028two\u0085three"])
+@pytest.mark.parametrize("cut", range(5))
+def test_a_journal_cut_anywhere_is_read(answer, cut, tmp_path):
+    """Also inside a character; and what ends a line for Python alone ends none here."""
+    asked = [Instance("generate_until", {}, (f"q{i}", {"until": []}), 0, metadata=("t", i, 1)) for i in range(3)]
+    path = tmp_path / "journal.jsonl"
+    models.Journal(Says(answer), path, 4).generate_until(asked)
+    path.write_bytes(path.read_bytes()[: -2 - cut] if cut else path.read_bytes())
+    again = Says(answer)
+    assert models.Journal(again, path, 4).generate_until(asked) == [answer] * 3
+    assert again.asked == bool(cut)
+
+
+def test_other_data_do_not_mix_with_results(model, tmp_path):
+    """In a file of a suite, and in a directory of rows."""
+
+    def write(path: Path, count: int) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [
+            {"id": i, "prompt": f"w{i + 1} w2", "answer": "w5", "response": "w5", "lang": "en"} for i in range(count)
+        ]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    for name, file, options in (
+        ("suite", "data/paper/MKQA/en.jsonl", {"suite": "paper", "data": str(tmp_path / "data")}),
+        ("rows", "rows/train.jsonl", {"rows": str(tmp_path / "rows")}),
+    ):
+        write(tmp_path / file, 3)
+        for _ in range(2):
+            record = evaluate(str(model), tmp_path / f"out-{name}", Options(**options))
+            assert [task["items"] for task in record["tasks"].values()] == [3]
+        write(tmp_path / file, 5)
+        with pytest.raises(UserError, match=r"scored on another|other settings: rows"):
+            evaluate(str(model), tmp_path / f"out-{name}", Options(**options))
+
+
+def test_parallels_are_those_of_the_items_ids(model, tmp_path):
+    """English has an item more, before the others; one of theirs has none."""
+    folder = tmp_path / "data" / "paper" / "MKQA"
+    folder.mkdir(parents=True)
+    for lang, numbers in (("en", range(4)), ("sw", (1, 2, 9))):
+        rows = [{"id": i, "prompt": f"{lang} {i}", "answer": ["w5"]} for i in numbers]
+        (folder / f"{lang}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    items, _ = plan("paper", None, tmp_path / "data")
+    english, swahili = sorted(items, key=lambda item: item.language)
+    parallels = Parallels(chat=False, limit=None)
+    assert parallels.add(english, None) == []
+    assert parallels.add(swahili, None) == [f"{swahili.name}: 1 of 3 items have no English item of their id."]
+    assert [parallels(swahili.name, place) for place in range(3)] == ["en 1", "en 2", None]

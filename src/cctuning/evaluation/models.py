@@ -69,11 +69,11 @@ class Journal(LM):
         self.asked = 0  # requests that the model really ran
         self.known: dict[str, Any] = {}
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_bytes().split(b"\n"):  # and nowhere else: U+2028 may stand inside an answer
                 try:
                     key, answer = json.loads(line)
                 except (ValueError, TypeError):
-                    continue  # half a line, cut off with the run
+                    continue  # half a line, cut off with the run, perhaps inside a character
                 self.known[key] = answer
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -106,7 +106,10 @@ class Journal(LM):
         return self.reference(str(request.task_name), request.doc_id or 0)
 
     def _key(self, kind: str, request: Instance) -> str:
-        text = json.dumps([kind, *request.args, self._reference(request)], ensure_ascii=False, sort_keys=True)
+        asked = [kind, *request.args, self._reference(request)]
+        if getattr(self.inner, "apart", False):  # the same text is answered otherwise then
+            asked.append("apart")
+        text = json.dumps(asked, ensure_ascii=False, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def _through(self, kind: str, requests: list[Instance]) -> list[Any]:
@@ -171,7 +174,8 @@ def _check_number(request: Instance, answer: Any) -> None:
 class ConnectedLM(HFLM):
     """A connected model as it runs where the prompt's end matters, or over the live connection.
 
-    Same tokens, truncation and stop rules as `HFLM`; the context is the prompt, the continuation its answer.
+    Same tokens and stop rules as `HFLM`; the context is the prompt, the continuation its answer. Where both do not fit
+    the context loses one token more than there: the answer's last is fed too.
     """
 
     reference: Callable[[str, int], str | None] | None = None
@@ -213,7 +217,8 @@ class ConnectedLM(HFLM):
                 prompt, answer = [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
             else:
                 prompt, answer = self._encode_pair(context, continuation)
-            prompt = prompt[-max(1, self.max_length - len(answer)) :]
+            if len(answer) >= self.max_length:
+                raise UserError(f"an answer of {len(answer)} tokens does not fit the model's {self.max_length}.")
             rows.append(torch.tensor([*prompt, *answer][-self.max_length :]))
             ends.append(len(rows[-1]) - len(answer))
         ids = pad_sequence(rows, batch_first=True).to(self.device)

@@ -6,6 +6,7 @@ benchmarks (`metrics.py`). Item i of a language is its i-th row in the file, so 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -57,8 +58,13 @@ def own_items(path: str, languages: Sequence[str] | None) -> tuple[list[Item], l
 
 
 def rows_fingerprint(path: str) -> str:
-    """What tells one file of rows from another: results of both never mix in one directory."""
-    return fingerprint(Path(path)) if Path(path).is_file() else path
+    """What tells one file or directory of rows from another: results of both never mix in one directory."""
+    place = Path(path)
+    if place.is_dir():
+        files = sorted(file for file in place.rglob("*") if file.is_file())
+        named = "".join(f"{file.relative_to(place)} {fingerprint(file)}\n" for file in files)
+        return "sha256:" + hashlib.sha256(named.encode()).hexdigest()
+    return fingerprint(place) if place.is_file() else path
 
 
 def _text(text: str | list[dict[str, str]], origin: str) -> str:

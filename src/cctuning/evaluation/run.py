@@ -28,6 +28,7 @@ from transformers import set_seed
 from cctuning.errors import UserError
 from cctuning.evaluation.models import ConnectedLM, Journal, writing
 from cctuning.evaluation.own import own_items, rows_fingerprint
+from cctuning.evaluation.parallels import Parallels, with_parallels
 from cctuning.evaluation.suites import SUITES, Item, plan
 from cctuning.evaluation.table import markdown
 from cctuning.model.adapter import write_atomically
@@ -87,7 +88,7 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
         data = Path(options.data) if options.data else None
         items, notes = plan(options.suite, options.languages, data, options.benchmarks)
     if options.mode == "parallel":
-        items = _parallel(items, notes)
+        items = with_parallels(items, notes)
     for note in notes:
         logging.getLogger(__name__).warning(note)
     loaded = load(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
@@ -104,13 +105,13 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     if record and record["model"]["fingerprint"] != mark:
         raise UserError(f"{directory}: holds results of another model ({record['model']['name']}); name another.")
     record = record or _new_record(path, loaded, mark, options)
+    _check_data(items, record, directory)
     record["notes"], record["planned"] = notes, [item.name for item in items]
-    references: dict[tuple[str, int], str] = {}
-    lm, reference = _model(loaded, options, references)
+    parallels = Parallels(options.chat, options.limit) if options.mode == "parallel" else None
+    lm, reference = _model(loaded, options, parallels)
     (directory / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
     _write(directory, record)
     journal = directory / JOURNAL_FILE
-    english: dict[str, dict[int, str]] = {}
     bypass = options.mode == "bypass" and loaded.connected is not None
     with (
         loaded.connected.disable_adapter() if bypass and loaded.connected else nullcontext(),
@@ -121,21 +122,24 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
             bar.set_description(f"[{number}/{len(items)}] {item.name}")
             if isinstance(lm, ConnectedLM):
                 lm.apart = item.language == lm.connected.reference_language
-            if options.mode == "parallel":
-                if item.references is not None:
-                    own = {place: asked.rendered(text, options.chat) for place, text in item.references.items()}
-                    references.update({(item.name, place): text for place, text in own.items()})
-                elif item.language == "en":
-                    english[item.benchmark] = contexts(item, asked, options)
-                else:
-                    own = english.get(item.benchmark, {})
-                    references.update({(item.name, place): text for place, text in own.items()})
+            if parallels is not None:
+                for note in parallels.add(item, asked):
+                    logging.getLogger(__name__).warning(note)
+                    notes.append(note)
             if item.name not in record["tasks"]:
                 score(item, asked, options, directory, record)
     record["status"] = "finished"
     _write(directory, record)
     journal.unlink(missing_ok=True)
     return record
+
+
+def _check_data(items: list[Item], record: dict[str, Any], directory: Path) -> None:
+    """Raise `UserError` where a finished task's local file is another by now."""
+    for item in items:
+        before = record["tasks"].get(item.name, {}).get("data")
+        if before and item.file is not None and rows_fingerprint(str(item.file)) != before:
+            raise UserError(f"{directory}: {item.name} was scored on another {item.file}; name another directory.")
 
 
 def _progress(items: list[Item], record: dict[str, Any], options: Options) -> Any:
@@ -177,6 +181,7 @@ def score(item: Item, lm: Journal, options: Options, directory: Path, record: di
         "chance": item.chance,
         "metrics": _metrics(figures, chosen),
         "requests": lm.asked - before,
+        "data": None if item.file is None else rows_fingerprint(str(item.file)),
     }
     _write(directory, record)
 
@@ -235,44 +240,14 @@ def sample_line(sample: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def contexts(item: Item, lm: Journal, options: Options) -> dict[int, str]:
-    """Item number to prompt, as the task asks it: the references of the same items in other languages."""
-    item.task.build_all_requests(
-        limit=options.limit,
-        rank=0,
-        world_size=1,
-        apply_chat_template=options.chat,
-        fewshot_as_multiturn=options.chat,
-        chat_template=lm.apply_chat_template if options.chat else None,
-        tokenizer_name=lm.tokenizer_name if options.chat else "",
-    )
-    return {int(one.doc_id): one.args[0] for one in item.task.instances}
-
-
-def _parallel(items: list[Item], notes: list[str]) -> list[Item]:
-    """The tasks whose items are the same in every language, with English among them."""
-    able = {item.benchmark for item in items if (item.parallel and item.language == "en") or item.references}
-    left = sorted({item.benchmark for item in items if item.benchmark not in able})
-    if left:
-        notes.append(
-            f"--reference parallel: {', '.join(left)} left out: items are not parallel, the prompt is inside the "
-            "choices, or there is no English."
-        )
-    kept = [item for item in items if item.benchmark in able]
-    if not kept:
-        raise UserError("--reference parallel: no benchmark here has parallel prompts in English; name others.")
-    return kept
-
-
-def _model(loaded: Loaded, options: Options, references: dict[tuple[str, int], str]) -> tuple[Any, Any]:
+def _model(loaded: Loaded, options: Options, parallels: Parallels | None) -> tuple[Any, Any]:
     connected = loaded.connected
     if loaded.tokenizer.pad_token_id is None:
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token  # masked out: any id will do
     plain = connected is None or options.mode == "bypass" or (options.mode == "student" and connected.config.foldable)
     if connected is not None and not plain:
         lm = ConnectedLM(connected, loaded.tokenizer)
-        if options.mode == "parallel":
-            lm.reference = lambda task, place: references.get((task, place))
+        lm.reference = parallels
         return lm, lm.reference
     return HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=1), None
 

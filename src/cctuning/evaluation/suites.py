@@ -140,7 +140,8 @@ SUITES = ("source", "paper", "all")
 class Item:
     """One task to run: its name, what it belongs to, and the lm-eval task itself, or its group of tasks.
 
-    `references`: item to its prompt's parallel, where the data say it themselves.
+    `references`: item to its prompt's parallel, where the data say it themselves. `file`: what holds its items, where
+    that is a local file.
     """
 
     name: str
@@ -151,6 +152,7 @@ class Item:
     parallel: bool
     task: Any
     references: dict[int, str] | None = None
+    file: Path | None = None
 
     @property
     def grouped(self) -> bool:
@@ -165,6 +167,11 @@ class Item:
     def version(self) -> str:
         own = sorted({str((task.config.metadata or {}).get("version", task.VERSION)) for task in self.tasks})
         return f"{self.task.version} of {', '.join(own)}" if self.grouped else own[0]
+
+    def keys(self) -> list[Any]:
+        """What tells an item's parallels in other languages: its `id` where the rows have one, else its place."""
+        ids = [doc.get("id") for task in self.tasks for doc in task.eval_docs]
+        return ids if None not in ids and len({*ids}) == len(ids) else list(range(len(ids)))
 
     def count(self, limit: int | None) -> int:
         """How many items will be asked; of a group, `limit` from each of its tasks."""
@@ -325,12 +332,14 @@ def _item(manager: TaskManager, name: str, language: str, one: Any, data: Path |
     if isinstance(one, Benchmark):
         task = _theirs(manager, one, language, data)
         label = task.name if isinstance(task, Group) else task.config.task
-        return Item(label, name, language, one.metric, one.chance, one.parallel, task)
+        file = local_file(one, language, data) if data is not None else None
+        return Item(label, name, language, one.metric, one.chance, one.parallel, task, file=file)
     short = name.removeprefix("paper ")
     task = hub.hub_task(short, language) if one is None else paper_task(short, language, one)
     chance = 1 / len(CHOICES[short]) if short in CHOICES else None
     parallel = short != "XLSum"  # whose articles are other ones in each language
-    return Item(task.config.task, name, language, PAPER_METRIC.get(short, "acc,none"), chance, parallel, task)
+    metric = PAPER_METRIC.get(short, "acc,none")
+    return Item(task.config.task, name, language, metric, chance, parallel, task, file=one)
 
 
 def _theirs(manager: TaskManager, one: Benchmark, language: str, data: Path | None) -> Any:
