@@ -41,7 +41,12 @@ def test_processes_that_accelerate_leaves_apart_or_unsharded_are_refused(found, 
     kind = DistributedType.MULTI_CPU if found == 2 else DistributedType.NO
     state = SimpleNamespace(distributed_type=kind)
     with pytest.raises(UserError, match=says):
-        check_launch(SimpleNamespace(parallelism_config=None, world_size=found, distributed_state=state))
+        check_launch(SimpleNamespace(parallelism_config=None, world_size=found, distributed_state=state, n_gpu=0))
+
+
+def test_accelerators_that_one_process_would_split_a_batch_between_are_refused(monkeypatch):
+    with pytest.raises(UserError, match=r"2 accelerators are seen by one process.*accelerate launch"):
+        check_launch(SimpleNamespace(parallelism_config=None, world_size=1, n_gpu=2))
 
 
 def engine(**fsdp):

@@ -24,6 +24,7 @@ def attach(model=None, **options) -> ConnectedModel:
     connected = ConnectedModel.attach(model or tiny_llama(), ConnectionConfig(**START, **options))
     shake(connected)
     connected.keep_start()
+    connected.total_steps = 2
     return connected.train()
 
 
@@ -47,6 +48,24 @@ def test_references_run_through_the_model_as_it_was(tied, batch):
     assert not any(map(torch.equal, before, offered(connected, batch, start=False)))
     for name, parameter in connected.named_parameters():
         assert torch.equal(parameter, trained[name]), name
+
+
+def test_what_is_aligned_to_stands_still_under_dropout(batch):
+    connected = attach(tiny_llama(attention_dropout=0.5))
+    assert all(map(torch.equal, offered(connected, batch, start=True), offered(connected, batch, start=True)))
+    assert not all(map(torch.equal, offered(connected, batch, start=False), offered(connected, batch, start=False)))
+    assert all(module.training for module in connected.modules())
+
+
+def test_new_tokens_of_tied_embeddings_train(tmp_path):
+    """PEFT puts one module with their rows into the model under two names."""
+    tokens = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], trainable_token_indices=[*range(6, 30)])
+    made = trainer(tmp_path, START, tokens, base=tiny_llama(layers=2, tie_word_embeddings=True), learning_rate=1e-2)
+    name = next(name for name, _ in made.model.named_parameters() if "trainable_tokens_delta" in name)
+    before = made.model.get_parameter(name).detach().clone()
+    made.train()
+    after = made.model.get_parameter(name)
+    assert isinstance(after, torch.nn.Parameter) and not torch.equal(before, after)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -143,6 +162,7 @@ def test_under_deepspeed_the_default_is_the_paper_s(monkeypatch):
 def test_a_loop_of_one_s_own_goes_by_keep_start(batch):
     """Unset, references run through the model as it trains until its start is kept."""
     connected = ConnectedModel.attach(copy.deepcopy(tiny_llama()), ConnectionConfig()).train()
+    connected.total_steps = 2
     before = connected(**batch).align_loss
     connected.keep_start()
     assert torch.equal(before, connected(**batch).align_loss)
@@ -179,5 +199,6 @@ def test_what_cannot_be_is_one_line(batch):
     with pytest.raises(UserError, match="reference_weights: 'begin' is not one of"):
         ConnectionConfig(reference_weights="begin")
     connected = ConnectedModel.attach(copy.deepcopy(tiny_llama()), ConnectionConfig(**START)).train()
+    connected.total_steps = 2
     with pytest.raises(UserError, match=r"call keep_start\(\) before the first step"):
         connected(**batch)

@@ -192,6 +192,7 @@ def test_trl_names_for_columns_are_understood(tmp_path):
 
 def test_another_reference_language(tmp_path):
     renamed = rows().rename_column("reference", "prompt_fr")
+    renamed = renamed.map(lambda row: {"lang": "fr" if row["lang"] == "en" else row["lang"]})
     made = trainer(tmp_path, train=renamed, reference_language="fr", max_steps=1)
     made.train()
     made.save_model(str(tmp_path / "model"))

@@ -37,7 +37,7 @@ def rows(count: int = 24, seed: int = 0) -> Dataset:
     draw = random.Random(seed)
     made = []
     for i in range(count):
-        picks = [draw.randrange(26) for _ in range(2 + i % 4)]
+        picks = [draw.randrange(26) for _ in range(3 + i % 4)]
         english = i % 4 == 3
         made.append(
             {

@@ -45,6 +45,9 @@ class LayerConnection(nn.Module):
         self.config, self.index, self.number, self.wire = config, index, number, wire
         self.decision = build_decision(config, size)
         self.transform = build_transform(config, size)
+        # Traced by torch.compile, its backward would be compiled before the scale of the gradient is known. Here and
+        # not at import, which would load the compiler for a command line that trains nothing.
+        self._carry = torch.compiler.disable(carry)
         if config.paths == "student":  # the target is detached and no row is fused: nothing can train the gate
             self.decision.requires_grad_(False)
 
@@ -96,7 +99,7 @@ class LayerConnection(nn.Module):
         if plan.row_weight is None:
             return output
         plan.share[self.index] = share
-        return carry(output, self._error(own, target.detach(), h.detach(), moved, plan), plan)
+        return self._carry(output, self._error(own, target.detach(), h.detach(), moved, plan), plan)
 
     def _transformed(self, h: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None]:
         """`h W` where the transform acts, but on rows of the fused path `h`; and, where this pass has an objective,

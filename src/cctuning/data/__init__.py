@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cctuning.data.collate import PairedCollator
-    from cctuning.data.encode import Encoder, encode_dataset, encode_row, pair_rows
+    from cctuning.data.encode import Encoder, encode_dataset, encode_row
+    from cctuning.data.handed import Reading
     from cctuning.data.rows import Skipped
     from cctuning.data.sources import LoadReport, Source, SourceReport, load_rows
 
@@ -20,18 +21,19 @@ __all__ = [
     "Encoder",
     "LoadReport",
     "PairedCollator",
+    "Reading",
     "Skipped",
     "Source",
     "SourceReport",
     "encode_dataset",
     "encode_row",
     "load_rows",
-    "pair_rows",
 ]
 
 _HOMES = {
     "collate": ("PairedCollator",),
-    "encode": ("Encoder", "encode_dataset", "encode_row", "pair_rows"),
+    "encode": ("Encoder", "encode_dataset", "encode_row"),
+    "handed": ("Reading",),
     "rows": ("Skipped",),
     "sources": ("LoadReport", "Source", "SourceReport", "load_rows"),
 }

@@ -15,7 +15,8 @@ from datasets import Dataset, Features, List, Value
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from cctuning.data.rows import Text
+from cctuning.data.handed import Reading
+from cctuning.data.rows import BadRow, Text
 from cctuning.errors import UserError
 
 IDS = List(Value("int32"))
@@ -242,22 +243,6 @@ def encode_row(
     return encoded
 
 
-def pair_rows(dataset: Dataset, reference_language: str, itself: bool, desc: str) -> Dataset:
-    """Rows of the reference language without a reference, whatever column they came with, or with their own prompt.
-
-    Args:
-        itself: such a row, and any without a reference, is its own parallel (`reference_weights: start`).
-    """
-    if "reference" not in dataset.column_names or not (itself or "lang" in dataset.column_names):
-        return dataset
-
-    def reference(row: Mapping[str, Any]) -> dict[str, Any]:
-        given = None if row.get("lang") == reference_language else row["reference"]
-        return {"reference": row["prompt"] if itself and given is None else given}
-
-    return dataset.map(reference, desc=desc)
-
-
 def encode_dataset(
     dataset: Dataset,
     tokenizer: PreTrainedTokenizerBase,
@@ -268,6 +253,7 @@ def encode_dataset(
     chat_template: str | None = None,
     eos: bool = True,
     bad_rows: str = "error",
+    reading: Reading | None = None,
     num_proc: int | None = None,
     desc: str = "Tokenising rows",
 ) -> tuple[Dataset, list[tuple[str, str]]]:
@@ -275,6 +261,7 @@ def encode_dataset(
 
     Args:
         bad_rows: `error` stops at the first row that cannot be used; `skip` leaves such rows out.
+        reading: of a data set that `load_rows` has not read and checked.
         num_proc: processes; None: this one.
 
     Returns:
@@ -287,7 +274,7 @@ def encode_dataset(
     encoded = dataset.map(
         _encode_batch,
         batched=True,
-        fn_kwargs={"encoder": encoder, "skip": bad_rows == "skip"},
+        fn_kwargs={"encoder": encoder, "skip": bad_rows == "skip", "reading": reading},
         remove_columns=dataset.column_names,
         features=Features({**FEATURES, "origin": Value("string"), "problem": Value("string")}),
         num_proc=num_proc if num_proc and 1 < num_proc <= len(dataset) else None,
@@ -306,10 +293,22 @@ def encode_dataset(
     return encoded.remove_columns(["origin", "problem"]), skipped
 
 
-def _encode_batch(columns: dict[str, list[Any]], encoder: Encoder, skip: bool) -> dict[str, list[Any]]:
+def _read(row: Mapping[str, Any], reading: Reading) -> dict[str, Any] | UserError:
+    try:
+        return reading(row)
+    except BadRow as bad:
+        return _at(row, bad.field, bad.reason)
+
+
+def _encode_batch(
+    columns: dict[str, list[Any]], encoder: Encoder, skip: bool, reading: Reading | None
+) -> dict[str, list[Any]]:
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    read = rows if reading is None else [_read(row, reading) for row in rows]
+    good = iter(encoder.encode([row for row in read if not isinstance(row, UserError)]))
     result: dict[str, list[Any]] = {name: [] for name in (*FEATURES, "origin", "problem")}
-    for row, encoded in zip(rows, encoder.encode(rows), strict=True):
+    for row, found in zip(rows, read, strict=True):
+        encoded = found if isinstance(found, UserError) else next(good)
         origin, problem = _origin(row), None
         if isinstance(encoded, UserError):
             if not skip:

@@ -27,7 +27,7 @@ from cctuning.errors import UserError
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.objective import ConnectedOutput, assemble
 from cctuning.model.passes import Batch, Step, uniform
-from cctuning.model.running import no_gradient
+from cctuning.model.running import no_gradient, with_cache
 from cctuning.model.sites import Site, find_sites, unwrap
 
 
@@ -239,8 +239,7 @@ class AdaptiveModel(ConnectedModel):
         batch = Batch.prompts(
             input_ids, attention_mask, reference_input_ids, reference_attention_mask, reference_index
         )
-        if kwargs.get("use_cache") is False:
-            raise UserError("generate: use_cache=False hides the prompt's end from the connection; leave it on.")
+        with_cache(kwargs)
         live = batch.reference_ids is not None
         rows = batch.paired if live else torch.ones_like(batch.paired) if connect is None else connect
         if not self.wire.enabled:

@@ -30,7 +30,14 @@ from cctuning.model.passes import (
     plan_step,
     uniform,
 )
-from cctuning.model.running import HeadSelector, copy_output, no_gradient, several_processes, trainable_parameters
+from cctuning.model.running import (
+    HeadSelector,
+    copy_output,
+    no_gradient,
+    several_processes,
+    trainable_parameters,
+    with_cache,
+)
 from cctuning.model.sites import Site, find_sites, unwrap
 from cctuning.model.start import StartingWeights
 
@@ -40,9 +47,10 @@ ATTRIBUTE = "cross_lingual_connection"  # the name under which a layer's connect
 class ConnectedModel(nn.Module):
     """A causal LM whose FFN activations are connected to those of each row's reference (arXiv 2506.00875).
 
-    Build one with `attach` (new) or `from_pretrained` (saved). It is an `nn.Module`: train it in a loop of your own,
-    or let `CCTrainer` do it. Attach after `get_peft_model`, never before: PEFT would freeze the connection and hide
-    the LoRA's share of the activation from it.
+    Build one with `attach` (new) or `from_pretrained` (saved). It is an `nn.Module`, at first in the mode (training or
+    evaluation) of the model inside. Train it in a loop of your own, with `total_steps` set once and `step` as it goes
+    (the schedule of `paths: sampled`), or let `CCTrainer` do it. Attach after `get_peft_model`, never before: PEFT
+    would freeze the connection and hide the LoRA's share of the activation from it.
     """
 
     def __init__(self, model: PreTrainedModel, config: ConnectionConfig) -> None:
@@ -51,7 +59,7 @@ class ConnectedModel(nn.Module):
         self.config = config
         self.wire = Wire()
         self.step = 0  # optimiser steps so far and total: the schedule of `paths: sampled`
-        self.total_steps = 1
+        self.total_steps: int | None = None
         self.seed = 0
         self.reference_language = "en"
         self.start: StartingWeights | None = None  # what references run through in training; see keep_start
@@ -60,6 +68,8 @@ class ConnectedModel(nn.Module):
         self._inside = False
         self._handles: list[Any] = []
         self._insert()
+        self.written = adapter.times_written(self)  # so that export_lora can tell whether the base was trained
+        self.train(model.training)
 
     # -- attaching and detaching -------------------------------------------------------------------------------------
 
@@ -82,6 +92,7 @@ class ConnectedModel(nn.Module):
         return cls(model, config)
 
     def _insert(self) -> None:
+        adapter.check_adapter(self.model)
         sites = find_sites(self.model) if self.config.connection != "none" else []
         wanted = range(len(sites)) if self.config.layers is None else self.config.layers
         missing = [number for number in wanted if number not in range(len(sites))]
@@ -153,11 +164,11 @@ class ConnectedModel(nn.Module):
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within: the model runs without its connection (a LoRA on the base stays on)."""
-        self.wire.enabled = False
+        before, self.wire.enabled = self.wire.enabled, False
         try:
             yield
         finally:
-            self.wire.enabled = True
+            self.wire.enabled = before
 
     def keep_start(self, start: StartingWeights | None = None) -> None:
         """Keep the tuned weights as they are now, for `reference_weights: start`; `CCTrainer` does.
@@ -185,7 +196,7 @@ class ConnectedModel(nn.Module):
         self._inside, self.wire.plan = True, plan
         try:
             with self.head.only(index if self.head.present else None):
-                output = (through or self.model)(**inputs)
+                output = (self.model if through is None else through)(**inputs)  # a compiled module has no truth
         finally:
             self._inside, self.wire.plan = False, None
         if index is not None and not self.head.present:
@@ -255,6 +266,10 @@ class ConnectedModel(nn.Module):
         if not connecting:
             batch = replace(batch, reference_ids=None, reference_index=torch.full_like(batch.reference_index, -1))
         if fused_rows is None and self.training and self.config.paths == "sampled":
+            if self.total_steps is None and self.config.fused_probability_start != self.config.fused_probability_end:
+                raise UserError(
+                    "paths: sampled anneals over training: set total_steps once, and step before each optimiser step."
+                )
             ids = torch.arange(len(input_ids), device=input_ids.device) if row is None else row
             fused_rows = uniform(self.seed, self.step, ids) < self.fused_probability
         rows = num_rows_in_batch if num_rows_in_batch is not None else len(input_ids)
@@ -308,7 +323,7 @@ class ConnectedModel(nn.Module):
     @property
     def fused_probability(self) -> float:
         """Probability of the fused pass now (`paths: sampled`): linear in the share of steps done."""
-        done = min(1.0, self.step / max(1, self.total_steps - 1))
+        done = min(1.0, self.step / max(1, (self.total_steps or 1) - 1))
         start, end = self.config.fused_probability_start, self.config.fused_probability_end
         return start + (end - start) * done
 
@@ -337,10 +352,8 @@ class ConnectedModel(nn.Module):
         batch = Batch.prompts(
             input_ids, attention_mask, reference_input_ids, reference_attention_mask, reference_index
         )
-        if kwargs.get("use_cache") is False and (self.config.scope != "all" or batch.reference_ids is not None):
-            raise UserError(
-                "generate: use_cache=False hides the prompt's end from the connection; leave the cache on."
-            )
+        if self.config.scope != "all" or batch.reference_ids is not None:
+            with_cache(kwargs)
         memory = self._reference_pass(batch) if batch.reference_ids is not None and self.wire.enabled else None
         self._planner = GenerationPlanner(self.config, batch.attention_mask, batch if memory else None, memory)
         try:

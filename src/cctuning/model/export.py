@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig, delta_matrix
 from cctuning.errors import UserError
+from cctuning.model.adapter import times_written
 from cctuning.model.fold import check_foldable, fold_projection
 from cctuning.model.lora import write_lora
-from cctuning.model.sites import find_sites, unwrap
+from cctuning.model.sites import find_sites, innermost, unwrap
 
 if TYPE_CHECKING:
     from cctuning.model.connected import ConnectedModel
@@ -30,8 +31,7 @@ def merge(connected: ConnectedModel) -> PreTrainedModel:
     """See `ConnectedModel.merge_and_unload`. Everything that can be refused is, before any weight is changed."""
     transforms = _transforms(connected, "folded")
     model = connected.model
-    if isinstance(model, PeftModel) and not isinstance(model.base_model, BaseTuner):
-        raise UserError(f"{model.active_peft_config.peft_type.value}: this adapter cannot be merged; remove it first.")
+    check_mergeable(model)
     sites = [site for site in find_sites(model) if site.index in transforms] if transforms else []
     for site in sites:
         for projection in site.projections:
@@ -42,6 +42,8 @@ def merge(connected: ConnectedModel) -> PreTrainedModel:
                 )
     with connected.disable_adapter(), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
         check_foldable(model, sites)
+    if isinstance(model, PeftModel):
+        untie(unwrap(model))
     plain = connected.unload()
     if isinstance(plain, PeftModel):
         plain = plain.merge_and_unload()
@@ -53,13 +55,42 @@ def merge(connected: ConnectedModel) -> PreTrainedModel:
     return plain
 
 
+def check_mergeable(model: nn.Module) -> None:
+    """Raise `UserError` where PEFT would refuse to merge its adapter, when it is half done."""
+    if not isinstance(model, PeftModel):
+        return
+    if not isinstance(model.base_model, BaseTuner):
+        raise UserError(f"{model.active_peft_config.peft_type.value}: this adapter cannot be merged; remove it first.")
+    for name, module in model.named_modules():
+        if not isinstance(module, BaseTunerLayer) or getattr(module.get_base_layer(), "bias", None) is not None:
+            continue
+        if any(getattr(module, "lora_bias", {}).get(adapter) for adapter in module.active_adapters):
+            raise UserError(f"{name}: lora_bias on a layer that has no bias cannot be merged; train without it.")
+
+
+def untie(model: PreTrainedModel) -> None:
+    """Part the output embedding from the input's where they are one weight and a LoRA is on either: merged into it,
+    the LoRA would act at both ends."""
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    bare: list[Any] = [innermost(end) for end in ends if end is not None]
+    if (
+        len(bare) == 2
+        and bare[0].weight is bare[1].weight
+        and any(a is not b for a, b in zip(ends, bare, strict=True))
+    ):
+        bare[1].weight = nn.Parameter(bare[1].weight.detach().clone(), requires_grad=False)
+        model.config.get_text_config().tie_word_embeddings = False
+        model.config.tie_word_embeddings = False
+
+
 def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | None = None) -> None:
     """See `ConnectedModel.export_lora`.
 
     Args:
         base_name: what the adapter's config names as its base model; default: where the base was loaded from.
     """
-    if connected.base_trained:
+    trained = connected.base_trained
+    if trained or (trained is None and times_written(connected) != connected.written):
         raise UserError(
             "the base's own weights were trained, and a LoRA would not carry them; export with --format fold "
             "(merge_and_unload), or train with tune: lora."

@@ -68,7 +68,8 @@ def assemble(
     """
     scored = output.logits[0] if loss_only else output.logits[step.score]
     running, rows = step.source.shape[0], len(batch.input_ids)
-    nll, tokens, correct = token_losses(scored, batch, step)
+    nll, tokens, right = token_losses(scored, batch, step)
+    counted = torch.ones_like(step.on_fused) if training else ~step.on_fused  # evaluation is the student's
     once = ~step.on_fused if running > rows else torch.ones_like(step.on_fused)  # count a row's tokens once
     divisor = torch.as_tensor(tokens[once].sum() if num_items is None else num_items, device=nll.device).clamp(min=1)
     # Where nothing is scored this is a zero with a graph: the alignment's gradient still rides on it.
@@ -77,8 +78,8 @@ def assemble(
         student_loss=_mean(nll, tokens, ~step.on_fused),
         fused_loss=_mean(nll, tokens, step.on_fused),
         aux_loss=getattr(output, "aux_loss", None),
-        correct=correct,
-        scored=tokens.sum(),
+        correct=right[counted].sum(),
+        scored=tokens[counted].sum(),
         row_loss=nll.detach().new_zeros(rows).index_add(0, step.source, nll.detach()),
         past_key_values=getattr(output, "past_key_values", None),
     )
@@ -134,8 +135,8 @@ def token_losses(logits: Tensor, batch: Batch, step: Step) -> tuple[Tensor, Tens
         batch, step: what ran.
 
     Returns:
-        Negative log-likelihood (A,) summed over each running row's tokens; the number of tokens (A,); how many of them
-        all were predicted right (scalar).
+        Of each running row (A,): negative log-likelihood summed over its tokens; the number of tokens; how many of
+        them were predicted right.
     """
     assert batch.labels is not None
     row, position = step.score.nonzero(as_tuple=True)
@@ -148,8 +149,9 @@ def token_losses(logits: Tensor, batch: Batch, step: Step) -> tuple[Tensor, Tens
     nll = nll.index_add(0, row[predict], losses)
     with torch.no_grad():
         tokens = torch.bincount(row[predict], minlength=running)
-        correct = (scored.argmax(dim=-1) == wanted).sum()
-    return nll, tokens, correct
+        hits = (scored.argmax(dim=-1) == wanted).long()
+        right = torch.zeros_like(tokens).index_add(0, row[predict], hits)
+    return nll, tokens, right
 
 
 def distillation(logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:

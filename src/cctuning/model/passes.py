@@ -244,7 +244,8 @@ def _rewiden(index: Tensor, old: int, new: int) -> Tensor:
 
 
 class GenerationPlanner:
-    """Plans for the forwards of one `generate`: the prefill first, then a step a token.
+    """Plans for the forwards of one `generate`: the prefill first, then a step a token (or several, where an assistant
+    proposes them; the first may come with the prefill).
 
     The prompts are left-padded, so a prompt's end is the last position of the prefill. Rows may be repeated by beam
     search or several return sequences, always in blocks.
@@ -260,14 +261,14 @@ class GenerationPlanner:
             return Plan("rest", rows, positions)
         repeat = rows // self.mask.shape[0]
         if not self.prefilled:
+            self._check_whole(positions)
             self.prefilled = True
-            mask = self.mask.repeat_interleave(repeat, dim=0)
-            transform = scope_mask(self.config.scope, mask, None)
-            connect = scope_mask(self.config.where_fused, mask, None)
+            prompt = self.mask.repeat_interleave(repeat, dim=0)
         else:
-            mask = torch.ones(rows, positions, dtype=torch.bool, device=self.mask.device)
-            transform = mask
-            connect = mask if self.config.where_fused != "prompt_end" else torch.zeros_like(mask)
+            prompt = self.mask.new_zeros(rows, 0)
+        transform, connect = (
+            self._from_prompt(scope, prompt, positions) for scope in (self.config.scope, self.config.where_fused)
+        )
         plan = Plan("connect", rows, positions)
         if self.config.scope != "all":
             plan.transform_index = flat_index(transform)[0]
@@ -277,6 +278,21 @@ class GenerationPlanner:
             plan.connect_reference = which[plan.connect_row]
             plan.fused, plan.reference, plan.memory = which >= 0, self.memory.reference, self.memory.memory
         return plan
+
+    @staticmethod
+    def _from_prompt(scope: str, prompt: Tensor, positions: int) -> Tensor:
+        """(B, positions) bool: those of `scope`, over the mask of a `prompt` (B, T; T may be 0) and answer tokens."""
+        answer = prompt.new_full((prompt.shape[0], positions - prompt.shape[1]), scope != "prompt_end")
+        if not prompt.shape[1]:
+            return answer.bool()
+        return torch.cat([scope_mask(scope, prompt, None), answer.bool()], dim=1)
+
+    def _check_whole(self, positions: int) -> None:
+        if positions < self.mask.shape[1] and (self.config.scope != "all" or self.memory is not None):
+            raise UserError(
+                "generate: the prompt is not run at once (prefill_chunk_size, or a cache of its beginning), and the "
+                "connection cannot tell its end; leave those options out."
+            )
 
 
 __all__ = [

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cctuning.errors import UserError
+
 
 class HeadSelector:
     """Lets the LM head see only the positions whose logits are wanted.
@@ -41,6 +43,17 @@ class HeadSelector:
             yield
         finally:
             self.index = None
+
+
+def with_cache(options: dict[str, Any]) -> None:
+    """Have `generate` keep a cache, whatever the model's own options say: without one each step runs the prompt again,
+    and its end cannot be told.
+
+    Raises:
+        UserError: the caller turned it off.
+    """
+    if options.setdefault("use_cache", True) is False:
+        raise UserError("generate: use_cache=False hides the prompt's end from the connection; leave the cache on.")
 
 
 def copy_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -12,6 +12,18 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within: every part of `model` is in evaluation mode; afterwards each is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 class StartingWeights:
     """A copy of every weight that trains, in its dtype and on its device; frozen weights need none.
 
@@ -48,14 +60,32 @@ class StartingWeights:
         return start
 
     def __call__(self, **inputs: Any) -> Any:
-        """One forward of the model as it was, without gradient; its own weights stay where they are."""
+        """One forward of the model as it was, without gradient or dropout: what is aligned to stands still. Its own
+        weights stay where they are."""
         self.take()
+        with evaluating(self._model):
+            return self._run(inputs)
+
+    def _run(self, inputs: dict[str, Any]) -> Any:
         if any(isinstance(start, DTensor) for start in self.by_name.values()):
             with self._exchanged():
                 return self._model(**inputs)
-        for name, parameter in self._model.named_parameters():
-            self.of(name, parameter)
-        return torch.func.functional_call(self._model, self.by_name, (), inputs)
+        return torch.func.functional_call(self._model, self._in_place(), (), inputs, tie_weights=False)
+
+    def _in_place(self) -> dict[str, Tensor]:
+        """Each slot that holds a copied weight -> its start, every slot once.
+
+        A module that sits in the model under two names (PEFT's trainable tokens of tied embeddings) would be exchanged
+        twice by its names, and be left with the start.
+        """
+        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
+        slots: dict[str, Tensor] = {}
+        for prefix, module in self._model.named_modules():
+            for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+                start = self.of(names[id(parameter)], parameter)
+                if start is not None:
+                    slots[f"{prefix}.{leaf}" if prefix else leaf] = start
+        return slots
 
     @contextmanager
     def _exchanged(self) -> Iterator[None]:

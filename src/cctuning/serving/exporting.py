@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.hub import convert_file_size_to_int
 
 from cctuning.data import Encoder
 from cctuning.errors import UserError
 from cctuning.evaluation.scored import ScoredRun
-from cctuning.model.export import export_lora
+from cctuning.model.export import check_mergeable, export_lora, untie
 from cctuning.model.fold_files import open_fold
 from cctuning.model.loading import Loaded, load, load_tokenizer, torch_dtype
-from cctuning.model.sites import innermost, unwrap
+from cctuning.model.sites import unwrap
 from cctuning.serving.answering import encoder_of
 from cctuning.serving.card import model_card
 from cctuning.serving.hub import check_push, push
@@ -115,7 +114,7 @@ def export(
                 ends.save_pretrained(partial)
             elif format == "code":
                 if isinstance(loaded.model, PeftModel):
-                    _untie(unwrap(loaded.model))
+                    untie(unwrap(loaded.model))
                 write_code(loaded, partial, kind, max_shard_size)
                 ends.save_pretrained(partial)
             elif by_file is not None:
@@ -201,28 +200,13 @@ def _write_lora(loaded: Loaded, path: str, directory: Path) -> None:
 
 
 def _plain(loaded: Loaded) -> PreTrainedModel:
-    if isinstance(loaded.model, PeftModel):
-        _untie(unwrap(loaded.model))
     if loaded.connected is not None:
         return loaded.connected.merge_and_unload()
     if isinstance(loaded.model, PeftModel):
+        check_mergeable(loaded.model)
+        untie(unwrap(loaded.model))
         return loaded.model.merge_and_unload()
     return loaded.model
-
-
-def _untie(model: PreTrainedModel) -> None:
-    """Part the output embedding from the input's where they are one weight and a LoRA is on either: merged into it,
-    the LoRA would act at both ends."""
-    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    bare: list[Any] = [innermost(end) for end in ends if end is not None]
-    if (
-        len(bare) == 2
-        and bare[0].weight is bare[1].weight
-        and any(a is not b for a, b in zip(ends, bare, strict=True))
-    ):
-        bare[1].weight = nn.Parameter(bare[1].weight.detach().clone(), requires_grad=False)
-        model.config.get_text_config().tie_word_embeddings = False
-        model.config.tie_word_embeddings = False
 
 
 def _notes(

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner
 from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig
@@ -23,6 +22,7 @@ from cctuning.connection.transform import NonlinearTransform
 from cctuning.errors import UserError
 from cctuning.model.adapter import write_atomically
 from cctuning.model.connected import ConnectedModel
+from cctuning.model.export import check_finite, check_mergeable
 from cctuning.model.loading import Loaded
 from cctuning.model.sites import find_sites, unwrap
 from cctuning.serving import modeling_connected as template
@@ -94,15 +94,10 @@ def _plain_and_maps(connected: ConnectedModel) -> tuple[PreTrainedModel, dict[in
     """The base by itself, adapters merged, and each connected layer's map."""
     maps = {index: part.transform for index, part in connected.connections.items()}
     for index, part in maps.items():
-        if not all(bool(torch.isfinite(p).all()) for p in part.parameters()):
-            raise UserError(f"layer {index}: its transform holds NaN or infinite values; train again.")
+        check_finite(index, part)
+    check_mergeable(connected.model)
     plain: Any = connected.unload()
     if isinstance(plain, PeftModel):
-        if not isinstance(plain.base_model, BaseTuner):
-            kind = plain.active_peft_config.peft_type.value
-            raise UserError(
-                f"{kind}: this adapter cannot be merged into the base; serve the run with cctuning generate."
-            )
         plain = plain.merge_and_unload()
     return unwrap(plain), maps
 

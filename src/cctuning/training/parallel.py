@@ -44,6 +44,11 @@ def check_launch(args: Any) -> None:
             f"num_processes: {processes} were launched, and accelerate, which finds no accelerators for them, would "
             f"have each train alone into the same directory; {ON_PROCESSORS}, or launch one."
         )
+    if args.n_gpu > 1:
+        raise UserError(
+            f"{args.n_gpu} accelerators are seen by one process, and transformers would split each batch between them "
+            "and part rows from references; start with accelerate launch, or show one (CUDA_VISIBLE_DEVICES=0)."
+        )
     if is_fsdp_enabled() and args.distributed_state.distributed_type == DistributedType.MULTI_CPU:
         raise UserError(f"distributed_type: FSDP: accelerate shards weights on accelerators only; {ON_PROCESSORS}.")
 

@@ -24,7 +24,7 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from trl import SFTTrainer
 
 from cctuning.connection import ConnectionConfig, Fit
-from cctuning.data import PairedCollator, encode_dataset, pair_rows
+from cctuning.data import PairedCollator, Reading, encode_dataset
 from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.adaptive import AdaptiveModel
@@ -50,10 +50,12 @@ class CCTrainer(SFTTrainer):
         model: a model id, a `PreTrainedModel` or a `PeftModel`; connected in place.
         args: training options.
         connection_config: the connection; None for its defaults, `ConnectionConfig(connection="none")` for plain SFT.
-        train_dataset: rows with `prompt` (text or messages), `response` or `completion` (text; null trains the
-            alignment alone), `reference` or `prompt_<reference language>` (like `prompt`; null where the row is in
-            the reference language), and optionally `lang`, `origin` and `row`; `cctuning.data.load_rows` makes one.
-        eval_dataset: the same, or a dict of such; its loss is the student pass's.
+        train_dataset: rows with `prompt` (text or messages), `response` or `completion` (text or one message; null
+            trains the alignment alone), `reference` or `prompt_<reference language>` (like `prompt`; null where the
+            row is in the reference language), and optionally `lang`, `origin` and `row`, or in another layout that
+            `cctuning.data.load_rows` reads; checked as there. Rows that name no `lang` and have no reference are
+            taken to be in the reference language.
+        eval_dataset: the same, or a dict of such; its loss is the student pass's. Rows may lack a reference.
         processing_class: the tokenizer; None: the model's own.
         peft_config: LoRA on the base; None trains all weights.
         kwargs: the rest of `SFTTrainer`'s arguments.
@@ -101,7 +103,8 @@ class CCTrainer(SFTTrainer):
         self.fit: Fit | None = None
         self.chat = args.chat
         settled = (connection_config or ConnectionConfig()).settled(not under_deepspeed(args))
-        self._own_parallels = settled.reference_weights == "start"
+        self._connecting, self._own_parallels = settled.connection != "none", settled.reference_weights == "start"
+        self._training_rows = train_dataset
         self._start: StartingWeights | None = None
         self._rows_in_step: Tensor | int | None = None
         self._embedding: Tensor | None = None  # gathered, of the model as it is being saved
@@ -148,18 +151,15 @@ class CCTrainer(SFTTrainer):
     ) -> Dataset:
         if "input_ids" in dataset.column_names:
             return dataset
-        aliases = {"completion": "response", f"prompt_{args.reference_language}": "reference"}
-        for column, ours in aliases.items():
-            if column in dataset.column_names and ours not in dataset.column_names:
-                dataset = dataset.rename_column(column, ours)
-        itself = self._own_parallels and name == "train"
-        dataset = pair_rows(dataset, args.reference_language, itself, desc=f"Pairing {name} rows")
+        training = dataset is self._training_rows  # not by its name: an evaluation set may be called train
+        required, itself = training and self._connecting, training and self._own_parallels
+        reading = Reading.of(dataset.column_names, args.reference_language, required, itself)
         if self.chat is None:
-            messages = not isinstance(dataset[0]["prompt"], str)
+            messages = reading.messages or not isinstance(dataset[0][reading.layout.prompt or "prompt"], str)
             self.chat = messages or processing_class.chat_template is not None
         if "row" not in dataset.column_names:
             dataset = dataset.add_column("row", list(range(len(dataset))))
-        if "origin" in dataset.column_names and name == "train":
+        if "origin" in dataset.column_names and training:
             self._origins = dict(zip(dataset["row"], dataset["origin"], strict=True))
         encoded, skipped = encode_dataset(
             dataset,
@@ -168,6 +168,7 @@ class CCTrainer(SFTTrainer):
             max_reference_length=args.max_reference_length or args.max_length,
             chat=self.chat,
             bad_rows=args.bad_rows,
+            reading=reading,
             num_proc=args.dataset_num_proc,
             desc=f"Tokenising {name} rows",
         )

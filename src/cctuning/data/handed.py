@@ -1,0 +1,74 @@
+"""Rows handed to the trainer as a data set and not as files: the same layouts and the same checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cctuning.data.conversations import Layout, missing_reference, parse
+from cctuning.data.rows import BadRow
+from cctuning.errors import UserError
+
+UNNAMED = "und"  # stands for the language of a row that names none and is not in the reference language
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A record of the data set -> `prompt`, `response`, `reference`, `lang`, `row` and `origin`.
+
+    Attributes:
+        layout: which column plays which part.
+        found: the data set's columns.
+        language: the reference language.
+        required: a row in another language must have a reference.
+        itself: a row in the reference language is its own parallel (`reference_weights: start`).
+    """
+
+    layout: Layout
+    found: Sequence[str]
+    language: str
+    required: bool
+    itself: bool
+
+    @classmethod
+    def of(cls, found: Sequence[str], language: str, required: bool, itself: bool) -> Reading:
+        """The reading of a data set with the columns `found`; `reference` is a name of its own beside `prompt_en`.
+
+        Raises:
+            UserError: two columns could play one part, or none holds a reference where one is needed.
+        """
+        columns = {"reference": "reference"} if "reference" in found else {}
+        try:
+            layout = Layout.recognise(found, columns, language)
+            if required and "lang" not in found and not (layout.reference or layout.reference_messages):
+                raise missing_reference(layout, found, language)
+        except BadRow as bad:
+            raise UserError(f"train_dataset: {bad}") from None
+        return cls(layout, found, language, required, itself)
+
+    @property
+    def messages(self) -> bool:
+        """Whether prompts are conversations by their layout."""
+        return self.layout.messages is not None
+
+    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Raises:
+            BadRow: as `parse` does, or a reference is needed and missing.
+        """
+        field = self.layout.reference_messages or self.layout.reference
+        alone = field is None or record.get(field) in (None, "")
+        lang = self.language if alone else UNNAMED
+        row = parse(record, self.layout, "", found=self.found, lang=lang, language=self.language)
+        if self.required and row.reference is None and row.lang != self.language:
+            raise missing_reference(self.layout, self.found, self.language)
+        own = row.prompt if self.itself and row.lang == self.language else None
+        return {
+            "prompt": row.prompt,
+            "response": row.response,
+            "reference": row.reference if row.reference is not None else own,
+            "lang": record.get("lang") or "",
+            "row": record.get("row", -1),
+            "origin": record.get("origin"),
+        }

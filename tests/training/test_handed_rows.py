@@ -1,0 +1,99 @@
+"""Rows handed to `CCTrainer` as a data set: the layouts and the checks of `load_rows`."""
+
+from __future__ import annotations
+
+import pytest
+from datasets import Dataset
+
+from cctuning import CCTrainer, ConnectionConfig
+from cctuning.errors import UserError
+from tests.training.test_trainer import config
+from tests.training.toys import model, tokenizer
+
+ROW = {"prompt": "x1 x2", "response": "w5", "prompt_en": "w1 w2", "lang": "sw"}
+HOME = {"prompt": "w1 w2", "response": "w5", "prompt_en": None, "lang": "en"}
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def said(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def made(path, rows, connection=None, eval_dataset=None, **options) -> CCTrainer:
+    return CCTrainer(
+        model(),
+        config(path, shuffle_dataset=False, **options),
+        ConnectionConfig(**(connection or {})),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer(chat=True),
+    )
+
+
+def texts(trainer: CCTrainer) -> list[tuple[str, str, str]]:
+    """Of each row: all of it, what is learned, the reference."""
+    decode = trainer.processing_class.decode
+    return [
+        (
+            decode(row["input_ids"]),
+            decode([token for token in row["labels"] if token != -100]),
+            decode(row["reference_input_ids"]),
+        )
+        for row in trainer.train_dataset
+    ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ROW,
+        {"prompt": user("x1 x2"), "completion": said("w5"), "prompt_en": user("w1 w2"), "lang": "sw"},
+        {"prompt": user("x1 x2"), "response": "w5", "reference": user("w1 w2") + said("w5"), "lang": "sw"},
+        {"messages": user("x1 x2") + said("w5"), "messages_en": user("w1 w2") + said("w5"), "lang": "sw"},
+        {"instruction": "x1 x2", "output": "w5", "instruction_en": "w1 w2", "lang": "sw"},
+        {"prompt": "x1 x2", "response": "w5", "reference": "w1 w2"},
+    ],
+    ids=["plain", "completion", "assistant-in-the-reference", "messages", "alpaca", "no-language"],
+)
+def test_layouts(row, tmp_path):
+    (whole, learned, reference), *_ = texts(made(tmp_path, [row] * 2))
+    assert "x1 x2" in whole and "w5" in learned and "x1" not in learned
+    assert "w1 w2" in reference and "w5" not in reference
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({**ROW, "prompt_en": "w1 w2 ? w5"}, r"row 1: prompt_en: it ends with the response"),
+        ({**ROW, "prompt_en": None}, r"row 1: prompt_en: no parallel of the prompt in the reference language"),
+        ({**ROW, "prompt": " "}, r"row 1: prompt: the prompt is empty"),
+    ],
+)
+def test_bad_rows_are_told_or_left_out(row, says, tmp_path):
+    rows = [ROW, row, HOME]
+    with pytest.raises(UserError, match=says):
+        made(tmp_path, rows)
+    kept = made(tmp_path, rows, bad_rows="skip")
+    assert len(kept.train_dataset) == 2 and len(kept.skipped) == 1
+
+
+def test_a_misspelt_reference_is_told(tmp_path):
+    rows = [{"prompt": "x1 x2", "response": "w5", "prmpt_en": "w1", "lang": "sw"}] * 2
+    with pytest.raises(UserError, match=r"no such column among .*Did you mean 'prmpt_en'"):
+        made(tmp_path, rows)
+    with pytest.raises(UserError, match=r"train_dataset: prompt_en: no parallel"):
+        made(tmp_path, [{"prompt": "x1 x2", "response": "w5"}] * 2)
+    assert len(made(tmp_path, rows, {"connection": "none"}).train_dataset) == 2
+
+
+def test_an_evaluation_set_may_be_called_train(tmp_path):
+    """And its rows may lack a reference."""
+    there = Dataset.from_list([{**HOME, "origin": "other:1"}, {**ROW, "prompt_en": None, "origin": "other:2"}])
+    rows = [{**ROW, "origin": "own:1"}, {**HOME, "origin": "own:2"}]
+    trainer = made(tmp_path, rows, eval_dataset={"train": there})
+    assert trainer._origins == {0: "own:1", 1: "own:2"}
+    assert [bool(row["reference_input_ids"]) for row in trainer.train_dataset] == [True, True]
+    assert [bool(row["reference_input_ids"]) for row in trainer.eval_dataset["train"]] == [False, False]
