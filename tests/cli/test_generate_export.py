@@ -275,4 +275,4 @@ def test_a_process_says_one_line(runs, tmp_path):
 
 def test_the_frame(capsys):
     assert main(["--version"]) == 0 and main(["--help"]) == 0 and main([]) == 2
-    assert "Did you mean train?" in refused(capsys, "trian")
+    assert "Did you mean 'train'?" in refused(capsys, "trian")

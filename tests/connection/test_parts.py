@@ -118,7 +118,7 @@ def test_draws_are_uniform_and_depend_on_seed_step_and_row_alone():
     ("options", "message"),
     [
         ({"scope": "everywhere"}, "scope: 'everywhere' is not one of prompt_end, response, all"),
-        ({"transform": "lowrank"}, "Did you mean low_rank"),
+        ({"transform": "lowrank"}, "Did you mean 'low_rank'"),
         ({"scope": "prompt_end", "fusion_scope": "all"}, "reaches beyond scope"),
         ({"distill_weight": 1.0}, "distill_weight needs paths: both"),
         ({"transform_rank": 0}, "transform_rank: expected a rank of at least 1"),

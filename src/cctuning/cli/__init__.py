@@ -46,17 +46,12 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"cc-tuning {__version__}")
         return 0
-    from cctuning.errors import UserError
+    from cctuning.errors import UserError, nearest
 
     try:
         if argv[0] not in VERBS:
-            import difflib
-
-            near = difflib.get_close_matches(argv[0], VERBS, 1)
-            raise UserError(
-                f"{argv[0]!r} is not a verb."
-                + (f" Did you mean {near[0]}?" if near else f" Known: {', '.join(VERBS)}.")
-            )
+            hint = nearest(argv[0], VERBS, f" Known: {', '.join(VERBS)}.")
+            raise UserError(f"{argv[0]!r} is not a verb.{hint}")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn at every row
         if not sys.stderr.isatty() and argv[0] not in ("demo", "lab"):
             os.environ.setdefault("TQDM_DISABLE", "1")  # a log file has no use for progress bars

@@ -14,8 +14,8 @@ from typing import Any, NoReturn, get_type_hints
 
 from trl import TrlParser
 
-from cctuning.cli.recipe import nearest, read_recipe
-from cctuning.errors import UserError
+from cctuning.cli.recipe import HELP, read_recipe
+from cctuning.errors import UserError, nearest
 
 MAPPINGS = ("data", "eval_data")  # options that are text on the command line, and in a recipe also mappings
 
@@ -60,7 +60,7 @@ def parse(prog: str, description: str, kinds: Sequence[type], argv: list[str]) -
     for flag in argv:
         name = _name(flag)
         if flag.startswith("--") and name not in known and name.removeprefix("no_") not in known and name != "help":
-            raise UserError(f"unknown option --{name}.{nearest(name, known)}")
+            raise UserError(f"unknown option --{name}.{nearest(name, known, HELP)}")
     unlisted = [key for key, value in recipe.items() if _is_structure(value)]
     parser.set_defaults_with_config(**{key: value for key, value in recipe.items() if key not in unlisted})
     os.environ.update({key: str(value) for key, value in env.items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
 import types
 from collections.abc import Collection, Mapping
@@ -11,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from cctuning.errors import UserError
+from cctuning.errors import UserError, nearest
 
 WORDS = {
     bool: "true or false",
@@ -21,12 +20,7 @@ WORDS = {
     dict: "a mapping",
     list: "a list",
 }
-
-
-def nearest(name: str, known: Collection[str], otherwise: str = " See --help for the options.") -> str:
-    """A hint for a person who mistyped `name`, starting with a space."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f" Did you mean {near[0]!r}?" if near else otherwise
+HELP = " See --help for the options."  # where nothing is near what was written
 
 
 def read_recipe(
@@ -67,12 +61,12 @@ def read_recipe(
             if not isinstance(value, dict):
                 raise UserError(f"{where}: env: expected a mapping of variables, got {value!r}.")
         elif name not in hints:
-            raise UserError(f"{where}: unknown key {name!r}.{nearest(str(name), hints)}")
+            raise UserError(f"{where}: unknown key {name!r}.{nearest(str(name), hints, HELP)}")
         elif not (name in mappings and isinstance(value, (str, list, dict))) and not _fits(value, hints[name]):
             advice = " Put it in quotes." if isinstance(value, bool) else ""  # YAML reads a bare `no` as false
             raise UserError(f"{where}: {name}: expected {_words(hints[name])}, got {value!r}.{advice}")
         elif value is not None and name in choices and value not in choices[name]:
-            hint = nearest(str(value), choices[name], "")
+            hint = nearest(str(value), choices[name])
             raise UserError(f"{where}: {name}: {value!r} is not one of {', '.join(choices[name])}.{hint}")
     return recipe
 

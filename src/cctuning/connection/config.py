@@ -8,12 +8,11 @@ position and of low rank so that it folds and exports, the reference pass withou
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from cctuning.errors import UserError
+from cctuning.errors import UserError, nearest
 
 CONNECTIONS = ("gated", "adaptive", "none")
 ALIGNMENTS = ("anchor", "mean", "attention")
@@ -113,8 +112,7 @@ class ConnectionConfig:
         for option in fields(self):
             value, choices = getattr(self, option.name), option.metadata.get("choices")
             if choices and value is not None and value not in choices:
-                near = difflib.get_close_matches(str(value), choices, 1)
-                hint = f" Did you mean {near[0]}?" if near else ""
+                hint = nearest(str(value), choices)
                 raise UserError(f"{option.name}: {value!r} is not one of {', '.join(choices)}.{hint}")
         for name in ("transform_rank", "decision_rank"):
             value = getattr(self, name)
@@ -184,6 +182,5 @@ class ConnectionConfig:
         known = [option.name for option in fields(cls)]
         for key in options:
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                raise UserError(f"{where}: unknown option {key!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+                raise UserError(f"{where}: unknown option {key!r}.{nearest(key, known)}")
         return cls(**options)

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from cctuning.data.rows import BadRow, Message, Row, Text, nearest
-from cctuning.errors import UserError
+from cctuning.data.rows import BadRow, Message, Row, Text
+from cctuning.errors import UserError, nearest
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import difflib
 import gzip
 import hashlib
 import json
@@ -21,12 +20,12 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cctuning.errors import UserError
+from cctuning.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import datasets
@@ -77,12 +76,6 @@ class Records:
     columns: list[str] | None
     iterate: Callable[[Collection[str]], Iterator[tuple[str, Mapping[str, Any] | BadRow]]]
     fingerprints: dict[str, str]
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """A hint for a person who mistyped `name`, starting with a space; empty when nothing is near."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def open_records(path: str, name: str | None = None, split: str = "train") -> list[Records]:

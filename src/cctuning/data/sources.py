@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cctuning.data.conversations import PARTS, Layout, check_columns, missing_reference, parse
-from cctuning.data.rows import CHUNK, BadRow, Records, Row, Skipped, Text, nearest, open_records
-from cctuning.errors import UserError
+from cctuning.data.rows import CHUNK, BadRow, Records, Row, Skipped, Text, open_records
+from cctuning.errors import UserError, nearest
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 # While reading, a text is kept in one of two columns: whether any row is a conversation is known only at the end.

@@ -121,9 +121,10 @@ class ConnectedModel(nn.Module):
         base = unwrap(self.model)
         decoder = base.get_decoder()
         self._handles.append(decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
+        if base.get_output_embeddings() is None:
+            raise UserError(f"{base.config.model_type}: no output embedding; expected a causal LM.")
         self.head = HeadSelector(base.get_output_embeddings())
-        if self.head.handle is not None:
-            self._handles.append(self.head.handle)
+        self._handles.append(self.head.handle)
 
     @property
     def connections(self) -> dict[int, Any]:
@@ -195,13 +196,10 @@ class ConnectedModel(nn.Module):
         """One forward of the model under `plan`, with logits only at the flat positions `index` (None: all)."""
         self._inside, self.wire.plan = True, plan
         try:
-            with self.head.only(index if self.head.present else None):
-                output = (self.model if through is None else through)(**inputs)  # a compiled module has no truth
+            with self.head.only(index):
+                return (self.model if through is None else through)(**inputs)  # a compiled module has no truth
         finally:
             self._inside, self.wire.plan = False, None
-        if index is not None and not self.head.present:
-            output.logits = output.logits.flatten(0, 1)[index].unsqueeze(0)
-        return output
 
     def _reference_pass(self, batch: Batch, through: Callable[..., Any] | None = None) -> Plan:
         """Run the references once, without gradient, LM head or cache: a plan whose memory holds what layers kept.

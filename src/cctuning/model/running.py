@@ -20,14 +20,9 @@ class HeadSelector:
     still apply), skips the head altogether in a reference pass, and costs no memory for positions without loss.
     """
 
-    def __init__(self, head: nn.Module | None) -> None:
+    def __init__(self, head: nn.Module) -> None:
         self.index: Tensor | None = None
-        self.handle = head.register_forward_pre_hook(self._select) if head is not None else None
-
-    @property
-    def present(self) -> bool:
-        """False where the model has no output embedding to hook; callers then select from full logits."""
-        return self.handle is not None
+        self.handle = head.register_forward_pre_hook(self._select)
 
     def _select(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self.index is None:

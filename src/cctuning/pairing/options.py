@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from cctuning.data.conversations import PARTS
-from cctuning.data.rows import nearest
-from cctuning.errors import UserError
+from cctuning.errors import UserError, nearest
 from cctuning.pairing.languages import canonical, is_code
 
 WAYS = ("given", "join", "translate", "parallel", "translation", "distillation")

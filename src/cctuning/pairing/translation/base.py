@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from cctuning.data.rows import nearest
-from cctuning.errors import UserError
+from cctuning.errors import UserError, nearest
 
 
 @dataclass(frozen=True)

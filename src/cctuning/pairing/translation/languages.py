@@ -15,8 +15,7 @@ from collections.abc import Collection
 from babel import Locale
 from babel.core import get_global
 
-from cctuning.data.rows import nearest
-from cctuning.errors import UserError
+from cctuning.errors import UserError, nearest
 
 _ALSO = {
     "no": "nb",  # Norwegian: Bokmål

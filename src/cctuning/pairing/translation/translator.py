@@ -19,8 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cctuning.data.rows import nearest
-from cctuning.errors import UserError
+from cctuning.errors import UserError, nearest
 from cctuning.pairing.translation import languages, protect
 from cctuning.pairing.translation.base import Answer, Engine, SegmentOptions, Translated, Translator
 from cctuning.pairing.translation.cache import Cache
