@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
@@ -11,7 +9,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from cctuning import ConnectedModel, ConnectionConfig
 from cctuning.connection import StreamingLeastSquares
 from cctuning.connection.transform import build_transform
-from tests.conftest import paired_batch, shake, tiny_llama
+from tests.conftest import shake, tiny_llama
 
 
 @pytest.mark.parametrize("kind", ["low_rank", "dense", "nonlinear"])
@@ -151,28 +149,6 @@ def test_symmetric_product_by_panels_is_the_product(monkeypatch):
 def breaks(model: torch.nn.Module, **inputs) -> int:
     torch._dynamo.reset()
     return torch._dynamo.explain(model)(**inputs).graph_break_count
-
-
-@pytest.mark.slow  # half a minute of tracing
-@pytest.mark.parametrize("options", [{}, {"paths": "both"}, {"transform": "dense"}, {"scope": "response"}])
-def test_compile_breaks_no_graph_in_training(options):
-    """The forward of a training step: the decoder with the plan on the wire, as ConnectedModel calls it, has as many
-    graph breaks as the base model's."""
-    batch = paired_batch()
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-    base = breaks(tiny_llama(layers=2).train(), **inputs)
-    connected = ConnectedModel.attach(tiny_llama(layers=2), ConnectionConfig(**options)).train()
-    shake(connected)
-    counts = []
-    explain = copy.copy(torch._dynamo.explain)
-
-    def through(**given):
-        torch._dynamo.reset()
-        counts.append(explain(connected.model)(**given).graph_break_count)
-        return connected.model(**given)
-
-    connected(**batch, fused_rows=torch.tensor([True, False, True, False]), loss_only=True, through=through)
-    assert counts == [base]
 
 
 @pytest.mark.slow
