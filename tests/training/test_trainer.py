@@ -166,6 +166,16 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
         assert losses(other) == pytest.approx(losses(plain), rel=1e-4)
 
 
+@pytest.mark.slow  # tracing
+def test_compiled_it_trains_as_ever(tmp_path):
+    plain = trainer(tmp_path / "a", max_steps=3)
+    plain.train()
+    torch._dynamo.reset()
+    compiled = trainer(tmp_path / "b", max_steps=3, torch_compile=True, torch_compile_backend="aot_eager")
+    compiled.train()
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-4)
+
+
 def test_loss_that_is_not_finite_stops_the_run_and_names_rows(tmp_path):
     broken = model()
     broken.model.embed_tokens.weight.data[10] = torch.nan
