@@ -76,6 +76,9 @@ def train(tmp_path, base, good, capsys):
         ("model: m\ndata: {path: d, wieght: 2}\n", "unknown key 'wieght'.*Did you mean 'weight'"),
         ("model: m\ndata: {weight: 2}\n", "path: missing"),
         ("packing: true\nmodel: m\n", "packing"),
+        ("learning_rate: .nan\n", "learning_rate: expected a number, got nan"),
+        ("base_decay: .nan\n", "base_decay: expected a number, got nan"),
+        ("num_train_epochs: 0\n", "num_train_epochs: expected more than 0"),
     ],
 )
 def test_recipe(text, pattern, tmp_path, capsys):
@@ -101,6 +104,11 @@ def test_recipe(text, pattern, tmp_path, capsys):
 def test_flags(flags, pattern, capsys):
     said = refused(capsys, "train", *flags)
     assert re.search(pattern, said), said
+
+
+def test_a_run_that_would_train_nothing(train):
+    train("nothing would train", tune="connection", connection="none")
+    train("nothing would train", tune="connection", transform="none", decision="fixed")
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------

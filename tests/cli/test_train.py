@@ -231,6 +231,47 @@ def test_a_resumed_run_has_the_time_of_all_its_legs(tmp_path, recipe, monkeypatc
     assert times[:3] == [1000, 2000, 3000] and times == sorted(times) and 3000 < times[-1] < 3900
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "connection_model.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "config.json",
+    ],
+)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_taken(name, tmp_path, recipe, capsys, monkeypatch):
+    options = ["--save_strategy", "steps", "--save_steps", 1]
+    done("train", "--config", recipe, "--output_dir", tmp_path / "whole", *options)
+    run = tmp_path / "cut"
+    with monkeypatch.context() as patched:
+        interrupted(patched)
+        assert main(["train", "--config", str(recipe), "--output_dir", str(run), *map(str, options)]) == 130
+    newest = max(run.glob("checkpoint-*"))
+    file = newest / name
+    if name == "scheduler.pt":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    said = refused(
+        capsys, "train", "--config", recipe, "--output_dir", run, *options, "--resume_from_checkpoint", newest
+    )
+    assert f"half of a checkpoint: {name} is missing or damaged" in said
+    done("train", "--config", recipe, "--output_dir", run, *options, "--resume_from_checkpoint", "true")
+    assert f"note: {newest.name} is not resumed from: {name} is missing or damaged." in capsys.readouterr().out
+    assert same_weights(tmp_path / "whole", run)
+
+
+def test_options_without_effect_are_said(tmp_path, recipe, capsys):
+    flags = ["--connection", "none", "--align_weight", 3, "--lora_rank", 4]
+    done("train", "--config", recipe, "--output_dir", tmp_path / "run", *flags)
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert "note: lora_rank: no effect with tune: full." in notes
+    assert any("align_weight: no effect with connection: none" in note for note in notes)
+
+
 def test_a_run_cut_off_before_its_first_checkpoint_starts_anew(tmp_path, recipe, monkeypatch):
     run = tmp_path / "cut"
     with monkeypatch.context() as patched:
@@ -261,7 +302,7 @@ def test_resuming_with_other_options_is_said(tmp_path, recipe, capsys, monkeypat
     said = refused(capsys, "train", "--config", recipe, "--output_dir", run, *options, "--transform_rank", 2)
     assert "has another transform_rank: its checkpoints would not fit" in said
     said = refused(capsys, "train", "--config", recipe, "--output_dir", run, *options[:-1], run / "checkpoint-9")
-    assert "checkpoint-9: no such directory, or half of a checkpoint" in said
+    assert "checkpoint-9: no such directory" in said
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     done("train", "--config", recipe, "--output_dir", run, *options, "--seed", 7)
     assert "note: resumed with other options than the run was started with: seed." in capsys.readouterr().out

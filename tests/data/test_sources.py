@@ -13,6 +13,7 @@ import pytest
 
 from cctuning import UserError
 from cctuning.data import Source, load_rows
+from cctuning.data.conversations import same_language
 from tests.data.files import (
     CANON,
     ROWS,
@@ -262,3 +263,14 @@ def test_rows_on_disk_go_with_their_process(tmp_path):
         file = Path(pool.submit(_load_in_worker, str(path)).result())
         assert file.is_file()
     assert not file.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "same"), [("EN", True), ("en-US", True), ("en_GB", True), ("enm", False), ("en-Latn", False)]
+)
+def test_a_code_with_a_region_is_the_same_language(code, same, tmp_path):
+    assert same_language(code, "en") == same_language("en", code) == same
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"prompt": "a", "response": "b", "lang": code, "prompt_en": "c"}) + "\n")
+    loaded, _ = load_rows([str(rows)])
+    assert (loaded[0]["lang"], loaded[0]["reference"]) == (("en", None) if same else (code, "c"))

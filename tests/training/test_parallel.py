@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import DistributedType
 
 from cctuning import CCConfig, CCTrainer
+from cctuning.cli import main
 from cctuning.errors import UserError
 from cctuning.training.parallel import check_checkpoint, check_engine, check_launch
 from cctuning.training.uneven import FILLER, own_rows, without_repeats
@@ -89,6 +90,15 @@ def test_launch_options_are_checked(capsys):
     config = Path(__file__).parents[2] / "recipes" / "accelerate" / "ddp.yaml"
     said = refused(capsys, "train", f"--accelerate_config={config}", "--num_processes", "two")
     assert "expected a whole number" in said
+
+
+def test_what_a_launched_process_refuses_is_the_last_line(tmp_path, capfd):
+    """And not the launcher's account of a process that failed."""
+    config = tmp_path / "one.yaml"
+    config.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n")
+    argv = ["train", "--accelerate_config", str(config), "--model", "m", "--data", "d", "--align_weight", "nan"]
+    assert main([*argv, "--output_dir", str(tmp_path / "run")]) == 2
+    assert "align_weight: expected a number, got nan" in capfd.readouterr().err.splitlines()[-1]
 
 
 def process(index, processes=2, last=True):

@@ -7,7 +7,9 @@ import importlib
 import os
 import sys
 import warnings
+from pathlib import Path
 
+ERRORS = "CC_TUNING_ERRORS"  # environment: a file that a launched process writes its error line to
 VERBS = {
     "pair": "find or make the English parallel of every row, checked and documented",
     "diagnose": "measure, before training, what a connection could carry over",
@@ -59,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         importlib.import_module(f"cctuning.cli.{argv[0]}").main(argv[1:])
     except UserError as error:
         print(f"cctuning: error: {error}", file=sys.stderr)
+        if ERRORS in os.environ:  # a process that `cctuning train --accelerate_config` launched
+            Path(os.environ[ERRORS]).write_text(str(error), encoding="utf-8")
         return 2
     except BrokenPipeError:  # `cctuning generate … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+from cctuning.cli import ERRORS
 from cctuning.cli.options import parse
 from cctuning.errors import UserError
 
@@ -66,4 +69,11 @@ def launch(launching: dict[str, str], argv: list[str]) -> int:
         raise UserError(f"--num_processes {processes!r}: expected a whole number, at least 1.")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
     command += ["--num_processes", processes] if processes is not None else []
-    return subprocess.run([*command, "-m", "cctuning", "train", *argv]).returncode
+    with tempfile.TemporaryDirectory() as scratch:
+        told = Path(scratch) / "error"
+        status = subprocess.run(
+            [*command, "-m", "cctuning", "train", *argv], env={**os.environ, ERRORS: str(told)}
+        ).returncode
+        if status and told.is_file():  # said by a process, and buried under the launcher's own account of it
+            raise UserError(told.read_text(encoding="utf-8"))
+    return status

@@ -8,6 +8,7 @@ position and of low rank so that it folds and exports, the reference pass withou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -114,17 +115,20 @@ class ConnectionConfig:
             if choices and value is not None and value not in choices:
                 hint = nearest(str(value), choices)
                 raise UserError(f"{option.name}: {value!r} is not one of {', '.join(choices)}.{hint}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{option.name}: expected a number, got {value}.")
         for name in ("transform_rank", "decision_rank"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}: expected a rank of at least 1, got {value}.")
+            if value is not None and (type(value) is not int or value < 1):
+                raise UserError(f"{name}: expected a rank, a whole number of at least 1, got {value!r}.")
         for name in ("decision_value", "fused_probability_start", "fused_probability_end"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}.")
         for name in ("align_weight", "identity_weight", "distill_weight"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected a weight of at least 0, got {getattr(self, name)}.")
-        if self.layers is not None and (not self.layers or len(set(self.layers)) != len(self.layers)):
+        layers = self.layers if self.layers is not None else [0]
+        if not layers or len(set(layers)) != len(layers) or any(type(number) is not int for number in layers):
             raise UserError(f"layers: expected distinct layer numbers, or unset for all; got {self.layers}.")
         if SCOPES.index(self.where_fused) > SCOPES.index(self.scope):
             raise UserError(

@@ -129,6 +129,8 @@ def parse(
     row_lang = _text(lang if named is None or named == "" else named, layout.lang or "lang").strip()
     if not row_lang:
         raise BadRow(layout.lang or "lang", "no language; fill the column, or give the source a lang: in the recipe.")
+    if same_language(row_lang, language):
+        row_lang = language
     reference, reference_response = _reference(record, layout, language) if row_lang != language else (None, None)
     if reference is not None and response is not None:
         how = leak(prompt, response, reference)
@@ -137,6 +139,15 @@ def parse(
     if layout.id is not None:
         origin = f"{origin} (id {record.get(layout.id)})"
     return Row(prompt, response, row_lang, reference, reference_response, origin)
+
+
+def same_language(code: str, other: str) -> bool:
+    """Whether two codes differ at most in case and in regions: `fr`, `FR`, `fr-CA` and `fr_FR` are one language."""
+
+    def parts(code: str) -> list[str]:
+        return [part for place, part in enumerate(re.split("[-_]", code.lower())) if not place or len(part) > 3]
+
+    return parts(code) == parts(other)
 
 
 def missing_reference(layout: Layout, found: Sequence[str], language: str) -> BadRow:

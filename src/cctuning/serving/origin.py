@@ -17,7 +17,8 @@ from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, MODEL_FOLDER, RUN_FILE, resolve
-from cctuning.training.directory import check_record, is_complete, read_options
+from cctuning.training.checkpoints import is_complete
+from cctuning.training.directory import check_record, read_options
 
 # Key of run.json (dotted) to its type: what an export is made of.
 EXPECTED: dict[str, Any] = {

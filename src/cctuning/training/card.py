@@ -81,6 +81,7 @@ def write_model_card(
     method = describe_method(config, connected.reference_language)
     if config.connection != "none" and config.foldable:
         method += " The connection is saved beside the base; `cctuning export` folds it into a plain checkpoint."
+    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs} epochs"
     content = f"""---
 {data.to_yaml()}
 ---
@@ -91,7 +92,7 @@ def write_model_card(
 
 {option_table(config)}
 
-Learning rate {args.learning_rate} (connection x {args.connection_lr_scale}), {args.num_train_epochs} epochs, batch \
+Learning rate {args.learning_rate} (connection x {args.connection_lr_scale}), {length}, batch \
 {args.per_device_train_batch_size} x {args.gradient_accumulation_steps}, seed {args.seed}; \
 {"LoRA" if peft else "full weights"}.
 Transformers {transformers.__version__}, TRL {trl.__version__}.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 
 import torch
 from trl import SFTConfig
@@ -71,6 +72,12 @@ class CCConfig(SFTConfig):
             if self.bf16 is None:
                 self.bf16 = False
         super().__post_init__()
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, float) and math.isnan(value):
+                raise UserError(f"{option.name}: expected a number, got {value}.")
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise UserError(f"num_train_epochs: expected more than 0, got {self.num_train_epochs}; or set max_steps.")
         if self.packing or self.padding_free:
             raise UserError(
                 "packing / padding_free: true would part rows from their references; leave both off (group rows of "

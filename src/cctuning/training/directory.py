@@ -20,6 +20,7 @@ from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.model.adapter import write_atomically
 from cctuning.model.loading import RUN_FILE, read_record
+from cctuning.training.checkpoints import fault, last_whole
 from cctuning.training.config import CCConfig
 from cctuning.training.options import RunOptions
 
@@ -29,8 +30,8 @@ SHAPING = {"model", "tune", "lora_rank", "lora_target_modules", "layers", "optim
 SHAPING |= {"connection", "decision", "decision_rank", "transform", "transform_rank"}
 
 
-def claim(args: CCConfig) -> tuple[Path, str | None]:
-    """The run directory, checked, and the checkpoint to resume from (None: start anew).
+def claim(args: CCConfig) -> tuple[Path, str | None, list[str]]:
+    """The run directory, checked, the checkpoint to resume from (None: start anew), and what to say of others.
 
     Raises:
         UserError: the directory holds a finished run, or one that was cut off and is not to be resumed.
@@ -45,7 +46,7 @@ def claim(args: CCConfig) -> tuple[Path, str | None]:
             raise UserError(f"output_dir: {directory} is not empty and holds no run; name another, or empty it.")
         if resume:
             raise UserError(f"resume_from_checkpoint: {directory} holds no run to resume; leave the option out.")
-        return directory, None
+        return directory, None, []
     if read_record(directory).get("status") == "finished":
         raise UserError(f"output_dir: {directory} holds a finished run; name another, or remove it yourself.")
     if not resume:
@@ -54,28 +55,16 @@ def claim(args: CCConfig) -> tuple[Path, str | None]:
             "or name another directory."
         )
     if resume.lower() == "true":
-        return directory, last_checkpoint(directory)  # None where it was cut off before the first checkpoint
-    if not is_complete(Path(resume)):
+        return directory, *last_whole(directory, args.save_only_model)  # none where it was cut off before the first
+    if not Path(resume).is_dir():
+        raise UserError(f"resume_from_checkpoint: {resume}: no such directory; give true, or a checkpoint-… folder.")
+    wrong = fault(Path(resume), args.save_only_model)
+    if wrong:
         raise UserError(
-            f"resume_from_checkpoint: {resume}: no such directory, or half of a checkpoint; give true, or a whole "
-            "checkpoint-… folder."
+            f"resume_from_checkpoint: {resume}: half of a checkpoint: {wrong} is missing or damaged; give true for "
+            "the newest whole one, or name another."
         )
-    return directory, resume
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: the trainer's state is what transformers writes last."""
-    try:
-        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def last_checkpoint(directory: Path) -> str | None:
-    """The newest whole checkpoint of a run."""
-    whole = [path for path in directory.glob("checkpoint-*") if path.name[11:].isdigit() and is_complete(path)]
-    return str(max(whole, key=lambda path: int(path.name[11:]))) if whole else None
+    return directory, resume, []
 
 
 def keep_metrics(path: Path, checkpoint: str | None) -> None:

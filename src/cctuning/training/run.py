@@ -50,6 +50,7 @@ from cctuning.training.directory import (
     resolved,
     write_record,
 )
+from cctuning.training.effects import without_effect
 from cctuning.training.meta_start import ReadWhole, ShardedStart
 from cctuning.training.options import RunOptions
 from cctuning.training.parallel import check_checkpoint
@@ -79,7 +80,7 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise UserError(f"{name}: expected at least 1, got {getattr(args, name)}.")
-    directory, checkpoint = claim(args)
+    directory, checkpoint, said = claim(args)
     if checkpoint is not None:
         check_checkpoint(checkpoint)
     new = not directory.exists()
@@ -90,9 +91,10 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
             if new and directory.is_dir() and not any(directory.iterdir()):
                 directory.rmdir()  # the trainer made it
             raise
-        connection = trainer.connected.config  # what was unset is settled now
+        given, connection = connection, trainer.connected.config  # what was unset is settled now
         trainer.accelerator.wait_for_everyone()  # every process has claimed the directory before one writes in it
-        log.notes += [*changes(directory, options, connection, args, record)] if checkpoint else []
+        log.notes += [*said, *changes(directory, options, connection, args, record)] if checkpoint else said
+        log.notes += without_effect(options, given, args)
         record |= {"checkpoint": checkpoint, "notes": log.notes}
         directory.mkdir(parents=True, exist_ok=True)
         before = 0.0

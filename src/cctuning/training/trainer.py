@@ -127,6 +127,8 @@ class CCTrainer(SFTTrainer):
         self.connected.reference_language = args.reference_language
         self._decisions = watch_decisions(self.connected) if args.log_connection else {}
         check_engine(self.accelerator, self.model, settled.connection, args.optim)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise UserError("nothing would train: the base is frozen and the connection has no part that learns.")
         self._keep_start(args.base_decay)
         if args.profile_steps:
             self.add_callback(StepProfiler(args.profile_steps, Path(str(args.output_dir))))

@@ -1,0 +1,37 @@
+"""Options that were given and change nothing: said, so that nobody waits for what they would do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+from cctuning.connection import ConnectionConfig
+from cctuning.training.config import CCConfig
+from cctuning.training.options import RunOptions
+
+
+def without_effect(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> Iterator[str]:
+    """A line for each group of options that differ from their defaults and have no effect beside the others."""
+    if options.tune != "lora":
+        lora = [name for name in _given(options) if name.startswith("lora_")]
+        yield from _line(lora, f"tune: {options.tune}")
+    if options.tune == "connection" and args.base_decay:
+        yield from _line(["base_decay"], "tune: connection, where the base stays as it is")
+    if connection.connection == "none":
+        yield from _line([name for name in _given(connection) if name != "connection"], "connection: none")
+    elif connection.decision == "fixed":
+        yield from _line(
+            [name for name in _given(connection) if name in ("decision_rank", "decision_bias")], "decision: fixed"
+        )
+    if options.eval_data and args.eval_strategy == "no":
+        yield from _line(["eval_data"], "eval_strategy: no")
+
+
+def _given(part: RunOptions | ConnectionConfig) -> list[str]:
+    fresh = type(part)()
+    return [option.name for option in fields(part) if getattr(part, option.name) != getattr(fresh, option.name)]
+
+
+def _line(names: list[str], beside: str) -> Iterator[str]:
+    if names:
+        yield f"{', '.join(names)}: no effect with {beside}."
