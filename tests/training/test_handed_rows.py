@@ -97,3 +97,8 @@ def test_an_evaluation_set_may_be_called_train(tmp_path):
     assert trainer._origins == {0: "own:1", 1: "own:2"}
     assert [bool(row["reference_input_ids"]) for row in trainer.train_dataset] == [True, True]
     assert [bool(row["reference_input_ids"]) for row in trainer.eval_dataset["train"]] == [False, False]
+
+
+def test_rows_without_a_prompt_are_told(tmp_path):
+    with pytest.raises(UserError, match="train_dataset: prompt: no such column among text, lang"):
+        made(tmp_path, [{"text": "x1 x2 w5", "lang": "sw"}] * 2)

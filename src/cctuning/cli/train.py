@@ -31,7 +31,14 @@ def main(argv: list[str]) -> None:
     options, connection, args = parse("cctuning train", description, (RunOptions, ConnectionConfig, CCConfig), argv)
     from cctuning.training.run import train
 
-    trainer = train(options, connection, args)
+    try:
+        trainer = train(options, connection, args)
+    except KeyboardInterrupt:
+        print(
+            f"\n{args.output_dir}: to go on from its last checkpoint add --resume_from_checkpoint true",
+            file=sys.stderr,
+        )
+        raise
     if trainer.is_world_process_zero():
         run = args.output_dir
         print(f"\nrun:        {run}\nmodel:      {run}/model")

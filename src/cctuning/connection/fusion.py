@@ -26,8 +26,8 @@ class LayerConnection(nn.Module):
 
     h_t is the FFN block's output at position t, before any norm or residual that follows; e_t is the reference
     activation the position is offered (alignment.py). Positions that are not connected, and rows that have no
-    reference because they are in its language, have f_t = h_t. Rows on the fused path go on with f, the others with
-    h W; both are taught h W ~ f.
+    reference because they are in its language, have f_t = h_t, not detached: the error there is the size of what W
+    adds. Rows on the fused path go on with f, the others with h W; both are taught h W ~ f.
 
     Source: arXiv 2506.00875, section 3, read per layer and per dimension.
     """

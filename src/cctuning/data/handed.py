@@ -41,6 +41,8 @@ class Reading:
         columns = {"reference": "reference"} if "reference" in found else {}
         try:
             layout = Layout.recognise(found, columns, language)
+            if not (layout.prompt or layout.messages):
+                raise BadRow("prompt", f"no such column among {', '.join(found)}; nor messages, nor instruction.")
             if required and "lang" not in found and not (layout.reference or layout.reference_messages):
                 raise missing_reference(layout, found, language)
         except BadRow as bad:

@@ -236,9 +236,14 @@ class CCTrainer(SFTTrainer):
         rows = inputs["row"].tolist()
         bad = [row for row, loss in zip(rows, outputs.row_loss, strict=True) if not torch.isfinite(loss)] or rows
         named = ", ".join(self._origins.get(row, f"row {row}") for row in bad[:8]) + (", …" if len(bad) > 8 else "")
+        kept = (
+            " Checkpoints written before are intact."
+            if [*Path(str(self.args.output_dir)).glob("checkpoint-*")]
+            else ""
+        )
         raise UserError(
             f"step {self.state.global_step + 1}: the loss is {outputs.loss.item()} at {named}; lower learning_rate, "
-            "or look at those rows. Checkpoints written before this step are intact."
+            f"or look at those rows.{kept}"
         )
 
     def _record(self, inputs: dict[str, Any], outputs: Any, mode: str, filler: bool) -> None:
