@@ -96,7 +96,7 @@ def stop(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def same(one: Path, other: Path, tolerance: float = 5e-5) -> None:
+def same(one: Path, other: Path, tolerance: float = 2e-4) -> None:
     """The same files, the same weights (Adam divides small differences by small numbers), the same curve."""
     names = {path.name for path in (one / "model").iterdir()}
     assert {path.name for path in (other / "model").iterdir()} == names
@@ -244,7 +244,7 @@ def test_a_rank_is_killed_and_the_job_continues_exactly(engine, world, tmp_path)
     assert run_json(tmp_path / "cut")["status"] == "running"
     launch(world, engine, 2, tmp_path / "cut", *options, "--resume_from_checkpoint", True)
     alone(world, tmp_path / "whole", *options)
-    same(tmp_path / "whole", tmp_path / "cut", tolerance=1e-4)
+    same(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.slow
