@@ -10,7 +10,7 @@ import torch
 
 from cctuning.analysis.diagnosis import FOLDS, follows
 from cctuning.cli import main
-from cctuning.cli.diagnose import verdict
+from cctuning.cli.diagnose import ADVICE, verdict
 from tests.cli.world import write_model
 
 
@@ -43,17 +43,33 @@ def test_too_few_rows():
 
 
 @pytest.mark.parametrize(
-    ("own", "reference", "explained", "found", "says"),
+    ("own", "reference", "explained", "found", "rows", "says"),
     [
-        (2.0, 1.0, 0.8, 0.6, "open"),
-        (1.0, 1.0, 0.8, 0.6, "gap"),
-        (2.0, 1.0, 0.0, 0.01, "apart"),
-        (2.0, math.nan, 0.8, 0.6, "across"),
-        (2.0, 1.0, math.nan, math.nan, "rows"),
+        (2.0, 1.0, 0.8, 0.6, 168, "open"),
+        (1.0, 1.0, 0.8, 0.6, 168, "gap"),
+        (2.0, 1.0, 0.0, 0.01, 168, "apart"),
+        (2.0, 1.0, 0.0, 0.1, 128, "open"),
+        (2.0, 1.0, 0.21, 0.05, 168, "open"),  # facts-faint
+        (2.0, math.nan, 0.8, 0.6, 168, "across"),
+        (2.0, 1.0, math.nan, math.nan, 0, "rows"),
+        (2.0, 1.0, 0.03, 1 / 8, 8, "rows"),  # chance
+        (2.0, 1.0, 0.25, 0.0, 8, "rows"),
+        (2.0, 1.0, 0.0, 3 / 30, 30, "rows"),
+        (2.0, 1.0, 0.8, 5 / 8, 8, "open"),
+        (2.0, 1.0, 0.0, 0.02, 50, "apart"),
     ],
 )
-def test_verdicts(own, reference, explained, found, says):
-    assert verdict({"own": own, "reference": reference, "explained": explained, "found": found}) == says
+def test_verdicts(own, reference, explained, found, rows, says):
+    assert verdict({"own": own, "reference": reference, "explained": explained, "found": found}, rows) == says
+
+
+def test_of_few_rows_noise_is_no_way_across():
+    """Where one right prompt of eight is more than `FOUND`."""
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        seen = follows(torch.randn(8, 16, generator=draw), torch.randn(8, 16, generator=draw))
+        figures = {"own": 2.0, "reference": 1.0, "explained": seen.explained, "found": seen.found}
+        assert verdict(figures, seen.rows) == "rows"
 
 
 def test_the_command(tmp_path, capsys):
@@ -88,6 +104,7 @@ def test_rows_that_repeat_a_side_do_not_count_again(repeated, tmp_path):
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         assert main(["diagnose", str(base), str(data), "--chat", "no", "--output", str(out)]) == 0
         found += json.loads(out.read_text())
+        out.unlink()
     assert [one["rows"] for one in found] == [20, 80, 80]
     for one in found[1:]:
         assert one["by_layer"]["0"] == pytest.approx(found[0]["by_layer"]["0"], abs=1e-4)
@@ -98,6 +115,7 @@ def test_rows_that_repeat_a_side_do_not_count_again(repeated, tmp_path):
     [
         (["--limit", "0"], "--limit: expected at least 1"),
         (["--output", "nowhere/x.json"], "is no directory"),
+        (["--output", __file__], "exists already; name a file that does not"),
     ],
 )
 def test_bad_input(argv, says, tmp_path, capsys):
@@ -108,3 +126,36 @@ def test_bad_input(argv, says, tmp_path, capsys):
     assert says in capsys.readouterr().err
     assert main(["diagnose", str(base), str(data), "--chat", "no"]) == 2
     assert "no row has a parallel" in capsys.readouterr().err
+
+
+def test_another_reference_language_is_called_by_its_name(tmp_path, capsys):
+    base = write_model(tmp_path / "base")
+    rows = [{"prompt": f"x{i}", "response": f" x{i}", "lang": "sw", "prompt_fr": f"w{i}"} for i in range(60)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["diagnose", str(base), str(data), "--chat", "no", "--reference_language", "fr"]) == 0
+    printed = capsys.readouterr().out
+    assert "French ┃" in printed and "own, French: nats" in printed and "English" not in printed
+    assert "{" not in printed
+    assert all("English" not in line.format(name="French") for line in ADVICE.values())
+
+
+@pytest.mark.parametrize(
+    ("file", "record", "kind"),
+    [
+        ("run.json", {"status": "finished", "model": "org/base"}, "a run"),
+        ("adapter_config.json", {"base_model_name_or_path": "org/base"}, "a LoRA"),
+        (
+            "connection_config.json",
+            {"format": 1, "connection": {}, "base": {"name_or_path": "org/base"}},
+            "a model with a trained connection",
+        ),
+    ],
+)
+def test_what_training_left_is_refused_and_its_base_named(file, record, kind, tmp_path, capsys):
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / file).write_text(json.dumps(record))
+    assert main(["diagnose", str(made), "rows.jsonl"]) == 2
+    said = capsys.readouterr().err
+    assert f"made: {kind}; diagnose takes the untrained base: name the one it was made from, org/base." in said

@@ -12,67 +12,92 @@ from tqdm.auto import tqdm
 
 from cctuning.cli.options import Plain
 from cctuning.errors import UserError
+from cctuning.report.words import language_name
 
 # Where the lab's conditions part (docs/lab/): below FOUND and EXPLAINED nothing transferred; where the language's own
-# loss was less than GAP (nats a response) above English's, there was nothing to gain.
+# loss was less than GAP (nats a response) above the reference language's, there was nothing to gain.
 FOUND, EXPLAINED, GAP = 0.1, 0.2, 0.5
+# Chance finds one right prompt, however many rows there are, and so many of them once in 270 times (Poisson).
+HITS = 5
 
 ADVICE = {
     "rows": "too few different rows with a parallel to tell",
     "gap": "no gap to speak of: the model answers nearly as well in this language; plain SFT will do",
-    "apart": "no way across: English activations do not follow from this language's; expect no transfer",
+    "apart": "no way across: {name} activations do not follow from this language's; expect no transfer",
     "open": "a gap and a way across: the connection has something to carry over",
-    "across": "a way across; whether there is a gap is not known (the rows hold no English answers)",
+    "across": "a way across; whether there is a gap is not known (the rows hold no {name} answers)",
 }
 
 
 def main(argv: list[str]) -> None:
     """Measure and print a table, or write JSON too."""
     parser = Plain("cctuning diagnose", description="Measure, before training, what the connection could carry over.")
-    parser.add_argument("model", metavar="MODEL", help="the base: a directory or hub name")
-    parser.add_argument("data", nargs="+", metavar="DATA", help="rows as for `cctuning train`; English rows help")
+    parser.add_argument("model", metavar="MODEL", help="the untrained base: a directory or hub name")
+    parser.add_argument(
+        "data", nargs="+", metavar="DATA", help="rows as for `cctuning train`; some in the reference language help"
+    )
     parser.add_argument("--limit", type=int, default=256, help="rows a language (default 256)")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--max_length", type=int, default=1024)
     parser.add_argument("--reference_language", default="en")
     parser.add_argument("--chat", choices=("auto", "yes", "no"), default="auto", help="render with the chat template")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--output", help="write the figures as JSON here")
+    parser.add_argument("--output", help="write the figures as JSON here, a file that does not exist yet")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
     args = parser.parse_args(argv)
     for name in ("limit", "batch_size", "max_length"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}: expected at least 1, got {getattr(args, name)}.")
+    if args.output and Path(args.output).exists():
+        raise UserError(f"--output {args.output}: exists already; name a file that does not.")
     if args.output and not Path(args.output).resolve().parent.is_dir():
         raise UserError(f"--output: {Path(args.output).parent} is no directory; make it, or name another place.")
     from rich.console import Console
     from rich.table import Table
 
+    check_base(args.model)
     found = measure(args)
-    table = Table(title=f"{args.model}: what a connection could carry over", caption=CAPTION)
-    for name in ("language", "rows", "own", "English", "live", "share", "explained", "found", "layer"):
-        table.add_column(name, justify="left" if name == "language" else "right")
+    name = language_name(args.reference_language)
+    table = Table(title=f"{args.model}: what a connection could carry over", caption=CAPTION.format(name=name))
+    for column in ("language", "rows", "own", name, "live", "share", "explained", "found", "layer"):
+        table.add_column(column, justify="left" if column == "language" else "right")
     for one in found:
         table.add_row(
             one["language"],
             str(one["rows"]),
-            *(_number(one[name], ".2f") for name in ("own", "reference", "live", "share", "explained")),
+            *(_number(one[key], ".2f") for key in ("own", "reference", "live", "share", "explained")),
             _number(one["found"], ".0%"),
             str(one["layer"]),
         )
     Console(width=None if Console().is_terminal else 120).print(table)
     for one in found:
-        print(f"{one['language']}: {ADVICE[one['verdict']]}")
+        print(f"{one['language']}: {ADVICE[one['verdict']].format(name=name)}")
     if args.output:
         text = json.dumps(_plain(found), indent=1, allow_nan=False)
         Path(args.output).write_text(text + "\n", encoding="utf-8")
 
 
 CAPTION = (
-    "own, English: nats a response, asked in the language and in English. live: own with the English prompt at hand, "
-    "untrained, at its best share. explained: variance of English activations that follows from the language's own, "
-    "held out, at the best layer; found: how often the right English prompt is the nearest."
+    "own, {name}: nats a response, asked in the language and in {name}. live: own with the {name} prompt at hand, "
+    "untrained, at its best share. explained: variance of {name} activations that follows from the language's own, "
+    "held out, at the best layer; found: how often the right {name} prompt is the nearest."
 )
+
+
+def check_base(model: str) -> None:
+    """Raise `UserError` where `model` is what training left: what is asked here is asked of what it starts from."""
+    from cctuning.model.adapter import CONFIG_FILE
+    from cctuning.model.loading import LORA_CONFIG, RUN_FILE, base_of, read_record
+
+    folder = Path(model)
+    kinds = {RUN_FILE: "a run", LORA_CONFIG: "a LoRA", CONFIG_FILE: "a model with a trained connection"}
+    found = next((kind for file, kind in kinds.items() if (folder / file).is_file()), None)
+    if found is None:
+        return
+    run = read_record(folder) if (folder / RUN_FILE).is_file() else {}
+    base, _ = base_of(folder, run)
+    told = f"the one it was made from, {base}" if base else "the one it was made from"
+    raise UserError(f"{model}: {found}; diagnose takes the untrained base: name {told}.")
 
 
 def measure(args: Any) -> list[dict[str, Any]]:
@@ -115,7 +140,7 @@ def measure(args: Any) -> list[dict[str, Any]]:
         for name in ("explained", "found"):
             entry[name] = math.nan if best is None else getattr(one.layers[best], name)
         entry["by_layer"] = {layer: asdict(seen) for layer, seen in one.layers.items()}
-        found.append(entry | {"verdict": verdict(entry)})
+        found.append(entry | {"verdict": verdict(entry, 0 if best is None else one.layers[best].rows)})
     return found
 
 
@@ -146,11 +171,14 @@ def choose(rows: Any, limit: int) -> tuple[list[dict[str, Any]], dict[str, list[
     return chosen, english
 
 
-def verdict(entry: dict[str, Any]) -> str:
-    """Which line of `ADVICE` the figures speak for."""
+def verdict(entry: dict[str, Any], rows: int) -> str:
+    """Which line of `ADVICE` the figures speak for, of which `explained` and `found` come from so many `rows`."""
     if math.isnan(entry["explained"]):
         return "rows"
-    if entry["found"] < FOUND and entry["explained"] < EXPLAINED:
+    clear = entry["found"] >= max(FOUND, HITS / rows)
+    if rows < HITS / FOUND and not clear:  # of so few, FOUND may be chance, and so may EXPLAINED
+        return "rows"
+    if entry["explained"] < EXPLAINED and not clear:
         return "apart"
     if math.isnan(entry["reference"]) or math.isnan(entry["own"]):
         return "across"

@@ -17,13 +17,17 @@ def main(argv: list[str]) -> None:
     parser.add_argument("model", metavar="MODEL", help="a run, a fold, a LoRA, a model directory, or a hub name")
     parser.add_argument("--suite", choices=("source", "paper", "all"), help="benchmarks; default source")
     parser.add_argument("--rows", help="in place of a suite: held-out rows of your own, in any form that train reads")
-    parser.add_argument("--languages", nargs="+", help="language codes; default all. English is always added")
+    parser.add_argument(
+        "--languages", nargs="+", help="language codes; default all. The reference language is always added"
+    )
     parser.add_argument("--benchmarks", nargs="+", help="names to keep, as the table shows them; default all")
     parser.add_argument("--limit", type=int, help="items a task (MMMLU: a subject); default all")
     parser.add_argument("--data", help="directory with the data sets; no network is used. Default: the hub")
     parser.add_argument("--output", required=True, help="directory for results; an unfinished one is gone on with")
     parser.add_argument("--chat", action="store_true", help="render prompts with the model's chat template")
-    parser.add_argument("--reference", choices=("parallel",), help="over the live connection, with the English prompt")
+    parser.add_argument(
+        "--reference", choices=("parallel",), help="over the live connection, with the reference language's prompt"
+    )
     parser.add_argument("--bypass", action="store_true", help="without the connection's transform")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--batch_size", type=int, help="default: the largest that fits")
@@ -45,7 +49,7 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
 
     from cctuning.evaluation.run import Options, evaluate
-    from cctuning.evaluation.table import CAPTION, terminal
+    from cctuning.evaluation.table import caption, terminal
 
     options = Options(
         suite=args.suite or "source",
@@ -65,7 +69,7 @@ def main(argv: list[str]) -> None:
     console = Console()
     for table in terminal(record, console.width):
         console.print(table)
-    console.print(CAPTION)
+    console.print(caption(record))
     for note in record["notes"]:
         print(f"note: {note}")
     print(f"results: {args.output}/results.json, table: {args.output}/results.md, samples: {args.output}/samples/")

@@ -5,7 +5,7 @@ takes the items' difficulty out of the difference; a system's seeds are averaged
 says what other items of the kind would have given, with these very models. What another training would have given is
 the seed-level interval's to say: where both systems have the same number of seeds, at least two, the runs are paired
 in the order given and Student's t is taken over the paired differences. Holm's correction spans the languages of one
-benchmark (English too), for each system apart; a mean is one test and is not corrected.
+benchmark (the reference language too), for each system apart; a mean is one test and is not corrected.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cctuning.errors import UserError
+from cctuning.evaluation.languages import ENGLISH, language_name
 from cctuning.evaluation.scored import ScoredRun, check_same, check_seeds, common_tasks, read_run
 from cctuning.evaluation.statistics import (
     Array,
@@ -39,10 +40,10 @@ BETTER, WORSE, SAME, ABSENT = "better", "worse", "not distinguishable", "not mea
 class Row:
     """One system against the baseline, in one language or on average. Values lie in [0, 1], differences in [-1, 1].
 
-    `kind`: `language`; `mean` (of a benchmark's languages other than English); `overall` (of all benchmark-language
-    pairs other than English, each with the same weight). `items`: of a mean, distinct items: a question in several
-    languages is one. Figures are None where the verdict is `not measured`; `seed_low` and `seed_high` also where there
-    are too few seeds. Intervals are 95 %, whatever alpha is.
+    `kind`: `language`; `mean` (of a benchmark's languages other than the reference); `overall` (of all
+    benchmark-language pairs other than the reference's, each with the same weight). `items`: of a mean, distinct
+    items: a question in several languages is one. Figures are None where the verdict is `not measured`; `seed_low` and
+    `seed_high` also where there are too few seeds. Intervals are 95 %, whatever alpha is.
     """
 
     system: str
@@ -124,14 +125,15 @@ def compare(
     check_seeds(systems)
     tasks = common_tasks(loaded, notes)
     check_same(loaded, tasks)
+    apart = _references(loaded, notes)
     _tell(systems, base, loaded, tasks, alpha, draws, notes)
     rows: list[Row] = []
     summary: list[str] = []
     for name, members in systems.items():
         if name != base:
-            found = _system_rows(name, _cells(systems[base], members, tasks), draws, seed, alpha)
+            found = _system_rows(name, _cells(systems[base], members, tasks, apart), apart, draws, seed, alpha)
             rows += found
-            summary += _words(name, base, found)
+            summary += _words(name, base, found, apart)
     return Comparison(
         baseline=base,
         systems={
@@ -141,7 +143,10 @@ def compare(
             ]
             for name, members in systems.items()
         },
-        settings={"draws": draws, "seed": seed, "alpha": alpha, "level": 0.95, "tasks": tasks},
+        settings={
+            **{"draws": draws, "seed": seed, "alpha": alpha, "level": 0.95, "tasks": tasks},
+            "reference_languages": apart,
+        },
         rows=rows,
         summary=summary,
         notes=notes,
@@ -160,6 +165,16 @@ def _baseline(runs: Sequence[tuple[str, Path]], wanted: str | None) -> str:
         if path.resolve() == Path(wanted).resolve():
             return name
     raise UserError(f"--baseline {wanted}: none of the runs; expected one of {', '.join(names)}, or its directory.")
+
+
+def _references(runs: Sequence[ScoredRun], notes: list[str]) -> list[str]:
+    """The languages that stand apart from means: those that runs borrow from. A plain model says none, and agrees."""
+    said = [(run.system, str(run.record["model"].get("reference_language") or "")) for run in runs]
+    found = list(dict.fromkeys(language for _, language in said if language))
+    if len(found) > 1:
+        told = ", ".join(f"{name} {language}" for name, language in dict.fromkeys(said) if language)
+        notes.append(f"reference languages differ: {told}; means are without all of these.")
+    return found or [ENGLISH]
 
 
 def _tell(
@@ -206,8 +221,10 @@ def _tell(
         notes.append(f"the overall mean mixes metrics: {', '.join(metrics)}.")
 
 
-def _cells(first: Sequence[ScoredRun], second: Sequence[ScoredRun], tasks: Sequence[str]) -> list[_Cell]:
-    """One a task, benchmarks in the runs' order, English first in each."""
+def _cells(
+    first: Sequence[ScoredRun], second: Sequence[ScoredRun], tasks: Sequence[str], apart: Sequence[str]
+) -> list[_Cell]:
+    """One a task, benchmarks in the runs' order, in each the languages `apart` first."""
     cells = []
     for name in tasks:
         task = first[0].tasks[name]
@@ -215,24 +232,26 @@ def _cells(first: Sequence[ScoredRun], second: Sequence[ScoredRun], tasks: Seque
         values = [np.array([[run.tasks[name].items[i][2] for i in ids] for run in side]) for side in (first, second)]
         cells.append(_Cell(task.benchmark, task.language, ids, values[0], values[1]))
     order = list(dict.fromkeys(cell.benchmark for cell in cells))
-    return sorted(cells, key=lambda cell: (order.index(cell.benchmark), cell.language != "en"))
+    return sorted(cells, key=lambda cell: (order.index(cell.benchmark), cell.language not in apart))
 
 
-def _system_rows(name: str, cells: Sequence[_Cell], draws: int, seed: int, alpha: float) -> list[Row]:
+def _system_rows(
+    name: str, cells: Sequence[_Cell], apart: Sequence[str], draws: int, seed: int, alpha: float
+) -> list[Row]:
     rows: list[Row] = []
     groups: dict[str, list[_Cell]] = {}
     for cell in cells:
         groups.setdefault(cell.benchmark, []).append(cell)
     for benchmark, members in groups.items():
         ps = [sign_flip_test(cell.gains, draws, seed) for cell in members]
-        if all(cell.language != "en" for cell in members):
-            rows.append(Row(name, "language", benchmark, "en", 1, 0))
+        measured = {cell.language for cell in members}
+        rows += [Row(name, "language", benchmark, one, 1, 0) for one in apart if one not in measured]
         for cell, p, adjusted in zip(members, ps, holm(ps), strict=True):
             interval = paired_bootstrap(cell.first.mean(axis=0), cell.second.mean(axis=0), draws, seed)
             rows.append(_row(name, "language", benchmark, cell.language, [cell], interval, p, adjusted, alpha))
-        rows += _mean_row(name, "mean", benchmark, {benchmark: members}, draws, seed, alpha)
+        rows += _mean_row(name, "mean", benchmark, {benchmark: members}, apart, draws, seed, alpha)
     if len(groups) > 1:
-        rows += _mean_row(name, "overall", None, groups, draws, seed, alpha)
+        rows += _mean_row(name, "overall", None, groups, apart, draws, seed, alpha)
     return rows
 
 
@@ -241,12 +260,13 @@ def _mean_row(
     kind: str,
     benchmark: str | None,
     groups: Mapping[str, Sequence[_Cell]],
+    apart: Sequence[str],
     draws: int,
     seed: int,
     alpha: float,
 ) -> list[Row]:
-    """The mean over languages other than English, or nothing where there is none."""
-    kept = [[cell for cell in members if cell.language != "en"] for members in groups.values()]
+    """The mean over languages other than those `apart`, or nothing where there is none."""
+    kept = [[cell for cell in members if cell.language not in apart] for members in groups.values()]
     kept = [members for members in kept if members]
     if not kept:
         return []
@@ -309,24 +329,26 @@ def _row(
     )
 
 
-def _words(name: str, base: str, rows: Sequence[Row]) -> list[str]:
+def _words(name: str, base: str, rows: Sequence[Row], apart: Sequence[str]) -> list[str]:
     lines = []
+    but = " and ".join(language_name(one) for one in apart)
     for benchmark in dict.fromkeys(row.benchmark for row in rows if row.benchmark is not None):
         own = [row for row in rows if row.benchmark == benchmark and row.kind == "language"]
-        english = ", ".join(row.verdict for row in own if row.language == "en")
-        others = [row for row in own if row.language != "en"]
+        verdicts = {str(row.language): row.verdict for row in own}
+        kept = "; ".join(f"{language_name(one)}: {verdicts[one]}" for one in apart)
+        others = [row for row in own if row.language not in apart]
         parts = []
         for verdict in (BETTER, WORSE, SAME):
             found = [str(row.language) for row in others if row.verdict == verdict]
             of = f" of {len(others)} languages" if verdict == BETTER else ""
             named = f" ({', '.join(found)})" if found and verdict != SAME else ""
             parts.append(f"{verdict} in {len(found)}{of}{named}")
-        told = ", ".join(parts) if others else "no language but English"
-        lines.append(f"{name} against {base}, {benchmark}: {told}; English: {english}.")
+        told = ", ".join(parts) if others else f"no language but {but}"
+        lines.append(f"{name} against {base}, {benchmark}: {told}; {kept}.")
     for row in rows:
         if row.kind == "overall":
             lines.append(
-                f"{name} against {base}, overall without English: {difference_text(row)} points over {row.languages} "
+                f"{name} against {base}, overall without {but}: {difference_text(row)} points over {row.languages} "
                 f"benchmark-language pairs: {row.verdict}."
             )
     return lines

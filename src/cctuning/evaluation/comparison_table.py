@@ -48,8 +48,9 @@ def _title(comparison: Comparison, system: str) -> str:
 def _caption(comparison: Comparison) -> str:
     settings = comparison.settings
     return (
-        "Values in %, differences in points, paired by item; means (how many) are without en. 95 % intervals: [items] "
-        f"bootstrap, {settings['draws']} draws; [seeds] Student's t of runs paired in order. p: sign-flip test, Holm "
+        "Values in %, differences in points, paired by item; means (how many) are without "
+        f"{', '.join(settings['reference_languages'])}. 95 % intervals: [items] bootstrap, {settings['draws']} draws; "
+        "[seeds] Student's t of runs paired in order. p: sign-flip test, Holm "
         f"over a benchmark's languages; a mean's p is not corrected. Verdict: p < {settings['alpha']:g}. "
         f"Seed {settings['seed']}."
     )

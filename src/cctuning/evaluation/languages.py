@@ -1,10 +1,12 @@
-"""How much text the world has in a language, by a public list, for the averages of a results table.
+"""What languages are called, and how much text the world has in one, by a public list, for the averages of a table.
 
 Classes 0 to 5 of Joshi et al., "The State and Fate of Linguistic Diversity and Inclusion in the NLP World" (ACL 2020,
 arXiv 2004.09095). As usual, 4 and 5 count as high-resource, 3 as mid and 0 to 2 as low.
 """
 
 from __future__ import annotations
+
+from babel import Locale
 
 JOSHI_CLASS = {
     "en": 5, "es": 5, "de": 5, "ja": 5, "fr": 5, "ar": 5, "zh": 5,
@@ -14,6 +16,12 @@ JOSHI_CLASS = {
     "te": 1, "qu": 1, "my": 1,
 }  # fmt: skip
 LEVELS = ("high", "mid", "low")
+ENGLISH = "en"  # what stands for the reference language where a model says none
+
+
+def language_name(code: str) -> str:
+    """The language's English name, from CLDR; the code itself where there is none."""
+    return str(Locale("en").languages.get(code, code))
 
 
 def level(language: str) -> str | None:

@@ -1,7 +1,7 @@
 """A model as lm-eval asks it: each answer kept as it comes, so that a stopped run repeats nothing.
 
 `Journal` stands before any lm-eval model. `ConnectedLM` is the model where a plain forward is not enough: a connection
-that must know where the prompt ends, or that is handed the prompt's English parallel.
+that must know where the prompt ends, or that is handed the prompt's parallel.
 """
 
 from __future__ import annotations

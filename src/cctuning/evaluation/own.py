@@ -17,23 +17,25 @@ import datasets
 from cctuning.data import load_rows
 from cctuning.data.rows import fingerprint
 from cctuning.errors import UserError
+from cctuning.evaluation.languages import ENGLISH, language_name
 from cctuning.evaluation.rows import row_task
 from cctuning.evaluation.suites import Item
 
 LONG_ANSWER = 256  # tokens, where a response has more than one line
 
 
-def own_items(path: str, languages: Sequence[str] | None) -> tuple[list[Item], list[str]]:
-    """The tasks `rows_<language>`, English first, and notes on what is left out.
+def own_items(path: str, languages: Sequence[str] | None, reference: str = ENGLISH) -> tuple[list[Item], list[str]]:
+    """The tasks `rows_<language>`, the reference language first, and notes on what is left out.
 
     Args:
         path: a file or directory of rows, or a hub data set.
-        languages: codes to keep; None for all. English is always kept.
+        languages: codes to keep; None for all. The reference language is always kept.
+        reference: the language that the rows' parallels are in; its code also names their column (`prompt_en`).
 
     Raises:
         UserError: it cannot be read, has no row with a response, or no row of a language that is named.
     """
-    dataset, _ = load_rows([path], require_reference=False)
+    dataset, _ = load_rows([path], reference_language=reference, require_reference=False)
     by_language: dict[str, list[dict[str, Any]]] = {}
     silent = 0
     for row in dataset:
@@ -50,11 +52,13 @@ def own_items(path: str, languages: Sequence[str] | None) -> tuple[list[Item], l
             raise UserError(
                 f"--languages: no row of {path} is in {wanted!r}; it has {', '.join(sorted(by_language))}."
             )
-    kept = [lang for lang in by_language if languages is None or lang in {*languages, "en"}]
+    kept = [lang for lang in by_language if languages is None or lang in {*languages, reference}]
     notes = [f"{path}: {silent} rows without a response are left out."] if silent else []
-    if "en" not in by_language:
-        notes.append(f"{path} has no row in English: what tuning costs English is not seen.")
-    return [_item(lang, by_language[lang]) for lang in sorted(kept, key=lambda lang: (lang != "en", lang))], notes
+    if reference not in by_language:
+        name = language_name(reference)
+        notes.append(f"{path} has no row in {name}: what tuning costs {name} is not seen.")
+    kept.sort(key=lambda lang: (lang != reference, lang))
+    return [_item(lang, by_language[lang]) for lang in kept], notes
 
 
 def rows_fingerprint(path: str) -> str:

@@ -1,59 +1,65 @@
-"""`--reference parallel`: which items have an English parallel among the benchmark's own, and what it is."""
+"""`--reference parallel`: which items have a parallel among the benchmark's own, and what it is."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from cctuning.errors import UserError
+from cctuning.evaluation.languages import ENGLISH, language_name
 from cctuning.evaluation.models import Journal
 from cctuning.evaluation.suites import Item
 
 
-def with_parallels(items: list[Item], notes: list[str]) -> list[Item]:
-    """The tasks whose items are the same in every language, with English among them."""
-    able = {item.benchmark for item in items if (item.parallel and item.language == "en") or item.references}
+def with_parallels(items: list[Item], notes: list[str], language: str = ENGLISH) -> list[Item]:
+    """The tasks whose items are the same in every language, with the reference `language` among them."""
+    able = {item.benchmark for item in items if (item.parallel and item.language == language) or item.references}
     left = sorted({item.benchmark for item in items if item.benchmark not in able})
     if left:
         notes.append(
             f"--reference parallel: {', '.join(left)} left out: items are not parallel, the prompt is inside the "
-            "choices, or there is no English."
+            f"choices, or there is no {language_name(language)}."
         )
     kept = [item for item in items if item.benchmark in able]
     if not kept:
-        raise UserError("--reference parallel: no benchmark here has parallel prompts in English; name others.")
+        raise UserError(
+            f"--reference parallel: no benchmark or row here has a parallel prompt in {language_name(language)}; "
+            "name others."
+        )
     return kept
 
 
 class Parallels:
-    """(task, item) -> the prompt's English parallel as the model is asked it; None where there is none.
+    """(task, item) -> the prompt's parallel as the model is asked it; None where there is none.
 
     Args:
         chat: prompts are rendered with the chat template.
         limit: items asked of each task.
+        language: the reference language, which parallels are in.
     """
 
-    def __init__(self, chat: bool, limit: int | None) -> None:
-        self.chat, self.limit = chat, limit
-        self._english: dict[str, dict[Any, str]] = {}  # benchmark -> item's key -> its prompt
+    def __init__(self, chat: bool, limit: int | None, language: str = ENGLISH) -> None:
+        self.chat, self.limit, self.language = chat, limit, language
+        self._asked: dict[str, dict[Any, str]] = {}  # benchmark -> item's key -> its prompt
         self._known: dict[tuple[str, int], str] = {}
 
     def __call__(self, task: str, place: int) -> str | None:
         return self._known.get((task, place))
 
     def add(self, item: Item, lm: Journal) -> list[str]:
-        """Make the parallels of a task's items known, English before other languages; notes on those without one."""
+        """Make the parallels of a task's items known, the reference language's first; notes on those without one."""
         notes = []
         if item.references is not None:
             found = {place: lm.rendered(text, self.chat) for place, text in item.references.items()}
-        elif item.language == "en":
-            self._english[item.benchmark] = self._prompts(item, lm)
+        elif item.language == self.language:
+            self._asked[item.benchmark] = self._prompts(item, lm)
             found = {}
         else:
-            there, keys = self._english.get(item.benchmark, {}), item.keys()[: self.limit]
+            there, keys = self._asked.get(item.benchmark, {}), item.keys()[: self.limit]
             found = {place: there[key] for place, key in enumerate(keys) if key in there}
             if len(found) < len(keys):
                 lacking = len(keys) - len(found)
-                notes.append(f"{item.name}: {lacking} of {len(keys)} items have no English item of their id.")
+                name = language_name(self.language)
+                notes.append(f"{item.name}: {lacking} of {len(keys)} items have no {name} item of their id.")
         self._known |= {(item.name, place): text for place, text in found.items()}
         return notes
 

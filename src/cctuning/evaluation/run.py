@@ -26,13 +26,14 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from cctuning.errors import UserError
+from cctuning.evaluation.languages import ENGLISH
 from cctuning.evaluation.models import ConnectedLM, Journal, writing
 from cctuning.evaluation.own import own_items, rows_fingerprint
 from cctuning.evaluation.parallels import Parallels, with_parallels
 from cctuning.evaluation.suites import SUITES, Item, plan
 from cctuning.evaluation.table import markdown
-from cctuning.model.adapter import write_atomically
-from cctuning.model.loading import Loaded, load
+from cctuning.model.adapter import CONFIG_FILE, read_config, write_atomically
+from cctuning.model.loading import Loaded, load, resolve
 
 FORMAT = 1
 RESULTS_FILE, SAMPLES_FOLDER, JOURNAL_FILE, TABLE_FILE = "results.json", "samples", "journal.jsonl", "results.md"
@@ -43,8 +44,8 @@ PACKAGES = ("cc-tuning", "lm_eval", "torch", "transformers", "peft", "datasets")
 @dataclass
 class Options:
     """What is scored and how. `mode`: `student` (as it will run), `bypass` (without the connection's transform),
-    `parallel` (over the live connection, with the benchmark's own English prompt). `rows`: a user's own, in place of
-    a suite's."""
+    `parallel` (over the live connection, with the benchmark's own prompt in the reference language). `rows`: a user's
+    own, in place of a suite's."""
 
     suite: str = "source"
     languages: list[str] | None = None
@@ -82,13 +83,15 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
         UserError: bad options, data or model, or a directory that holds something else; what is done is kept.
     """
     record = _claim(directory, path, options)
+    said = reference_language(path)
+    language = said or ENGLISH
     if options.rows:
-        items, notes = own_items(options.rows, options.languages)
+        items, notes = own_items(options.rows, options.languages, language)
     else:
         data = Path(options.data) if options.data else None
-        items, notes = plan(options.suite, options.languages, data, options.benchmarks)
+        items, notes = plan(options.suite, options.languages, data, options.benchmarks, language)
     if options.mode == "parallel":
-        items = with_parallels(items, notes)
+        items = with_parallels(items, notes, language)
     for note in notes:
         logging.getLogger(__name__).warning(note)
     loaded = load(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
@@ -106,8 +109,9 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
         raise UserError(f"{directory}: holds results of another model ({record['model']['name']}); name another.")
     record = record or _new_record(path, loaded, mark, options)
     _check_data(items, record, directory)
+    record["model"]["reference_language"] = said
     record["notes"], record["planned"] = notes, [item.name for item in items]
-    parallels = Parallels(options.chat, options.limit) if options.mode == "parallel" else None
+    parallels = Parallels(options.chat, options.limit, language) if options.mode == "parallel" else None
     lm, reference = _model(loaded, options, parallels)
     (directory / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
     _write(directory, record)
@@ -132,6 +136,17 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     _write(directory, record)
     journal.unlink(missing_ok=True)
     return record
+
+
+def reference_language(path: str) -> str | None:
+    """The language that `path` borrows from, or its run names; None for a plain model. No weight is read.
+
+    Raises:
+        UserError: nothing that can be loaded is there.
+    """
+    where, run = resolve(path)
+    folder = Path(where)
+    return (read_config(folder) if (folder / CONFIG_FILE).is_file() else run).get("reference_language")
 
 
 def _check_data(items: list[Item], record: dict[str, Any], directory: Path) -> None:

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from cctuning.errors import UserError
 from cctuning.evaluation import hub
+from cctuning.evaluation.languages import ENGLISH
 from cctuning.evaluation.rows import ACCURACIES, CHOICES, paper_task, xcopa_english
 
 # Of lm-eval's tasks.
@@ -180,16 +181,21 @@ class Item:
 
 
 def plan(
-    suite: str, languages: Sequence[str] | None, data: Path | None, benchmarks: Sequence[str] | None = None
+    suite: str,
+    languages: Sequence[str] | None,
+    data: Path | None,
+    benchmarks: Sequence[str] | None = None,
+    reference: str = ENGLISH,
 ) -> tuple[list[Item], list[str]]:
-    """The tasks of a suite, English first within each benchmark, and notes on what is left out.
+    """The tasks of a suite, the reference language first within each benchmark, and notes on what is left out.
 
     Args:
         suite: `source`, `paper` or `all`.
-        languages: ISO 639-1 codes; None for all. English is always added.
+        languages: ISO 639-1 codes; None for all. The reference language is always added.
         data: a directory laid out as the hub's data sets (`org/name/split/lang.jsonl.gz`), and for the paper's rows
             `paper/NAME/lang.jsonl.gz`; None for the hub.
         benchmarks: names to keep; None for all.
+        reference: the reference language's code.
 
     Raises:
         UserError: a language or benchmark nobody has, or a file that is missing or broken.
@@ -215,13 +221,13 @@ def plan(
     kept = [
         one
         for one in found
-        if (benchmarks is None or one[0] in benchmarks) and (languages is None or one[1] in {*languages, "en"})
+        if (benchmarks is None or one[0] in benchmarks) and (languages is None or one[1] in {*languages, reference})
     ]
     notes = [note for note in notes if benchmarks is None or note.partition(":")[0] in {*benchmarks, "paper"}]
-    notes += _gaps(kept, languages)
+    notes += _gaps(kept, [*(languages or ()), reference])
     if not kept:
         raise UserError("--benchmarks, --languages: nothing is left to score; name others.")
-    kept.sort(key=lambda one: (names.index(one[0]), one[1] != "en", one[1]))
+    kept.sort(key=lambda one: (names.index(one[0]), one[1] != reference, one[1]))
     _check(kept, data)
     return _build(kept, data), notes
 
@@ -255,11 +261,11 @@ def _paper(suite: str, data: Path | None, notes: list[str]) -> list[tuple[str, s
     return found
 
 
-def _gaps(kept: list[tuple[str, str, Any]], languages: Sequence[str] | None) -> list[str]:
+def _gaps(kept: list[tuple[str, str, Any]], languages: Sequence[str]) -> list[str]:
     notes = []
     for name in dict.fromkeys(one[0] for one in kept):
         has = {language for benchmark, language, _ in kept if benchmark == name}
-        lacking = [language for language in dict.fromkeys([*(languages or ()), "en"]) if language not in has]
+        lacking = [language for language in dict.fromkeys(languages) if language not in has]
         if lacking:
             notes.append(f"{name} has no {', '.join(lacking)}.")
     return notes

@@ -10,12 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
-from cctuning.evaluation.languages import LEVELS, level
+from cctuning.evaluation.languages import ENGLISH, LEVELS, language_name, level
 
-CAPTION = (
-    "% ± standard error over items; means over languages (how many). Resource levels: Joshi et al. 2020, classes 4-5 "
-    "high, 3 mid, 0-2 low; English is in none of the three."
-)
 NORMALISED = "acc_norm"
 MAIN = {
     "acc": "accuracy",
@@ -24,6 +20,18 @@ MAIN = {
     "f1": "F1",
     "rouge_l": "ROUGE-L",
 }
+
+
+def caption(record: dict[str, Any]) -> str:
+    """What the figures are."""
+    return (
+        "% ± standard error over items; means over languages (how many). Resource levels: Joshi et al. 2020, classes "
+        f"4-5 high, 3 mid, 0-2 low; {language_name(_reference(record))} is in none of the three."
+    )
+
+
+def _reference(record: dict[str, Any]) -> str:
+    return record["model"].get("reference_language") or ENGLISH
 
 
 def rows(record: dict[str, Any], metric: str | None = None) -> tuple[list[str], list[list[str]]]:
@@ -36,7 +44,8 @@ def rows(record: dict[str, Any], metric: str | None = None) -> tuple[list[str], 
     tasks = [task for task in tasks if task["metric"] in task["metrics"]]
     benchmarks = list(dict.fromkeys(task["benchmark"] for task in tasks))
     cells = {(task["benchmark"], task["language"]): task for task in tasks}
-    languages = sorted({task["language"] for task in tasks}, key=lambda one: (one != "en", one))
+    reference = _reference(record)
+    languages = sorted({task["language"] for task in tasks}, key=lambda one: (one != reference, one))
     told = {task["benchmark"]: MAIN.get(task["metric"], task["metric"]) for task in tasks}
     header = ["language", "resource", *(f"{name} ({told[name]})" for name in benchmarks)]
     body = []
@@ -51,8 +60,8 @@ def rows(record: dict[str, Any], metric: str | None = None) -> tuple[list[str], 
             error = "-" if figure["stderr"] is None else f"{100 * figure['stderr']:.1f}"
             row.append(f"{100 * figure['value']:.1f} ± {error}")
         body.append(row)
-    others = [one for one in languages if one != "en"]
-    groups = {"mean": languages, "mean without en": others}
+    others = [one for one in languages if one != reference]
+    groups = {"mean": languages, f"mean without {reference}": others}
     groups |= {f"mean {name}": [one for one in others if level(one) == name] for name in LEVELS}
     for label, group in groups.items():
         means = [_mean([cells[name, one] for one in group if (name, one) in cells]) for name in benchmarks]
@@ -89,7 +98,7 @@ def terminal(record: dict[str, Any], width: int) -> list[Table]:
 
 def markdown(record: dict[str, Any]) -> str:
     """The same, as Markdown."""
-    lines = [f"# {_title(record)}", "", *_markdown_table(*rows(record)), "", CAPTION, ""]
+    lines = [f"# {_title(record)}", "", *_markdown_table(*rows(record)), "", caption(record), ""]
     if any(NORMALISED in task["metrics"] for task in record["tasks"].values()):
         lines += ["## Length-normalised accuracy", "", *_markdown_table(*rows(record, NORMALISED)), ""]
         lines += ["Each choice's log-likelihood divided by its characters; from the same answers.", ""]
@@ -106,6 +115,7 @@ def _markdown_table(header: list[str], body: list[list[str]]) -> list[str]:
 
 
 def _title(record: dict[str, Any]) -> str:
-    mode = {"student": "", "bypass": ", transform bypassed", "parallel": ", English prompt as reference"}
+    live = f", {language_name(_reference(record))} prompt as reference"
+    mode = {"student": "", "bypass": ", transform bypassed", "parallel": live}
     done = "" if record["status"] == "finished" else f" ({len(record['tasks'])} of {len(record['planned'])} tasks)"
     return f"{record['model']['name']}{mode[record['settings']['mode']]}{done}"

@@ -1,0 +1,125 @@
+"""A model that borrows from another language than English: its parallels, its means, and comparisons of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from cctuning import ConnectedModel, ConnectionConfig
+from cctuning.cli import main
+from cctuning.evaluation import run as evaluation
+from cctuning.evaluation.compare import compare
+from cctuning.evaluation.run import Options, evaluate
+from tests.cli.world import write_model
+from tests.conftest import shake
+from tests.evaluation.data import data_directory
+from tests.evaluation.test_compare import HIGH, LOW, edit, made
+
+FRENCH = [
+    {"prompt": "w1 w2", "response": "w3", "lang": "fr"},
+    {"prompt": "w4 w5", "response": "w6", "lang": "sw", "prompt_fr": "w1 w2"},
+    {"prompt": "w8 w9", "response": "w3", "lang": "en", "prompt_fr": "w2 w1"},
+]
+
+
+@pytest.fixture(scope="module")
+def french(tmp_path_factory, model):
+    """A model directory with a connection that was trained on French."""
+    connected = ConnectedModel.attach(AutoModelForCausalLM.from_pretrained(model), ConnectionConfig())
+    shake(connected)
+    connected.reference_language = "fr"
+    folder = tmp_path_factory.mktemp("french") / "model"
+    write_model(folder, max_position_embeddings=512)
+    connected.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def known(monkeypatch) -> list:
+    """The parallels that the model is handed."""
+    kept = []
+
+    class Kept(evaluation.Parallels):
+        def __init__(self, *args):
+            super().__init__(*args)
+            kept.append(self._known)
+
+    monkeypatch.setattr(evaluation, "Parallels", Kept)
+    return kept
+
+
+def rows(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("more", [{}, {"prompt_en": "w7 w7"}])
+def test_own_rows_are_handed_the_language_it_was_trained_with(more, french, tmp_path, known, capsys):
+    lines = [line if line["lang"] == "fr" else line | more for line in FRENCH]
+    argv = ["--rows", rows(tmp_path / "r.jsonl", lines), "--reference", "parallel", "--output", str(tmp_path / "out")]
+    assert main(["evaluate", str(french), *argv]) == 0
+    assert known == [{("rows_sw", 0): "w1 w2", ("rows_en", 0): "w2 w1"}]
+    record = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert record["model"]["reference_language"] == "fr" and next(iter(record["tasks"])) == "rows_fr"
+    printed = capsys.readouterr().out
+    assert "mean without fr" in printed and "French prompt as reference" in printed and "English" not in printed
+
+
+def test_rows_without_a_parallel_in_it_are_refused(french, tmp_path, capsys):
+    lines = [{"prompt": "w4", "response": "w6", "lang": "sw", "prompt_en": "w1"}]
+    argv = ["--rows", rows(tmp_path / "r.jsonl", lines), "--reference", "parallel", "--output", str(tmp_path / "out")]
+    assert main(["evaluate", str(french), *argv]) == 2
+    assert "parallel prompt in French" in capsys.readouterr().err
+
+
+def test_a_suite_that_has_the_language_gives_its_items(french, tmp_path, known):
+    data = data_directory(tmp_path / "data", {"MGSM": ["en", "fr", "sw"]})
+    options = Options(data=str(data), benchmarks=["MGSM"], languages=["sw"], mode="parallel", limit=2)
+    record = evaluate(str(french), tmp_path / "out", options)
+    assert list(record["tasks"]) == ["mgsm_direct_fr", "mgsm_direct_sw"]
+    asked = [json.loads(line) for line in (tmp_path / "out/samples/mgsm_direct_fr.jsonl").read_text().splitlines()]
+    assert known == [{("mgsm_direct_sw", place): one["prompt"] for place, one in enumerate(asked)}]
+
+
+def test_a_suite_without_it_is_refused(data, french, tmp_path, capsys):
+    argv = ["--data", str(data), "--benchmarks", "MGSM", "--reference", "parallel", "--output", str(tmp_path / "out")]
+    assert main(["evaluate", str(french), *argv]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(said) == 1 and "in French" in said[0]
+
+
+def test_a_run_says_its_language_and_a_plain_model_none(model, tmp_path):
+    run = tmp_path / "run"
+    write_model(run / "model")
+    record = {"status": "finished", "reference_language": "fr"}
+    (run / "run.json").write_text(json.dumps(record))
+    assert evaluation.reference_language(str(run)) == "fr"
+    assert evaluation.reference_language(str(model)) is None
+
+
+def says(path, language):
+    edit(path, lambda record: record["model"].update(reference_language=language))
+    return path
+
+
+def test_compare_keeps_the_language_apart(tmp_path):
+    plain, ours = made(tmp_path / "base", LOW, 1), says(made(tmp_path / "ours", HIGH, 2), "sw")
+    says(plain, None)
+    found = compare([("base", plain), ("ours", ours)], draws=1000)
+    first, *_ = found.rows
+    mean = next(row for row in found.rows if row.kind == "mean")
+    assert first.language == "sw" and mean.languages == 2  # of XCOPA: en and th
+    assert found.summary[0].endswith("; Swahili: better.")
+    assert found.summary[1].endswith("no language but Swahili; Swahili: worse.")
+    assert "overall without Swahili" in found.summary[2] and found.settings["reference_languages"] == ["sw"]
+    assert not any("reference languages" in note for note in found.notes)
+
+
+def test_compare_of_different_ones_leaves_out_all(tmp_path, capsys):
+    runs = [says(made(tmp_path / name, HIGH, 1 + len(lang)), lang) for name, lang in (("a", "sw"), ("b", "en"))]
+    assert main(["compare", *map(str, runs), "--draws", "1000"]) == 0
+    printed = capsys.readouterr().out
+    assert "note: reference languages differ: a sw, b en; means are without all of these." in printed
+    assert "mean (1)" in printed and "are without sw, en." in printed
