@@ -103,7 +103,12 @@ def test_what_cannot_be_exported_is_refused(runs, tmp_path, capsys):
     refusals = [
         (runs("full"), "lora", out, "the base's own weights were trained.*--format fold"),
         (runs("plain"), "lora", out, "neither connection nor LoRA"),
-        (runs("adaptive"), "fold", out, "cannot be folded: connection: adaptive"),
+        (
+            runs("adaptive"),
+            "fold",
+            out,
+            "cannot be folded: connection: adaptive runs the prompt's last token a second",
+        ),
         (runs("response"), "fold", out, "cannot be folded: scope: response acts at some positions"),
         (runs("full"), "fold", there, "exists already"),
         (tmp_path / "none", "fold", out, "no such directory"),
@@ -230,6 +235,8 @@ def test_bad_requests_are_refused(runs, tmp_path, capsys):
     run, base = runs("full"), runs("full").parent / "base"
     broken = tmp_path / "broken.csv"
     broken.write_text("prompt,lang\nx1,xx\n,xx\n")
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
     refusals = [
         ((base, "--prompt", "x1", "--reference", "w1"), "--reference: .* has no connection"),
         ((base, "--prompt", "x1", "--bypass"), "--bypass: .* has no connection"),
@@ -240,6 +247,11 @@ def test_bad_requests_are_refused(runs, tmp_path, capsys):
         ((run, "--prompt", "x1", "--system", "x2"), "--system"),
         ((run, "--prompt", "x1", "--max_new_tokens", "0"), "max_new_tokens: expected at least 1"),
         ((run, "--prompt", "x1", "--temperature", "-1"), "temperature"),
+        ((run, "--prompt", "x1", "--temperature", "nan"), "temperature: expected 0 .* got nan"),
+        ((run, "--prompt", "x1", "--temperature", "inf"), "temperature: expected 0 .* got inf"),
+        ((run, "--prompt", "x1", "--reference", ""), "--reference: empty"),
+        ((run, "--file", empty, "--reference", " "), "--reference: empty"),
+        ((run, "--file", empty), r"empty\.jsonl: no prompt: it is empty"),
         ((run, "--prompt", "x1", "--dtype", "int7"), "dtype: 'int7'"),
         ((run, "--prompt", "x1", "--file", "f"), "not allowed with"),
         ((run,), "required"),
@@ -254,6 +266,24 @@ def test_bad_requests_are_refused(runs, tmp_path, capsys):
     for argv, pattern in refusals:
         said = refused(capsys, "generate", *argv)
         assert re.search(pattern, said), said
+
+
+def test_a_base_of_a_relative_path_is_told_where_it_cannot_be_found(tmp_path, capsys, monkeypatch):
+    run = make(tmp_path, tune="lora")
+    path = run / "model" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": "./base"}))
+    monkeypatch.chdir(tmp_path)
+    assert answer(capsys, run, "--prompt", "x1")
+    done("export", run, "--format", "lora", "--output", tmp_path / "lora")
+    assert "names its base by a path, which holds where it was trained alone" in capsys.readouterr().out
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    out = tmp_path / "out"
+    for argv in (("export", run, "--format", "fold", "--output", out), ("generate", run, "--prompt", "x1")):
+        said = refused(capsys, *argv)
+        assert "its base './base' is no directory here" in said and "where training was started" in said
+        assert f"base_model_name_or_path in {path}" in said and not out.exists()
+    assert "dtype: 'int7'" in refused(capsys, "generate", run, "--prompt", "x1", "--dtype", "int7")
 
 
 def test_a_process_says_one_line(runs, tmp_path):

@@ -98,6 +98,15 @@ def test_mistakes_are_one_line(flags, says, tmp_path, rows, capsys):
     assert says in refused(capsys, "pair", rows, *flags, *(["--workers", 1] if "--output" in flags else []))
 
 
+def test_a_function_that_raises_is_told_in_one_line(tmp_path, rows, capsys, monkeypatch):
+    (tmp_path / "mine_that_raises.py").write_text("def f(texts, source, target):\n    return texts[0]['id']\n")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--lang", "sw", "--workers", 1, "--cache_dir", tmp_path / "cache", "--output", tmp_path / "o"]
+    said = refused(capsys, "pair", rows, *flags, "--translate", "function", "function=mine_that_raises:f")
+    assert "function mine_that_raises:f: raised TypeError (" in said and "at mine_that_raises.py:2 for" in said
+    assert repr(SWAHILI[0]["prompt"]) in said
+
+
 def test_mistakes_of_recipes_are_one_line(tmp_path, rows, capsys):
     recipe = tmp_path / "r.yaml"
     for source, says in (

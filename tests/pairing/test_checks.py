@@ -47,6 +47,43 @@ def test_each_fault_is_found(prompt, english, lang, reason):
     assert reasons(prompt, english, lang, **off) == []
 
 
+@pytest.mark.parametrize("lang", ["sw", "tr", "de"])
+def test_a_side_left_in_the_others_language_is_told_though_they_share_words(lang):
+    prompt, english = (
+        "Which country is it that has the largest area?",
+        "Which country in Africa is the largest by area?",
+    )
+    assert reasons(prompt, english, lang) == ["language"]
+    assert reasons(prompt, english, lang, check_language=0) == reasons(prompt, english, "en") == []
+
+
+def test_a_parallel_left_in_the_rows_language_is_told_though_they_share_words():
+    told = reasons("Ni nchi gani kubwa zaidi kwa eneo barani?", "Nchi gani ni kubwa zaidi barani Afrika kwa eneo?")
+    assert told == ["language"]
+
+
+@pytest.mark.parametrize(
+    "ask, lang",
+    [
+        ("Tafsiri:", "sw"),
+        ("Çevir:", "tr"),
+        ("Übersetze:", "de"),
+        ("Traduce:", "es"),
+        ("Traduza:", "pt"),
+        ("Dịch:", "vi"),
+    ],
+)
+def test_a_short_request_about_a_sentence_of_the_reference_language_is_no_fault(ask, lang):
+    quote = "The early bird catches the worm, but the second mouse gets the cheese."
+    assert reasons(f"{ask} {quote}", f"Translate: {quote}", lang, check_copy=0) == []
+
+
+def test_names_that_both_sides_share_are_no_fault():
+    names = "Katherine Maher, Wikimedia Foundation"
+    assert reasons(f"DE: {names}, CEO da {names}", f"FROM: {names}, CEO of {names}", "pt-BR") == []
+    assert reasons("Min kamera: Nikon Coolpix.", "My camera: a Nikon Coolpix.", "sv") == []
+
+
 def test_text_of_another_language_that_both_sides_quote_is_no_fault():
     quote = "The early bird catches the worm, but the second mouse gets the cheese."
     assert reasons(f"翻译成中文：{quote}", f"Translate into Chinese: {quote}", "zh") == []

@@ -70,6 +70,12 @@ def test_the_card_says_what_the_records_say(format, run, tmp_path):
     assert str(run.parent) not in card  # no path of this machine
 
 
+@pytest.mark.parametrize("options, told", [({"max_steps": 2}, " 2 steps,"), ({"max_steps": -1}, " 2 epochs,")])
+def test_the_card_of_a_run_says_how_long_it_was_trained(options, told, tmp_path):
+    card = (make(tmp_path, tune="lora", num_train_epochs=2, **options) / "model" / "README.md").read_text()
+    assert told in card and card.count("steps,") + card.count("epochs,") == 1
+
+
 @pytest.mark.parametrize("format", ["fold", "lora"])
 def test_the_code_on_the_card_answers_as_the_run_does(format, run, tmp_path, capsys, monkeypatch):
     from cctuning.serving.answering import Answerer

@@ -70,6 +70,21 @@ def test_transformers_alone_loads_it_with_the_logits_of_the_student_pass(run, tm
     assert torch.equal(tokens, ours)
 
 
+def test_the_code_on_the_card_asks_for_no_consent_that_it_has_given(run, tmp_path, capsys, monkeypatch):
+    cctuning("export", run, "--format", "code", "--output", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1).replace("…", "x1 x2").replace("=256", "=8")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or "n")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(code, {})
+    said = capsys.readouterr().out.strip()
+    assert not asked
+    cctuning("generate", run, "--prompt", "x1 x2", "--max_new_tokens", 8)
+    assert capsys.readouterr().out.strip() == said
+
+
 def test_our_own_commands_read_it_with_consent(run, tmp_path, capsys):
     out = tmp_path / "out"
     cctuning("export", run, "--format", "code", "--output", out)

@@ -45,6 +45,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", help="with --file: write here and not to stdout")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
     args = parser.parse_args(argv)
+    from cctuning.data.conversations import same_language
     from cctuning.model.loading import load
     from cctuning.serving.answering import Answerer, reference_language
 
@@ -52,12 +53,16 @@ def main(argv: list[str]) -> None:
         _writable(args.output, args.file)
     if args.bypass and args.reference is not None:
         raise UserError("--bypass and --reference exclude each other: without the connection, nothing is borrowed.")
+    if args.reference is not None and not args.reference.strip():
+        raise UserError("--reference: empty; give the prompt's parallel (with --file: its column), or leave it out.")
     language = reference_language(args.model)
     for name in ("reference", "bypass", "lang"):
         if getattr(args, name) and language is None:
             raise UserError(
                 f"--{name}: {args.model} has no connection (folded or plain); give the run it was trained in."
             )
+    if args.lang and language and same_language(args.lang, language):
+        args.lang = language
     if args.prompt is not None and args.reference and args.lang == language:
         raise UserError(
             f"--lang {args.lang}: a prompt in the reference language is its own parallel; leave --reference out."
@@ -122,5 +127,8 @@ def _rows(args: argparse.Namespace, language: str) -> Iterator[dict[str, Any]]:
 
     columns = {"reference": args.reference} if args.reference else {}
     source = Source(args.file, lang=args.lang or UNKNOWN, columns=columns)
-    dataset, _ = load_rows([source], reference_language=language, require_reference=False)
+    try:
+        dataset, _ = load_rows([source], reference_language=language, require_reference=False)
+    except UserError as error:
+        raise UserError(str(error).replace("no row to train on", "no prompt")) from error
     yield from dataset

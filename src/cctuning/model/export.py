@@ -116,7 +116,7 @@ def check_config(config: ConnectionConfig, what: str) -> None:
     if config.foldable:
         return
     if config.connection != "gated":
-        reason = f"connection: {config.connection} needs the reference at inference"
+        reason = f"connection: {config.connection} runs the prompt's last token a second time, which no weight does"
     elif config.scope != "all":
         reason = f"scope: {config.scope} acts at some positions only, and a weight acts at all"
     else:

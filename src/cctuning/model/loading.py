@@ -161,7 +161,17 @@ def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> 
     folder = Path(where)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     base, source = base_of(folder, run)
-    model: Any = load_base(source, **options)
+    try:
+        model: Any = load_base(source, **options)
+    except UserError as error:
+        lora = folder / LORA_CONFIG
+        if error.__cause__ is None or not lora.is_file() or Path(source).is_absolute() or Path(source).exists():
+            raise
+        raise UserError(
+            f"{folder}: its base {source!r} is no directory here, nor can it be had from the hub; if it is a path, "
+            "relative to where training was started, start the command there, or write the whole path as "
+            f"base_model_name_or_path in {lora}. ({_first_line(error.__cause__)})"
+        ) from error
     if (folder / LORA_CONFIG).is_file():
         model = _with_lora(model, folder, source)
     connected = None
@@ -203,5 +213,5 @@ def _with_lora(model: PreTrainedModel, folder: Path, base: str) -> Any:
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

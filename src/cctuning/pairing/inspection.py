@@ -2,7 +2,8 @@
 
 An `Inspector` is what a worker process holds. Each check returns what it has against the row in words, or None. Text
 that stands on both sides (a quoted sentence, code, a link, a name) is left out before a side's language, script or
-length is judged: a Chinese prompt that asks for the translation of an English sentence is Chinese.
+length is judged: a Chinese prompt that asks for the translation of an English sentence is Chinese. Where too little is
+left to know a language by, the whole text is asked too: a prompt left in English has words of its parallel's.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ CLOSERS = "\"'”’»」』)）]】}›` \n\t\u200b\u200f\u202c"
 DENSE = frozenset(("CJK", "HIRAGANA", "HANGUL", "THAI"))
 LETTERS = 4  # letters from which a text's script is judged
 COPY, REPEAT, LEAK, BY_RIGHT = 3, 4, 8, 2  # tokens in an n-gram, by check
+CLEAR = 0.7  # confidence from which a text is in the other side's language beyond doubt
 RESTATED = 0.3  # share of a response's bigrams in the prompt from which the answer restates what was asked
 
 
@@ -87,7 +89,7 @@ class Inspector:
         other = flat(row.reference) if row.reference is not None else None
         words, other_words = tokens(text), tokens(other) if other is not None else []
         own, other_own = (_alone(text, other), _alone(other, text)) if other is not None else (text, None)
-        problems = self._of_languages(row, own, other_own)
+        problems = self._of_languages(row, (text, own), (other, other_own))
         if other is not None:
             problems += self._of_pair(row, text, other, words, other_words)
         problems += self._repeats("prompt", words, other_words)
@@ -103,15 +105,23 @@ class Inspector:
 
     # -- language and script ----------------------------------------------------------------------------------------
 
-    def _of_languages(self, row: Candidate, text: str, other: str | None) -> list[Problem]:
-        sides = [("prompt", text, row.lang, self.language)]
-        if other is not None:
-            sides.append(("parallel", other, self.language, row.lang))
+    def _of_languages(
+        self, row: Candidate, text: tuple[str, str], other: tuple[str | None, str | None]
+    ) -> list[Problem]:
+        """Each side comes whole, and without what the other has."""
         problems = []
-        for name, whole, lang, other_lang in sides:
-            own = prose(whole)
+        for name, (whole, own), lang, other_lang in (
+            ("prompt", text, row.lang, self.language),
+            ("parallel", other, self.language, row.lang),
+        ):
+            if whole is None or own is None:
+                continue
+            own = prose(own)
             counts = scripts(own)
-            said = self._script(name, counts, lang) or self._language(name, own, counts.total(), lang, other_lang)
+            said = self._script(name, counts, lang)
+            if said is None and self.checks.check_language:
+                judge = self._language if self._enough(counts.total(), lang) else self._left
+                said = judge(name, own, prose(whole), lang, other_lang)
             problems += [said] if said else []
         return problems
 
@@ -126,17 +136,33 @@ class Inspector:
         says = f"{share:.0%} of its letters are {lang}'s; most are {most.title()} ({times / counts.total():.0%})."
         return Problem("script", f"{name}: {says}")
 
-    def _language(self, name: str, text: str, letters: int, lang: str, other_lang: str) -> Problem | None:
+    def _enough(self, letters: int, lang: str) -> bool:
         # Where one character is a word or a syllable, a third of the letters say as much.
         dense = not DENSE.isdisjoint(expected_scripts(lang))
-        if not self.checks.check_language or letters * (3 if dense else 1) < self.checks.check_language_letters:
-            return None
-        sure, nearest = confidence(text, lang, other_lang)
+        return letters * (3 if dense else 1) >= self.checks.check_language_letters
+
+    def _language(self, name: str, own: str, whole: str, lang: str, other_lang: str) -> Problem | None:
+        """By what the side has alone."""
+        sure, nearest = confidence(own, lang, other_lang)
         if sure >= self.checks.check_language:
             return None
         if not identifiable(lang) and nearest not in (base(other_lang), "en"):
             return None
-        return Problem("language", f"{name}: reads as {nearest}, not {lang} (confidence {sure:.2f}).")
+        return _reads_as(name, nearest, lang, sure)
+
+    def _left(self, name: str, own: str, whole: str, lang: str, other_lang: str) -> Problem | None:
+        """By the whole text, where the side has too little alone: it was left in the other's language.
+
+        The little must read so too, because a short request may quote a long sentence of any language.
+        """
+        if not scripts(own) or not self._enough(scripts(whole).total(), lang) or not identifiable(other_lang):
+            return None
+        sure, nearest = 0.0, ""
+        for text in (own, whole):
+            sure, nearest = confidence(text, lang, other_lang)
+            if sure >= self.checks.check_language or nearest != base(other_lang):
+                return None
+        return _reads_as(name, nearest, lang, sure) if confidence(whole, other_lang, lang)[0] >= CLEAR else None
 
     # -- the two sides together -------------------------------------------------------------------------------------
 
@@ -206,6 +232,10 @@ class Inspector:
         if self.tokenizer is not None:
             return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return len(text.split())
+
+
+def _reads_as(name: str, nearest: str, lang: str, sure: float) -> Problem:
+    return Problem("language", f"{name}: reads as {nearest}, not {lang} (confidence {sure:.2f}).")
 
 
 def _alone(text: str, other: str) -> str:

@@ -12,7 +12,7 @@ from cctuning.report.page import Section, bullets, figure, heading, paragraph, s
 from cctuning.report.records import Run
 from cctuning.report.svg import Estimate, forest
 from cctuning.report.training import cost
-from cctuning.report.words import count, interval, language_names, listed, number, points
+from cctuning.report.words import count, interval, language_name, language_names, listed, number, points
 
 KINDS = {BETTER: "better", WORSE: "worse", SAME: "same"}
 
@@ -71,20 +71,18 @@ def _gains(evaluated: Evaluated) -> list[str]:
         own = [row for row in comparison.rows if row.system == system and row.difference is not None]
         for benchmark in dict.fromkeys(row.benchmark for row in own if row.benchmark):
             rows = [row for row in own if row.benchmark == benchmark]
-            said.append((system, _sentence(system, comparison.baseline, rows, benchmark)))
+            said.append((system, _sentence(comparison, system, rows, benchmark)))
             says = _largest(rows)
             title = f"{system} against {comparison.baseline}, {benchmark}: difference in points"
             names = _languages(rows)
             estimates = [_estimate(row, names[row.language]) for row in rows]
             chart = forest(title, says, estimates, "points, with 95 % interval over items")
-            figures.append(
-                figure(f"{system}, {benchmark}", says, chart, _table(title, comparison.baseline, system, rows))
-            )
+            figures.append(figure(f"{system}, {benchmark}", says, chart, _table(comparison, title, system, rows)))
     lead = [paragraph(says, "answer") for system, says in said if system != evaluated.base]
     key = (
         "Triangle up: better; triangle down: worse (p below "
         f"{number(comparison.settings['alpha'])} after Holm's correction); ring: not distinguishable. "
-        "A mean is over the languages but English."
+        f"A mean is over the languages but {_home(comparison)[1]}."
     )
     notes = [bullets(f"Note: {note}" for note in comparison.notes)] if comparison.notes else []
     return [
@@ -96,8 +94,15 @@ def _gains(evaluated: Evaluated) -> list[str]:
     ]
 
 
-def _sentence(system: str, baseline: str, rows: Sequence[Row], benchmark: str) -> str:
-    others = [row for row in rows if row.kind == "language" and row.language != "en"]
+def _home(comparison: Comparison) -> tuple[str, str]:
+    """Code and name of the language that the models borrow from."""
+    code = str(comparison.settings["reference_languages"][0])
+    return code, language_name(code)
+
+
+def _sentence(comparison: Comparison, system: str, rows: Sequence[Row], benchmark: str) -> str:
+    code, home = _home(comparison)
+    others = [row for row in rows if row.kind == "language" and row.language != code]
     names, verdicts = _languages(rows), []
     for verdict in (BETTER, WORSE, SAME):
         found = [names[row.language] for row in others if row.verdict == verdict]
@@ -108,11 +113,11 @@ def _sentence(system: str, baseline: str, rows: Sequence[Row], benchmark: str) -
     mean = next((row for row in rows if row.kind == "mean"), None)
     if mean is not None:
         parts.append(f"on average {points(mean.difference)} points {interval(mean.low, mean.high)}, {mean.verdict}")
-    english = next((row for row in rows if row.language == "en"), None)
-    if english is not None:
-        parts.append(f"English {points(english.difference)} {interval(english.low, english.high)}, {english.verdict}")
-    which = f", {count(len(others), 'language')} but English" if others else ""
-    return f"{system} against {baseline} on {benchmark}{which}: {'; '.join(parts)}."
+    own = next((row for row in rows if row.language == code), None)
+    if own is not None:
+        parts.append(f"{home} {points(own.difference)} {interval(own.low, own.high)}, {own.verdict}")
+    which = f", {count(len(others), 'language')} but {home}" if others else ""
+    return f"{system} against {comparison.baseline} on {benchmark}{which}: {'; '.join(parts)}."
 
 
 def _languages(rows: Sequence[Row]) -> dict[str | None, str]:
@@ -137,14 +142,14 @@ def _estimate(row: Row, label: str) -> Estimate:
     return Estimate(label, value, low, high, KINDS[row.verdict], summary=row.kind != "language")
 
 
-def _table(caption: str, baseline: str, system: str, rows: Sequence[Row]) -> str:
-    names = _languages(rows)
+def _table(comparison: Comparison, caption: str, system: str, rows: Sequence[Row]) -> str:
+    names, baseline = _languages(rows), comparison.baseline
     seeds = any(row.seed_low is not None for row in rows)
     header = ["language", "items", f"{baseline}, %", f"{system}, %", "difference", "95 % over items"]
     header += (["95 % over seeds"] if seeds else []) + ["p (Holm)", "verdict"]
     body = [
         [
-            names[row.language] + ("" if row.language else " but English"),
+            names[row.language] + ("" if row.language else f" but {_home(comparison)[1]}"),
             f"{row.items:,}",
             points(row.baseline, False),
             points(row.value, False),
@@ -160,18 +165,19 @@ def _table(caption: str, baseline: str, system: str, rows: Sequence[Row]) -> str
 
 
 def _english(evaluated: Evaluated) -> list[str]:
-    made = [heading("English before and after")]
+    code, home = _home(evaluated.before or evaluated.comparison)
+    made = [heading(f"{home} before and after")]
     if evaluated.before is None:
         return [
             *made,
             paragraph(
-                "The base was not among the evaluations, so what English was before is not known: score the base the "
+                f"The base was not among the evaluations, so what {home} was before is not known: score the base the "
                 "runs name, and add it to --evaluation."
             ),
         ]
-    english = [row for row in evaluated.before.rows if row.language == "en" and row.difference is not None]
+    english = [row for row in evaluated.before.rows if row.language == code and row.difference is not None]
     if not english:
-        return [*made, paragraph("English was not scored.")]
+        return [*made, paragraph(f"{home} was not scored.")]
     said = [
         f"{row.system} {points(row.value, False)} % after {points(row.baseline, False)} % on {row.benchmark} "
         f"({points(row.difference)} {interval(row.low, row.high)}: {row.verdict})"
@@ -192,6 +198,6 @@ def _english(evaluated: Evaluated) -> list[str]:
     header = ["model", "benchmark", "before, %", "after, %", "change", "95 %", "verdict"]
     return [
         *made,
-        paragraph(f"English: {'; '.join(said)}."),
-        table(f"English against {evaluated.before.baseline}, the base", header, rows, (0, 1, 6)),
+        paragraph(f"{home}: {'; '.join(said)}."),
+        table(f"{home} against {evaluated.before.baseline}, the base", header, rows, (0, 1, 6)),
     ]

@@ -7,6 +7,7 @@ given no reference, and takes no part in an adaptive connection. (In a gated one
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -80,7 +81,7 @@ class Answerer:
         for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
             if value < 1:
                 raise UserError(f"{name}: expected at least 1, got {value}.")
-        if temperature < 0:
+        if not 0 <= temperature < math.inf:  # nan neither
             raise UserError(f"temperature: expected 0 (greedy) or more, got {temperature}.")
         self.loaded, self.system, self.bypass, self.batch_size = loaded, system, bypass, batch_size
         self.tokenizer = loaded.tokenizer

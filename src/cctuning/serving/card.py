@@ -91,12 +91,13 @@ def _use(manifest: Manifest, name: str, base: str | None) -> str:
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig"]
     if manifest.kind == "lora":
         lines += ["from peft import PeftModel"]
-    lines += ["", f'name = "{name}"', "tokenizer = AutoTokenizer.from_pretrained(name)"]
+    # The tokenizer reads config.json first, whose auto_map asks for consent.
+    trust = ", trust_remote_code=True" if manifest.kind == "code" else ""
+    lines += ["", f'name = "{name}"', f"tokenizer = AutoTokenizer.from_pretrained(name{trust})"]
     if manifest.kind == "lora":
         lines += [f'base = AutoModelForCausalLM.from_pretrained("{base or "THE BASE"}", dtype="auto")']
         lines += ["model = PeftModel.from_pretrained(base, name)"]
     else:
-        trust = ", trust_remote_code=True" if manifest.kind == "code" else ""
         lines += [f'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto"{trust})']
     if manifest.chat:
         lines += ['messages = [{"role": "user", "content": "…"}]']

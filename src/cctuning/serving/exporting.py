@@ -242,7 +242,7 @@ def _notes(
         break
     if manifest.kind == "lora" and manifest.base is not None and Path(manifest.base).exists():
         notes.append(
-            "The adapter's config names its base by a path of the machine that trained it: hand the base to PEFT "
-            "yourself, or mend base_model_name_or_path."
+            "The adapter's config names its base by a path, which holds where it was trained alone: hand the base to "
+            "PEFT yourself, or mend base_model_name_or_path."
         )
     return notes

@@ -13,7 +13,7 @@ from typing import Any
 from cctuning.evaluation.scored import ScoredRun, read_run
 from cctuning.evaluation.table import MAIN
 
-MODES = {"student": "", "bypass": ", transform bypassed", "parallel": ", the prompt in English as reference"}
+MODES = {"student": "", "bypass": ", transform bypassed", "parallel": ", the prompt in the reference language at hand"}
 
 
 def read_results(directories: Sequence[str]) -> list[ScoredRun]:

@@ -81,7 +81,7 @@ def write_model_card(
     method = describe_method(config, connected.reference_language)
     if config.connection != "none" and config.foldable:
         method += " The connection is saved beside the base; `cctuning export` folds it into a plain checkpoint."
-    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs} epochs"
+    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     content = f"""---
 {data.to_yaml()}
 ---

@@ -20,6 +20,10 @@ def nothing(texts, source, target):
     return None
 
 
+def raises(texts, source, target):
+    raise ValueError("no\nsuch word")
+
+
 def by_word(texts, source, target):
     """What a word in the text asks for."""
     said = {"copy": lambda text: text, "loop": lambda text: "na kadhalika " * 15, "long": lambda text: "x y z " * 400}

@@ -112,6 +112,10 @@ def test_text_that_is_not_unicode_is_a_problem_of_its_own(translator):
     [
         (f"{HERE}:one_short", "expected a list of 2 translations.*got 1"),
         (f"{HERE}:nothing", "expected a list of 2 translations.*got NoneType"),
+        (
+            f"{HERE}:raises",
+            r"raised ValueError \(no such word\) at own_functions.py:\d+ for one of 2 texts, .* 'moja'; mend",
+        ),
         (f"{HERE}:numbers", "expected text for 'moja', got 4"),
         (f"{HERE}:NOT_CALLABLE", "has no function 'NOT_CALLABLE'"),
         (f"{HERE}:absent", "has no function 'absent'"),
@@ -155,7 +159,9 @@ def test_a_crash_of_the_function_keeps_what_was_done_before(translator, monkeypa
 
     monkeypatch.setattr(own_functions, "shift", fails_later)
     texts = [f"baba {number}" for number in range(10)]
-    with pytest.raises(RuntimeError, match="own fault"):
+    with pytest.raises(
+        UserError, match=r"raised RuntimeError .the user's own fault. at .* 3 texts, the first of them 'baba 6'"
+    ):
         list(translator("shift", batch_size=3).translate(texts, "sw", "en"))
     monkeypatch.setattr(own_functions, "shift", shift)
     again = translator("shift", batch_size=3)

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,12 +52,15 @@ class Function:
         """Call the function, a batch at a time.
 
         Raises:
-            UserError: it gave something else than one text for each.
+            UserError: it raised, or gave something else than one text for each.
         """
         for start in range(0, len(segments), self.options.batch_size):
             texts = list(segments[start : start + self.options.batch_size])
             self._calls += 1
-            translations = self._function(texts, source, target)
+            try:
+                translations = self._function(texts, source, target)
+            except Exception as error:
+                raise UserError(self._raised(error, texts)) from error
             if not isinstance(translations, (list, tuple)) or len(translations) != len(texts):
                 got = len(translations) if isinstance(translations, (list, tuple)) else type(translations).__name__
                 raise UserError(f"{self.name}: expected a list of {len(texts)} translations, one a text; got {got}.")
@@ -68,6 +72,19 @@ class Function:
                     )
                 empty = Answer(None, "empty translation", passing=True)
                 done(index, Answer(translation) if translation.strip() else empty)
+
+    def _raised(self, error: Exception, texts: list[str]) -> str:
+        """The user's exception in one line: what, where in their function, and with which texts."""
+        what = type(error).__name__
+        if said := " ".join(str(error).split())[:200]:
+            what += f" ({said})"
+        frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is the call of it
+        where = f" at {Path(frames[0].filename).name}:{frames[0].lineno}" if frames else ""
+        which = "" if len(texts) == 1 else f" one of {len(texts)} texts, the first of them"
+        return (
+            f"{self.name}: raised {what}{where} for{which} {texts[0][:60]!r}; mend it, or let it return an empty text "
+            "where there is no translation."
+        )
 
     def usage(self) -> dict[str, int | float]:
         """How often the function was called."""
