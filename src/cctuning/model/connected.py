@@ -263,7 +263,7 @@ class ConnectedModel(nn.Module):
         connecting = self.config.connection != "none" and self.wire.enabled
         if not connecting:
             batch = replace(batch, reference_ids=None, reference_index=torch.full_like(batch.reference_index, -1))
-        if fused_rows is None and self.training and self.config.paths == "sampled":
+        if fused_rows is None and connecting and self.training and self.config.paths == "sampled":
             if self.total_steps is None and self.config.fused_probability_start != self.config.fused_probability_end:
                 raise UserError(
                     "paths: sampled anneals over training: set total_steps once, and step before each optimiser step."
