@@ -195,7 +195,7 @@ def load(cls: type[ConnectedModel], model: PreTrainedModel, directory: Path) -> 
     config = ConnectionConfig.from_dict(record["connection"], str(directory / CONFIG_FILE))
     connected = cls.attach(model, config)
     try:
-        connected.load_connection_state(dict(state), str(directory / WEIGHTS_FILE))
+        connected.load_connection_state(state, str(directory / WEIGHTS_FILE))
     except UserError:
         connected.unload()
         raise

@@ -27,7 +27,7 @@ from cctuning.errors import UserError
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.objective import ConnectedOutput, assemble
 from cctuning.model.passes import Batch, Step, uniform
-from cctuning.model.running import no_gradient, with_cache
+from cctuning.model.running import Runner, no_gradient, with_cache
 from cctuning.model.sites import Site, find_sites, unwrap
 
 
@@ -47,7 +47,8 @@ class AdaptiveModel(ConnectedModel):
             self._handles.append(site.block.register_forward_hook(self._recorder(site)))
         self._handles.append(first.layer.register_forward_hook(self._inject))
         self._sites = [first]
-        self._watch()
+        self._run = Runner(self.model, self.wire)
+        self._handles += self._run.handles
 
     @property
     def adaptive(self) -> AdaptiveConnection:
@@ -252,12 +253,11 @@ class AdaptiveModel(ConnectedModel):
                 if cache is not None:
                     kwargs["past_key_values"] = cache
             plan = self._plan(batch, None, live, rows, torch.arange(len(input_ids), device=input_ids.device), own)
-            self._planner = _InjectOnce(plan)
-            model: Any = self.model
-            return model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **kwargs)
+            with self._run.planned(_InjectOnce(plan)):
+                model: Any = self.model
+                return model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **kwargs)
         finally:
-            self.training = training
-            self._planner, self.wire.plan = None, None
+            self.training, self.wire.plan = training, None
 
     def _decodes_plainly(self, kwargs: dict[str, Any]) -> bool:
         """Whether `generate` with these options takes a cache that is filled already: one sequence a prompt, token by

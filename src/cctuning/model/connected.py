@@ -6,7 +6,7 @@ working, with the transform at work where its scope is `all`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,13 +31,14 @@ from cctuning.model.passes import (
     uniform,
 )
 from cctuning.model.running import (
-    HeadSelector,
+    Runner,
     copy_output,
     no_gradient,
     several_processes,
     trainable_parameters,
     with_cache,
 )
+from cctuning.model.shards import read_into
 from cctuning.model.sites import Site, find_sites, unwrap
 from cctuning.model.start import StartingWeights
 
@@ -64,8 +65,6 @@ class ConnectedModel(nn.Module):
         self.reference_language = "en"
         self.start: StartingWeights | None = None  # what references run through in training; see keep_start
         self.base_trained: bool | None = None  # known after CCTrainer.train, and of a saved connection
-        self._planner: Callable[[int, int], Plan] | None = None  # the plan of each forward of a running generate
-        self._inside = False
         self._handles: list[Any] = []
         self._insert()
         self.written = adapter.times_written(self)  # so that export_lora can tell whether the base was trained
@@ -106,7 +105,8 @@ class ConnectedModel(nn.Module):
             if site.in_place:  # the layer writes into what the hook returned: give it a copy
                 self._handles.append(site.block.register_forward_hook(copy_output))
         self._sites = chosen
-        self._watch()
+        self._run = Runner(self.model, self.wire)
+        self._handles += self._run.handles
 
     def _register(self, site: Site, connection: nn.Module) -> None:
         """Make `connection` a part of the decoder layer it acts on, so that it is moved, sharded and saved with it."""
@@ -116,15 +116,6 @@ class ConnectedModel(nn.Module):
         # At least fp32, as PEFT keeps a LoRA: in bf16 a step of 2e-4 is lost beside a bias of -2.
         dtype = torch.promote_types(weight.dtype, torch.float32)
         site.layer.add_module(ATTRIBUTE, connection.to(device=weight.device, dtype=dtype))
-
-    def _watch(self) -> None:
-        base = unwrap(self.model)
-        decoder = base.get_decoder()
-        self._handles.append(decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
-        if base.get_output_embeddings() is None:
-            raise UserError(f"{base.config.model_type}: no output embedding; expected a causal LM.")
-        self.head = HeadSelector(base.get_output_embeddings())
-        self._handles.append(self.head.handle)
 
     @property
     def connections(self) -> dict[int, Any]:
@@ -182,24 +173,6 @@ class ConnectedModel(nn.Module):
         self.start = start or StartingWeights(self.model, skip=ATTRIBUTE)
 
     # -- running -----------------------------------------------------------------------------------------------------
-
-    def _on_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before each forward of the decoder (never in a recomputation): put the right plan on the wire."""
-        if self._planner is not None:
-            tokens = kwargs.get("input_ids", args[0] if args else None)
-            tokens = kwargs["inputs_embeds"] if tokens is None else tokens
-            self.wire.plan = self._planner(tokens.shape[0], tokens.shape[1])
-        elif not self._inside:
-            self.wire.plan = None  # a direct call of the model inside; a plan may be left from the last backward
-
-    def _run(self, through: Callable[..., Any] | None, plan: Plan | None, index: Tensor | None, **inputs: Any) -> Any:
-        """One forward of the model under `plan`, with logits only at the flat positions `index` (None: all)."""
-        self._inside, self.wire.plan = True, plan
-        try:
-            with self.head.only(index):
-                return (self.model if through is None else through)(**inputs)  # a compiled module has no truth
-        finally:
-            self._inside, self.wire.plan = False, None
 
     def _reference_pass(self, batch: Batch, through: Callable[..., Any] | None = None) -> Plan:
         """Run the references once, without gradient, LM head or cache: a plan whose memory holds what layers kept.
@@ -353,12 +326,10 @@ class ConnectedModel(nn.Module):
         if self.config.scope != "all" or batch.reference_ids is not None:
             with_cache(kwargs)
         memory = self._reference_pass(batch) if batch.reference_ids is not None and self.wire.enabled else None
-        self._planner = GenerationPlanner(self.config, batch.attention_mask, batch if memory else None, memory)
-        try:
+        planner = GenerationPlanner(self.config, batch.attention_mask, batch if memory else None, memory)
+        with self._run.planned(planner):
             model: Any = self.model
             return model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **kwargs)
-        finally:
-            self._planner, self.wire.plan = None, None
 
     # -- saving ------------------------------------------------------------------------------------------------------
 
@@ -370,20 +341,18 @@ class ConnectedModel(nn.Module):
             for name, tensor in connection.state_dict().items()
         }
 
-    def load_connection_state(self, state: dict[str, Tensor], where: str = "connection") -> None:
-        """Load what `connection_state` returned.
+    def load_connection_state(self, state: Mapping[str, Tensor], where: str = "connection") -> None:
+        """Load what `connection_state` returned; where weights are sharded, each process its own share.
 
         Raises:
             UserError: names or shapes do not match this model's connection.
         """
         own = self.connection_state()
-        if set(own) != set(state):
-            odd = sorted(set(own) ^ set(state))
+        odd = sorted(own.keys() ^ state.keys())
+        if odd:
             raise UserError(f"{where}: its parts do not match this connection ({len(odd)} differ, first: {odd[0]}).")
-        for name, tensor in state.items():
-            if own[name].shape != tensor.shape:
-                raise UserError(f"{where}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}.")
-            own[name].data.copy_(tensor)
+        for name, tensor in own.items():
+            read_into(tensor, state[name], f"{where}: {name}")
 
     def save_pretrained(self, directory: str | Path, base_trained: bool | None = None) -> None:
         """Write the connection (JSON and safetensors, nothing pickled), atomically; the base is saved by itself.

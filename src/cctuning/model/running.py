@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cctuning.connection import Plan, Wire
 from cctuning.errors import UserError
+from cctuning.model.sites import unwrap
 
 
 class HeadSelector:
@@ -38,6 +40,59 @@ class HeadSelector:
             yield
         finally:
             self.index = None
+
+
+class Runner:
+    """Forwards of a model, each under a plan that the layers' hooks find on the wire.
+
+    Raises:
+        UserError: the model has no head whose logits could be scored.
+    """
+
+    def __init__(self, model: nn.Module, wire: Wire) -> None:
+        base = unwrap(model)
+        head = base.get_output_embeddings()
+        if head is None:
+            raise UserError(f"{base.config.model_type}: no output embedding; expected a causal LM.")
+        self.model, self.wire = model, wire
+        self._head = HeadSelector(head)
+        self._planner: Callable[[int, int], Plan] | None = None
+        self._inside = False
+        before = base.get_decoder().register_forward_pre_hook(self._on_decoder, with_kwargs=True)
+        self.handles = [before, self._head.handle]
+
+    def _on_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before each forward of the decoder (never in a recomputation): put the right plan on the wire."""
+        if self._planner is not None:
+            tokens = kwargs.get("input_ids", args[0] if args else None)
+            tokens = kwargs["inputs_embeds"] if tokens is None else tokens
+            self.wire.plan = self._planner(tokens.shape[0], tokens.shape[1])
+        elif not self._inside:
+            self.wire.plan = None  # a direct call of the model inside; a plan may be left from the last backward
+
+    def __call__(
+        self, through: Callable[..., Any] | None, plan: Plan | None, index: Tensor | None, **inputs: Any
+    ) -> Any:
+        """One forward under `plan`, with logits only at the flat positions `index` (None: all).
+
+        Args:
+            through: the module to call in place of the model (its wrapper).
+        """
+        self._inside, self.wire.plan = True, plan
+        try:
+            with self._head.only(index):
+                return (self.model if through is None else through)(**inputs)  # a compiled module has no truth
+        finally:
+            self._inside, self.wire.plan = False, None
+
+    @contextmanager
+    def planned(self, planner: Callable[[int, int], Plan]) -> Iterator[None]:
+        """Within: each forward of the decoder, over rows x positions, has the plan that `planner` gives for it."""
+        self._planner = planner
+        try:
+            yield
+        finally:
+            self._planner, self.wire.plan = None, None
 
 
 def with_cache(options: dict[str, Any]) -> None:

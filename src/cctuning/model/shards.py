@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cctuning.errors import UserError
 
@@ -119,3 +120,24 @@ class ShardReader(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.file_of)
+
+
+def read_into(parameter: Tensor, value: Tensor, where: str) -> None:
+    """Copy `value` (whole) into `parameter`, of which this process may hold a shard.
+
+    Raises:
+        UserError: they differ in shape.
+    """
+    if parameter.shape != value.shape:
+        raise UserError(f"{where}: has shape {tuple(value.shape)}, expected {tuple(parameter.shape)}.")
+    with torch.no_grad():
+        parameter.copy_(shard_like(parameter, value))
+
+
+def shard_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value` (whole, the same in every process) placed and sharded as `parameter` is; its dtype is kept."""
+    if isinstance(parameter, DTensor):
+        mesh = parameter.device_mesh
+        local = value.to(parameter.to_local().device)
+        return distribute_tensor(local, mesh, parameter.placements, src_data_rank=None)
+    return value.to(parameter.device)

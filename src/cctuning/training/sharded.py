@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -30,7 +30,7 @@ from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.adapter import write_atomically
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
-from cctuning.model.shards import ShardReader, ShardWriter
+from cctuning.model.shards import ShardReader, ShardWriter, read_into, shard_like
 from cctuning.model.sites import unwrap
 
 OPTIMIZER_STEM = "optimizer"  # optimizer.json, optimizer.safetensors (or its shards)
@@ -145,27 +145,6 @@ def whole_embedding(model: nn.Module) -> Tensor:
     return whole(embedding)
 
 
-def read_into(parameter: Tensor, value: Tensor, where: str) -> None:
-    """Copy `value` (whole) into `parameter`, of which this process may hold a shard.
-
-    Raises:
-        UserError: they differ in shape.
-    """
-    if parameter.shape != value.shape:
-        raise UserError(f"{where}: has shape {tuple(value.shape)}, expected {tuple(parameter.shape)}.")
-    with torch.no_grad():
-        parameter.copy_(shard_like(parameter, value))
-
-
-def shard_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value` (whole, the same in every process) placed and sharded as `parameter` is; its dtype is kept."""
-    if isinstance(parameter, DTensor):
-        mesh = parameter.device_mesh
-        local = value.to(parameter.to_local().device)
-        return distribute_tensor(local, mesh, parameter.placements, src_data_rank=None)
-    return value.to(parameter.device)
-
-
 def read_weights(model: nn.Module, directory: Path, skip: str) -> None:
     """Load the weights that `write` (or an unsharded run) left in `directory`, each process its own share.
 
@@ -186,19 +165,6 @@ def read_weights(model: nn.Module, directory: Path, skip: str) -> None:
         )
     for name, tensor in tqdm(own.items(), desc="Reading weights", disable=None, leave=False):
         read_into(tensor, files[name], f"{directory}: {name}")
-
-
-def read_connection(connected: ConnectedModel, state: Mapping[str, Tensor]) -> None:
-    """`ConnectedModel.load_connection_state`, each process its own share.
-
-    Raises:
-        UserError: names or shapes differ.
-    """
-    own = connected.connection_state()
-    if own.keys() != state.keys():
-        raise UserError(f"connection: its parts do not match this run's (first: {min(own.keys() ^ state.keys())}).")
-    for name, tensor in own.items():
-        read_into(tensor, state[name], f"connection: {name}")
 
 
 def read_adapter(model: nn.Module, file: Path, adapter: str) -> None:

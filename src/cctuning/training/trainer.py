@@ -35,7 +35,7 @@ from cctuning.training import sharded
 from cctuning.training.base_decay import BaseDecay, check_start
 from cctuning.training.card import write_model_card
 from cctuning.training.config import CCConfig
-from cctuning.training.decisions import watch_decisions
+from cctuning.training.logged import batch_metrics, watch_decisions
 from cctuning.training.parallel import check_engine, check_launch, under_deepspeed
 from cctuning.training.profiling import StepProfiler
 from cctuning.training.uneven import FILLER, without_repeats
@@ -236,34 +236,18 @@ class CCTrainer(SFTTrainer):
         rows = inputs["row"].tolist()
         bad = [row for row, loss in zip(rows, outputs.row_loss, strict=True) if not torch.isfinite(loss)] or rows
         named = ", ".join(self._origins.get(row, f"row {row}") for row in bad[:8]) + (", …" if len(bad) > 8 else "")
-        kept = (
-            " Checkpoints written before are intact."
-            if [*Path(str(self.args.output_dir)).glob("checkpoint-*")]
-            else ""
-        )
+        before = any(Path(str(self.args.output_dir)).glob("checkpoint-*"))
+        kept = " Checkpoints written before are intact." if before else ""
         raise UserError(
             f"step {self.state.global_step + 1}: the loss is {outputs.loss.item()} at {named}; lower learning_rate, "
             f"or look at those rows.{kept}"
         )
 
     def _record(self, inputs: dict[str, Any], outputs: Any, mode: str, filler: bool) -> None:
-        """Keep this batch's parts for the next log line, as sums that ranks can add up; nothing of a filler."""
-        gather = self.accelerator.gather
-        correct, scored = gather(outputs.correct).sum(), gather(outputs.scored).sum()
-        metrics = self._metrics[mode]
-        if scored > 0:
-            metrics["mean_token_accuracy"].append((correct / scored).item())
-        for name in ("student_loss", "fused_loss", "align_loss", "identity_loss", "distill_loss", "decision"):
-            value = None if filler else getattr(outputs, name)
-            # A rank whose batch has no such part joins the gather with NaN, which is left out of the mean.
-            mean = gather((value if value is not None else outputs.loss.detach() * torch.nan).float()).nanmean()
-            if not torch.isnan(mean):
-                metrics[name].append(mean.item())
-        if mode == "train" and self._decisions:
-            means = gather(torch.stack(list(self._decisions.values()))[None]).nanmean(dim=0)
-            for layer, mean in zip(self._decisions, means.tolist(), strict=True):
-                if mean == mean:  # NaN: no row of this batch connects, on any rank
-                    metrics[f"decision_layer_{layer:02d}"].append(mean)
+        """Keep this batch's parts for the next log line; nothing of a filler."""
+        gather, metrics = self.accelerator.gather, self._metrics[mode]
+        for name, value in batch_metrics(outputs, gather, filler, self._decisions if mode == "train" else {}).items():
+            metrics[name].append(value)
         if mode == "train":
             tokens = inputs["attention_mask"].sum()
             if self.connected.config.connection != "none":  # plain SFT is handed the references and reads none
@@ -374,10 +358,7 @@ class CCTrainer(SFTTrainer):
         if not self.connected.connections:
             return
         files = ShardReader(Path(checkpoint), adapter.WEIGHTS_STEM)
-        if sharded.is_sharded(self.model):
-            sharded.read_connection(self.connected, files)
-        else:
-            self.connected.load_connection_state(dict(files), str(files.directory / adapter.WEIGHTS_FILE))
+        self.connected.load_connection_state(files, str(files.directory / adapter.WEIGHTS_FILE))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         missing = [key for key in load_result.missing_keys if ATTRIBUTE not in key]  # those are loaded by themselves
