@@ -32,8 +32,11 @@ class Reading:
     itself: bool
 
     @classmethod
-    def of(cls, found: Sequence[str], language: str, required: bool, itself: bool) -> Reading:
+    def of(cls, found: Sequence[str], language: str, required: bool, itself: bool, where: str) -> Reading:
         """The reading of a data set with the columns `found`; `reference` is a name of its own beside `prompt_en`.
+
+        Args:
+            where: what to call the data set in a message.
 
         Raises:
             UserError: two columns could play one part, or none holds a reference where one is needed.
@@ -46,7 +49,7 @@ class Reading:
             if required and "lang" not in found and not (layout.reference or layout.reference_messages):
                 raise missing_reference(layout, found, language)
         except BadRow as bad:
-            raise UserError(f"train_dataset: {bad}") from None
+            raise UserError(f"{where}: {bad}") from None
         return cls(layout, found, language, required, itself)
 
     @property
@@ -70,7 +73,7 @@ class Reading:
             "prompt": row.prompt,
             "response": row.response,
             "reference": row.reference if row.reference is not None else own,
-            "lang": record.get("lang") or "",
+            "lang": row.lang if record.get("lang") else "",
             "row": record.get("row", -1),
             "origin": record.get("origin"),
         }

@@ -10,8 +10,12 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from cctuning.errors import UserError
 from cctuning.model import adapter
+from cctuning.model.shards import ShardReader
 from cctuning.training import sharded
+
+INDEX = ".safetensors.index.json"
 
 
 def is_complete(checkpoint: Path) -> bool:
@@ -44,14 +48,16 @@ def _damaged(checkpoint: Path) -> Iterator[str]:
                 yield file.name
         elif file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
             yield file.name
-        elif file.name.endswith(".json"):
+        elif file.name.endswith(INDEX):
             try:
-                record = json.loads(file.read_text(encoding="utf-8"))
+                ShardReader(checkpoint, file.name.removesuffix(INDEX))
+            except UserError:
+                yield file.name
+        elif file.suffix == ".json":
+            try:
+                json.loads(file.read_text(encoding="utf-8"))
             except ValueError:
                 yield file.name
-            else:
-                if file.name.endswith(".safetensors.index.json"):
-                    yield from sorted({*record["weight_map"].values()} - {one.name for one in checkpoint.iterdir()})
 
 
 def _missing(checkpoint: Path, weights_only: bool) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from enum import Enum
@@ -25,6 +26,7 @@ from cctuning.training.config import CCConfig
 from cctuning.training.options import RunOptions
 
 METRICS_FILE = "metrics.jsonl"
+ALL_LEGS = "total_runtime"  # in it: seconds trained so far, by all legs of a run that was resumed
 # Options that decide which weights a checkpoint holds.
 SHAPING = {"model", "tune", "lora_rank", "lora_target_modules", "layers", "optim"}
 SHAPING |= {"connection", "decision", "decision_rank", "transform", "transform_rank"}
@@ -212,12 +214,24 @@ class RunLog:
 
 
 class MetricsFile(TrainerCallback):
-    """One JSON line a log step."""
+    """One JSON line a log step, with the seconds trained so far; a resumed run counts on from its checkpoint, as its
+    tokens do."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.began = time.time()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began = time.time() - (trained_before(self.path) if state.is_world_process_zero else 0.0)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
+            line = {"step": state.global_step, **logs, ALL_LEGS: round(time.time() - self.began, 3)}
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(json.dumps(line) + "\n")
+
+
+def trained_before(metrics: Path) -> float:
+    """Seconds that the legs before trained for, by the lines that `keep_metrics` left."""
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
+    return max((float(json.loads(line).get(ALL_LEGS, 0.0)) for line in lines), default=0.0)

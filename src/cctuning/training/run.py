@@ -12,7 +12,6 @@ The directory is claimed when training starts and `status` is `running` until th
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -29,7 +28,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel
 from transformers.integrations import is_fsdp_enabled
 from transformers.trainer_utils import IntervalStrategy
 
@@ -48,6 +47,7 @@ from cctuning.training.directory import (
     claim,
     keep_metrics,
     resolved,
+    trained_before,
     write_record,
 )
 from cctuning.training.effects import without_effect
@@ -57,7 +57,6 @@ from cctuning.training.parallel import check_checkpoint
 from cctuning.training.trainer import CCTrainer
 
 logger = logging.getLogger(__name__)
-ALL_LEGS = "total_runtime"  # in metrics.jsonl: seconds trained so far, by all legs of a run that was resumed
 PACKAGES = ("cc-tuning", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 
 
@@ -126,27 +125,6 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     return trainer
 
 
-class TimedMetrics(MetricsFile):
-    """Each line with the seconds trained so far; a resumed run counts on from its checkpoint, as its tokens do."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.began = time.time()
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.began = time.time() - (trained_before(self.path) if state.is_world_process_zero else 0.0)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        timed = {**logs, ALL_LEGS: round(time.time() - self.began, 3)} if logs else None
-        super().on_log(args, state, control, timed, **kwargs)
-
-
-def trained_before(metrics: Path) -> float:
-    """Seconds that the legs before trained for, by the lines that `keep_metrics` left."""
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-    return max((float(json.loads(line).get(ALL_LEGS, 0.0)) for line in lines), default=0.0)
-
-
 def run_steps(trainer: CCTrainer, checkpoint: str | None, start: ShardedStart | None) -> None:
     """Train; what only the first step can show to be impossible is a `UserError`."""
     try:
@@ -184,7 +162,7 @@ def prepare(
             eval_dataset=eval_rows,
             processing_class=tokenizer,
             peft_config=lora(options),
-            callbacks=[TimedMetrics(directory / METRICS_FILE)],
+            callbacks=[MetricsFile(directory / METRICS_FILE)],
         )
     except UserError:
         raise

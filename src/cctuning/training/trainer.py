@@ -155,7 +155,8 @@ class CCTrainer(SFTTrainer):
             return dataset
         training = dataset is self._training_rows  # not by its name: an evaluation set may be called train
         required, itself = training and self._connecting, training and self._own_parallels
-        reading = Reading.of(dataset.column_names, args.reference_language, required, itself)
+        where = "train_dataset" if training else f"eval_dataset ({name})"
+        reading = Reading.of(dataset.column_names, args.reference_language, required, itself, where)
         if self.chat is None:
             messages = reading.messages or not isinstance(dataset[0][reading.layout.prompt or "prompt"], str)
             self.chat = messages or processing_class.chat_template is not None
