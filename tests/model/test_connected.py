@@ -203,6 +203,7 @@ def test_a_base_is_known_in_every_dtype(dtype, tmp_path):
     attach().save_pretrained(tmp_path / "connection", base_trained=False)
     ConnectedModel.from_pretrained(LlamaForCausalLM.from_pretrained(tmp_path, dtype=dtype), tmp_path / "connection")
     other = LlamaForCausalLM.from_pretrained(tmp_path, dtype=dtype)
-    other.get_input_embeddings().weight.data.mul_(1.01)
+    # float16 is told by a few values as it rounds them; elsewhere a little tuning tells
+    other.get_input_embeddings().weight.data.mul_(1.001 if dtype == torch.float32 else 1.01)
     with pytest.raises(UserError, match="another model of the same shape"):
         ConnectedModel.from_pretrained(other, tmp_path / "connection")

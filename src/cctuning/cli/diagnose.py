@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from cctuning.cli.options import Plain
 from cctuning.errors import UserError
-from cctuning.report.words import language_name
+from cctuning.evaluation.languages import language_name
 
 # Where the lab's conditions part (docs/lab/): below FOUND and EXPLAINED nothing transferred; where the language's own
 # loss was less than GAP (nats a response) above the reference language's, there was nothing to gain.

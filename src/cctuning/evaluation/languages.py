@@ -6,7 +6,7 @@ arXiv 2004.09095). As usual, 4 and 5 count as high-resource, 3 as mid and 0 to 2
 
 from __future__ import annotations
 
-from babel import Locale
+from babel import Locale, UnknownLocaleError
 
 JOSHI_CLASS = {
     "en": 5, "es": 5, "de": 5, "ja": 5, "fr": 5, "ar": 5, "zh": 5,
@@ -20,8 +20,15 @@ ENGLISH = "en"  # what stands for the reference language where a model says none
 
 
 def language_name(code: str) -> str:
-    """The language's English name, from CLDR; the code itself where there is none."""
-    return str(Locale("en").languages.get(code, code))
+    """The language's English name (`Swahili`), from CLDR; the code itself where there is none."""
+    known = Locale("en").languages
+    try:
+        locale = Locale.parse(code, sep="-" if "-" in code else "_")
+    except (UnknownLocaleError, ValueError):
+        return known.get(code) or code
+    if len(code) <= 3:  # babel adds where a language is most spoken to some (`arb`: Egypt); nobody asked
+        return known.get(code) or locale.get_language_name("en") or code
+    return locale.get_display_name("en") or code
 
 
 def level(language: str) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from cctuning import __version__
 from cctuning.data import Source
 from cctuning.errors import UserError
+from cctuning.evaluation.languages import language_name
 from cctuning.model.adapter import write_atomically
 from cctuning.report.answer import answer, read_evaluations
 from cctuning.report.examples import examples
@@ -18,7 +19,7 @@ from cctuning.report.page import Section, document, paragraph
 from cctuning.report.records import Run, read_runs
 from cctuning.report.training import data as data_section
 from cctuning.report.training import settings, training
-from cctuning.report.words import language_name, listed
+from cctuning.report.words import listed
 
 
 def build(

@@ -6,19 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from babel import Locale, UnknownLocaleError
-
-
-def language_name(code: str) -> str:
-    """The language's English name (`Swahili`), from CLDR; the code itself where there is none."""
-    known = Locale("en").languages
-    try:
-        locale = Locale.parse(code, sep="-" if "-" in code else "_")
-    except (UnknownLocaleError, ValueError):
-        return known.get(code) or code
-    if len(code) <= 3:  # babel adds where a language is most spoken to some (`arb`: Egypt); nobody asked
-        return known.get(code) or locale.get_language_name("en") or code
-    return locale.get_display_name("en") or code
+from cctuning.evaluation.languages import language_name
 
 
 def language_names(codes: Iterable[str]) -> dict[str, str]:
