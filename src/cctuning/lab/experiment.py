@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from cctuning.errors import UserError
+from cctuning.errors import UserError, nearest
 from cctuning.lab.cells import Cell, check_rows, world_and_base
 from cctuning.lab.grid import SLACK, cell_of, run_cells, search
 from cctuning.lab.recipes import RECIPES
@@ -121,7 +121,7 @@ def check(
     for kind, names, known in (("setup", [setup], list(SETUPS)), ("recipe", recipes, list(RECIPES))):
         for name in names:
             if name not in known:
-                raise UserError(f"{kind}: {name!r} is not one of {', '.join(known)}.")
+                raise UserError(f"{kind}: {name!r} is not one of {', '.join(known)}.{nearest(name, known)}")
     lost = [] if taken_over else [name for name in recipes if name not in searchable(setup)]
     if lost:
         raise UserError(
