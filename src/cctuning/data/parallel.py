@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +29,7 @@ SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "reference", "lang"
 LISTED = 1000  # skipped pairs of a source that the report lists; all are counted
 FEW = 4  # pairs below which a language is noted
 LOOKED_AT = 40  # pairs of a language whose two sides are held against their languages
+ONE_LANGUAGE = 0.5  # likeness to the other side's language above which both are in it
 WRONG = 0.1  # likeness to its own language below which a side is in the other's
 
 
@@ -188,6 +189,7 @@ def load_parallel(
     *,
     reference_language: str = "en",
     seed: int = 0,
+    bad_rows: str = "error",
 ) -> tuple[datasets.Dataset, ParallelReport]:
     """Read and check parallel text.
 
@@ -196,6 +198,7 @@ def load_parallel(
             two sides of a corpus (`corpus.sw`, `corpus.en`) are one source.
         reference_language: what one side of every pair is in.
         seed: of the samples that weights draw.
+        bad_rows: `skip`: leave bad pairs out in all sources.
 
     Returns:
         The data set, its columns `text`, `reference`, `lang` (canonical) and `origin` (file:line), all text; and the
@@ -214,6 +217,8 @@ def load_parallel(
         raise UserError("parallel: none given; name at least one file, directory or hub data set.")
     joined = pair_of_paths(list(sources), language)
     named = [ParallelSource.from_dict(source, f"parallel[{number}]") for number, source in enumerate(joined)]
+    if bad_rows == "skip":
+        named = [replace(source, bad_rows="skip") for source in named]
     report, seen, parts = ParallelReport(language), Seen(), []
     langs: list[Counter[str]] = []
 
@@ -340,8 +345,11 @@ def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: Paral
         if own < WRONG and its < WRONG:
             raise UserError(f"{path}: the sides are swapped: the text reads as {language}, the reference as {lang}.")
         if own < WRONG or its < WRONG:
-            side, wrong = ("text", lang) if own < WRONG else ("reference", language)
-            raise UserError(
+            side, wrong, other = ("text", lang, language) if own < WRONG else ("reference", language, lang)
+            said = (
                 f"{path}: the {side} of its {lang} pairs is not in {wrong} (likeness {min(own, its):.2f}); check "
                 "lang:, and that both sides are not in one language."
             )
+            if likeness(text if side == "text" else reference, other, wrong) > ONE_LANGUAGE:
+                raise UserError(said)
+            report.notes.append(said)  # it reads as neither: names, a dialect, a language that is not known well
