@@ -20,8 +20,9 @@ import pyarrow as pa
 
 from cctuning.data.on_disk import on_disk
 from cctuning.data.parallel_columns import PARTS, Absent, Pair
-from cctuning.data.parallel_files import Opened, open_parallel, pair_of_paths
+from cctuning.data.parallel_files import Opened, open_parallel
 from cctuning.data.parallel_langs import known, likeness, same
+from cctuning.data.parallel_sides import pair_of_paths
 from cctuning.data.rows import CHUNK, BadRow, Skipped
 from cctuning.errors import UserError, nearest
 

@@ -37,6 +37,14 @@ def known(name: str) -> str | None:
 
 
 @cache
+def known_in_name(part: str) -> str | None:
+    """A part of a file's name as a language. Nearly every three letters are some language's code (`txt`, `dev`), so
+    that one without a script must be a language that CLDR names."""
+    code = known(part) if re.fullmatch(CODE, part) else None
+    return code if code and ("_" in part or languages.base(code) in Locale("en").languages) else None
+
+
+@cache
 def code_of(code: str) -> str:
     """A code in BCP 47's form, without a script that goes without saying: `eng_Latn` is `en`, `zh-hant` `zh-Hant`."""
     first, *rest = languages.canonical(code).split("-")
@@ -83,7 +91,7 @@ def answering(wanted: str, codes: Collection[str]) -> list[str]:
 def in_name(stem: str) -> tuple[str, str] | None:
     """The two languages that a file's name joins, in its order: `WikiMatrix.en-sw` has `en` and `sw`."""
     for match in PAIR.finditer(stem):
-        one, other = known(match[1]), known(match[2])
+        one, other = known_in_name(match[1]), known_in_name(match[2])
         if one and other:
             return one, other
     return None
@@ -95,8 +103,7 @@ def named_by(stem: str, language: str) -> str | None:
     if pair is not None:
         others = [code for code in pair if not same(code, language)]
         return others[0] if len(others) == 1 else None
-    first = stem.split(".")[0]
-    code = known(first) if re.fullmatch(CODE, first) else None
+    code = known_in_name(stem.split(".")[0])
     return code if code and not same(code, language) else None
 
 
@@ -112,7 +119,7 @@ def side_of_reference(texts: Sequence[str], language: str, other: str | None) ->
         None where it cannot be told.
     """
     if other is None:
-        found = [languages.identify(languages.prose(text)) for text in texts]
+        found = [languages.identify(text) for text in texts]
         here = [side for side, code in enumerate(found) if code and same(code, language)]
         if len(here) != 1 or found[1 - here[0]] is None:
             return None
@@ -125,6 +132,7 @@ def side_of_reference(texts: Sequence[str], language: str, other: str | None) ->
 
 def likeness(text: str, code: str, other: str) -> float:
     """How likely a text is in `code` rather than in `other`, 0 to 1: by script where they differ, else by lingua."""
+    text = text.encode(errors="ignore").decode()  # bytes that are no UTF-8 are reported with their line, not here
     own, others = languages.expected_scripts(code), languages.expected_scripts(other)
     if own and others and not set(own) & set(others):
         from cctuning.pairing.text import scripts

@@ -179,6 +179,6 @@ def _any() -> LanguageDetector:
 
 def identify(text: str) -> str | None:
     """The language that a longer text is in, of all that lingua knows; None where it is not sure."""
-    found = _any().compute_language_confidence_values(text)
+    found = _any().compute_language_confidence_values(prose(text.encode(errors="ignore").decode()))
     sure = bool(found) and found[0].value >= SURE
     return canonical(found[0].language.iso_code_639_1.name) if sure else None
