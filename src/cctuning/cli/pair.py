@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -44,6 +43,7 @@ def sources_of(options: PairOptions) -> list[PairSource]:
     Raises:
         UserError: both, neither, or flags that do not go together.
     """
+    from cctuning.data.parallel_sides import pair_of_paths
     from cctuning.pairing.options import PairSource
 
     if options.sources:
@@ -65,12 +65,21 @@ def sources_of(options: PairOptions) -> list[PairSource]:
         way = way or "translate"
         if way == "translation":
             common |= {"into": [options.lang] if options.lang else [], "lang": None}
-    if way == "parallel" and len(options.inputs) == 2 and not any(_is_data(path) for path in options.inputs):
-        text, english = _sides(options.inputs, options.reference_language)
-        return [PairSource(text, way, english={"path": english}, **common)]
     if not way:
-        way = "parallel" if all(".tmx" in path.lower() for path in options.inputs) else "given"
-    return [PairSource(path, way, **common) for path in options.inputs]
+        way = "parallel" if all(_is_text(path) for path in options.inputs) else "given"
+    if way != "parallel":
+        return [PairSource(path, way, **common) for path in options.inputs]
+    paths = pair_of_paths(options.inputs, options.reference_language)
+    sides = [(one["path"], {"path": one["reference"]}) if isinstance(one, dict) else (one, {}) for one in paths]
+    return [PairSource(path, way, english=english, **common) for path, english in sides]
+
+
+def _is_text(path: str) -> bool:
+    """Whether it is plain text, a TMX or a zip: parallel text, as rows are never published."""
+    from cctuning.data.parallel_sides import local_path, suffix_of
+    from cctuning.data.rows import SUFFIXES
+
+    return local_path(path).is_file() and suffix_of(path) not in SUFFIXES
 
 
 def _engine(words: list[str]) -> dict[str, Any]:
@@ -82,15 +91,3 @@ def _engine(words: list[str]) -> dict[str, Any]:
             raise UserError(f"--translate: {word!r}: expected OPTION=VALUE after the engine's name.")
         engine[name] = yaml.safe_load(value)
     return engine
-
-
-def _sides(inputs: list[str], language: str) -> tuple[str, str]:
-    """Two plain files: the one whose name ends in the reference language is that side."""
-    english = [path for path in inputs if Path(path.removesuffix(".gz")).suffix == f".{language}"]
-    if len(english) != 1:
-        raise UserError(f"{' and '.join(inputs)}: one of them must end in .{language}, or say which in a recipe.")
-    return next(path for path in inputs if path != english[0]), english[0]
-
-
-def _is_data(path: str) -> bool:
-    return path.lower().removesuffix(".gz").endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet", ".tmx"))

@@ -8,19 +8,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from cctuning.data.compressed import bare, open_binary
 from cctuning.data.parallel_columns import SAMPLE, Layout, Pair, recognise, recognise_cells
-from cctuning.data.parallel_langs import known_in_name, named_by, same
+from cctuning.data.parallel_langs import identify, known_in_name, named_by, same
 from cctuning.data.parallel_sides import TABLES, is_in, languages_in, local_path, other_side, stem_of, suffix_of
+from cctuning.data.parallel_source import ParallelSource
 from cctuning.data.rows import SUFFIXES, BadRow, Records, fingerprint, numbered, of_split, open_records
 from cctuning.data.tatoeba import export_in, read_tatoeba
 from cctuning.data.tmx import read_tmx
 from cctuning.errors import UserError
-
-if TYPE_CHECKING:
-    from cctuning.data.parallel import ParallelSource
 
 EXPECTED = (
     "expected columns text and text_{0}, prompt and prompt_{0}, translation, or one for each language ({0}, sw, ...)"
@@ -82,6 +80,17 @@ def open_parallel(source: ParallelSource, language: str) -> list[Opened]:
     for records in open_records(source.path, source.name, source.split):
         opened.append(_records(records, source, language, named_by(source.name or local.name, language)))
     return opened
+
+
+def read_pairs(source: ParallelSource, language: str) -> Iterator[tuple[Opened, Pair | tuple[str, BadRow]]]:
+    """Every pair of a source as it stands in its files, with the file, or the origin of a bad one and what it is.
+
+    Raises:
+        UserError: a file cannot be read or is no parallel text.
+    """
+    for opened in open_parallel(source, language):
+        for found in opened.pairs():
+            yield opened, found
 
 
 def _prints(*paths: Path) -> dict[str, str]:
@@ -156,8 +165,6 @@ def _two_files(path: Path, reference: Path, source: ParallelSource, language: st
     code = code or named_by(stem_of(path.name), language)
     parts = Part.of(path), Part.of(reference)
     if code is None:
-        from cctuning.pairing.languages import identify
-
         code = identify(" ".join(raw.decode(errors="replace") for _, raw in islice(parts[0].lines(), 40)))
     if code is None:
         raise UserError(f"{path}: its language cannot be told; give the source a lang:.")
@@ -307,12 +314,17 @@ def _records(
     if records.columns is not None and first is None:
         raise UserError(f"{path}: {no_text} It has {', '.join(records.columns)}.")
     opened = Opened(path, first.said if first else "", lambda: pairs(), records.fingerprints)
-    wanted = {*first.used, "id"} if first else set()
+    wanted = {*first.used, *source.where, "id"} if first else set()
+    missing = [name for name in source.where if records.columns is not None and name not in records.columns]
+    if missing:
+        raise UserError(f"{path}: where: no column {missing[0]!r} among {', '.join(records.columns or ())}.")
 
     def pairs() -> Found:
         for origin, record in records.iterate(wanted & set(records.columns or ())):
             if isinstance(record, BadRow):
                 yield origin, record
+                continue
+            if any(record.get(name) != value for name, value in source.where.items()):
                 continue
             layout = first or layout_of(tuple(record))
             if layout is None:

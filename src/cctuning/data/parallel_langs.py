@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from functools import cache
 
 from babel.core import Locale, get_global
+from lingua import LanguageDetector, LanguageDetectorBuilder
 
 from cctuning.pairing import languages
 
@@ -119,7 +120,7 @@ def side_of_reference(texts: Sequence[str], language: str, other: str | None) ->
         None where it cannot be told.
     """
     if other is None:
-        found = [languages.identify(text) for text in texts]
+        found = [identify(text) for text in texts]
         here = [side for side, code in enumerate(found) if code and same(code, language)]
         if len(here) != 1 or found[1 - here[0]] is None:
             return None
@@ -143,3 +144,16 @@ def likeness(text: str, code: str, other: str) -> float:
     if not languages.identifiable(code):
         return 1 - languages.confidence(text, other, code)[0] if languages.identifiable(other) else 0.5
     return languages.confidence(text, code, other)[0]
+
+
+@cache
+def _any() -> LanguageDetector:
+    return LanguageDetectorBuilder.from_all_languages().with_low_accuracy_mode().build()
+
+
+def identify(text: str) -> str | None:
+    """The language that some sentences are in, of all that lingua knows; None where it is not sure."""
+    text = languages.prose(text.encode(errors="ignore").decode())
+    found = _any().compute_language_confidence_values(text)
+    sure = bool(found) and found[0].value >= languages.SURE
+    return known(found[0].language.iso_code_639_1.name) if sure else None
