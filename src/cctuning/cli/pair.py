@@ -1,4 +1,4 @@
-"""`cctuning pair INPUT … --output DIR`, or `cctuning pair --config recipe.yaml`."""
+"""`cctuning pair INPUT … --output DIR`, `cctuning pair --config recipe.yaml`, and `pair select`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> None:
     """Parse, pair, say what was made."""
+    if argv and argv[0] in ACTIONS:
+        return ACTIONS[argv[0]](argv[1:])
     from cctuning.pairing.options import Checks, PairOptions
 
-    first = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
-    if first:
-        argv = ["--inputs", *argv[:first], *argv[first:]]
     description = "Find or make the English parallel of every row: cctuning pair INPUT ... --output DIR."
-    options, checks = parse("cctuning pair", description, (PairOptions, Checks), argv)
+    description += f" Also: cctuning pair {' | '.join(ACTIONS)} (each with --help)."
+    options, checks = parse("cctuning pair", description, (PairOptions, Checks), _named(argv, "--inputs"))
     sources = sources_of(options)
     from cctuning.pairing.output import REJECTS
     from cctuning.pairing.run import pair
@@ -35,6 +35,31 @@ def main(argv: list[str]) -> None:
     reasons = ", ".join(f"{reason} {times}" for reason, times in card["rejected"].items()) or "none"
     print(f"rejected: {card['rejected_rows']} ({reasons}): {options.output}/{REJECTS}")
     print(f"card:     {options.output}/card.md\nnext:     cctuning train --config RECIPE --data {rows}")
+
+
+def _named(argv: list[str], flag: str) -> list[str]:
+    """The words before the first flag as values of `flag`."""
+    first = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
+    return [flag, *argv] if first else argv
+
+
+def select(argv: list[str]) -> None:
+    """`cctuning pair select CORPUS … --near ROWS --count N --output DIR`."""
+    from cctuning.pairing.selecting import SelectOptions
+    from cctuning.pairing.selecting import select as choose
+
+    description = "Choose the pairs of a parallel corpus that are nearest to a task's own rows."
+    (options,) = parse("cctuning pair select", description, (SelectOptions,), _named(argv, "--corpus"))
+    card = choose(options)
+    for note in card["notes"]:
+        print(f"note: {note}")
+    languages = ", ".join(f"{lang} {told['pairs']}" for lang, told in card["languages"].items())
+    print(f"rows:     {card['rows']} ({languages}): {options.output}/rows.jsonl")
+    print(f"card:     {options.output}/card.md")
+    print(f"next:     cctuning train --config RECIPE --parallel {options.output}/rows.jsonl")
+
+
+ACTIONS = {"select": select}
 
 
 def sources_of(options: PairOptions) -> list[PairSource]:
