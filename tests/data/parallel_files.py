@@ -186,6 +186,23 @@ def tmx(folder):
     return str(folder / "memory.tmx.xz")
 
 
+def tbx(folder):
+    sets = [(("en", en), ("swh", sw)) for sw, en in PAIRS]
+    entries = "".join(
+        "<conceptEntry>"
+        + "".join(
+            f'<langSec xml:lang="{lang}"><termSec><term>{term}</term></termSec>'
+            f"<termSec><term>another</term></termSec></langSec>"
+            for lang, term in entry
+        )
+        + "</conceptEntry>"
+        for entry in sets
+    )
+    body = f'<tbx type="TBX-Core" xmlns="urn:iso:std:iso:30042:ed-2"><text><body>{entries}</body></text></tbx>'
+    (folder / "terms.tbx").write_text(body, encoding="utf-8")
+    return str(folder / "terms.tbx")
+
+
 def tatoeba_export(folder):
     """sentences.csv and links.csv, which have tabs for all their name, with a language nobody asked for."""
     rows = [f"{i}\tswh\t{sw}" for i, sw in enumerate(SWAHILI, 1)] + [

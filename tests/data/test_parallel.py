@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from cctuning.data import ParallelSource, load_parallel
-from cctuning.data.parallel import Seen
 from cctuning.data.parallel_langs import answering, code_of, in_name, named_by
+from cctuning.data.seen import Seen
 from cctuning.errors import UserError
+from cctuning.pairing.names import NamesOptions, names
 from tests.data import parallel_files as files
 from tests.data.parallel_files import CHINESE, ENGLISH, PAIRS, SWAHILI, records, text, unit
+from tests.pairing.world import lines
 
 DATA = Path(os.environ.get("CC_TUNING_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 CASES = DATA.parent / "cases"
@@ -25,7 +27,7 @@ LAYOUTS = (
     *(files.columns_csv, files.quoted_tsv, files.all_quoted_tsv, files.tico_tsv, files.sentence_transformers),
     *(files.many_things, files.many_things_zip, files.tatoeba_pairs, files.wikimatrix, files.nllb_tsv),
     *(files.tatoeba_challenge, files.moses, files.moses_by_reference, files.moses_prefix, files.moses_zst),
-    *(files.flores, files.opus_zip, files.tmx, files.tatoeba_export, files.directory, files.saved),
+    *(files.flores, files.opus_zip, files.tmx, files.tbx, files.tatoeba_export, files.directory, files.saved),
 )
 
 
@@ -52,7 +54,7 @@ def test_every_layout_gives_the_same_pairs(layout, tmp_path):
     assert set(dataset["lang"]) == {"sw"}
     assert dataset.column_names == ["text", "reference", "lang", "origin"]
     assert report.as_dict()["languages"] == {"sw": 6} and report.pairs == 6
-    assert all(re.search(r":(unit )?\d+$", origin) for origin in dataset["origin"])
+    assert all(re.search(r":((unit|entry) )?\d+$", origin) for origin in dataset["origin"])
     source = report.sources[0]
     assert source.layouts and all(source.layouts.values())
     assert all(value.startswith("sha256:") for value in source.fingerprints.values()) and source.fingerprints
@@ -87,8 +89,8 @@ def test_two_files_with_any_names(tmp_path):
 
 
 def test_a_directory_and_a_prefix_give_every_language_beside_the_reference(tmp_path):
-    for lang, lines in (("en", ENGLISH), ("sw", SWAHILI), ("zh", CHINESE)):
-        text(tmp_path / f"corpus.{lang}", lines)
+    for lang, said in (("en", ENGLISH), ("sw", SWAHILI), ("zh", CHINESE)):
+        text(tmp_path / f"corpus.{lang}", said)
     for path in (tmp_path, tmp_path / "corpus"):
         assert one(path)[1].languages == {"sw": 6, "zh": 6}
         assert one(path, lang="zh")[1].languages == {"zh": 6}
@@ -186,19 +188,28 @@ def test_bad_pairs_stop_or_are_listed(tmp_path):
 
 def test_languages_on_their_sides(tmp_path):
     english = [{"text": f"{en} Indeed.", "text_en": en, "lang": "sw"} for en in ENGLISH]
-    refused("text of its sw pairs is not in sw", records(tmp_path / "a.jsonl", english))
+    refused("the text of [4-6] of [4-6] pairs looked at is not in sw", records(tmp_path / "a.jsonl", english))
     swapped = [{"text": en, "text_en": sw, "lang": "sw"} for sw, en in PAIRS]
     refused("the sides are swapped", records(tmp_path / "b.jsonl", swapped))
     same = [{"text": en, "text_en": en, "lang": "sw"} for en in ENGLISH]
     refused("in 6 of 6 pairs both sides are the same", records(tmp_path / "c.jsonl", same))
     wrong = [{"text": zh, "text_en": en, "lang": "sw"} for zh, en in zip(CHINESE, ENGLISH, strict=True)]
-    refused("text of its sw pairs is not in sw", records(tmp_path / "d.jsonl", wrong))
+    refused("the text of [4-6] of [4-6] pairs looked at is not in sw", records(tmp_path / "d.jsonl", wrong))
     names = [
         *({"text": sw, "text_en": en, "lang": "sw"} for sw, en in PAIRS),
         {"text": "Nairobi", "text_en": "Nairobi", "lang": "sw"},
     ]
     _, report = one(records(tmp_path / "e.jsonl", names))
     assert report.sources[0].identical == 1 and "1 pairs both sides are the same" in report.notes[0]
+
+
+def test_names_are_not_taken_for_another_language(tmp_path):
+    """lingua reads a list of names, and longer names of currencies, as any language."""
+    for lang in ("sw", "yo", "it", "da", "et", "zu"):
+        names(NamesOptions([lang], str(tmp_path / f"{lang}.jsonl")))
+        for kind in ("currency", "language", "city"):
+            rows = [row for row in lines(tmp_path / f"{lang}.jsonl") if row["kind"] == kind]
+            assert set(one(records(tmp_path / "x.jsonl", rows))[0]["lang"]) == {lang}
 
 
 def test_what_is_no_parallel_text(tmp_path):

@@ -1,4 +1,4 @@
-"""`cctuning pair INPUT … --output DIR`, `cctuning pair --config recipe.yaml`, and `pair select`."""
+"""`cctuning pair INPUT … --output DIR`, `cctuning pair --config recipe.yaml`; `pair select` and `pair names`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,24 @@ def select(argv: list[str]) -> None:
     print(f"next:     cctuning train --config RECIPE --parallel {options.output}/rows.jsonl")
 
 
-ACTIONS = {"select": select}
+def names(argv: list[str]) -> None:
+    """`cctuning pair names --lang sw te … --output FILE`."""
+    from cctuning.pairing.names import NamesOptions
+    from cctuning.pairing.names import names as collect
+
+    description = "Write pairs of names: CLDR's, Wikidata's labels, glossaries."
+    (options,) = parse("cctuning pair names", description, (NamesOptions,), argv)
+    report = collect(options)
+    for note in report.notes:
+        print(f"note: {note}")
+    if report.same or report.elsewhere:
+        print(f"note: left out: {report.same} the same in both languages, {report.elsewhere} not in the task's rows.")
+    for lang, counts in report.counts.items():
+        print(f"{lang}: {counts.total()} names ({', '.join(f'{kind} {times}' for kind, times in counts.items())})")
+    print(f"next: cctuning align --parallel {options.output} (docs/data.md)")
+
+
+ACTIONS = {"select": select, "names": names}
 
 
 def sources_of(options: PairOptions) -> list[PairSource]:

@@ -7,7 +7,6 @@ eight bytes, by which a repeated one is known.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,16 +20,19 @@ import pyarrow as pa
 from cctuning.data.on_disk import on_disk
 from cctuning.data.parallel_columns import Absent, Pair
 from cctuning.data.parallel_files import Opened, read_pairs
-from cctuning.data.parallel_langs import known, likeness, same
+from cctuning.data.parallel_langs import known, likeness, same, scripts_apart
 from cctuning.data.parallel_sides import pair_of_paths
 from cctuning.data.parallel_source import ParallelSource
 from cctuning.data.rows import CHUNK, Skipped
+from cctuning.data.seen import Seen
 from cctuning.errors import UserError
+from cctuning.pairing.text import tokens
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "reference", "lang", "origin")])
 LISTED = 1000  # skipped pairs of a source that the report lists; all are counted
 FEW = 4  # pairs below which a language is noted
 LOOKED_AT = 40  # pairs of a language whose two sides are held against their languages
+SENTENCE = 5  # words from which a text's language is asked for: lingua takes names for any language
 WRONG = 0.1  # likeness to its own language below which a side is in the other's
 
 
@@ -81,26 +83,6 @@ class ParallelReport:
         """Everything as plain JSON types."""
         skipped = [skip._asdict() for skip in self.skipped]
         return {**asdict(self), "pairs": self.pairs, "languages": self.languages, "skipped": skipped}
-
-
-class Seen:
-    """A set of 64-bit hashes at about 16 bytes each: sorted, with a small set of the latest beside."""
-
-    def __init__(self) -> None:
-        self._sorted, self._latest = np.empty(0, np.uint64), set[int]()
-
-    def add(self, *words: str) -> bool:
-        """Add what the words hash to; whether it is new."""
-        text = "\x1f".join(words).encode(errors="surrogatepass")
-        value = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-        place = int(np.searchsorted(self._sorted, np.uint64(value)))
-        if value in self._latest or (place < len(self._sorted) and int(self._sorted[place]) == value):
-            return False
-        self._latest.add(value)
-        if len(self._latest) > max(50_000, len(self._sorted) // 8):
-            latest = np.fromiter(self._latest, np.uint64, len(self._latest))
-            self._sorted, self._latest = np.sort(np.concatenate([self._sorted, latest])), set()
-        return True
 
 
 def load_parallel(
@@ -220,6 +202,10 @@ def _pairs(
         report.notes.append(f"{source.path}: {account.duplicates} repeated pairs were left out.")
 
 
+def _are_sentences(pair: Pair) -> bool:
+    return min(len(tokens(pair.text)), len(tokens(pair.reference))) >= SENTENCE
+
+
 def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: ParallelReport) -> Iterator[Pair]:
     """The pairs as they come; at the end, whether their two sides are in two languages.
 
@@ -230,7 +216,7 @@ def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: Paral
     for pair in pairs:
         account.identical += pair.text == pair.reference
         sample = looked.setdefault(pair.lang, [])
-        if len(sample) < LOOKED_AT:
+        if len(sample) < LOOKED_AT and (scripts_apart(pair.lang, report.reference_language) or _are_sentences(pair)):
             sample.append((pair.text, pair.reference))
         yield pair
     language, path = report.reference_language, account.path
@@ -244,13 +230,16 @@ def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: Paral
     for lang, sample in looked.items():
         if len(sample) < FEW or same(lang, language):
             continue
-        text, reference = (" ".join(side) for side in zip(*sample, strict=True))
-        own, its = likeness(text, lang, language), likeness(reference, language, lang)
-        if own < WRONG and its < WRONG:
+        wrong: Counter[str] = Counter()
+        for text, reference in sample:
+            off = likeness(text, lang, language) < WRONG, likeness(reference, language, lang) < WRONG
+            wrong[{(True, True): "both", (True, False): "text", (False, True): "reference"}.get(off, "")] += 1
+        what, times = wrong.most_common(1)[0]
+        if not what or times < FEW or times <= len(sample) / 2:
+            continue
+        if what == "both":
             raise UserError(f"{path}: the sides are swapped: the text reads as {language}, the reference as {lang}.")
-        if own < WRONG or its < WRONG:
-            side, wrong = ("text", lang) if own < WRONG else ("reference", language)
-            raise UserError(
-                f"{path}: the {side} of its {lang} pairs is not in {wrong} (likeness {min(own, its):.2f}); check "
-                "lang:, and that both sides are not in one language."
-            )
+        raise UserError(
+            f"{path}: the {what} of {times} of {len(sample)} pairs looked at is not in "
+            f"{lang if what == 'text' else language}; check lang:, and that both sides are not in one language."
+        )

@@ -17,12 +17,14 @@ from cctuning.data.parallel_sides import TABLES, is_in, languages_in, local_path
 from cctuning.data.parallel_source import ParallelSource
 from cctuning.data.rows import SUFFIXES, BadRow, Records, fingerprint, numbered, of_split, open_records
 from cctuning.data.tatoeba import export_in, read_tatoeba
+from cctuning.data.tbx import read_tbx
 from cctuning.data.tmx import read_tmx
 from cctuning.errors import UserError
 
 EXPECTED = (
     "expected columns text and text_{0}, prompt and prompt_{0}, translation, or one for each language ({0}, sw, ...)"
 )
+XML = {".tmx": ("TMX", read_tmx), ".tbx": ("TBX", read_tbx)}
 BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # what OPUS packs beside the text
 DOCUMENTS = ("readme", "license", "licence", "_about", "changelog")
 Found = Iterator[Pair | tuple[str, BadRow]]
@@ -102,8 +104,8 @@ def _prints(*paths: Path) -> dict[str, str]:
 
 def _file(path: Path, source: ParallelSource, language: str) -> list[Opened]:
     suffix = suffix_of(path.name)
-    if suffix == ".tmx":
-        return [_tmx(Part.of(path), source, language, _prints(path))]
+    if suffix in XML:
+        return [_xml(Part.of(path), source, language, _prints(path))]
     if suffix == ".zip":
         return _zip(path, source, language)
     if suffix in SUFFIXES and suffix != ".tsv":
@@ -207,7 +209,7 @@ def _zip(path: Path, source: ParallelSource, language: str) -> list[Opened]:
 
     names = [name for name in archive.namelist() if not name.endswith(("/", *BESIDE))]
     names = [name for name in names if not Path(name).name.lower().startswith(DOCUMENTS)]
-    tables = [name for name in names if suffix_of(name) in (".tmx", ".tsv", ".txt")]
+    tables = [name for name in names if suffix_of(name) in (*XML, ".tsv", ".txt")]
     plain = [(name, place, rest, code) for name in names for place, rest, code in languages_in(Path(name).name)[:1]]
     opened = []
     for name, place, rest, code in plain:
@@ -216,7 +218,7 @@ def _zip(path: Path, source: ParallelSource, language: str) -> list[Opened]:
             if fits and _wanted(code, source.lang):
                 opened.append(_moses(part(name), part(other), source.lang or code, prints))
     for name in tables if not opened else ():
-        read = _tmx if suffix_of(name) == ".tmx" else _table
+        read = _xml if suffix_of(name) in XML else _table
         opened.append(read(part(name), source, language, prints))
     if not opened:
         raise UserError(f"{path}: no parallel text among {', '.join(names) or 'its files'} with {language} on a side.")
@@ -226,8 +228,9 @@ def _zip(path: Path, source: ParallelSource, language: str) -> list[Opened]:
 # -- tables and records -----------------------------------------------------------------------------------------------
 
 
-def _tmx(part: Part, source: ParallelSource, language: str, prints: dict[str, str]) -> Opened:
-    return Opened(part.label, "TMX", lambda: read_tmx(part.label, part.opened, language, source.lang), prints)
+def _xml(part: Part, source: ParallelSource, language: str, prints: dict[str, str]) -> Opened:
+    said, read = XML[suffix_of(part.name)]
+    return Opened(part.label, said, lambda: read(part.label, part.opened, language, source.lang), prints)
 
 
 def _export(sentences: Path, links: Path, source: ParallelSource, language: str) -> Opened:

@@ -131,15 +131,20 @@ def side_of_reference(texts: Sequence[str], language: str, other: str | None) ->
     return (0 if shares[0] > shares[1] else 1), other
 
 
+def scripts_apart(code: str, other: str) -> bool:
+    """Whether two languages are told apart by their letters."""
+    own, others = languages.expected_scripts(code), languages.expected_scripts(other)
+    return bool(own and others) and not set(own) & set(others)
+
+
 def likeness(text: str, code: str, other: str) -> float:
     """How likely a text is in `code` rather than in `other`, 0 to 1: by script where they differ, else by lingua."""
     text = text.encode(errors="ignore").decode()  # bytes that are no UTF-8 are reported with their line, not here
-    own, others = languages.expected_scripts(code), languages.expected_scripts(other)
-    if own and others and not set(own) & set(others):
+    if scripts_apart(code, other):
         from cctuning.pairing.text import scripts
 
         counts = scripts(text)
-        return sum(counts[script] for script in own) / max(counts.total(), 1)
+        return sum(counts[script] for script in languages.expected_scripts(code)) / max(counts.total(), 1)
     text = languages.prose(text)
     if not languages.identifiable(code):
         return 1 - languages.confidence(text, other, code)[0] if languages.identifiable(other) else 0.5

@@ -13,7 +13,7 @@ from cctuning.data.parallel_langs import known_in_name, same
 from cctuning.data.rows import SUFFIXES
 from cctuning.errors import UserError
 
-TABLES = (*SUFFIXES, ".tmx", ".zip")
+TABLES = (*SUFFIXES, ".tmx", ".tbx", ".zip")
 
 
 def local_path(path: str) -> Path:
