@@ -44,7 +44,7 @@ def world(tmp_path_factory) -> Path:
     recipe["reference_weights"] = "current"  # what every engine can do
     (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     pairs = [
-        {"text": row["prompt"], "text_en": row["prompt_en"], "lang": "sw"} for row in records(40) if row["prompt_en"]
+        {"text": row["prompt"], "text_en": row["prompt_en"], "lang": "qu"} for row in records(40) if row["prompt_en"]
     ]
     english = [{"prompt": row["prompt"], "response": row["response"], "lang": "en"} for row in records(ROWS)]
     text, answered = write_jsonl(path / "pairs.jsonl", pairs), write_jsonl(path / "english.jsonl", english)

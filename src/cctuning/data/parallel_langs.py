@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from functools import cache
 
 from babel.core import Locale, get_global
+from lingua import LanguageDetector, LanguageDetectorBuilder
 
 from cctuning.pairing import languages
 
@@ -34,6 +35,14 @@ def known(name: str) -> str | None:
     code = code_of(name)
     first = languages.base(code)
     return code if first in Locale("en").languages or first in get_global("likely_subtags") else None
+
+
+@cache
+def known_in_name(part: str) -> str | None:
+    """A part of a file's name as a language. Nearly every three letters are some language's code (`txt`, `dev`), so
+    that one without a script must be a language that CLDR names."""
+    code = known(part) if re.fullmatch(CODE, part) else None
+    return code if code and ("_" in part or languages.base(code) in Locale("en").languages) else None
 
 
 @cache
@@ -83,7 +92,7 @@ def answering(wanted: str, codes: Collection[str]) -> list[str]:
 def in_name(stem: str) -> tuple[str, str] | None:
     """The two languages that a file's name joins, in its order: `WikiMatrix.en-sw` has `en` and `sw`."""
     for match in PAIR.finditer(stem):
-        one, other = known(match[1]), known(match[2])
+        one, other = known_in_name(match[1]), known_in_name(match[2])
         if one and other:
             return one, other
     return None
@@ -95,8 +104,7 @@ def named_by(stem: str, language: str) -> str | None:
     if pair is not None:
         others = [code for code in pair if not same(code, language)]
         return others[0] if len(others) == 1 else None
-    first = stem.split(".")[0]
-    code = known(first) if re.fullmatch(CODE, first) else None
+    code = known_in_name(stem.split(".")[0])
     return code if code and not same(code, language) else None
 
 
@@ -112,7 +120,7 @@ def side_of_reference(texts: Sequence[str], language: str, other: str | None) ->
         None where it cannot be told.
     """
     if other is None:
-        found = [languages.identify(languages.prose(text)) for text in texts]
+        found = [identify(text) for text in texts]
         here = [side for side, code in enumerate(found) if code and same(code, language)]
         if len(here) != 1 or found[1 - here[0]] is None:
             return None
@@ -123,15 +131,34 @@ def side_of_reference(texts: Sequence[str], language: str, other: str | None) ->
     return (0 if shares[0] > shares[1] else 1), other
 
 
+def scripts_apart(code: str, other: str) -> bool:
+    """Whether two languages are told apart by their letters."""
+    own, others = languages.expected_scripts(code), languages.expected_scripts(other)
+    return bool(own and others) and not set(own) & set(others)
+
+
 def likeness(text: str, code: str, other: str) -> float:
     """How likely a text is in `code` rather than in `other`, 0 to 1: by script where they differ, else by lingua."""
-    own, others = languages.expected_scripts(code), languages.expected_scripts(other)
-    if own and others and not set(own) & set(others):
+    text = text.encode(errors="ignore").decode()  # bytes that are no UTF-8 are reported with their line, not here
+    if scripts_apart(code, other):
         from cctuning.pairing.text import scripts
 
         counts = scripts(text)
-        return sum(counts[script] for script in own) / max(counts.total(), 1)
+        return sum(counts[script] for script in languages.expected_scripts(code)) / max(counts.total(), 1)
     text = languages.prose(text)
     if not languages.identifiable(code):
         return 1 - languages.confidence(text, other, code)[0] if languages.identifiable(other) else 0.5
     return languages.confidence(text, code, other)[0]
+
+
+@cache
+def _any() -> LanguageDetector:
+    return LanguageDetectorBuilder.from_all_languages().with_low_accuracy_mode().build()
+
+
+def identify(text: str) -> str | None:
+    """The language that some sentences are in, of all that lingua knows; None where it is not sure."""
+    text = languages.prose(text.encode(errors="ignore").decode())
+    found = _any().compute_language_confidence_values(text)
+    sure = bool(found) and found[0].value >= languages.SURE
+    return known(found[0].language.iso_code_639_1.name) if sure else None
