@@ -70,7 +70,7 @@ def train(tmp_path, base, good, capsys):
         ("env: [1]\n", "env: expected a mapping"),
         ("distill_weight: 1\n", "distill_weight needs paths: both"),
         ("seed: 1\n", "model: missing"),
-        ("model: m\n", "data: missing"),
+        ("model: m\n", "data / parallel: missing"),
         ("model: m\ndata: 5\n", r"data: expected a list.*got 5"),
         ("model: m\ndata: [5]\n", "expected a path or a mapping with path:, got 5"),
         ("model: m\ndata: {path: d, wieght: 2}\n", "unknown key 'wieght'.*Did you mean 'weight'"),

@@ -106,10 +106,14 @@ def changes(
                 "resume with the options it was started with, or name another output_dir."
             )
         yield f"resumed with other options than the run was started with: {', '.join(names)}."
-    data = [(part["path"], part["fingerprints"]) for part in record["data"]["sources"]]
-    old = read_record(directory).get("data") or {}
-    if [(part["path"], part["fingerprints"]) for part in old.get("sources", [])] != data:
-        yield "resumed on other rows than the run was started on."
+    old = read_record(directory)
+    for part, name in (("data", "rows"), ("parallel", "parallel text")):
+        if _sources(record.get(part)) != _sources(old.get(part)):
+            yield f"resumed on other {name} than the run was started on."
+
+
+def _sources(report: dict[str, Any] | None) -> list[tuple[str, Any]]:
+    return [(source["path"], source["fingerprints"]) for source in (report or {}).get("sources", [])]
 
 
 def resolved(*parts: Any) -> str:

@@ -199,7 +199,7 @@ def prepare(
         "seed": args.seed,
         "model": options.model,
         "reference_language": args.reference_language,
-        "data": report.as_dict() if report else None,
+        "data": (report or LoadReport(args.reference_language)).as_dict(),
         "parallel": pairs_report.as_dict() if pairs_report else None,
         "eval_data": eval_report.as_dict() if eval_report else None,
         "skipped_in_tokenisation": [f"{origin}: {reason}" for origin, reason in trainer.skipped],
