@@ -1,4 +1,4 @@
-"""`cctuning pair INPUT … --output DIR`, `cctuning pair --config recipe.yaml`; `pair select` and `pair names`."""
+"""`cctuning pair INPUT … --output DIR`, or `--config recipe.yaml`; `pair select`, `pair names`, `pair mine`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,19 @@ def names(argv: list[str]) -> None:
     print(f"next: cctuning align --parallel {options.output} (docs/data.md)")
 
 
-ACTIONS = {"select": select, "names": names}
+def mine(argv: list[str]) -> None:
+    """`cctuning pair mine TEXT.sw TEXT.en --output FILE`."""
+    from cctuning.pairing.mining import MineOptions
+    from cctuning.pairing.mining import mine as join
+
+    description = "Join two files that are not aligned, by meaning."
+    (options,) = parse("cctuning pair mine", description, (MineOptions,), _named(argv, "--files"))
+    found, (texts, references) = join(options)
+    print(f"rows: {len(found.pairs)} of {texts} and {references} sentences, margin {found.threshold:.3f} and above")
+    print(f"next: read some of {options.output}, the least sure stand last; then cctuning train --parallel")
+
+
+ACTIONS = {"select": select, "names": names, "mine": mine}
 
 
 def sources_of(options: PairOptions) -> list[PairSource]:
