@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -90,6 +90,7 @@ def load_parallel(
     *,
     reference_language: str = "en",
     seed: int = 0,
+    bad_rows: str = "error",
 ) -> tuple[datasets.Dataset, ParallelReport]:
     """Read and check parallel text.
 
@@ -98,6 +99,7 @@ def load_parallel(
             two sides of a corpus (`corpus.sw`, `corpus.en`) are one source.
         reference_language: what one side of every pair is in.
         seed: of the samples that weights draw.
+        bad_rows: `skip`: leave bad pairs out in all sources.
 
     Returns:
         The data set, its columns `text`, `reference`, `lang` (canonical) and `origin` (file:line), all text; and the
@@ -116,6 +118,8 @@ def load_parallel(
         raise UserError("parallel: none given; name at least one file, directory or hub data set.")
     joined = pair_of_paths(list(sources), language)
     named = [ParallelSource.from_dict(source, f"parallel[{number}]") for number, source in enumerate(joined)]
+    if bad_rows == "skip":
+        named = [replace(source, bad_rows="skip") for source in named]
     report, seen, parts = ParallelReport(language), Seen(), []
     langs: list[Counter[str]] = []
 
