@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from cctuning.cli.options import parse
-from cctuning.errors import UserError
+from cctuning.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from cctuning.pairing.options import PairOptions, PairSource
@@ -17,6 +18,9 @@ def main(argv: list[str]) -> None:
     """Parse, pair, say what was made."""
     if argv and argv[0] in ACTIONS:
         return ACTIONS[argv[0]](argv[1:])
+    meant = nearest(argv[0], ACTIONS) if argv and argv[0].isalpha() and not Path(argv[0]).exists() else ""
+    if meant:
+        raise UserError(f"{argv[0]!r} is no file here and none of {', '.join(ACTIONS)}.{meant}")
     from cctuning.pairing.options import Checks, PairOptions
 
     description = "Find or make the English parallel of every row: cctuning pair INPUT ... --output DIR."
