@@ -38,7 +38,8 @@ from cctuning.training.config import CCConfig
 from cctuning.training.logged import batch_metrics, watch_decisions
 from cctuning.training.parallel import check_engine, check_launch, under_deepspeed
 from cctuning.training.profiling import StepProfiler
-from cctuning.training.uneven import FILLER, without_repeats
+from cctuning.training.sampling import BalancedOrder, EpochOrder, order_of, undisturbed
+from cctuning.training.uneven import FILLER, fillers_at_the_end, without_repeats
 
 COLUMNS = ["input_ids", "labels", "reference_input_ids", "row"]
 
@@ -109,6 +110,7 @@ class CCTrainer(SFTTrainer):
         self._rows_in_step: Tensor | int | None = None
         self._embedding: Tensor | None = None  # gathered, of the model as it is being saved
         self._origins: dict[int, str] = {}
+        self._order: EpochOrder | BalancedOrder | None = None
         super().__init__(
             model=model,
             args=args,
@@ -181,9 +183,33 @@ class CCTrainer(SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns: Any = COLUMNS
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochOrder | BalancedOrder:
+        """An order that seed and epoch alone decide, so that a run which is resumed takes each row once."""
+        self._order = order_of(self.train_dataset if train_dataset is None else train_dataset, self.args)
+        return self._order
+
+    def get_train_dataloader(self) -> Any:
+        """As the parent's; its workers' seeds are not drawn from the generator that dropout draws from."""
+        loader: Any = super().get_train_dataloader()
+        loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
+
+    def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's; tells the sampler the epoch, as accelerate does not reach it where batches are skipped."""
+        assert self._order is not None
+        self._order.begin(epoch)
+        return super()._run_epoch(model, epoch, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the parent's; training goes on as if there had been none."""
+        with undisturbed():
+            return super().evaluate(*args, **kwargs)
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """As the parent's, no row twice; also counts the step's rows, by which the alignment is averaged."""
-        if not self.args.dataloader_drop_last:
+        if isinstance(self._order, BalancedOrder):
+            epoch_iterator = fillers_at_the_end(epoch_iterator, self.accelerator, self._order.fills)
+        elif not self.args.dataloader_drop_last:
             rows: Any = self.train_dataset
             epoch_iterator = without_repeats(epoch_iterator, self.accelerator, len(rows))
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
