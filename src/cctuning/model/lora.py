@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 FOLD_INSTEAD = "fold instead (merge_and_unload, or cctuning export --format fold)"
 # Starts of a LoRA that leave the base's weights as they were; the others (PiSSA, OLoRA, CorDA, LoftQ, …) rewrite them.
-HARMLESS_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+HARMLESS_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 class Factors(NamedTuple):
@@ -90,13 +90,8 @@ def lora_from_connection(site: Site, projection: Projection, transform: nn.Modul
     Raises:
         UserError: fused experts, a transform that is not of low rank, or quantised weights.
     """
-    if projection.kind == "experts":
-        raise UserError(f"{projection.name}: fused experts are no target of an ordinary LoRA; {FOLD_INSTEAD}.")
-    if not isinstance(transform, LowRankTransform):
-        raise UserError(
-            f"{site.name}: a {type(transform).__name__} is a LoRA of full rank {site.size} only; {FOLD_INSTEAD}, or "
-            "train with transform: low_rank."
-        )
+    possible_lora(site, transform)
+    assert isinstance(transform, LowRankTransform)
     weight = plain_weight(projection, "a LoRA export")
     # Products in fp64: small, done once, and this way the LoRA and the fold differ by the model's own rounding only.
     matrix = weight.detach().double()
@@ -119,6 +114,28 @@ def lora_from_connection(site: Site, projection: Projection, transform: nn.Modul
     if moved is not None and not bool(moved.any()):
         moved = None
     return Factors(a, b, moved)
+
+
+def possible_lora(site: Site, transform: nn.Module) -> None:
+    """Raise `UserError` where a layer's transform cannot be a LoRA: fused experts, or not of low rank."""
+    for projection in site.projections:
+        if projection.kind == "experts":
+            raise UserError(f"{projection.name}: fused experts are no target of an ordinary LoRA; {FOLD_INSTEAD}.")
+    if not isinstance(transform, LowRankTransform):
+        raise UserError(
+            f"{site.name}: a {type(transform).__name__} is a LoRA of full rank {site.size} only; {FOLD_INSTEAD}, or "
+            "train with transform: low_rank."
+        )
+
+
+def check_vocabulary(model: nn.Module, original: int | None) -> None:
+    """Raise `UserError` where the embedding has other rows than the base's files: no LoRA carries those."""
+    rows = unwrap(model).config.get_text_config().vocab_size
+    if original is not None and rows != original:
+        raise UserError(
+            f"the vocabulary was resized from {original} to {rows} tokens, and a LoRA is laid on the base as it is; "
+            f"{FOLD_INSTEAD}."
+        )
 
 
 def existing_lora(model: nn.Module) -> dict[str, Factors]:

@@ -21,9 +21,12 @@ from transformers.utils.hub import convert_file_size_to_int
 from cctuning.data import Encoder
 from cctuning.errors import UserError
 from cctuning.evaluation.scored import ScoredRun
+from cctuning.model.checking import Agreement, check_export, expected
 from cctuning.model.export import check_mergeable, export_lora, untie
+from cctuning.model.exportable import original_vocabulary
 from cctuning.model.fold_files import open_fold
 from cctuning.model.loading import Loaded, load, load_tokenizer, torch_dtype
+from cctuning.model.lora import check_vocabulary
 from cctuning.model.sites import unwrap
 from cctuning.serving.answering import encoder_of
 from cctuning.serving.card import model_card
@@ -47,12 +50,14 @@ class Exported:
         manifest: what it is.
         notes: what a person who serves it should know, a sentence each.
         vllm: of a LoRA, what vLLM will make of it.
+        checked: how what was written, loaded again, answers against the run.
         url: on the hub, where it was pushed.
     """
 
     manifest: Manifest
     notes: list[str]
     vllm: Readiness | None
+    checked: Agreement
     url: str | None
 
 
@@ -106,6 +111,7 @@ def export(
             # A fold needs one module in memory at a time, unless figures are to be matched with the weights of all.
             by_file = open_fold(path, trust_remote_code) if format == "fold" and not scored else None
             loaded = by_file.loaded if by_file is not None else load(path, trust_remote_code=trust_remote_code)
+            wanted = expected(loaded if by_file is None else load(path, trust_remote_code=trust_remote_code))
             marks = _fingerprints(loaded, scored)
             encoder = encoder_of(loaded)
             ends = generation_config(encoder, unwrap(loaded.model))
@@ -132,7 +138,8 @@ def export(
                 encoder.tokenizer.chat_template = None
             encoder.tokenizer.save_pretrained(partial)
             base = loaded.base
-            del loaded, by_file  # what was written may be loaded next
+            del loaded, by_file  # what was written is loaded next
+            checked = check_export(partial, format, base, wanted, trust_remote_code=trust_remote_code)
             if scored:
                 own_code = trust_remote_code or format == "code"
                 marks |= _fingerprints(load(str(partial), trust_remote_code=own_code), scored)
@@ -162,7 +169,7 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     url = push(directory, push_to_hub, private=private) if push_to_hub is not None else None
-    return Exported(manifest, notes, ready, url)
+    return Exported(manifest, notes, ready, checked, url)
 
 
 @contextmanager
@@ -191,6 +198,8 @@ def _fingerprints(loaded: Loaded, scored: Sequence[ScoredRun]) -> set[str]:
 
 
 def _write_lora(loaded: Loaded, path: str, directory: Path) -> None:
+    if loaded.base is not None:
+        check_vocabulary(loaded.model, original_vocabulary(loaded.base))
     if loaded.connected is not None:
         export_lora(loaded.connected, directory, base_name=loaded.base)
     elif isinstance(loaded.model, PeftModel):

@@ -1,8 +1,8 @@
-"""Options that were given and change nothing: said, so that nobody waits for what they would do."""
+"""What a run will not do, said before it starts: options without effect, exports that cannot be."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
 from cctuning.connection import ConnectionConfig
@@ -25,6 +25,19 @@ def without_effect(options: RunOptions, connection: ConnectionConfig, args: CCCo
         )
     if options.eval_data and args.eval_strategy == "no":
         yield from _line(["eval_data"], "eval_strategy: no")
+
+
+def unforeseen(obstacles: Mapping[str, str | None], tune: str) -> Iterator[str]:
+    """What a run cannot be exported as, said before its first step.
+
+    Args:
+        obstacles: of `model.exportable`.
+        tune: `full` and `connection` are not asked for a LoRA by those who choose them.
+    """
+    if obstacles["fold"] is not None:
+        yield f"this run cannot be exported as a plain checkpoint: {obstacles['fold']}"
+    if obstacles["lora"] is not None and tune == "lora" and obstacles["fold"] is None:
+        yield f"this run cannot be exported as a LoRA, but as a fold: {obstacles['lora']}"
 
 
 def _given(part: RunOptions | ConnectionConfig) -> list[str]:

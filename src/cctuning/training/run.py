@@ -36,6 +36,7 @@ from cctuning.connection import ConnectionConfig
 from cctuning.data import LoadReport, Source, load_rows
 from cctuning.errors import UserError
 from cctuning.model.adapter import write_atomically
+from cctuning.model.exportable import obstacles
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, load_base, load_tokenizer
 from cctuning.model.sites import innermost, unwrap
 from cctuning.training.config import CCConfig
@@ -50,7 +51,7 @@ from cctuning.training.directory import (
     trained_before,
     write_record,
 )
-from cctuning.training.effects import without_effect
+from cctuning.training.effects import unforeseen, without_effect
 from cctuning.training.meta_start import ReadWhole, ShardedStart
 from cctuning.training.options import RunOptions
 from cctuning.training.parallel import check_checkpoint
@@ -169,6 +170,9 @@ def prepare(
     except (ValueError, ImportError, RuntimeError, OSError) as error:  # how TRL, PEFT and report_to refuse options
         raise UserError(f"options: {error}") from error
     check_sizes(trainer)
+    can = obstacles(trainer.connected)
+    for note in unforeseen(can, options.tune):
+        logger.warning(note)
     settled = trainer.connected.config
     moved = connection.reference_weights is None and settled.reference_weights == "current"
     if moved and settled.connection == "gated":
@@ -187,6 +191,7 @@ def prepare(
         "eval_data": eval_report.as_dict() if eval_report else None,
         "skipped_in_tokenisation": [f"{origin}: {reason}" for origin, reason in trainer.skipped],
         "chat": trainer.chat,
+        "exports": can,
     }
     return trainer, record, start
 
@@ -217,7 +222,8 @@ def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, Sh
 def check_sizes(trainer: CCTrainer) -> None:
     """Raise `UserError` where a row has a token or a length that the model has no place for."""
     model = unwrap(trainer.model)
-    embedding: Any = innermost(model.get_input_embeddings())  # beneath a LoRA
+    embedding: Any = innermost(model.get_input_embeddings())  # beneath a LoRA, or tokens that are trained
+    embedding = getattr(embedding, "original_module", embedding)
     vocabulary = embedding.num_embeddings  # not its weight's shape, which is 0 under ZeRO-3
     rows: Any = trainer.train_dataset
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)

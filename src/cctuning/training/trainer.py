@@ -29,6 +29,7 @@ from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.adaptive import AdaptiveModel
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
+from cctuning.model.exportable import check_adapter_start
 from cctuning.model.shards import ShardReader
 from cctuning.model.start import StartingWeights
 from cctuning.training import sharded
@@ -123,6 +124,7 @@ class CCTrainer(SFTTrainer):
         )
         if self.is_distributed_loading_by_transformers:
             raise UserError("model: transformers has dealt it out over processes (tp_plan, …); load it whole.")
+        check_adapter_start(self.model)
         # Attached after PEFT: before it, PEFT would freeze the connection, and hooks would miss the LoRA's share.
         self.connected = ConnectedModel.attach(self.model, settled)
         self.connected.seed = args.seed
