@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from cctuning.errors import UserError
-from cctuning.model.loading import LOADING_ERRORS, Loaded
+from cctuning.model.loading import LOADING_ERRORS, load, torch_dtype
 from cctuning.model.sites import unwrap
 
 TEXTS = (
@@ -27,9 +27,12 @@ TEXTS = (
     "ما هي عاصمة كينيا؟ الجواب هو",
     "1 + 2 + 3 = 6\n2 * 3 =",
 )
-DRAWN, DRAWN_TOKENS = 3, 24  # sequences of any tokens of the vocabulary, added ones among them
-# Largest relative error of logits, by the coarsest dtype on the way. Half precision rounds in every layer.
-TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.2}
+DRAWN, TOKENS = 3, 24  # sequences of any tokens of the vocabulary, added ones among them; tokens of a sequence
+IN_FLOAT32 = 12 * 1024**3  # bytes of weights in float32 up to which both are run in it: exact, and fast on processors
+# Largest relative error of logits. A checkpoint in half precision has been rounded once; models too large to be run in
+# float32 also round in every layer.
+ROUNDED_ONCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+ROUNDED = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.2}
 
 
 @dataclass(frozen=True)
@@ -56,81 +59,87 @@ class Agreement:
         )
 
 
-def probes(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[Tensor]:
-    """Token ids (1, T) to run through both: texts in several scripts, and tokens drawn from the whole vocabulary."""
-    rows = [tokenizer(text)["input_ids"] for text in TEXTS]
-    drawn = torch.randint(vocabulary, (DRAWN, DRAWN_TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
-    top = [*range(max(0, vocabulary - DRAWN_TOKENS), vocabulary)]  # where a vocabulary was added to
-    return [torch.tensor([row]) for row in [*rows, *drawn, top] if row]
+def probes(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[list[int]]:
+    """Token ids to run through both: texts in several scripts, and tokens drawn from the whole vocabulary."""
+    rows = [tokenizer(text)["input_ids"][:TOKENS] for text in TEXTS]
+    drawn = torch.randint(vocabulary, (DRAWN, TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
+    top = [*range(max(0, vocabulary - TOKENS), vocabulary)]  # where a vocabulary was added to
+    return [row for row in [*rows, *drawn, top] if row]
 
 
 @torch.no_grad()
-def logits(model: Any, ids: Sequence[Tensor]) -> list[Tensor]:
-    """Of each of `ids`: logits (T, vocabulary) in float32 on the CPU, less their mean over the vocabulary."""
+def logits(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Of all tokens of `rows`, one after the other: logits (tokens, vocabulary) in float32 on the CPU, less their mean
+    over the vocabulary."""
     device = next(model.parameters()).device
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
     model.eval()
-    found = []
-    for row in ids:
-        row = row.to(device)
-        out = model(input_ids=row, attention_mask=torch.ones_like(row)).logits[0].float().cpu()
-        found.append(out - out.mean(-1, keepdim=True))
-    return found
-
-
-def expected(loaded: Loaded) -> tuple[list[Tensor], list[Tensor], torch.dtype]:
-    """Probes, what the run makes of them, and the dtype it does so in."""
-    model: Any = loaded.connected or loaded.model
-    vocabulary = int(unwrap(loaded.model).config.get_text_config().vocab_size)
-    ids = probes(loaded.tokenizer, vocabulary)
-    return ids, logits(model, ids), loaded.model.dtype
+    found = model(input_ids=ids, attention_mask=mask).logits[mask.bool()].float().cpu()
+    return found - found.mean(-1, keepdim=True)
 
 
 def check_export(
-    directory: Path,
-    kind: str,
-    base: str | None,
-    wanted: tuple[list[Tensor], list[Tensor], torch.dtype],
-    *,
-    trust_remote_code: bool = False,
+    path: str, directory: Path, kind: str, base: str | None, *, trust_remote_code: bool = False
 ) -> Agreement:
-    """Load what was written and compare it with `wanted`, as `expected` gave it.
+    """Load the run and what was written of it, one after the other, and compare their logits.
 
     Args:
-        directory: the export. kind: `fold`, `lora` or `code`.
+        path: the run. directory: the export. kind: `fold`, `lora` or `code`.
         base: of a LoRA: the model it is for.
 
     Raises:
-        UserError: it does not load, or does not answer as the run does.
+        UserError: the export does not load, or does not answer as the run does.
     """
+    source = str(base) if kind == "lora" else str(directory)
+    written = torch_dtype(str(_config(source, trust_remote_code or kind == "code").dtype).removeprefix("torch."))
+    loaded = load(path, trust_remote_code=trust_remote_code)
+    small = 4 * sum(parameter.numel() for parameter in loaded.model.parameters()) <= IN_FLOAT32
+    dtype = "float32" if small and loaded.model.dtype != torch.float64 else "auto"
+    run: Any = loaded.connected or loaded.model
+    if dtype == "float32":
+        run = run.float()
+    rows = probes(loaded.tokenizer, int(unwrap(loaded.model).config.get_text_config().vocab_size))
+    wanted = logits(run, rows)
+    del loaded, run
     try:
-        model = _reload(directory, kind, base, trust_remote_code or kind == "code")
+        model = _reload(directory, kind, source, dtype, trust_remote_code or kind == "code")
+        found = logits(model, rows)
     except LOADING_ERRORS as error:
         raise UserError(
             f"the export does not load again ({type(error).__name__}: {error}); nothing was kept. Please report this."
         ) from error
-    ids, run, dtype = wanted
-    written = logits(model, ids)
-    tolerance = max(TOLERANCE.get(kind, 0.0) for kind in (dtype, model.dtype))
-    difference = sum(float((a - b).square().sum()) for a, b in zip(run, written, strict=True))
-    size = sum(float(a.square().sum()) for a in run)
-    same = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in zip(run, written, strict=True)])
-    agreement = Agreement((difference / max(size, 1e-30)) ** 0.5, same.float().mean().item(), len(same), tolerance)
-    if not agreement.error <= tolerance:
+    tolerance = ROUNDED_ONCE if dtype == "float32" else ROUNDED
+    allowed = max(tolerance.get(kind, 1e-3) for kind in (written or torch.float32, model.dtype))
+    missed = float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
+    same = (found.argmax(-1) == wanted.argmax(-1)).float().mean().item()
+    agreement = Agreement(missed, same, len(wanted), allowed)
+    if not missed <= allowed:
         raise UserError(
-            f"the export does not answer as the run does: loaded again, its logits differ by {agreement.error:.1e} of "
-            f"their size (at most {tolerance:.0e} is rounding), and the likeliest token is the same in "
-            f"{agreement.same:.0%} of {agreement.positions} positions; nothing was kept. Please report this with the "
-            "run's config.yaml; cctuning generate answers with the run itself."
+            f"the export does not answer as the run does: loaded again, its logits differ by {missed:.1e} of their "
+            f"size (at most {allowed:.0e} is rounding), and the likeliest token is the same in {same:.0%} of "
+            f"{len(wanted)} positions; nothing was kept. Please report this with the run's config.yaml; cctuning "
+            "generate answers with the run itself."
         )
     return agreement
 
 
-def _reload(directory: Path, kind: str, base: str | None, trust_remote_code: bool) -> Any:
+def _config(source: str, trust_remote_code: bool) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except LOADING_ERRORS as error:
+        raise UserError(f"the export's config does not load again ({error}); nothing was kept.") from error
+
+
+def _reload(directory: Path, kind: str, source: str, dtype: str, trust_remote_code: bool) -> Any:
     """The export as a server loads it, with nothing of ours."""
-    name = str(base) if kind == "lora" else str(directory)
     loader: Any = AutoModelForCausalLM
     model, info = loader.from_pretrained(
-        name, dtype="auto", trust_remote_code=trust_remote_code, output_loading_info=True
+        source,
+        dtype="auto" if dtype == "auto" else torch_dtype(dtype),
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
     )
     odd = sorted([*info["missing_keys"], *info["unexpected_keys"]])
     if odd and kind != "lora":

@@ -21,7 +21,7 @@ from transformers.utils.hub import convert_file_size_to_int
 from cctuning.data import Encoder
 from cctuning.errors import UserError
 from cctuning.evaluation.scored import ScoredRun
-from cctuning.model.checking import Agreement, check_export, expected
+from cctuning.model.checking import Agreement, check_export
 from cctuning.model.export import check_mergeable, export_lora, untie
 from cctuning.model.exportable import original_vocabulary
 from cctuning.model.fold_files import open_fold
@@ -30,6 +30,7 @@ from cctuning.model.lora import check_vocabulary
 from cctuning.model.sites import unwrap
 from cctuning.serving.answering import encoder_of
 from cctuning.serving.card import model_card
+from cctuning.serving.compatible import files_of, keep_config, keep_tokenizer
 from cctuning.serving.hub import check_push, push
 from cctuning.serving.manifest import Manifest
 from cctuning.serving.origin import Origin, read_origin, refuse_quantised
@@ -111,7 +112,6 @@ def export(
             # A fold needs one module in memory at a time, unless figures are to be matched with the weights of all.
             by_file = open_fold(path, trust_remote_code) if format == "fold" and not scored else None
             loaded = by_file.loaded if by_file is not None else load(path, trust_remote_code=trust_remote_code)
-            wanted = expected(loaded if by_file is None else load(path, trust_remote_code=trust_remote_code))
             marks = _fingerprints(loaded, scored)
             encoder = encoder_of(loaded)
             ends = generation_config(encoder, unwrap(loaded.model))
@@ -136,10 +136,13 @@ def export(
                 del model
             if not encoder.chat:  # a server would render with the base's, which training never saw
                 encoder.tokenizer.chat_template = None
-            encoder.tokenizer.save_pretrained(partial)
             base = loaded.base
+            own = files_of(base)
+            keep_tokenizer(partial, own, encoder.tokenizer)
+            if format != "lora":
+                keep_config(partial, own)
             del loaded, by_file  # what was written is loaded next
-            checked = check_export(partial, format, base, wanted, trust_remote_code=trust_remote_code)
+            checked = check_export(path, partial, format, base, trust_remote_code=trust_remote_code)
             if scored:
                 own_code = trust_remote_code or format == "code"
                 marks |= _fingerprints(load(str(partial), trust_remote_code=own_code), scored)
