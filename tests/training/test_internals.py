@@ -20,6 +20,14 @@ OVERRIDDEN = {
     "_save_optimizer_and_scheduler": ["self", "output_dir"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     "_get_train_sampler": ["self", "train_dataset"],
+    "evaluation_loop": [
+        "self",
+        "dataloader",
+        "description",
+        "prediction_loss_only",
+        "ignore_keys",
+        "metric_key_prefix",
+    ],
     "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
 }
 

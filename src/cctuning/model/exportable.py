@@ -18,7 +18,7 @@ from cctuning.model.adapter import base_is_trained, times_written
 from cctuning.model.export import check_config, check_mergeable
 from cctuning.model.fold import check_foldable
 from cctuning.model.loading import LOADING_ERRORS
-from cctuning.model.lora import HARMLESS_STARTS, check_vocabulary, existing_lora, possible_lora
+from cctuning.model.lora import HARMLESS_STARTS, check_vocabulary, existing_lora, plain_adapter, possible_lora
 from cctuning.model.quantised import is_quantised
 from cctuning.model.sites import find_sites, unwrap
 
@@ -95,7 +95,11 @@ def _check_fold(connected: ConnectedModel) -> None:
 
 def _check_lora(connected: ConnectedModel) -> None:
     check_config(connected.config, "exported as a LoRA")
-    existing = existing_lora(connected.model)
+    model: Any = connected.model
+    if is_quantised(model) and isinstance(model, PeftModel):  # the export is for the base as it was before
+        existing: Any = plain_adapter(model)
+    else:
+        existing = existing_lora(model)
     if base_is_trained(connected):
         raise UserError("tune: full trains the base's own weights, which a LoRA does not carry; export it as a fold.")
     check_vocabulary(connected.model, original_vocabulary(unwrap(connected.model).config.name_or_path))

@@ -249,7 +249,8 @@ def _inject_lora(model: PreTrainedModel, folder: Path) -> None:
             path, _, name = key.rpartition(".")
             if not path.endswith((".lora_A", ".lora_B")):
                 raise NotByFile(f"{key} is no part of a linear layer's LoRA")
-            _put(wrapped.get_submodule(f"{path}.{wrapped.active_adapter}"), name, value)
+            # In float32, as PEFT has them: their product is rounded once, when it is merged.
+            _put(wrapped.get_submodule(f"{path}.{wrapped.active_adapter}"), name, value.to(_at_least_float32(value)))
     except LOADING_ERRORS as error:
         raise NotByFile(str(error)) from error
     seen = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
@@ -260,6 +261,10 @@ def _inject_lora(model: PreTrainedModel, folder: Path) -> None:
             raise NotByFile("its LoRA is on a weight that two modules share")
         if getattr(module, "lora_variant", None):
             raise NotByFile("its adapter is a variant of LoRA")
+
+
+def _at_least_float32(value: Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)
 
 
 def _own_names(owner: str, module: nn.Module) -> list[str]:

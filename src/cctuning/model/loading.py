@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.connected import ConnectedModel
+from cctuning.model.quantised import keep_differentiable
 
 RUN_FILE = "run.json"
 MODEL_FOLDER = "model"
@@ -107,6 +108,7 @@ def load_base(
     revision: str | None = None,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
+    quantisation: Any = None,
 ) -> PreTrainedModel:
     """A causal LM from a directory or the hub.
 
@@ -114,6 +116,7 @@ def load_base(
         name: directory or hub name.
         dtype: `auto` (as saved) or a torch dtype's name.
         revision, trust_remote_code, attn_implementation: as in transformers.
+        quantisation: a quantization_config of transformers; None: as the files are.
 
     Raises:
         UserError: it cannot be found, is not a causal LM or lacks weights; where the library says why, in its words.
@@ -130,9 +133,11 @@ def load_base(
             trust_remote_code=trust_remote_code,
             attn_implementation=attn_implementation,
             output_loading_info=True,
+            **({} if quantisation is None else {"quantization_config": quantisation}),
         )
     except LOADING_ERRORS as error:
         raise UserError(f"model {name!r}: cannot be loaded: {_first_line(error)}") from error
+    keep_differentiable(model)
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would start them at random and go on
         raise UserError(

@@ -152,6 +152,16 @@ def existing_lora(model: nn.Module) -> dict[str, Factors]:
                 f"{name}: an adapter was injected into the plain model; wrap it with get_peft_model instead."
             )
         return {}
+    active = plain_adapter(model)
+    return {name: factors for name, module in found.items() if (factors := _factors(name, module, active))}
+
+
+def plain_adapter(model: PeftModel) -> str:
+    """The name of the one LoRA on `model`, by its config a plain one.
+
+    Raises:
+        UserError: it is another kind of adapter, trains weights of the base, or there are several.
+    """
     active = model.active_adapters
     config = model.peft_config[active[0]]
     unfit = None
@@ -167,14 +177,16 @@ def existing_lora(model: nn.Module) -> dict[str, Factors]:
         unfit = "it replicates layers"
     if unfit:
         raise UserError(f"the adapter on the base cannot be part of a LoRA export: {unfit}; {FOLD_INSTEAD}.")
-    return {name: factors for name, module in found.items() if (factors := _factors(name, module, active[0]))}
+    for name, module in unwrap(model).named_modules():
+        variant = getattr(module, "lora_variant", {}).get(active[0])
+        if variant is not None:  # DoRA and its like are not of the form s B A
+            raise UserError(f"{name}: {type(variant).__name__} is no plain LoRA; {FOLD_INSTEAD}.")
+    return str(active[0])
 
 
 def _factors(name: str, module: BaseTunerLayer, adapter: str) -> Factors | None:
     if not isinstance(module, LoraLinear):
         raise UserError(f"{name}: a {type(module).__name__} is no plain linear LoRA; {FOLD_INSTEAD}.")
-    if adapter in module.lora_variant:  # DoRA and its like are not of the form s B A
-        raise UserError(f"{name}: {type(module.lora_variant[adapter]).__name__} is no plain LoRA; {FOLD_INSTEAD}.")
     if module.merged:
         raise UserError(f"{name}: the LoRA is merged into the weights at present; call unmerge_adapter() first.")
     if adapter not in module.lora_A:

@@ -13,8 +13,7 @@ from cctuning.training.options import RunOptions
 def without_effect(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> Iterator[str]:
     """A line for each group of options that differ from their defaults and have no effect beside the others."""
     if options.tune != "lora":
-        lora = [name for name in _given(options) if name.startswith("lora_")]
-        yield from _line(lora, f"tune: {options.tune}")
+        yield from _line(options.adapter_given(), f"tune: {options.tune}")
     if options.tune == "connection" and args.base_decay:
         yield from _line(["base_decay"], "tune: connection, where the base stays as it is")
     if connection.connection == "none":

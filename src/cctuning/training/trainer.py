@@ -19,7 +19,7 @@ from datasets import Dataset
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 from trl import SFTTrainer
 
@@ -41,6 +41,7 @@ from cctuning.training.parallel import check_engine, check_launch, under_deepspe
 from cctuning.training.profiling import StepProfiler
 from cctuning.training.sampling import BalancedOrder, EpochOrder, order_of, undisturbed
 from cctuning.training.uneven import FILLER, fillers_at_the_end, without_repeats
+from cctuning.training.watching import LanguageLoss
 
 COLUMNS = ["input_ids", "labels", "reference_input_ids", "row"]
 
@@ -112,6 +113,7 @@ class CCTrainer(SFTTrainer):
         self._embedding: Tensor | None = None  # gathered, of the model as it is being saved
         self._origins: dict[int, str] = {}
         self._order: EpochOrder | BalancedOrder | None = None
+        self._by_language = LanguageLoss()
         super().__init__(
             model=model,
             args=args,
@@ -134,6 +136,8 @@ class CCTrainer(SFTTrainer):
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UserError("nothing would train: the base is frozen and the connection has no part that learns.")
         self._keep_start(args.base_decay)
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         if args.profile_steps:
             self.add_callback(StepProfiler(args.profile_steps, Path(str(args.output_dir))))
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated step
@@ -202,10 +206,19 @@ class CCTrainer(SFTTrainer):
         self._order.begin(epoch)
         return super()._run_epoch(model, epoch, *args, **kwargs)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the parent's; training goes on as if there had been none."""
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the parent's, with the loss of each language; training goes on as if there had been none."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        self._by_language.start(self.eval_dataset[rows] if isinstance(rows, str) else rows)  # type: ignore[index]
         with undisturbed():
-            return super().evaluate(*args, **kwargs)
+            return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's; the languages' losses are logged with the others."""
+        output = super().evaluation_loop(*args, **kwargs)
+        assert output.metrics is not None
+        output.metrics.update(self._by_language.result(kwargs.get("metric_key_prefix", "eval")))
+        return output
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """As the parent's, no row twice; also counts the step's rows, by which the alignment is averaged."""
@@ -244,6 +257,8 @@ class CCTrainer(SFTTrainer):
         )
         if training and not bool(torch.isfinite(outputs.loss)):
             self._stop_at(inputs, outputs)
+        if not training:
+            self._by_language.add(inputs, outputs.student_row_loss)
         self._record(inputs, outputs, "train" if training else "eval", filler)
         loss = outputs.loss * 0 if filler else outputs.loss
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
