@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
-from trl import SFTTrainer
 
 from cctuning.connection import ConnectionConfig, Fit
 from cctuning.data import PairedCollator, Reading, encode_dataset
@@ -36,17 +35,17 @@ from cctuning.training import sharded
 from cctuning.training.base_decay import BaseDecay, check_start
 from cctuning.training.card import write_model_card
 from cctuning.training.config import CCConfig
+from cctuning.training.epochs import EpochTrainer
 from cctuning.training.logged import batch_metrics, watch_decisions
 from cctuning.training.parallel import check_engine, check_launch, under_deepspeed
 from cctuning.training.profiling import StepProfiler
-from cctuning.training.sampling import BalancedOrder, EpochOrder, order_of, undisturbed
+from cctuning.training.sampling import BalancedOrder
 from cctuning.training.uneven import FILLER, fillers_at_the_end, without_repeats
-from cctuning.training.watching import LanguageLoss
 
 COLUMNS = ["input_ids", "labels", "reference_input_ids", "row"]
 
 
-class CCTrainer(SFTTrainer):
+class CCTrainer(EpochTrainer):
     """Fine-tune a causal LM on rows with a reference (arXiv 2506.00875), or without one (plain SFT, same code).
 
     Args:
@@ -112,8 +111,6 @@ class CCTrainer(SFTTrainer):
         self._rows_in_step: Tensor | int | None = None
         self._embedding: Tensor | None = None  # gathered, of the model as it is being saved
         self._origins: dict[int, str] = {}
-        self._order: EpochOrder | BalancedOrder | None = None
-        self._by_language = LanguageLoss()
         super().__init__(
             model=model,
             args=args,
@@ -188,37 +185,6 @@ class CCTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns: Any = COLUMNS
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochOrder | BalancedOrder:
-        """An order that seed and epoch alone decide, so that a run which is resumed takes each row once."""
-        self._order = order_of(self.train_dataset if train_dataset is None else train_dataset, self.args)
-        return self._order
-
-    def get_train_dataloader(self) -> Any:
-        """As the parent's; its workers' seeds are not drawn from the generator that dropout draws from."""
-        loader: Any = super().get_train_dataloader()
-        loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
-        return loader
-
-    def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's; tells the sampler the epoch, as accelerate does not reach it where batches are skipped."""
-        assert self._order is not None
-        self._order.begin(epoch)
-        return super()._run_epoch(model, epoch, *args, **kwargs)
-
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the parent's, with the loss of each language; training goes on as if there had been none."""
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        self._by_language.start(self.eval_dataset[rows] if isinstance(rows, str) else rows)  # type: ignore[index]
-        with undisturbed():
-            return super().evaluate(eval_dataset, *args, **kwargs)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's; the languages' losses are logged with the others."""
-        output = super().evaluation_loop(*args, **kwargs)
-        assert output.metrics is not None
-        output.metrics.update(self._by_language.result(kwargs.get("metric_key_prefix", "eval")))
-        return output
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """As the parent's, no row twice; also counts the step's rows, by which the alignment is averaged."""
