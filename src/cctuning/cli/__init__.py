@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -59,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn at every row
         if not sys.stderr.isatty() and argv[0] not in ("demo", "lab"):
             as_lines()  # a log file has no use for progress bars
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of a kernel it would like, at each import
         warnings.filterwarnings("ignore", category=FutureWarning)  # between TRL and transformers: nothing to be done
         importlib.import_module(f"cctuning.cli.{argv[0]}").main(argv[1:])
     except UserError as error:

@@ -108,16 +108,28 @@ def keep_tokenizer(directory: Path, base: Path | None, tokenizer: PreTrainedToke
     if base is not None:
         with suppress(*LOADING_ERRORS):
             before = AutoTokenizer.from_pretrained(base)
-    if before is None or base is None or not _same_tokens(before, tokenizer):
-        tokenizer.save_pretrained(directory)
-        _name_older_class(directory)
-        return
     directory.mkdir(parents=True, exist_ok=True)
+    if base is not None and before is not None and _same_tokens(before, tokenizer):
+        copied = _copy(directory, base, before, tokenizer)
+        if _reads_as(directory, tokenizer):
+            return
+        for file in copied:  # by their class alone transformers reads them otherwise than beside the base's config
+            file.unlink(missing_ok=True)
+    tokenizer.save_pretrained(directory)
+    _name_older_class(directory, tokenizer)
+
+
+def _copy(
+    directory: Path, base: Path, before: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase
+) -> list[Path]:
+    """Copy the base's files, with what is another in `tokenizer` than in its own (`before`); what was written."""
+    written = [directory / TEMPLATE]
     for pattern in TOKENIZER_FILES:
         for file in base.glob(pattern):
-            (directory / file.relative_to(base)).parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, directory / file.relative_to(base))
-    _name_older_class(directory)
+            written.append(directory / file.relative_to(base))
+            written[-1].parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, written[-1])
+    _name_older_class(directory, tokenizer)
     changed = {name: getattr(tokenizer, name) for name in SPECIAL if getattr(tokenizer, name) != getattr(before, name)}
     if changed:
         for name in (TOKENIZER, "special_tokens_map.json"):
@@ -125,6 +137,14 @@ def keep_tokenizer(directory: Path, base: Path | None, tokenizer: PreTrainedToke
                 _write(directory / name, _read(directory / name) | changed)
     if tokenizer.chat_template != before.chat_template:
         _replace_template(directory, tokenizer.chat_template)
+    return written
+
+
+def _reads_as(directory: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether what was written is read with the tokens of `tokenizer`."""
+    with suppress(*LOADING_ERRORS):
+        return _same_tokens(AutoTokenizer.from_pretrained(directory), tokenizer)
+    return False
 
 
 def _same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
@@ -146,11 +166,16 @@ def _replace_template(directory: Path, template: str | dict[str, str] | None) ->
         (directory / TEMPLATE).write_text(template, encoding="utf-8")
 
 
-def _name_older_class(directory: Path) -> None:
-    """`TokenizersBackend`, which transformers 4 does not have, by the name it had there; both versions read that."""
+def _name_older_class(directory: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """`TokenizersBackend`, which transformers 4 does not have, by the name it had there, where both versions then read
+    the same tokens: for some families transformers 5 takes the older name for the family's own class."""
     file = directory / TOKENIZER
-    if file.is_file() and _read(file).get("tokenizer_class") == "TokenizersBackend":
-        _write(file, _read(file) | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    if not file.is_file() or _read(file).get("tokenizer_class") != "TokenizersBackend":
+        return
+    before = _read(file)
+    _write(file, before | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    if not _reads_as(directory, tokenizer):
+        _write(file, before)
 
 
 def _read(path: Path) -> dict[str, Any]:
