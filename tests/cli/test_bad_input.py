@@ -98,7 +98,7 @@ def test_recipe(text, pattern, tmp_path, capsys):
         (["--learning_rate"], "learning_rate.*expected one argument"),
         (["recipe.yaml"], "unexpected argument 'recipe.yaml'; a recipe is named with --config"),
         (["--config"], "--config: expected a file"),
-        (["--config", "none.yaml"], "none.yaml: cannot be read: No such file"),
+        (["--config", "none.yaml"], "--config none.yaml: no such file, and no name of one in the package"),
     ],
 )
 def test_flags(flags, pattern, capsys):

@@ -29,6 +29,7 @@ METRICS_FILE = "metrics.jsonl"
 ALL_LEGS = "total_runtime"  # in it: seconds trained so far, by all legs of a run that was resumed
 # Options that decide which weights a checkpoint holds.
 SHAPING = {"model", "tune", "lora_rank", "lora_target_modules", "layers", "optim"}
+SHAPING |= {"lora_target_parameters", "lora_modules_to_save", "use_dora", "load_in_4bit", "load_in_8bit"}
 SHAPING |= {"connection", "decision", "decision_rank", "transform", "transform_rank"}
 
 
