@@ -32,8 +32,8 @@ class Plan:
         trains: part (`base`, `LoRA`, `connection`) -> weights that learn. weights: all that there are.
         memory: bytes a device, by arithmetic: weights, gradients, optimiser and the start that is kept.
         device: kind and bytes of the device; 0 bytes where that is not known.
-        parallel: by language, pairs beside answered rows, with each reference once as a row of its own. beside: of them
-            a batch takes for each answered row.
+        parallel: by language, pairs beside answered rows, with each reference once as a row of its own.
+        beside: of them a batch takes for each answered row.
     """
 
     rows: dict[str, int]
