@@ -162,6 +162,7 @@ def test_a_pack(base, files: Path, tmp_path: Path) -> None:
     text = tmp_path / "pairs.jsonl"
     text.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     given = ["--parallel", str(text), "--output_dir", str(tmp_path / "pack"), "--use_cpu", "true"]
+    given += ["--per_device_train_batch_size", "4"]  # the first step has a rate of 0
     assert main(["align", str(base("llama")), "--config", "pack", *given]) == 0
     before, after = (AutoModelForCausalLM.from_pretrained(place) for place in (base("llama"), tmp_path / "pack/model"))
     ids = torch.tensor([[2, 40, 7, 33, 1, 3]])
