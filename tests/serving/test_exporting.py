@@ -96,7 +96,7 @@ def test_generation_ends_where_training_did(format, tmp_path):
     assert (manifest.kind, manifest.reference_language, manifest.languages, manifest.chat) == (
         format,
         "en",
-        ["xx"],
+        ["qaa"],
         True,
     )
 

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from cctuning.cli.options import Plain
 from cctuning.errors import UserError
-from cctuning.evaluation.languages import language_name
+from cctuning.languages import canonical, language_name
 
 # Where the lab's conditions part (docs/lab/): below FOUND and EXPLAINED nothing transferred; where the language's own
 # loss was less than GAP (nats a response) above the reference language's, there was nothing to gain.
@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
     from rich.table import Table
 
     check_base(args.model)
+    args.reference_language = canonical(args.reference_language, "--reference_language")
     found = measure(args)
     name = language_name(args.reference_language)
     table = Table(title=f"{args.model}: what a connection could carry over", caption=CAPTION.format(name=name))

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from cctuning.cli.options import Plain
 from cctuning.errors import UserError
+from cctuning.languages import UNKNOWN
 
 if TYPE_CHECKING:
     from cctuning.model.connected import ConnectedModel
-
-UNKNOWN = "und"  # ISO 639's code for a language that nobody has told
 
 
 def main(argv: list[str]) -> None:
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", help="with --file: write here and not to stdout")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
     args = parser.parse_args(argv)
-    from cctuning.data.conversations import same_language
+    from cctuning.languages import canonical, same
     from cctuning.model.loading import load
     from cctuning.serving.answering import Answerer, reference_language
 
@@ -61,8 +60,8 @@ def main(argv: list[str]) -> None:
             raise UserError(
                 f"--{name}: {args.model} has no connection (folded or plain); give the run it was trained in."
             )
-    if args.lang and language and same_language(args.lang, language):
-        args.lang = language
+    if args.lang and language:
+        args.lang = language if same(canonical(args.lang, "--lang"), language) else canonical(args.lang)
     if args.prompt is not None and args.reference and args.lang == language:
         raise UserError(
             f"--lang {args.lang}: a prompt in the reference language is its own parallel; leave --reference out."

@@ -20,6 +20,7 @@ from typing import Any
 
 from cctuning.data.rows import BadRow, Message, Row, Text
 from cctuning.errors import UserError, nearest
+from cctuning.languages import canonical, is_code, same, unknown
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -74,21 +75,30 @@ class Layout:
             raise BadRow("prompt", reason)
         choose("response", "response", "completion", "output")
         if "reference" not in columns:
-            choose("reference_messages", f"messages_{language}", f"conversations_{language}")
+            choose("reference_messages", *_beside(found, language, "messages", "conversations"))
         if "reference_messages" not in columns:
-            choose("reference", f"prompt_{language}", f"instruction_{language}")
-        choose("reference_response", f"response_{language}", f"completion_{language}", f"output_{language}")
+            choose("reference", *_beside(found, language, "prompt", "instruction"))
+        choose("reference_response", *_beside(found, language, "response", "completion", "output"))
         choose("lang", "lang")
         if parts.get("prompt") == "instruction":
             choose("input", "input")
-        if parts.get("reference") == f"instruction_{language}":
-            choose("reference_input", f"input_{language}")
+        if str(parts.get("reference")).startswith("instruction_") and "reference" not in columns:
+            choose("reference_input", *_beside(found, language, "input"))
         return cls(**parts)
 
     def used(self) -> dict[str, str]:
         """The parts that a column plays, with its name."""
         values = {part.name: getattr(self, part.name) for part in fields(self)}
         return {part: name for part, name in values.items() if name is not None}
+
+
+def _beside(found: Sequence[str], language: str, *stems: str) -> list[str]:
+    """The columns named after a stem and the reference language, however that is written: `prompt_eng_Latn`."""
+    exact = [f"{stem}_{language}" for stem in stems]
+    if any(name in found for name in exact):
+        return exact
+    split = [(name, name.removeprefix(f"{stem}_")) for stem in stems for name in found if name.startswith(f"{stem}_")]
+    return [name for name, code in split if is_code(code) and same(code, language)]
 
 
 PARTS = tuple(part.name for part in fields(Layout))
@@ -129,8 +139,9 @@ def parse(
     row_lang = _text(lang if named is None or named == "" else named, layout.lang or "lang").strip()
     if not row_lang:
         raise BadRow(layout.lang or "lang", "no language; fill the column, or give the source a lang: in the recipe.")
-    if same_language(row_lang, language):
-        row_lang = language
+    if not is_code(row_lang):
+        raise BadRow(layout.lang or "lang", unknown(row_lang))
+    row_lang = language if same(row_lang, language) else canonical(row_lang)
     reference, reference_response = _reference(record, layout, language) if row_lang != language else (None, None)
     if reference is not None and response is not None:
         how = leak(prompt, response, reference)
@@ -139,15 +150,6 @@ def parse(
     if layout.id is not None:
         origin = f"{origin} (id {record.get(layout.id)})"
     return Row(prompt, response, row_lang, reference, reference_response, origin)
-
-
-def same_language(code: str, other: str) -> bool:
-    """Whether two codes differ at most in case and in regions: `fr`, `FR`, `fr-CA` and `fr_FR` are one language."""
-
-    def parts(code: str) -> list[str]:
-        return [part for place, part in enumerate(re.split("[-_]", code.lower())) if not place or len(part) > 3]
-
-    return parts(code) == parts(other)
 
 
 def missing_reference(layout: Layout, found: Sequence[str], language: str) -> BadRow:

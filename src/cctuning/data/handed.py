@@ -9,8 +9,7 @@ from typing import Any
 from cctuning.data.conversations import Layout, missing_reference, parse
 from cctuning.data.rows import BadRow
 from cctuning.errors import UserError
-
-UNNAMED = "und"  # stands for the language of a row that names none and is not in the reference language
+from cctuning.languages import UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Reading:
         """
         field = self.layout.reference_messages or self.layout.reference
         alone = field is None or record.get(field) in (None, "")
-        lang = self.language if alone else UNNAMED
+        lang = self.language if alone else UNKNOWN
         row = parse(record, self.layout, "", found=self.found, lang=lang, language=self.language)
         if self.required and row.reference is None and row.lang != self.language:
             raise missing_reference(self.layout, self.found, self.language)

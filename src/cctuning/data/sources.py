@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 from cctuning.data.conversations import PARTS, Layout, check_columns, missing_reference, parse
 from cctuning.data.rows import CHUNK, BadRow, Records, Row, Skipped, Text, open_records
 from cctuning.errors import UserError, nearest
+from cctuning.languages import canonical
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 # While reading, a text is kept in one of two columns: whether any row is a conversation is known only at the end.
@@ -68,6 +69,8 @@ class Source:
             # YAML reads a bare `no`, the code of Norwegian, as false
             if not isinstance(value, str) and (option == "split" or value is not None):
                 raise UserError(f"{where}: {option}: expected text, got {value!r}; put it in quotes.")
+        if self.lang is not None:
+            self.lang = canonical(self.lang, f"{where}: lang")
         if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)) or not 0 < self.weight < 1e6:
             raise UserError(f"{where}: weight: expected a number above 0, got {self.weight!r}.")
         if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
@@ -200,6 +203,7 @@ def load_rows(
     if not sources:
         raise UserError("sources: none given; name at least one file, directory or hub data set.")
     named = [Source.from_dict(source, f"sources[{number}]") for number, source in enumerate(sources)]
+    reference_language = canonical(reference_language, "reference_language")
     report, tables, seen = LoadReport(reference_language), [], set[bytes]()
     for number, source in enumerate(named):
         account = SourceReport(source.path)

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from cctuning.errors import UserError
-from cctuning.evaluation.languages import ENGLISH, language_name
 from cctuning.evaluation.scored import ScoredRun, check_same, check_seeds, common_tasks, read_run
 from cctuning.evaluation.statistics import (
     Array,
@@ -30,6 +29,7 @@ from cctuning.evaluation.statistics import (
     sign_flip_test,
     t_interval,
 )
+from cctuning.languages import ENGLISH, language_name
 
 MIN_DRAWS = 1000
 FEW_ITEMS = 30  # below, a percentile interval is known to be too narrow

@@ -17,9 +17,9 @@ import datasets
 from cctuning.data import load_rows
 from cctuning.data.rows import fingerprint
 from cctuning.errors import UserError
-from cctuning.evaluation.languages import ENGLISH, language_name
 from cctuning.evaluation.rows import row_task
 from cctuning.evaluation.suites import Item
+from cctuning.languages import ENGLISH, language_name
 
 LONG_ANSWER = 256  # tokens, where a response has more than one line
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from cctuning.errors import UserError
-from cctuning.evaluation.languages import ENGLISH, language_name
 from cctuning.evaluation.models import Journal
 from cctuning.evaluation.suites import Item
+from cctuning.languages import ENGLISH, language_name
 
 
 def with_parallels(items: list[Item], notes: list[str], language: str = ENGLISH) -> list[Item]:

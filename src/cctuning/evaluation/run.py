@@ -26,12 +26,12 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from cctuning.errors import UserError
-from cctuning.evaluation.languages import ENGLISH
 from cctuning.evaluation.models import ConnectedLM, Journal, writing
 from cctuning.evaluation.own import own_items, rows_fingerprint
 from cctuning.evaluation.parallels import Parallels, with_parallels
 from cctuning.evaluation.suites import SUITES, Item, plan
 from cctuning.evaluation.table import markdown
+from cctuning.languages import ENGLISH
 from cctuning.model.adapter import CONFIG_FILE, read_config, write_atomically
 from cctuning.model.loading import Loaded, load, resolve
 

@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 
 from cctuning.errors import UserError
 from cctuning.evaluation import hub
-from cctuning.evaluation.languages import ENGLISH
 from cctuning.evaluation.rows import ACCURACIES, CHOICES, paper_task, xcopa_english
+from cctuning.languages import ENGLISH
 
 # Of lm-eval's tasks.
 FOLDERS = ("mgsm/direct", "xcopa", "xstorycloze", "xnli", "xwinograd", "xquad", "openai-mmmlu/default", "mmlu/default")

@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
-from cctuning.evaluation.languages import ENGLISH, LEVELS, language_name, level
+from cctuning.evaluation.languages import LEVELS, level
+from cctuning.languages import ENGLISH, language_name
 
 NORMALISED = "acc_norm"
 MAIN = {

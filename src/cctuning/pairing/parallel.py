@@ -17,8 +17,8 @@ from xml.parsers import expat
 
 from cctuning.data.rows import fingerprint, numbered_lines
 from cctuning.errors import UserError
+from cctuning.languages import canonical, is_code, matches, same
 from cctuning.pairing.candidates import Candidate, Problem, Rejected
-from cctuning.pairing.languages import base, canonical
 
 NATIVE = {"bpt", "ept", "ph", "it", "ut"}  # TMX elements that hold another program's codes and no text
 LANG = "{http://www.w3.org/XML/1998/namespace}lang"
@@ -97,11 +97,12 @@ def _unit(
         code = variant.get(LANG) or variant.get("lang") or ""
         segment = variant.find("seg")
         if code and segment is not None:
-            texts[canonical(code)] = " ".join(_text(segment).split())
-    english = [code for code in texts if code == language] or [code for code in texts if base(code) == base(language)]
-    others = [code for code in texts if base(code) != base(language)]
+            texts[canonical(code) if is_code(code) else code] = " ".join(_text(segment).split())
+    known = [code for code in texts if is_code(code)]
+    english = sorted((code for code in known if matches(language, code)), key=lambda code: code != language)
+    others = [code for code in known if not same(language, code)]
     if lang is not None:
-        others = [code for code in others if code == lang] or [code for code in others if base(code) == base(lang)]
+        others = [code for code in others if code == lang] or [code for code in others if matches(lang, code)]
     if not english or not others:
         has = ", ".join(texts) or "none"
         says = f"no text in {language if not english else lang or 'another language'}; it has {has}."

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from cctuning.data import Encoder
 from cctuning.errors import UserError
+from cctuning.languages import is_code, same
 from cctuning.model import adapter
 from cctuning.model.adaptive import AdaptiveModel
 from cctuning.model.loading import Loaded, resolve
@@ -150,8 +151,9 @@ class Answerer:
         given = list(references or [None] * len(prompts))
         apart = [False] * len(prompts)
         if connected is not None and languages is not None:
-            apart = [language == connected.reference_language for language in languages]
-            given = [None if own else reference for own, reference in zip(apart, given, strict=True)]
+            own = connected.reference_language
+            apart = [language is not None and is_code(language) and same(language, own) for language in languages]
+            given = [None if alone else reference for alone, reference in zip(apart, given, strict=True)]
         order = sorted(range(len(prompts)), key=lambda i: -len(str(prompts[i])))  # like lengths together
         groups = [order]
         if isinstance(connected, AdaptiveModel):  # a batch of it reads references, or the matrix

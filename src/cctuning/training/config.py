@@ -9,6 +9,7 @@ import torch
 from trl import SFTConfig
 
 from cctuning.errors import UserError
+from cctuning.languages import canonical
 
 
 @dataclass
@@ -72,6 +73,7 @@ class CCConfig(SFTConfig):
             if self.bf16 is None:
                 self.bf16 = False
         super().__post_init__()
+        self.reference_language = canonical(self.reference_language, "reference_language")
         for option in fields(self):
             value = getattr(self, option.name)
             if isinstance(value, float) and math.isnan(value):

@@ -12,8 +12,9 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from babel.core import get_global
 from lingua import ConfidenceValue, IsoCode639_1, Language, LanguageDetector, LanguageDetectorBuilder
+
+from cctuning.languages import base, parse
 
 # What a wrong text is likely to be in: the most widespread written languages of the scripts that several share.
 WIDESPREAD = "en es fr de pt it nl pl id vi tr sw ru uk bg ar fa ur hi mr zh ja ko"
@@ -58,41 +59,23 @@ LENGTH = 300  # characters that are read: more costs time and adds nothing
 NO_PROSE = re.compile(r"```.*?(?:```|$)|`[^`\n]*`|https?://\S+|\S+@\S+", re.DOTALL)
 
 
-def canonical(code: str) -> str:
-    """A code with its language part in BCP 47's form: `ara` is `ar`, `es-LA` stays, `deu_Latn` is `de-Latn`."""
-    parts = code.strip().replace("_", "-").split("-")
-    alias = get_global("language_aliases").get(parts[0].lower())
-    parts[0] = alias if alias and alias.isalpha() else parts[0].lower()
-    return "-".join(parts)
-
-
-def is_code(code: str) -> bool:
-    """Whether it has the form of a language code."""
-    return re.fullmatch(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*", code) is not None
-
-
-def base(code: str) -> str:
-    """The language alone: `zh` of `zh-Hant-TW`."""
-    return code.split("-")[0]
-
-
 @cache
 def expected_scripts(code: str) -> tuple[str, ...]:
     """The scripts that texts of this language are in, as `text.scripts` names them; empty where it is not known."""
-    parts = code.split("-")
-    given = [part.title() for part in parts[1:] if len(part) == 4 and part.isalpha()]
-    likely = get_global("likely_subtags")
-    for key in ("_".join(parts), parts[0]):
-        if not given and key in likely:
-            given = [likely[key].split("_")[1]]
-            given += [ALSO[parts[0]]] if parts[0] in ALSO else []
+    found = parse(code)
+    if found is None or found.script is None:
+        return ()
+    given, usual = [found.script], parse(found.language)
+    if usual is not None and usual.script == found.script and found.language in ALSO:
+        given.append(ALSO[found.language])
     return tuple(name for script in given for name in SCRIPTS.get(script, ()))
 
 
 @cache
 def lingua_language(code: str) -> Language | None:
     """The language as lingua has it; None where it has no model of it."""
-    code = {"no": "nb", "fil": "tl"}.get(base(code), base(code))
+    found = parse(code)
+    code = {"no": "nb", "fil": "tl"}.get(found.language, found.language) if found else ""
     iso = getattr(IsoCode639_1, code.upper(), None)
     try:
         return Language.from_iso_code_639_1(iso) if iso is not None else None
