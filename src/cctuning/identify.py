@@ -10,7 +10,9 @@ alike (Indonesian and Malay, Bosnian, Croatian and Serbian) count as one.
 from __future__ import annotations
 
 import re
-from functools import cache
+import unicodedata
+from collections import Counter
+from functools import cache, lru_cache
 
 from lingua import ConfidenceValue, IsoCode639_1, Language, LanguageDetector, LanguageDetectorBuilder
 
@@ -58,10 +60,34 @@ SURE = 0.5  # low-accuracy confidence in the expected language from which the fu
 LENGTH = 300  # characters that are read: more costs time and adds nothing
 NO_PROSE = re.compile(r"```.*?(?:```|$)|`[^`\n]*`|https?://\S+|\S+@\S+", re.DOTALL)
 
+NAMES = {"IDEOGRAPHIC": "CJK", "KATAKANA-HIRAGANA": "KATAKANA"}  # first words that name no script
+
+
+@lru_cache(maxsize=1 << 16)
+def _script(character: str) -> str | None:
+    if unicodedata.category(character)[0] not in "LM":
+        return None
+    first = unicodedata.name(character, "?").split()[0]
+    return NAMES.get(first, first)
+
+
+def scripts(text: str) -> Counter[str]:
+    """How many letters and marks the text has of each script, named as Unicode names begin: `LATIN`, `CJK`.
+
+    By the first word of a character's Unicode name (`DEVANAGARI VOWEL SIGN AA`): Python's standard library has no
+    script property.
+    """
+    counts: Counter[str] = Counter()
+    for character, times in Counter(text).items():
+        script = _script(character)
+        if script is not None:
+            counts[script] += times
+    return counts
+
 
 @cache
 def expected_scripts(code: str) -> tuple[str, ...]:
-    """The scripts that texts of this language are in, as `text.scripts` names them; empty where it is not known."""
+    """The scripts that texts of this language are in, as `scripts` names them; empty where it is not known."""
     found = parse(code)
     if found is None or found.script is None:
         return ()
@@ -153,3 +179,24 @@ def _share(values: list[ConfidenceValue], family: frozenset[Language], other: La
     if family:
         return sum(value.value for value in values if value.language in family)
     return 1 - sum(value.value for value in values if value.language in (other, Language.ENGLISH))
+
+
+def between(text: str, one: str, other: str) -> float | None:
+    """How likely a text is in language `one` and not in `other`, in [0, 1]; None where these two cannot be told apart.
+
+    By script where the languages share none, else by lingua's small models of the two.
+    """
+    own, theirs = set(expected_scripts(one)), set(expected_scripts(other))
+    if own and theirs and not own & theirs:
+        found = scripts(prose(text))
+        mine, yours = (sum(found[script] for script in names) for names in (own, theirs))
+        return mine / (mine + yours) if mine + yours else 0.5
+    wanted, rival = lingua_language(one), lingua_language(other)
+    if wanted is None or rival is None or _family(one) & _family(other):
+        return None
+    return _two(wanted, rival).compute_language_confidence(prose(text), wanted)
+
+
+@cache
+def _two(one: Language, other: Language) -> LanguageDetector:
+    return LanguageDetectorBuilder.from_languages(one, other).with_low_accuracy_mode().build()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cctuning.identify import confidence, expected_scripts, identifiable
-from cctuning.pairing.text import ngrams, plain, scripts, tokens
+from cctuning.identify import confidence, expected_scripts, identifiable, scripts
+from cctuning.pairing.text import ngrams, plain, tokens
 
 
 @pytest.mark.parametrize(

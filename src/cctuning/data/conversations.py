@@ -152,6 +152,14 @@ def parse(
     return Row(prompt, response, row_lang, reference, reference_response, origin)
 
 
+def unused_parallel(record: Mapping[str, Any], layout: Layout, row: Row, language: str) -> bool:
+    """Whether a row in the reference language has a parallel, which is not used, that says something else."""
+    if row.lang != language:
+        return False
+    reference, _ = _reference(record, layout, language)
+    return reference is not None and normal(reference) != normal(row.prompt)
+
+
 def missing_reference(layout: Layout, found: Sequence[str], language: str) -> BadRow:
     """What to say of a row that needs a reference and has none."""
     field = layout.reference_messages or layout.reference
@@ -266,7 +274,8 @@ def _reference(record: Mapping[str, Any], layout: Layout, language: str) -> tupl
     return reference, answer
 
 
-def _normal(text: Text) -> str:
+def normal(text: Text) -> str:
+    """A text without differences of case, spacing, width and forms of digits; of messages, all contents."""
     joined = text if isinstance(text, str) else "\n".join(message["content"] for message in text)
     return " ".join(unicodedata.normalize("NFKC", joined).translate(DIGITS).casefold().split())
 
@@ -279,7 +288,7 @@ def leak(prompt: Text, response: str, reference: Text) -> str | None:
     have it (after a mark such as `:`, `#` or `?`: does not end with it). A short response inside the reference says
     nothing: the answer to a sum may be among its terms.
     """
-    answer, asked, given = _normal(response), _normal(prompt), _normal(reference)
+    answer, asked, given = normal(response), normal(prompt), normal(reference)
     advice = "The model would read the answer and not learn it; give the parallel of the prompt alone."
     if len(answer) >= LONG and answer in given and answer not in asked:
         return f"the response stands in it ({answer[:40]!r}). {advice}"

@@ -23,7 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cctuning.data.conversations import PARTS, Layout, check_columns, missing_reference, parse
+from cctuning.data.conversations import PARTS, Layout, check_columns, missing_reference, parse, unused_parallel
+from cctuning.data.doubts import doubts
 from cctuning.data.rows import CHUNK, BadRow, Records, Row, Skipped, Text, open_records
 from cctuning.errors import UserError, nearest
 from cctuning.languages import canonical
@@ -124,6 +125,7 @@ class SourceReport:
     languages: dict[str, int] = field(default_factory=dict)
     with_response: int = 0
     without_response: int = 0
+    unused_parallels: int = 0  # rows labelled as in the reference language, whose parallel says something else
     reference_rows: int = 0  # among `read`: those made from a reference and its own response
     skipped: int = 0
     columns: dict[str, str] = field(default_factory=dict)  # part to column, as recognised
@@ -215,7 +217,10 @@ def load_rows(
         account.languages = {count["values"]: count["counts"] for count in counts}
         report.sources.append(account)
         tables.append(table)
-    return _dataset(pa.concat_tables(tables)), report
+    table = pa.concat_tables(tables)
+    if require_reference:
+        report.notes += doubts(table, reference_language)
+    return _dataset(table), report
 
 
 def _rows(
@@ -261,6 +266,12 @@ def _rows(
             f"{source.path}: include_reference_rows: no response in the reference language among {', '.join(met)}; "
             "map it under columns: reference_response, or leave the option out."
         )
+    if account.unused_parallels:
+        report.notes.append(
+            f"{source.path}: {account.unused_parallels} of {kept} rows are labelled {language}, the reference "
+            f"language, and have a parallel ({parts.get('reference') or parts.get('reference_messages')}) that says "
+            "something else; it is not used. If they are in another language, mend their lang."
+        )
     if "response" not in parts and "messages" not in parts:
         report.notes.append(
             f"{source.path}: no column is read as the response, so its {kept} rows train the alignment alone "
@@ -302,6 +313,7 @@ def _parsed(
         except BadRow as bad:
             yield origin, bad
         else:
+            account.unused_parallels += require_reference and unused_parallel(record, layout, row, language)
             yield origin, row
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 from cctuning import identify
 from cctuning.data.conversations import leak
-from cctuning.identify import confidence, expected_scripts, identifiable, prose
+from cctuning.identify import confidence, expected_scripts, identifiable, prose, scripts
 from cctuning.languages import base
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.candidates import Candidate, Problem
 from cctuning.pairing.numbers import differ
 from cctuning.pairing.options import Checks
-from cctuning.pairing.text import TOKEN, ascii_digits, flat, found, ngrams, plain, scripts, tokens
+from cctuning.pairing.text import TOKEN, ascii_digits, flat, found, ngrams, plain, tokens
 
 ENDINGS = frozenset(".!?。！？…؟।॥۔။៕፡።:：;")
 CLOSERS = "\"'”’»」』)）]】}›` \n\t\u200b\u200f\u202c"
