@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from cctuning.cli.options import Plain
+from cctuning.cli.options import CHAT, Plain, add_chat
 from cctuning.errors import UserError
 from cctuning.languages import canonical, language_name
 
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--max_length", type=int, default=1024)
     parser.add_argument("--reference_language", default="en")
-    parser.add_argument("--chat", choices=("auto", "yes", "no"), default="auto", help="render with the chat template")
+    add_chat(parser)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--output", help="write the figures as JSON here, a file that does not exist yet")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
@@ -109,13 +109,14 @@ def measure(args: Any) -> list[dict[str, Any]]:
     from cctuning.analysis.observe import language_batches
     from cctuning.data import encode_dataset, load_rows
     from cctuning.model.loading import load_base, load_tokenizer
+    from cctuning.serving.answering import chat_of
 
     rows, _ = load_rows(args.data, reference_language=args.reference_language)
     foreign, english = choose(rows, args.limit)
     tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    chat = tokenizer.chat_template is not None if args.chat == "auto" else args.chat == "yes"
+    chat = chat_of({}, tokenizer) if CHAT[args.chat] is None else args.chat == "yes"
 
     def batches(some: list[dict[str, Any]]) -> list[Any]:
         encoded, _ = encode_dataset(
@@ -124,6 +125,7 @@ def measure(args: Any) -> list[dict[str, Any]]:
             max_length=args.max_length,
             max_reference_length=args.max_length,
             chat=chat,
+            chat_template_kwargs=args.chat_template_kwargs,
             bad_rows="skip",
         )
         return language_batches(encoded, tokenizer.pad_token_id, args.batch_size)

@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from cctuning.cli.options import Plain
+from cctuning.cli.options import CHAT, Plain, add_chat
 
 
 def main(argv: list[str]) -> None:
@@ -24,7 +24,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--limit", type=int, help="items a task (MMMLU: a subject); default all")
     parser.add_argument("--data", help="directory with the data sets; no network is used. Default: the hub")
     parser.add_argument("--output", required=True, help="directory for results; an unfinished one is gone on with")
-    parser.add_argument("--chat", action="store_true", help="render prompts with the model's chat template")
+    add_chat(parser)
+    parser.add_argument("--thinking_tokens", type=int, default=1024, help="room to think, where the model does")
     parser.add_argument(
         "--reference", choices=("parallel",), help="over the live connection, with the reference language's prompt"
     )
@@ -58,7 +59,9 @@ def main(argv: list[str]) -> None:
         benchmarks=args.benchmarks,
         limit=args.limit,
         data=args.data,
-        chat=args.chat,
+        chat=CHAT[args.chat],
+        chat_template_kwargs=args.chat_template_kwargs,
+        thinking_tokens=args.thinking_tokens,
         mode="parallel" if args.reference else "bypass" if args.bypass else "student",
         dtype=args.dtype,
         seed=args.seed,

@@ -7,15 +7,19 @@ is looked for by token id: the prompt is tokenised alone, and its length is wher
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from cctuning.data.chat import Settled, answer_message, closes, render, settle, split_thinking
 from cctuning.data.handed import Reading
+from cctuning.data.messages import THINKING, plain
 from cctuning.data.rows import BadRow, Text
 from cctuning.errors import UserError
 
@@ -27,7 +31,6 @@ FEATURES = {
     "row": Value("int64"),
     "lang": Value("string"),
 }
-ANSWER = "CCTUNINGANSWER"  # stands for a response while a template is asked what it writes after one
 
 
 @dataclass
@@ -39,10 +42,13 @@ class Encoder:
         max_length: tokens of prompt and response together; the response's end is cut. None: no limit.
         max_reference_length: tokens of a reference; a longer one is an error. None: no limit.
         chat: render with the chat template; a plain prompt becomes one user message.
-        chat_template: Jinja text to use instead of the tokenizer's own.
+        chat_template: Jinja text to use instead of the tokenizer's own. Settled (`chat.py`) on construction.
         eos: end each response with the eos token, unless the template ends it with a mark of its own.
+        chat_template_kwargs: arguments of the template, as `enable_thinking`.
+        thinking: responses think first; None: no, unless the template or its arguments say so.
         opening: (found out) the special tokens that this tokenizer puts before a plain text.
         closing: (found out) what the template writes after a response.
+        settled: (found out) the template as it is rendered; None without chat.
 
     Raises:
         UserError: on construction, where the tokenizer lacks the chat template or the eos token that is needed.
@@ -54,8 +60,11 @@ class Encoder:
     chat: bool = False
     chat_template: str | None = None
     eos: bool = True
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    thinking: bool | None = None
     opening: list[int] = field(init=False, default_factory=list)
     closing: str = field(init=False, default="")
+    settled: Settled | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         name = f"tokenizer {self.tokenizer.name_or_path!r}"
@@ -65,7 +74,11 @@ class Encoder:
                     f"{name} has no chat template; set chat_template_path to a Jinja file or to a tokenizer that has "
                     "one, or set chat: false."
                 )
-            self.closing = self._find_closing()
+            try:
+                self.settled = settle(self.tokenizer, self.chat_template, self.chat_template_kwargs, self.thinking)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
+            self.chat_template, self.closing = self.settled.template, self.settled.closing
         else:
             self.opening = self._find_opening()
         if self._appends_eos and self.tokenizer.eos_token_id is None:
@@ -77,6 +90,11 @@ class Encoder:
     def _appends_eos(self) -> bool:
         return self.eos and not self.closing.strip()
 
+    @property
+    def thinks(self) -> bool:
+        """Whether a prompt leaves it to the model to think before it answers."""
+        return self.settled is not None and self.settled.thinks
+
     def _find_opening(self) -> list[int]:
         for probe in ("a", "0", "."):
             bare, whole = self._ids([probe])[0], list(self.tokenizer(probe)["input_ids"])
@@ -85,42 +103,31 @@ class Encoder:
                     return whole[:start]
         return []
 
-    def _find_closing(self) -> str:
-        question = {"role": "user", "content": "?"}
-        try:
-            whole = self._apply([question, {"role": "assistant", "content": ANSWER}], prompt=False)
-        except UserError:  # a template that insists on turns of its own: close with eos
-            return ""
-        return whole.rpartition(ANSWER)[2] if ANSWER in whole else ""
-
-    def _apply(self, messages: list[dict[str, str]], prompt: bool) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=prompt, chat_template=self.chat_template
-            )
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
-            raise UserError(
-                f"the chat template refuses these messages ({error}); mend them or the template."
-            ) from None
-        return str(text)
-
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids without special tokens beyond those written in the text; one call, which fast tokenizers parallelise."""
         if not texts:
             return []
         return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
 
-    def render(self, prompt: Text) -> str:
+    def render(self, prompt: Text, row: Mapping[str, Any] | None = None) -> str:
         """The text of a prompt as the model sees it, up to where its answer starts.
+
+        Args:
+            prompt: text or messages.
+            row: the row that it is of, which may have tools and arguments of the template.
 
         Raises:
             UserError: messages where `chat` is off, or the template refuses them.
         """
         if self.chat:
-            return self._apply(_messages(prompt), prompt=True)
+            return self._apply(_messages(prompt), row, prompt=True)
         if not isinstance(prompt, str):
             raise UserError("the prompt is messages and chat is off; set chat: true, or give text.")
         return prompt
+
+    def _apply(self, messages: list[dict[str, Any]], row: Mapping[str, Any] | None, prompt: bool) -> str:
+        tools, arguments = (_loaded((row or {}).get(name)) for name in ("tools", "arguments"))
+        return render(self.tokenizer, messages, self.chat_template, prompt, arguments, tools)
 
     def prompt_ids(self, prompt: Text) -> list[int]:
         """Ids of a prompt or a reference, as training and inference both see it."""
@@ -132,13 +139,45 @@ class Encoder:
 
     def _rest(self, row: Mapping[str, Any], text: str) -> str:
         """What follows the rendered prompt `text`: the response, and what the template closes it with."""
+        response = str(row["response"])
         if not self.chat:
-            return str(row["response"])
-        answer = {"role": "assistant", "content": row["response"]}
-        whole = self._apply([*_messages(row["prompt"]), answer], prompt=False)
-        # A template may render the last turn otherwise once it is answered (a thinking block, say); what the model
-        # will be asked with is the prompt alone, so that is kept.
-        return whole[len(text) :] if whole.startswith(text) else row["response"] + self.closing
+            return response
+        thinking, content = (row["thinking"], response) if row.get("thinking") else split_thinking(response)
+        answer = answer_message(content, thinking)
+        if row.get("calls"):
+            answer["tool_calls"] = _loaded(row["calls"])
+        whole = self._apply([*_messages(row["prompt"]), answer], row, prompt=False)
+        rest = whole[len(text) :] if whole.startswith(text) else None
+        if rest is not None and (thinking is None or thinking.strip() in rest):
+            return rest
+        # The template renders a turn otherwise once it is answered (without its thinking, say), and the model will be
+        # asked with the prompt alone. So that is kept, and a block of thinking that it opens is closed.
+        if row.get("calls"):
+            raise UserError("the chat template renders this prompt otherwise once its tool calls are answered.")
+        opened = closes(text)
+        if opened:
+            thought = "" if thinking is None else thinking.strip("\n")
+            return f"{thought}{opened}{content}{self.closing}"
+        return (content if row.get("thinking") else response) + self.closing
+
+    def doubt(self, row: Mapping[str, Any]) -> str | None:
+        """What a person should know of a row that is used all the same."""
+        if row.get("thinking") and not (self.settled is not None and self.settled.ending):
+            return "their thinking is left out: the chat template has no place for it"
+        parts = (row["prompt"], row.get("response"), row.get("reference"))
+        texts = ("\n".join(turn["content"] or "" for turn in _messages(part)) for part in parts if part)
+        token = next((found[0] for text in texts if (found := self._special.search(text))), None)
+        return None if token is None else f"{token!r}, written in their text, is read as that special token"
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """The special tokens that a text may hold, but for the one that it may begin with."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
+        named = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+        tokens = {str(token) for token in named if str(token).strip()}
+        opening = re.escape(self.tokenizer.bos_token) if self.tokenizer.bos_token else None
+        start = rf"(?!\A{opening})" if opening else ""
+        return re.compile(start + f"(?:{'|'.join(map(re.escape, sorted(tokens)))})" if tokens else r"(?!)")
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | UserError]:
         """Ids of each row as `encode_row` gives them, or the `UserError` that says why it cannot be used."""
@@ -146,9 +185,9 @@ class Encoder:
         slots: list[UserError | tuple[str, int]] = []  # of a good row: its rest, and where its texts start
         for row in rows:
             try:
-                prompt = self.render(row["prompt"])
+                prompt = self.render(row["prompt"], row)
                 rest = self._rest(row, prompt) if row.get("response") is not None else ""
-                reference = self.render(row["reference"]) if row.get("reference") is not None else ""
+                reference = self.render(row["reference"], row) if row.get("reference") is not None else ""
             except UserError as error:
                 slots.append(_at(row, "prompt", str(error)))
             else:
@@ -203,8 +242,21 @@ class Encoder:
         }
 
 
-def _messages(prompt: Text) -> list[dict[str, str]]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+def _messages(prompt: Text) -> list[dict[str, Any]]:
+    """Messages as templates read them: thinking under every key that they may read it from, and no key of ours."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    found = []
+    for message in map(plain, prompt):
+        thinking = message.pop("thinking", None)
+        message.pop("train", None)
+        found.append(message | (dict.fromkeys(THINKING, thinking) if thinking else {}))
+    return found
+
+
+def _loaded(value: Any) -> Any:
+    """What a table holds as JSON."""
+    return json.loads(value) if isinstance(value, str) else value
 
 
 def _at(row: Mapping[str, Any], part: str, reason: str) -> UserError:
@@ -224,6 +276,8 @@ def encode_row(
     chat: bool,
     chat_template: str | None = None,
     eos: bool = True,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    thinking: bool | None = None,
 ) -> dict[str, Any]:
     """Token ids of one row; the options are those of `Encoder`.
 
@@ -237,7 +291,8 @@ def encode_row(
     Raises:
         UserError: nothing is left of the prompt or the response, or the reference is too long; names the row.
     """
-    encoded = Encoder(tokenizer, max_length, max_reference_length, chat, chat_template, eos).encode([row])[0]
+    options = (chat, chat_template, eos, chat_template_kwargs, thinking)
+    encoded = Encoder(tokenizer, max_length, max_reference_length, *options).encode([row])[0]
     if isinstance(encoded, UserError):
         raise encoded
     return encoded
@@ -252,10 +307,13 @@ def encode_dataset(
     chat: bool,
     chat_template: str | None = None,
     eos: bool = True,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    thinking: bool | None = None,
     bad_rows: str = "error",
     reading: Reading | None = None,
     num_proc: int | None = None,
     desc: str = "Tokenising rows",
+    notes: list[str] | None = None,
 ) -> tuple[Dataset, list[tuple[str, str]]]:
     """`encode_row` over a data set of `load_rows`, with progress.
 
@@ -263,6 +321,7 @@ def encode_dataset(
         bad_rows: `error` stops at the first row that cannot be used; `skip` leaves such rows out.
         reading: of a data set that `load_rows` has not read and checked.
         num_proc: processes; None: this one.
+        notes: what a person should see of the rows is added to it.
 
     Returns:
         The encoded rows, and (origin, reason) of those left out.
@@ -270,13 +329,14 @@ def encode_dataset(
     Raises:
         UserError: a bad row, or no row left.
     """
-    encoder = Encoder(tokenizer, max_length, max_reference_length, chat, chat_template, eos)
+    options = (chat, chat_template, eos, chat_template_kwargs, thinking)
+    encoder = Encoder(tokenizer, max_length, max_reference_length, *options)
     encoded = dataset.map(
         _encode_batch,
         batched=True,
         fn_kwargs={"encoder": encoder, "skip": bad_rows == "skip", "reading": reading},
         remove_columns=dataset.column_names,
-        features=Features({**FEATURES, "origin": Value("string"), "problem": Value("string")}),
+        features=Features({**FEATURES, **dict.fromkeys(("origin", "problem", "doubt"), Value("string"))}),
         num_proc=num_proc if num_proc and 1 < num_proc <= len(dataset) else None,
         desc=desc,
         load_from_cache_file=False,  # the cache's key does not see a change in this module
@@ -290,7 +350,18 @@ def encode_dataset(
         )
     if bad:
         encoded = encoded.select([number for number, problem in enumerate(problems) if problem is None])
-    return encoded.remove_columns(["origin", "problem"]), skipped
+    if notes is not None:
+        notes += _doubts(encoded)
+    return encoded.remove_columns(["origin", "problem", "doubt"]), skipped
+
+
+def _doubts(encoded: Dataset) -> list[str]:
+    """Each doubt about some rows with their number and the first of them."""
+    found: dict[str, list[str]] = {}
+    for doubt, origin in zip(encoded["doubt"], encoded["origin"], strict=True):
+        if doubt is not None:
+            found.setdefault(doubt, []).append(origin)
+    return [f"{len(rows)} of {len(encoded)} rows (the first: {rows[0]}): {doubt}" for doubt, rows in found.items()]
 
 
 def _read(row: Mapping[str, Any], reading: Reading) -> dict[str, Any] | UserError:
@@ -306,7 +377,7 @@ def _encode_batch(
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     read = rows if reading is None else [_read(row, reading) for row in rows]
     good = iter(encoder.encode([row for row in read if not isinstance(row, UserError)]))
-    result: dict[str, list[Any]] = {name: [] for name in (*FEATURES, "origin", "problem")}
+    result: dict[str, list[Any]] = {name: [] for name in (*FEATURES, "origin", "problem", "doubt")}
     for row, found in zip(rows, read, strict=True):
         encoded = found if isinstance(found, UserError) else next(good)
         origin, problem = _origin(row), None
@@ -315,6 +386,7 @@ def _encode_batch(
                 raise encoded
             problem = str(encoded).removeprefix(f"{origin}: ")
             encoded = {**{name: [] for name in FEATURES}, "row": -1, "lang": ""}
-        for name, value in {**encoded, "origin": origin, "problem": problem}.items():
+        doubt = None if isinstance(found, UserError) else encoder.doubt(found)
+        for name, value in {**encoded, "origin": origin, "problem": problem, "doubt": doubt}.items():
             result[name].append(value)
     return result

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cctuning.data.chat import NAMES
 from cctuning.data.conversations import Layout, missing_reference, parse
-from cctuning.data.rows import BadRow
+from cctuning.data.messages import THINKING
+from cctuning.data.rows import CHUNK, BadRow
+from cctuning.data.tables import EXTRA
 from cctuning.errors import UserError
 from cctuning.languages import UNKNOWN
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,18 @@ class Reading:
         """Whether prompts are conversations by their layout."""
         return self.layout.messages is not None
 
+    def thinking(self, dataset: Dataset) -> bool:
+        """Whether any response of the data set thinks before it answers, in a key or column of its own or in its text.
+
+        Read column by column: no row is built.
+        """
+        parts = (self.layout.messages, self.layout.response, self.layout.thinking, "thinking")
+        columns = [name for name in dict.fromkeys(parts) if name is not None and name in dataset.column_names]
+        if not columns:
+            return False
+        tables = dataset.select_columns(columns).with_format("arrow").iter(CHUNK)
+        return any(_thinks(table[name], name) for table in tables for name in columns)
+
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """
         Raises:
@@ -75,4 +96,20 @@ class Reading:
             "lang": row.lang if record.get("lang") else "",
             "row": record.get("row", -1),
             "origin": record.get("origin"),
+            **{name: value for name in EXTRA if (value := getattr(row, name) or record.get(name))},
         }
+
+
+def _thinks(texts: pa.ChunkedArray, name: str) -> bool:
+    kind = texts.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _thinks(pc.list_flatten(texts), name)
+    if pa.types.is_struct(kind):
+        return any(_thinks(pc.struct_field(texts, part.name), part.name) for part in kind)
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return False
+    if name in THINKING:
+        found = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)
+    else:
+        found = pc.match_substring_regex(texts, rf"</({NAMES})>")
+    return bool(pc.any(found).as_py())

@@ -30,7 +30,7 @@ from cctuning.errors import UserError, nearest
 if TYPE_CHECKING:
     import datasets
 
-Message = dict[str, str]  # {"role": ..., "content": ...}
+Message = dict[str, Any]  # `role` and `content`, and what else `messages.py` reads
 Text = str | list[Message]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # the first four also compressed
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
@@ -47,6 +47,10 @@ class Row:
     reference: Text | None
     reference_response: str | None  # never trained on beside this row: only a reference row of its own uses it
     origin: str
+    thinking: str | None = None  # of the response, where the data give it apart
+    calls: list[Any] | None = None  # tool calls of the response
+    tools: list[Any] | None = None  # that the prompt offers
+    arguments: dict[str, Any] | None = None  # of the chat template, for this row
 
 
 class BadRow(Exception):

@@ -19,6 +19,8 @@ class CCConfig(SFTConfig):
     One default differs: `bf16` is off on a machine without an accelerator, where it is slow.
     """
 
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "chat_template_kwargs"]
+
     connection_lr_scale: float = field(
         default=2.0, metadata={"help": "Learning rate of the connection's own parts, as a multiple of learning_rate."}
     )
@@ -41,6 +43,13 @@ class CCConfig(SFTConfig):
         metadata={
             "help": "Render prompts with the chat template (a plain prompt becomes one user message). Unset: yes if "
             "the rows are messages or the tokenizer has a template."
+        },
+    )
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of the chat template, as a mapping: {enable_thinking: true}. They become its defaults "
+            "in what is saved. Unset: thinking is off unless answers of the rows think."
         },
     )
     bad_rows: str = field(

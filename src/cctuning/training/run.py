@@ -168,6 +168,8 @@ def prepare(
         raise
     except (ValueError, ImportError, RuntimeError, OSError) as error:  # how TRL, PEFT and report_to refuse options
         raise UserError(f"options: {error}") from error
+    for note in trainer.notes:
+        logger.warning(note)
     check_sizes(trainer)
     settled = trainer.connected.config
     moved = connection.reference_weights is None and settled.reference_weights == "current"
@@ -187,6 +189,8 @@ def prepare(
         "eval_data": eval_report.as_dict() if eval_report else None,
         "skipped_in_tokenisation": [f"{origin}: {reason}" for origin, reason in trainer.skipped],
         "chat": trainer.chat,
+        "chat_template_kwargs": args.chat_template_kwargs,
+        "thinking": trainer.settled is not None and trainer.settled.thinks,
     }
     return trainer, record, start
 

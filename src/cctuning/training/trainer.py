@@ -25,6 +25,7 @@ from trl import SFTTrainer
 
 from cctuning.connection import ConnectionConfig, Fit
 from cctuning.data import PairedCollator, Reading, encode_dataset
+from cctuning.data.chat import Settled, own_template, settle
 from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.adaptive import AdaptiveModel
@@ -64,6 +65,8 @@ class CCTrainer(SFTTrainer):
         connected: the `ConnectedModel`; `connected.merge_and_unload()` after training gives the plain checkpoint.
         chat: whether prompts were rendered with the chat template.
         fit: how well the matrix of the adaptive connection fits, after training.
+        settled: the chat template as it was rendered, and saved with the tokenizer.
+        notes: what a person should see of the rows as the model sees them.
         skipped: rows left out in tokenisation, as (origin, reason), where `bad_rows` is `skip`.
     """
 
@@ -100,6 +103,8 @@ class CCTrainer(SFTTrainer):
                 )
             processing_class.pad_token = processing_class.eos_token  # padded positions carry no label: nothing is lost
         self.skipped: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        self.settled: Settled | None = None
         self.fit: Fit | None = None
         self.chat = args.chat
         settled = (connection_config or ConnectionConfig()).settled(not under_deepspeed(args))
@@ -160,6 +165,11 @@ class CCTrainer(SFTTrainer):
         if self.chat is None:
             messages = reading.messages or not isinstance(dataset[0][reading.layout.prompt or "prompt"], str)
             self.chat = messages or processing_class.chat_template is not None
+        if self.chat and own_template(processing_class) is not None:
+            thinking = reading.thinking(dataset) if training else None  # an evaluation set is asked as training was
+            self.settled = settle(processing_class, None, args.chat_template_kwargs if training else None, thinking)
+            processing_class.chat_template = self.settled.template
+            self.notes += self.settled.notes() if training else []
         if "row" not in dataset.column_names:
             dataset = dataset.add_column("row", list(range(len(dataset))))
         if "origin" in dataset.column_names and training:
@@ -174,6 +184,7 @@ class CCTrainer(SFTTrainer):
             reading=reading,
             num_proc=args.dataset_num_proc,
             desc=f"Tokenising {name} rows",
+            notes=self.notes,
         )
         self.skipped += skipped
         return encoded.shuffle(seed=args.seed) if args.shuffle_dataset else encoded
