@@ -22,7 +22,8 @@ NAMES = sorted(
     for path in TEMPLATES.glob("*.jinja")
     if not path.stem.endswith("_training") and path.stem not in ("idefics3", "llava_next", "smolvlm")
 )
-MARKS = "<think> </think> <|message|> <|channel|> <channel|> <|end|> <|return|> <|eot|> <|eom|>".split()
+SPECIAL = "<think> </think> <|message|> <|channel|> <channel|> <|end|> <|return|> <|eot|> <|eom|>"
+MARKS = SPECIAL.split(" ")
 PLAIN = {"prompt": "Mji mkuu wa Kenya?", "response": "Nairobi."}
 
 

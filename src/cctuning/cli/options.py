@@ -60,9 +60,9 @@ def _mapping(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise UserError(f"--chat_template_kwargs: expected JSON, got {text!r} ({error}).") from None
+        raise argparse.ArgumentTypeError(f"expected JSON, got {text!r} ({error})") from None
     if not isinstance(found, dict):
-        raise UserError(f"--chat_template_kwargs: expected a mapping, got {text!r}.")
+        raise argparse.ArgumentTypeError(f"expected a mapping, got {text!r}")
     return found
 
 

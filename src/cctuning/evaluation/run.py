@@ -38,7 +38,7 @@ from cctuning.model.adapter import CONFIG_FILE, read_config, write_atomically
 from cctuning.model.loading import Loaded, load, resolve
 from cctuning.model.sites import unwrap
 from cctuning.serving.answering import chat_notes, chat_of, encoder_for, encoder_of, tokenizer_of
-from cctuning.serving.stops import Thoughts, stop_text, stop_tokens
+from cctuning.serving.stops import Thoughts, answer_end, stop_tokens
 
 FORMAT = 1
 RESULTS_FILE, SAMPLES_FOLDER, JOURNAL_FILE, TABLE_FILE = "results.json", "samples", "journal.jsonl", "results.md"
@@ -142,7 +142,7 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
         _progress(items, record, options) as bar,
     ):
         thinking = options.thinking_tokens if encoder.thinks else 0
-        asked = Journal(lm, journal, options.batch_size, reference, bar, stop_text(encoder), thinking)
+        asked = Journal(lm, journal, options.batch_size, reference, bar, answer_end(encoder), thinking)
         for number, item in enumerate(items, 1):
             bar.set_description(f"[{number}/{len(items)}] {item.name}")
             if isinstance(lm, ConnectedLM):

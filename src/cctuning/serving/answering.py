@@ -26,7 +26,7 @@ from cctuning.model import adapter
 from cctuning.model.adaptive import AdaptiveModel
 from cctuning.model.loading import Loaded, base_of, load_tokenizer, resolve
 from cctuning.model.sites import unwrap
-from cctuning.serving.stops import Thoughts, stop_text, stop_tokens
+from cctuning.serving.stops import Thoughts, answer_end, stop_text, stop_tokens
 
 Text = str | list[dict[str, str]]
 
@@ -153,6 +153,7 @@ class Answerer:
         stops = stop_tokens(self.encoder, base)
         self.pad = pad if isinstance(pad, int) else stops[0] if stops else 0  # masked out: any id will do
         self.stop_text = stop_text(self.encoder)
+        self.end = answer_end(self.encoder)
         self.thoughts = Thoughts.of(self.encoder)
         self.options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "pad_token_id": self.pad}
         if stops:
@@ -254,4 +255,4 @@ class Answerer:
             text = self.thoughts.answer(tokens, self.tokenizer)
         else:
             text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-        return (text.partition(self.stop_text)[0] if self.stop_text else text).strip()
+        return (text.partition(self.end)[0] if self.end else text).strip()

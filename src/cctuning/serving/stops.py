@@ -55,6 +55,12 @@ def stop_text(encoder: Encoder) -> str | None:
     return encoder.closing.strip() or None if _mark(encoder) is None else None
 
 
+def answer_end(encoder: Encoder) -> str | None:
+    """What an answer's text is cut at: the template's end of turn, which stays in it where it is no special token."""
+    mark = _mark(encoder)
+    return stop_text(encoder) if mark is None else str(encoder.tokenizer.decode([mark]))
+
+
 @dataclass(frozen=True)
 class Thoughts:
     """How to tell what a model thought from its answer, by what the template writes around the two.
