@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from cctuning.cli import ERRORS
-from cctuning.cli.options import parse
+from cctuning.cli.first import check_places
 from cctuning.errors import UserError
 
 LAUNCHING = ("accelerate_config", "num_processes")  # for accelerate's launcher, and no options of a run
@@ -20,6 +20,8 @@ def main(argv: list[str]) -> None:
     launching, argv = launch_options(argv)
     if launching:
         raise SystemExit(launch(launching, argv))
+    check_places(argv)
+    from cctuning.cli.options import parse  # TRL with it
     from cctuning.connection import ConnectionConfig
     from cctuning.training import CCConfig
     from cctuning.training.options import RunOptions

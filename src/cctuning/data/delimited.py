@@ -1,8 +1,8 @@
 """CSV, TSV and files with semicolons: which delimiter, and whether a quotation mark quotes or is a letter.
 
 Spreadsheets and pandas quote a cell that holds a delimiter, a line break or a quotation mark (RFC 4180). Tatoeba, OPUS
-and most corpora in TSV quote nothing: there `"No" he said.` is a cell as written, and a parser that takes its marks for
-quotes merges rows, with one row's answer in another's prompt. So each file is looked through before it is read.
+and most corpora in TSV quote nothing: there `"No" he said.` is a cell as written, and a parser that takes its marks
+for quotes merges rows, with one row's answer in another's prompt. So each file is looked through before it is read.
 """
 
 from __future__ import annotations

@@ -21,6 +21,27 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+def check_handed(dataset: Any, where: str) -> None:
+    """Raise `UserError` where a data set handed to the trainer cannot be trained on at all.
+
+    Args:
+        where: what to call it in the message.
+    """
+    from datasets import Dataset
+
+    for name, one in dataset.items() if isinstance(dataset, Mapping) else [(None, dataset)]:
+        label = where if name is None else f"{where} ({name})"
+        if not isinstance(one, Dataset):
+            advice = "a streamed one has no length and no order to draw from: load it whole (streaming=False)"
+            streamed = "Iterable" in type(one).__name__
+            raise UserError(
+                f"{label}: expected a datasets.Dataset, got {type(one).__name__}; "
+                f"{advice if streamed else 'make one with datasets.Dataset.from_list'}."
+            )
+        if not len(one):
+            raise UserError(f"{label}: it has no row; give at least one.")
+
+
 @dataclass(frozen=True)
 class Reading:
     """A record of the data set -> `prompt`, `response`, `reference`, `lang`, `row` and `origin`.

@@ -101,9 +101,15 @@ def open_records(path: str, name: str | None = None, split: str = "train") -> li
             return [_saved(local, split)]
         if name is None:
             return [_open_file(file) for file in _files_of_split(local, split)]
-    elif not re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", path) or _format(local):
-        raise _not_found(path, local)
+    check_place(path)
     return [_hub(path, name, split)]
+
+
+def check_place(path: str) -> None:
+    """Raise `UserError` where `path` names nothing that is there, and cannot be the name of a data set on the hub."""
+    local = Path(os.path.expandvars(path)).expanduser()
+    if not local.exists() and (not re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", path) or _format(local)):
+        raise _not_found(path, local)
 
 
 def _not_found(path: str, local: Path) -> UserError:

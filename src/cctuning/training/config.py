@@ -77,8 +77,13 @@ class CCConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        self.not_here: list[str] = []
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # nothing to pin for, and a warning a run
+            # What a recipe asks of a GPU is no reason not to run on a CPU, where half precision is only slower.
+            self.not_here = [name for name in ("bf16", "fp16", "tf32") if getattr(self, name)]
+            for name in self.not_here:
+                setattr(self, name, False if name != "tf32" else None)
             if self.bf16 is None:
                 self.bf16 = False
         super().__post_init__()

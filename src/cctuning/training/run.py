@@ -143,6 +143,8 @@ def prepare(
     options: RunOptions, connection: ConnectionConfig, args: CCConfig, directory: Path
 ) -> tuple[CCTrainer, dict[str, Any], ShardedStart | None]:
     """The trainer, ready to run, the record of what it runs on, and its weights where those are yet to be read."""
+    if args.not_here:
+        logger.warning(f"{', '.join(args.not_here)}: off, as this machine has no accelerator.")
     rows, report = read(options.data, args, connection)
     eval_rows, eval_report = read(options.eval_data, args, connection) if options.eval_data else (None, None)
     for note in [*report.notes, *(eval_report.notes if eval_report else [])]:

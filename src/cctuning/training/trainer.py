@@ -26,6 +26,7 @@ from trl import SFTTrainer
 from cctuning.connection import ConnectionConfig, Fit
 from cctuning.data import PairedCollator, Reading, encode_dataset
 from cctuning.data.chat import Settled, own_template, settle
+from cctuning.data.handed import check_handed
 from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.adaptive import AdaptiveModel
@@ -89,6 +90,9 @@ class CCTrainer(SFTTrainer):
     ) -> None:
         args = args if args is not None else CCConfig("cc-tuning-output")
         check_launch(args)
+        check_handed(train_dataset, "train_dataset")
+        if eval_dataset is not None:
+            check_handed(eval_dataset, "eval_dataset")
         multiple = args.pad_to_multiple_of if isinstance(args.pad_to_multiple_of, int) else None
         if processing_class is None:
             name = model if isinstance(model, str) else model.config.name_or_path
