@@ -118,6 +118,8 @@ def test_chat_with_system_and_earlier_turns():
     ]
     row = {"prompt": turns, "response": "tatu", "reference": [turns[0], {"role": "user", "content": "one"}]}
     encoded = encode_row(row, tokenizer, chat=True, **OPEN)
+    assert tokenizer.decode([id for id in encoded["labels"] if id != -100]) == "sawa<|im_end|>tatu<|im_end|>\n"
+    encoded = encode_row(row, tokenizer, chat=True, turns="last", **OPEN)
     assert tokenizer.decode([id for id in encoded["labels"] if id != -100]) == "tatu<|im_end|>\n"
     reference = tokenizer.decode(encoded["reference_input_ids"])
     assert reference == (

@@ -232,3 +232,12 @@ def _bake(template: str, arguments: Mapping[str, Any], before: str, switch: str)
         return defaults + template
     plain = f"add_generation_prompt and ({switch} is not defined or not {switch})"
     return f"{defaults}{template.removesuffix(chr(10))}{{% if {plain} %}}{{{{ {before!r} }}}}{{% endif %}}"
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Finds the special tokens in a text, but for the opening one that it may begin with."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    named = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+    tokens = sorted({str(token) for token in named if str(token).strip()})
+    opening = rf"(?!\A{re.escape(tokenizer.bos_token)})" if tokenizer.bos_token else ""
+    return re.compile(opening + f"(?:{'|'.join(map(re.escape, tokens))})" if tokens else r"(?!)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,10 +17,11 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from cctuning.data.chat import Settled, answer_message, closes, render, settle, split_thinking
+from cctuning.data.chat import Settled, answer_message, closes, render, settle, special_tokens, split_thinking
 from cctuning.data.handed import Reading
 from cctuning.data.messages import THINKING, plain
 from cctuning.data.rows import BadRow, Text
+from cctuning.data.turns import learned
 from cctuning.errors import UserError
 
 IDS = List(Value("int32"))
@@ -46,6 +47,7 @@ class Encoder:
         eos: end each response with the eos token, unless the template ends it with a mark of its own.
         chat_template_kwargs: arguments of the template, as `enable_thinking`.
         thinking: responses think first; None: no, unless the template or its arguments say so.
+        turns: `all`: earlier turns of the assistant are learned too, but those with `train: false`; `last`: none is.
         opening: (found out) the special tokens that this tokenizer puts before a plain text.
         closing: (found out) what the template writes after a response.
         settled: (found out) the template as it is rendered; None without chat.
@@ -62,6 +64,7 @@ class Encoder:
     eos: bool = True
     chat_template_kwargs: Mapping[str, Any] | None = None
     thinking: bool | None = None
+    turns: str = "all"
     opening: list[int] = field(init=False, default_factory=list)
     closing: str = field(init=False, default="")
     settled: Settled | None = field(init=False, default=None)
@@ -171,13 +174,7 @@ class Encoder:
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        """The special tokens that a text may hold, but for the one that it may begin with."""
-        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
-        named = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-        tokens = {str(token) for token in named if str(token).strip()}
-        opening = re.escape(self.tokenizer.bos_token) if self.tokenizer.bos_token else None
-        start = rf"(?!\A{opening})" if opening else ""
-        return re.compile(start + f"(?:{'|'.join(map(re.escape, sorted(tokens)))})" if tokens else r"(?!)")
+        return special_tokens(self.tokenizer)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | UserError]:
         """Ids of each row as `encode_row` gives them, or the `UserError` that says why it cannot be used."""
@@ -194,18 +191,42 @@ class Encoder:
                 slots.append((rest, len(texts)))
                 texts += [prompt, prompt + rest, reference]
         ids = self._ids(texts)
+        earlier = iter(self._earlier(rows, texts, slots))
         result: list[dict[str, Any] | UserError] = []
         for row, slot in zip(rows, slots, strict=True):
             try:
                 if isinstance(slot, UserError):
                     raise slot
-                result.append(self._assemble(row, slot[0], *ids[slot[1] : slot[1] + 3]))
+                own, both, other = ids[slot[1] : slot[1] + 3]
+                result.append(self._assemble(row, slot[0], own, both, other, next(earlier)))
             except UserError as error:
                 result.append(error)
         return result
 
+    def _earlier(
+        self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str], slots: Sequence[UserError | tuple[str, int]]
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Of each good row, the token spans of the earlier turns to be learned, in its bare prompt."""
+        for row, slot in zip(rows, slots, strict=True):
+            if not isinstance(slot, UserError):
+                yield self._turns(row, texts[slot[1]])
+
+    def _turns(self, row: Mapping[str, Any], text: str) -> list[tuple[int, int]]:
+        prompt = row["prompt"]
+        if self.turns != "all" or not self.chat or isinstance(prompt, str) or row.get("response") is None:
+            return []
+        places = learned(prompt, text, lambda other: self._apply(_messages(other), row, prompt=True))
+        counts = [len(ids) for ids in self._ids([text[:place] for span in places for place in span])]
+        return list(zip(counts[::2], counts[1::2], strict=True))
+
     def _assemble(
-        self, row: Mapping[str, Any], rest: str, bare: list[int], whole: list[int], reference: list[int]
+        self,
+        row: Mapping[str, Any],
+        rest: str,
+        bare: list[int],
+        whole: list[int],
+        reference: list[int],
+        earlier: Sequence[tuple[int, int]] = (),
     ) -> dict[str, Any]:
         if not bare:
             raise _at(row, "prompt", "the tokenizer makes no token of it; mend the row.")
@@ -233,9 +254,13 @@ class Encoder:
             if most is not None and len(reference) > most:
                 why = "its end is the anchor, so it is never cut: raise max_reference_length or shorten the reference."
                 raise _at(row, "reference", f"{len(reference)} tokens, and max_reference_length is {most}; {why}")
+        labels = [-100] * len(prompt)
+        for start, end in earlier:
+            start, end = (place + len(prompt) - len(bare) for place in (start, end))
+            labels[start:end] = prompt[start:end]
         return {
             "input_ids": (prompt + response)[:limit],
-            "labels": ([-100] * len(prompt) + response)[:limit],
+            "labels": (labels + response)[:limit],
             "reference_input_ids": reference,
             "row": row.get("row", -1),
             "lang": row.get("lang") or "",
@@ -278,6 +303,7 @@ def encode_row(
     eos: bool = True,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     thinking: bool | None = None,
+    turns: str = "all",
 ) -> dict[str, Any]:
     """Token ids of one row; the options are those of `Encoder`.
 
@@ -285,13 +311,14 @@ def encode_row(
         row: `prompt`, and optionally `response`, `reference`, `lang`, `row`, `origin`.
 
     Returns:
-        `input_ids`; `labels`, -100 up to the response, and everywhere where there is none; `reference_input_ids`,
+        `input_ids`; `labels`, -100 but for the response and earlier turns of the assistant, and everywhere where there
+        is no response; `reference_input_ids`,
         empty where there is none; `row`; `lang`.
 
     Raises:
         UserError: nothing is left of the prompt or the response, or the reference is too long; names the row.
     """
-    options = (chat, chat_template, eos, chat_template_kwargs, thinking)
+    options = (chat, chat_template, eos, chat_template_kwargs, thinking, turns)
     encoded = Encoder(tokenizer, max_length, max_reference_length, *options).encode([row])[0]
     if isinstance(encoded, UserError):
         raise encoded
@@ -309,6 +336,7 @@ def encode_dataset(
     eos: bool = True,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     thinking: bool | None = None,
+    turns: str = "all",
     bad_rows: str = "error",
     reading: Reading | None = None,
     num_proc: int | None = None,
@@ -329,7 +357,7 @@ def encode_dataset(
     Raises:
         UserError: a bad row, or no row left.
     """
-    options = (chat, chat_template, eos, chat_template_kwargs, thinking)
+    options = (chat, chat_template, eos, chat_template_kwargs, thinking, turns)
     encoder = Encoder(tokenizer, max_length, max_reference_length, *options)
     encoded = dataset.map(
         _encode_batch,

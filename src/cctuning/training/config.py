@@ -52,6 +52,14 @@ class CCConfig(SFTConfig):
             "in what is saved. Unset: thinking is off unless answers of the rows think."
         },
     )
+    train_turns: str = field(
+        default="all",
+        metadata={
+            "help": "Of conversations: all: every turn of the assistant is learned (but those with train: false or "
+            "weight: 0); last: the last alone. The connection acts at the last prompt's end in either case.",
+            "choices": ["all", "last"],
+        },
+    )
     bad_rows: str = field(
         default="error",
         metadata={
@@ -99,11 +107,12 @@ class CCConfig(SFTConfig):
                 "packing / padding_free: true would part rows from their references; leave both off (group rows of "
                 "like length with train_sampling_strategy: group_by_length instead)."
             )
-        if self.assistant_only_loss or self.completion_only_loss is False:
+        if self.completion_only_loss is False:
             raise UserError(
-                "assistant_only_loss / completion_only_loss: rows are prompt and response, and the response alone "
-                "carries loss; leave both unset."
+                "completion_only_loss: what the assistant says alone carries loss, never the prompt; leave it unset "
+                "(which turns do: train_turns)."
             )
+        self.assistant_only_loss = False  # it is so in any case, without TRL's way there
         if self.loss_type != "nll":
             raise UserError(f"loss_type: {self.loss_type} is not supported beside the connection; use nll.")
         if self.label_smoothing_factor:

@@ -184,6 +184,7 @@ class CCTrainer(SFTTrainer):
             max_length=args.max_length,
             max_reference_length=args.max_reference_length or args.max_length,
             chat=self.chat,
+            turns=args.train_turns,
             bad_rows=args.bad_rows,
             reading=reading,
             num_proc=args.dataset_num_proc,
