@@ -18,6 +18,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--suite", choices=("source", "paper", "all"), help="benchmarks; default source")
     parser.add_argument("--rows", help="in place of a suite: held-out rows of your own, in any form that train reads")
     parser.add_argument(
+        "--tasks", nargs="+", metavar="NAME", help="in place of a suite: any of lm-eval's tasks or groups"
+    )
+    parser.add_argument("--include_path", help="a directory with lm-eval tasks of your own, for --tasks")
+    parser.add_argument(
         "--languages", nargs="+", help="language codes; default all. The reference language is always added"
     )
     parser.add_argument("--benchmarks", nargs="+", help="names to keep, as the table shows them; default all")
@@ -43,6 +47,10 @@ def main(argv: list[str]) -> None:
         given = [name for name in ("suite", "data", "benchmarks") if getattr(args, name)]
         if given:
             raise UserError(f"--rows: in place of a suite; leave out --{', --'.join(given)}.")
+    if args.tasks:
+        given = [name for name in ("suite", "rows", "benchmarks") if getattr(args, name)]
+        if given:
+            raise UserError(f"--tasks: in place of a suite; leave out --{', --'.join(given)}.")
     os.environ["TQDM_DISABLE"] = "1"  # libraries' bars; ours, one a run, is shown in a log file too
     if args.data:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -55,6 +63,8 @@ def main(argv: list[str]) -> None:
     options = Options(
         suite=args.suite or "source",
         rows=args.rows,
+        tasks=args.tasks,
+        include_path=args.include_path,
         languages=args.languages,
         benchmarks=args.benchmarks,
         limit=args.limit,

@@ -142,7 +142,8 @@ def settle(
     if switch in known and (mark is None or thinks != (mark == THINKS)):
         given[switch] = thinks
     before = "" if thinks or mark else _before(tokenizer, source, given)
-    settled = (THINKS if thinks else MARK) + _bake(source, given, before, switch)
+    changed = bool(given or before or thinks or mark)
+    settled = (THINKS if thinks else MARK) + _bake(source, given, before, switch) if changed else source
     probe = [{"role": "user", "content": QUESTION}]
     if QUESTION not in render(tokenizer, probe, source, True, given):
         raise UserError(

@@ -27,7 +27,9 @@ from transformers import set_seed
 from cctuning.data import Encoder
 from cctuning.data.chat import own_template
 from cctuning.errors import UserError
+from cctuning.evaluation.answered_in import answered_in
 from cctuning.evaluation.models import THINKING_TOKENS, AnsweringLM, ConnectedLM, Journal, writing
+from cctuning.evaluation.named import named_items
 from cctuning.evaluation.own import own_items, rows_fingerprint
 from cctuning.evaluation.parallels import Parallels, with_parallels
 from cctuning.evaluation.samples import answers_of, said_alike, sample_line
@@ -48,10 +50,17 @@ PACKAGES = ("cc-tuning", "lm_eval", "torch", "transformers", "peft", "datasets")
 
 @dataclass
 class Options:
-    """What is scored and how. `mode`: `student` (as it will run), `bypass` (without the connection's transform),
-    `parallel` (over the live connection, with the benchmark's own prompt in the reference language). `rows`: a user's
-    own, in place of a suite's. `chat`: render prompts with the chat template; None: as in training, or, where that is
-    not known, if there is one. `thinking_tokens`: room for thinking, where the model thinks before it answers."""
+    """What is scored and how.
+
+    Attributes:
+        mode: `student` (as it will run), `bypass` (without the connection's transform), `parallel` (over the live
+            connection, with the benchmark's own prompt in the reference language).
+        rows: a user's own, in place of a suite's tasks.
+        tasks: lm-eval's, by name, likewise. include_path: a directory with more of them.
+        chat: render prompts with the chat template; None: as in training; where that is not known, if there is one.
+        chat_template_kwargs: its arguments, where they are to be others than in training.
+        thinking_tokens: room for thinking, where the model thinks before it answers.
+    """
 
     suite: str = "source"
     languages: list[str] | None = None
@@ -67,6 +76,8 @@ class Options:
     batch_size: int | None = None
     trust_remote_code: bool = False
     rows: str | None = None
+    tasks: list[str] | None = None
+    include_path: str | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("suite", SUITES), ("mode", MODES)):
@@ -80,13 +91,15 @@ class Options:
 
     def settings(self) -> dict[str, Any]:
         """What decides the figures: all but where the data lie and how many rows run at once."""
-        apart = ("data", "batch_size", "trust_remote_code", "rows")
+        apart = ("data", "batch_size", "trust_remote_code", "rows", "tasks", "include_path")
         found = {key: value for key, value in asdict(self).items() if key not in apart}
         if not self.chat_template_kwargs:  # a model that thinks unasked has it in its template
             del found["chat_template_kwargs"]
         if self.thinking_tokens == THINKING_TOKENS:
             del found["thinking_tokens"]
         found["local"] = self.data is not None
+        if self.tasks:
+            return found | {"suite": "tasks", "tasks": sorted(self.tasks)}
         return found | ({"suite": "rows", "rows": rows_fingerprint(self.rows)} if self.rows else {})
 
 
@@ -106,8 +119,10 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     encoder = encoder_for(tokenizer, bool(options.chat), options.chat_template_kwargs)
     if options.rows:
         items, notes = own_items(options.rows, options.languages, language, encoder)
-    else:
-        data = Path(options.data) if options.data else None
+    data = Path(options.data) if options.data else None
+    if options.tasks:
+        items, notes = named_items(options.tasks, data, options.languages, options.include_path)
+    elif not options.rows:
         items, notes = plan(options.suite, options.languages, data, options.benchmarks, language)
     if options.mode == "parallel":
         items = with_parallels(items, notes, language)
@@ -219,6 +234,7 @@ def score(item: Item, lm: Journal, options: Options, directory: Path, record: di
         "metrics": _metrics(figures, chosen),
         "requests": lm.asked - before,
         **answers_of(kept),
+        "answered_in": answered_in(kept, item.language, record["model"].get("reference_language") or ENGLISH),
         "data": None if item.file is None else rows_fingerprint(str(item.file)),
     }
     _write(directory, record)
