@@ -16,7 +16,7 @@ from functools import cache, lru_cache
 
 from lingua import ConfidenceValue, IsoCode639_1, Language, LanguageDetector, LanguageDetectorBuilder
 
-from cctuning.languages import base, canonical, parse
+from cctuning.languages import base, parse
 
 # What a wrong text is likely to be in: the most widespread written languages of the scripts that several share.
 WIDESPREAD = "en es fr de pt it nl pl id vi tr sw ru uk bg ar fa ur hi mr zh ja ko"
@@ -200,15 +200,3 @@ def between(text: str, one: str, other: str) -> float | None:
 @cache
 def _two(one: Language, other: Language) -> LanguageDetector:
     return LanguageDetectorBuilder.from_languages(one, other).with_low_accuracy_mode().build()
-
-
-@cache
-def _any() -> LanguageDetector:
-    return LanguageDetectorBuilder.from_all_languages().with_low_accuracy_mode().build()
-
-
-def identify(text: str) -> str | None:
-    """The language that a longer text is in, of all that lingua knows; None where it is not sure."""
-    found = _any().compute_language_confidence_values(text)
-    sure = bool(found) and found[0].value >= SURE
-    return canonical(found[0].language.iso_code_639_1.name) if sure else None

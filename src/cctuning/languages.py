@@ -211,8 +211,12 @@ def base(code: str) -> str:
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two codes mean one language in one script, whatever their regions: `fr`, `FRA` and `fr_CA` do."""
-    return tag(one)[:2] == tag(other)[:2]
+    """Whether two codes mean one language in one script, whatever their regions: `fr`, `FRA` and `fr_CA` do.
+
+    A code that is none, as files may hold, is the same as itself alone.
+    """
+    found = parse(one), parse(other)
+    return one == other if None in found else found[0][:2] == found[1][:2]  # type: ignore[index]
 
 
 def matches(wanted: str, found: str) -> bool:
@@ -221,7 +225,9 @@ def matches(wanted: str, found: str) -> bool:
     The script must agree: `zh-Hans` takes `zh-CN` and not `zh-TW`. A region must where both name one: `pt` takes
     `pt-BR`, and `pt-BR` takes `pt` and not `pt-PT`.
     """
-    one, other = tag(wanted), tag(found)
+    one, other = parse(wanted), parse(found)
+    if one is None or other is None:
+        return wanted == found
     regions = {one.region, other.region} - {None}
     if _by_region(one.language):
         regions = set()  # the script has said it

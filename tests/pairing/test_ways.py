@@ -10,11 +10,8 @@ import sys
 import datasets
 import pytest
 
-from cctuning.data import load_rows
+from cctuning.data import load_parallel, load_rows
 from cctuning.errors import UserError
-from cctuning.languages import canonical
-from cctuning.pairing.candidates import Candidate
-from cctuning.pairing.parallel import tmx
 from tests.pairing.world import CHINESE, ENGLISH, SWAHILI, ids, paired, run, write
 
 
@@ -316,13 +313,17 @@ VARIANTS = {
         ("Serbian Latin", ["sr-Latn-RS"]),
         ("pt-PT", ["PT-PT"]),
         ("por_Latn", ["PT-BR", "PT-PT"]),
-        ("sr", []),
+        ("sr", ["sr-Latn-RS"]),  # there is no other
+        ("fr", []),
     ],
 )
 def test_a_tmx_gives_the_language_and_script_asked_for(tmp_path, lang, takes):
     variants = "".join(f'<tuv xml:lang="{code}"><seg>{text}</seg></tuv>' for code, text in VARIANTS.items())
     path = tmp_path / "memory.tmx"
     path.write_text(f'<tmx version="1.4"><header/><body><tu>{variants}</tu></body></tmx>', encoding="utf-8")
-    units = list(tmx(path, canonical(lang), "en", 0))
-    assert [one.prompt for one in units if isinstance(one, Candidate)] == [VARIANTS[code] for code in takes]
-    assert takes or "no text in sr; it has en-GB, zh, zh-Hant" in str(units[0].problems[0])
+    if not takes:
+        with pytest.raises(UserError, match=r"no text in fr"):
+            load_parallel([{"path": str(path), "lang": lang}])
+        return
+    found, _ = load_parallel([{"path": str(path), "lang": lang}])
+    assert sorted(found["text"]) == sorted(VARIANTS[code] for code in takes)
