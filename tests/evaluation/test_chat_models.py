@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from cctuning.cli import main
-from cctuning.data import Encoder
+from cctuning.data import Encoder, load_rows
 from cctuning.evaluation.run import Options, evaluate
+from cctuning.model.loading import load
+from cctuning.serving.answering import Answerer
 from tests.cli.world import refused, run_json, write_jsonl, write_recipe
 from tests.conftest import tiny_llama
 from tests.data.test_chat import MARKS, TEMPLATES
@@ -119,3 +121,17 @@ def test_a_plain_model_is_asked_with_its_template_and_told_so(tmp_path):
     assert any("it is given enable_thinking=False" in note for note in record["notes"])
     samples = (tmp_path / "results" / "samples" / "rows_sw.jsonl").read_text().splitlines()
     assert all(json.loads(line)["prompt"].endswith("<think>\n\n</think>\n\n") for line in samples)
+
+
+def test_generate_asks_with_the_context_of_each_row(tmp_path, capsys):
+    path = base(tmp_path / "base", "qwen3")
+    tools = json.dumps([{"name": "salio", "description": "d", "parameters": {"type": "object", "properties": {}}}])
+    asked = {"prompt": "Salio?", "system": "Wewe ni benki.", "tools": tools, "lang": "sw"}
+    rows = [asked, {"prompt": "Mji?", "lang": "sw"}]
+    file = write_jsonl(tmp_path / "prompts.jsonl", rows)
+    assert main(["generate", str(path), "--file", str(file), "--max_new_tokens", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    answerer = Answerer(load(str(path)), max_new_tokens=1)
+    dataset, _ = load_rows([str(file)], require_reference=False)
+    one, other = (answerer.tokenizer.decode(answerer.prompt_ids(row["prompt"], row)) for row in dataset)
+    assert "Wewe ni benki." in one and '"name": "salio"' in one and "salio" not in other

@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
         return
     prompts = [row["prompt"] for row in rows]
     references = [row["reference"] for row in rows] if args.reference else None
-    answers = answerer(prompts, references, progress=True, languages=languages)
+    answers = answerer(prompts, references, progress=True, languages=languages, rows=rows)
     if len(answers) > 1 and len({*answers}) == 1 and len({str(prompt) for prompt in prompts}) > 1:
         alike = "the same" if answers[0] else "empty"
         print(f"note: all {len(answers)} answers are {alike}; are prompts rendered as in training?", file=sys.stderr)

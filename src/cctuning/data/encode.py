@@ -155,9 +155,9 @@ class Encoder:
         tools, arguments = (_loaded((row or {}).get(name)) for name in ("tools", "arguments"))
         return render(self.tokenizer, messages, self.chat_template, prompt, arguments, tools)
 
-    def prompt_ids(self, prompt: Text) -> list[int]:
+    def prompt_ids(self, prompt: Text, row: Mapping[str, Any] | None = None) -> list[int]:
         """Ids of a prompt or a reference, as training and inference both see it."""
-        return self._opened(self._ids([self.render(prompt)])[0])
+        return self._opened(self._ids([self.render(prompt, row)])[0])
 
     def _opened(self, ids: list[int]) -> list[int]:
         # A text may bring its own opening (a bos written into it): never twice.

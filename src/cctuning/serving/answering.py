@@ -163,13 +163,17 @@ class Answerer:
         self.options |= {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         torch.manual_seed(seed)
 
-    def prompt_ids(self, prompt: Text) -> list[int]:
-        """Ids of one prompt (or reference), exactly as in training, with the system message if there is one."""
+    def prompt_ids(self, prompt: Text, row: Mapping[str, Any] | None = None) -> list[int]:
+        """Ids of one prompt (or reference), exactly as in training, with the system message if there is one.
+
+        Args:
+            row: that it is of, with its tools and arguments of the chat template.
+        """
         if self.system:
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             if messages[0]["role"] != "system":
                 prompt = [{"role": "system", "content": self.system}, *messages]
-        ids = self.encoder.prompt_ids(prompt)
+        ids = self.encoder.prompt_ids(prompt, row)
         if not ids:
             raise UserError(f"prompt {prompt!r}: the tokenizer makes no token of it; give some text.")
         if self.positions is not None and len(ids) >= self.positions:
@@ -179,9 +183,12 @@ class Answerer:
             )
         return ids
 
-    def encode(self, prompts: Sequence[Text]) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, prompts: Sequence[Text], rows: Sequence[Mapping[str, Any] | None] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Left-padded ids and mask (B, T) of the prompts."""
-        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        of = rows if rows is not None else [None] * len(prompts)
+        ids = [self.prompt_ids(prompt, row) for prompt, row in zip(prompts, of, strict=True)]
         width = max(len(one) for one in ids)
         tokens = torch.tensor([[self.pad] * (width - len(one)) + one for one in ids])
         mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in ids])
@@ -195,6 +202,7 @@ class Answerer:
         progress: bool = False,
         *,
         languages: Sequence[str | None] | None = None,
+        rows: Sequence[Mapping[str, Any] | None] | None = None,
     ) -> list[str]:
         """Answers to `prompts`, in their order; rows with a reference run over the live connection.
 
@@ -203,6 +211,7 @@ class Answerer:
             references: each prompt's parallel, None for rows without one.
             progress: show a bar.
             languages: each prompt's language, None where nobody told: it is then taken for one that borrows.
+            rows: what prompts are of, with their tools and arguments of the chat template.
         """
         connected = self.loaded.connected
         given = list(references or [None] * len(prompts))
@@ -215,17 +224,18 @@ class Answerer:
         groups = [order]
         if isinstance(connected, AdaptiveModel):  # a batch of it reads references, or the matrix
             groups = [[i for i in order if given[i] is not None], [i for i in order if given[i] is None]]
-        batches = [rows[i : i + self.batch_size] for rows in groups for i in range(0, len(rows), self.batch_size)]
+        batches = [some[i : i + self.batch_size] for some in groups for i in range(0, len(some), self.batch_size)]
         answers = [""] * len(prompts)
-        for rows in tqdm(batches, desc="Generating", disable=not progress, unit="batch"):
-            texts = self._batch([prompts[i] for i in rows], [given[i] for i in rows], [apart[i] for i in rows])
-            for row, text in zip(rows, texts, strict=True):
-                answers[row] = text
+        whole = list(rows) if rows is not None else [None] * len(prompts)
+        for chosen in tqdm(batches, desc="Generating", disable=not progress, unit="batch"):
+            parts = [[values[i] for i in chosen] for values in (list(prompts), given, apart, whole)]
+            for place, text in zip(chosen, self._batch(*parts), strict=True):
+                answers[place] = text
         return answers
 
     @torch.no_grad()
-    def _batch(self, prompts: list[Text], references: list[Text | None], apart: list[bool]) -> list[str]:
-        ids, mask = self.encode(prompts)
+    def _batch(self, prompts: list[Any], references: list[Any], apart: list[Any], rows: list[Any]) -> list[str]:
+        ids, mask = self.encode(prompts, rows)
         connected, options = self.loaded.connected, dict(self.options)
         if self.positions is not None:
             options["max_new_tokens"] = min(options["max_new_tokens"], self.positions - ids.shape[1])
@@ -234,10 +244,11 @@ class Answerer:
             tokens = model.generate(input_ids=ids, attention_mask=mask, **options)
         else:
             given = [reference for reference in references if reference is not None]
+            of = [row for row, reference in zip(rows, references, strict=True) if reference is not None]
             if given:
                 index = torch.tensor([-1 if reference is None else 0 for reference in references])
                 index[index >= 0] = torch.arange(len(given))
-                reference_ids, reference_mask = self.encode(given)
+                reference_ids, reference_mask = self.encode(given, of)
                 options |= {
                     "reference_input_ids": reference_ids,
                     "reference_attention_mask": reference_mask,
