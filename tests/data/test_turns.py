@@ -6,11 +6,13 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
 from trl.chat_template_utils import get_training_chat_template
 
 from cctuning.connection.plan import predicting, prompt_ends, scope_mask
-from cctuning.data import Encoder, load_rows
+from cctuning.data import Encoder, Reading, encode_dataset, load_rows
 from tests.data.test_chat import tokenizer
+from tests.data.test_encode import OPEN
 
 TURNS = [
     {"role": "user", "content": "Mji mkuu wa Kenya?"},
@@ -76,6 +78,21 @@ def test_turns_that_are_not_to_be_learned(tmp_path):
     assert runs(encoded(made, loaded(tmp_path, apart)), made) == ["Karibu.<|im_end|>"]
     # no response: nothing is learned, the alignment alone
     assert runs(encoded(made, loaded(tmp_path, ROW | {"messages": TURNS[:5]})), made) == []
+
+
+def test_what_the_trainer_is_handed_is_learned_alike(tmp_path):
+    """Read from a file by `load_rows`, or handed over as a data set: both go through the trainer's own reading."""
+    made = tokenizer("qwen2_5")
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "salio", "arguments": "{}"}}]}
+    calls = ROW | {"messages": [*TURNS[:5], call]}
+    apart = {"prompt": TURNS[:5], "completion": TURNS[5:], "prompt_en": TURNS[:5], "lang": "sw"}
+    for row, expected in ((ROW, 3), (calls, 3), (apart, 1)):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        for dataset in (load_rows([str(path)])[0], Dataset.from_list([row])):
+            reading = Reading.of(dataset.column_names, "en", True, False, "rows")
+            (found,) = encode_dataset(dataset, made, chat=True, reading=reading, **OPEN)[0]
+            assert len(runs(found, made)) == expected, runs(found, made)
 
 
 def test_an_answer_of_the_same_letters_is_found_whole(tmp_path):

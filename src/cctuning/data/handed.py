@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from cctuning.data.chat import NAMES
 from cctuning.data.conversations import Layout, missing_reference, parse
-from cctuning.data.messages import THINKING
+from cctuning.data.messages import THINKING, plain
 from cctuning.data.rows import CHUNK, BadRow
 from cctuning.data.tables import EXTRA
 from cctuning.errors import UserError
@@ -19,6 +19,9 @@ from cctuning.languages import UNKNOWN
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+LOADED = "origin"  # a column that only a data set of `load_rows` has
 
 
 def check_handed(dataset: Any, where: str) -> None:
@@ -109,6 +112,12 @@ class Reading:
         row = parse(record, self.layout, "", found=self.found, lang=lang, language=self.language)
         if self.required and row.reference is None and row.lang != self.language:
             raise missing_reference(self.layout, self.found, self.language)
+        if LOADED in self.found and isinstance(record.get("prompt"), list):
+            row.prompt = [
+                plain(turn) for turn in record["prompt"]
+            ]  # which turns are learned was settled as it was read
+        if row.response is None and record.get("calls"):
+            row.response = ""
         own = row.prompt if self.itself and row.lang == self.language else None
         return {
             "prompt": row.prompt,
