@@ -14,26 +14,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from cctuning.data.chat import Settled, answer_message, closes, render, settle, special_tokens, split_thinking
-from cctuning.data.handed import Reading
 from cctuning.data.messages import THINKING, plain
-from cctuning.data.rows import BadRow, Text
+from cctuning.data.rows import Text
 from cctuning.data.turns import learned
 from cctuning.errors import UserError
-
-IDS = List(Value("int32"))
-FEATURES = {
-    "input_ids": IDS,
-    "labels": IDS,
-    "reference_input_ids": IDS,
-    "text": IDS,
-    "reference_text": IDS,
-    "row": Value("int64"),
-    "lang": Value("string"),
-}
 
 
 @dataclass
@@ -209,7 +196,7 @@ class Encoder:
                 rest = self._rest(row, prompt) if row.get("response") is not None else ""
                 reference = self.render(row["reference"], row) if row.get("reference") is not None else ""
             except UserError as error:
-                slots.append(_at(row, "prompt", str(error)))
+                slots.append(at(row, "prompt", str(error)))
             else:
                 slots.append((rest, len(texts)))
                 texts += [prompt, prompt + rest, reference]
@@ -252,7 +239,7 @@ class Encoder:
         earlier: Sequence[tuple[int, int]] = (),
     ) -> dict[str, Any]:
         if not bare:
-            raise _at(row, "prompt", "the tokenizer makes no token of it; mend the row.")
+            raise at(row, "prompt", "the tokenizer makes no token of it; mend the row.")
         prompt, response = self._opened(bare), []
         if row.get("response") is not None:
             # Where tokens merge across the border (an unknown one swallows what touches it), the prompt keeps those of
@@ -260,23 +247,23 @@ class Encoder:
             merged = whole[: len(bare)] != bare or len(whole) == len(bare) or bare[-1] == self.tokenizer.unk_token_id
             response = self._ids([rest])[0] if merged else whole[len(bare) :]
             if not response:
-                raise _at(row, "response", "the tokenizer makes no token of it; mend the row.")
+                raise at(row, "response", "the tokenizer makes no token of it; mend the row.")
             if self._appends_eos and response[-1] != self.tokenizer.eos_token_id:
                 response.append(self.tokenizer.eos_token_id)
         limit, advice = self.max_length, "raise max_length or shorten the prompt."
         if limit is not None and response and len(prompt) >= limit:
             lengths = f"the prompt has {len(prompt)} tokens, the response {len(response)}, and max_length is {limit}"
-            raise _at(row, "response", f"no token of it would be left: {lengths}; {advice}")
+            raise at(row, "response", f"no token of it would be left: {lengths}; {advice}")
         if limit is not None and len(prompt) > limit:
             why = "its end is where the row connects, so it is never cut"
-            raise _at(row, "prompt", f"{len(prompt)} tokens, and max_length is {limit}; {why}: {advice}")
+            raise at(row, "prompt", f"{len(prompt)} tokens, and max_length is {limit}; {why}: {advice}")
         if row.get("reference") is not None:
             if not reference:
-                raise _at(row, "reference", "the tokenizer makes no token of it; mend the row.")
+                raise at(row, "reference", "the tokenizer makes no token of it; mend the row.")
             reference, most = self._opened(reference), self.max_reference_length
             if most is not None and len(reference) > most:
                 why = "its end is the anchor, so it is never cut: raise max_reference_length or shorten the reference."
-                raise _at(row, "reference", f"{len(reference)} tokens, and max_reference_length is {most}; {why}")
+                raise at(row, "reference", f"{len(reference)} tokens, and max_reference_length is {most}; {why}")
         labels = [-100] * len(prompt)
         for start, end in earlier:
             start, end = (place + len(prompt) - len(bare) for place in (start, end))
@@ -309,11 +296,11 @@ def _loaded(value: Any) -> Any:
     return json.loads(value) if isinstance(value, str) else value
 
 
-def _at(row: Mapping[str, Any], part: str, reason: str) -> UserError:
-    return UserError(f"{_origin(row)}: {part}: {reason}")
+def at(row: Mapping[str, Any], part: str, reason: str) -> UserError:
+    return UserError(f"{origin_of(row)}: {part}: {reason}")
 
 
-def _origin(row: Mapping[str, Any]) -> str:
+def origin_of(row: Mapping[str, Any]) -> str:
     return str(row.get("origin") or f"row {row.get('row', '?')}")
 
 
@@ -348,98 +335,3 @@ def encode_row(
     if isinstance(encoded, UserError):
         raise encoded
     return encoded
-
-
-def encode_dataset(
-    dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int | None,
-    max_reference_length: int | None,
-    chat: bool,
-    chat_template: str | None = None,
-    eos: bool = True,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    thinking: bool | None = None,
-    turns: str = "all",
-    bad_rows: str = "error",
-    reading: Reading | None = None,
-    num_proc: int | None = None,
-    desc: str = "Tokenising rows",
-    notes: list[str] | None = None,
-) -> tuple[Dataset, list[tuple[str, str]]]:
-    """`encode_row` over a data set of `load_rows`, with progress.
-
-    Args:
-        bad_rows: `error` stops at the first row that cannot be used; `skip` leaves such rows out.
-        reading: of a data set that `load_rows` has not read and checked.
-        num_proc: processes; None: this one.
-        notes: what a person should see of the rows is added to it.
-
-    Returns:
-        The encoded rows, and (origin, reason) of those left out.
-
-    Raises:
-        UserError: a bad row, or no row left.
-    """
-    options = (chat, chat_template, eos, chat_template_kwargs, thinking, turns)
-    encoder = Encoder(tokenizer, max_length, max_reference_length, *options)
-    encoded = dataset.map(
-        _encode_batch,
-        batched=True,
-        fn_kwargs={"encoder": encoder, "skip": bad_rows == "skip", "reading": reading},
-        remove_columns=dataset.column_names,
-        features=Features({**FEATURES, **dict.fromkeys(("origin", "problem", "doubt"), Value("string"))}),
-        num_proc=num_proc if num_proc and 1 < num_proc <= len(dataset) else None,
-        desc=desc,
-        load_from_cache_file=False,  # the cache's key does not see a change in this module
-    )
-    problems = encoded.data.column("problem").to_pylist()
-    bad = [number for number, problem in enumerate(problems) if problem is not None]
-    skipped = [(str(encoded[number]["origin"]), str(problems[number])) for number in bad]
-    if len(bad) == len(problems):
-        raise UserError(
-            f"no usable row of {len(problems)}" + (f", the first: {': '.join(skipped[0])}" if bad else ".")
-        )
-    if bad:
-        encoded = encoded.select([number for number, problem in enumerate(problems) if problem is None])
-    if notes is not None:
-        notes += _doubts(encoded)
-    return encoded.remove_columns(["origin", "problem", "doubt"]), skipped
-
-
-def _doubts(encoded: Dataset) -> list[str]:
-    """Each doubt about some rows with their number and the first of them."""
-    found: dict[str, list[str]] = {}
-    for doubt, origin in zip(encoded["doubt"], encoded["origin"], strict=True):
-        if doubt is not None:
-            found.setdefault(doubt, []).append(origin)
-    return [f"{len(rows)} of {len(encoded)} rows (the first: {rows[0]}): {doubt}" for doubt, rows in found.items()]
-
-
-def _read(row: Mapping[str, Any], reading: Reading) -> dict[str, Any] | UserError:
-    try:
-        return reading(row)
-    except BadRow as bad:
-        return _at(row, bad.field, bad.reason)
-
-
-def _encode_batch(
-    columns: dict[str, list[Any]], encoder: Encoder, skip: bool, reading: Reading | None
-) -> dict[str, list[Any]]:
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    read = rows if reading is None else [_read(row, reading) for row in rows]
-    good = iter(encoder.encode([row for row in read if not isinstance(row, UserError)]))
-    result: dict[str, list[Any]] = {name: [] for name in (*FEATURES, "origin", "problem", "doubt")}
-    for row, found in zip(rows, read, strict=True):
-        encoded = found if isinstance(found, UserError) else next(good)
-        origin, problem = _origin(row), None
-        if isinstance(encoded, UserError):
-            if not skip:
-                raise encoded
-            problem = str(encoded).removeprefix(f"{origin}: ")
-            encoded = {**{name: [] for name in FEATURES}, "row": -1, "lang": ""}
-        doubt = None if isinstance(found, UserError) else encoder.doubt(found)
-        for name, value in {**encoded, "origin": origin, "problem": problem, "doubt": doubt}.items():
-            result[name].append(value)
-    return result
