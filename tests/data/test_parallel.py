@@ -173,6 +173,12 @@ def test_limit_weight_and_duplicates(tmp_path):
     refused("leaves none", path, weight=0.01)
 
 
+def test_a_source_that_repeats_an_earlier_one_is_a_note(tmp_path):
+    path, other = files.many_things(tmp_path), files.moses(tmp_path)
+    dataset, report = load_parallel([path, other])
+    assert pairs(dataset) == PAIRS and report.sources[1].pairs == 0 and "6 repeated" in report.notes[-1]
+
+
 def test_bad_pairs_stop_or_are_listed(tmp_path):
     rows = [*PAIRS[:3], ("", "Nothing."), ("Kitu.", " ")]
     path = text(tmp_path / "x.en-sw.tsv", [f"{en}\t{sw}" for sw, en in rows])

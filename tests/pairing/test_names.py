@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from cctuning.cli import main
 from cctuning.data import load_parallel
 from cctuning.errors import UserError
 from cctuning.pairing.names import KINDS, NamesOptions, names
@@ -130,6 +131,11 @@ def test_limit_and_other_reference(tmp_path):
 def test_options_that_are_refused(options, says):
     with pytest.raises(UserError, match=says):
         NamesOptions(**{"lang": ["sw"], "output": "x.jsonl", **options})
+
+
+def test_a_mistyped_action_names_the_nearest(capsys):
+    assert main(["pair", "nmes", "--lang", "sw"]) == 2
+    assert "'nmes' is no file here and none of select, names, mine. Did you mean 'names'?" in capsys.readouterr().err
 
 
 def test_from_the_command_line(tmp_path, capsys):

@@ -9,7 +9,8 @@ import pytest
 
 from cctuning.data import load_parallel
 from cctuning.errors import UserError
-from cctuning.pairing.selecting import Best, SelectOptions, WordVectors, select
+from cctuning.pairing.selecting import Best, SelectOptions, select
+from cctuning.pairing.word_vectors import WordVectors, words_and_pairs
 from tests.cli.world import done
 from tests.data.test_parallel import DATA
 from tests.pairing.world import lines, write
@@ -116,11 +117,9 @@ def test_the_size_of_a_chunk_changes_nothing(corpus, task, tmp_path, monkeypatch
 def test_vectors_are_tf_idf_as_scikit_learn_has_it():
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    from cctuning.pairing.selecting import _words_and_pairs
-
     texts = [sentence(topic, number) for number in range(9) for topic in TOPICS]
     ours = WordVectors(iter([texts[:5], texts[5:]]))(texts)
-    theirs = TfidfVectorizer(analyzer=_words_and_pairs, sublinear_tf=True).fit_transform(texts)
+    theirs = TfidfVectorizer(analyzer=words_and_pairs, sublinear_tf=True).fit_transform(texts)
     np.testing.assert_allclose((ours @ ours.T).todense(), (theirs @ theirs.T).todense(), atol=1e-5)
 
 

@@ -254,6 +254,19 @@ def cut_after_two(run: Path, copy: Path, step: int = 2) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["random", "group_by_length", "batch_rebalance"])
+def test_an_epoch_is_entered_in_its_middle_over_several_processes(strategy, world, tmp_path):
+    """Step 4 of 6 is the first of the second epoch's three: the order is one process's, and no row comes twice."""
+    options = ("--train_sampling_strategy", strategy, "--gradient_accumulation_steps", 1)
+    alone(world, tmp_path / "one", *options)
+    launch(world, "ddp", 2, tmp_path / "two", *options)
+    same(tmp_path / "one", tmp_path / "two")
+    cut_after_two(tmp_path / "two", tmp_path / "cut", step=4)
+    launch(world, "ddp", 2, tmp_path / "cut", *options, "--resume_from_checkpoint", True)
+    same(tmp_path / "one", tmp_path / "cut")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 def test_a_rank_is_killed_and_the_job_continues_exactly(engine, world, tmp_path):
     options = ("--max_steps", 60, "--save_steps", 10, "--learning_rate", 1e-4)

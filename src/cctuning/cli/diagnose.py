@@ -34,8 +34,9 @@ def main(argv: list[str]) -> None:
     parser = Plain("cctuning diagnose", description="Measure, before training, what the connection could carry over.")
     parser.add_argument("model", metavar="MODEL", help="the untrained base: a directory or hub name")
     parser.add_argument(
-        "data", nargs="+", metavar="DATA", help="rows as for `cctuning train`; some in the reference language help"
+        "data", nargs="*", metavar="DATA", help="rows as for `cctuning train`; some in the reference language help"
     )
+    parser.add_argument("--parallel", nargs="+", default=[], metavar="FILE", help="parallel text without answers")
     parser.add_argument("--limit", type=int, default=256, help="rows a language (default 256)")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--max_length", type=int, default=1024)
@@ -55,8 +56,15 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if bool(args.data) == bool(args.parallel):
+        raise UserError("DATA or --parallel: give answered rows with a parallel, or parallel text; one of the two.")
     check_base(args.model)
     args.reference_language = canonical(args.reference_language, "--reference_language")
+    if args.parallel:
+        from cctuning.cli.diagnose_text import diagnose_text
+
+        diagnose_text(args)
+        return
     found = measure(args)
     name = language_name(args.reference_language)
     table = Table(title=f"{args.model}: what a connection could carry over", caption=CAPTION.format(name=name))

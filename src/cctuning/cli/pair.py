@@ -1,13 +1,14 @@
-"""`cctuning pair INPUT … --output DIR`, `cctuning pair --config recipe.yaml`; `pair select` and `pair names`."""
+"""`cctuning pair INPUT … --output DIR`, or `--config recipe.yaml`; `pair select`, `pair names`, `pair mine`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from cctuning.cli.options import parse
-from cctuning.errors import UserError
+from cctuning.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from cctuning.pairing.options import PairOptions, PairSource
@@ -17,6 +18,9 @@ def main(argv: list[str]) -> None:
     """Parse, pair, say what was made."""
     if argv and argv[0] in ACTIONS:
         return ACTIONS[argv[0]](argv[1:])
+    meant = nearest(argv[0], ACTIONS) if argv and argv[0].isalpha() and not Path(argv[0]).exists() else ""
+    if meant:
+        raise UserError(f"{argv[0]!r} is no file here and none of {', '.join(ACTIONS)}.{meant}")
     from cctuning.pairing.options import Checks, PairOptions
 
     description = "Find or make the English parallel of every row: cctuning pair INPUT ... --output DIR."
@@ -76,7 +80,19 @@ def names(argv: list[str]) -> None:
     print(f"next: cctuning align --parallel {options.output} (docs/data.md)")
 
 
-ACTIONS = {"select": select, "names": names}
+def mine(argv: list[str]) -> None:
+    """`cctuning pair mine TEXT.sw TEXT.en --output FILE`."""
+    from cctuning.pairing.mining import MineOptions
+    from cctuning.pairing.mining import mine as join
+
+    description = "Join two files that are not aligned, by meaning."
+    (options,) = parse("cctuning pair mine", description, (MineOptions,), _named(argv, "--files"))
+    found, (texts, references) = join(options)
+    print(f"rows: {len(found.pairs)} of {texts} and {references} sentences, margin {found.threshold:.3f} and above")
+    print(f"next: read some of {options.output}, the least sure stand last; then cctuning train --parallel")
+
+
+ACTIONS = {"select": select, "names": names, "mine": mine}
 
 
 def sources_of(options: PairOptions) -> list[PairSource]:

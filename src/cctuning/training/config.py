@@ -88,6 +88,20 @@ class CCConfig(SFTConfig):
     reference_language: str = field(
         default="en", metadata={"help": "Language of the references (the model's strongest): en, fr, hi, ..."}
     )
+    eval_samples: int = field(
+        default=2,
+        metadata={
+            "help": "At each evaluation answer this many of its prompts a language, into output_dir/samples.jsonl and "
+            "TensorBoard. 0: off."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop when eval_loss has not fallen for this many evaluations, and keep the weights of the best. "
+            "Checkpoints are then written at each evaluation."
+        },
+    )
     log_connection: bool = field(
         default=False,
         metadata={
@@ -112,6 +126,8 @@ class CCConfig(SFTConfig):
                 setattr(self, name, False if name != "tf32" else None)
             if self.bf16 is None:
                 self.bf16 = False
+        if self.early_stopping_patience is not None:
+            self._stop_early(self.early_stopping_patience)
         super().__post_init__()
         self.reference_language = canonical(self.reference_language, "reference_language")
         for option in fields(self):
@@ -146,3 +162,18 @@ class CCConfig(SFTConfig):
             raise UserError(f"profile_steps: expected a number of steps, or 0 for none, got {self.profile_steps}.")
         if self.connection_lr_scale <= 0:
             raise UserError(f"connection_lr_scale: expected a positive number, got {self.connection_lr_scale}.")
+        if self.eval_samples < 0:
+            raise UserError(f"eval_samples: expected a number of rows, or 0 for none, got {self.eval_samples}.")
+
+    def _stop_early(self, patience: int) -> None:
+        """Set what transformers asks of a run that keeps its best weights."""
+        if patience < 1:
+            raise UserError(f"early_stopping_patience: expected at least 1, got {patience}.")
+        strategy = str(getattr(self.eval_strategy, "value", self.eval_strategy))
+        if strategy == "no":
+            raise UserError("early_stopping_patience: needs evaluations; set eval_strategy: steps or epoch.")
+        self.load_best_model_at_end = True
+        self.save_strategy = strategy
+        every = self.eval_steps or self.logging_steps
+        if strategy == "steps" and self.save_steps % every:
+            self.save_steps = every
