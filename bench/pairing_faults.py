@@ -187,9 +187,9 @@ def plan(fault: str, data: Path, path: str, rng: random.Random) -> Planter | Non
     if fault == "wrong_language":
         return wrong_language(data, path, rng)
     if fault == "benchmark":
-        from cctuning.pairing.languages import base, canonical
+        from cctuning.languages import base
 
-        return benchmark(data, base(canonical(Path(path).name)))
+        return benchmark(data, base(Path(path).name))
     return simple[fault]
 
 

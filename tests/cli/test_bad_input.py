@@ -115,7 +115,7 @@ def test_a_run_that_would_train_nothing(train):
 
 
 def row(**changes):
-    made = {"prompt": "x1 x2", "prompt_en": "w1 w2", "response": "x3", "lang": "xx", **changes}
+    made = {"prompt": "x1 x2", "prompt_en": "w1 w2", "response": "x3", "lang": "qaa", **changes}
     return {key: value for key, value in made.items() if value is not ...}
 
 

@@ -61,7 +61,10 @@ def test_the_template_of_training_goes_along_where_the_base_has_none(format, tmp
     run = make(tmp_path, tune="lora", chat_template_path=str(template))
     assert AutoTokenizer.from_pretrained(tmp_path / "base").chat_template is None
     export(str(run), format, tmp_path / "out")
-    assert (tmp_path / "out" / "chat_template.jinja").read_text() == template.read_text()
+    written = (tmp_path / "out" / "chat_template.jinja").read_text()
+    assert (
+        template.read_text() in written and "{{ 'x9 ' }}" in written
+    )  # what it writes before an answer: in the prompt
     encoder = encoder_of(load(str(run)))
     for prompt in PROMPTS:
         assert served(tmp_path / "out", prompt) == encoder.prompt_ids(prompt)
@@ -96,7 +99,7 @@ def test_generation_ends_where_training_did(format, tmp_path):
     assert (manifest.kind, manifest.reference_language, manifest.languages, manifest.chat) == (
         format,
         "en",
-        ["xx"],
+        ["qaa"],
         True,
     )
 

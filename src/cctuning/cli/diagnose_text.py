@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cctuning.evaluation.languages import language_name
+from cctuning.languages import language_name
 
 COLUMNS = 9  # layers that the table shows, from the first to the last
 # Share of texts found among some 64 to 256 references, and what it says.

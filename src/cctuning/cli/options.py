@@ -7,6 +7,7 @@ and that every mistake is one line.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import fields
@@ -38,6 +39,37 @@ class Plain(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
+
+
+CHAT = {"auto": None, "yes": True, "no": False}
+
+
+def add_chat(parser: argparse.ArgumentParser) -> None:
+    """The flags by which prompts are rendered, alike for every verb that asks a model."""
+    parser.add_argument(
+        "--chat",
+        nargs="?",
+        choices=tuple(CHAT),
+        const="yes",
+        default="auto",
+        help="render prompts with the chat template. auto: as in training; where that is not known, if there is one",
+    )
+    parser.add_argument(
+        "--chat_template_kwargs",
+        type=_mapping,
+        metavar="JSON",
+        help="arguments of the chat template, as '{\"enable_thinking\": true}', in place of those of training",
+    )
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected JSON, got {text!r} ({error})") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"expected a mapping, got {text!r}")
+    return found
 
 
 def parse(

@@ -10,8 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from cctuning.cli import ERRORS
+from cctuning.cli.first import check_places
 from cctuning.cli.help import Group
-from cctuning.cli.options import parse
 from cctuning.cli.packaged import find, launchers
 from cctuning.errors import UserError
 
@@ -41,6 +41,8 @@ def main(argv: list[str], verb: str = "train") -> None:
     launching, argv = launch_options(argv)
     if launching:
         raise SystemExit(launch(launching, argv))
+    check_places(argv)
+    from cctuning.cli.options import parse  # TRL with it
     from cctuning.connection import ConnectionConfig
     from cctuning.training import CCConfig
     from cctuning.training.options import RunOptions

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cctuning.identify import expected_scripts, identifiable
 from cctuning.pairing.benchmarks import Benchmarks
-from cctuning.pairing.languages import expected_scripts, identifiable
 from cctuning.pairing.options import Checks
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cctuning.data.conversations import PARTS
 from cctuning.errors import UserError, nearest
-from cctuning.pairing.languages import canonical, is_code
+from cctuning.languages import canonical
 
 WAYS = ("given", "join", "translate", "parallel", "translation", "distillation")
 ENGLISH = ("path", "name", "split", "columns", "where")
@@ -72,9 +72,7 @@ class PairOptions:
     overwrite: bool = field(default=False, metadata={"help": "Replace an output that an earlier run wrote."})
 
     def __post_init__(self) -> None:
-        if not is_code(self.reference_language):
-            raise UserError(f"reference_language: {self.reference_language!r} is no language code; expected e.g. en.")
-        self.reference_language = canonical(self.reference_language)
+        self.reference_language = canonical(self.reference_language, "reference_language")
         for name in ("shard_rows", "workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}.")
@@ -189,9 +187,8 @@ class PairSource:
                 raise UserError(f"{where}: {option}: expected names, got {value!r}; put them in quotes.")
         if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
             raise UserError(f"{where}: limit: expected a whole number of at least 1, got {self.limit!r}.")
-        for code in (*self.into, *([self.lang] if self.lang else [])):
-            if not is_code(code):
-                raise UserError(f"{where}: {code!r} is no language code; expected e.g. sw, zh-Hant, pt-BR.")
+        self.into = [canonical(code, f"{where}: into") for code in self.into]
+        self.lang = canonical(self.lang, f"{where}: lang") if self.lang else None
         for key in self.english:
             if key not in ENGLISH:
                 raise UserError(f"{where}: english: unknown key {key!r}; known: {', '.join(ENGLISH)}.")

@@ -31,7 +31,6 @@ from cctuning.pairing.candidates import Candidate, Problem, Rejected
 from cctuning.pairing.card import make_card, markdown
 from cctuning.pairing.encoder import Encoder, open_encoder
 from cctuning.pairing.inspection import Inspector, Verdict
-from cctuning.pairing.languages import canonical
 from cctuning.pairing.ledger import Ledger
 from cctuning.pairing.options import Checks, PairOptions, PairSource
 from cctuning.pairing.ways import Account, Ways
@@ -123,7 +122,7 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
         with (folder / output.REJECTS).open("wb") as rejects:
             run = Run(options, Ledger(checks), accounts, rows, rejects)
             ways = Ways(options.reference_language, folder, Path(options.cache_dir).expanduser(), options.engine)
-            langs = {canonical(source.lang) for source in sources if source.lang}
+            langs = {source.lang for source in sources if source.lang}
             with _pool(workers, inspector, langs) as pool:
                 for number in range(len(sources)):
                     _read(run, ways, number, pool, 2 * workers)

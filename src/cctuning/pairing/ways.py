@@ -13,7 +13,6 @@ from cctuning.errors import UserError
 from cctuning.pairing import making, parallel
 from cctuning.pairing.candidates import Candidate, Problem, Rejected
 from cctuning.pairing.joining import INDEX, EnglishSide, key_of
-from cctuning.pairing.languages import canonical
 from cctuning.pairing.options import PairSource
 from cctuning.pairing.records import Reader
 from cctuning.pairing.translation import ChatClient, open_translator
@@ -70,8 +69,7 @@ class Ways:
 
     @staticmethod
     def _reader(source: PairSource, also: Sequence[str] = (), needs: bool = False) -> Reader:
-        lang = canonical(source.lang) if source.lang else None
-        given = (source.path, source.name, source.split, lang, source.columns, source.where, source.limit)
+        given = (source.path, source.name, source.split, source.lang, source.columns, source.where, source.limit)
         return Reader(*given, also=also, needs=needs)
 
     def _rows(self, number: int, account: Account, needs: bool) -> Iterator[Outcome]:
@@ -178,8 +176,7 @@ class Ways:
         source.lang = source.lang or self.language
         with closing(self._engine(source)) as translator:
             rows = self._rows(number, account, needs=False)
-            into = [canonical(code) for code in source.into]
-            yield from making.translation(rows, translator, self.language, into)
+            yield from making.translation(rows, translator, self.language, source.into)
             account.usage[translator.name] = translator.usage()
 
     def _distilled(self, number: int, account: Account) -> Iterator[Outcome]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from babel import Locale
 from huggingface_hub import ModelCardData
 
+from cctuning.languages import language_name
 from cctuning.serving.licences import Licence, base_licence, row_licences
 from cctuning.serving.manifest import Manifest
 from cctuning.serving.origin import Origin
@@ -84,8 +84,8 @@ def _codes(origin: Origin, manifest: Manifest) -> list[str]:
 
 
 def _spoken(code: str) -> str:
-    known = Locale("en").languages.get(code.replace("_", "-").split("-")[0])
-    return f"{known} (`{code}`)" if known else f"`{code}`"
+    known = language_name(code)
+    return f"{known} (`{code}`)" if known != code else f"`{code}`"
 
 
 def _use(manifest: Manifest, name: str, base: str | None) -> str:

@@ -9,6 +9,7 @@ import torch
 from trl import SFTConfig
 
 from cctuning.errors import UserError
+from cctuning.languages import canonical
 
 
 @dataclass
@@ -17,6 +18,8 @@ class CCConfig(SFTConfig):
 
     One default differs: `bf16` is off on a machine without an accelerator, where it is slow.
     """
+
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "chat_template_kwargs"]
 
     connection_lr_scale: float = field(
         default=2.0, metadata={"help": "Learning rate of the connection's own parts, as a multiple of learning_rate."}
@@ -60,6 +63,21 @@ class CCConfig(SFTConfig):
             "the rows are messages or the tokenizer has a template."
         },
     )
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of the chat template, as a mapping: {enable_thinking: true}. They become its defaults "
+            "in what is saved. Unset: thinking is off unless answers of the rows think."
+        },
+    )
+    train_turns: str = field(
+        default="all",
+        metadata={
+            "help": "Of conversations: all: every turn of the assistant is learned (but those with train: false or "
+            "weight: 0); last: the last alone. The connection acts at the last prompt's end in either case.",
+            "choices": ["all", "last"],
+        },
+    )
     bad_rows: str = field(
         default="error",
         metadata={
@@ -99,13 +117,19 @@ class CCConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        self.not_here: list[str] = []
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # nothing to pin for, and a warning a run
+            # What a recipe asks of a GPU is no reason not to run on a CPU, where half precision is only slower.
+            self.not_here = [name for name in ("bf16", "fp16", "tf32") if getattr(self, name)]
+            for name in self.not_here:
+                setattr(self, name, False if name != "tf32" else None)
             if self.bf16 is None:
                 self.bf16 = False
         if self.early_stopping_patience is not None:
             self._stop_early(self.early_stopping_patience)
         super().__post_init__()
+        self.reference_language = canonical(self.reference_language, "reference_language")
         for option in fields(self):
             value = getattr(self, option.name)
             if isinstance(value, float) and math.isnan(value):
@@ -117,11 +141,12 @@ class CCConfig(SFTConfig):
                 "packing / padding_free: true would part rows from their references; leave both off (group rows of "
                 "like length with train_sampling_strategy: group_by_length instead)."
             )
-        if self.assistant_only_loss or self.completion_only_loss is False:
+        if self.completion_only_loss is False:
             raise UserError(
-                "assistant_only_loss / completion_only_loss: rows are prompt and response, and the response alone "
-                "carries loss; leave both unset."
+                "completion_only_loss: what the assistant says alone carries loss, never the prompt; leave it unset "
+                "(which turns do: train_turns)."
             )
+        self.assistant_only_loss = False  # it is so in any case, without TRL's way there
         if self.loss_type != "nll":
             raise UserError(f"loss_type: {self.loss_type} is not supported beside the connection; use nll.")
         if self.label_smoothing_factor:

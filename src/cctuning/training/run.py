@@ -173,6 +173,8 @@ def prepare(
     options: RunOptions, connection: ConnectionConfig, args: CCConfig, directory: Path
 ) -> tuple[CCTrainer, dict[str, Any], ShardedStart | None]:
     """The trainer, ready to run, the record of what it runs on, and its weights where those are yet to be read."""
+    if args.not_here:
+        logger.warning(f"{', '.join(args.not_here)}: off, as this machine has no accelerator.")
     paired = connection.connection != "none" and not options.parallel
     rows, report = read(options.data, args, paired) if options.data else (None, None)
     eval_rows, eval_report = read(options.eval_data, args, False) if options.eval_data else (None, None)
@@ -206,6 +208,8 @@ def prepare(
         raise
     except (ValueError, ImportError, RuntimeError, OSError) as error:  # how TRL, PEFT and report_to refuse options
         raise UserError(f"options: {error}") from error
+    for note in trainer.notes:
+        logger.warning(note)
     check_sizes(trainer)
     whole = not (
         trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
@@ -234,6 +238,8 @@ def prepare(
         "eval_data": eval_report.as_dict() if eval_report else None,
         "skipped_in_tokenisation": [f"{origin}: {reason}" for origin, reason in trainer.skipped],
         "chat": trainer.chat,
+        "chat_template_kwargs": args.chat_template_kwargs,
+        "thinking": trainer.settled is not None and trainer.settled.thinks,
         "exports": can,
     }
     return trainer, record, start

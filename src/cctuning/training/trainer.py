@@ -24,6 +24,8 @@ from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from cctuning.connection import ConnectionConfig, Fit
 from cctuning.data import PairedCollator, Reading, encode_dataset
+from cctuning.data.chat import Settled, own_template, settle
+from cctuning.data.handed import check_handed
 from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.adaptive import AdaptiveModel
@@ -72,6 +74,8 @@ class CCTrainer(EpochTrainer):
         connected: the `ConnectedModel`; `connected.merge_and_unload()` after training gives the plain checkpoint.
         chat: whether prompts were rendered with the chat template.
         fit: how well the matrix of the adaptive connection fits, after training.
+        settled: the chat template as it was rendered, and saved with the tokenizer.
+        notes: what a person should see of the rows as the model sees them.
         parallel: encoded parallel text beside the answered rows; None where there is none, or it is all there is.
         skipped: rows left out in tokenisation, as (origin, reason), where `bad_rows` is `skip`.
     """
@@ -96,6 +100,10 @@ class CCTrainer(EpochTrainer):
     ) -> None:
         args = args if args is not None else CCConfig("cc-tuning-output")
         check_launch(args)
+        handed = {"train_dataset": train_dataset, "parallel_dataset": parallel_dataset, "eval_dataset": eval_dataset}
+        for given, rows in handed.items():
+            if rows is not None:
+                check_handed(rows, given)
         multiple = args.pad_to_multiple_of if isinstance(args.pad_to_multiple_of, int) else None
         if processing_class is None:
             name = model if isinstance(model, str) else model.config.name_or_path
@@ -110,6 +118,8 @@ class CCTrainer(EpochTrainer):
                 )
             processing_class.pad_token = processing_class.eos_token  # padded positions carry no label: nothing is lost
         self.skipped: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        self.settled: Settled | None = None
         self.fit: Fit | None = None
         self.chat = args.chat
         settled = (connection_config or ConnectionConfig()).settled(not under_deepspeed(args))
@@ -219,6 +229,12 @@ class CCTrainer(EpochTrainer):
         if self.chat is None:
             messages = reading.messages or not isinstance(dataset[0][reading.layout.prompt or "prompt"], str)
             self.chat = messages or processing_class.chat_template is not None
+        if self.chat and own_template(processing_class) is not None:
+            # Pairs and an evaluation set are asked as the answered rows are.
+            thinking = reading.thinking(dataset) if answered else None
+            self.settled = settle(processing_class, None, args.chat_template_kwargs if answered else None, thinking)
+            processing_class.chat_template = self.settled.template
+            self.notes += self.settled.notes() if answered else []
         if "row" not in dataset.column_names:
             dataset = dataset.add_column("row", list(range(len(dataset))))
         if "origin" in dataset.column_names and training:
@@ -229,10 +245,12 @@ class CCTrainer(EpochTrainer):
             max_length=args.max_length,
             max_reference_length=args.max_reference_length or args.max_length,
             chat=self.chat,
+            turns=args.train_turns,
             bad_rows=args.bad_rows,
             reading=reading,
             num_proc=args.dataset_num_proc,
             desc=f"Tokenising {name} rows",
+            notes=self.notes,
         )
         self.skipped += skipped
         return encoded.shuffle(seed=args.seed) if args.shuffle_dataset else encoded
