@@ -100,7 +100,7 @@ class Bench:
             unwrap(model).activation_checkpointing_enable({"use_reentrant": False})
             unwrap(model).enable_input_require_grads()
         rank = 64 if setup.lora else None  # a full gate of d x d a layer outweighs a LoRA
-        self.connected = ConnectedModel.attach(model, ConnectionConfig(decision_rank=rank)).train()
+        self.connected = ConnectedModel.attach(model, ConnectionConfig("gated", decision_rank=rank)).train()
         self.connected.step, self.connected.total_steps = 50, 101  # `sampled`: half of the rows are fused
         self.connected.keep_start()  # the default's reference
         self.kept = self.connected.start
@@ -234,7 +234,7 @@ def answering(name: str, device: str, seed: int, rounds: int, until: float) -> l
     models["folded"] = ConnectedModel.attach(llama(setup.shape, seed, device, dtype).eval()).merge_and_unload()
     for kind, options in (("prompt_end", {"scope": "prompt_end"}), ("adaptive", {"connection": "adaptive"})):
         base = llama(setup.shape, seed, device, dtype).eval()
-        models[kind] = ConnectedModel.attach(base, ConnectionConfig(decision_rank=16, **options)).eval()
+        models[kind] = ConnectedModel.attach(base, ConnectionConfig("gated", decision_rank=16, **options)).eval()
     models["adaptive"].adaptive.set_matrix(torch.eye(setup.shape.width))
     found = []
     for count in (1, 8):

@@ -27,7 +27,7 @@ def models(seed: int) -> dict[str, Any]:
     """The base and its connected forms, all with connections that do something."""
 
     def connected(**options: Any) -> Any:
-        made = ConnectedModel.attach(llama(SMALL, seed).eval(), ConnectionConfig(**options))
+        made = ConnectedModel.attach(llama(SMALL, seed).eval(), ConnectionConfig(**{"connection": "gated", **options}))
         for part in made.connections.values():
             for parameter in part.parameters():
                 parameter.data.add_(torch.randn_like(parameter) * 0.01)

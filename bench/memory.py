@@ -35,11 +35,11 @@ FULL_NORMS = "sampled, norms of whole vectors"  # without LowRankTransform.moved
 CASES: dict[str, ConnectionConfig | None] = {
     "TRL": None,
     "plain": NONE,
-    "sampled": ConnectionConfig(),
-    "sampled, references as it trains": ConnectionConfig(reference_weights="current"),
-    "sampled, decision_rank 64": ConnectionConfig(decision_rank=64),
-    FULL_NORMS: ConnectionConfig(),
-    "both": ConnectionConfig(paths="both"),
+    "sampled": ConnectionConfig("gated"),
+    "sampled, references as it trains": ConnectionConfig("gated", reference_weights="current"),
+    "sampled, decision_rank 64": ConnectionConfig("gated", decision_rank=64),
+    FULL_NORMS: ConnectionConfig("gated"),
+    "both": ConnectionConfig("gated", paths="both"),
     "adaptive": ConnectionConfig(connection="adaptive"),
 }
 TARGETS = {"sampled": 1.08}

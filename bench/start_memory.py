@@ -99,7 +99,7 @@ def alone(way: str, tune: str, dtype: str, base: Path) -> None:
             torch.distributed.barrier()
             os._exit(0)
 
-    trainer, _, start = run.prepare(made, ConnectionConfig(transform_rank=16, decision_rank=16), args, place)
+    trainer, _, start = run.prepare(made, ConnectionConfig("gated", transform_rank=16, decision_rank=16), args, place)
     trainer.add_callback(Begin())
     run.run_steps(trainer, None, start)
 

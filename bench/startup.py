@@ -70,7 +70,7 @@ def trainer(which: str, columns: dict[str, list[str]], made: Any, folder: str) -
     data, model = Dataset.from_dict(columns), llama(TINY)
     if which == "TRL":
         return trl(model, data, made, Path(folder), 8, max_steps=1)
-    return ours(model, data, made, Path(folder), 8, ConnectionConfig(), max_steps=1)
+    return ours(model, data, made, Path(folder), 8, ConnectionConfig("gated"), max_steps=1)
 
 
 def first_step(which: str) -> None:

@@ -29,14 +29,18 @@ from toys import ours, rows, stepper, tokenizer, trl
 
 BATCH, TOKENS, ANSWER, REFERENCE = 8, 128, 64, 64
 NONE = ConnectionConfig(connection="none")
-SAMPLED = ConnectionConfig()
+SAMPLED = ConnectionConfig("gated")
 CASES: dict[str, tuple[ConnectionConfig, int, float | None]] = {  # name -> connection, rows a reference, target
     "sampled": (SAMPLED, 1, 1.20),
     "sampled, 8 languages": (SAMPLED, 8, 1.06),
-    "sampled, references as it trains": (ConnectionConfig(reference_weights="current"), 1, None),
-    "student": (ConnectionConfig(paths="student"), 1, None),
-    "both": (ConnectionConfig(paths="both"), 1, None),
-    "sampled, gradient through the reference": (ConnectionConfig(reference_gradient=True), 1, None),
+    "sampled, references as it trains": (ConnectionConfig("gated", reference_weights="current"), 1, None),
+    "student": (ConnectionConfig("gated", paths="student"), 1, None),
+    "both": (ConnectionConfig("gated", paths="both"), 1, None),
+    "sampled, gradient through the reference": (
+        ConnectionConfig("gated", reference_gradient=True),
+        1,
+        None,
+    ),
     "adaptive": (ConnectionConfig(connection="adaptive"), 1, None),
 }
 GROUPS: dict[str, dict[str, Any]] = {

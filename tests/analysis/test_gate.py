@@ -24,7 +24,7 @@ def force(connected, layer: int, language: str) -> None:
 
 
 def closed():
-    return attach(ConnectionConfig(decision_bias=-8.0))
+    return attach(ConnectionConfig("gated", decision_bias=-8.0))
 
 
 @pytest.mark.parametrize("language", list(PROMPTS))
@@ -53,7 +53,7 @@ def test_one_dimension_forced_open():
 
 
 def test_mean_and_deviation_over_positions_as_worked_out_by_hand():
-    connected = attach(ConnectionConfig(fusion_scope="response"))
+    connected = attach(ConnectionConfig("gated", fusion_scope="response"))
     shake(connected)
     made = language_batches(random_rows("aa", 10, 1), 0, batch_size=4)
     found = gate_statistics(connected, made)
@@ -64,7 +64,7 @@ def test_mean_and_deviation_over_positions_as_worked_out_by_hand():
 
 
 def test_a_fixed_decision_is_its_value():
-    found = gate_statistics(attach(ConnectionConfig(decision="fixed", decision_value=0.25)), batches())
+    found = gate_statistics(attach(ConnectionConfig("gated", decision="fixed", decision_value=0.25)), batches())
     assert found.by_layer.unique().tolist() == [0.25] and float(found.deviation.max()) == 0
 
 
@@ -90,7 +90,7 @@ def test_rows_without_a_reference_are_left_out_and_none_is_refused():
 
 
 def test_what_is_seen_in_training_is_refused():
-    connected = attach(ConnectionConfig())
+    connected = attach(ConnectionConfig("gated"))
     with pytest.raises(ValueError, match="eval mode"):
         list(observe(connected.train(), batches()))
     with pytest.raises(ValueError, match="no connection"):

@@ -21,7 +21,7 @@ def normal(rows: int, columns: int, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("options", [{"connection": "none"}, {}, {"connection": "adaptive"}])
 def test_two_languages_made_identical(options):
-    connected = attach(ConnectionConfig(**options))
+    connected = attach(ConnectionConfig(**{"connection": "gated", **options}))
     if options != {"connection": "adaptive"}:  # which would add to the prompts alone
         shake(connected)
     else:
@@ -86,7 +86,7 @@ def test_what_is_captured_is_the_prompts_last_token_whatever_follows_it():
 
 
 def test_a_connected_model_is_captured_through_its_transform():
-    connected = attach(ConnectionConfig())
+    connected = attach(ConnectionConfig("gated"))
     shake(connected)
     batch = batches()[0]
     own, theirs = prompt_activations(connected, batch)

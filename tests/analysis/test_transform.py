@@ -24,7 +24,7 @@ def orthonormal(columns: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("rank", [1, 3, 8])
 @pytest.mark.parametrize("kind", ["low_rank", "dense"])
 def test_known_rank_and_distance(kind, rank):
-    connected = attach(ConnectionConfig(transform=kind, transform_rank=8))
+    connected = attach(ConnectionConfig("gated", transform=kind, transform_rank=8))
     scale = 0.5
     a, b = orthonormal(rank, 1) * scale, orthonormal(rank, 2).T
     transform = connected.connections[1].transform
@@ -51,11 +51,11 @@ def test_effective_rank_between_one_and_the_rank():
 
 @pytest.mark.parametrize("options", [{"transform": "nonlinear"}, {"transform": "none"}, {"connection": "none"}])
 def test_no_matrix_no_shape(options):
-    assert transform_shape(attach(ConnectionConfig(**options))) is None
+    assert transform_shape(attach(ConnectionConfig(**{"connection": "gated", **options}))) is None
 
 
 def test_a_perfect_transform_for_one_language_closes_its_gap_and_no_other():
-    config = ConnectionConfig(transform="dense", decision="fixed", decision_value=1.0)
+    config = ConnectionConfig("gated", transform="dense", decision="fixed", decision_value=1.0)
     connected = attach(config)
     h, e = ffn(connected.model, PROMPTS["aa"])[2], ffn(connected.model, REFERENCE)[2]
     exact = torch.outer(h, e - h) / h.square().sum()  # h (I + M) = e
@@ -77,7 +77,7 @@ def test_a_perfect_transform_for_one_language_closes_its_gap_and_no_other():
 @pytest.mark.parametrize("options", [{}, {"alignment": "mean"}, {"scope": "response"}, {"transform": "nonlinear"}])
 def test_the_error_is_that_of_training(options):
     """On rows that all run as students, the mean over layers is what the trainer logs as align_loss."""
-    connected = attach(ConnectionConfig(**options))
+    connected = attach(ConnectionConfig(**{"connection": "gated", **options}))
     shake(connected)
     rows = random_rows("aa", 6, 3)
     found = transform_errors(connected, language_batches(rows, 0, batch_size=4))

@@ -17,7 +17,7 @@ from tests.conftest import shake, tiny_llama
 def test_how_far_a_transform_moves(kind, dtype):
     """The norm by a small Gram matrix, and its gradient, are those of the vector itself."""
     torch.manual_seed(0)
-    transform = build_transform(ConnectionConfig(transform=kind, transform_rank=4), 16)
+    transform = build_transform(ConnectionConfig("gated", transform=kind, transform_rank=4), 16)
     for parameter in transform.parameters():
         parameter.data.normal_()
     found = {}
@@ -34,7 +34,7 @@ def test_how_far_a_transform_moves(kind, dtype):
 
 def test_low_rank_transform_under_autocast():
     """Half precision is cast to once, and the norm stays in fp32: rounding it would drown a small movement."""
-    transform = build_transform(ConnectionConfig(transform_rank=4), 16)
+    transform = build_transform(ConnectionConfig("gated", transform_rank=4), 16)
     transform.up.weight.data.normal_(std=1e-2)
     hidden = torch.randn(5, 16)
     with torch.autocast("cpu", torch.bfloat16):
@@ -102,7 +102,7 @@ def test_adaptive_generation_of_several_sequences(options):
 
 def test_nothing_runs_in_a_layer_after_the_prompt():
     """scope: prompt_end decodes as the base model does: the transform is called at the prefill alone."""
-    connected = ConnectedModel.attach(tiny_llama(), ConnectionConfig(scope="prompt_end")).eval()
+    connected = ConnectedModel.attach(tiny_llama(), ConnectionConfig("gated", scope="prompt_end")).eval()
     shake(connected)
     calls = []
     connected.connections[0].transform.register_forward_hook(lambda *args: calls.append(1))
@@ -156,7 +156,7 @@ def test_compile_breaks_no_graph_in_answering():
     """The student pass without labels, called as a plain model, and its result when it is compiled."""
     inputs = {"input_ids": torch.full((2, 5), 7), "use_cache": False}
     base = breaks(tiny_llama(layers=2), **inputs)
-    connected = ConnectedModel.attach(tiny_llama(layers=2), ConnectionConfig()).eval()
+    connected = ConnectedModel.attach(tiny_llama(layers=2), ConnectionConfig("gated")).eval()
     shake(connected)
     assert breaks(connected.model, **inputs) == base
     torch._dynamo.reset()

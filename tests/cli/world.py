@@ -15,6 +15,7 @@ from tests.conftest import tiny_llama
 from tests.training.toys import rows, tokenizer
 
 SMALL = {
+    "connection": "gated",
     "max_steps": 6,
     "per_device_train_batch_size": 4,
     "learning_rate": 5e-3,

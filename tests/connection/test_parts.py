@@ -64,14 +64,14 @@ def test_gate_starts_at_its_bias_and_is_a_share(rank):
 
 
 def test_decision_fixed_is_the_same_everywhere():
-    decision = build_decision(ConnectionConfig(decision="fixed", decision_value=0.25), 8)
+    decision = build_decision(ConnectionConfig("gated", decision="fixed", decision_value=0.25), 8)
     assert isinstance(decision, FixedBlend)
     assert float(decision(torch.randn(2, 8), torch.randn(2, 8))) == 0.25
 
 
 @pytest.mark.parametrize("kind", ["low_rank", "dense"])
 def test_delta_matrix_is_what_the_transform_does(kind):
-    transform = build_transform(ConnectionConfig(transform=kind, transform_rank=3), 8)
+    transform = build_transform(ConnectionConfig("gated", transform=kind, transform_rank=3), 8)
     for parameter in transform.parameters():
         parameter.data.normal_()
     hidden = torch.randn(5, 8)
@@ -80,7 +80,7 @@ def test_delta_matrix_is_what_the_transform_does(kind):
 
 def test_nonlinear_transform_has_no_matrix():
     with pytest.raises(UserError, match="not linear"):
-        delta_matrix(build_transform(ConnectionConfig(transform="nonlinear"), 8))
+        delta_matrix(build_transform(ConnectionConfig("gated", transform="nonlinear"), 8))
 
 
 # -- scopes and draws ---------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_draws_are_uniform_and_depend_on_seed_step_and_row_alone():
 )
 def test_bad_options_say_what_is_expected(options, message):
     with pytest.raises(UserError, match=message):
-        ConnectionConfig(**options)
+        ConnectionConfig(**{"connection": "gated", **options})
 
 
 def test_unknown_option_suggests_the_nearest():
@@ -149,8 +149,8 @@ def test_every_option_explains_itself():
 
 
 def test_what_can_be_folded():
-    assert ConnectionConfig().foldable
-    assert ConnectionConfig(transform="none", paths="student").foldable
-    assert not ConnectionConfig(scope="response").foldable
-    assert not ConnectionConfig(transform="nonlinear").foldable
+    assert ConnectionConfig("gated").foldable
+    assert ConnectionConfig("gated", transform="none", paths="student").foldable
+    assert not ConnectionConfig("gated", scope="response").foldable
+    assert not ConnectionConfig("gated", transform="nonlinear").foldable
     assert not ConnectionConfig(connection="adaptive").foldable

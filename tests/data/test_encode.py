@@ -217,7 +217,9 @@ def test_a_data_set_is_encoded_as_its_rows(num_proc):
     tokenizer = words()
     encoded, skipped = encode_dataset(Dataset.from_list(ROWS), tokenizer, chat=False, num_proc=num_proc, **OPEN)
     assert skipped == []
-    assert encoded.column_names == ["input_ids", "labels", "reference_input_ids", "row", "lang"]
+    assert encoded.column_names == [
+        *("input_ids", "labels", "reference_input_ids", "text", "reference_text", "row", "lang")
+    ]
     assert list(encoded) == [encode_row(row, tokenizer, chat=False, **OPEN) for row in ROWS]
 
 

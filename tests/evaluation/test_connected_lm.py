@@ -32,7 +32,9 @@ def tokenizer(model):
 
 
 def attach(model, **options) -> ConnectedModel:
-    made = ConnectedModel.attach(AutoModelForCausalLM.from_pretrained(model), ConnectionConfig(**options)).eval()
+    made = ConnectedModel.attach(
+        AutoModelForCausalLM.from_pretrained(model), ConnectionConfig(**{"connection": "gated", **options})
+    ).eval()
     shake(made, scale=1.0)
     if options.get("connection") == "adaptive":
         size = made.adaptive.selector.in_features

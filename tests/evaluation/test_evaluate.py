@@ -30,7 +30,7 @@ REAL = Path(os.environ.get("CC_TUNING_DATA", Path(__file__).parents[3] / "shared
 @pytest.fixture(scope="module")
 def connected(tmp_path_factory, model) -> Path:
     """A model directory with a connection that does something."""
-    made = ConnectedModel.attach(AutoModelForCausalLM.from_pretrained(model), ConnectionConfig())
+    made = ConnectedModel.attach(AutoModelForCausalLM.from_pretrained(model), ConnectionConfig("gated"))
     shake(made)
     folder = tmp_path_factory.mktemp("connected") / "model"
     write_model(folder, max_position_embeddings=512)

@@ -59,7 +59,7 @@ def test_an_answer_of_several_lines_is_read_whole(tmp_path):
 
 
 def test_scored_live_and_compared(rows, model, tmp_path, capsys):
-    made = ConnectedModel.attach(AutoModelForCausalLM.from_pretrained(model), ConnectionConfig())
+    made = ConnectedModel.attach(AutoModelForCausalLM.from_pretrained(model), ConnectionConfig("gated"))
     shake(made)
     write_model(tmp_path / "connected", max_position_embeddings=512)
     made.save_pretrained(tmp_path / "connected")

@@ -27,7 +27,7 @@ FRENCH = [
 @pytest.fixture(scope="module")
 def french(tmp_path_factory, model):
     """A model directory with a connection that was trained on French."""
-    connected = ConnectedModel.attach(AutoModelForCausalLM.from_pretrained(model), ConnectionConfig())
+    connected = ConnectedModel.attach(AutoModelForCausalLM.from_pretrained(model), ConnectionConfig("gated"))
     shake(connected)
     connected.reference_language = "fr"
     folder = tmp_path_factory.mktemp("french") / "model"

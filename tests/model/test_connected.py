@@ -17,7 +17,9 @@ CURRENT = {"reference_weights": "current"}
 
 
 def attach(model=None, scale: float = 0.3, **options) -> ConnectedModel:
-    connected = ConnectedModel.attach(tiny_llama() if model is None else model, ConnectionConfig(**options)).eval()
+    connected = ConnectedModel.attach(
+        tiny_llama() if model is None else model, ConnectionConfig(**{"connection": "gated", **options})
+    ).eval()
     shake(connected, scale)
     return connected
 
@@ -63,7 +65,7 @@ def test_loaded_as_the_model_inside_is(options, batch, tmp_path):
     assert not again.training and not again.model.training
     inputs = {"input_ids": batch["input_ids"][:2, :6]}
     assert torch.equal(again(**inputs).logits, made(**inputs).logits)
-    assert ConnectedModel.attach(tiny_llama().train(), ConnectionConfig(**options)).training
+    assert ConnectedModel.attach(tiny_llama().train(), ConnectionConfig(**{"connection": "gated", **options})).training
 
 
 @pytest.mark.parametrize("how", ["whole", "inside"])
@@ -143,7 +145,7 @@ def test_with_an_assistant_the_answers_are_the_same(scope, live, batch):
 def test_what_comes_with_the_prompt_is_answer():
     mask = torch.ones(2, 4, dtype=torch.long)
     for scope, acted in (("response", [3, 4, 5, 9, 10, 11]), ("prompt_end", [3, 9])):
-        plan = GenerationPlanner(ConnectionConfig(scope=scope), mask, None, None)(2, 6)
+        plan = GenerationPlanner(ConnectionConfig("gated", scope=scope), mask, None, None)(2, 6)
         assert plan.transform_index.tolist() == acted
 
 

@@ -83,7 +83,7 @@ def test_a_server_that_overlooks_the_patterns_is_right_all_the_same(tmp_path: Pa
 
 
 def test_the_lora_of_one_layer_names_that_layer_alone(tmp_path: Path) -> None:
-    connected = ConnectedModel.attach(build("llama"), ConnectionConfig(transform_rank=4, layers=[1])).eval()
+    connected = ConnectedModel.attach(build("llama"), ConnectionConfig("gated", transform_rank=4, layers=[1])).eval()
     shake(connected)
     export_lora(connected, tmp_path / "lora", base_name="org/base")
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
@@ -114,16 +114,16 @@ def test_a_lora_on_fused_experts_is_merged_and_folded() -> None:
 
 
 def test_a_dense_transform_folds() -> None:
-    connected = ConnectedModel.attach(build("gpt2"), ConnectionConfig(transform="dense")).eval()
+    connected = ConnectedModel.attach(build("gpt2"), ConnectionConfig("gated", transform="dense")).eval()
     shake(connected, 0.1)
     student = logits(connected)
     assert apart(logits(connected.merge_and_unload()), student) <= PARITY
 
 
 def test_half_precision_stays_and_is_rounded_once() -> None:
-    connected = ConnectedModel.attach(build("qwen3").bfloat16(), ConnectionConfig(transform_rank=4)).eval()
+    connected = ConnectedModel.attach(build("qwen3").bfloat16(), ConnectionConfig("gated", transform_rank=4)).eval()
     shake(connected, 0.3)
-    exact = logits(ConnectedModel.attach(build("qwen3"), ConnectionConfig(transform="none")).eval())
+    exact = logits(ConnectedModel.attach(build("qwen3"), ConnectionConfig("gated", transform="none")).eval())
     student = logits(connected)
     folded = connected.merge_and_unload()
     assert {parameter.dtype for parameter in folded.parameters()} == {torch.bfloat16}
@@ -152,7 +152,7 @@ def test_the_folded_checkpoint_is_a_plain_one(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_folded_says_so(options: dict[str, str], reason: str, tmp_path: Path) -> None:
-    connected = ConnectedModel.attach(build("llama"), ConnectionConfig(**options)).eval()
+    connected = ConnectedModel.attach(build("llama"), ConnectionConfig(**{"connection": "gated", **options})).eval()
     with pytest.raises(UserError, match=f"cannot be folded: {reason}"):
         connected.merge_and_unload()
     with pytest.raises(UserError, match=f"cannot be exported as a LoRA: {reason}"):
@@ -161,13 +161,15 @@ def test_what_cannot_be_folded_says_so(options: dict[str, str], reason: str, tmp
 
 
 def test_dense_transforms_experts_and_nothing_are_no_lora(tmp_path: Path) -> None:
-    dense = ConnectedModel.attach(build("llama"), ConnectionConfig(transform="dense"))
+    dense = ConnectedModel.attach(build("llama"), ConnectionConfig("gated", transform="dense"))
     with pytest.raises(UserError, match=r"model.layers.0: a DenseTransform is a LoRA of full rank 32 only; fold"):
         dense.export_lora(tmp_path / "lora")
     with pytest.raises(UserError, match=r"model.layers.0.mlp.experts: fused experts .*; fold instead"):
         connected_and_shaken(build("mixtral")).export_lora(tmp_path / "lora")
     with pytest.raises(UserError, match="nothing to export"):
-        ConnectedModel.attach(build("llama"), ConnectionConfig(transform="none")).export_lora(tmp_path / "lora")
+        ConnectedModel.attach(build("llama"), ConnectionConfig("gated", transform="none")).export_lora(
+            tmp_path / "lora"
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -196,7 +198,7 @@ def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
 def test_a_lora_that_changed_the_base_is_not_exported(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
     model = get_peft_model(build("llama"), LoraConfig(r=2, target_modules=["q_proj"], **options))
     with pytest.raises(UserError, match=rf"cannot be part of a LoRA export: .*{reason}.*fold instead"):
-        ConnectedModel.attach(model, ConnectionConfig(transform_rank=4)).export_lora(tmp_path / "lora")
+        ConnectedModel.attach(model, ConnectionConfig("gated", transform_rank=4)).export_lora(tmp_path / "lora")
 
 
 def test_a_merged_lora_is_not_exported_twice(tmp_path: Path) -> None:

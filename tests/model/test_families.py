@@ -15,7 +15,7 @@ from cctuning.model.sites import find_sites
 from tests.conftest import paired_batch, shake
 from tests.families import DENSE, FAMILIES, VOCABULARY, build
 
-CONFIG = ConnectionConfig(transform_rank=4)
+CONFIG = ConnectionConfig("gated", transform_rank=4)
 PARITY = 1e-5
 
 

@@ -45,7 +45,7 @@ def saved(folder, family="llama", dtype=torch.float32, connection=None, lora=Fal
             AutoModelForCausalLM.from_pretrained(folder / "base"),
             LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False),
         )
-    connected = ConnectedModel.attach(model, connection or ConnectionConfig(transform_rank=4))
+    connected = ConnectedModel.attach(model, connection or ConnectionConfig("gated", transform_rank=4))
     shake(connected)
     where = folder / "adapter" if lora else folder / "base"
     connected.save_pretrained(where)
@@ -81,7 +81,7 @@ def test_a_lora_is_merged_as_peft_merges_it(dtype, tmp_path):
 
 
 def test_other_types_and_transforms(tmp_path):
-    dense = ConnectionConfig(transform="dense", layers=[1])
+    dense = ConnectionConfig("gated", transform="dense", layers=[1])
     found = both_ways(saved(tmp_path, dtype=torch.float32, connection=dense), tmp_path, torch.bfloat16)
     assert found["model.embed_tokens.weight"].dtype == torch.bfloat16
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_read_so_is_left_to_the_other_way(family, tmp_path):
 
 
 def test_what_cannot_be_folded_is_refused_as_in_memory(tmp_path):
-    where = saved(tmp_path, connection=ConnectionConfig(scope="response"))
+    where = saved(tmp_path, connection=ConnectionConfig("gated", scope="response"))
     with pytest.raises(UserError, match="scope: response acts at some positions only"):
         open_fold(str(where))
 

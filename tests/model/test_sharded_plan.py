@@ -24,7 +24,7 @@ def connected(run: Run) -> ConnectedModel:
     if run.rank:
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=run.rank, target_modules="all-linear"))
     options = {"transform_rank": run.transform_rank, "decision_rank": run.decision_rank or None}
-    return ConnectedModel.attach(model, ConnectionConfig(**options))
+    return ConnectedModel.attach(model, ConnectionConfig(**{"connection": "gated", **options}))
 
 
 @pytest.mark.parametrize("rank", [0, 4])

@@ -43,6 +43,15 @@ def world(tmp_path_factory) -> Path:
     (path / "unset.yaml").write_text(yaml.safe_dump(recipe))
     recipe["reference_weights"] = "current"  # what every engine can do
     (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    pairs = [
+        {"text": row["prompt"], "text_en": row["prompt_en"], "lang": "sw"} for row in records(40) if row["prompt_en"]
+    ]
+    english = [{"prompt": row["prompt"], "response": row["response"], "lang": "en"} for row in records(ROWS)]
+    text, answered = write_jsonl(path / "pairs.jsonl", pairs), write_jsonl(path / "english.jsonl", english)
+    aligned = {**recipe, "connection": "align", "parallel": str(text), "data": str(answered), "parallel_rows": 2}
+    aligned |= {"layers": [0, 1], "align_negatives": 7, "bad_rows": "skip"}
+    del aligned["reference_weights"]
+    (path / "aligned.yaml").write_text(yaml.safe_dump(aligned))
     for tune in ("full", "lora"):
         alone(path, path / f"one-{tune}", "--tune", tune)
     return path
@@ -121,6 +130,26 @@ def test_a_sharded_run_equals_one_process_and_folds(world, tmp_path):
     ids = torch.arange(8)[None]
     logits = [AutoModelForCausalLM.from_pretrained(tmp_path / name)(input_ids=ids).logits for name in ("fold", "one")]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("engine", "tune"),
+    [
+        ("fsdp2", "full"),
+        ("ddp", "lora"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("ddp", "full"), ("fsdp2", "lora"))),
+    ],
+)
+def test_parallel_text_over_two_processes_equals_one_and_survives_resuming(engine, tune, world, tmp_path):
+    """The references are recorded by both, each its share; where weights are sharded, together."""
+    one = tmp_path / "one"
+    done("train", "--config", world / "aligned.yaml", "--output_dir", one, *ALONE, "--tune", tune)
+    launch(world, engine, 2, tmp_path / "run", "--tune", tune, recipe="aligned.yaml")
+    same(one, tmp_path / "run")
+    assert all("align_loss" in line for line in metrics(one) if "loss" in line)
+    cut_after_two(tmp_path / "run", tmp_path / "cut")
+    launch(world, engine, 2, tmp_path / "cut", "--tune", tune, "--resume_from_checkpoint", True, recipe="aligned.yaml")
+    same(one, tmp_path / "cut")
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def padded(rows: list[Tensor], left: bool) -> tuple[Tensor, Tensor]:
 
 
 def gated(**options: Any) -> ConnectedModel:
-    connected = ConnectedModel.attach(tiny_llama(), ConnectionConfig(**options)).eval()
+    connected = ConnectedModel.attach(tiny_llama(), ConnectionConfig(**{"connection": "gated", **options})).eval()
     shake(connected, 0.5)
     return connected
 

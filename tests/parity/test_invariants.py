@@ -14,7 +14,7 @@ EVERY_PATH = ["sampled", "both", "fused", "student"]
 
 
 def attach(paths="both", training=True, model=None, **options) -> ConnectedModel:
-    connected = ConnectedModel.attach(model or tiny_llama(), ConnectionConfig(paths=paths, **options))
+    connected = ConnectedModel.attach(model or tiny_llama(), ConnectionConfig("gated", paths=paths, **options))
     shake(connected)
     return connected.train(training)
 
@@ -68,7 +68,7 @@ def test_untrained_student_is_the_base_bit_for_bit(transform, scope, batch):
     base = tiny_llama()
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     expected = base(**inputs).logits
-    connected = ConnectedModel.attach(copy.deepcopy(base), ConnectionConfig(transform=transform, scope=scope))
+    connected = ConnectedModel.attach(copy.deepcopy(base), ConnectionConfig("gated", transform=transform, scope=scope))
     assert torch.equal(connected(**inputs).logits, expected)
     assert torch.equal(connected(**inputs, labels=batch["labels"]).logits, expected)
     if scope == "all":
@@ -77,7 +77,9 @@ def test_untrained_student_is_the_base_bit_for_bit(transform, scope, batch):
 
 def test_fused_pass_with_a_closed_gate_is_the_base(batch):
     base = tiny_llama()
-    config = ConnectionConfig(paths="fused", decision="fixed", decision_value=0.0, scope="all", fusion_scope="all")
+    config = ConnectionConfig(
+        connection="gated", paths="fused", decision="fixed", decision_value=0.0, scope="all", fusion_scope="all"
+    )
     connected = ConnectedModel.attach(copy.deepcopy(base), config).train()
     expected = base(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     assert torch.equal(connected(**batch).logits, expected)

@@ -36,7 +36,7 @@ def connected(paths: str, checkpointing: str, tune: str = "full") -> ConnectedMo
         torch.manual_seed(0)
         lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", init_lora_weights=False)
         model = get_peft_model(model, lora)
-    made = ConnectedModel.attach(model, ConnectionConfig(paths=paths))
+    made = ConnectedModel.attach(model, ConnectionConfig("gated", paths=paths))
     shake(made)
     made.step, made.total_steps = 1, 3
     if checkpointing != "off":

@@ -46,7 +46,7 @@ def run(name="cc", path=Path("runs/cc"), metrics=(), **options):
         "notes": [],
         "versions": {},
     }
-    config = ConnectionConfig(**options)
+    config = ConnectionConfig(**{"connection": "gated", **options})
     return Run(name, path, record, {}, list(metrics), config, Sizes(100, 60, 0, 1000))
 
 

@@ -25,7 +25,7 @@ from tests.families import build
 from tests.serving.world import make
 
 IDS = torch.arange(6, 18)[None]
-NONLINEAR = ConnectionConfig(transform="nonlinear", transform_rank=5)
+NONLINEAR = ConnectionConfig("gated", transform="nonlinear", transform_rank=5)
 
 
 def attached(model, config: ConnectionConfig = NONLINEAR) -> Loaded:
@@ -116,7 +116,7 @@ def test_families(family, tmp_path):
 
 
 def test_some_layers_alone(tmp_path):
-    config = ConnectionConfig(transform="nonlinear", transform_rank=5, layers=[1])
+    config = ConnectionConfig("gated", transform="nonlinear", transform_rank=5, layers=[1])
     loaded = attached(tiny_llama(), config)
     expected = loaded.connected(IDS).logits
     write_code(loaded, tmp_path)
@@ -171,9 +171,15 @@ def test_what_cannot_be_written_so_is_refused(tmp_path):
     broken = attached(tiny_llama())
     broken.connected.connections[1].transform.up.weight.data[0, 0] = torch.nan
     refusals = [
-        (attached(tiny_llama(), ConnectionConfig()), "this connection folds"),
-        (attached(tiny_llama(), ConnectionConfig(transform="nonlinear", scope="response")), "scope: all"),
-        (attached(tiny_llama(), ConnectionConfig(scope="response")), "scope: all, and this run has scope: response"),
+        (attached(tiny_llama(), ConnectionConfig("gated")), "this connection folds"),
+        (
+            attached(tiny_llama(), ConnectionConfig("gated", transform="nonlinear", scope="response")),
+            "scope: all",
+        ),
+        (
+            attached(tiny_llama(), ConnectionConfig("gated", scope="response")),
+            "scope: all, and this run has scope: response",
+        ),
         (attached(foreign), "Foreign is not one of transformers' own"),
         (Loaded(tiny_llama(), None, None, {}), "no connection in this model"),
         (broken, "layer 1: .* NaN"),

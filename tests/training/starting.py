@@ -28,7 +28,7 @@ def made(model: torch.nn.Module, lora: bool) -> torch.nn.Module:
     torch.manual_seed(0)
     if lora:
         model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=3, target_modules="all-linear"))
-    ConnectedModel.attach(model, ConnectionConfig(transform_rank=3))
+    ConnectedModel.attach(model, ConnectionConfig("gated", transform_rank=3))
     return model
 
 

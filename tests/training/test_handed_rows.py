@@ -26,7 +26,7 @@ def made(path, rows, connection=None, eval_dataset=None, **options) -> CCTrainer
     return CCTrainer(
         model(),
         config(path, shuffle_dataset=False, **options),
-        ConnectionConfig(**(connection or {})),
+        ConnectionConfig(**{"connection": "gated", **(connection or {})}),
         train_dataset=Dataset.from_list(rows),
         eval_dataset=eval_dataset,
         processing_class=tokenizer(chat=True),

@@ -21,7 +21,7 @@ START = {"reference_weights": "start"}
 
 
 def attach(model=None, **options) -> ConnectedModel:
-    connected = ConnectedModel.attach(model or tiny_llama(), ConnectionConfig(**START, **options))
+    connected = ConnectedModel.attach(model or tiny_llama(), ConnectionConfig("gated", **START, **options))
     shake(connected)
     connected.keep_start()
     connected.total_steps = 2
@@ -122,7 +122,7 @@ def test_the_trainer_pairs_rows_of_the_reference_language_with_themselves(tmp_pa
 
 def test_the_copy_is_one_and_of_what_trains_alone(tmp_path):
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
-    made = trainer(tmp_path / "lora", START, peft_config=lora, base_decay=5.0)
+    made = trainer(tmp_path / "lora", START, peft_config=lora, base_decay=5.0, record_references="false")
     kept = made.connected.start.by_name
     assert kept and all("lora_" in name for name in kept)
     decay = next(one for one in made.callback_handler.callbacks if type(one).__name__ == "BaseDecay")
@@ -141,9 +141,11 @@ def test_the_copy_is_one_and_of_what_trains_alone(tmp_path):
     ],
 )
 def test_the_start_is_the_default_where_it_can_be_kept(connection, settled, tmp_path):
-    made = trainer(tmp_path, connection)
-    assert made.connected.config.reference_weights == settled
-    assert (made.connected.start is not None) == (settled == "start")
+    for record in ("false", "auto"):
+        made = trainer(tmp_path, connection, record_references=record)
+        assert made.connected.config.reference_weights == settled
+        assert (made.connected.start is not None) == (settled == "start" and record == "false")
+        assert (made.connected.recorded is not None) == (settled == "start" and record == "auto")
 
 
 def test_under_deepspeed_the_default_is_the_paper_s(monkeypatch):
@@ -152,8 +154,10 @@ def test_under_deepspeed_the_default_is_the_paper_s(monkeypatch):
     assert not under_deepspeed(args)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     assert under_deepspeed(args)
-    assert ConnectionConfig().settled(start_kept=False).reference_weights == "current"
-    assert ConnectionConfig(**START).settled(start_kept=False).reference_weights == "start"  # and refused by name
+    assert ConnectionConfig("gated").settled(start_kept=False).reference_weights == "current"
+    assert (
+        ConnectionConfig("gated", **START).settled(start_kept=False).reference_weights == "start"
+    )  # and refused by name
     for option, decay in (("reference_weights", 0.0), ("base_decay", 1.0)):
         with pytest.raises(UserError, match=f"{option}: the weights of this run are in DeepSpeed's hands"):
             check_start(decay, "current" if decay else "start", deepspeed=True)
@@ -161,7 +165,7 @@ def test_under_deepspeed_the_default_is_the_paper_s(monkeypatch):
 
 def test_a_loop_of_one_s_own_goes_by_keep_start(batch):
     """Unset, references run through the model as it trains until its start is kept."""
-    connected = ConnectedModel.attach(copy.deepcopy(tiny_llama()), ConnectionConfig()).train()
+    connected = ConnectedModel.attach(copy.deepcopy(tiny_llama()), ConnectionConfig("gated")).train()
     connected.total_steps = 2
     before = connected(**batch).align_loss
     connected.keep_start()
@@ -193,12 +197,12 @@ def test_a_saved_connection_runs_as_ever(tmp_path, batch):
 
 def test_what_cannot_be_is_one_line(batch):
     with pytest.raises(UserError, match="no gradient, which reference_gradient needs"):
-        ConnectionConfig(**START, reference_gradient=True)
+        ConnectionConfig("gated", **START, reference_gradient=True)
     with pytest.raises(UserError, match="no gradient, which connection: adaptive needs"):
         ConnectionConfig(**START, connection="adaptive")
     with pytest.raises(UserError, match="reference_weights: 'begin' is not one of"):
-        ConnectionConfig(reference_weights="begin")
-    connected = ConnectedModel.attach(copy.deepcopy(tiny_llama()), ConnectionConfig(**START)).train()
+        ConnectionConfig("gated", reference_weights="begin")
+    connected = ConnectedModel.attach(copy.deepcopy(tiny_llama()), ConnectionConfig("gated", **START)).train()
     connected.total_steps = 2
     with pytest.raises(UserError, match=r"call keep_start\(\) before the first step"):
         connected(**batch)

@@ -33,7 +33,7 @@ def trainer(path, connection=None, peft_config=None, base=None, train=None, call
     return CCTrainer(
         base if base is not None else model(),
         config(path, **options),
-        ConnectionConfig(**(connection or {})),
+        ConnectionConfig(**{"connection": "gated", **(connection or {})}),
         train_dataset=rows() if train is None else train,
         processing_class=tokenizer(),
         peft_config=peft_config,
@@ -211,13 +211,23 @@ def test_another_reference_language(tmp_path):
 
 def test_tokenizer_without_pad_token_pads_with_eos(tmp_path):
     made = CCTrainer(
-        model(), config(tmp_path), ConnectionConfig(), train_dataset=rows(), processing_class=tokenizer(pad=False)
+        model(),
+        config(tmp_path),
+        ConnectionConfig("gated"),
+        train_dataset=rows(),
+        processing_class=tokenizer(pad=False),
     )
     made.train()
     bare = tokenizer(pad=False)
     bare.eos_token = None
     with pytest.raises(UserError, match="neither a pad nor an eos token"):
-        CCTrainer(model(), config(tmp_path), ConnectionConfig(), train_dataset=rows(), processing_class=bare)
+        CCTrainer(
+            model(),
+            config(tmp_path),
+            ConnectionConfig("gated"),
+            train_dataset=rows(),
+            processing_class=bare,
+        )
 
 
 def test_packing_is_refused(tmp_path):

@@ -164,7 +164,9 @@ def reference_losses(model: Any, batches: Mapping[str, Sequence[LanguageBatch]])
 
 
 def _live(model: Any, batches: Sequence[LanguageBatch], share: float) -> float:
-    fixed = ConnectionConfig(decision="fixed", decision_value=share, transform="none", paths="student")
+    fixed = ConnectionConfig(
+        connection="gated", decision="fixed", decision_value=share, transform="none", paths="student"
+    )
     connected = ConnectedModel.attach(model, fixed).eval()
     try:
         return float(torch.cat([row_losses(connected, batch, live=True) for batch in batches]).nanmean())

@@ -13,7 +13,8 @@ ERRORS = "CC_TUNING_ERRORS"  # environment: a file that a launched process write
 VERBS = {
     "pair": "find or make the English parallel of every row, checked and documented",
     "diagnose": "measure, before training, what a connection could carry over",
-    "train": "fine-tune a model on paired rows: a recipe, and any option as a flag",
+    "align": "make a language pack: align languages to English by parallel text alone",
+    "train": "fine-tune a model on rows and parallel text: a recipe, and any option as a flag",
     "export": "turn a run into a plain checkpoint or a PEFT LoRA",
     "generate": "answer prompts with a run, a fold, or any model",
     "evaluate": "score a model on public benchmarks, per language, from the hub or from files",

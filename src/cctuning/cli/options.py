@@ -17,7 +17,11 @@ from trl import TrlParser
 from cctuning.cli.recipe import HELP, read_recipe
 from cctuning.errors import UserError, nearest
 
-MAPPINGS = ("data", "eval_data")  # options that are text on the command line, and in a recipe also mappings
+MAPPINGS = (
+    "data",
+    "eval_data",
+    "parallel",
+)  # options that are text on the command line, and in a recipe also mappings
 
 
 class Parser(TrlParser):

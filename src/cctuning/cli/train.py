@@ -15,7 +15,14 @@ from cctuning.errors import UserError
 LAUNCHING = ("accelerate_config", "num_processes")  # for accelerate's launcher, and no options of a run
 
 
-def main(argv: list[str]) -> None:
+DESCRIPTIONS = {
+    "train": "Fine-tune a causal LM on rows, with parallel text (--parallel) of the languages to reach.",
+    "align": "Make a language pack: align a model's other languages to English by parallel text alone. "
+    "cctuning align MODEL --parallel FILE ... --output_dir DIR.",
+}
+
+
+def main(argv: list[str], verb: str = "train") -> None:
     """Parse, train, say where everything lies; with --accelerate_config do so in several processes."""
     launching, argv = launch_options(argv)
     if launching:
@@ -25,10 +32,11 @@ def main(argv: list[str]) -> None:
     from cctuning.training.options import RunOptions
 
     description = (
-        "Fine-tune a causal LM on rows with an English (or other) parallel of each prompt. On several devices: add "
-        "--accelerate_config FILE (one of recipes/accelerate, or of `accelerate config`) and --num_processes N."
+        f"{DESCRIPTIONS[verb]} On several devices: add --accelerate_config FILE (one of recipes/accelerate, or of "
+        "`accelerate config`) and --num_processes N."
     )
-    options, connection, args = parse("cctuning train", description, (RunOptions, ConnectionConfig, CCConfig), argv)
+    kinds = (RunOptions, ConnectionConfig, CCConfig)
+    options, connection, args = parse(f"cctuning {verb}", description, kinds, argv)
     from cctuning.training.run import train
 
     try:
@@ -42,7 +50,10 @@ def main(argv: list[str]) -> None:
     if trainer.is_world_process_zero():
         run = args.output_dir
         print(f"\nrun:        {run}\nmodel:      {run}/model")
-        if connection.connection == "none":
+        settled = trainer.connected.config.connection
+        if settled == "align" and not options.data:
+            print(f"next:       cctuning train --model {run}/model --connection none --data ROWS (or any SFT)")
+        elif settled in ("align", "none"):
             print(f"try it:     cctuning generate {run} --prompt '…'")
         elif connection.foldable:
             print(f"next:       cctuning export {run} --format fold --output DIR")

@@ -61,20 +61,20 @@ def remember(alignment: str, output: Tensor, inputs: Tensor, reference: Referenc
     return output, inputs
 
 
-def offer(memory: LayerMemory, which: Tensor, queries: Tensor, reference: Reference) -> Tensor:
+def offer(memory: LayerMemory, which: Tensor, queries: Tensor, reference: Reference | None) -> Tensor:
     """The reference activation offered to each connected position.
 
     Args:
         memory: of this layer, as `remember` returned it.
         which: (N,) reference row of each connected position.
         queries: (N, k) FFN inputs at the connected positions; read by `attention` only.
-        reference: the batch's masks.
+        reference: the batch's masks; read by `attention` only.
 
     Returns:
         (N, d).
     """
     values, keys = memory
-    if keys is None:
+    if keys is None or reference is None:
         return values[which]
     # One product against every reference's tokens, masked to the row's own: (N, R*S) instead of copies (N, S, k).
     scores = queries.float() @ keys.flatten(0, 1).float().T / math.sqrt(queries.shape[-1])

@@ -1,9 +1,10 @@
 """Every option of the connection, said once.
 
 The dataclass below is the Python API, the command line's flags and the recipe's YAML keys at the same time; the
-`help` of a field is its documentation in all three. Defaults are the cheap recipe that did best on an untouched test
-split of the controlled worlds (docs/method.md): the fused pass annealed away over training, the transform at every
-position and of low rank so that it folds and exports, the reference pass without gradient through the model's start.
+`help` of a field is its documentation in all three. `connection: align` has a few options of its own (`align_*`,
+`layers`). The defaults of `connection: gated` are the cheap recipe that did best on an untouched test split of the
+controlled worlds (docs/method.md): the fused pass annealed away over training, the transform at every position and of
+low rank so that it folds and exports, the reference pass without gradient through the model's start.
 """
 
 from __future__ import annotations
@@ -15,13 +16,26 @@ from typing import Any
 
 from cctuning.errors import UserError, nearest
 
-CONNECTIONS = ("gated", "adaptive", "none")
+CONNECTIONS = ("align", "gated", "adaptive", "none")
 ALIGNMENTS = ("anchor", "mean", "attention")
 SCOPES = ("prompt_end", "response", "all")  # each contains the ones before it
 DECISIONS = ("gate", "fixed")
 TRANSFORMS = ("low_rank", "dense", "nonlinear", "none")
 REFERENCES = ("current", "start")
 PATHS = ("sampled", "both", "fused", "student")
+LOSSES = ("contrastive", "standardized", "relative")
+PLACES = ("residual", "ffn")
+POOLS = ("mean", "text_last", "last")
+ALIGN_OPTIONS = (
+    "align_loss",
+    "align_at",
+    "align_pool",
+    "align_temperature",
+    "align_negatives",
+    "align_weight",
+    "layers",
+)
+WEIGHTS = {"contrastive": 0.3, "standardized": 1.0, "relative": 5.0}  # of the alignment, where none is given
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -40,7 +54,30 @@ class ConnectionConfig:
     """
 
     connection: str = _option(
-        "gated", "gated: every layer, per dimension. adaptive: the paper's code. none: plain SFT.", CONNECTIONS
+        "align",
+        "align: hidden states are aligned to those of the parallel; nothing is added to the model. gated: a gate and "
+        "a transform at every layer, per dimension. adaptive: the paper's code. none: plain SFT.",
+        CONNECTIONS,
+    )
+    align_loss: str | None = _option(
+        None,
+        "Error between a row and its reference. contrastive: InfoNCE, the row's own reference against others. "
+        "standardized: squared error by dimension, in units of the references' spread; 1 is no better than the mean "
+        "reference. relative: squared error over the squared norm. Unset: contrastive for align, relative for gated.",
+        LOSSES,
+    )
+    align_at: str = _option(
+        "residual", "align: what is aligned, the decoder layer's output (residual) or its FFN's output (ffn).", PLACES
+    )
+    align_pool: str = _option(
+        "mean",
+        "align: the positions compared on both sides. mean: over the prompt's own text, without the first token and "
+        "the template's. text_last: its last token. last: the prompt's last token, which may be the template's.",
+        POOLS,
+    )
+    align_temperature: float = _option(0.1, "contrastive: temperature of the softmax over cosines.")
+    align_negatives: int = _option(
+        1024, "contrastive: at most this many recorded references besides the batch's own to tell the right one from."
     )
     alignment: str = _option(
         "anchor",
@@ -76,7 +113,10 @@ class ConnectionConfig:
         TRANSFORMS,
     )
     transform_rank: int = _option(16, "Rank of the low_rank transform, and width of the nonlinear one.")
-    layers: list[int] | None = _option(None, "Layers that connect, counted from 0; unset: all.")
+    layers: list[int] | None = _option(
+        None,
+        "Layers that connect, from 0. Unset: all for gated; for align those from a sixth to half of the depth.",
+    )
     paths: str = _option(
         "sampled",
         "Passes in the loss: sampled (each row takes the fused or the student pass: one pass a row), both, student "
@@ -85,7 +125,9 @@ class ConnectionConfig:
     )
     fused_probability_start: float = _option(1.0, "sampled: probability of the fused pass at the first step.")
     fused_probability_end: float = _option(0.0, "sampled: probability of the fused pass at the last step (linear).")
-    align_weight: float = _option(5.0, "Weight of the relative alignment error ||hW - target||^2 / ||target||^2.")
+    align_weight: float | None = _option(
+        None, "Weight of the alignment error. Unset: 0.3 for contrastive, 1 for standardized, 5 for relative."
+    )
     identity_weight: float = _option(
         1.0, "Weight, within align_weight, of the error where the target is the row's own activation."
     )
@@ -125,8 +167,16 @@ class ConnectionConfig:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}.")
         for name in ("align_weight", "identity_weight", "distill_weight"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0.0) < 0:
                 raise UserError(f"{name}: expected a weight of at least 0, got {getattr(self, name)}.")
+        if self.align_temperature <= 0:
+            raise UserError(f"align_temperature: expected more than 0, got {self.align_temperature}.")
+        if self.align_negatives < 1:
+            raise UserError(f"align_negatives: expected at least 1, got {self.align_negatives}.")
+        if self.connection == "gated" and self.align_loss == "contrastive":
+            raise UserError(
+                "align_loss: contrastive needs connection: align; the gated connection takes standardized or relative."
+            )
         layers = self.layers if self.layers is not None else [0]
         if not layers or len(set(layers)) != len(layers) or any(type(number) is not int for number in layers):
             raise UserError(f"layers: expected distinct layer numbers, or unset for all; got {self.layers}.")
@@ -142,6 +192,8 @@ class ConnectionConfig:
                 "connection: adaptive trains on the fused pass of all layers; leave paths and layers unset."
             )
 
+        if self.connection == "align" and self.reference_gradient:
+            raise UserError("reference_gradient: references have no gradient with connection: align; leave it off.")
         if self.reference_weights == "start" and (self.reference_gradient or self.connection == "adaptive"):
             other = "connection: adaptive" if self.connection == "adaptive" else "reference_gradient"
             raise UserError(f"reference_weights: start gives references no gradient, which {other} needs; unset one.")
@@ -154,8 +206,26 @@ class ConnectionConfig:
         """
         if self.reference_weights is not None:
             return self
-        kept = self.connection == "gated" and not self.reference_gradient and start_kept
+        kept = self.connection in ("align", "gated") and not self.reference_gradient and start_kept
         return replace(self, reference_weights="start" if kept else "current")
+
+    @property
+    def loss(self) -> str:
+        """`align_loss` with its default resolved."""
+        return self.align_loss or ("contrastive" if self.connection == "align" else "relative")
+
+    @property
+    def weight(self) -> float:
+        """`align_weight` with its default resolved."""
+        return WEIGHTS[self.loss] if self.align_weight is None else self.align_weight
+
+    def layers_of(self, depth: int) -> list[int]:
+        """`layers` with its default resolved, in a model of `depth` layers."""
+        if self.layers is not None:
+            return list(self.layers)
+        if self.connection == "align":  # where languages meet, averaged over a prompt (docs/lab/real.md)
+            return list(range(depth // 6, depth // 2 + 1)) if depth > 1 else [0]
+        return list(range(depth))
 
     @property
     def where_fused(self) -> str:
@@ -165,9 +235,14 @@ class ConnectionConfig:
         return "prompt_end" if self.scope == "all" else self.scope
 
     @property
+    def plain(self) -> bool:
+        """Whether training leaves nothing beside the model's own weights."""
+        return self.connection in ("align", "none")
+
+    @property
     def foldable(self) -> bool:
         """Whether inference can run as a plain checkpoint: a linear map, at every position, at every layer alike."""
-        if self.connection == "none" or (self.connection == "gated" and self.transform == "none"):
+        if self.plain or (self.connection == "gated" and self.transform == "none"):
             return True
         return self.connection == "gated" and self.scope == "all" and self.transform in ("low_rank", "dense")
 

@@ -22,7 +22,8 @@ class LayerConnection(nn.Module):
     a_t = sigmoid(D(e_t - h_t))                    decision   (decision.py)
     f_t = a_t * e_t + (1 - a_t) * h_t              fusion
     h_t W ~ f_t                                    transform  (transform.py)
-    error(row) = sum_t ||h_t W - sg(f_t)||^2 / sum_t ||f_t||^2
+    error(row) = sum_t ||h_t W - sg(f_t)||^2 / sum_t ||f_t||^2                      relative
+                 mean over t and dimensions of ((h_t W - sg(f_t)) / spread)^2     standardized; D sees units of spread
 
     h_t is the FFN block's output at position t, before any norm or residual that follows; e_t is the reference
     activation the position is offered (alignment.py). Positions that are not connected, and rows that have no
@@ -45,11 +46,19 @@ class LayerConnection(nn.Module):
         self.config, self.index, self.number, self.wire = config, index, number, wire
         self.decision = build_decision(config, size)
         self.transform = build_transform(config, size)
+        self.spread: Tensor
+        if config.loss == "standardized":  # of the references' activations, by dimension: see set_spread
+            self.register_buffer("spread", torch.ones(size))
         # Traced by torch.compile, its backward would be compiled before the scale of the gradient is known. Here and
         # not at import, which would load the compiler for a command line that trains nothing.
         self._carry = torch.compiler.disable(carry)
         if config.paths == "student":  # the target is detached and no row is fused: nothing can train the gate
             self.decision.requires_grad_(False)
+
+    def set_spread(self, spread: Tensor) -> None:
+        """The unit in which `align_loss: standardized` measures each dimension (d,): the references' own spread."""
+        if self.config.loss == "standardized":
+            self.spread.copy_(spread)
 
     def extra_repr(self) -> str:
         return f"layer={self.index}, alignment={self.config.alignment}, scope={self.config.scope}"
@@ -128,17 +137,22 @@ class LayerConnection(nn.Module):
     def _fuse(self, own: Tensor, h: Tensor, x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         """f (N, d) at the connected positions, and the mean of the decision."""
         assert plan.connect_index is not None and plan.connect_reference is not None
-        if plan.reference is None:  # no row of this batch has a reference: N is 0, and the gate is touched by nothing
+        if plan.reference is None and not plan.memory:  # no row has a reference: N is 0, and the gate sees nothing
             offered = own
         else:
             if plan.reference_rows is not None:
                 grid, start = (plan.rows, plan.positions, -1), plan.reference_rows
+                assert plan.reference is not None
                 memory = remember(self.config.alignment, h.view(grid)[start:], x.view(grid)[start:], plan.reference)
             else:
                 memory = plan.memory[self.index]
             offered = offer(memory, plan.connect_reference, x[plan.connect_index], plan.reference).to(own.dtype)
-        gate = self.decision(offered, own)
+        gate = self.decision(self._units(offered), self._units(own))
         return own + gate * (offered - own), gate.detach().float().mean() if own.shape[0] else own.new_zeros(())
+
+    def _units(self, h: Tensor) -> Tensor:
+        """`h` (N, d) in units of the references' spread, where the error is measured in them."""
+        return h / self.spread.to(h.dtype) if self.config.loss == "standardized" else h
 
     def _error(self, own: Tensor, target: Tensor, h: Tensor, moved: Tensor | None, plan: Plan) -> Tensor:
         """This layer's part of the objective, a scalar; per-row values go to the plan.
@@ -149,9 +163,12 @@ class LayerConnection(nn.Module):
         missed = own.float() - target.float()
         if self.transform is not None:  # the few connected positions again, rather than a copy out of all of them
             missed = missed + self.transform(own).float()
-        error = _relative(
-            missed.square().sum(dim=-1), target.float().square().sum(dim=-1), plan.connect_row, plan.rows
-        )
+        if self.config.loss == "standardized":
+            each = self._units(missed).square().mean(dim=-1)
+            error = _relative(each, torch.ones_like(each), plan.connect_row, plan.rows)
+        else:
+            size = target.float().square().sum(dim=-1)
+            error = _relative(missed.square().sum(dim=-1), size, plan.connect_row, plan.rows)
         plan.align_error[self.index] = error.detach()
         objective = (plan.row_weight * error).sum()
         if plan.identity_index is not None and plan.identity_row is not None and moved is not None:
@@ -159,7 +176,7 @@ class LayerConnection(nn.Module):
             strayed = _relative(moved[plan.identity_index], size[plan.identity_index], plan.identity_row, plan.rows)
             plan.identity_error[self.index] = strayed.detach()
             objective = objective + plan.identity_weight * (plan.row_weight * strayed).sum()
-        return self.config.align_weight / self.number * objective
+        return self.config.weight / self.number * objective
 
 
 def _relative(missed: Tensor, size: Tensor, rows: Tensor, count: int) -> Tensor:

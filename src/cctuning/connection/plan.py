@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cctuning.connection.alignment import LayerMemory, Reference, last_real
+from cctuning.connection.pooled import Offered
 
 
 @dataclass
@@ -25,7 +26,8 @@ class Plan:
     """What the layers of one forward pass do. B rows of T positions; N connected positions; all indices int64.
 
     Attributes:
-        mode: `record` (a reference pass: remember, change nothing), `connect`, or `rest` (no layer does anything).
+        mode: `record` (a reference pass: remember, change nothing), `connect`, `align` (pooled rows against their
+            references), or `rest` (no layer does anything).
         rows: B; positions: T.
         transform_index: (M,) positions where the transform acts; None for everywhere.
         connect_index, connect_row, connect_reference: (N,) each: position, its row, its row's reference.
@@ -33,7 +35,9 @@ class Plan:
         identity_index, identity_row: positions where the transform is taught the identity, and their rows.
         row_weight: (B,) fp32 share of each row in the alignment objective; None: no objective in this pass.
         identity_weight: weight of the identity error within it.
-        reference: masks of the reference batch; memory: what each layer kept of it.
+        spans: (B, T) fp32, `record` and `align` of pooled rows: weights of the positions; None otherwise.
+        offered: `align`: layer -> what its rows are aligned to.
+        reference: masks of the reference batch; memory: what each layer kept of it, or was recorded before.
         reference_rows: where the references run in this same batch (gradient through the reference): the number of
             rows before them; None otherwise.
     """
@@ -50,6 +54,8 @@ class Plan:
     identity_row: Tensor | None = None
     row_weight: Tensor | None = None
     identity_weight: float = 1.0
+    spans: Tensor | None = None
+    offered: dict[int, Offered] = field(default_factory=dict)
     reference: Reference | None = None
     reference_rows: int | None = None
     injection: Tensor | None = None  # (N, d), adaptive connection: added after the first layer at `connect_index`

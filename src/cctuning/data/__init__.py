@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cctuning.data.collate import PairedCollator
     from cctuning.data.encode import Encoder, encode_dataset, encode_row
     from cctuning.data.handed import Reading
+    from cctuning.data.parallel import ParallelReport, ParallelSource, ParallelSourceReport, load_parallel
     from cctuning.data.rows import Skipped
     from cctuning.data.sources import LoadReport, Source, SourceReport, load_rows
 
@@ -21,12 +22,16 @@ __all__ = [
     "Encoder",
     "LoadReport",
     "PairedCollator",
+    "ParallelReport",
+    "ParallelSource",
+    "ParallelSourceReport",
     "Reading",
     "Skipped",
     "Source",
     "SourceReport",
     "encode_dataset",
     "encode_row",
+    "load_parallel",
     "load_rows",
 ]
 
@@ -34,6 +39,7 @@ _HOMES = {
     "collate": ("PairedCollator",),
     "encode": ("Encoder", "encode_dataset", "encode_row"),
     "handed": ("Reading",),
+    "parallel": ("ParallelReport", "ParallelSource", "ParallelSourceReport", "load_parallel"),
     "rows": ("Skipped",),
     "sources": ("LoadReport", "Source", "SourceReport", "load_rows"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,11 @@ class PairedCollator:
         pad_to_multiple_of: pad lengths up to a multiple of this.
 
     A call returns int64 tensors, padded on the right: `input_ids`, `attention_mask`, `labels` (B, T); `row` (B,);
-    `reference_input_ids`, `reference_attention_mask` (R, S) over the batch's distinct references, and
-    `reference_index` (B,), each row's reference among them, -1 for none. Where no row has one, R is 0 and S is 1: a
-    batch has the same keys whatever rows it holds. `input_ids` comes first, because accelerate takes the batch's size
-    from the first tensor.
+    `text` (B, 2); `reference_input_ids`, `reference_attention_mask` (R, S) and `reference_text` (R, 2) over the
+    batch's distinct references, and `reference_index` (B,), each row's reference among them, -1 for none. Where no
+    row has one, R is 0 and S is 1: a batch has the same keys whatever rows it holds. Rows whose references were
+    recorded say which by `reference_row`: the batch then holds that (B,) in place of the references. `input_ids`
+    comes first, because accelerate takes the batch's size from the first tensor.
     """
 
     pad_token_id: int
@@ -35,20 +36,32 @@ class PairedCollator:
             raise UserError("the tokenizer has no pad token; set its pad_token (its eos token will do).")
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        references: dict[tuple[int, ...], int] = {}
-        index = []
-        for row in rows:
-            given = row.get("reference_input_ids")
-            reference = () if given is None else tuple(int(token) for token in given)
-            index.append(references.setdefault(reference, len(references)) if reference else -1)
         input_ids, mask = self._pad([row["input_ids"] for row in rows], self.pad_token_id)
         labels, _ = self._pad([row["labels"] for row in rows], -100)
-        reference_ids, reference_mask = self._pad(list(references), self.pad_token_id)
-        return {
+        batch = {
             "input_ids": input_ids,
             "attention_mask": mask,
             "labels": labels,
             "row": torch.tensor([int(row.get("row", -1)) for row in rows]),
+        }
+        known = all(row.get("text") is not None for row in rows)
+        if known:
+            batch["text"] = _spans(row["text"] for row in rows)
+        if "reference_row" in rows[0]:
+            return batch | {"reference_row": torch.tensor([int(row["reference_row"]) for row in rows])}
+        references: dict[tuple[int, ...], int] = {}
+        texts: list[Sequence[int]] = []
+        index = []
+        for row in rows:
+            given = row.get("reference_input_ids")
+            reference = () if given is None else tuple(int(token) for token in given)
+            if reference and reference not in references:
+                texts.append(row.get("reference_text") or [])
+            index.append(references.setdefault(reference, len(references)) if reference else -1)
+        reference_ids, reference_mask = self._pad(list(references), self.pad_token_id)
+        if known:
+            batch["reference_text"] = _spans(texts)
+        return batch | {
             "reference_input_ids": reference_ids,
             "reference_attention_mask": reference_mask,
             "reference_index": torch.tensor(index),
@@ -64,3 +77,7 @@ class PairedCollator:
             ids[i, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.long)
             mask[i, : len(sequence)] = 1
         return ids, mask
+
+
+def _spans(spans: Iterable[Sequence[int]]) -> Tensor:
+    return torch.tensor([list(span) for span in spans], dtype=torch.long).reshape(-1, 2)

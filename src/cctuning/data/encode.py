@@ -24,6 +24,8 @@ FEATURES = {
     "input_ids": IDS,
     "labels": IDS,
     "reference_input_ids": IDS,
+    "text": IDS,
+    "reference_text": IDS,
     "row": Value("int64"),
     "lang": Value("string"),
 }
@@ -43,6 +45,7 @@ class Encoder:
         eos: end each response with the eos token, unless the template ends it with a mark of its own.
         opening: (found out) the special tokens that this tokenizer puts before a plain text.
         closing: (found out) what the template writes after a response.
+        frame: (found out) how many tokens the template writes before and after a prompt's own text.
 
     Raises:
         UserError: on construction, where the tokenizer lacks the chat template or the eos token that is needed.
@@ -56,6 +59,7 @@ class Encoder:
     eos: bool = True
     opening: list[int] = field(init=False, default_factory=list)
     closing: str = field(init=False, default="")
+    frame: tuple[int, int] = field(init=False, default=(0, 0))
 
     def __post_init__(self) -> None:
         name = f"tokenizer {self.tokenizer.name_or_path!r}"
@@ -66,8 +70,10 @@ class Encoder:
                     "one, or set chat: false."
                 )
             self.closing = self._find_closing()
+            self.frame = self._find_frame()
         else:
             self.opening = self._find_opening()
+            self.frame = len(self.opening), 0
         if self._appends_eos and self.tokenizer.eos_token_id is None:
             raise UserError(
                 f"{name} has no eos token, so a model trained with it would never stop; set the recipe's eos_token."
@@ -92,6 +98,23 @@ class Encoder:
         except UserError:  # a template that insists on turns of its own: close with eos
             return ""
         return whole.rpartition(ANSWER)[2] if ANSWER in whole else ""
+
+    def _find_frame(self) -> tuple[int, int]:
+        """Tokens that two unlike prompts share at their start and at their end."""
+        try:
+            one, other = self._ids([self.render("a word"), self.render("0.")])
+        except UserError:  # a template that insists on turns of its own
+            return 0, 0
+        before, after = (
+            next((place for place, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), 0)
+            for x, y in ((one, other), (one[::-1], other[::-1]))
+        )
+        return before, after
+
+    def _text(self, prompt: list[int]) -> list[int]:
+        """First position of the prompt's own text and the one after its last: what is not the template's."""
+        start, end = self.frame[0], len(prompt) - self.frame[1]
+        return [start, end] if start < end else [0, len(prompt)]
 
     def _apply(self, messages: list[dict[str, str]], prompt: bool) -> str:
         try:
@@ -198,6 +221,8 @@ class Encoder:
             "input_ids": (prompt + response)[:limit],
             "labels": ([-100] * len(prompt) + response)[:limit],
             "reference_input_ids": reference,
+            "text": self._text(prompt),
+            "reference_text": self._text(reference) if reference else [],
             "row": row.get("row", -1),
             "lang": row.get("lang") or "",
         }
@@ -232,7 +257,8 @@ def encode_row(
 
     Returns:
         `input_ids`; `labels`, -100 up to the response, and everywhere where there is none; `reference_input_ids`,
-        empty where there is none; `row`; `lang`.
+        empty where there is none; `text` and `reference_text`, first position of either's own text and the one after
+        its last, without what the template adds; `row`; `lang`.
 
     Raises:
         UserError: nothing is left of the prompt or the response, or the reference is too long; names the row.

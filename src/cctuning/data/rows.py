@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import gzip
 import hashlib
 import json
 import os
@@ -23,8 +22,9 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from cctuning.data.compressed import DAMAGED, bare, open_binary
 from cctuning.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]  # {"role": ..., "content": ...}
 Text = str | list[Message]
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # the first four also with .gz after them
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # the first four also compressed
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 CHUNK = 1000
 
@@ -116,14 +116,23 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _format(path: Path) -> str | None:
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    return suffix if suffix in SUFFIXES and not (suffix == ".parquet" and path.suffix == ".gz") else None
+    suffix = Path(bare(path.name)).suffix.lower()
+    return suffix if suffix in SUFFIXES and not (suffix == ".parquet" and path.suffix.lower() != suffix) else None
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:
     files = [file for file in _entries(folder) if file.is_file() and _format(file)]
     if not files:
         raise UserError(f"{folder}: no data file in this directory; expected files ending in {', '.join(SUFFIXES)}.")
+    return of_split(files, split, folder)
+
+
+def of_split(files: list[Path], split: str, folder: Path) -> list[Path]:
+    """The files whose names begin with the split's; all of them where no name begins with one of `SPLITS`.
+
+    Raises:
+        UserError: there are splits, and not this one.
+    """
 
     def is_part_of(file: Path, name: str) -> bool:
         return re.match(rf"{re.escape(name)}(?![a-z])", file.name.lower()) is not None
@@ -138,7 +147,9 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
 def _open_file(path: Path) -> Records:
     kind = _format(path)
     if kind is None:
-        raise UserError(f"{path}: unknown format; expected a name ending in {', '.join(SUFFIXES)} (text also in .gz).")
+        raise UserError(
+            f"{path}: unknown format; expected a name ending in {', '.join(SUFFIXES)} (text also .gz, .xz, .zst)."
+        )
     fingerprints = {str(path): fingerprint(path)}
     if kind == ".parquet":
         return _parquet(path, fingerprints)
@@ -154,20 +165,29 @@ def fingerprint(path: Path) -> str:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, plain or compressed, as `numbered` has them."""
+    return numbered(str(path), lambda: open_binary(path))
+
+
+def numbered(name: str, opened: Callable[[], IO[bytes]]) -> Iterator[tuple[int, bytes]]:
     """Numbered lines, split at line feeds alone: U+2028 may stand inside a JSON string.
+
+    Args:
+        name: for messages.
+        opened: opens the file.
 
     Raises:
         UserError: the file is in UTF-16, or cannot be read to its end.
     """
     number = 0
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        with opened() as file:
             for number, line in enumerate(file, 1):
                 if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise UserError(f"{path}:1: the file is in UTF-16; save it as UTF-8.")
+                    raise UserError(f"{name}:1: the file is in UTF-16; save it as UTF-8.")
                 yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-    except (EOFError, zlib.error, OSError) as error:
-        raise UserError(f"{path}:{number + 1}: cannot be read on from here ({error}); fetch the file again.") from None
+    except (*DAMAGED, zlib.error) as error:
+        raise UserError(f"{name}:{number + 1}: cannot be read on from here ({error}); fetch the file again.") from None
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:

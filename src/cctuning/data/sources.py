@@ -1,21 +1,15 @@
 """Where rows come from: the sources a recipe names, mixed by weight into one `datasets.Dataset`, with an account.
 
-The rows lie in an Arrow file in a temporary directory of this process (`TMPDIR` says where), mapped into memory and
-not held there, and removed when the process ends. Nothing is cached between runs: what is loaded is always what the
-files hold.
+The rows lie on disk (`on_disk.py`) and are mapped into memory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from multiprocessing.util import Finalize
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -24,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cctuning.data.conversations import PARTS, Layout, check_columns, missing_reference, parse
+from cctuning.data.on_disk import on_disk
 from cctuning.data.rows import CHUNK, BadRow, Records, Row, Skipped, Text, open_records
 from cctuning.errors import UserError, nearest
 
@@ -342,17 +337,16 @@ def _dataset(table: pa.Table) -> datasets.Dataset:
     kind = MESSAGES if chat else pa.string()
     kinds = {"prompt": kind, "response": pa.string(), "lang": pa.string(), "reference": kind, "origin": pa.string()}
     schema = pa.schema({**kinds, "row": pa.int64()})
-    folder = Path(tempfile.mkdtemp(prefix="cctuning-rows-"))
-    # Not atexit: a forked worker of multiprocessing ends without it. In a child of this process it does nothing.
-    Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=0)
-    path, number = folder / "rows.arrow", 0
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        number = 0
         for batch in table.to_batches(CHUNK):
             arrays = [joined(batch, n) if n in ("prompt", "reference") else batch[n] for n in kinds]
             rows = pa.array(range(number, number + batch.num_rows), pa.int64())
-            writer.write_batch(pa.RecordBatch.from_arrays([*arrays, rows], schema=schema))
+            yield pa.RecordBatch.from_arrays([*arrays, rows], schema=schema)
             number += batch.num_rows
-    return datasets.Dataset.from_file(str(path))
+
+    return on_disk(batches(), schema)
 
 
 def _as_messages(text: str) -> Text:

@@ -52,7 +52,7 @@ def options(
 def connection(method: Mapping[str, Any]) -> ConnectionConfig:
     """The connection that `method` asks for, its defaults filled in; references run as the paper's unless it says."""
     asked = {name: value for name, value in method.items() if name not in OF_TRAINER}
-    return ConnectionConfig(**{"reference_weights": "current", **asked})
+    return ConnectionConfig(**{"connection": "gated", "reference_weights": "current", **asked})
 
 
 def right(

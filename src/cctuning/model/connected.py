@@ -16,7 +16,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cctuning.connection import ConnectionConfig, LayerConnection, Plan, Reference, Wire, answering, restore
+from cctuning.connection import (
+    ConnectionConfig,
+    LayerAlignment,
+    LayerConnection,
+    Plan,
+    Reference,
+    Wire,
+    answering,
+    offered,
+    restore,
+)
 from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.objective import ConnectedOutput, assemble
@@ -30,6 +40,7 @@ from cctuning.model.passes import (
     plan_step,
     uniform,
 )
+from cctuning.model.recorded import RecordedReferences
 from cctuning.model.running import (
     Runner,
     copy_output,
@@ -40,7 +51,7 @@ from cctuning.model.running import (
 )
 from cctuning.model.shards import read_into
 from cctuning.model.sites import Site, find_sites, unwrap
-from cctuning.model.start import StartingWeights
+from cctuning.model.start import StartingWeights, evaluating
 
 ATTRIBUTE = "cross_lingual_connection"  # the name under which a layer's connection is registered in it
 
@@ -64,7 +75,11 @@ class ConnectedModel(nn.Module):
         self.seed = 0
         self.reference_language = "en"
         self.start: StartingWeights | None = None  # what references run through in training; see keep_start
+        self.recorded: RecordedReferences | None = None  # what they are in its place; see keep_recorded
         self.base_trained: bool | None = None  # known after CCTrainer.train, and of a saved connection
+        self.layers: list[int] = []  # that connect, and the width of what they are offered
+        self.width = 0
+        self.alignments: dict[int, LayerAlignment] = {}
         self._handles: list[Any] = []
         self._insert()
         self.written = adapter.times_written(self)  # so that export_lora can tell whether the base was trained
@@ -92,12 +107,17 @@ class ConnectedModel(nn.Module):
 
     def _insert(self) -> None:
         adapter.check_adapter(self.model)
-        sites = find_sites(self.model) if self.config.connection != "none" else []
-        wanted = range(len(sites)) if self.config.layers is None else self.config.layers
+        connecting = self.config.connection != "none"
+        sites = find_sites(self.model) if connecting else []
+        wanted = self.config.layers_of(len(sites))
         missing = [number for number in wanted if number not in range(len(sites))]
-        if missing and self.config.connection != "none":
+        if missing and connecting:
             raise UserError(f"layers: {missing} not in this model, which has layers 0 to {len(sites) - 1}.")
         chosen = [site for site in sites if site.index in wanted]
+        self.layers, self.width = [site.index for site in chosen], chosen[0].size if chosen else 0
+        if self.config.connection == "align":
+            self._align(chosen)
+            chosen = []
         for site in chosen:
             connection = LayerConnection(self.config, site.size, site.index, len(chosen), self.wire)
             self._register(site, connection)
@@ -107,6 +127,16 @@ class ConnectedModel(nn.Module):
         self._sites = chosen
         self._run = Runner(self.model, self.wire)
         self._handles += self._run.handles
+
+    def _align(self, sites: list[Site]) -> None:
+        """Hooks alone: an alignment has no weights."""
+        for site in sites:
+            alignment = LayerAlignment(self.config, site.index, len(sites), self.wire)
+            at = site.layer if self.config.align_at == "residual" else site.block
+            self._handles.append(at.register_forward_hook(alignment.hook, with_kwargs=True))
+            if site.in_place and at is site.block:
+                self._handles.append(at.register_forward_hook(copy_output))
+            self.alignments[site.index] = alignment
 
     def _register(self, site: Site, connection: nn.Module) -> None:
         """Make `connection` a part of the decoder layer it acts on, so that it is moved, sharded and saved with it."""
@@ -172,6 +202,15 @@ class ConnectedModel(nn.Module):
         """
         self.start = start or StartingWeights(self.model, skip=ATTRIBUTE)
 
+    def keep_recorded(self, recorded: RecordedReferences, references: bool = True) -> None:
+        """Take the references' statistics from a recording (`cctuning.model.recorded.record`), and, unless
+        `references` is off, the references too: batches then say which by `reference_row`."""
+        self.recorded = recorded if references else None
+        for layer, alignment in self.alignments.items():
+            alignment.statistics = recorded.statistics[layer]
+        for layer, connection in self.connections.items():
+            connection.set_spread(recorded.statistics[layer].spread)
+
     # -- running -----------------------------------------------------------------------------------------------------
 
     def _reference_pass(self, batch: Batch, through: Callable[..., Any] | None = None) -> Plan:
@@ -182,11 +221,24 @@ class ConnectedModel(nn.Module):
         assert batch.reference_ids is not None and batch.reference_mask is not None
         rows, positions = batch.reference_ids.shape
         plan = Plan("record", rows, positions, reference=Reference.from_mask(batch.reference_mask))
+        if self.alignments:
+            plan.spans = batch.reference_spans(self.config.align_pool)
         nothing = batch.reference_ids.new_empty(0)
         with no_gradient():
             inputs = {"input_ids": batch.reference_ids, "attention_mask": batch.reference_mask, "use_cache": False}
             self._run(through, plan, nothing, **inputs)
         return plan
+
+    def reference_vectors(self, input_ids: Tensor, attention_mask: Tensor, text: Tensor | None) -> dict[int, Tensor]:
+        """Layer -> (R, d): what each layer is offered by these references, through the weights as they are.
+
+        Args:
+            input_ids, attention_mask: (R, S), right-padded. text: (R, 2) spans of their own text.
+        """
+        batch = Batch(input_ids, attention_mask, None, input_ids, attention_mask, torch.arange(len(input_ids)))
+        with evaluating(self.model):
+            plan = self._reference_pass(replace(batch, reference_text=text))
+        return {layer: values for layer, (values, _) in plan.memory.items()}
 
     def forward(
         self,
@@ -197,6 +249,9 @@ class ConnectedModel(nn.Module):
         reference_attention_mask: Tensor | None = None,
         reference_index: Tensor | None = None,
         *,
+        reference_row: Tensor | None = None,
+        text: Tensor | None = None,
+        reference_text: Tensor | None = None,
         row: Tensor | None = None,
         fused_rows: Tensor | None = None,
         prompt_lengths: Tensor | None = None,
@@ -214,6 +269,10 @@ class ConnectedModel(nn.Module):
             reference_input_ids, reference_attention_mask: (R, S) the references, each ending where its prompt ends.
             reference_index: (B,) which reference each row uses, -1 for none (a row in the reference language); may be
                 left out where R = B.
+            reference_row: (B,) which recorded reference each row uses, -1 for none; in place of the three above, after
+                `keep_recorded`.
+            text, reference_text: (B, 2) and (R, 2) first position of each prompt's own text and the one after its
+                last; default: from the second token to the prompt's end.
             row: (B,) row ids for the draw of `paths: sampled`; default 0..B-1.
             fused_rows: (B,) bool; overrides that draw.
             prompt_lengths: (B,) without labels, tokens of each prompt where answers follow (rows padded on the right):
@@ -229,25 +288,36 @@ class ConnectedModel(nn.Module):
         batch = Batch.build(
             input_ids, attention_mask, labels, reference_input_ids, reference_attention_mask, reference_index
         )
+        batch = replace(batch, text=text, reference_text=reference_text)
         if labels is None:
             predict = None if prompt_lengths is None else answering(batch.attention_mask, prompt_lengths)
             return self._infer(batch, predict, kwargs)
         kwargs.setdefault("use_cache", False)
         connecting = self.config.connection != "none" and self.wire.enabled
-        if not connecting:
+        memory: dict[int, Tensor] = {}
+        others: Tensor | None = None  # recorded references that a row's own is told from
+        if not connecting or (self.alignments and not self.training):  # nothing of an alignment is left to evaluate
             batch = replace(batch, reference_ids=None, reference_index=torch.full_like(batch.reference_index, -1))
-        if fused_rows is None and connecting and self.training and self.config.paths == "sampled":
+        elif self.recorded is not None and self.training and reference_row is not None:
+            most = self.config.align_negatives if self.config.loss == "contrastive" else 0
+            memory, index, others = self.recorded.offer(reference_row, most, self.seed * 1_000_003 + self.step)
+            batch = replace(batch, reference_ids=None, reference_index=index)
+        sampled = self.config.paths == "sampled" and bool(self.connections)
+        if fused_rows is None and connecting and self.training and sampled:
             if self.total_steps is None and self.config.fused_probability_start != self.config.fused_probability_end:
                 raise UserError(
                     "paths: sampled anneals over training: set total_steps once, and step before each optimiser step."
                 )
             ids = torch.arange(len(input_ids), device=input_ids.device) if row is None else row
             fused_rows = uniform(self.seed, self.step, ids) < self.fused_probability
-        rows = num_rows_in_batch if num_rows_in_batch is not None else len(input_ids)
+        rows = num_rows_in_batch
+        if rows is None:  # an alignment is averaged over the rows that have a reference
+            rows = int(batch.paired.sum().clamp(min=1)) if self.alignments else len(input_ids)
         share = 1.0 / torch.as_tensor(rows, dtype=torch.float32, device=input_ids.device) if connecting else None
         step = plan_step(batch, self.config, training=self.training, fused_rows=fused_rows, row_share=share)
-        output = self._run_step(batch, step, through, loss_only, kwargs)
-        text = unwrap(self.model).config.get_text_config()
+        step.plan.memory = {layer: (vectors, None) for layer, vectors in memory.items()}
+        output = self._run_step(batch, step, through, loss_only, others, kwargs)
+        base = unwrap(self.model).config.get_text_config()
         return assemble(
             batch,
             step,
@@ -256,7 +326,7 @@ class ConnectedModel(nn.Module):
             training=self.training,
             num_items=num_items_in_batch,
             num_rows=rows,
-            router_coefficient=getattr(text, "router_aux_loss_coef", 0.0),
+            router_coefficient=getattr(base, "router_aux_loss_coef", 0.0),
             loss_only=loss_only,
         )
 
@@ -270,7 +340,13 @@ class ConnectedModel(nn.Module):
         return ConnectedOutput(logits=logits, past_key_values=getattr(output, "past_key_values", None))
 
     def _run_step(
-        self, batch: Batch, step: Step, through: nn.Module | None, loss_only: bool, kwargs: dict[str, Any]
+        self,
+        batch: Batch,
+        step: Step,
+        through: nn.Module | None,
+        loss_only: bool,
+        others: Tensor | None,
+        kwargs: dict[str, Any],
     ) -> Any:
         ids, mask = step.input_ids, step.attention_mask
         start = self.start if self.training and self.config.reference_weights != "current" else None
@@ -282,10 +358,18 @@ class ConnectedModel(nn.Module):
                     raise UserError("reference_weights: start: call keep_start() before the first step.")
                 recorded = self._reference_pass(batch, start)
                 step.plan.reference, step.plan.memory = recorded.reference, recorded.memory
+        elif self.recorded is not None or (self.alignments and not self.training):
+            pass  # nothing runs
         elif self.config.connection != "none" and not self.config.reference_gradient and several_processes():
             # Where weights are sharded each forward is collective: a rank without references runs one token along.
             token = batch.input_ids[:1, :1]
             self._reference_pass(replace(batch, reference_ids=token, reference_mask=torch.ones_like(token)), start)
+        if step.plan.mode == "align" and step.plan.row_weight is not None:
+            which = batch.reference_index.clamp(min=0)
+            for layer, alignment in self.alignments.items():
+                vectors = step.plan.memory[layer][0]
+                step.plan.offered[layer] = offered(self.config.loss, vectors, which, alignment.statistics, others)
+            step.plan.memory = {}
         index = flat_index(step.score)[0] if loss_only else None
         output = self._run(through, step.plan, index, input_ids=ids, attention_mask=mask, **kwargs)
         output.logits = restore(output.logits, self.wire, step.plan)

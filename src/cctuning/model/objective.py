@@ -22,7 +22,7 @@ class ConnectedOutput(ModelOutput):
         logits: (B, T, V), of the student pass, or of the live connection where a reference was given without labels;
             for `paths: sampled` in training, of the pass each row took. None where only the loss was asked for.
         student_loss, fused_loss: LM loss of either pass, mean per scored token; None where no row ran it.
-        align_loss: relative alignment error, mean over paired rows and layers (before its weight).
+        align_loss: alignment error as `align_loss` has it, mean over paired rows and layers (before its weight).
         identity_loss: how far the transform strays where it is taught to be the identity, likewise.
         distill_loss: KL from the fused to the student pass, mean per row that has both.
         aux_loss: the model's own load-balancing loss (MoE), before its coefficient.
@@ -93,7 +93,7 @@ def assemble(
         loss = loss + router_coefficient * result.aux_loss * rows / whole
     _report_alignment(step.plan, result)
     if step.plan.row_weight is not None and training:
-        loss = total(loss, _alignment_objective(step.plan, config.align_weight), step.plan)
+        loss = total(loss, _alignment_objective(step.plan, config.weight), step.plan)
     result.loss = loss
     if not loss_only:  # the student copies come last; references that ran in the same batch come after them
         result.logits = output.logits[running - rows : running, : batch.input_ids.shape[1]]
@@ -110,6 +110,9 @@ def _alignment_objective(plan: Plan, align_weight: float) -> Tensor:
 
 
 def _report_alignment(plan: Plan, result: ConnectedOutput) -> None:
+    if plan.mode == "align" and plan.align_error and plan.row_weight is not None:
+        paired = plan.row_weight > 0
+        result.align_loss = torch.stack([error[paired].mean() for error in plan.align_error.values()]).mean()
     if not plan.align_error or plan.connect_row is None:
         return
     paired = torch.zeros(plan.rows, dtype=torch.bool, device=plan.connect_row.device)

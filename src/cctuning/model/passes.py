@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cctuning.connection import ConnectionConfig, Plan, Reference, predicting, prompt_ends, scope_mask
+from cctuning.connection import ConnectionConfig, Plan, Reference, predicting, prompt_ends, scope_mask, spans
 from cctuning.errors import UserError
 
 
@@ -24,6 +24,8 @@ class Batch:
         input_ids, attention_mask: (B, T). labels: (B, T), -100 where no loss; None at inference.
         reference_ids, reference_mask: (R, S); None where no reference is given.
         reference_index: (B,) row of the references that is this row's; -1 for rows without one.
+        text, reference_text: (B, 2) and (R, 2) span of a prompt's own text, first position and the one after its last;
+            None: from the second token to the prompt's end.
     """
 
     input_ids: Tensor
@@ -32,6 +34,8 @@ class Batch:
     reference_ids: Tensor | None
     reference_mask: Tensor | None
     reference_index: Tensor
+    text: Tensor | None = None
+    reference_text: Tensor | None = None
 
     @classmethod
     def build(
@@ -91,10 +95,29 @@ class Batch:
             raise UserError("generate: prompts are padded on the right; set tokenizer.padding_side = 'left'.")
         return batch
 
+    def spans(self, pool: str) -> Tensor:
+        """(B, T) weights of the positions of each prompt that `pool` averages."""
+        predict = None if self.labels is None else predicting(self.labels)
+        last = prompt_ends(self.attention_mask, predict)
+        text = _text(self.text, last)
+        return spans(pool, text[:, 0], text[:, 1], last, self.input_ids.shape[1])
+
+    def reference_spans(self, pool: str) -> Tensor:
+        """(R, S), likewise."""
+        assert self.reference_mask is not None
+        last = prompt_ends(self.reference_mask, None)
+        text = _text(self.reference_text, last)
+        return spans(pool, text[:, 0], text[:, 1], last, self.reference_mask.shape[1])
+
     @property
     def paired(self) -> Tensor:
         """(B,) bool: rows that have a reference."""
         return self.reference_index >= 0
+
+
+def _text(given: Tensor | None, last: Tensor) -> Tensor:
+    """(B, 2) spans of prompts that end at `last` (B,)."""
+    return torch.stack([(last > 0).long(), last + 1], dim=1) if given is None else given
 
 
 @dataclass
@@ -146,6 +169,8 @@ def plan_step(
     """
     assert batch.labels is not None
     predict = predicting(batch.labels)
+    if config.connection == "align":
+        return _aligned_step(batch, config, predict, row_share if training else None)
     answered, paired = predict.any(dim=1), batch.paired
     every = torch.arange(batch.input_ids.shape[0], device=batch.input_ids.device)
     no_row = torch.zeros_like(paired)
@@ -163,11 +188,23 @@ def plan_step(
     if config.distill_weight > 0:  # an answer-free row teaches through the next-token distribution at its prompt's end
         score = predict | (scope_mask("prompt_end", batch.attention_mask, predict) & ~answered[:, None])
     plan = _plan(batch, config, predict, source, on_fused)
-    if row_share is not None and config.align_weight > 0 and config.connection == "gated":
+    if row_share is not None and config.weight > 0 and config.connection == "gated":
         plan.row_weight = torch.as_tensor(row_share, device=copies.device).float() / copies
         plan.identity_weight = config.identity_weight
     mask = batch.attention_mask[source]
     return Step(batch.input_ids[source], mask, plan, source, on_fused, score[source], predict[source])
+
+
+def _aligned_step(batch: Batch, config: ConnectionConfig, predict: Tensor, row_share: Tensor | float | None) -> Step:
+    """Every row once; those with a reference weigh `row_share` in the alignment."""
+    rows, positions = batch.input_ids.shape
+    plan = Plan("align", rows, positions)
+    if row_share is not None and config.weight > 0 and bool(batch.paired.any()):
+        plan.row_weight = batch.paired.float() * torch.as_tensor(row_share, device=predict.device)
+        plan.spans = batch.spans(config.align_pool)
+    every = torch.arange(rows, device=predict.device)
+    fused = torch.zeros(rows, dtype=torch.bool, device=predict.device)
+    return Step(batch.input_ids, batch.attention_mask, plan, every, fused, predict, predict)
 
 
 def plan_inference(batch: Batch, config: ConnectionConfig, predict: Tensor | None = None) -> Plan:
@@ -176,6 +213,8 @@ def plan_inference(batch: Batch, config: ConnectionConfig, predict: Tensor | Non
     `predict` (B, T) marks positions that predict an answer token; None: the prompts have no answer yet.
     """
     every = torch.arange(batch.input_ids.shape[0], device=batch.input_ids.device)
+    if config.connection == "align":
+        return Plan("rest", *batch.input_ids.shape)
     return _plan(batch, config, predict, every, batch.paired)
 
 

@@ -170,3 +170,15 @@ def _share(values: list[ConfidenceValue], family: frozenset[Language], other: La
     if family:
         return sum(value.value for value in values if value.language in family)
     return 1 - sum(value.value for value in values if value.language in (other, Language.ENGLISH))
+
+
+@cache
+def _any() -> LanguageDetector:
+    return LanguageDetectorBuilder.from_all_languages().with_low_accuracy_mode().build()
+
+
+def identify(text: str) -> str | None:
+    """The language that a longer text is in, of all that lingua knows; None where it is not sure."""
+    found = _any().compute_language_confidence_values(text)
+    sure = bool(found) and found[0].value >= SURE
+    return canonical(found[0].language.iso_code_639_1.name) if sure else None

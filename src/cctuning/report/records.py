@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def connected(self) -> bool:
-        return self.connection.connection != "none"
+        return not self.connection.plain
 
     @property
     def base(self) -> str:
@@ -124,9 +124,14 @@ def read_run(name: str, path: Path) -> Run:
     check_record(path / RUN_FILE, record, EXPECTED, "report it")
     model = path / MODEL_FOLDER
     has_connection = (model / adapter.CONFIG_FILE).is_file()
-    options = adapter.read_config(model)["connection"] if has_connection else {"connection": "none"}
+    given = read_options(path)
+    if has_connection:
+        options = adapter.read_config(model)["connection"]
+    else:
+        names = {option.name for option in fields(ConnectionConfig)}
+        options = {"connection": "none", **{name: value for name, value in given.items() if name in names}}
     connection = ConnectionConfig.from_dict(options, str(model / adapter.CONFIG_FILE))
-    return Run(name, path, record, read_options(path), _metrics(path), connection, _sizes(model))
+    return Run(name, path, record, given, _metrics(path), connection, _sizes(model))
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

@@ -60,8 +60,9 @@ def model_card(
     spoken = ", ".join(_spoken(code) for code in manifest.languages) or "languages that its record does not name"
     whole = "with a modelling file of its own" if manifest.kind == "code" else "a plain checkpoint"
     what = f"A LoRA for {of}" if lora else f"{of[0].upper()}{of[1:]}, fine-tuned: {whole}"
-    plain = origin.connection.connection == "none"
-    borrowed = "" if plain else f", borrowing from {_spoken(manifest.reference_language)}"
+    borrowed = (
+        "" if origin.connection.connection == "none" else f", borrowing from {_spoken(manifest.reference_language)}"
+    )
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name.rpartition('/')[2]}",

@@ -81,13 +81,15 @@ def read_origin(path: str) -> Origin:
         run = weights.parent
         check_record(run / RUN_FILE, record, EXPECTED, "export")
         options = read_options(run)
-        if saved is None and options.get("connection", "gated") != "none":
+        # Every run says which it trained; the first version's left out gated, which was the default.
+        if saved is None and options.get("connection", "gated") not in ("align", "none"):
             raise UserError(
                 f"{weights}: {adapter.CONFIG_FILE} is missing, and the run trained a connection "
                 "(config.yaml): half written, or half copied; copy it again, or name another checkpoint."
             )
     if saved is None:
-        return Origin(path, weights, record, options, ConnectionConfig("none"), record["reference_language"])
+        kind = options.get("connection", "none")
+        return Origin(path, weights, record, options, ConnectionConfig(kind), record["reference_language"])
     connection = ConnectionConfig.from_dict(saved["connection"], str(weights / adapter.CONFIG_FILE))
     return Origin(path, weights, record, options, connection, str(saved["reference_language"]))
 

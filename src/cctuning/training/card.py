@@ -13,6 +13,7 @@ import trl
 from huggingface_hub import ModelCard, ModelCardData
 
 from cctuning.connection import ConnectionConfig
+from cctuning.connection.config import ALIGN_OPTIONS
 from cctuning.model.connected import ConnectedModel
 
 CITATION = """@inproceedings{cc-tuning-2025,
@@ -35,6 +36,12 @@ def describe_method(config: ConnectionConfig, reference_language: str) -> str:
     """What was done in training, in a sentence or two."""
     if config.connection == "none":
         return "Plain joint multilingual supervised fine-tuning (no connection)."
+    if config.connection == "align":
+        return (
+            "Fine-tuned with CC-Tuning: in training, hidden states of middle layers were aligned to those of the same "
+            f"text in `{reference_language}` ({config.loss} error). Nothing was added to the model, and at inference "
+            "no parallel text is needed."
+        )
     if config.transform == "none" and config.connection == "gated":
         return (
             "Fine-tuned with CC-Tuning's alignment alone (no transform): in training, activations of each row were "
@@ -48,7 +55,10 @@ def describe_method(config: ConnectionConfig, reference_language: str) -> str:
 
 def option_table(config: ConnectionConfig) -> str:
     """The connection's options, as Markdown."""
-    lines = [f"| {key} | {value} |" for key, value in config.to_dict().items()]
+    options = config.to_dict()
+    if config.connection == "align":
+        options = {key: options[key] for key in ("connection", *ALIGN_OPTIONS)}
+    lines = [f"| {key} | {value} |" for key, value in options.items()]
     return "\n".join(["| connection option | value |", "| --- | --- |", *lines])
 
 
@@ -79,7 +89,7 @@ def write_model_card(
     )
     config = connected.config
     method = describe_method(config, connected.reference_language)
-    if config.connection != "none" and config.foldable:
+    if not config.plain and config.foldable:
         method += " The connection is saved beside the base; `cctuning export` folds it into a plain checkpoint."
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     content = f"""---

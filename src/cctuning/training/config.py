@@ -28,6 +28,24 @@ class CCConfig(SFTConfig):
             "English and all else that no row rehearses. 0: off. Holds a copy of the tuned weights."
         },
     )
+    parallel_rows: int = field(
+        default=3, metadata={"help": "Pairs of the parallel text in a batch for each answered row; 0: none."}
+    )
+    parallel_temperature: float = field(
+        default=2.0,
+        metadata={
+            "help": "Share of a language with n pairs: in proportion to n^(1/temperature). 1: by size; more raises "
+            "the small ones."
+        },
+    )
+    record_references: str = field(
+        default="auto",
+        metadata={
+            "help": "Run the references once before training and read what they gave in each step (with "
+            "reference_weights: start). auto: where the disk holds it. false: run them in every step.",
+            "choices": ["auto", "true", "false"],
+        },
+    )
     max_reference_length: int | None = field(
         default=None,
         metadata={
@@ -92,6 +110,13 @@ class CCConfig(SFTConfig):
             raise UserError(f"loss_type: {self.loss_type} is not supported beside the connection; use nll.")
         if self.label_smoothing_factor:
             raise UserError("label_smoothing_factor is not supported beside the connection; set it to 0.")
+        for name, least in (("parallel_rows", 0), ("parallel_temperature", 1.0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}.")
+        if isinstance(self.record_references, bool):  # as YAML reads a bare true
+            self.record_references = str(self.record_references).lower()
+        if self.record_references not in ("auto", "true", "false"):
+            raise UserError(f"record_references: expected auto, true or false, got {self.record_references!r}.")
         if self.profile_steps < 0:
             raise UserError(f"profile_steps: expected a number of steps, or 0 for none, got {self.profile_steps}.")
         if self.connection_lr_scale <= 0:

@@ -113,14 +113,17 @@ def changes(
 
 
 def resolved(*parts: Any) -> str:
-    """The options as YAML: those that differ from their defaults, in the order they are declared."""
+    """The options as YAML: those that differ from their defaults, in the order they are declared.
+
+    `connection` is always said: its default has changed once.
+    """
     options: dict[str, Any] = {}
     for part in parts:
         for option in fields(part):
             value = getattr(part, option.name)
             default = option.default_factory() if option.default_factory is not MISSING else option.default
             plain = value.value if isinstance(value, Enum) else value
-            if option.init and value != default and _writable(plain):
+            if option.init and (value != default or option.name == "connection") and _writable(plain):
                 options[option.name] = plain
     options.pop("resume_from_checkpoint", None)
     if "activation_checkpointing" in options:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from cctuning.connection import ConnectionConfig
+from cctuning.connection.config import ALIGN_OPTIONS
 from cctuning.training.config import CCConfig
 from cctuning.training.options import RunOptions
 
@@ -17,6 +18,19 @@ def without_effect(options: RunOptions, connection: ConnectionConfig, args: CCCo
         yield from _line(lora, f"tune: {options.tune}")
     if options.tune == "connection" and args.base_decay:
         yield from _line(["base_decay"], "tune: connection, where the base stays as it is")
+    if connection.connection == "none" and options.parallel:
+        yield from _line(["parallel"], "connection: none")
+    if not (options.parallel and options.data):
+        mixed = [name for name in ("parallel_rows",) if getattr(args, name) != CCConfig.parallel_rows]
+        yield from _line(mixed, "data without parallel text, or parallel text alone")
+    if connection.connection == "align":
+        known = {"connection", "reference_weights", *ALIGN_OPTIONS}
+        given = [name for name in _given(connection) if name not in known]
+        yield from _line(given, "connection: align")
+    elif connection.connection == "gated":
+        theirs = {"align_loss", "align_weight", "layers"}
+        given = [name for name in _given(connection) if name in ALIGN_OPTIONS and name not in theirs]
+        yield from _line(given, "connection: gated")
     if connection.connection == "none":
         yield from _line([name for name in _given(connection) if name != "connection"], "connection: none")
     elif connection.decision == "fixed":

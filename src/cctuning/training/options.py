@@ -28,6 +28,14 @@ class RunOptions:
             "help": "Training rows: files, directories or hub names; in YAML also mappings (path, lang, ...).",
         },
     )
+    parallel: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Parallel text without answers, of the languages to reach: JSON lines, TSV, TMX, two plain files, "
+            "hub names; in YAML also mappings (path, lang, ...). With data each row brings `parallel_rows` of it; "
+            "without, it is aligned alone: a language pack.",
+        },
+    )
     eval_data: list[str] = field(default_factory=list, metadata={"help": "Rows for the evaluation loss, likewise."})
     tune: str = field(
         default="full",
@@ -46,6 +54,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         if isinstance(self.data, (str, dict)):
             self.data = [self.data]
+        if isinstance(self.parallel, (str, dict)):
+            self.parallel = [self.parallel]
         if isinstance(self.eval_data, (str, dict)):
             self.eval_data = [self.eval_data]
         if self.tune not in ("full", "lora", "connection"):

@@ -34,6 +34,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from cctuning.connection import ConnectionConfig
 from cctuning.data import LoadReport, Source, load_rows
+from cctuning.data.parallel import load_parallel
 from cctuning.errors import UserError
 from cctuning.model.adapter import write_atomically
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, load_base, load_tokenizer
@@ -70,8 +71,13 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     """
     if not options.model:
         raise UserError("model: missing; name the base model in the recipe or with --model.")
-    if not options.data:
-        raise UserError("data: missing; name the training rows in the recipe or with --data.")
+    if not options.data and not options.parallel:
+        raise UserError(
+            "data / parallel: missing; name the training rows (--data), parallel text without answers (--parallel), "
+            "or both, in the recipe or as flags."
+        )
+    if connection.connection == "none" and not options.data:
+        raise UserError("data: missing; connection: none trains on answered rows alone. Name them with --data.")
     if args.eval_strategy != "no" and not options.eval_data:
         raise UserError(
             f"eval_strategy: {IntervalStrategy(args.eval_strategy).value} needs eval_data; name rows, or leave it out."
@@ -143,9 +149,16 @@ def prepare(
     options: RunOptions, connection: ConnectionConfig, args: CCConfig, directory: Path
 ) -> tuple[CCTrainer, dict[str, Any], ShardedStart | None]:
     """The trainer, ready to run, the record of what it runs on, and its weights where those are yet to be read."""
-    rows, report = read(options.data, args, connection)
-    eval_rows, eval_report = read(options.eval_data, args, connection) if options.eval_data else (None, None)
-    for note in [*report.notes, *(eval_report.notes if eval_report else [])]:
+    paired = connection.connection != "none" and not options.parallel
+    rows, report = read(options.data, args, paired) if options.data else (None, None)
+    eval_rows, eval_report = read(options.eval_data, args, False) if options.eval_data else (None, None)
+    pairs, pairs_report = None, None
+    if options.parallel and connection.connection != "none":
+        pairs, pairs_report = load_parallel(
+            options.parallel, reference_language=args.reference_language, seed=args.seed, bad_rows=args.bad_rows
+        )
+    reports = [found for found in (report, eval_report, pairs_report) if found is not None]
+    for note in [note for found in reports for note in found.notes]:
         logger.warning(note)
     tokenizer = load_tokenizer(
         options.tokenizer or options.model, revision=options.revision, trust_remote_code=args.trust_remote_code
@@ -159,6 +172,7 @@ def prepare(
             args=args,
             connection_config=connection,
             train_dataset=rows,
+            parallel_dataset=pairs,
             eval_dataset=eval_rows,
             processing_class=tokenizer,
             peft_config=lora(options),
@@ -171,9 +185,9 @@ def prepare(
     check_sizes(trainer)
     settled = trainer.connected.config
     moved = connection.reference_weights is None and settled.reference_weights == "current"
-    if moved and settled.connection == "gated":
+    if moved and settled.connection in ("align", "gated"):
         logger.warning("reference_weights: current, as the start is not kept under DeepSpeed, nor with a gradient")
-    left_out = len(report.skipped) + (len(eval_report.skipped) if eval_report else 0) + len(trainer.skipped)
+    left_out = sum(len(found.skipped) for found in reports) + len(trainer.skipped)
     if left_out:
         logger.warning(f"{left_out} rows left out (bad_rows: skip); {RUN_FILE} lists them.")
     record = {
@@ -183,7 +197,8 @@ def prepare(
         "seed": args.seed,
         "model": options.model,
         "reference_language": args.reference_language,
-        "data": report.as_dict(),
+        "data": report.as_dict() if report else None,
+        "parallel": pairs_report.as_dict() if pairs_report else None,
         "eval_data": eval_report.as_dict() if eval_report else None,
         "skipped_in_tokenisation": [f"{origin}: {reason}" for origin, reason in trainer.skipped],
         "chat": trainer.chat,
@@ -236,9 +251,9 @@ def check_sizes(trainer: CCTrainer) -> None:
             )
 
 
-def read(data: list[Any], args: CCConfig, connection: ConnectionConfig) -> tuple[Dataset, LoadReport]:
+def read(data: list[Any], args: CCConfig, require_reference: bool) -> tuple[Dataset, LoadReport]:
     """The rows that `data` names (paths or mappings of `Source`'s fields)."""
-    sources = [Source.from_dict({"path": entry} if isinstance(entry, str) else entry) for entry in data]
+    sources = [Source.from_dict(entry, "data") for entry in data]
     if args.bad_rows == "skip":
         for source in sources:
             source.bad_rows = "skip"
@@ -246,7 +261,7 @@ def read(data: list[Any], args: CCConfig, connection: ConnectionConfig) -> tuple
         sources,
         reference_language=args.reference_language,
         seed=args.seed,
-        require_reference=connection.connection != "none",
+        require_reference=require_reference,
     )
 
 

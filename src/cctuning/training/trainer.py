@@ -36,11 +36,13 @@ from cctuning.training.base_decay import BaseDecay, check_start
 from cctuning.training.card import write_model_card
 from cctuning.training.config import CCConfig
 from cctuning.training.logged import batch_metrics, watch_decisions
+from cctuning.training.mixing import EpochOfMixture, MixingCollator, Mixture, as_rows
 from cctuning.training.parallel import check_engine, check_launch, under_deepspeed
 from cctuning.training.profiling import StepProfiler
+from cctuning.training.recording import Recording, record_references
 from cctuning.training.uneven import FILLER, without_repeats
 
-COLUMNS = ["input_ids", "labels", "reference_input_ids", "row"]
+COLUMNS = ["input_ids", "labels", "text", "reference_input_ids", "reference_text", "reference_row", "row"]
 
 
 class CCTrainer(SFTTrainer):
@@ -54,7 +56,10 @@ class CCTrainer(SFTTrainer):
             trains the alignment alone), `reference` or `prompt_<reference language>` (like `prompt`; null where the
             row is in the reference language), and optionally `lang`, `origin` and `row`, or in another layout that
             `cctuning.data.load_rows` reads; checked as there. Rows that name no `lang` and have no reference are
-            taken to be in the reference language.
+            taken to be in the reference language. With a `parallel_dataset` rows need no reference; None: there are
+            no answered rows, and the parallel text is aligned alone (a language pack).
+        parallel_dataset: parallel text without answers: `text`, `reference` (or `text_<reference language>`), `lang`.
+            Each answered row brings `parallel_rows` of it into its batch.
         eval_dataset: the same, or a dict of such; its loss is the student pass's. Rows may lack a reference.
         processing_class: the tokenizer; None: the model's own.
         peft_config: LoRA on the base; None trains all weights.
@@ -78,7 +83,8 @@ class CCTrainer(SFTTrainer):
         args: CCConfig | None = None,
         connection_config: ConnectionConfig | None = None,
         *,
-        train_dataset: Dataset,
+        train_dataset: Dataset | None = None,
+        parallel_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         peft_config: Any = None,
@@ -104,6 +110,11 @@ class CCTrainer(SFTTrainer):
         self.chat = args.chat
         settled = (connection_config or ConnectionConfig()).settled(not under_deepspeed(args))
         self._connecting, self._own_parallels = settled.connection != "none", settled.reference_weights == "start"
+        self._parallel: Dataset | None = None
+        if parallel_dataset is None and train_dataset is None:
+            raise UserError("train_dataset / parallel_dataset: neither is given; there is nothing to train on.")
+        if parallel_dataset is not None:
+            train_dataset, self._parallel = self._with_parallel(train_dataset, parallel_dataset, args)
         self._training_rows = train_dataset
         self._start: StartingWeights | None = None
         self._rows_in_step: Tensor | int | None = None
@@ -119,6 +130,10 @@ class CCTrainer(SFTTrainer):
             data_collator=PairedCollator(processing_class.pad_token_id, multiple),
             **kwargs,
         )
+        if self._parallel is not None:
+            self._parallel = self._prepare_dataset(
+                self._parallel, processing_class, self.args, False, None, "parallel_dataset"
+            )
         if self.is_distributed_loading_by_transformers:
             raise UserError("model: transformers has dealt it out over processes (tp_plan, …); load it whole.")
         # Attached after PEFT: before it, PEFT would freeze the connection, and hooks would miss the LoRA's share.
@@ -129,21 +144,44 @@ class CCTrainer(SFTTrainer):
         check_engine(self.accelerator, self.model, settled.connection, args.optim)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UserError("nothing would train: the base is frozen and the connection has no part that learns.")
+        self.recording: Recording | None = None
+        self.records = self._record_references()
         self._keep_start(args.base_decay)
         if args.profile_steps:
             self.add_callback(StepProfiler(args.profile_steps, Path(str(args.output_dir))))
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated step
 
+    def _with_parallel(self, rows: Dataset | None, pairs: Dataset, args: CCConfig) -> tuple[Dataset, Dataset | None]:
+        """The rows of an epoch, and the pairs that go with them: None where the pairs are the epoch."""
+        if not self._connecting:
+            raise UserError("parallel_dataset: connection: none reads no parallel text; use connection: align.")
+        parallel = as_rows(pairs, args.reference_language, 0 if rows is None else len(rows))
+        if rows is None:
+            mixture = Mixture(parallel["lang"], args.parallel_temperature, args.seed)
+            chosen = parallel.select(mixture.cycle(0)).remove_columns("row")
+            return chosen.add_column("row", list(range(len(chosen)))), None
+        return rows, parallel if args.parallel_rows else None
+
+    def _record_references(self) -> bool:
+        """What the layers are offered by all references; whether the rows say which is whose."""
+        if self.connected.config.connection not in ("align", "gated"):
+            return False
+        parts = {"train": self.train_dataset, "parallel": self._parallel}
+        sets = record_references(self, {name: part for name, part in parts.items() if part is not None})
+        if sets is not None:
+            self.train_dataset, self._parallel = sets["train"], sets.get("parallel")
+        return sets is not None
+
     def _keep_start(self, base_decay: float) -> None:
         """The weights before any checkpoint is loaded, for the options that go back to them."""
         wanted = self.connected.config.reference_weights
         check_start(base_decay, wanted, self.is_deepspeed_enabled)
-        if not base_decay and wanted != "start":
+        if not base_decay and (wanted != "start" or self.records):
             return
         self._start = start = StartingWeights(self.model, skip=ATTRIBUTE, later=self.is_fsdp_enabled)
         if base_decay:
             self.add_callback(BaseDecay(start, base_decay))
-        if wanted == "start":
+        if wanted == "start" and not self.records:
             self.connected.keep_start(start)
 
     # -- rows --------------------------------------------------------------------------------------------------------
@@ -153,9 +191,11 @@ class CCTrainer(SFTTrainer):
     ) -> Dataset:
         if "input_ids" in dataset.column_names:
             return dataset
-        training = dataset is self._training_rows  # not by its name: an evaluation set may be called train
-        required, itself = training and self._connecting, training and self._own_parallels
-        where = "train_dataset" if training else f"eval_dataset ({name})"
+        # Not by its name: an evaluation set may be called train.
+        answered, training = dataset is self._training_rows, dataset in (self._training_rows, self._parallel)
+        required = answered and self._connecting and self._parallel is None
+        itself = training and self._own_parallels
+        where = "train_dataset" if answered else name if training else f"eval_dataset ({name})"
         reading = Reading.of(dataset.column_names, args.reference_language, required, itself, where)
         if self.chat is None:
             messages = reading.messages or not isinstance(dataset[0][reading.layout.prompt or "prompt"], str)
@@ -178,6 +218,22 @@ class CCTrainer(SFTTrainer):
         self.skipped += skipped
         return encoded.shuffle(seed=args.seed) if args.shuffle_dataset else encoded
 
+    def get_train_dataloader(self) -> Any:
+        """As the parent's; with parallel text each row brings its pairs."""
+        if self._parallel is None:
+            return super().get_train_dataloader()
+        rows: Any = self.train_dataset
+        plain: Any = self.data_collator
+        mixture = Mixture(self._parallel["lang"], self.args.parallel_temperature, self.args.seed)
+        places = {row: place for place, row in enumerate(sorted(rows["row"]))}
+        mixing = MixingCollator(plain, self._parallel, mixture, self.args.parallel_rows, places)
+        self.add_callback(EpochOfMixture(mixing))
+        self.data_collator = mixing
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain
+
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns: Any = COLUMNS
 
@@ -185,9 +241,15 @@ class CCTrainer(SFTTrainer):
         """As the parent's, no row twice; also counts the step's rows, by which the alignment is averaged."""
         if not self.args.dataloader_drop_last:
             rows: Any = self.train_dataset
-            epoch_iterator = without_repeats(epoch_iterator, self.accelerator, len(rows))
+            each = 1 if self._parallel is None else 1 + self.args.parallel_rows
+            epoch_iterator = without_repeats(epoch_iterator, self.accelerator, len(rows), each)
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(sum(len(batch["input_ids"]) for batch in batches if FILLER not in batch), device=device)
+        own = [batch for batch in batches if FILLER not in batch]
+        if self.connected.alignments:  # averaged over the rows that have a reference
+            name = "reference_row" if self.records else "reference_index"
+            count = torch.tensor(sum(int((batch[name] >= 0).sum()) for batch in own), device=device)
+        else:
+            count = torch.tensor(sum(len(batch["input_ids"]) for batch in own), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         self._rows_in_step = count
@@ -251,7 +313,7 @@ class CCTrainer(SFTTrainer):
             metrics[name].append(value)
         if mode == "train":
             tokens = inputs["attention_mask"].sum()
-            if self.connected.config.connection != "none":  # plain SFT is handed the references and reads none
+            if self.connected.config.connection != "none" and "reference_attention_mask" in inputs:
                 tokens = tokens + inputs["reference_attention_mask"].sum()
             self._total_train_tokens += gather(tokens * (not filler)).sum().item()
             metrics["num_tokens"] = [self._total_train_tokens]
@@ -350,6 +412,8 @@ class CCTrainer(SFTTrainer):
     def _load_sharded(self, checkpoint: Path) -> None:
         if self._start is not None:
             self._start.take()
+        if self.recording is not None:
+            self.recording.make()
         if self._is_peft():
             sharded.read_adapter(self.model, checkpoint / SAFETENSORS_WEIGHTS_NAME, self.model.active_adapter)
         else:

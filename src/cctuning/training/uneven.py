@@ -15,19 +15,21 @@ import torch
 from accelerate import Accelerator
 
 FILLER = "filler"  # key of a batch whose loss does not count
-ROWWISE = ("input_ids", "attention_mask", "labels", "row", "reference_index")
+ROWWISE = ("input_ids", "attention_mask", "labels", "row", "text", "reference_index", "reference_row")
+REFERENCES = ("reference_input_ids", "reference_attention_mask", "reference_text")
 
 
 def without_repeats(
-    batches: Iterator[dict[str, Any]], accelerator: Accelerator, length: int
+    batches: Iterator[dict[str, Any]], accelerator: Accelerator, length: int, each: int = 1
 ) -> Iterator[dict[str, Any]]:
     """The batches of `PairedCollator` that this process is given, the epoch's last without repeated rows.
 
     Args:
-        length: rows of an epoch.
+        length: rows of an epoch. each: rows of a batch that one of them stands for: with parallel text, itself and the
+            pairs that follow it.
     """
     for batch in batches:
-        yield cut(batch, own_rows(len(batch["input_ids"]), accelerator, length))
+        yield cut(batch, each * own_rows(len(batch["input_ids"]) // each, accelerator, length))
 
 
 def own_rows(rows: int, accelerator: Accelerator, length: int) -> int:
@@ -43,9 +45,10 @@ def cut(batch: dict[str, Any], rows: int) -> dict[str, Any]:
     """The first `rows` rows of `batch`; of none, the first as a filler."""
     if rows == len(batch["input_ids"]):
         return batch
-    own = batch | {key: batch[key][: max(rows, 1)] for key in ROWWISE}
-    references = int(own["reference_index"].max()) + 1  # numbered in the order in which rows ask for them
-    own |= {key: batch[key][:references] for key in ("reference_input_ids", "reference_attention_mask")}
+    own = batch | {key: batch[key][: max(rows, 1)] for key in ROWWISE if key in batch}
+    if "reference_index" in batch:
+        references = int(own["reference_index"].max()) + 1  # numbered in the order in which rows ask for them
+        own |= {key: value[:references] for key, value in batch.items() if key in REFERENCES}
     if rows == 0:
         own |= {FILLER: True, "labels": torch.full_like(own["labels"], -100)}
     return own

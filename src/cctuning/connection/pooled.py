@@ -1,0 +1,129 @@
+"""The alignment of whole prompts: one vector a row and layer, held against that of the row's reference.
+
+Of a pre-trained model's activation 80 to 99.9 % of the squared norm is the same for every prompt: the template, the
+position, a few outlier dimensions (docs/lab/real.md). So both sides are first put in units of the references' own
+variation, dimension by dimension:
+
+    z(h) = (h - mean) / spread           mean and spread over all references, of the model as it was
+
+    standardized   mean over dimensions of (z(h_x) - z(h_e))^2           1: no better than the mean reference
+    contrastive    -log  exp(cos(z(h_x), z(h_e)) / T) / sum over references r of exp(cos(z(h_x), z(h_r)) / T)
+    relative       ||h_x - h_e||^2 / ||h_e||^2                           on h itself
+
+h_x, h_e: (d,) activations of a row and of its reference, pooled over positions (`spans`). InfoNCE is van den Oord et
+al. 2018 (arXiv 1807.03748); on the mean of a middle layer, for languages: Liu and Niehues 2025 (arXiv 2502.14830).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FLOOR = 0.01  # of the spread, in units of its root mean square over dimensions: a dimension that hardly moves is noise
+
+
+def spans(pool: str, starts: Tensor, ends: Tensor, last: Tensor, width: int) -> Tensor:
+    """Weights (B, T) fp32 by which each row's positions are averaged; they sum to 1.
+
+    Args:
+        pool: `mean`, `text_last` or `last`.
+        starts, ends: (B,) first position of a prompt's own text and the one after its last.
+        last: (B,) the prompt's last position, which may be the template's.
+        width: T.
+
+    The first position of a row is left out of a mean that has another: it is an attention sink, of a norm that drowns
+    all else (Xiao et al. 2023, arXiv 2309.17453).
+    """
+    places = torch.arange(width, device=starts.device)
+    if pool == "mean":
+        begin = torch.where(ends - starts > 1, starts.clamp(min=1), starts)
+        chosen = (places >= begin[:, None]) & (places < ends[:, None])
+    else:
+        chosen = places == (last if pool == "last" else ends - 1)[:, None]
+    return chosen.float() / chosen.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def pool(weights: Tensor, hidden: Tensor) -> Tensor:
+    """(B, d) fp32 averages of `hidden` (B, T, d) by `weights` (B, T).
+
+    In fp32 throughout: a spread that is a hundredth of the mean would be lost in bf16.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        return torch.bmm(weights[:, None], hidden.float()).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and spread (standard deviation, with a floor) of a layer's pooled references: (d,) fp32 each."""
+
+    mean: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, vectors: Tensor) -> Statistics:
+        """Of references (R, d). A single reference has no spread, and is measured in units of its own size."""
+        values = vectors.float()
+        mean = values.mean(dim=0)
+        return cls.from_moments(mean, values.var(dim=0, correction=0) if len(values) > 1 else mean.square())
+
+    @classmethod
+    def from_moments(cls, mean: Tensor, variance: Tensor) -> Statistics:
+        """Of a mean and a variance (d,)."""
+        return cls(mean, variance.sqrt().clamp(min=FLOOR * float(variance.mean().sqrt()) + 1e-12))
+
+    def z(self, vectors: Tensor) -> Tensor:
+        """Pooled activations (N, d) in units of the references' variation."""
+        return (vectors.float() - self.mean) / self.spread
+
+
+@dataclass(frozen=True)
+class Offered:
+    """What one layer's rows are aligned to in one pass.
+
+    Attributes:
+        target: (B, d) each row's reference; standardised but for `relative`.
+        others: (K, d) unit vectors of the references to tell it from, standardised; None unless `contrastive`.
+        same: (B, K) bool, where one of them is the row's own.
+    """
+
+    target: Tensor
+    others: Tensor | None = None
+    same: Tensor | None = None
+
+
+def offered(
+    loss: str, vectors: Tensor, which: Tensor, statistics: Statistics | None, others: Tensor | None = None
+) -> Offered:
+    """
+    Args:
+        loss: `contrastive`, `standardized` or `relative`.
+        vectors: (R, d) distinct references. which: (B,) the reference of each row.
+        statistics: of the layer; None for `relative`.
+        others: (K,) the references that a row's own is told from; None: all. The same for all rows, so that a row's
+            error does not depend on the rows beside it.
+    """
+    if loss == "relative" or statistics is None:
+        return Offered(vectors[which].float())
+    z = statistics.z(vectors)
+    if loss == "standardized":
+        return Offered(z[which])
+    if others is None:
+        others = torch.arange(len(z), device=z.device)
+    return Offered(z[which], torch.nn.functional.normalize(z[others], dim=-1), which[:, None] == others)
+
+
+def error(loss: str, pooled: Tensor, offer: Offered, statistics: Statistics | None, temperature: float) -> Tensor:
+    """The error (B,) of rows whose pooled activations are `pooled` (B, d); the equations stand above."""
+    if loss == "relative" or statistics is None:
+        return (pooled - offer.target).square().sum(dim=-1) / (offer.target.square().sum(dim=-1) + 1e-12)
+    z = statistics.z(pooled)
+    if loss == "standardized":
+        return (z - offer.target).square().mean(dim=-1)
+    assert offer.others is not None and offer.same is not None
+    with torch.autocast(z.device.type, enabled=False):
+        unit = torch.nn.functional.normalize(z, dim=-1)
+        own = (unit * torch.nn.functional.normalize(offer.target, dim=-1)).sum(dim=-1, keepdim=True) / temperature
+        others = (unit @ offer.others.T / temperature).masked_fill(offer.same, -torch.inf)
+    return torch.cat([own, others], dim=1).logsumexp(dim=1) - own.squeeze(1)

@@ -1,0 +1,295 @@
+"""From a record with named columns, or a line of cells without names, to its two sides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from cctuning.data.parallel_langs import answering, in_name, known, named_by, same, side_of_reference
+from cctuning.data.rows import BadRow
+from cctuning.errors import UserError, nearest
+
+PARTS = ("text", "reference", "lang")
+# Columns of two sides and their languages, as TICO-19 and others name them.
+SIDES = (("sourceString", "sourceLang", "targetString", "targetLang"), ("src", "src_lang", "tgt", "tgt_lang"))
+SAMPLE = 200  # lines that a file's columns are told from
+
+
+class Pair(NamedTuple):
+    """A text and its counterpart in the reference language."""
+
+    text: str
+    reference: str
+    lang: str  # canonical
+    origin: str
+    reference_origin: str | None = None  # where it stands in another file
+    id: Any = None
+
+
+class Absent(BadRow):
+    """A record without this pair of languages: passed over, which is no error in a file of many languages."""
+
+
+Reader = Callable[[Mapping[str, Any]], list[tuple[str, str, str]]]  # record to (text, reference, lang)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a file's records are read: `said` for the report, the columns in use, and the reader."""
+
+    said: str
+    used: tuple[str, ...]
+    read: Reader
+
+
+def pairs_of(texts: Mapping[str, str], language: str, wanted: str | None) -> list[tuple[str, str, str]]:
+    """The pairs in texts by language: one for each language beside the reference language.
+
+    Args:
+        texts: canonical code to text; empty ones count as missing.
+        language: the reference language.
+        wanted: take this language alone.
+
+    Raises:
+        Absent: there is none.
+        BadRow: one of two sides is empty.
+    """
+    given = {code: text for code, text in texts.items() if text}
+    if len(texts) == 2 and len(given) < 2:
+        raise BadRow("text", "one side is empty.")
+    own = answering(language, given)
+    others = [code for code in given if not any(same(code, one) for one in own)]
+    if wanted is not None:
+        others = answering(wanted, others)
+    if not own or not others:
+        missing = language if not own else wanted or "another language"
+        raise Absent("row", f"no text in {missing}; it has {', '.join(given) or 'none'}.")
+    return [(given[code], given[own[0]], wanted or code) for code in others]
+
+
+def recognise(
+    found: Sequence[str], columns: Mapping[str, str], language: str, lang: str | None, default: str | None = None
+) -> Layout | None:
+    """Tell the layout from the names of the columns; None where they hold no parallel text.
+
+    Args:
+        found: the names.
+        columns: part to column, as the source maps them.
+        language: the reference language.
+        lang: the source's own language: of records that name none, and the one to take of several.
+        default: the language of records that name none, by the file's name.
+
+    Raises:
+        UserError: a mapped column is not there.
+    """
+    for part, name in columns.items():
+        if name not in found:
+            raise UserError(f"columns: {part}: no column {name!r} among {', '.join(found)}.{nearest(name, found)}")
+    given = dict(columns)
+    if "lang" not in given and "lang" in found:
+        given["lang"] = "lang"
+    names = [("text", f"text_{language}"), ("prompt", f"prompt_{language}")]
+    names += [(f"non_{name}", name) for name in found if known(name) == language]
+    for text, reference in names:
+        chosen = (given.get("text", text), given.get("reference", reference))
+        if all(name in found for name in chosen):
+            return _beside(*chosen, given.get("lang"), lang or default, language)
+    if "translation" in found:
+        return Layout("translation", ("translation",), partial(_of_mapping, language, lang))
+    for side in SIDES:
+        if all(name in found for name in side):
+            return Layout(", ".join(side), side, partial(_of_sides, side, language, lang))
+    return _by_language(found, language, lang)
+
+
+def _beside(text: str, reference: str, lang_column: str | None, lang: str | None, language: str) -> Layout:
+    used = (text, reference, *([lang_column] if lang_column else []))
+
+    def read(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+        said = _said(record.get(lang_column), lang_column) if lang_column else ""
+        if not said and lang is None:
+            raise BadRow("lang", "no language; give the source a lang:.")
+        code = _code(said, lang_column or "lang") if said else str(lang)
+        if same(code, language):
+            raise Absent("lang", f"is in {code} itself, the reference language.")
+        sides = (_said(record.get(text), text), _said(record.get(reference), reference))
+        for side, column in zip(sides, (text, reference), strict=True):
+            if not side:
+                raise BadRow(column, "one side is empty.")
+        return [(*sides, code)]
+
+    return Layout(", ".join(used), used, read)
+
+
+def _of_mapping(language: str, lang: str | None, record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    value = record.get("translation")
+    if not isinstance(value, Mapping):
+        raise BadRow("translation", f"expected language: text, found {type(value).__name__}.")
+    texts = {_code(code, "translation"): _said(text, f"translation.{code}") for code, text in value.items()}
+    return pairs_of(texts, language, lang)
+
+
+def _of_sides(
+    side: tuple[str, str, str, str], language: str, lang: str | None, record: Mapping[str, Any]
+) -> list[tuple[str, str, str]]:
+    one, one_lang, other, other_lang = (_said(record.get(name), name) for name in side)
+    return pairs_of({_code(one_lang, side[1]): one, _code(other_lang, side[3]): other}, language, lang)
+
+
+def _by_language(found: Sequence[str], language: str, lang: str | None) -> Layout | None:
+    """A column for each language: `en`, `sw`; `sentence_eng_Latn`, `sentence_swh_Latn`; `English`, `Swahili`."""
+    for before in ("", "sentence_", "text_"):
+        codes = {name: known(name.removeprefix(before)) for name in found if name.startswith(before)}
+        columns = {name: code for name, code in codes.items() if code}
+        if len(columns) > 1 and any(same(code, language) for code in columns.values()):
+            return Layout("a column for each language", tuple(columns), partial(_of_columns, columns, language, lang))
+    return None
+
+
+def _of_columns(
+    columns: Mapping[str, str], language: str, lang: str | None, record: Mapping[str, Any]
+) -> list[tuple[str, str, str]]:
+    return pairs_of({code: _said(record.get(name), name) for name, code in columns.items()}, language, lang)
+
+
+def _code(value: str, field: str) -> str:
+    code = known(value)
+    if code is None:
+        raise BadRow(field, f"{value!r} is no language that is known; expected a code, e.g. sw, zh-Hant, pt-BR.")
+    return code
+
+
+def _said(value: Any, field: str) -> str:
+    """Text, or a conversation's contents, without space around it."""
+    if value is None:
+        return ""
+    if isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value):
+        value = "\n".join(str(turn.get("content", "")) for turn in value)
+    if not isinstance(value, str):
+        raise BadRow(field, f"expected text, found {type(value).__name__} ({str(value)[:40]}).")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRow(field, "is not UTF-8; re-encode the file.") from None
+    return value.strip()
+
+
+# -- cells without names --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Which cells of a line without column names are which; `count` of them make a line."""
+
+    text: int
+    reference: int
+    count: int
+    lang: str
+
+    def read(self, cells: Sequence[str]) -> tuple[str, str, str]:
+        """The pair in a line.
+
+        Raises:
+            BadRow: another number of cells, or an empty side.
+        """
+        if len(cells) != self.count:
+            raise BadRow("line", f"{len(cells)} cells where the first lines have {self.count}.")
+        sides = (_said(cells[self.text], "text"), _said(cells[self.reference], "reference"))
+        if not all(sides):
+            raise BadRow("line", "one side is empty.")
+        return (*sides, self.lang)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def recognise_cells(
+    sample: Sequence[Sequence[str]],
+    path: str,
+    stem: str,
+    columns: Mapping[str, str],
+    language: str,
+    lang: str | None,
+) -> Cells:
+    """Tell the columns of a file without names by what stands in them.
+
+    Scores and numbers, codes, links and attributions are passed over. Which of the two texts is in the reference
+    language is told from columns of codes, from the text itself, then from the file's name.
+
+    Args:
+        sample: the cells of the first lines.
+        path: for messages.
+        stem: the file's name without endings.
+        columns: part to place from 1, where the source says.
+        language: the reference language.
+        lang: the other language, where the source says.
+
+    Raises:
+        UserError: there are not two columns of text, or it cannot be told which is which.
+    """
+    counts = [len(cells) for cells in sample]
+    count = max(set(counts), key=counts.count) if counts else 0
+    lines = [cells for cells in sample if len(cells) == count]
+    if count < 2:
+        raise UserError(f"{path}: no parallel text; expected two columns with a tab between, or names of columns.")
+    named = in_name(stem)
+    if lang is None and named and not any(same(code, language) for code in named):
+        raise UserError(f"{path}: its name says {' and '.join(named)}, neither of them {language}; see --help.")
+    other = lang or named_by(stem, language)
+    if columns:
+        text, reference = (_place(columns, part, count, path) for part in ("text", "reference"))
+        other = other or _identified(lines, text, path)
+        return Cells(text, reference, count, other)
+    texts, codes = [], []
+    for place in range(count):
+        cells = [line[place].strip() for line in lines]
+        filled = [cell for cell in cells if cell]
+        if not filled or sum(map(_is_number, filled)) > 0.9 * len(filled):
+            continue
+        if len(lines) > 1 and len(set(filled)) == 1 and known(filled[0]):
+            codes.append(str(known(filled[0])))
+        elif sum(cell.startswith(("CC-BY", "CC BY", "http")) for cell in filled) < 0.8 * len(filled):
+            texts.append(place)
+    if len(texts) != 2:
+        places = ", ".join(str(place + 1) for place in texts) or "none"
+        raise UserError(
+            f"{path}: expected two columns of text, found {len(texts)} of {count} (columns {places}); say which, "
+            "columns: {text: '2', reference: '1'}, or give the file a header."
+        )
+    if len(codes) == 2 and any(same(code, language) for code in codes):
+        side = 0 if same(codes[0], language) else 1
+        return Cells(texts[1 - side], texts[side], count, codes[1 - side])
+    samples = [" ".join(line[place] for line in lines[:40]) for place in texts]
+    told = side_of_reference(samples, language, other)
+    if told is None and other is not None and named is not None:
+        told = (0 if same(named[0], language) else 1), other
+    if told is None:
+        what = f"which of columns {texts[0] + 1} and {texts[1] + 1} is in {language}"
+        raise UserError(
+            f"{path}: it cannot be told {what}; give lang: and columns: {{text: '{texts[1] + 1}', reference: "
+            f"'{texts[0] + 1}'}}."
+        )
+    return Cells(texts[1 - told[0]], texts[told[0]], count, told[1])
+
+
+def _place(columns: Mapping[str, str], part: str, count: int, path: str) -> int:
+    value = str(columns.get(part, ""))
+    if not value.isdecimal() or not 1 <= int(value) <= count:
+        raise UserError(f"{path}: columns: {part}: the file has no header; expected a number from 1 to {count}.")
+    return int(value) - 1
+
+
+def _identified(lines: Sequence[Sequence[str]], place: int, path: str) -> str:
+    from cctuning.pairing.languages import identify
+
+    code = identify(" ".join(line[place] for line in lines[:40]))
+    if code is None:
+        raise UserError(f"{path}: its language cannot be told; give the source a lang:.")
+    return code

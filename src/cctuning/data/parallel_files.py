@@ -1,0 +1,393 @@
+"""From what a source of parallel text names to its pairs, as they stream: one reader for each layout on disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from cctuning.data.compressed import bare, open_binary
+from cctuning.data.parallel_columns import SAMPLE, Layout, Pair, recognise, recognise_cells
+from cctuning.data.parallel_langs import known, named_by, same
+from cctuning.data.rows import SUFFIXES, BadRow, Records, fingerprint, numbered, of_split, open_records
+from cctuning.data.tatoeba import export_in, read_tatoeba
+from cctuning.data.tmx import read_tmx
+from cctuning.errors import UserError
+
+if TYPE_CHECKING:
+    from cctuning.data.parallel import ParallelSource
+
+EXPECTED = (
+    "expected columns text and text_{0}, prompt and prompt_{0}, translation, or one for each language ({0}, sw, ...)"
+)
+BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # what OPUS packs beside the text
+DOCUMENTS = ("readme", "license", "licence", "_about", "changelog")
+Found = Iterator[Pair | tuple[str, BadRow]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file, or a member of a zip."""
+
+    label: str  # for origins and messages
+    name: str  # without folder and compression
+    opened: Callable[[], IO[bytes]]
+
+    @classmethod
+    def of(cls, path: Path) -> Part:
+        """A file on disk."""
+        return cls(str(path), bare(path.name), lambda: open_binary(path))
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Numbered lines."""
+        return numbered(self.label, self.opened)
+
+
+@dataclass
+class Opened:
+    """One file of a source. `layout` says how it is read; `notes` may grow while `pairs` runs."""
+
+    path: str
+    layout: str
+    pairs: Callable[[], Found]
+    fingerprints: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+
+def open_parallel(source: ParallelSource, language: str) -> list[Opened]:
+    """Open what a source names.
+
+    Raises:
+        UserError: there is no such file, or nothing in it that is parallel text.
+    """
+    local = _local(source.path)
+    if source.reference is not None:
+        return [_two_files(local, _local(source.reference), source, language)]
+    if local.is_file():
+        return _file(local, source, language)
+    if local.is_dir() and not any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        export = export_in(local)
+        if export:
+            return [_export(*export, source, language)]
+        return _directory(local, source, language)
+    beside = _prefixed(local, source, language)
+    if beside:
+        return beside
+    opened = []
+    for records in open_records(source.path, source.name, source.split):
+        opened.append(_records(records, source, language, named_by(source.name or local.name, language)))
+    return opened
+
+
+def _local(path: str) -> Path:
+    return Path(os.path.expandvars(path)).expanduser()
+
+
+def _prints(*paths: Path) -> dict[str, str]:
+    try:
+        return {str(path): fingerprint(path) for path in paths}
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}; name a file.") from None
+
+
+def _suffix(name: str) -> str:
+    return Path(bare(name)).suffix.lower()
+
+
+def _stem(name: str) -> str:
+    name = bare(name)
+    return name[: -len(_suffix(name))] if _suffix(name) in (*SUFFIXES, ".txt", ".tmx", ".zip") else name
+
+
+def _file(path: Path, source: ParallelSource, language: str) -> list[Opened]:
+    suffix = _suffix(path.name)
+    if suffix == ".tmx":
+        return [_tmx(Part.of(path), source, language, _prints(path))]
+    if suffix == ".zip":
+        return _zip(path, source, language)
+    if suffix in SUFFIXES and suffix != ".tsv":
+        default = named_by(_stem(path.name), language)
+        return [_records(records, source, language, default) for records in open_records(str(path))]
+    if suffix != ".tsv":
+        sides = _other_side(path, language)
+        if sides:
+            text, reference, code = sides
+            return [_moses(Part.of(text), Part.of(reference), source.lang or code, _prints(text, reference))]
+    return [_table(Part.of(path), source, language, _prints(path))]
+
+
+def _directory(folder: Path, source: ParallelSource, language: str) -> list[Opened]:
+    """Every file of a directory that can be parallel text, those of one split where names tell splits apart."""
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    chosen = [file for file in files if _suffix(file.name) in (*SUFFIXES, ".tmx", ".zip")]
+    opened: list[Opened] = []
+    for file in of_split(chosen, source.split, folder):
+        opened += _file(file, source, language)
+    seen = set()
+    for file in files:
+        sides = _other_side(file, language) if file not in chosen else None
+        if sides and sides[0] not in seen and _wanted(sides[2], source.lang):
+            seen.add(sides[0])
+            text, reference, code = sides
+            opened.append(_moses(Part.of(text), Part.of(reference), source.lang or code, _prints(text, reference)))
+    if not opened:
+        inside = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
+        hint = f" Its directories: {', '.join(inside[:10])}." if inside else ""
+        raise UserError(f"{folder}: no parallel text in this directory; see docs/data.md for what is read.{hint}")
+    return opened
+
+
+def _wanted(code: str, lang: str | None) -> bool:
+    return lang is None or same(code, lang)
+
+
+# -- two plain files, line by line ------------------------------------------------------------------------------------
+
+
+def _with(name: str, language: str) -> list[tuple[int, list[str], str]]:
+    """The places of a name's parts (between dots) that are languages: place, the other parts, the language."""
+    parts = bare(name).split(".")
+    found = []
+    for place in reversed(range(len(parts))):
+        code = known(parts[place]) if len(parts) > 1 else None
+        if code:
+            found.append((place, parts[:place] + parts[place + 1 :], code))
+    return found
+
+
+def _other_side(path: Path, language: str) -> tuple[Path, Path, str] | None:
+    """The two files, and the language, of a pair like `corpus.sw` and `corpus.en`, of which one is named."""
+    for place, rest, code in _with(path.name, language):
+        own = same(code, language)
+        found = []
+        for file in sorted(path.parent.iterdir()):
+            for other in _with(file.name, language):
+                if other[:2] == (place, rest) and same(other[2], language) != own:
+                    found.append((file, other[2]))
+        if own and len(found) > 1:
+            names = ", ".join(file.name for file, _ in found)
+            raise UserError(f"{path}: more than one file lies beside it: {names}; name one of them.")
+        if found:
+            return (found[0][0], path, found[0][1]) if own else (path, found[0][0], code)
+    return None
+
+
+def _prefixed(prefix: Path, source: ParallelSource, language: str) -> list[Opened]:
+    """Pairs of files named `prefix.sw` and `prefix.en`."""
+    if not prefix.parent.is_dir() or not prefix.name:
+        return []
+    opened = []
+    for file in sorted(prefix.parent.iterdir()):
+        code = known(bare(file.name).removeprefix(f"{prefix.name}.")) if file.is_file() else None
+        if not code or not file.name.startswith(f"{prefix.name}.") or same(code, language):
+            continue
+        sides = _other_side(file, language) if _wanted(code, source.lang) else None
+        if sides:
+            text, reference = sides[:2]
+            opened.append(_moses(Part.of(text), Part.of(reference), source.lang or code, _prints(text, reference)))
+    return opened
+
+
+def _two_files(path: Path, reference: Path, source: ParallelSource, language: str) -> Opened:
+    prints = _prints(path, reference)
+    code = source.lang or next((code for _, _, code in _with(path.name, language) if not same(code, language)), None)
+    code = code or named_by(_stem(path.name), language)
+    parts = Part.of(path), Part.of(reference)
+    if code is None:
+        from cctuning.pairing.languages import identify
+
+        code = identify(" ".join(raw.decode(errors="replace") for _, raw in islice(parts[0].lines(), 40)))
+    if code is None:
+        raise UserError(f"{path}: its language cannot be told; give the source a lang:.")
+    return _moses(*parts, code, prints)
+
+
+def _moses(text: Part, reference: Part, lang: str, prints: dict[str, str]) -> Opened:
+    def pairs() -> Found:
+        for left, right in zip_longest(text.lines(), reference.lines()):
+            if left is None or right is None:
+                shorter, longer = (text, reference) if left is None else (reference, text)
+                line = (left or right)[0]
+                raise UserError(
+                    f"{shorter.label}: ends before line {line}, {longer.label} goes on; the two must be line by line."
+                )
+            origin = f"{text.label}:{left[0]}"
+            try:
+                sides = left[1].decode().strip(), right[1].decode().strip()
+            except UnicodeDecodeError:
+                yield origin, BadRow("line", "not UTF-8; re-encode the file.")
+                continue
+            if not all(sides):
+                yield origin, BadRow("line", "one side is empty.")
+            else:
+                yield Pair(*sides, lang, origin, f"{reference.label}:{right[0]}")
+
+    return Opened(text.label, f"two files line by line ({reference.label})", pairs, prints)
+
+
+def _zip(path: Path, source: ParallelSource, language: str) -> list[Opened]:
+    """What OPUS packs: two plain files, or a TMX; or one table, as ManyThings does."""
+    prints = _prints(path)
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path}: not a zip that can be read ({error}); fetch it again.") from None
+
+    def part(name: str) -> Part:
+        return Part(f"{path}/{name}", Path(name).name, lambda: archive.open(name))
+
+    names = [name for name in archive.namelist() if not name.endswith(("/", *BESIDE))]
+    names = [name for name in names if not Path(name).name.lower().startswith(DOCUMENTS)]
+    tables = [name for name in names if _suffix(name) in (".tmx", ".tsv", ".txt")]
+    plain = [(name, place, rest, code) for name in names for place, rest, code in _with(Path(name).name, language)[:1]]
+    opened = []
+    for name, place, rest, code in plain:
+        for other, *where, other_code in plain:
+            fits = where == [place, rest] and same(other_code, language) and not same(code, language)
+            if fits and _wanted(code, source.lang):
+                opened.append(_moses(part(name), part(other), source.lang or code, prints))
+    for name in tables if not opened else ():
+        read = _tmx if _suffix(name) == ".tmx" else _table
+        opened.append(read(part(name), source, language, prints))
+    if not opened:
+        raise UserError(f"{path}: no parallel text among {', '.join(names) or 'its files'} with {language} on a side.")
+    return opened
+
+
+# -- tables and records -----------------------------------------------------------------------------------------------
+
+
+def _tmx(part: Part, source: ParallelSource, language: str, prints: dict[str, str]) -> Opened:
+    return Opened(part.label, "TMX", lambda: read_tmx(part.label, part.opened, language, source.lang), prints)
+
+
+def _export(sentences: Path, links: Path, source: ParallelSource, language: str) -> Opened:
+    def pairs() -> Found:
+        return read_tatoeba(sentences, links, language, source.lang)
+
+    return Opened(str(sentences), f"Tatoeba's sentences and links ({links.name})", pairs, _prints(sentences, links))
+
+
+def _cells(raw: bytes) -> list[str]:
+    """The cells of a line. A quotation mark is a letter here; only a cell that is quoted as CSV does it, its own
+    marks doubled, is taken out of its quotes."""
+    cells = raw.decode(errors="surrogateescape").rstrip("\r\n").split("\t")
+    return [
+        cell[1:-1].replace('""', '"') if '""' in cell and re.fullmatch(r'"(?:[^"]|"")*"', cell) else cell
+        for cell in cells
+    ]
+
+
+def _table(part: Part, source: ParallelSource, language: str, prints: dict[str, str]) -> Opened:
+    """Lines of cells with tabs between, with names of columns or without."""
+    sample = [_cells(raw) for _, raw in islice(part.lines(), SAMPLE) if raw.strip()]
+    if not sample:
+        raise UserError(f"{part.label}: it is empty.")
+    numbers = all(str(place).isdecimal() for place in source.columns.values())
+    header = sample[0]
+    quoted = len(header) > 1 and all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in header)
+    header = [cell[1:-1] if quoted else cell for cell in header]
+    stem, default = _stem(part.name), named_by(_stem(part.name), language)
+    layout = None
+    if not source.columns or not numbers:
+        layout = recognise(header, source.columns, language, source.lang, default)
+
+    def lines() -> Iterator[tuple[str, list[str]]]:
+        for number, raw in part.lines():
+            if raw.strip():
+                cells = _cells(raw)
+                yield f"{part.label}:{number}", [_unquoted(cell) for cell in cells] if quoted else cells
+
+    if layout is None:
+        roles = recognise_cells(sample, part.label, stem, source.columns, language, source.lang)
+
+        def pairs() -> Found:
+            for origin, cells in lines():
+                try:
+                    yield Pair(*roles.read(cells), origin)
+                except BadRow as bad:
+                    yield origin, bad
+
+        said = f"columns {roles.text + 1} ({roles.lang}) and {roles.reference + 1} ({language}) of {roles.count}"
+        return Opened(part.label, said, pairs, prints)
+
+    def records() -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
+        for origin, cells in islice(lines(), 1, None):
+            if len(cells) != len(header):
+                yield origin, BadRow("line", f"{len(cells)} cells where the header has {len(header)}.")
+            else:
+                yield origin, dict(zip(header, cells, strict=True))
+
+    return _records(Records(header, lambda wanted: records(), prints), source, language, default, part.label)
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:-1] if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
+
+
+def _records(
+    records: Records, source: ParallelSource, language: str, default: str | None, path: str | None = None
+) -> Opened:
+    path = path or next(iter(records.fingerprints), source.path)
+    layouts: dict[tuple[str, ...], Layout | None] = {}
+
+    def layout_of(found: tuple[str, ...]) -> Layout | None:
+        if found not in layouts:
+            layouts[found] = recognise(found, source.columns, language, source.lang, default)
+        return layouts[found]
+
+    no_text = f"no parallel text; {EXPECTED.format(language)}, or map them under columns:."
+    first = layout_of(tuple(records.columns)) if records.columns is not None else None
+    if records.columns is not None and first is None:
+        raise UserError(f"{path}: {no_text} It has {', '.join(records.columns)}.")
+    opened = Opened(path, first.said if first else "", lambda: pairs(), records.fingerprints)
+    wanted = {*first.used, "id"} if first else set()
+
+    def pairs() -> Found:
+        for origin, record in records.iterate(wanted & set(records.columns or ())):
+            if isinstance(record, BadRow):
+                yield origin, record
+                continue
+            layout = first or layout_of(tuple(record))
+            if layout is None:
+                yield origin, BadRow("columns", f"{no_text} It has {', '.join(record)}.")
+                continue
+            if not opened.layout:
+                opened.layout = layout.said
+            if "response" in (records.columns or record) and not opened.notes:
+                opened.notes.append(f"{path}: its answers (response) are not used here: text alone is read.")
+            try:
+                for pair in layout.read(record):
+                    yield Pair(*pair, origin, None, record.get("id"))
+            except BadRow as bad:
+                yield origin, bad
+
+    return opened
+
+
+def pair_of_paths(paths: list[Any], language: str) -> list[Any]:
+    """Paths as a command line gives them: `FILE.sw FILE.en` is one source and not two."""
+    joined: list[Any] = []
+    for path in paths:
+        before = joined[-1] if joined else None
+        if isinstance(before, str) and isinstance(path, str) and _are_sides(before, path, language):
+            text, reference = (path, before) if _in(before, language) else (before, path)
+            joined[-1] = {"path": text, "reference": reference}
+        else:
+            joined.append(path)
+    return joined
+
+
+def _in(path: str, language: str) -> bool:
+    return any(same(code, language) for _, _, code in _with(Path(path).name, language)[:1])
+
+
+def _are_sides(one: str, other: str, language: str) -> bool:
+    suffixes = (*SUFFIXES, ".tmx", ".zip")
+    plain = all(_suffix(path) not in suffixes and _local(path).is_file() for path in (one, other))
+    return plain and _in(one, language) != _in(other, language)

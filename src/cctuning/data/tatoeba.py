@@ -1,0 +1,73 @@
+"""Tatoeba's weekly export: sentences (id, language, text) and links (id, id of a translation), joined.
+
+The sentences of the languages at hand lie in an SQLite file while they are joined; memory holds their ids alone.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from cctuning.data.compressed import bare
+from cctuning.data.parallel_columns import Pair
+from cctuning.data.parallel_langs import answering, known, same
+from cctuning.data.rows import BadRow, numbered_lines
+from cctuning.errors import UserError
+
+SENTENCES = ("sentences.csv", "sentences.tsv", "sentences_detailed.csv")
+LINKS = ("links.csv", "links.tsv")
+
+
+def export_in(folder: Path) -> tuple[Path, Path] | None:
+    """The sentences and links of an export that lies in a directory."""
+    files = {bare(file.name): file for file in sorted(folder.iterdir()) if file.is_file()}
+    sentences = next((files[name] for name in SENTENCES if name in files), None)
+    links = next((files[name] for name in LINKS if name in files), None)
+    return (sentences, links) if sentences and links else None
+
+
+def read_tatoeba(sentences: Path, links: Path, language: str, lang: str | None) -> Iterator[Pair | tuple[str, BadRow]]:
+    """Every link from a sentence of `lang` (None: of any language) to one of the reference language.
+
+    Raises:
+        UserError: a file has another layout.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="cctuning-tatoeba-") as folder,
+        closing(sqlite3.connect(Path(folder) / "sentences.sqlite")) as base,
+    ):
+        base.execute("pragma journal_mode = off")
+        base.execute("pragma synchronous = off")
+        base.execute("create table sentences (id integer primary key, line integer, lang text, text text)")
+        base.executemany("insert or replace into sentences values (?, ?, ?, ?)", _read(sentences, language, lang))
+        own = {row[0] for row in base.execute("select id from sentences where lang is not null")}
+        for number, raw in numbered_lines(links):
+            one, _, other = raw.decode(errors="replace").strip().partition("\t")
+            if not one.isdecimal() or not other.isdecimal():
+                raise UserError(f"{links}:{number}: expected two ids with a tab between.")
+            if int(one) not in own:
+                continue
+            find = "select line, lang, text from sentences where id = ?"
+            line, code, text = base.execute(find, (int(one),)).fetchone()
+            english = base.execute(find, (int(other),)).fetchone()
+            if english is not None and english[1] is None:
+                yield Pair(text, english[2], code, f"{sentences}:{line}", f"{sentences}:{english[0]}", int(one))
+
+
+def _read(path: Path, language: str, lang: str | None) -> Iterator[tuple[int, int, str | None, str]]:
+    """Id, line, language (None: the reference language) and text of the sentences that may be needed."""
+    wanted: dict[str, str | None] = {}  # Tatoeba's code to ours, None for one that is not needed
+    for number, raw in numbered_lines(path):
+        cells = raw.decode(errors="replace").rstrip("\r\n").split("\t")
+        if len(cells) < 3 or not cells[0].isdecimal():
+            raise UserError(f"{path}:{number}: expected id, language and text with tabs between.")
+        code = cells[1]
+        if code not in wanted:
+            name = known(code)
+            wanted[code] = name if name and (lang is None or same(name, language) or answering(lang, [name])) else None
+        name = wanted[code]
+        if name is not None and cells[2].strip():
+            yield int(cells[0]), number, None if same(name, language) else lang or name, cells[2].strip()

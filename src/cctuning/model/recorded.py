@@ -1,0 +1,285 @@
+"""What each layer is offered by every reference, recorded once before training.
+
+The references run through weights that never change (`reference_weights: start`), so what a layer is offered, one
+vector a reference, is data. Recording it takes the reference pass, and the copy of the weights that it ran through,
+out of every step. The vectors lie in safetensors files, memory-mapped, in a folder named after all that they depend
+on: weights, layers, pooling, tokens, precision. A second run on the same rows reads them; a recording that was cut off
+goes on with the files that are missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from cctuning.connection import Statistics
+from cctuning.errors import UserError
+from cctuning.model.adapter import write_atomically
+
+if TYPE_CHECKING:
+    from cctuning.model.connected import ConnectedModel
+
+FORMAT = 1
+CHUNK = 2048  # references a file
+BATCH_TOKENS = 4096  # padded tokens a forward
+RESIDENT = 1 << 30  # bytes up to which all vectors are kept on the model's device
+SAMPLE = 1024  # references that statistics are taken from where nothing is recorded
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Distinct references: `ids` token ids of each, `text` (R, 2) int64 the span of its own text among them."""
+
+    ids: Sequence[Sequence[int]]
+    text: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def of(self, places: Sequence[int]) -> Prompts:
+        """Those at `places`."""
+        return Prompts([self.ids[place] for place in places], self.text[list(places)])
+
+
+class RecordedReferences:
+    """Vectors (R, L, d) fp32 of R references at L layers, with their statistics."""
+
+    def __init__(self, files: Sequence[Tensor], layers: Sequence[int], device: torch.device) -> None:
+        """
+        Args:
+            files: (n, L, d) each, consecutive references. layers: their numbers. device: of the model.
+        """
+        self.layers, self.device, self._files = list(layers), device, list(files)
+        self._starts = np.cumsum([0] + [len(file) for file in files])
+        self.size = int(self._starts[-1])
+        size = sum(file.numel() * file.element_size() for file in files)
+        self._whole = torch.cat(self._files).to(device) if size <= RESIDENT else None
+        self.statistics = {layer: _statistics(self._files, n, device) for n, layer in enumerate(layers)}
+
+    def take(self, places: Tensor) -> dict[int, Tensor]:
+        """Layer -> (N, d) vectors of the references `places` (N,), on the model's device."""
+        if self._whole is not None:
+            found = self._whole[places.to(self.device)]
+        else:
+            numbers = places.cpu().numpy()
+            which = np.searchsorted(self._starts, numbers, side="right") - 1
+            rows = [
+                self._files[file][number - self._starts[file]] for file, number in zip(which, numbers, strict=True)
+            ]
+            found = torch.stack(rows).to(self.device)
+        return {layer: found[:, n] for n, layer in enumerate(self.layers)}
+
+    def offer(self, rows: Tensor, others: int, seed: int) -> tuple[dict[int, Tensor], Tensor, Tensor | None]:
+        """What a batch is offered: its own references, and others to tell them from.
+
+        Args:
+            rows: (B,) the reference of each row, -1 for none.
+            others: at most this many, drawn from all. seed: of the draw, the same in all processes of a step.
+
+        Returns:
+            Layer -> (R', d); (B,) the place of each row's reference among them, -1 for none; and (K,) the places of
+            the others, None for all R'.
+        """
+        if self.size <= others and self._whole is not None:
+            return {layer: self._whole[:, n] for n, layer in enumerate(self.layers)}, rows, None
+        drawn = torch.randint(self.size, (others,), generator=torch.Generator().manual_seed(seed))
+        own = rows[rows >= 0].cpu()
+        places, inverse = torch.unique(torch.cat([own, drawn]), return_inverse=True)
+        which = torch.full_like(rows, -1)
+        which[rows >= 0] = inverse[: len(own)].to(rows.device)
+        return self.take(places), which, inverse[len(own) :].unique().to(self.device)
+
+
+def _statistics(files: Sequence[Tensor], layer: int, device: torch.device) -> Statistics:
+    """Of one layer over all files, which need not fit into memory together."""
+    if len(files) == 1:
+        found = Statistics.of(files[0][:, layer])
+    else:
+        count = sum(len(file) for file in files)
+        mean = sum(file[:, layer].double().sum(dim=0) for file in files) / count
+        square = sum((file[:, layer].double() - mean).square().sum(dim=0) for file in files) / count
+        found = Statistics.from_moments(torch.as_tensor(mean).float(), torch.as_tensor(square).float())
+    return Statistics(found.mean.to(device), found.spread.to(device))
+
+
+def cache_folder() -> Path:
+    """Where recordings are kept: `CC_TUNING_CACHE`, else `cctuning` in the user's cache directory."""
+    home = os.environ.get("CC_TUNING_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "cctuning"
+    return Path(home).expanduser() / "references"
+
+
+def bytes_needed(connected: ConnectedModel, references: int) -> int:
+    """Size of a recording."""
+    return references * len(connected.layers) * connected.width * 4
+
+
+def fits(connected: ConnectedModel, references: int, folder: Path) -> str | None:
+    """Why a recording cannot be kept in `folder`; None if it can."""
+    needed = bytes_needed(connected, references)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return f"{folder}: {error.strerror}"
+    if needed * 1.05 > free:
+        return f"{references} references need {needed / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB free"
+    return None
+
+
+def key(connected: ConnectedModel, prompts: Prompts, precision: str) -> str:
+    """Names a recording by all that it depends on. A change of a weight shows in 256 of its values."""
+    mark = hashlib.sha256()
+    config = connected.config
+    about = (config.connection, config.align_at, config.align_pool, config.alignment, connected.layers, precision)
+    mark.update(json.dumps([FORMAT, *about]).encode())
+    for name, parameter in connected.model.named_parameters():
+        if "cross_lingual_connection" not in name:
+            flat = parameter.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // 256)][:256].float().cpu().numpy()
+            mark.update(f"{name}{tuple(parameter.shape)}".encode() + sample.tobytes())
+    for ids in prompts.ids:
+        mark.update(np.asarray([len(ids), *ids], dtype=np.int32).tobytes())
+    mark.update(prompts.text.numpy().tobytes())
+    return mark.hexdigest()[:32]
+
+
+def record(
+    connected: ConnectedModel,
+    prompts: Prompts,
+    *,
+    pad: int,
+    folder: Path | None,
+    precision: str = "",
+    rank: int = 0,
+    world: int = 1,
+    collective: bool = False,
+    quiet: bool | None = None,
+) -> RecordedReferences:
+    """Run the references through the model as it is and keep what its layers are offered.
+
+    Args:
+        connected: in any mode; it is put back into it.
+        prompts: distinct, best sorted by length. pad: token id for padding.
+        folder: where recordings are kept; None: in memory alone.
+        precision: of the arithmetic (`bf16` under autocast); a part of the recording's name.
+        rank, world: of several processes, each records its share; all read what is there after `torch.distributed`'s
+            barrier.
+        collective: the weights are sharded, so that all processes run every forward together; `folder` is then the
+            recording's own, since its name cannot be taken from the weights.
+        quiet: show no progress bar (None: where the output is no terminal).
+
+    Raises:
+        UserError: a file of the recording cannot be written.
+    """
+    device = next(connected.model.parameters()).device
+    chunks = [list(range(start, min(start + CHUNK, len(prompts)))) for start in range(0, len(prompts), CHUNK)]
+    if folder is None:
+        files = [_vectors(connected, prompts.of(chunk), pad, quiet) for chunk in chunks]
+        return RecordedReferences(files, connected.layers, device)
+    if not collective:
+        folder = folder / key(connected, prompts, precision)
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = (len(connected.layers), connected.width)
+    paths = [folder / f"{number:05d}.safetensors" for number in range(len(chunks))]
+    there = [_read(path, len(chunk), shape) is not None for path, chunk in zip(paths, chunks, strict=True)]
+    if collective:  # each forward is everybody's: all record, or none does
+        told: list[Any] = [all(there)]
+        torch.distributed.broadcast_object_list(told)
+        there = [told[0]] * len(chunks)
+    for number, (path, chunk) in enumerate(zip(paths, chunks, strict=True)):
+        if number % world == rank and not there[number]:
+            _write(path, _vectors(connected, prompts.of(chunk), pad, quiet))
+    if collective and not all(there):
+        forwards = [len(batches(prompts.of(chunk))) for chunk in chunks]
+        most = max(sum(forwards[one::world]) for one in range(world))
+        for _ in range(most - sum(forwards[rank::world])):
+            _run(connected, prompts, [0], pad)
+    if world > 1:
+        torch.distributed.barrier()
+    files = []
+    for path, chunk in zip(paths, chunks, strict=True):
+        found = _read(path, len(chunk), shape)
+        if found is None and not collective:  # another process's share, on another machine's disk
+            _write(path, _vectors(connected, prompts.of(chunk), pad, quiet))
+            found = _read(path, len(chunk), shape)
+        if found is None:
+            raise UserError(
+                f"{path}: cannot be read back; all processes must see one disk. Check it, or set "
+                "record_references: false."
+            )
+        files.append(found)
+    if rank == 0:
+        about = {"format": FORMAT, "references": len(prompts), "layers": connected.layers, "width": connected.width}
+        write_atomically(folder / INDEX, json.dumps(about) + "\n")
+    return RecordedReferences(files, connected.layers, device)
+
+
+def _read(path: Path, rows: int, shape: tuple[int, int]) -> Tensor | None:
+    """The vectors in `path`, memory-mapped; None where they are not whole."""
+    if not path.is_file():
+        return None
+    try:
+        vectors = load_file(path)["vectors"]
+    except (SafetensorError, OSError, KeyError, ValueError):
+        return None
+    return vectors if vectors.shape == (rows, *shape) and vectors.dtype == torch.float32 else None
+
+
+def _write(path: Path, vectors: Tensor) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file({"vectors": vectors.contiguous()}, partial)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{path}: the recording of the references cannot be written ({error}); make room, set CC_TUNING_CACHE to "
+            "another place, or set record_references: false."
+        ) from None
+
+
+def batches(prompts: Prompts) -> list[list[int]]:
+    """Places of the prompts of each forward: like lengths together, up to BATCH_TOKENS padded tokens."""
+    found: list[list[int]] = []
+    for place in sorted(range(len(prompts)), key=lambda place: len(prompts.ids[place])):
+        if not found or (len(found[-1]) + 1) * len(prompts.ids[place]) > BATCH_TOKENS:
+            found.append([])
+        found[-1].append(place)
+    return found
+
+
+def _vectors(connected: ConnectedModel, prompts: Prompts, pad: int, quiet: bool | None) -> Tensor:
+    """(n, L, d) fp32 on the CPU."""
+    found = torch.empty(len(prompts), len(connected.layers), connected.width)
+    with tqdm(total=len(prompts), desc="Recording references", leave=False, disable=quiet) as bar:
+        for places in batches(prompts):
+            found[places] = _run(connected, prompts, places, pad)
+            bar.update(len(places))
+    return found
+
+
+def _run(connected: ConnectedModel, prompts: Prompts, places: list[int], pad: int) -> Tensor:
+    """(N, L, d) of the prompts at `places`, in one forward."""
+    device = next(connected.model.parameters()).device
+    width = max(len(prompts.ids[place]) for place in places)
+    ids, mask = torch.full((len(places), width), pad), torch.zeros(len(places), width, dtype=torch.long)
+    for row, place in enumerate(places):
+        length = len(prompts.ids[place])
+        ids[row, :length] = torch.as_tensor(prompts.ids[place], dtype=torch.long)
+        mask[row, :length] = 1
+    memory = connected.reference_vectors(ids.to(device), mask.to(device), prompts.text[places].to(device))
+    return torch.stack([memory[layer] for layer in connected.layers], dim=1).float().cpu()

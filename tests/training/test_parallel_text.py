@@ -1,0 +1,176 @@
+"""Parallel text without answers: beside answered rows, and alone (a language pack)."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+
+from cctuning import CCTrainer, ConnectionConfig, UserError
+from cctuning.training import CCConfig
+from cctuning.training.mixing import Mixture
+from tests.training.toys import model, rows, tokenizer
+
+
+def pairs(count: int = 24, seed: int = 1) -> Dataset:
+    """Sentences in `x` words and in `w` words, of two languages."""
+    draw = random.Random(seed)
+    picks = [[draw.randrange(26) for _ in range(3 + i % 5)] for i in range(count)]
+    text, reference = ([" ".join(f"{side}{p}" for p in pick) for pick in picks] for side in "xw")
+    return Dataset.from_dict(
+        {"text": text, "reference": reference, "lang": ["sw" if i % 4 else "th" for i in range(count)]}
+    )
+
+
+def english() -> Dataset:
+    """Answered rows in the reference language alone, without a column for references."""
+    return rows().filter(lambda row: row["lang"] == "en").remove_columns("reference")
+
+
+def trainer(folder: Path, connection: dict | None = None, answered: Dataset | None = None, **options) -> CCTrainer:
+    chat, text, peft = options.pop("chat", False), options.pop("pairs", None), options.pop("peft", None)
+    given = {"per_device_train_batch_size": 2, "learning_rate": 5e-3, "num_train_epochs": 2, "logging_steps": 1}
+    given |= {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "parallel_rows": 2}
+    torch.manual_seed(0)
+    return CCTrainer(
+        model(),
+        CCConfig(str(folder), **{**given, **options}),
+        ConnectionConfig(**{"layers": [0, 1], "align_weight": 1.0, **(connection or {})}),
+        train_dataset=answered,
+        parallel_dataset=pairs() if text is None else text,
+        processing_class=tokenizer(chat),
+        peft_config=peft,
+    )
+
+
+def curve(made: CCTrainer, key: str = "loss") -> list[float]:
+    return [entry[key] for entry in made.state.log_history if key in entry]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("loss", ["contrastive", "standardized"])
+def test_english_rows_with_parallel_text_train(loss, chat, tmp_path):
+    made = trainer(tmp_path, {"align_loss": loss}, english(), chat=chat, learning_rate=2e-3, num_train_epochs=20)
+    made.train()
+    aligned = curve(made, "align_loss")
+    assert sum(aligned[-5:]) < 0.9 * sum(aligned[:5])
+    assert curve(made, "student_loss")[-1] < curve(made, "student_loss")[0]
+
+
+def test_a_language_pack_is_a_plain_model_that_plain_sft_goes_on_from(tmp_path):
+    made = trainer(tmp_path, num_train_epochs=4)
+    assert len(made.train_dataset) == 48  # each pair, and each reference as a row of its own
+    made.train()
+    assert curve(made, "align_loss")[-1] < curve(made, "align_loss")[0]
+    made.save_model(str(tmp_path / "pack"))
+    assert not list((tmp_path / "pack").glob("connection_*"))
+    pack = AutoModelForCausalLM.from_pretrained(tmp_path / "pack")
+    for name, parameter in made.model.named_parameters():
+        assert torch.equal(parameter, pack.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+@pytest.mark.parametrize(
+    "connection",
+    [
+        {"align_loss": "standardized"},
+        {"align_loss": "relative", "align_at": "ffn", "align_pool": "last"},
+        {"align_loss": "standardized", "align_pool": "text_last"},
+        {"connection": "gated", "align_loss": "standardized", "fused_probability_end": 1.0},
+        {"connection": "gated"},
+    ],
+)
+def test_recorded_references_train_as_the_live_pass_does(connection, tune, tmp_path):
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear") if tune == "lora" else None
+    runs = []
+    for record in ("true", "false"):
+        made = trainer(tmp_path / record, connection, rows(), record_references=record, peft=lora)
+        assert made.records == (record == "true")
+        assert (made.connected.start is None) == (record == "true")  # the copy of the weights is gone
+        made.train()
+        runs.append(curve(made))
+    assert len(runs[0]) == 24
+    assert runs[0] == pytest.approx(runs[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_takes_the_same_pairs(workers, tmp_path):
+    options = {"dataloader_num_workers": workers, "save_strategy": "steps", "save_steps": 4}
+    whole = trainer(tmp_path / "whole", None, english(), **options)
+    whole.train()
+    cut = trainer(tmp_path / "whole", None, english(), **options)
+    cut.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    assert curve(cut) == pytest.approx(curve(whole), rel=1e-6)
+    for name, parameter in whole.model.named_parameters():
+        torch.testing.assert_close(parameter, cut.model.get_parameter(name), rtol=1e-6, atol=1e-7)
+
+
+def test_every_batch_holds_its_share_and_each_pair_comes_once_before_any_comes_twice(tmp_path):
+    made = trainer(tmp_path, None, english(), parallel_temperature=1.0)
+    loader, seen = made.get_train_dataloader(), Counter()
+    places = set(made._parallel["row"])
+    for epoch in range(8):
+        loader.collate_fn.epoch = epoch
+        for batch in loader:
+            answered = (batch["labels"] != -100).any(dim=1)
+            assert batch["input_ids"].shape[0] == 3 * int(answered.sum())
+            seen.update(batch["row"][~answered].tolist())
+    assert set(seen) <= places and max(seen.values()) - min(seen.values()) <= 1 and len(seen) == 48
+
+
+def test_a_small_language_is_raised_by_the_temperature():
+    languages = ["sw"] * 90 + ["yo"] * 10
+    for temperature, share in ((1.0, 0.1), (2.0, 0.25), (100.0, 0.49)):
+        taken = Counter(languages[row] for row in Mixture(languages, temperature, 0).rows(0, 1000))
+        assert taken["yo"] / 1000 == pytest.approx(share, abs=0.02)
+
+
+def test_a_row_s_own_draw_does_not_depend_on_where_one_starts():
+    mixture = Mixture(["a"] * 7 + ["b"] * 5, 2.0, 3)
+    whole = mixture.rows(0, 60)
+    assert [*mixture.rows(0, 13), *mixture.rows(13, 40), *mixture.rows(53, 7)] == whole
+    assert Mixture(["a"] * 7 + ["b"] * 5, 2.0, 3).rows(20, 9) == whole[20:29]
+
+
+def test_wrong_pairs_are_worse_than_right_ones_to_align_to(tmp_path):
+    right, shifted = pairs(), pairs()
+    shifted = shifted.remove_columns("reference").add_column(
+        "reference", [*right["reference"][1:], right["reference"][0]]
+    )
+    errors = []
+    for text in (right, shifted):
+        made = trainer(tmp_path, {"align_loss": "standardized"}, pairs=text, num_train_epochs=30, learning_rate=2e-3)
+        made.train()
+        held = trainer(tmp_path / "held", {"align_loss": "standardized"}, pairs=pairs(16, seed=9), learning_rate=0.0)
+        held.model.load_state_dict(made.model.state_dict())
+        held.train()
+        errors.append(sum(curve(held, "align_loss")))
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"pairs": Dataset.from_dict({"source": ["x1"], "target": ["w1"]})},
+            "expected the columns text and reference",
+        ),
+        ({"connection": {"connection": "none"}}, "connection: none reads no parallel text"),
+        ({"record_references": "true", "connection": {"reference_weights": "current"}}, "record_references: true"),
+    ],
+)
+def test_what_cannot_be_is_one_line(options, said, tmp_path):
+    with pytest.raises(UserError, match=said) as raised:
+        trainer(tmp_path, options.pop("connection", None), english(), **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_neither_rows_nor_text(tmp_path):
+    with pytest.raises(UserError, match="nothing to train on"):
+        CCTrainer(model(), CCConfig(str(tmp_path), report_to="none", use_cpu=True), processing_class=tokenizer())
