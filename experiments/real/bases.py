@@ -6,7 +6,7 @@ the original 16-bit models are not to be expected exactly.
     base = BASES["gemma-3-270m"]
     folder = ready(base, texts, accept=["gemma"])   # a transformers checkpoint, vocabulary cut to those texts
 
-Kept under `CC_TUNING_CACHE` (~/.cache/cc-tuning): `gguf/` as fetched, `full/` written out, `cut/` by vocabulary.
+Kept in `real/` under `CC_TUNING_CACHE` (else cctuning in the user's cache directory): `gguf/` as fetched, `full/` written out, `cut/` by vocabulary.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ BASES = {
 
 def cache_folder() -> Path:
     """Where models and cells are kept."""
-    return Path(os.environ.get("CC_TUNING_CACHE", "~/.cache/cc-tuning")).expanduser()
+    home = os.environ.get("CC_TUNING_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "cctuning"
+    return Path(home).expanduser() / "real"
 
 
 def ready(base: Base, texts: Collection[str], accept: Sequence[str] = ()) -> Path:

@@ -23,6 +23,7 @@ WORLDS: dict[str, Callable[[], World]] = {
     "sib200": lambda: Sib200(SIB, GENERAL),
     "sib200-west": lambda: Sib200(("en", "fr", "de", "es", "pt"), GENERAL),
     "sib200-four": lambda: Sib200(("en", "el", "sw", "ta", "bn", "yo"), GENERAL),
+    "sib200-tiny": lambda: Sib200(("en", "fr", "sw"), cap=8),  # to try the machinery
     "bmlama": lambda: Bmlama(("en", "fr", "ru", "tr"), name="bmlama"),
     "bmlama-en": lambda: Bmlama(("en", "fr", "ru", "tr"), answers="en", name="bmlama-en"),
 }

@@ -92,11 +92,16 @@ class World(Protocol):
 
 @dataclass
 class Sib200:
-    """The topic of a sentence: seven labels in English, whatever the sentence's language."""
+    """The topic of a sentence: seven labels in English, whatever the sentence's language.
+
+    Attributes:
+        sources: of parallel text, whose tokens the cut vocabulary is to have. cap: questions a split; 0: all.
+    """
 
     languages: tuple[str, ...]
     sources: tuple[str, ...] = ("own",)
     name: str = "sib200"
+    cap: int = 0
     first_token: bool = False
 
     @property
@@ -130,7 +135,7 @@ class Sib200:
         labels = self.labels
         return [
             Item(str(row["id"]), row["prompt"] + BREAK, labels, labels.index(row["response"]))
-            for row in self._rows(split, lang)
+            for row in self._rows(split, lang)[: self.cap or None]
         ]
 
     def texts(self) -> list[str]:
