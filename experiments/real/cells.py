@@ -67,7 +67,9 @@ def cell_of(told: Mapping[str, Any]) -> Cell:
         UserError: an unknown option.
     """
     setting = dict(told.get("setting") or {})
-    text = {name: tuple(value) if isinstance(value, list) else value for name, value in setting.pop("text", {}).items()}
+    text: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in setting.pop("text", {}).items()
+    }
     if setting.get("layers") is not None:
         setting["layers"] = tuple(setting["layers"])
     setting["extra"] = tuple((name, value) for name, value in setting.get("extra", ()))
@@ -101,10 +103,18 @@ class Lab:
 
     Args:
         folder: of the records. accept: bases whose terms are accepted. given: checkpoints that are there already, by
-            base and world (`BASE WORLD`): a machine without a network is given them.
+            base and world (`BASE WORLD`): a machine without a network is given them. packs: where language packs are
+            kept for other cells; None: they are not.
     """
 
-    def __init__(self, folder: Path, accept: Iterable[str] = (), given: Mapping[str, Path] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        accept: Iterable[str] = (),
+        given: Mapping[str, Path] | None = None,
+        packs: Path | None = None,
+    ) -> None:
+        self.packs = packs
         self.folder, self.accept, self._given = folder, list(accept), dict(given or {})
         self._known: dict[tuple[str, str], tuple[Path, str, str]] = {}
 
@@ -134,7 +144,8 @@ class Lab:
         if kept is not None:
             return kept
         checkpoint, base, data = self.known(cell.base, cell.world)
-        record = {"cell": told(cell), "base": base, "data": data, "machine": machine(), **compute(cell, checkpoint)}
+        record = {"cell": told(cell), "base": base, "data": data, "machine": machine()}
+        record |= compute(cell, checkpoint, self.packs)
         self.keep(cell, record)
         return record
 
@@ -178,7 +189,7 @@ def machine() -> dict[str, Any]:
     return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def compute(cell: Cell, checkpoint: Path) -> dict[str, Any]:
+def compute(cell: Cell, checkpoint: Path, packs: Path | None = None) -> dict[str, Any]:
     """Train and score."""
     started, dtype = time.time(), amp()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -186,11 +197,12 @@ def compute(cell: Cell, checkpoint: Path) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     set_seed(cell.seed)
     world, chat = world_of(cell.world), BASES[cell.base].chat
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(device)
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model.to(device)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     scratch = Path(tempfile.mkdtemp(prefix="real-"))
     try:
-        job = Job(model, tokenizer, world, cell.setting, cell.seed, scratch, chat, dtype)
+        job = Job(model, tokenizer, world, cell.setting, cell.seed, scratch, chat, dtype, packs)
         tuned = recipe_of(cell.recipe)(job).eval()
         trained = time.time()
         flags = score(tuned, tokenizer, cell, dtype)

@@ -27,7 +27,9 @@ def flags(records: Sequence[Record], split: str, languages: Sequence[str]) -> Ar
         raise UserError("figures: no record of this recipe; run its cells first.")
     versions = {(record["data"], record["base"]) for record in records}
     if len(versions) > 1:
-        raise UserError(f"figures: records of {len(versions)} versions of the rows or the base; they cannot be pooled.")
+        raise UserError(
+            f"figures: records of {len(versions)} versions of the rows or the base; they cannot be pooled."
+        )
     seeds = [
         np.array([[int(one) for one in record["right"][split][lang]] for lang in languages], dtype=float).T
         for record in records

@@ -6,6 +6,9 @@ text, with the same batches, schedule and scoring, and has its own learning rate
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +17,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cctuning import CCConfig, CCTrainer, ConnectionConfig
@@ -57,8 +61,9 @@ class Job:
     """What a recipe is given, and where it notes what it did.
 
     Attributes:
-        scratch: a folder of its own. amp: dtype of autocast. noted: steps and final losses of each training, and
-            whatever else tells what was done.
+        scratch: a folder of its own. amp: dtype of autocast. packs: where language packs are kept, which serve every
+            later cell with the same text, options and seed; None: nowhere. noted: steps and final losses of each
+            training, and whatever else tells what was done.
     """
 
     model: PreTrainedModel
@@ -69,6 +74,7 @@ class Job:
     scratch: Path
     chat: bool = False
     amp: torch.dtype | None = None
+    packs: Path | None = None
     noted: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -162,9 +168,7 @@ def tune(
     if pairs is not None:
         data["parallel_dataset"] = Dataset.from_list(list(pairs))
     config = connection(job, kind) if kind != "none" else ConnectionConfig(connection="none")
-    made = trainer(
-        model, options(job, name, **(given or {})), config, processing_class=job.tokenizer, **data, **more
-    )
+    made = trainer(model, options(job, name, **(given or {})), config, processing_class=job.tokenizer, **data, **more)
     made.train()
     last = [entry for entry in made.state.log_history if "loss" in entry][-1:]
     first = [entry for entry in made.state.log_history if "loss" in entry][:1]
@@ -172,7 +176,7 @@ def tune(
     return made.connected.merge_and_unload()
 
 
-# -- the product ----------------------------------------------------------------------------------------------------------
+# -- the product ------------------------------------------------------------------------------------------------------
 
 
 def base(job: Job) -> PreTrainedModel:
@@ -195,26 +199,39 @@ def align(job: Job) -> PreTrainedModel:
 
 def pack(job: Job) -> PreTrainedModel:
     """A language pack, alignment alone on the parallel text, then plain SFT on the answered rows."""
-    setting = job.setting
-    given = {
-        "learning_rate": setting.pack_rate,
-        "num_train_epochs": setting.pack_passes,
-        "per_device_train_batch_size": setting.pack_batch,
-    }
-    model = tune(job, job.model, "pack", pairs=job.pairs(), kind="align", given=given)
-    return tune(job, model, "plain", job.rows())
+    return tune(job, packed(job), "plain", job.rows())
 
 
 def pack_align(job: Job) -> PreTrainedModel:
     """A pack first, then answered rows with the same text beside them."""
-    setting = job.setting
+    given = {"parallel_rows": job.setting.share}
+    return tune(job, packed(job), "align", job.rows(), job.pairs(), "align", given=given)
+
+
+def packed(job: Job) -> PreTrainedModel:
+    """The base with a pack, made or taken from where packs are kept."""
+    setting, pairs = job.setting, job.pairs()
     given = {
         "learning_rate": setting.pack_rate,
         "num_train_epochs": setting.pack_passes,
         "per_device_train_batch_size": setting.pack_batch,
     }
-    model = tune(job, job.model, "pack", pairs=job.pairs(), kind="align", given=given)
-    return tune(job, model, "align", job.rows(), job.pairs(), "align", given={"parallel_rows": setting.share})
+    config = connection(job, "align").to_dict()
+    content = [given, config, pairs, job.seed, job.chat, str(job.amp), job.model.config.to_dict()]
+    name = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]
+    place = job.packs / f"{name}.safetensors" if job.packs else None
+    if place is not None and place.is_file():
+        job.model.load_state_dict(load_file(place), strict=False)
+        job.noted.append({"training": "pack", "kept": name})
+        return job.model
+    model = tune(job, job.model, "pack", pairs=pairs, kind="align", given=given)
+    if place is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        moved = {name: weight for name, weight in model.state_dict().items() if "layers." in name or "norm" in name}
+        scratch = place.with_suffix(f".{os.getpid()}.part")
+        save_file(moved, scratch)
+        scratch.rename(place)
+    return model
 
 
 def cc(job: Job) -> PreTrainedModel:
@@ -234,7 +251,7 @@ def _with_references(job: Job) -> list[dict[str, Any]]:
     return found
 
 
-# -- the same text in other ways --------------------------------------------------------------------------------------------
+# -- the same text in other ways --------------------------------------------------------------------------------------
 
 
 def translation_rows(job: Job) -> PreTrainedModel:

@@ -105,7 +105,10 @@ def likelihoods(
     with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
         mask = seen[:, None].to(device)
         hidden = model.model(
-            input_ids=ids.to(device), position_ids=positions.to(device), attention_mask=_mask(model, mask), use_cache=False
+            input_ids=ids.to(device),
+            position_ids=positions.to(device),
+            attention_mask=_mask(model, mask),
+            use_cache=False,
         ).last_hidden_state
         asked = [(row, place, token) for row, one in enumerate(packed) for place, token in one["asked"]]
         places = {where: number for number, where in enumerate(dict.fromkeys(one[:2] for one in asked))}
@@ -145,4 +148,4 @@ def _packed(prompt: list[int], answers: Sequence[list[int]]) -> dict[str, Any]:
 def _mask(model: PreTrainedModel, mask: Tensor) -> Any:
     """The mask as the model takes one that is made already; prompts are shorter than any sliding window here."""
     kinds = set(getattr(model.config, "layer_types", None) or ())
-    return {kind: mask for kind in kinds} if kinds else mask
+    return dict.fromkeys(kinds, mask) if kinds else mask

@@ -1,8 +1,8 @@
-"""A checkpoint cut to the tokens of given texts: the same ids up to renaming, the same embeddings, a fraction of the size.
+"""A checkpoint cut to the tokens of given texts: the same tokens under new numbers, a fraction of the size.
 
-Two thirds of Gemma 3 270M are rows of its embedding that a given set of texts never touches. The texts are tokenised as
-before: byte-pair merging takes the best pair there is, so a vocabulary that keeps every piece that was made on the way
-to a kept token makes the same choices.
+Two thirds of Gemma 3 270M are rows of its embedding that a given set of texts never touches. The texts are tokenised
+as before: byte-pair merging takes the best pair there is, so a vocabulary that keeps every piece that was made on the
+way to a kept token makes the same choices.
 """
 
 from __future__ import annotations

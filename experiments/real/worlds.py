@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from cctuning.errors import UserError, nearest
+from experiments.real.names import names_of
 
 ENGLISH = "en"
 BREAK = "\n"  # ends a prompt: what follows is the answer
@@ -186,7 +187,7 @@ class Bmlama:
             if text.source == "own":
                 pairs = [(_blank(row["prompt"]).strip(), _blank(row["prompt_en"]).strip()) for row in rows]
             else:
-                pairs = _names(rows)
+                pairs = names_of(rows)
             for text_, reference in _chosen(pairs, text.sentences, text.order):
                 found.append({"text": text_, "reference": reference, "lang": lang})
         return found
@@ -213,57 +214,6 @@ class Bmlama:
 
     def version(self) -> str:
         return version(self.texts())
-
-
-def _names(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """(name, its English): what two parallel questions do not share with the others of their pattern.
-
-    A question's pattern is the longest prefix and suffix that it shares with its neighbours of the same English frame;
-    what is left between them is the subject's name. Questions whose names cannot be told apart are left out.
-    """
-    frames: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for row in rows:
-        said, english = row["prompt"], row["prompt_en"]
-        for start, end in _frames(rows, "prompt_en"):
-            if english.startswith(start) and english.endswith(end) and len(english) > len(start) + len(end):
-                frames.setdefault((start, end), []).append((said, english))
-                break
-    found: dict[tuple[str, str], None] = {}
-    for (start, end), pairs in frames.items():
-        if len(pairs) < 3:
-            continue
-        own_start, own_end = os.path.commonprefix([said for said, _ in pairs]), _common_end([said for said, _ in pairs])
-        for said, english in pairs:
-            name = said[len(own_start) : len(said) - len(own_end) if own_end else None].strip()
-            known = english[len(start) : len(english) - len(end) if end else None].strip()
-            if name and known and "<mask>" not in name + known:
-                found[(name, known)] = None
-    return list(found)
-
-
-def _frames(rows: Sequence[dict[str, Any]], column: str) -> list[tuple[str, str]]:
-    """(start, end) of the English patterns, longest first: what at least three questions have around their name."""
-    return list(_frames_of(tuple(row[column] for row in rows)))
-
-
-@cache
-def _frames_of(prompts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    counts: dict[tuple[str, str], int] = {}
-    for prompt in prompts:
-        words = prompt.split(" ")
-        mask = next((i for i, word in enumerate(words) if "<mask>" in word), None)
-        if mask is None:
-            continue
-        for cut in range(1, min(6, mask) + 1):  # the name stands before the blank: "NAME <frame> <mask> ."
-            counts[("", " " + " ".join(words[cut:]))] = counts.get(("", " " + " ".join(words[cut:])), 0) + 1
-        for cut in range(mask + 1, len(words)):  # or after it, to the end
-            key = (" ".join(words[:cut]) + " ", "")
-            counts[key] = counts.get(key, 0) + 1
-    return tuple(sorted((key for key, count in counts.items() if count >= 3), key=lambda key: -len("".join(key))))
-
-
-def _common_end(texts: Sequence[str]) -> str:
-    return os.path.commonprefix([text[::-1] for text in texts])[::-1]
 
 
 def _blank(prompt: str) -> str:
@@ -331,7 +281,9 @@ def data_folder() -> Path:
         raise UserError("CC_TUNING_DATA is not set: it names the folder that holds benchmarks/ and parallel/.")
     folder = Path(told).expanduser()
     if not folder.is_dir():
-        raise UserError(f"CC_TUNING_DATA: {folder} is not a folder; expected one that holds benchmarks/ and parallel/.")
+        raise UserError(
+            f"CC_TUNING_DATA: {folder} is not a folder; expected one that holds benchmarks/ and parallel/."
+        )
     return folder
 
 

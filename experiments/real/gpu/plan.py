@@ -26,13 +26,15 @@ def line(group: str, recipe: str, text: dict[str, Any], seed: int = 0, **setting
     return {"group": group, "cell": {**cell, "setting": {**COMMON, **setting, "text": text}}}
 
 
-def then(one: dict[str, Any], after: str, take: Sequence[str]) -> dict[str, Any]:
-    """The line with the options `take` of the best of a group."""
+def then(one: dict[str, Any], after: str | list[str], take: Sequence[str]) -> dict[str, Any]:
+    """The line with the options `take` of the best of a group, or of several."""
     return {**one, "after": after, "take": list(take)}
 
 
-PACK = ("rate", "pack_rate", "pack_passes", "weight", "layers", "pool", "loss", "at")
-JOINT = ("rate", "weight", "layers", "pool", "loss", "at")
+BOTH = ["pack", "pack-rate"]
+PACK = ("rate", "pack_rate", "pack_passes")
+JOINT = ("rate", "weight")
+FIRST = {"pack_passes": 1}  # of the text, where it is trained on before the answers: a pass with targets is dear
 
 
 def searches() -> Iterator[dict[str, Any]]:
@@ -40,23 +42,48 @@ def searches() -> Iterator[dict[str, Any]]:
     yield line("base", "base", ENGLISH)
     for rate in (5e-5, 1e-4, 3e-5):
         yield line("plain", "plain", ENGLISH, rate=rate)
-    for pack_rate, passes in ((1e-4, 2), (5e-5, 2), (2e-4, 2), (1e-4, 1), (1e-4, 4)):
+    for pack_rate, passes in ((1e-4, 4), (1e-4, 2), (5e-5, 2), (2e-4, 2), (1e-4, 1)):
         yield line("pack", "pack", ENGLISH, rate=5e-5, pack_rate=pack_rate, pack_passes=passes)
     for rate, weight in ((5e-5, 0.3), (1e-4, 0.3), (5e-5, 1.0), (1e-4, 1.0)):
         yield line("align", "align", ENGLISH, rate=rate, weight=weight)
-    yield line("pack", "pack", ENGLISH, rate=1e-4, pack_rate=1e-4)
-    yield line("pack", "pack", ENGLISH, rate=3e-5, pack_rate=1e-4)
     for rate, epochs in ((5e-5, 1), (1e-4, 1), (5e-5, 2)):
         yield line("plain-all", "plain", EVERY, rate=rate, batch=64, epochs=epochs)
+    for rate in (1e-4, 3e-5):
+        yield then(line("pack-rate", "pack", ENGLISH, rate=rate), "pack", ["pack_rate", "pack_passes"])
 
 
 def seeds() -> Iterator[dict[str, Any]]:
     """The main comparison, with the options that the searches chose."""
     for seed in (1, 2):
         yield then(line("plain-seeds", "plain", ENGLISH, seed), "plain", ["rate"])
-        yield then(line("pack-seeds", "pack", ENGLISH, seed), "pack", PACK)
+        yield then(line("pack-seeds", "pack", ENGLISH, seed), BOTH, PACK)
         yield then(line("align-seeds", "align", ENGLISH, seed), "align", JOINT)
         yield then(line("plain-all-seeds", "plain", EVERY, seed, batch=64), "plain-all", ["rate", "epochs"])
+
+
+def few_labels() -> Iterator[dict[str, Any]]:
+    """A hundred labels in English alone, and fifty in every language; their packs are those of the searches."""
+    english = {**ENGLISH, "labels": 100}
+    few = {**EVERY, "labels": 50}
+    taken = ["pack_rate", "pack_passes"]
+    for rate in (5e-5, 1e-4):
+        yield line("100 English plain", "plain", english, epochs=12, rate=rate)
+        yield then(line("100 English pack", "pack", english, epochs=12, rate=rate), "pack", taken)
+        yield line("50 plain", "plain", few, rate=rate)
+        yield then(line("50 pack", "pack", few, rate=rate), "pack", taken)
+
+
+def few_labels_seeds() -> Iterator[dict[str, Any]]:
+    """Their further seeds."""
+    for seed in (1, 2):
+        english, few = {**ENGLISH, "labels": 100, "order": seed}, {**EVERY, "labels": 50, "order": seed}
+        for group, recipe, text, epochs, take in (
+            ("100 English plain", "plain", english, 12, ["rate"]),
+            ("100 English pack", "pack", english, 12, PACK),
+            ("50 plain", "plain", few, 4, ["rate"]),
+            ("50 pack", "pack", few, 4, PACK),
+        ):
+            yield then(line(f"{group}-seeds", recipe, text, seed, epochs=epochs), group, take)
 
 
 def rivals() -> Iterator[dict[str, Any]]:
@@ -66,86 +93,62 @@ def rivals() -> Iterator[dict[str, Any]]:
     for rate in (5e-5, 1e-4):
         yield line("mid-align", "mid-align", ENGLISH, rate=rate)
         yield line("translation-rows", "translation-rows", ENGLISH, rate=rate)
-        yield line("text-first", "text-first", ENGLISH, pack_rate=rate)
-        yield line("translation-first", "translation-first", ENGLISH, pack_rate=rate)
+        yield line("translation-first", "translation-first", ENGLISH, pack_rate=rate, **FIRST)
+        yield line("text-first", "text-first", ENGLISH, pack_rate=rate, **FIRST)
     yield line("distil", "distil", ENGLISH)
     yield line("pseudo", "pseudo", ENGLISH)
+    yield line("swap", "swap", ENGLISH, **FIRST)
+
+
+def rivals_seeds() -> Iterator[dict[str, Any]]:
+    """Their further seeds."""
     for seed in (1, 2):
-        yield then(line("cc-seeds", "cc", ENGLISH, seed), "cc", JOINT)
+        yield then(line("cc-seeds", "cc", ENGLISH, seed, loss="standardized"), "cc", JOINT)
         yield then(line("mid-align-seeds", "mid-align", ENGLISH, seed), "mid-align", ["rate"])
-        yield then(line("translation-first-seeds", "translation-first", ENGLISH, seed), "translation-first", ["pack_rate"])
-        yield then(line("translation-rows-seeds", "translation-rows", ENGLISH, seed), "translation-rows", ["rate"])
-        yield then(line("text-first-seeds", "text-first", ENGLISH, seed), "text-first", ["pack_rate"])
+        yield line("distil-seeds", "distil", ENGLISH, seed)
+        for name, take in (("translation-rows", ["rate"]), ("translation-first", PACK), ("text-first", PACK)):
+            yield then(line(f"{name}-seeds", name, ENGLISH, seed), name, take)
 
 
 def variants() -> Iterator[dict[str, Any]]:
     """Loss, site, pool and layers of the pack, at the searched rates: what settles the defaults."""
     for name, setting in (
-        ("standardized", {"loss": "standardized", "weight": 1.0}),
+        ("standardized", {"loss": "standardized"}),
+        ("text_last", {"pool": "text_last"}),
         ("layers 6-12", {"layers": list(range(6, 13))}),
         ("layers 9-15", {"layers": list(range(9, 16))}),
-        ("text_last", {"pool": "text_last"}),
         ("ffn", {"at": "ffn"}),
-        ("all layers", {"layers": list(range(18))}),
+        ("layer 8", {"layers": [8]}),
     ):
-        yield then(line(f"variant {name}", "pack", ENGLISH, **setting), "pack", ["rate", "pack_rate", "pack_passes"])
+        yield then(line(f"variant {name}", "pack", ENGLISH, **setting), BOTH, PACK)
 
 
 def controls() -> Iterator[dict[str, Any]]:
     """What should do worse."""
-    yield then(line("control wrong", "pack", ENGLISH, pairs="wrong"), "pack", PACK)
-    taken = ["rate", "pack_rate", "pack_passes"]
-    yield then(line("control relative", "pack", ENGLISH, loss="relative", weight=5.0), "pack", taken)
-    yield then(line("control current", "pack", ENGLISH, reference_weights="current"), "pack", PACK)
-    yield then(line("control own", "align", EVERY, pairs="own", batch=64), "plain-all", ["rate", "epochs"])
+    yield then(line("control wrong", "pack", ENGLISH, pairs="wrong"), BOTH, PACK)
+    yield then(line("control relative", "pack", ENGLISH, loss="relative"), BOTH, PACK)
+    yield then(line("control current", "pack", ENGLISH, reference_weights="current"), BOTH, PACK)
     yield then(line("control wrong joint", "align", ENGLISH, pairs="wrong"), "align", JOINT)
-    yield then(line("pack-align", "pack-align", ENGLISH), "pack", PACK)
+    yield then(line("control own", "align", EVERY, pairs="own", batch=64), "plain-all", ["rate", "epochs"])
+    yield then(line("pack-align", "pack-align", ENGLISH), BOTH, PACK)
 
 
 def curves() -> Iterator[dict[str, Any]]:
-    """Amount, domain and number of languages; few sentences are read more often, up to the same steps."""
-    for sentences, passes in ((50, 8), (100, 8), (200, 6), (400, 4)):
+    """Amount, domain and number of languages; few sentences are read more often."""
+    for sentences, passes in ((200, 6), (50, 8), (400, 4), (100, 8)):
         text = {**ENGLISH, "sentences": sentences}
-        yield then(line(f"sentences {sentences}", "pack", text, pack_passes=passes), "pack", ["rate", "pack_rate"])
+        yield then(line(f"sentences {sentences}", "pack", text, pack_passes=passes), BOTH, ["rate", "pack_rate"])
     for source in ("tatoeba", "tico"):
-        text = {**ENGLISH, "source": source}
-        yield then(line(f"source {source}", "pack", text), "pack", PACK)
+        yield then(line(f"source {source}", "pack", {**ENGLISH, "source": source}), BOTH, PACK)
     others = [lang for lang in SIB if lang != "en" and lang not in WITH_TEXT]
     text = {"languages": list(WITH_TEXT), "without": others}
-    yield then(line("languages 11", "pack", text), "pack", PACK)
-
-
-def few_labels() -> Iterator[dict[str, Any]]:
-    """Fifty labels in every language, and fifty in English alone."""
-    few = {"answered": list(SIB), "labels": 50}
-    for rate in (5e-5, 1e-4):
-        yield line("50 plain", "plain", {**few, "without": list(NEVER)}, rate=rate)
-        yield line("50 pack", "pack", {**few, "without": list(NEVER)}, rate=rate)
-    english = {"labels": 100, "without": list(NEVER)}
-    yield line("100 English plain", "plain", english, epochs=12)
-    yield line("100 English pack", "pack", english, epochs=12)
+    yield then(line("languages 11", "pack", text), BOTH, PACK)
 
 
 def lines() -> Iterator[dict[str, Any]]:
     """The whole plan."""
-    yield from searches()
-    yield from rivals_first()
-    yield from seeds()
-    yield from controls()
-    yield from variants()
-    yield from rest_of_rivals()
-    yield from few_labels()
-    yield from curves()
-
-
-def rivals_first() -> Iterator[dict[str, Any]]:
-    """The rivals' searches, which their seeds wait for."""
-    yield from (one for one in rivals() if "after" not in one)
-
-
-def rest_of_rivals() -> Iterator[dict[str, Any]]:
-    """Their seeds."""
-    yield from (one for one in rivals() if "after" in one)
+    for part in (searches, seeds, few_labels, rivals, controls, few_labels_seeds, variants, rivals_seeds, curves):
+        yield from part()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """A plan of cells, most valuable first, and workers that take them side by side.
 
-    python -m experiments.real.gpu.workers PLAN RESULTS --workers 12 --seconds 480 --given "gemma-3-270m sib200=/tmp/gemma"
+    python -m experiments.real.gpu.workers PLAN RESULTS --workers 12 --seconds 480 --given "gemma-3-270m sib200=DIR"
 
 PLAN is JSON lines: `{"group", "cell"}`, or `{"group", "cell", "after", "take"}` for a cell whose options `take` are
-those of the best cell of the group `after` on `dev`; it waits until that group is done. RESULTS is JSON lines of
+those of the best cell of the group (or groups) `after` on `dev`; it waits until that is done. RESULTS is JSON lines of
 records, written as each cell ends, so a plan that is cut off loses no more than what was running. A plan started
 again goes on: what RESULTS holds is not run twice.
 """
@@ -59,8 +59,8 @@ class Queue:
         with self._held() as state:
             open_ = [place for place in range(len(self.plan)) if str(place) not in state]
             for place in open_:
-                after = self.plan[place].get("after")
-                group = [str(other) for other, line in enumerate(self.plan) if after and line["group"] == after]
+                after = groups_before(self.plan[place])
+                group = [str(other) for other, line in enumerate(self.plan) if line["group"] in after]
                 if all(state.get(other) in ("done", "failed") for other in group):
                     state[str(place)] = "running"
                     return place
@@ -74,11 +74,17 @@ class Queue:
                 with self.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"place": place, "group": self.plan[place]["group"], **record}) + "\n")
 
-    def records(self, group: str) -> list[dict[str, Any]]:
-        """The group's records."""
+    def records(self, groups: Sequence[str]) -> list[dict[str, Any]]:
+        """The groups' records."""
         with self._held():
             lines = self.results.read_text(encoding="utf-8").splitlines() if self.results.is_file() else []
-        return [record for record in map(json.loads, lines) if record["group"] == group]
+        return [record for record in map(json.loads, lines) if record["group"] in groups]
+
+
+def groups_before(line: Mapping[str, Any]) -> list[str]:
+    """The groups that a line waits for and chooses from."""
+    after = line.get("after") or []
+    return [after] if isinstance(after, str) else list(after)
 
 
 def resolved(line: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -93,14 +99,15 @@ def resolved(line: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> d
     return dict(cell)
 
 
-def work(number: int, queue: Queue, until: float, given: Mapping[str, Path]) -> None:
+def work(number: int, queue: Queue, until: float, given: Mapping[str, Path], accept: Sequence[str] = ()) -> None:
     """One worker: cells until the time is up or nothing is left."""
     import torch
 
     torch.set_num_threads(1)
-    from experiments.real.cells import Lab, cell_of, compute, machine, told
+    from experiments.real.cells import Lab, cell_of
 
-    lab = Lab(queue.results.parent / "cells", given=given)
+    home = queue.results.parent
+    lab = Lab(home / "cells", accept, given, home / "packs")
     while time.time() < until:
         place = queue.take()
         if place is None:
@@ -110,9 +117,8 @@ def work(number: int, queue: Queue, until: float, given: Mapping[str, Path]) -> 
             continue
         line, started, record = queue.plan[place], time.time(), None
         try:
-            cell = cell_of(resolved(line, queue.records(line["after"]) if line.get("after") else []))
-            checkpoint, base, data = lab.known(cell.base, cell.world)
-            record = {"cell": told(cell), "base": base, "data": data, "machine": machine(), **compute(cell, checkpoint)}
+            cell = cell_of(resolved(line, queue.records(groups_before(line))))
+            record = lab.run(cell)
             print(f"[{number}] {time.time() - started:5.0f} s  {line['group']}: {cell.label}", flush=True)
         except Exception:
             traceback.print_exc()
