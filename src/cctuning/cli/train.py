@@ -49,6 +49,8 @@ def main(argv: list[str], verb: str = "train") -> None:
         raise
     if trainer.is_world_process_zero():
         run = args.output_dir
+        if trainer.by_language is not None and (table := trainer.by_language.table()):
+            print(f"\n{table}")
         print(f"\nrun:        {run}\nmodel:      {run}/model")
         settled = trainer.connected.config.connection
         if settled == "align" and not options.data:

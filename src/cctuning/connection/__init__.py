@@ -1,7 +1,7 @@
 """Floor 1: the method, on torch alone. What connects, how much, and what imitates it; no transformers here."""
 
 from cctuning.connection.adaptive import AdaptiveConnection
-from cctuning.connection.aligned import LayerAlignment
+from cctuning.connection.aligned import Enough, LayerAlignment
 from cctuning.connection.alignment import Reference, last_real, remember
 from cctuning.connection.config import ConnectionConfig
 from cctuning.connection.fusion import LayerConnection
@@ -14,6 +14,7 @@ __all__ = [
     "AdaptiveConnection",
     "ConnectionConfig",
     "DenseTransform",
+    "Enough",
     "Fit",
     "LayerAlignment",
     "LayerConnection",

@@ -12,6 +12,10 @@ from cctuning.connection.plan import Wire, carry
 from cctuning.connection.pooled import Statistics, error, pool
 
 
+class Enough(Exception):
+    """Ends a forward above whose last aligned layer nothing is wanted."""
+
+
 class LayerAlignment:
     """Forward hook of a decoder layer (`align_at: residual`) or of its FFN block (`ffn`).
 
@@ -45,5 +49,8 @@ class LayerAlignment:
         missed = error(loss, pooled, offer, self.statistics, self.config.align_temperature)
         plan.align_error[self.index] = missed.detach()
         objective = self.config.weight / self.number * (plan.row_weight * missed).sum()
+        if plan.stop:
+            plan.objective[self.index] = objective
+            return output
         carried = self._carry(hidden, objective, plan)
         return (carried, *output[1:]) if isinstance(output, tuple) else carried

@@ -37,6 +37,8 @@ class Plan:
         identity_weight: weight of the identity error within it.
         spans: (B, T) fp32, `record` and `align` of pooled rows: weights of the positions; None otherwise.
         offered: `align`: layer -> what its rows are aligned to.
+        stop: the forward ends after the last layer that is aligned: nothing above it is wanted.
+        objective: `align` with `stop`: layer -> its part of the objective, with its graph.
         reference: masks of the reference batch; memory: what each layer kept of it, or was recorded before.
         reference_rows: where the references run in this same batch (gradient through the reference): the number of
             rows before them; None otherwise.
@@ -56,6 +58,8 @@ class Plan:
     identity_weight: float = 1.0
     spans: Tensor | None = None
     offered: dict[int, Offered] = field(default_factory=dict)
+    stop: bool = False
+    objective: dict[int, Tensor] = field(default_factory=dict)
     reference: Reference | None = None
     reference_rows: int | None = None
     injection: Tensor | None = None  # (N, d), adaptive connection: added after the first layer at `connect_index`

@@ -7,7 +7,7 @@ working, with the transform at work where its scope is `all`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from cctuning.connection import (
     ConnectionConfig,
+    Enough,
     LayerAlignment,
     LayerConnection,
     Plan,
@@ -29,7 +30,7 @@ from cctuning.connection import (
 )
 from cctuning.errors import UserError
 from cctuning.model import adapter
-from cctuning.model.objective import ConnectedOutput, assemble
+from cctuning.model.objective import ConnectedOutput, aligned_alone, assemble
 from cctuning.model.passes import (
     Batch,
     GenerationPlanner,
@@ -80,6 +81,7 @@ class ConnectedModel(nn.Module):
         self.layers: list[int] = []  # that connect, and the width of what they are offered
         self.width = 0
         self.alignments: dict[int, LayerAlignment] = {}
+        self._stops = True
         self._handles: list[Any] = []
         self._insert()
         self.written = adapter.times_written(self)  # so that export_lora can tell whether the base was trained
@@ -130,6 +132,9 @@ class ConnectedModel(nn.Module):
 
     def _align(self, sites: list[Site]) -> None:
         """Hooks alone: an alignment has no weights."""
+        above = [site for site in find_sites(self.model) if site.index == sites[-1].index + 1]
+        for site in above:
+            self._handles.append(site.layer.register_forward_pre_hook(self._end))
         for site in sites:
             alignment = LayerAlignment(self.config, site.index, len(sites), self.wire)
             at = site.layer if self.config.align_at == "residual" else site.block
@@ -137,6 +142,16 @@ class ConnectedModel(nn.Module):
             if site.in_place and at is site.block:
                 self._handles.append(at.register_forward_hook(copy_output))
             self.alignments[site.index] = alignment
+
+    def _end(self, module: nn.Module, args: Any) -> None:
+        """Before the layer above the last that is aligned."""
+        if self.wire.plan is not None and self.wire.plan.stop:
+            raise Enough
+
+    def _may_stop(self, through: nn.Module | None) -> bool:
+        """Whether a forward may end early: not where other processes take part in it."""
+        whole = through is None or through is self.model
+        return bool(self.alignments) and whole and self._stops and not several_processes()
 
     def _register(self, site: Site, connection: nn.Module) -> None:
         """Make `connection` a part of the decoder layer it acts on, so that it is moved, sharded and saved with it."""
@@ -223,8 +238,9 @@ class ConnectedModel(nn.Module):
         plan = Plan("record", rows, positions, reference=Reference.from_mask(batch.reference_mask))
         if self.alignments:
             plan.spans = batch.reference_spans(self.config.align_pool)
+            plan.stop = through is None and self._may_stop(None)
         nothing = batch.reference_ids.new_empty(0)
-        with no_gradient():
+        with no_gradient(), suppress(Enough):
             inputs = {"input_ids": batch.reference_ids, "attention_mask": batch.reference_mask, "use_cache": False}
             self._run(through, plan, nothing, **inputs)
         return plan
@@ -316,7 +332,17 @@ class ConnectedModel(nn.Module):
         share = 1.0 / torch.as_tensor(rows, dtype=torch.float32, device=input_ids.device) if connecting else None
         step = plan_step(batch, self.config, training=self.training, fused_rows=fused_rows, row_share=share)
         step.plan.memory = {layer: (vectors, None) for layer, vectors in memory.items()}
+        step.plan.stop = step.plan.row_weight is not None and not bool(step.score.any()) and self._may_stop(through)
         output = self._run_step(batch, step, through, loss_only, others, kwargs)
+        if step.plan.stop:
+            result = aligned_alone(batch, step)
+            assert result.loss is not None
+            if result.loss.requires_grad or not torch.is_grad_enabled():
+                result.loss = restore(result.loss, self.wire, step.plan)
+                return result
+            # Reentrant checkpointing keeps no graph of what is collected on the side: the gradient has to ride.
+            self._stops = step.plan.stop = False
+            output = self._run_step(batch, step, through, loss_only, others, kwargs)
         base = unwrap(self.model).config.get_text_config()
         return assemble(
             batch,
@@ -371,7 +397,10 @@ class ConnectedModel(nn.Module):
                 step.plan.offered[layer] = offered(self.config.loss, vectors, which, alignment.statistics, others)
             step.plan.memory = {}
         index = flat_index(step.score)[0] if loss_only else None
-        output = self._run(through, step.plan, index, input_ids=ids, attention_mask=mask, **kwargs)
+        try:
+            output = self._run(through, step.plan, index, input_ids=ids, attention_mask=mask, **kwargs)
+        except Enough:
+            return None
         output.logits = restore(output.logits, self.wire, step.plan)
         return output
 

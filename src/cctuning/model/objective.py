@@ -46,6 +46,19 @@ class ConnectedOutput(ModelOutput):
     past_key_values: Any = None
 
 
+def aligned_alone(batch: Batch, step: Step) -> ConnectedOutput:
+    """The objective of a batch without any answer, whose forward ended after the last layer that is aligned."""
+    nothing = torch.zeros((), dtype=torch.long, device=batch.input_ids.device)
+    result = ConnectedOutput(
+        loss=torch.stack(list(step.plan.objective.values())).sum(),
+        correct=nothing,
+        scored=nothing,
+        row_loss=torch.zeros(len(batch.input_ids), device=batch.input_ids.device),
+    )
+    _report_alignment(step.plan, result)
+    return result
+
+
 def assemble(
     batch: Batch,
     step: Step,

@@ -124,6 +124,8 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
             "steps": trainer.state.global_step,
             "seconds": round(time.time() - started, 1),
         }
+        if trainer.by_language is not None and (moved := trainer.by_language.as_dict()):
+            record["alignment"] = moved
         if trainer.fit is not None:
             record["transform_fit"] = {key: value for key, value in asdict(trainer.fit).items() if key != "matrix"}
         if trainer.is_world_process_zero():

@@ -33,6 +33,7 @@ from cctuning.model.shards import ShardReader
 from cctuning.model.start import StartingWeights
 from cctuning.training import sharded
 from cctuning.training.base_decay import BaseDecay, check_start
+from cctuning.training.by_language import AlignmentByLanguage
 from cctuning.training.card import write_model_card
 from cctuning.training.config import CCConfig
 from cctuning.training.logged import batch_metrics, watch_decisions
@@ -111,6 +112,7 @@ class CCTrainer(SFTTrainer):
         settled = (connection_config or ConnectionConfig()).settled(not under_deepspeed(args))
         self._connecting, self._own_parallels = settled.connection != "none", settled.reference_weights == "start"
         self._parallel: Dataset | None = None
+        self._has_parallel = parallel_dataset is not None
         if parallel_dataset is None and train_dataset is None:
             raise UserError("train_dataset / parallel_dataset: neither is given; there is nothing to train on.")
         if parallel_dataset is not None:
@@ -146,6 +148,7 @@ class CCTrainer(SFTTrainer):
             raise UserError("nothing would train: the base is frozen and the connection has no part that learns.")
         self.recording: Recording | None = None
         self.records = self._record_references()
+        self.by_language = self._watch_languages()
         self._keep_start(args.base_decay)
         if args.profile_steps:
             self.add_callback(StepProfiler(args.profile_steps, Path(str(args.output_dir))))
@@ -171,6 +174,16 @@ class CCTrainer(SFTTrainer):
         if sets is not None:
             self.train_dataset, self._parallel = sets["train"], sets.get("parallel")
         return sets is not None
+
+    def _watch_languages(self) -> AlignmentByLanguage | None:
+        """Of recorded parallel text, where the weights are whole."""
+        rows: Any = self.train_dataset if self._parallel is None else self._parallel
+        recorded = self.connected.recorded is not None and bool(self.connected.alignments)
+        if not (recorded and self._has_parallel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return None
+        watch = AlignmentByLanguage(self, rows)
+        self.add_callback(watch)
+        return watch
 
     def _keep_start(self, base_decay: float) -> None:
         """The weights before any checkpoint is loaded, for the options that go back to them."""

@@ -1,0 +1,93 @@
+"""How far parallel text is aligned already: by layer and language, on a model and text of one's own.
+
+Two figures, of prompts pooled as `connection: align` pools them and in units of the references' spread
+(`connection/pooled.py`). *error*: the mean squared error by dimension; 1 is no better than the mean reference.
+*found*: the share of texts whose nearest reference by cosine, among all, is their own; chance is 1 / references.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cctuning.connection import ConnectionConfig
+from cctuning.model.connected import ConnectedModel
+from cctuning.model.recorded import Prompts, RecordedReferences, record
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """
+    Attributes:
+        layers: L numbers. languages: G codes. pairs: G counts. references: how many there are to choose among.
+        error, found: (G, L).
+        spread: (L,) share of the references' squared norm that differs between them; the rest is the same for all.
+    """
+
+    layers: list[int]
+    languages: list[str]
+    pairs: list[int]
+    references: int
+    error: Tensor
+    found: Tensor
+    spread: Tensor
+
+    def best_layers(self, width: int) -> list[int]:
+        """The `width` layers in a row in which texts are found best, averaged over languages."""
+        mean = self.found.mean(dim=0)
+        start = max(range(len(self.layers) - width + 1), key=lambda first: float(mean[first : first + width].sum()))
+        return self.layers[start : start + width]
+
+
+def measure(connected: ConnectedModel, texts: Prompts, which: Tensor, languages: Sequence[str], pad: int) -> Alignment:
+    """Of texts and their references, through the weights as they are.
+
+    Args:
+        connected: with `connection: align`; its layers and pooling are measured. Its recording is left alone.
+        texts: (N) encoded. which: (N,) each text's reference among those recorded (`connected.recorded`).
+        languages: (N,) code of each.
+        pad: token id for padding.
+    """
+    assert connected.recorded is not None
+    return compare(connected.recorded, record(connected, texts, pad=pad, folder=None), which, languages)
+
+
+def compare(
+    references: RecordedReferences, texts: RecordedReferences, which: Tensor, languages: Sequence[str]
+) -> Alignment:
+    """Of vectors that are recorded on both sides; the other arguments as in `measure`."""
+    codes = sorted(set(languages))
+    rows = {code: torch.tensor([n for n, lang in enumerate(languages) if lang == code]) for code in codes}
+    candidates, own = torch.unique(which, return_inverse=True)
+    there, mine = references.take(candidates), texts.take(torch.arange(texts.size))
+    own = own.to(references.device)
+    errors, found, spread = [], [], []
+    for layer in references.layers:
+        statistics = references.statistics[layer]
+        z, target = statistics.z(mine[layer]), statistics.z(there[layer])
+        missed = (z - target[own]).square().mean(dim=1)
+        right = (normalize(z, dim=-1) @ normalize(target, dim=-1).T).argmax(dim=1) == own
+        errors.append([float(missed[rows[code]].mean()) for code in codes])
+        found.append([float(right[rows[code]].float().mean()) for code in codes])
+        variance = statistics.spread.square().sum()
+        spread.append(float(variance / (variance + statistics.mean.square().sum())))
+    return Alignment(
+        list(references.layers),
+        codes,
+        [len(rows[code]) for code in codes],
+        len(candidates),
+        torch.tensor(errors).T,
+        torch.tensor(found).T,
+        torch.tensor(spread),
+    )
+
+
+def every_layer(config: ConnectionConfig, depth: int) -> ConnectionConfig:
+    """`config` on all layers: what a diagnosis looks at before layers are chosen."""
+    from dataclasses import replace
+
+    return replace(config, connection="align", layers=list(range(depth)), reference_weights=None)
