@@ -172,7 +172,10 @@ def tune(
     made.train()
     last = [entry for entry in made.state.log_history if "loss" in entry][-1:]
     first = [entry for entry in made.state.log_history if "loss" in entry][:1]
-    job.noted.append({"training": name, "steps": made.state.global_step, "first": first, "last": last})
+    watched = made.by_language.as_dict() if made.by_language is not None else None
+    job.noted.append(
+        {"training": name, "steps": made.state.global_step, "first": first, "last": last, "aligned": watched}
+    )
     return made.connected.merge_and_unload()
 
 
