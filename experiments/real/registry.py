@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from cctuning.errors import UserError, nearest
 from experiments.real import recipes
+from experiments.real.named import Named, countries, emoji_things
 from experiments.real.recipes import Recipe
 from experiments.real.rivals.distil import distil, pseudo
 from experiments.real.rivals.mid_align import mid_align
@@ -16,6 +17,8 @@ SIB = (
     "en", "ar", "bn", "de", "el", "es", "fa", "fi", "fr", "he", "hi", "id", "it", "ja", "ko", "nl", "pl", "pt", "ru",
     "sw", "ta", "te", "th", "tr", "ur", "vi", "yo", "zh",
 )  # fmt: skip
+EMOJI = ("en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar")
+COUNTRIES = ("en", "fr", "de", "es", "pt", "it", "tr", "sw", "id", "fi", "hu", "vi", "so", "pl")
 GENERAL = ("own", "tatoeba", "tico")
 NEVER = ("it", "ko", "pl", "th", "yo")  # five languages of all families and tiers that get no parallel text
 
@@ -24,6 +27,8 @@ WORLDS: dict[str, Callable[[], World]] = {
     "sib200-west": lambda: Sib200(("en", "fr", "de", "es", "pt"), GENERAL),
     "sib200-four": lambda: Sib200(("en", "el", "sw", "ta", "bn", "yo"), GENERAL),
     "sib200-tiny": lambda: Sib200(("en", "fr", "sw"), cap=8),  # to try the machinery
+    "emoji": lambda: Named(EMOJI, "emoji", emoji_things),
+    "countries": lambda: Named(COUNTRIES, "countries", countries),
     "bmlama": lambda: Bmlama(("en", "fr", "ru", "tr"), name="bmlama"),
     "bmlama-en": lambda: Bmlama(("en", "fr", "ru", "tr"), answers="en", name="bmlama-en"),
 }
