@@ -110,7 +110,7 @@ class Sib200:
         return tuple(sorted({row["response"] for row in _read(f"benchmarks/sib200/{ENGLISH}")}))
 
     def _rows(self, split: str, lang: str) -> list[dict[str, Any]]:
-        return sorted((row for row in _of(f"benchmarks/sib200/{lang}") if row["split"] == split), key=_id)
+        return sorted((row for row in _read(f"benchmarks/sib200/{lang}") if row["split"] == split), key=_id)
 
     def rows(self, text: Text) -> list[dict[str, str]]:
         found = []
@@ -162,7 +162,7 @@ class Bmlama:
     first_token: bool = True
 
     def _rows(self, split: str, lang: str) -> list[dict[str, Any]]:
-        return sorted((row for row in _of(f"benchmarks/bmlama17/{lang}") if row["split"] == split), key=_id)
+        return sorted((row for row in _read(f"benchmarks/bmlama17/{lang}") if row["split"] == split), key=_id)
 
     def _english(self) -> dict[int, dict[str, Any]]:
         return {row["id"]: row for row in _read(f"benchmarks/bmlama17/{ENGLISH}")}
@@ -227,7 +227,7 @@ def general(text: Text, languages: Sequence[str]) -> list[dict[str, str]]:
     found = []
     for lang in _with_text(text, languages):
         if lang in files:
-            rows = _of(f"{folder}/{files[lang]}")[:GENERAL]
+            rows = _read(f"{folder}/{files[lang]}")[:GENERAL]
             for row in _chosen(rows, text.sentences, text.order):
                 found.append({"text": row["text"], "reference": row["text_en"], "lang": lang})
     return found
@@ -287,16 +287,16 @@ def data_folder() -> Path:
     return folder
 
 
-def _of(name: str) -> list[dict[str, Any]]:
-    return _read(name)
-
-
-@cache
 def _read(name: str) -> list[dict[str, Any]]:
     path = data_folder() / f"{name}.jsonl.gz"
     if not path.is_file():
         beside = [other.name for other in path.parent.glob("*.jsonl.gz")] if path.parent.is_dir() else []
         raise UserError(f"{path}: no such file.{nearest(path.name, beside)} CC_TUNING_DATA names its folder.")
+    return _lines(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _lines(path: Path, changed: int) -> list[dict[str, Any]]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file if line.strip()]
 
