@@ -66,19 +66,21 @@ def main_table(results: Results, groups: Mapping[str, str], against: str = "plai
     base = results.chosen(against)
     every = others(base[0])
     tiers, never = results.tiers, _never(results)
-    head = ["recipe", "seeds", "English", "x", "low", "mid", "high", "no text", "x - plain SFT", "low - plain SFT"]
+    given = [lang for lang in every if lang not in never]
+    head = ["recipe", "seeds", "English", "x", "low", "mid", "high", "with text", "without"]
+    head += [f"{name} - {against}" for name in ("x", "low", "without", "English")]
     lines = [head, ["---"] * len(head)]
     for group, name in groups.items():
         records = results.chosen(group)
         if not records:
             continue
-        sets = (every, list(tiers.low), list(tiers.mid), list(tiers.high), never)
+        sets = (every, list(tiers.low), list(tiers.mid), list(tiers.high), given, never)
         cells = [f"{accuracy(records, 'test', chosen):.1f}" if chosen else "" for chosen in sets]
         if len(records) > 1:
             cells[0] += f" ±{spread(records, 'test', every):.1f}"
         told = [name, str(len(records)), f"{accuracy(records, 'test', [ENGLISH]):.1f}", *cells]
-        for chosen in (every, list(tiers.low)):
-            told.append("" if group == against else signed(difference(base, records, "test", chosen)))
+        for chosen in (every, list(tiers.low), never, [ENGLISH]):
+            told.append("" if group == against or not chosen else signed(difference(base, records, "test", chosen)))
         lines.append(told)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
