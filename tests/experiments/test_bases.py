@@ -4,10 +4,10 @@ import subprocess
 import zipfile
 
 import pytest
-from experiments.real import bases
-from experiments.real.bases import BASES, Base, fetched
 
 from cctuning.errors import UserError
+from experiments.real import bases
+from experiments.real.bases import BASES, Base, fetched
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,9 @@
 import json
 
 import pytest
+import torch
+
+from cctuning.errors import UserError
 from experiments.real import bases, registry
 from experiments.real.bases import Base
 from experiments.real.cells import Lab, cell_of
@@ -10,8 +13,6 @@ from experiments.real.gpu.workers import Queue, resolved, work
 from experiments.real.recipes import mispaired
 from experiments.real.vocabulary import cut_checkpoint, used_tokens
 from experiments.real.worlds import Sib200
-
-from cctuning.errors import UserError
 from tests.experiments.conftest import write
 
 SETTING = {"epochs": 1, "batch": 4, "layers": [1, 2], "pack_batch": 8, "pack_passes": 1}
@@ -94,6 +95,24 @@ def test_a_plan_waits_chooses_and_goes_on(lab, tmp_path):
     assert set(records) == {"search", "late"}
     assert records["late"]["cell"]["setting"]["rate"] == 1e-3
     assert queue.take() is None
+
+
+def test_a_full_device_is_tried_again(lab, tmp_path, monkeypatch):
+    told = {"base": "toy", "world": "small", "recipe": "full", "setting": SETTING}
+    results = tmp_path / "plan" / "results.jsonl"
+    results.parent.mkdir()
+    queue, calls = Queue([{"group": "a", "cell": told}], results), []
+
+    def full(job):
+        calls.append(job.seed)
+        if len(calls) < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return job.model
+
+    monkeypatch.setitem(registry.RECIPES, "full", full)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    work(0, queue, 1e12, lab._given)
+    assert len(calls) == 3 and queue.take() is None and len(results.read_text().splitlines()) == 1
 
 
 def test_the_best_on_dev_is_taken():

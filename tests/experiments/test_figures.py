@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from experiments.real.figures import Tiers, accuracy, best, difference, flags, spread
 
 from cctuning.errors import UserError
+from experiments.real.figures import Tiers, accuracy, best, difference, flags, spread
 
 
 def record(seed=0, data="d", **test):

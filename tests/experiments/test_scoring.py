@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from experiments.real.scoring import encode, likelihoods, right
-from experiments.real.worlds import Item
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from experiments.real.scoring import encode, likelihoods, right
+from experiments.real.worlds import Item
 from tests.experiments.conftest import LABELS, TEXT
 
 ITEMS = [

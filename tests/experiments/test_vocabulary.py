@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from experiments.real.vocabulary import cut_checkpoint, used_tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cctuning.errors import UserError
+from experiments.real.vocabulary import cut_checkpoint, used_tokens
 from tests.experiments.conftest import LABELS, TEXT
 
 

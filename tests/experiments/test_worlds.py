@@ -1,10 +1,10 @@
 """Rows, parallel text and questions never share a sentence that they must not."""
 
 import pytest
-from experiments.real.named import Named, countries
-from experiments.real.worlds import Sib200, Text
 
 from cctuning.errors import UserError
+from experiments.real.named import Named, countries
+from experiments.real.worlds import Sib200, Text
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 PIPE = "/tmp/real-mps"
+TRIES = 3  # of a worker whose cells find no room on the device, before it says that one has failed
 
 
 def plan_of(path: Path) -> list[dict[str, Any]]:
@@ -66,6 +67,11 @@ class Queue:
                     return place
             return -1 if open_ else None
 
+    def leave(self, place: int) -> None:
+        """Give a line back, for another try."""
+        with self._held() as state:
+            state.pop(str(place), None)
+
     def end(self, place: int, record: Mapping[str, Any] | None) -> None:
         """Note how a line ended, and keep its record."""
         with self._held() as state:
@@ -107,6 +113,7 @@ def work(number: int, queue: Queue, until: float, given: Mapping[str, Path], acc
     from experiments.real.cells import Lab, cell_of
 
     home = queue.results.parent
+    full = 0  # times in a row that the device had no room
     lab = Lab(home / "cells", accept, given, home / "packs")
     while time.time() < until:
         place = queue.take()
@@ -120,9 +127,18 @@ def work(number: int, queue: Queue, until: float, given: Mapping[str, Path], acc
             cell = cell_of(resolved(line, queue.records(groups_before(line))))
             record = lab.run(cell)
             print(f"[{number}] {time.time() - started:5.0f} s  {line['group']}: {cell.label}", flush=True)
+        except torch.OutOfMemoryError as error:
+            full += 1
+            print(f"[{number}] no memory for {line['group']}: {str(error)[:90]}", flush=True)
+            torch.cuda.empty_cache()
+            if full < TRIES:
+                queue.leave(place)
+                time.sleep(20 * (number + 1) / 12)  # the workers share the memory: not all again at once
+                continue
         except Exception:
             traceback.print_exc()
             print(f"[{number}] FAILED {line['group']}: {line['cell']}", flush=True)
+        full = 0
         queue.end(place, record)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
