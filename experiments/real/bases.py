@@ -112,7 +112,7 @@ def _rendered(folder: Path, texts: Collection[str]) -> Iterator[str]:
 
     tokenizer, mark = AutoTokenizer.from_pretrained(folder), "\ue000"  # a character that no text has
     turns = [{"role": "user", "content": mark}, {"role": "assistant", "content": mark}]
-    before, between, after = tokenizer.apply_chat_template(turns, tokenize=False).split(mark)
+    before, between, after = str(tokenizer.apply_chat_template(turns, tokenize=False)).split(mark)
     for text in set(texts):
         yield before + text + between
         yield before + between + text + after

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.real.figures import Record
-from experiments.real.table import Results, language_table, main_table, search_table
+from experiments.real.figures import Record, best
+from experiments.real.table import SEEDS, Results, language_table, main_table, pair_table, search_table
 
 COMPARED = {
     "base": "untrained",
@@ -34,7 +34,30 @@ CONTROLS = {
     "control wrong joint": "align, wrong pairs",
     "control own": "labels in all languages, aligned to their own English rows",
 }
+PAIRS = (
+    ("align", "plain-all"),
+    ("cc", "align"),
+    ("cc", "plain-all"),
+    ("pack", "align"),
+    ("pseudo", "align"),
+    ("distil", "align"),
+    ("mid-align", "align"),
+)
+SAME_RATE = 5e-5
 BY_LANGUAGE = ("plain", "pack", "align", "cc", "plain-all", "mid-align")
+
+
+def _pairs(results: Results) -> list[tuple[str, Sequence[Record], Sequence[Record]]]:
+    found: list[tuple[str, Sequence[Record], Sequence[Record]]] = []
+    for one, two in PAIRS:
+        found.append((f"{one} - {two}", results.chosen(one), results.chosen(two)))
+    for group in ("align", "cc", "pack", "pseudo", "plain-all"):
+        same = [record for record in results.groups.get(group, []) if record["cell"]["setting"]["rate"] == SAME_RATE]
+        plain = [record for record in results.groups["plain"] if record["cell"]["setting"]["rate"] == SAME_RATE]
+        if same and plain:
+            chosen = same[best({number: [record] for number, record in enumerate(same)})]
+            found.append((f"{group} - plain, both at {SAME_RATE:g}, seed 0", [chosen], plain))
+    return found
 
 
 def page(records: Sequence[Record]) -> str:
@@ -51,6 +74,8 @@ def page(records: Sequence[Record]) -> str:
         "### The recipes",
         main_table(results, COMPARED),
         f"low: {' '.join(tiers.low)}. mid: {' '.join(tiers.mid)}. high: {' '.join(tiers.high)}.",
+        "### One against another",
+        pair_table(results, _pairs(results)),
         "### Controls",
         main_table(results, CONTROLS),
     ]
@@ -58,12 +83,15 @@ def page(records: Sequence[Record]) -> str:
         groups = {group: group for group in results.groups if group.startswith(start)}
         if groups:
             parts += [f"### {title}", main_table(results, {"plain": "plain SFT", "pack": "pack", **groups})]
-    for plain, packs, title in (
-        ("50 plain", ["50 pack"], "Fifty labels in every language"),
-        ("100 English plain", ["100 English pack"], "A hundred labels in English alone"),
+    for start, title in (
+        ("50 ", "Fifty labels in every language"),
+        ("100 English ", "A hundred labels in English alone"),
     ):
-        if plain in results.groups:
-            parts += [f"### {title}", main_table(results, {name: name for name in (plain, *packs)}, plain)]
+        if f"{start}plain" in results.groups:
+            groups = {
+                group: group for group in results.groups if group.startswith(start) and not group.endswith(SEEDS)
+            }
+            parts += [f"### {title}", main_table(results, groups, f"{start}plain")]
     named = {group: COMPARED[group] for group in BY_LANGUAGE if group in results.groups}
     parts += ["### By language", language_table(results, named)]
     options = ("rate", "weight", "epochs", "pack_rate", "pack_passes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ SEEDS, RATES = "-seeds", "-rate"  # ends of the names of groups that belong to a
 
 
 def records_of(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Records of JSON lines files; of two with the same cell the later one.
+    """Records of JSON lines files, which may end in .gz; of two with the same cell the later one.
 
     Raises:
         UserError: a file that is not there, or a line that is no record.
@@ -24,7 +25,8 @@ def records_of(paths: Sequence[Path]) -> list[dict[str, Any]]:
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path}: no such file; expected the JSON lines that a plan's workers write.")
-        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        for number, text in enumerate(raw.decode().splitlines(), 1):
             try:
                 record = json.loads(text)
                 found[json.dumps([record.get("group"), record["cell"]], sort_keys=True)] = record
@@ -68,7 +70,7 @@ def main_table(results: Results, groups: Mapping[str, str], against: str = "plai
     tiers, never = results.tiers, _never(results)
     given = [lang for lang in every if lang not in never]
     head = ["recipe", "seeds", "English", "x", "low", "mid", "high", "with text", "without"]
-    head += [f"{name} - {against}" for name in ("x", "low", "without", "English")]
+    head += [f"{name} - {against}" for name in ("x", "low", "without", "English")] + ["s", "GB"]
     lines = [head, ["---"] * len(head)]
     for group, name in groups.items():
         records = results.chosen(group)
@@ -81,7 +83,21 @@ def main_table(results: Results, groups: Mapping[str, str], against: str = "plai
         told = [name, str(len(records)), f"{accuracy(records, 'test', [ENGLISH]):.1f}", *cells]
         for chosen in (every, list(tiers.low), never, [ENGLISH]):
             told.append("" if group == against or not chosen else signed(difference(base, records, "test", chosen)))
+        told += [f"{max(one['seconds']['training'] for one in records):.0f}"]
+        told += [f"{max(one['memory_mb'] for one in records) / 1024:.1f}"]
         lines.append(told)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def pair_table(results: Results, pairs: Sequence[tuple[str, Sequence[Record], Sequence[Record]]]) -> str:
+    """Differences of two sets of records: what to call it, the one, and the other that it is taken from."""
+    tiers, never = results.tiers, _never(results)
+    lines = [["difference", "x", "low", "with text", "without", "English"], ["---"] * 6]
+    for name, one, two in pairs:
+        if one and two:
+            every = others(one[0])
+            sets = (every, list(tiers.low), [lang for lang in every if lang not in never], never, [ENGLISH])
+            lines.append([name, *(signed(difference(two, one, "test", chosen)) for chosen in sets)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

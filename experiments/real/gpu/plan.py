@@ -1,7 +1,8 @@
-"""The plan of one GPU session on `sib200`, most valuable first: `python -m experiments.real.gpu.plan > plan.jsonl`.
+"""The plan of GPU sessions on `sib200`, most valuable first: `python -m experiments.real.gpu.plan > plan.jsonl`.
 
 Searches run with seed 0 and are decided on `dev`; seeds 1 and 2 of what was chosen follow. Every recipe's own rate is
-searched, and its weight or its amount of passes where it has one.
+searched, and its weight or its amount of passes where it has one. Records of an earlier session are handed to the
+workers (`--known`), whose cells are then not run again.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ FIRST = {"pack_passes": 1}  # of the text, where it is trained on before the ans
 def searches() -> Iterator[dict[str, Any]]:
     """Rates first: nothing below means much without them."""
     yield line("base", "base", ENGLISH)
-    for rate in (5e-5, 1e-4, 3e-5):
+    for rate in (3e-5, 2e-5, 5e-5, 1e-4):
         yield line("plain", "plain", ENGLISH, rate=rate)
-    for pack_rate, passes in ((1e-4, 4), (1e-4, 2), (5e-5, 2), (2e-4, 2), (1e-4, 1)):
-        yield line("pack", "pack", ENGLISH, rate=5e-5, pack_rate=pack_rate, pack_passes=passes)
-    for rate, weight in ((5e-5, 0.3), (1e-4, 0.3), (5e-5, 1.0), (1e-4, 1.0)):
+    for rate, weight in ((3e-5, 1.0), (3e-5, 3.0), (5e-5, 3.0), (5e-5, 1.0), (5e-5, 0.3), (1e-4, 0.3), (1e-4, 1.0)):
         yield line("align", "align", ENGLISH, rate=rate, weight=weight)
-    for rate, epochs in ((5e-5, 1), (1e-4, 1), (5e-5, 2)):
+    for pack_rate, passes in ((1e-4, 1), (5e-5, 1), (1e-4, 4), (1e-4, 2), (5e-5, 2), (2e-4, 2)):
+        yield line("pack", "pack", ENGLISH, rate=5e-5, pack_rate=pack_rate, pack_passes=passes)
+    for rate, epochs in ((3e-5, 1), (5e-5, 1), (1e-4, 1)):
         yield line("plain-all", "plain", EVERY, rate=rate, batch=64, epochs=epochs)
     for rate in (1e-4, 3e-5):
         yield then(line("pack-rate", "pack", ENGLISH, rate=rate), "pack", ["pack_rate", "pack_passes"])
@@ -56,8 +57,8 @@ def seeds() -> Iterator[dict[str, Any]]:
     """The main comparison, with the options that the searches chose."""
     for seed in (1, 2):
         yield then(line("plain-seeds", "plain", ENGLISH, seed), "plain", ["rate"])
-        yield then(line("pack-seeds", "pack", ENGLISH, seed), BOTH, PACK)
         yield then(line("align-seeds", "align", ENGLISH, seed), "align", JOINT)
+        yield then(line("pack-seeds", "pack", ENGLISH, seed), BOTH, PACK)
         yield then(line("plain-all-seeds", "plain", EVERY, seed, batch=64), "plain-all", ["rate", "epochs"])
 
 
@@ -66,21 +67,27 @@ def few_labels() -> Iterator[dict[str, Any]]:
     english = {**ENGLISH, "labels": 100}
     few = {**EVERY, "labels": 50}
     taken = ["pack_rate", "pack_passes"]
-    for rate in (5e-5, 1e-4):
+    for rate in (5e-5, 3e-5, 1e-4):
         yield line("100 English plain", "plain", english, epochs=12, rate=rate)
+        yield then(line("100 English align", "align", english, epochs=12, rate=rate), "align", ["weight"])
         yield then(line("100 English pack", "pack", english, epochs=12, rate=rate), "pack", taken)
+        yield line("100 English pseudo", "pseudo", english, epochs=12, rate=rate)
         yield line("50 plain", "plain", few, rate=rate)
+        yield then(line("50 align", "align", few, rate=rate), "align", ["weight"])
         yield then(line("50 pack", "pack", few, rate=rate), "pack", taken)
 
 
 def few_labels_seeds() -> Iterator[dict[str, Any]]:
-    """Their further seeds."""
+    """Their further seeds, each with labels of other sentences."""
     for seed in (1, 2):
         english, few = {**ENGLISH, "labels": 100, "order": seed}, {**EVERY, "labels": 50, "order": seed}
         for group, recipe, text, epochs, take in (
             ("100 English plain", "plain", english, 12, ["rate"]),
+            ("100 English align", "align", english, 12, JOINT),
             ("100 English pack", "pack", english, 12, PACK),
+            ("100 English pseudo", "pseudo", english, 12, ["rate"]),
             ("50 plain", "plain", few, 4, ["rate"]),
+            ("50 align", "align", few, 4, JOINT),
             ("50 pack", "pack", few, 4, PACK),
         ):
             yield then(line(f"{group}-seeds", recipe, text, seed, epochs=epochs), group, take)
@@ -88,15 +95,16 @@ def few_labels_seeds() -> Iterator[dict[str, Any]]:
 
 def rivals() -> Iterator[dict[str, Any]]:
     """The same text in other ways."""
-    for rate, weight in ((5e-5, 1.0), (1e-4, 1.0), (5e-5, 5.0)):
+    for rate, weight in ((3e-5, 5.0), (5e-5, 15.0), (5e-5, 5.0), (5e-5, 1.0), (1e-4, 1.0)):
         yield line("cc", "cc", ENGLISH, rate=rate, weight=weight, loss="standardized")
-    for rate in (5e-5, 1e-4):
+    for rate in (3e-5, 5e-5, 1e-4):
         yield line("mid-align", "mid-align", ENGLISH, rate=rate)
         yield line("translation-rows", "translation-rows", ENGLISH, rate=rate)
+        yield line("distil", "distil", ENGLISH, rate=rate)
+        yield line("pseudo", "pseudo", ENGLISH, rate=rate)
+    for rate in (5e-5, 1e-4):
         yield line("translation-first", "translation-first", ENGLISH, pack_rate=rate, **FIRST)
         yield line("text-first", "text-first", ENGLISH, pack_rate=rate, **FIRST)
-    yield line("distil", "distil", ENGLISH)
-    yield line("pseudo", "pseudo", ENGLISH)
     yield line("swap", "swap", ENGLISH, **FIRST)
 
 
@@ -105,7 +113,8 @@ def rivals_seeds() -> Iterator[dict[str, Any]]:
     for seed in (1, 2):
         yield then(line("cc-seeds", "cc", ENGLISH, seed, loss="standardized"), "cc", JOINT)
         yield then(line("mid-align-seeds", "mid-align", ENGLISH, seed), "mid-align", ["rate"])
-        yield line("distil-seeds", "distil", ENGLISH, seed)
+        yield then(line("distil-seeds", "distil", ENGLISH, seed), "distil", ["rate"])
+        yield then(line("pseudo-seeds", "pseudo", ENGLISH, seed), "pseudo", ["rate"])
         for name, take in (("translation-rows", ["rate"]), ("translation-first", PACK), ("text-first", PACK)):
             yield then(line(f"{name}-seeds", name, ENGLISH, seed), name, take)
 
@@ -147,7 +156,7 @@ def curves() -> Iterator[dict[str, Any]]:
 
 def lines() -> Iterator[dict[str, Any]]:
     """The whole plan."""
-    for part in (searches, seeds, few_labels, rivals, controls, few_labels_seeds, variants, rivals_seeds, curves):
+    for part in (searches, seeds, few_labels, variants, rivals, few_labels_seeds, curves, controls, rivals_seeds):
         yield from part()
 
 

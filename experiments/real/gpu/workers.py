@@ -78,7 +78,7 @@ class Queue:
             state[str(place)] = "failed" if record is None else "done"
             if record is not None:
                 with self.results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"place": place, "group": self.plan[place]["group"], **record}) + "\n")
+                    file.write(json.dumps({**record, "place": place, "group": self.plan[place]["group"]}) + "\n")
 
     def records(self, groups: Sequence[str]) -> list[dict[str, Any]]:
         """The groups' records."""
@@ -149,9 +149,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path)
     parser.add_argument("results", type=Path)
-    parser.add_argument("--workers", type=int, default=12)
+    parser.add_argument("--workers", type=int, default=8, help="about 12 GB of the device each")
     parser.add_argument("--seconds", type=float, default=480, help="no cell is started after this")
     parser.add_argument("--given", nargs="*", default=[], help='"BASE WORLD=FOLDER": checkpoints that are there')
+    parser.add_argument(
+        "--known", type=Path, nargs="*", default=[], help="records made before: their cells are not run"
+    )
     parser.add_argument("--worker", type=int, help="be this worker (used by the command itself)")
     parser.add_argument("--until", type=float, help="(used by the command itself)")
     said = parser.parse_args(argv)
@@ -162,6 +165,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     said.results.parent.mkdir(parents=True, exist_ok=True)
     queue.reset()
+    if said.known:
+        from experiments.real.cells import Lab
+        from experiments.real.table import records_of
+
+        lab = Lab(said.results.parent / "cells", given=given)
+        print(f"known: {len([lab.take(record) for record in records_of(said.known)])} cells", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     environment |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     environment |= _shared_gpu()
