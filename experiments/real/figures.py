@@ -54,9 +54,18 @@ def spread(records: Sequence[Record], split: str, languages: Sequence[str]) -> f
 
 
 def difference(one: Sequence[Record], two: Sequence[Record], split: str, languages: Sequence[str]) -> Interval:
-    """two - one in points, mean over languages, with its 95 % interval over items."""
-    found = clustered_bootstrap([100 * (flags(two, split, languages) - flags(one, split, languages))])
-    return found
+    """two - one in points, mean over languages, with its 95 % interval over items, of the seeds both have, if any.
+
+    A seed also chooses which rows are labelled, where there are few: seeds that one side lacks would not be paired.
+    """
+    both = {_seed(record) for record in one} & {_seed(record) for record in two}
+    if both:
+        one, two = ([record for record in side if _seed(record) in both] for side in (one, two))
+    return clustered_bootstrap([100 * (flags(two, split, languages) - flags(one, split, languages))])
+
+
+def _seed(record: Record) -> int:
+    return int(record["cell"]["seed"])
 
 
 @dataclass(frozen=True)

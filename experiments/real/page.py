@@ -92,8 +92,8 @@ def page(records: Sequence[Record]) -> str:
                 group: group for group in results.groups if group.startswith(start) and not group.endswith(SEEDS)
             }
             parts += [f"### {title}", main_table(results, groups, f"{start}plain")]
-    named = {group: COMPARED[group] for group in BY_LANGUAGE if group in results.groups}
-    parts += ["### By language", language_table(results, named)]
+    shown = {group: COMPARED[group] for group in BY_LANGUAGE if group in results.groups}
+    parts += ["### By language", language_table(results, shown)]
     options = ("rate", "weight", "epochs", "pack_rate", "pack_passes")
     searched = [group for group in COMPARED if group in results.groups]
     parts += ["### What was searched (seed 0)", search_table(results, searched, options)]
