@@ -1,0 +1,7 @@
+"""`python -m experiments.real`."""
+
+import sys
+
+from experiments.real.run import main
+
+sys.exit(main())

@@ -1,0 +1,241 @@
+"""One cell: a base, a world, a recipe with its setting and a seed give a record, kept under a hash of all of it.
+
+A record says for `dev` and `test`, by language, which items were answered right, so that every figure is computed from
+records and nothing is scored twice. Choices are made on `dev` (search.py) and figures reported on `test` (figures.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+from cctuning.errors import UserError, nearest
+from experiments.real.bases import BASES, fingerprint, ready
+from experiments.real.recipes import Job, Setting
+from experiments.real.registry import recipe_of, world_of
+from experiments.real.scoring import Encoded, encode, right
+from experiments.real.worlds import Text
+
+FORMAT = 1  # part of every key: raise it when a record of the same cell would differ
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What to train and score."""
+
+    base: str
+    world: str
+    recipe: str
+    setting: Setting = Setting()
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """For people: what differs from the defaults."""
+        said = {**_differs(self.setting, Setting()), **_differs(self.setting.text, Text())}
+        said.pop("text", None)
+        shown = " ".join(f"{name}={value}" for name, value in said.items())
+        return f"{self.base} {self.world} {self.recipe} seed {self.seed} {shown}".strip()
+
+
+def _differs(one: Any, other: Any) -> dict[str, Any]:
+    return {
+        field.name: getattr(one, field.name)
+        for field in dataclasses.fields(one)
+        if getattr(one, field.name) != getattr(other, field.name)
+    }
+
+
+def cell_of(told: Mapping[str, Any]) -> Cell:
+    """The cell that a record or a plan's line names.
+
+    Raises:
+        UserError: an unknown option.
+    """
+    setting = dict(told.get("setting") or {})
+    text: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in setting.pop("text", {}).items()
+    }
+    if setting.get("layers") is not None:
+        setting["layers"] = tuple(setting["layers"])
+    setting["extra"] = tuple((name, value) for name, value in setting.get("extra", ()))
+    for given, kind in ((setting, Setting), (text, Text)):
+        known = [field.name for field in dataclasses.fields(kind)]
+        for name in given:
+            if name not in known:
+                raise UserError(f"setting: unknown option {name!r}.{nearest(name, known)}")
+    return Cell(
+        told["base"], told["world"], told["recipe"], Setting(text=Text(**text), **setting), int(told.get("seed", 0))
+    )
+
+
+def told(cell: Cell) -> dict[str, Any]:
+    """The cell as plain JSON types."""
+    return dict(json.loads(json.dumps(asdict(cell))))
+
+
+def key(cell: Cell, base: str, data: str) -> str:
+    """Hash of all that decides the record.
+
+    Args:
+        base: fingerprint of the checkpoint. data: version of the world's rows.
+    """
+    content = {"format": FORMAT, "cell": told(cell), "base": base, "data": data}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+
+
+class Lab:
+    """Where bases are and records are kept; what it has read once it keeps.
+
+    Args:
+        folder: of the records. accept: bases whose terms are accepted. given: checkpoints that are there already, by
+            base and world (`BASE WORLD`): a machine without a network is given them. packs: where language packs are
+            kept for other cells; None: they are not.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        accept: Iterable[str] = (),
+        given: Mapping[str, Path] | None = None,
+        packs: Path | None = None,
+    ) -> None:
+        self.packs = packs
+        self.folder, self.accept, self._given = folder, list(accept), dict(given or {})
+        self._known: dict[tuple[str, str], tuple[Path, str, str]] = {}
+
+    def known(self, base: str, world: str) -> tuple[Path, str, str]:
+        """The checkpoint cut to the world's texts, its fingerprint, and the version of the rows."""
+        if (base, world) not in self._known:
+            if base not in BASES:
+                raise UserError(f"base: {base!r} is not one of {', '.join(BASES)}.{nearest(base, BASES)}")
+            rows = world_of(world)
+            place = self._given.get(f"{base} {world}") or ready(BASES[base], rows.texts(), self.accept)
+            self._known[base, world] = (place, fingerprint(place), rows.version())
+        return self._known[base, world]
+
+    def place(self, cell: Cell) -> Path:
+        """Where the cell's record is, or will be."""
+        _, base, data = self.known(cell.base, cell.world)
+        return self.folder / f"{key(cell, base, data)}.json"
+
+    def record(self, cell: Cell) -> dict[str, Any] | None:
+        """The cell's record, if there is one."""
+        place = self.place(cell)
+        return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else None
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """The cell's record, computed where it is not there yet."""
+        kept = self.record(cell)
+        if kept is not None:
+            return kept
+        checkpoint, base, data = self.known(cell.base, cell.world)
+        record = {"cell": told(cell), "base": base, "data": data, "machine": machine()}
+        record |= compute(cell, checkpoint, self.packs)
+        self.keep(cell, record)
+        return record
+
+    def keep(self, cell: Cell, record: Mapping[str, Any]) -> None:
+        """Write a record whole or not at all."""
+        place = self.place(cell)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        scratch = place.with_suffix(f".{time.time_ns()}.part")
+        scratch.write_text(json.dumps(record) + "\n", encoding="utf-8")
+        scratch.rename(place)
+
+    def take(self, record: Mapping[str, Any]) -> Cell:
+        """Keep a record made elsewhere.
+
+        Raises:
+            UserError: it was made with another version of the rows, or of the base.
+        """
+        cell = cell_of(record["cell"])
+        _, base, data = self.known(cell.base, cell.world)
+        for name, own, here in (("rows of the world", record["data"], data), ("base", record["base"], base)):
+            if own != here:
+                raise UserError(
+                    f"{cell.label}: made with another version of the {name} ({own}; here {here}): its figures cannot "
+                    "stand beside these; run it again."
+                )
+        self.keep(cell, record)
+        return cell
+
+
+def amp() -> torch.dtype | None:
+    """bfloat16 where the machine multiplies it faster: a GPU, or a processor with AMX or AVX512-BF16."""
+    if torch.cuda.is_available():
+        return torch.bfloat16
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    return torch.bfloat16 if "amx_bf16" in flags or "avx512_bf16" in flags else None
+
+
+def machine() -> dict[str, Any]:
+    """What the cell runs on."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def compute(cell: Cell, checkpoint: Path, packs: Path | None = None) -> dict[str, Any]:
+    """Train and score."""
+    started, dtype = time.time(), amp()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    set_seed(cell.seed)
+    world, chat = world_of(cell.world), BASES[cell.base].chat
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    model.to(device)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    scratch = Path(tempfile.mkdtemp(prefix="real-"))
+    try:
+        job = Job(model, tokenizer, world, cell.setting, cell.seed, scratch, chat, dtype, packs)
+        tuned = recipe_of(cell.recipe)(job).eval()
+        trained = time.time()
+        flags = score(tuned, tokenizer, cell, dtype)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    memory = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else _resident()
+    return {
+        "right": flags,
+        "noted": job.noted,
+        "seconds": {"training": trained - started, "scoring": time.time() - trained},
+        "memory_mb": round(memory),
+    }
+
+
+def score(model: Any, tokenizer: Any, cell: Cell, dtype: torch.dtype | None) -> dict[str, dict[str, str]]:
+    """Split -> language -> flags."""
+    world, chat = world_of(cell.world), BASES[cell.base].chat
+    found: dict[str, dict[str, str]] = {"dev": {}, "test": {}}
+    for split, by_language in found.items():
+        for lang in world.languages:
+            items = world.items(split, lang)
+            place = (cell.base, cell.world, split, lang)
+            if place not in _ENCODED:
+                _ENCODED[place] = encode(tokenizer, items, chat)
+            by_language[lang] = right(
+                model, tokenizer, items, chat=chat, first_token=world.first_token, amp=dtype, encoded=_ENCODED[place]
+            )
+    return found
+
+
+_ENCODED: dict[tuple[str, str, str, str], list[Encoded]] = {}  # a worker scores the same items cell after cell
+
+
+def _resident() -> float:
+    """Peak resident memory of this process, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

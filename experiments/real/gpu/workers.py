@@ -1,0 +1,199 @@
+"""A plan of cells, most valuable first, and workers that take them side by side.
+
+    python -m experiments.real.gpu.workers PLAN RESULTS --workers 12 --seconds 480 --given "gemma-3-270m sib200=DIR"
+
+PLAN is JSON lines: `{"group", "cell"}`, or `{"group", "cell", "after", "take"}` for a cell whose options `take` are
+those of the best cell of the group (or groups) `after` on `dev`; it waits until that is done. RESULTS is JSON lines of
+records, written as each cell ends, so a plan that is cut off loses no more than what was running. A plan started
+again goes on: what RESULTS holds is not run twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+PIPE = "/tmp/real-mps"
+TRIES = 3  # of a worker whose cells find no room on the device, before it says that one has failed
+
+
+def plan_of(path: Path) -> list[dict[str, Any]]:
+    """The plan's lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+class Queue:
+    """The plan's state in one file beside the results, held by a lock."""
+
+    def __init__(self, plan: Sequence[Mapping[str, Any]], results: Path) -> None:
+        self.plan, self.results = list(plan), results
+        self._state = results.with_suffix(".state")
+
+    @contextmanager
+    def _held(self) -> Iterator[dict[str, str]]:
+        with self.results.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            state = json.loads(self._state.read_text()) if self._state.is_file() else {}
+            yield state
+            scratch = self._state.with_suffix(".part")
+            scratch.write_text(json.dumps(state))
+            scratch.rename(self._state)
+
+    def reset(self) -> None:
+        """Forget what was running when the queue last stopped."""
+        with self._held() as state:
+            for place in [place for place, how in state.items() if how == "running"]:
+                del state[place]
+
+    def take(self) -> int | None:
+        """The place of the next line that can run, now this worker's; -1: all that is left waits; None: nothing."""
+        with self._held() as state:
+            open_ = [place for place in range(len(self.plan)) if str(place) not in state]
+            for place in open_:
+                after = groups_before(self.plan[place])
+                group = [str(other) for other, line in enumerate(self.plan) if line["group"] in after]
+                if all(state.get(other) in ("done", "failed") for other in group):
+                    state[str(place)] = "running"
+                    return place
+            return -1 if open_ else None
+
+    def leave(self, place: int) -> None:
+        """Give a line back, for another try."""
+        with self._held() as state:
+            state.pop(str(place), None)
+
+    def end(self, place: int, record: Mapping[str, Any] | None) -> None:
+        """Note how a line ended, and keep its record."""
+        with self._held() as state:
+            state[str(place)] = "failed" if record is None else "done"
+            if record is not None:
+                with self.results.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({**record, "place": place, "group": self.plan[place]["group"]}) + "\n")
+
+    def records(self, groups: Sequence[str]) -> list[dict[str, Any]]:
+        """The groups' records."""
+        with self._held():
+            lines = self.results.read_text(encoding="utf-8").splitlines() if self.results.is_file() else []
+        return [record for record in map(json.loads, lines) if record["group"] in groups]
+
+
+def groups_before(line: Mapping[str, Any]) -> list[str]:
+    """The groups that a line waits for and chooses from."""
+    after = line.get("after") or []
+    return [after] if isinstance(after, str) else list(after)
+
+
+def resolved(line: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The line's cell, with the options that it takes from the best of `records`."""
+    cell = json.loads(json.dumps(line["cell"]))
+    if line.get("after"):
+        from experiments.real.figures import best
+
+        chosen = best({number: [record] for number, record in enumerate(records)})
+        found = records[chosen]["cell"]["setting"]
+        cell["setting"] |= {name: found[name] for name in line["take"]}
+    return dict(cell)
+
+
+def work(number: int, queue: Queue, until: float, given: Mapping[str, Path], accept: Sequence[str] = ()) -> None:
+    """One worker: cells until the time is up or nothing is left."""
+    import torch
+
+    torch.set_num_threads(1)
+    from experiments.real.cells import Lab, cell_of
+
+    home = queue.results.parent
+    full = 0  # times in a row that the device had no room
+    lab = Lab(home / "cells", accept, given, home / "packs")
+    while time.time() < until:
+        place = queue.take()
+        if place is None:
+            return
+        if place < 0:
+            time.sleep(0.5)
+            continue
+        line, started, record = queue.plan[place], time.time(), None
+        try:
+            cell = cell_of(resolved(line, queue.records(groups_before(line))))
+            record = lab.run(cell)
+            print(f"[{number}] {time.time() - started:5.0f} s  {line['group']}: {cell.label}", flush=True)
+        except torch.OutOfMemoryError as error:
+            full += 1
+            print(f"[{number}] no memory for {line['group']}: {str(error)[:90]}", flush=True)
+            torch.cuda.empty_cache()
+            if full < TRIES:
+                queue.leave(place)
+                time.sleep(20 * (number + 1) / 12)  # the workers share the memory: not all again at once
+                continue
+        except Exception:
+            traceback.print_exc()
+            print(f"[{number}] FAILED {line['group']}: {line['cell']}", flush=True)
+        full = 0
+        queue.end(place, record)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--workers", type=int, default=8, help="about 12 GB of the device each")
+    parser.add_argument("--seconds", type=float, default=480, help="no cell is started after this")
+    parser.add_argument("--given", nargs="*", default=[], help='"BASE WORLD=FOLDER": checkpoints that are there')
+    parser.add_argument(
+        "--known", type=Path, nargs="*", default=[], help="records made before: their cells are not run"
+    )
+    parser.add_argument("--worker", type=int, help="be this worker (used by the command itself)")
+    parser.add_argument("--until", type=float, help="(used by the command itself)")
+    said = parser.parse_args(argv)
+    given = {name: Path(folder) for name, folder in (one.split("=", 1) for one in said.given)}
+    queue = Queue(plan_of(said.plan), said.results)
+    if said.worker is not None:
+        work(said.worker, queue, said.until, given)
+        return
+    said.results.parent.mkdir(parents=True, exist_ok=True)
+    queue.reset()
+    if said.known:
+        from experiments.real.cells import Lab
+        from experiments.real.table import records_of
+
+        lab = Lab(said.results.parent / "cells", given=given)
+        print(f"known: {len([lab.take(record) for record in records_of(said.known)])} cells", flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment |= {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    environment |= _shared_gpu()
+    again = [sys.executable, "-m", "experiments.real.gpu.workers", *(argv or sys.argv[1:])]
+    until = ["--until", str(time.time() + said.seconds)]
+    workers = [
+        subprocess.Popen([*again, *until, "--worker", str(number)], env=environment) for number in range(said.workers)
+    ]
+    codes = [worker.wait() for worker in workers]
+    print(f"workers ended: {codes}", flush=True)
+
+
+def _shared_gpu() -> dict[str, str]:
+    """Start CUDA MPS, by which processes share a GPU at once; without it they take turns."""
+    folders = {"CUDA_MPS_PIPE_DIRECTORY": PIPE, "CUDA_MPS_LOG_DIRECTORY": PIPE}
+    try:
+        Path(PIPE).mkdir(exist_ok=True)
+        subprocess.run(["nvidia-cuda-mps-control", "-d"], env={**os.environ, **folders}, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"CUDA MPS could not be started ({error}); the workers take turns on the device.", flush=True)
+        return {}
+    return folders
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Pairs of names out of parallel questions: what is left of a question once its pattern is taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+
+def names_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(name, its English): what two parallel questions do not share with the others of their pattern.
+
+    A question's pattern is the longest prefix and suffix that it shares with its neighbours of the same English frame;
+    what is left between them is the subject's name. Questions whose names cannot be told apart are left out.
+    """
+    frames: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for row in rows:
+        said, english = row["prompt"], row["prompt_en"]
+        for start, end in _frames(rows, "prompt_en"):
+            if english.startswith(start) and english.endswith(end) and len(english) > len(start) + len(end):
+                frames.setdefault((start, end), []).append((said, english))
+                break
+    found: dict[tuple[str, str], None] = {}
+    for (start, end), pairs in frames.items():
+        if len(pairs) < 3:
+            continue
+        own_start, own_end = (
+            _common_start([said for said, _ in pairs]),
+            _common_end([said for said, _ in pairs]),
+        )
+        for said, english in pairs:
+            name = said[len(own_start) : len(said) - len(own_end) if own_end else None].strip()
+            known = english[len(start) : len(english) - len(end) if end else None].strip()
+            if name and known and "<mask>" not in name + known:
+                found[(name, known)] = None
+    return list(found)
+
+
+def _frames(rows: Sequence[dict[str, Any]], column: str) -> list[tuple[str, str]]:
+    """(start, end) of the English patterns, longest first: what at least three questions have around their name."""
+    return list(_frames_of(tuple(row[column] for row in rows)))
+
+
+@cache
+def _frames_of(prompts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    counts: dict[tuple[str, str], int] = {}
+    for prompt in prompts:
+        words = prompt.split(" ")
+        mask = next((i for i, word in enumerate(words) if "<mask>" in word), None)
+        if mask is None:
+            continue
+        for cut in range(1, min(6, mask) + 1):  # the name stands before the blank: "NAME <frame> <mask> ."
+            counts[("", " " + " ".join(words[cut:]))] = counts.get(("", " " + " ".join(words[cut:])), 0) + 1
+        for cut in range(mask + 1, len(words)):  # or after it, to the end
+            key = (" ".join(words[:cut]) + " ", "")
+            counts[key] = counts.get(key, 0) + 1
+    return tuple(sorted((key for key, count in counts.items() if count >= 3), key=lambda key: -len("".join(key))))
+
+
+def _common_end(texts: Sequence[str]) -> str:
+    return _common_start([text[::-1] for text in texts])[::-1]
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    """The longest start that all share, by characters."""
+    first, last = min(texts), max(texts)
+    same = next((i for i, (one, two) in enumerate(zip(first, last, strict=False)) if one != two), None)
+    return first[: min(len(first), len(last)) if same is None else same]

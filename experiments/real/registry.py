@@ -1,0 +1,73 @@
+"""Names of recipes and worlds, and which options a recipe's search goes over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cctuning.errors import UserError, nearest
+from experiments.real import recipes
+from experiments.real.named import Named, countries, emoji_things
+from experiments.real.recipes import Recipe
+from experiments.real.rivals.distil import distil, pseudo
+from experiments.real.rivals.mid_align import mid_align
+from experiments.real.rivals.swap import swap
+from experiments.real.worlds import Bmlama, Sib200, World
+
+SIB = (
+    "en", "ar", "bn", "de", "el", "es", "fa", "fi", "fr", "he", "hi", "id", "it", "ja", "ko", "nl", "pl", "pt", "ru",
+    "sw", "ta", "te", "th", "tr", "ur", "vi", "yo", "zh",
+)  # fmt: skip
+EMOJI = ("en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar")
+COUNTRIES = ("en", "fr", "de", "es", "pt", "it", "tr", "sw", "id", "fi", "hu", "vi", "so", "pl")
+GENERAL = ("own", "tatoeba", "tico")
+NEVER = ("it", "ko", "pl", "th", "yo")  # five languages of all families and tiers that get no parallel text
+
+WORLDS: dict[str, Callable[[], World]] = {
+    "sib200": lambda: Sib200(SIB, GENERAL),
+    "sib200-west": lambda: Sib200(("en", "fr", "de", "es", "pt"), GENERAL),
+    "sib200-four": lambda: Sib200(("en", "el", "sw", "ta", "bn", "yo"), GENERAL),
+    "sib200-tiny": lambda: Sib200(("en", "fr", "sw"), cap=8),  # to try the machinery
+    "emoji": lambda: Named(EMOJI, "emoji", emoji_things),
+    "countries": lambda: Named(COUNTRIES, "countries", countries),
+    "bmlama": lambda: Bmlama(("en", "fr", "ru", "tr"), name="bmlama"),
+    "bmlama-en": lambda: Bmlama(("en", "fr", "ru", "tr"), answers="en", name="bmlama-en"),
+}
+
+RECIPES: dict[str, Recipe] = {
+    "base": recipes.base,
+    "plain": recipes.plain,
+    "align": recipes.align,
+    "pack": recipes.pack,
+    "pack-align": recipes.pack_align,
+    "cc": recipes.cc,
+    "translation-rows": recipes.translation_rows,
+    "translation-first": recipes.translation_first,
+    "text-rows": recipes.text_rows,
+    "text-first": recipes.text_first,
+    "mid-align": mid_align,
+    "pseudo": pseudo,
+    "distil": distil,
+    "swap": swap,
+}
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in RECIPES:
+        raise UserError(f"recipe: {name!r} is not one of {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
+    return RECIPES[name]
+
+
+def world_of(name: str) -> World:
+    """The world of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in WORLDS:
+        raise UserError(f"world: {name!r} is not one of {', '.join(WORLDS)}.{nearest(name, WORLDS)}")
+    return WORLDS[name]()

@@ -1,0 +1,114 @@
+"""Two ways to hand on what the English model answers: its labels for parallel text, or its whole distribution.
+
+`pseudo`: plain SFT on the English rows; the model so tuned answers the English side of every pair; plain SFT of the
+base on the answered rows and on the texts with those answers. `distil` (self-distillation from the English prompt):
+the tuned model itself goes on, and what it predicts after the text is pulled to what it predicted, as it was, after
+the English sentence:
+
+    L = L_SFT + weight * KL(p_start(. | English) || p(. | text)),   at the prompt's last token
+
+Both need the parallel text to be of the task's own kind: a sentence that could be a prompt.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cctuning import CCTrainer
+from experiments.real.recipes import Job, tune
+from experiments.real.scoring import encode, likelihoods
+from experiments.real.worlds import BREAK, ENGLISH, Item
+
+
+def pseudo(job: Job) -> PreTrainedModel:
+    """Labels for the parallel text by the English model, then plain SFT on them and on the answered rows."""
+    setting, start = job.setting, copy.deepcopy(job.model)
+    teacher = tune(job, job.model, "teacher", job.rows())
+    labels = tuple(sorted({row["response"] for row in job.rows()}))
+    pairs = job.pairs()
+    asked = list(dict.fromkeys(pair["reference"] for pair in pairs))
+    given = dict(zip(asked, _answers(job, teacher.eval(), asked, labels), strict=True))
+    rows = [
+        {"prompt": pair["text"] + BREAK, "response": given[pair["reference"]], "lang": pair["lang"]} for pair in pairs
+    ]
+    answered = job.rows() * round(setting.epochs)
+    mixed = answered + job.rng.choices(rows, k=len(answered) * setting.share)
+    batch = setting.batch * (1 + setting.share)
+    return tune(job, start, "pseudo", mixed, given={"num_train_epochs": 1, "per_device_train_batch_size": batch})
+
+
+def _answers(job: Job, model: PreTrainedModel, sentences: Sequence[str], labels: tuple[str, ...]) -> list[str]:
+    items = [Item("", sentence + BREAK, labels, 0) for sentence in sentences]
+    encoded, found = encode(job.tokenizer, items, job.chat), []
+    for start in range(0, len(encoded), 64):
+        for _, scores in likelihoods(model, encoded[start : start + 64], job.amp):
+            found.append(labels[max(range(len(labels)), key=scores.__getitem__)])
+    return found
+
+
+class DistilTrainer(CCTrainer):
+    """Plain SFT and the KL above on `number` pairs a step."""
+
+    def __init__(
+        self,
+        *args: Any,
+        teacher: PreTrainedModel,
+        sides: Sequence[tuple[list[int], list[int]]],
+        number: int,
+        weight: float,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._teacher, self._sides, self._number, self._weight = teacher.eval(), list(sides), number, weight
+        self._draw = random.Random(f"distil {self.args.seed}")
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
+    ) -> Any:
+        """The sum of both."""
+        loss = super().compute_loss(model, inputs, False, *args, **kwargs)
+        pairs = self._draw.sample(self._sides, min(self._number, len(self._sides)))
+        with torch.no_grad():
+            target = self._predicted(self._teacher, [reference for _, reference in pairs])
+        given = self._predicted(self.model, [text for text, _ in pairs])
+        return loss + self._weight * nn.functional.kl_div(given, target, reduction="batchmean", log_target=True)
+
+    def _predicted(self, model: PreTrainedModel, sequences: Sequence[list[int]]) -> Tensor:
+        """(N, V) log-probabilities after each sequence."""
+        width, device = max(map(len, sequences)), model.device
+        ids = torch.zeros(len(sequences), width, dtype=torch.long)
+        mask = torch.zeros(len(sequences), width, dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)], mask[row, : len(sequence)] = torch.tensor(sequence), 1
+        hidden = model.model(
+            input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
+        ).last_hidden_state
+        last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=device)
+        return model.lm_head(hidden[torch.arange(len(sequences), device=device), last]).float().log_softmax(-1)
+
+
+def distil(job: Job) -> PreTrainedModel:
+    """Plain SFT on the English rows, then half as long again with the KL."""
+    setting = job.setting
+    model = tune(job, job.model, "teacher", job.rows())
+    pairs = job.pairs()
+    items = [Item("", side + BREAK, (), 0) for pair in pairs for side in (pair["text"], pair["reference"])]
+    prompts = [prompt for prompt, _ in encode(job.tokenizer, items, job.chat)]
+    return tune(
+        job,
+        model,
+        "distil",
+        [row for row in job.rows() if row["lang"] == ENGLISH],
+        trainer=DistilTrainer,
+        teacher=copy.deepcopy(model),
+        sides=[(prompts[2 * i], prompts[2 * i + 1]) for i in range(len(pairs))],
+        number=setting.batch * setting.share,
+        weight=1.0 if setting.weight is None else setting.weight,
+    )

@@ -1,0 +1,101 @@
+"""The command line of the lab on real models: `python -m experiments.real run|plan|table|fetch`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cctuning.errors import UserError
+from experiments.real.bases import BASES
+from experiments.real.worlds import ENGLISH
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 2 where the input is at fault."""
+    given = _arguments().parse_args(argv)
+    try:
+        {"run": _run, "plan": _plan, "table": _table, "fetch": _fetch}[given.command](given)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.real", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    one = commands.add_parser("run", help="one cell: train, score, keep the record")
+    one.add_argument("base", help=f"one of {', '.join(BASES)}")
+    one.add_argument("world")
+    one.add_argument("recipe")
+    one.add_argument(
+        "--setting", default="{}", help='JSON of options, such as \'{"rate": 1e-4, "text": {"labels": 100}}\''
+    )
+    one.add_argument("--seed", type=int, default=0)
+    _places(one)
+
+    plan = commands.add_parser("plan", help="the cells of a plan (JSON lines), by one worker here")
+    plan.add_argument("plan", type=Path)
+    plan.add_argument("--seconds", type=float, default=1e9, help="no cell is started after this")
+    _places(plan)
+
+    table = commands.add_parser("table", help="tables of records")
+    table.add_argument("results", type=Path, nargs="+", help="JSON lines of records")
+
+    fetch = commands.add_parser("fetch", help="a base, written out")
+    fetch.add_argument("base", choices=list(BASES))
+    fetch.add_argument("--accept", nargs="*", default=[], help="bases whose terms you have read and accept")
+    return parser
+
+
+def _places(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, default=Path("results/real"), help="folder of records")
+    parser.add_argument("--accept", nargs="*", default=[], help="bases whose terms you have read and accept")
+
+
+def _run(given: argparse.Namespace) -> None:
+    from experiments.real.cells import Lab, cell_of
+    from experiments.real.figures import accuracy, others
+
+    told = {"base": given.base, "world": given.world, "recipe": given.recipe, "seed": given.seed}
+    try:
+        setting = json.loads(given.setting)
+    except ValueError as error:
+        raise UserError(f"--setting: not JSON ({error}).") from None
+    cell = cell_of({**told, "setting": setting})
+    lab = Lab(given.output, given.accept)
+    record = lab.run(cell)
+    print(cell.label)
+    for split in ("dev", "test"):
+        by = {lang: accuracy([record], split, [lang]) for lang in record["right"][split]}
+        told_ = "  ".join(f"{lang} {value:.1f}" for lang, value in by.items())
+        print(f"{split:5} English {by[ENGLISH]:.1f}  x {accuracy([record], split, others(record)):.1f}   {told_}")
+    print(lab.place(cell))
+
+
+def _plan(given: argparse.Namespace) -> None:
+    import time
+
+    from experiments.real.gpu.workers import Queue, plan_of, work
+
+    queue = Queue(plan_of(given.plan), given.output / "results.jsonl")
+    given.output.mkdir(parents=True, exist_ok=True)
+    queue.reset()
+    work(0, queue, time.time() + given.seconds, {}, given.accept)
+
+
+def _table(given: argparse.Namespace) -> None:
+    from experiments.real.page import page
+    from experiments.real.table import records_of
+
+    print(page(records_of(given.results)))
+
+
+def _fetch(given: argparse.Namespace) -> None:
+    from experiments.real.bases import written_out
+
+    print(written_out(BASES[given.base], given.accept))

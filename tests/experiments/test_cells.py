@@ -1,0 +1,125 @@
+"""Cells end to end on a base of a few thousand weights: kept, resumed, refused; and the queue of a plan."""
+
+import json
+
+import pytest
+import torch
+
+from cctuning.errors import UserError
+from experiments.real import bases, registry
+from experiments.real.bases import Base
+from experiments.real.cells import Lab, cell_of
+from experiments.real.gpu.workers import Queue, resolved, work
+from experiments.real.recipes import mispaired
+from experiments.real.vocabulary import cut_checkpoint, used_tokens
+from experiments.real.worlds import Sib200
+from tests.experiments.conftest import write
+
+SETTING = {"epochs": 1, "batch": 4, "layers": [1, 2], "pack_batch": 8, "pack_passes": 1}
+
+
+@pytest.fixture
+def lab(data, whole, tmp_path, monkeypatch):
+    world = Sib200(("en", "sw"))
+    texts = world.texts()
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    cut_checkpoint(whole, used_tokens(whole, texts), folder, texts)
+    monkeypatch.setitem(registry.WORLDS, "small", lambda: Sib200(("en", "sw")))
+    monkeypatch.setitem(bases.BASES, "toy", Base("toy", (), "none", "", "none"))
+    return Lab(tmp_path / "records", given={"toy small": folder}, packs=tmp_path / "packs")
+
+
+def cell(recipe, seed=0, **setting):
+    return cell_of(
+        {"base": "toy", "world": "small", "recipe": recipe, "seed": seed, "setting": {**SETTING, **setting}}
+    )
+
+
+@pytest.mark.parametrize("recipe", ["plain", "align", "mid-align", "distil"])
+def test_a_cell_is_kept_and_the_same_again(lab, recipe):
+    first = lab.run(cell(recipe))
+    assert set(first["right"]["test"]) == {"en", "sw"} and len(first["right"]["test"]["sw"]) == 6
+    assert lab.run(cell(recipe)) == first  # read, not run: the seconds are the same
+    lab.place(cell(recipe)).unlink()
+    again = lab.run(cell(recipe))
+    assert again["right"] == first["right"] and again["noted"] == first["noted"]
+
+
+def test_a_pack_serves_other_cells(lab):
+    first = lab.run(cell("pack"))
+    assert first["noted"][0]["steps"] > 0
+    second = lab.run(cell("pack", rate=1e-3))
+    assert "kept" in second["noted"][0]
+    alone = Lab(lab.folder.parent / "others", given=lab._given)
+    assert alone.run(cell("pack", rate=1e-3))["noted"][1] == second["noted"][1]  # the same losses as made afresh
+
+
+def test_other_rows_are_another_cell(lab, data):
+    record = lab.run(cell("base"))
+    write(data / "benchmarks/sib200/sw.jsonl.gz", [])
+    later = Lab(lab.folder, given=lab._given)
+    assert later.record(cell("base")) is None
+    with pytest.raises(UserError, match="another version of the rows"):
+        later.take(record)
+
+
+def test_unknown_options_are_named():
+    with pytest.raises(UserError, match=r"'rte'.*Did you mean 'rate'"):
+        cell("plain", rte=1)
+
+
+def test_wrong_pairs_are_wrong():
+    import random
+
+    pairs = [{"text": f"{n}", "reference": f"{n}", "lang": lang} for lang in ("a", "b") for n in range(5)]
+    turned = mispaired(pairs, random.Random(0))
+    assert all(pair["text"] != pair["reference"] for pair in turned)
+    assert sorted(pair["reference"] for pair in turned) == sorted(pair["reference"] for pair in pairs)
+
+
+def test_a_plan_waits_chooses_and_goes_on(lab, tmp_path):
+    told = {"base": "toy", "world": "small", "recipe": "plain", "setting": SETTING}
+    plan = [
+        {"group": "late", "cell": {**told, "seed": 1}, "after": "search", "take": ["rate"]},
+        {"group": "search", "cell": {**told, "setting": {**SETTING, "rate": 1e-3}}},
+        {"group": "search", "cell": {**told, "recipe": "no such"}},
+    ]
+    results = tmp_path / "plan" / "results.jsonl"
+    results.parent.mkdir()
+    queue = Queue(plan, results)
+    assert queue.take() == 1  # the first line waits
+    queue.reset()
+    work(0, queue, 1e12, lab._given)
+    records = {record["group"]: record for record in map(json.loads, results.read_text().splitlines())}
+    assert set(records) == {"search", "late"}
+    assert records["late"]["cell"]["setting"]["rate"] == 1e-3
+    assert queue.take() is None
+
+
+def test_a_full_device_is_tried_again(lab, tmp_path, monkeypatch):
+    told = {"base": "toy", "world": "small", "recipe": "full", "setting": SETTING}
+    results = tmp_path / "plan" / "results.jsonl"
+    results.parent.mkdir()
+    queue, calls = Queue([{"group": "a", "cell": told}], results), []
+
+    def full(job):
+        calls.append(job.seed)
+        if len(calls) < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return job.model
+
+    monkeypatch.setitem(registry.RECIPES, "full", full)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    work(0, queue, 1e12, lab._given)
+    assert len(calls) == 3 and queue.take() is None and len(results.read_text().splitlines()) == 1
+
+
+def test_the_best_on_dev_is_taken():
+    def record(rate, dev, test):
+        rights = {split: {"en": "1", "sw": flags} for split, flags in (("dev", dev), ("test", test))}
+        return {"cell": {"setting": {"rate": rate}}, "data": "d", "base": "b", "right": rights}
+
+    line = {"cell": {"setting": {"rate": 0.0, "epochs": 2}}, "after": "x", "take": ["rate"]}
+    found = resolved(line, [record(1.0, "100", "111"), record(2.0, "110", "000")])
+    assert found["setting"] == {"rate": 2.0, "epochs": 2}

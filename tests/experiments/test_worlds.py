@@ -1,0 +1,61 @@
+"""Rows, parallel text and questions never share a sentence that they must not."""
+
+import pytest
+
+from cctuning.errors import UserError
+from experiments.real.named import Named, countries
+from experiments.real.worlds import Sib200, Text
+
+
+@pytest.fixture
+def world(data):
+    return Sib200(("en", "sw"), ("own", "tico"))
+
+
+def test_splits_are_apart(world):
+    asked = {item.prompt.strip() for split in ("dev", "test") for item in world.items(split, "sw")}
+    given = {row["prompt"].strip() for row in world.rows(Text(answered=("en", "sw")))}
+    told = {pair["text"] for pair in world.pairs(Text())}
+    assert len(asked) == 9 and len(given) == 18 and len(told) == 9
+    assert not asked & given and not asked & told
+
+
+def test_items_are_parallel(world):
+    assert [item.key for item in world.items("test", "en")] == [item.key for item in world.items("test", "sw")]
+    assert [item.answer for item in world.items("test", "en")] == [item.answer for item in world.items("test", "sw")]
+
+
+def test_labels_and_other_text(world):
+    text = Text(labels=4, source="other")
+    answered = {row["prompt"].strip() for row in world.rows(text)}
+    assert len(answered) == 4
+    others = {pair["reference"] for pair in world.pairs(text)}
+    assert len(others) == 5 and not answered & others
+
+
+def test_sentences_without_and_general(world):
+    assert len(world.pairs(Text(sentences=3))) == 3
+    assert world.pairs(Text(without=("sw",))) == []
+    assert {pair["lang"] for pair in world.pairs(Text(source="tico"))} == {"sw"}
+
+
+def test_order_chooses_other_rows(world):
+    first, second = (world.rows(Text(labels=3, order=order)) for order in (0, 1))
+    assert first != second and first == world.rows(Text(labels=3))
+
+
+def test_missing_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("CC_TUNING_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="not a folder"):
+        Sib200(("en",)).version()
+    monkeypatch.delenv("CC_TUNING_DATA")
+    with pytest.raises(UserError, match="CC_TUNING_DATA is not set"):
+        Sib200(("en",)).version()
+
+
+def test_countries_are_labelled_once():
+    world = Named(("en", "fr", "sw"), "countries", countries)
+    items = [item for split in ("train", "dev", "test") for item in world.items(split, "fr")]
+    keys = [item.key for item in items]
+    assert len(keys) == len(set(keys)) > 200
+    assert ("Kenya\n", "Africa") in {(item.prompt, item.candidates[item.answer]) for item in items}
