@@ -106,3 +106,13 @@ def test_a_pack_is_exported_with_its_languages_on_the_card(base, tmp_path):
     done("export", tmp_path / "pack", "--format", "lora", "--output", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "30 pairs of parallel text without answers: Quechua (`qu`) 30" in card and "pairs.jsonl" in card
+
+
+def test_parallel_text_that_is_evaluated_on_is_a_note(base, tmp_path, capsys):
+    rows, text = english(tmp_path / "en.jsonl"), pairs(tmp_path / "pairs.jsonl")
+    held = [json.loads(line) for line in text.read_text().splitlines()][:3]
+    asked = [{"prompt": one["text"], "response": "x1", "prompt_en": one["text_en"], "lang": "qu"} for one in held]
+    evaluated = ("--eval_data", write_jsonl(tmp_path / "eval.jsonl", asked), "--eval_strategy", "epoch")
+    given = ("--data", rows, "--parallel", text, *evaluated, "--output_dir", tmp_path / "run", *SMALL)
+    done("train", "--model", base, *given)
+    assert "3 pairs of the parallel text are prompts of eval_data" in capsys.readouterr().out

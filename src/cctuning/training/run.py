@@ -183,6 +183,7 @@ def prepare(
         pairs, pairs_report = load_parallel(
             options.parallel, reference_language=args.reference_language, seed=args.seed, bad_rows=args.bad_rows
         )
+        pairs_report.notes += shared_with(eval_rows, pairs)
     reports = [found for found in (report, eval_report, pairs_report) if found is not None]
     for note in [note for found in reports for note in found.notes]:
         logger.warning(note)
@@ -306,6 +307,17 @@ def read(data: list[Any], args: CCConfig, require_reference: bool) -> tuple[Data
         seed=args.seed,
         require_reference=require_reference,
     )
+
+
+def shared_with(eval_rows: Dataset | None, pairs: Dataset) -> list[str]:
+    """A note where parallel text holds prompts that are evaluated on: the alignment has then seen them."""
+    if eval_rows is None:
+        return []
+    asked = {prompt for prompt in eval_rows["prompt"] if isinstance(prompt, str)}
+    found = sum(
+        text in asked or reference in asked for text, reference in zip(pairs["text"], pairs["reference"], strict=True)
+    )
+    return [f"{found} pairs of the parallel text are prompts of eval_data; leave them out of one."] if found else []
 
 
 def lora(options: RunOptions) -> LoraConfig | None:
