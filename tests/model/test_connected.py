@@ -209,3 +209,13 @@ def test_a_base_is_known_in_every_dtype(dtype, tmp_path):
     other.get_input_embeddings().weight.data.mul_(1.001 if dtype == torch.float32 else 1.01)
     with pytest.raises(UserError, match="another model of the same shape"):
         ConnectedModel.from_pretrained(other, tmp_path / "connection")
+
+
+@pytest.mark.parametrize("connection", ["align", "gated"])
+def test_units_that_were_never_measured_are_an_error(connection, batch):
+    """In a loop of one's own; in silence the error would be another one."""
+    config = ConnectionConfig(connection, align_loss="standardized", layers=[0, 1], reference_weights="current")
+    connected = ConnectedModel.attach(tiny_llama(), config).train()
+    connected.total_steps = 2
+    with pytest.raises(UserError, match=r"align_loss: standardized.*keep_recorded"):
+        connected(**batch)

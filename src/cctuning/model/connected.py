@@ -19,18 +19,17 @@ from transformers import PreTrainedModel
 from cctuning.connection import (
     ConnectionConfig,
     Enough,
-    LayerAlignment,
     LayerConnection,
     Plan,
     Reference,
     Wire,
     answering,
-    offered,
     restore,
 )
 from cctuning.errors import UserError
 from cctuning.model import adapter
-from cctuning.model.objective import ConnectedOutput, aligned_alone, assemble
+from cctuning.model.aligner import Aligner
+from cctuning.model.objective import ConnectedOutput, assemble
 from cctuning.model.passes import (
     Batch,
     GenerationPlanner,
@@ -80,8 +79,8 @@ class ConnectedModel(nn.Module):
         self.base_trained: bool | None = None  # known after CCTrainer.train, and of a saved connection
         self.layers: list[int] = []  # that connect, and the width of what they are offered
         self.width = 0
-        self.alignments: dict[int, LayerAlignment] = {}
-        self._stops = True
+        self.aligner: Aligner | None = None
+        self.measured = False  # the references' spread, where the gated connection's error is in units of it
         self._handles: list[Any] = []
         self._insert()
         self.written = adapter.times_written(self)  # so that export_lora can tell whether the base was trained
@@ -118,7 +117,8 @@ class ConnectedModel(nn.Module):
         chosen = [site for site in sites if site.index in wanted]
         self.layers, self.width = [site.index for site in chosen], chosen[0].size if chosen else 0
         if self.config.connection == "align":
-            self._align(chosen)
+            self.aligner = Aligner(self.config, chosen, sites, self.wire)
+            self._handles += self.aligner.handles
             chosen = []
         for site in chosen:
             connection = LayerConnection(self.config, site.size, site.index, len(chosen), self.wire)
@@ -129,29 +129,6 @@ class ConnectedModel(nn.Module):
         self._sites = chosen
         self._run = Runner(self.model, self.wire)
         self._handles += self._run.handles
-
-    def _align(self, sites: list[Site]) -> None:
-        """Hooks alone: an alignment has no weights."""
-        above = [site for site in find_sites(self.model) if site.index == sites[-1].index + 1]
-        for site in above:
-            self._handles.append(site.layer.register_forward_pre_hook(self._end))
-        for site in sites:
-            alignment = LayerAlignment(self.config, site.index, len(sites), self.wire)
-            at = site.layer if self.config.align_at == "residual" else site.block
-            self._handles.append(at.register_forward_hook(alignment.hook, with_kwargs=True))
-            if site.in_place and at is site.block:
-                self._handles.append(at.register_forward_hook(copy_output))
-            self.alignments[site.index] = alignment
-
-    def _end(self, module: nn.Module, args: Any) -> None:
-        """Before the layer above the last that is aligned."""
-        if self.wire.plan is not None and self.wire.plan.stop:
-            raise Enough
-
-    def _may_stop(self, through: nn.Module | None) -> bool:
-        """Whether a forward may end early: not where other processes take part in it."""
-        whole = through is None or through is self.model
-        return bool(self.alignments) and whole and self._stops and not several_processes()
 
     def _register(self, site: Site, connection: nn.Module) -> None:
         """Make `connection` a part of the decoder layer it acts on, so that it is moved, sharded and saved with it."""
@@ -220,9 +197,9 @@ class ConnectedModel(nn.Module):
     def keep_recorded(self, recorded: RecordedReferences, references: bool = True) -> None:
         """Take the references' statistics from a recording (`cctuning.model.recorded.record`), and, unless
         `references` is off, the references too: batches then say which by `reference_row`."""
-        self.recorded = recorded if references else None
-        for layer, alignment in self.alignments.items():
-            alignment.statistics = recorded.statistics[layer]
+        self.recorded, self.measured = recorded if references else None, True
+        if self.aligner is not None:
+            self.aligner.keep(recorded)
         for layer, connection in self.connections.items():
             connection.set_spread(recorded.statistics[layer].spread)
 
@@ -236,9 +213,9 @@ class ConnectedModel(nn.Module):
         assert batch.reference_ids is not None and batch.reference_mask is not None
         rows, positions = batch.reference_ids.shape
         plan = Plan("record", rows, positions, reference=Reference.from_mask(batch.reference_mask))
-        if self.alignments:
+        if self.aligner is not None:
             plan.spans = batch.reference_spans(self.config.align_pool)
-            plan.stop = through is None and self._may_stop(None)
+            plan.stop = self.aligner.may_end(through is None)
         nothing = batch.reference_ids.new_empty(0)
         with no_gradient(), suppress(Enough):
             inputs = {"input_ids": batch.reference_ids, "attention_mask": batch.reference_mask, "use_cache": False}
@@ -312,7 +289,7 @@ class ConnectedModel(nn.Module):
         connecting = self.config.connection != "none" and self.wire.enabled
         memory: dict[int, Tensor] = {}
         others: Tensor | None = None  # recorded references that a row's own is told from
-        if not connecting or (self.alignments and not self.training):  # nothing of an alignment is left to evaluate
+        if not connecting or (self.aligner and not self.training):  # nothing of an alignment is left to evaluate
             batch = replace(batch, reference_ids=None, reference_index=torch.full_like(batch.reference_index, -1))
         elif self.recorded is not None and self.training and reference_row is not None:
             most = self.config.align_negatives if self.config.loss == "contrastive" else 0
@@ -328,20 +305,18 @@ class ConnectedModel(nn.Module):
             fused_rows = uniform(self.seed, self.step, ids) < self.fused_probability
         rows = num_rows_in_batch
         if rows is None:  # an alignment is averaged over the rows that have a reference
-            rows = int(batch.paired.sum().clamp(min=1)) if self.alignments else len(input_ids)
+            rows = int(batch.paired.sum().clamp(min=1)) if self.aligner else len(input_ids)
         share = 1.0 / torch.as_tensor(rows, dtype=torch.float32, device=input_ids.device) if connecting else None
         step = plan_step(batch, self.config, training=self.training, fused_rows=fused_rows, row_share=share)
         step.plan.memory = {layer: (vectors, None) for layer, vectors in memory.items()}
-        step.plan.stop = step.plan.row_weight is not None and not bool(step.score.any()) and self._may_stop(through)
+        if self.aligner is not None and step.plan.row_weight is not None and not bool(step.score.any()):
+            step.plan.stop = self.aligner.may_end(through is None or through is self.model)
         output = self._run_step(batch, step, through, loss_only, others, kwargs)
-        if step.plan.stop:
-            result = aligned_alone(batch, step)
-            assert result.loss is not None
-            if result.loss.requires_grad or not torch.is_grad_enabled():
+        if self.aligner is not None and step.plan.stop:
+            result = self.aligner.alone(batch, step)
+            if result is not None and result.loss is not None:
                 result.loss = restore(result.loss, self.wire, step.plan)
                 return result
-            # Reentrant checkpointing keeps no graph of what is collected on the side: the gradient has to ride.
-            self._stops = step.plan.stop = False
             output = self._run_step(batch, step, through, loss_only, others, kwargs)
         base = unwrap(self.model).config.get_text_config()
         return assemble(
@@ -384,18 +359,16 @@ class ConnectedModel(nn.Module):
                     raise UserError("reference_weights: start: call keep_start() before the first step.")
                 recorded = self._reference_pass(batch, start)
                 step.plan.reference, step.plan.memory = recorded.reference, recorded.memory
-        elif self.recorded is not None or (self.alignments and not self.training):
+        elif self.recorded is not None or (self.aligner and not self.training):
             pass  # nothing runs
         elif self.config.connection != "none" and not self.config.reference_gradient and several_processes():
             # Where weights are sharded each forward is collective: a rank without references runs one token along.
             token = batch.input_ids[:1, :1]
             self._reference_pass(replace(batch, reference_ids=token, reference_mask=torch.ones_like(token)), start)
-        if step.plan.mode == "align" and step.plan.row_weight is not None:
-            which = batch.reference_index.clamp(min=0)
-            for layer, alignment in self.alignments.items():
-                vectors = step.plan.memory[layer][0]
-                step.plan.offered[layer] = offered(self.config.loss, vectors, which, alignment.statistics, others)
-            step.plan.memory = {}
+        if self.aligner is not None:
+            self.aligner.offer(batch, step, others)
+        elif self.training and self.connections and self.config.loss == "standardized" and not self.measured:
+            raise UserError("align_loss: standardized: call keep_recorded() before the first step, as CCTrainer does.")
         index = flat_index(step.score)[0] if loss_only else None
         try:
             output = self._run(through, step.plan, index, input_ids=ids, attention_mask=mask, **kwargs)
@@ -466,6 +439,7 @@ class ConnectedModel(nn.Module):
             raise UserError(f"{where}: its parts do not match this connection ({len(odd)} differ, first: {odd[0]}).")
         for name, tensor in own.items():
             read_into(tensor, state[name], f"{where}: {name}")
+        self.measured = True
 
     def save_pretrained(self, directory: str | Path, base_trained: bool | None = None) -> None:
         """Write the connection (JSON and safetensors, nothing pickled), atomically; the base is saved by itself.

@@ -194,7 +194,7 @@ class CCTrainer(EpochTrainer):
     def _watch_languages(self) -> AlignmentByLanguage | None:
         """Of recorded parallel text, where the weights are whole."""
         rows: Any = self.train_dataset if self.parallel is None else self.parallel
-        recorded = self.connected.recorded is not None and bool(self.connected.alignments)
+        recorded = self.connected.recorded is not None and self.connected.aligner is not None
         if not (recorded and self._has_parallel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return None
         watch = AlignmentByLanguage(self, rows)
@@ -284,7 +284,7 @@ class CCTrainer(EpochTrainer):
             epoch_iterator = without_repeats(epoch_iterator, self.accelerator, len(rows), each)
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         own = [batch for batch in batches if FILLER not in batch]
-        if self.connected.alignments:  # averaged over the rows that have a reference
+        if self.connected.aligner is not None:  # averaged over the rows that have a reference
             name = "reference_row" if self.records else "reference_index"
             count = torch.tensor(sum(int((batch[name] >= 0).sum()) for batch in own), device=device)
         else:

@@ -1,0 +1,91 @@
+"""The alignment inside a model: hooks on its layers, what they are offered, and forwards that may end early."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cctuning.connection import ConnectionConfig, Enough, LayerAlignment, Wire, offered
+from cctuning.errors import UserError
+from cctuning.model.objective import ConnectedOutput, aligned_alone
+from cctuning.model.passes import Batch, Step
+from cctuning.model.recorded import RecordedReferences
+from cctuning.model.running import copy_output, several_processes
+from cctuning.model.sites import Site
+
+
+class Aligner:
+    """`connection: align` in one model. It has no weights; `handles` take its hooks out again.
+
+    Attributes:
+        layers: layer number -> its alignment.
+    """
+
+    def __init__(self, config: ConnectionConfig, sites: Sequence[Site], every: Sequence[Site], wire: Wire) -> None:
+        """
+        Args:
+            sites: of the layers that are aligned; every: of all layers. wire: of the model.
+        """
+        self.config, self.wire = config, wire
+        self.layers: dict[int, LayerAlignment] = {}
+        self.handles: list[Any] = []
+        self._may_end = True
+        for site in every:
+            if site.index == sites[-1].index + 1:
+                self.handles.append(site.layer.register_forward_pre_hook(self._end))
+        for site in sites:
+            alignment = LayerAlignment(config, site.index, len(sites), wire)
+            at = site.layer if config.align_at == "residual" else site.block
+            self.handles.append(at.register_forward_hook(alignment.hook, with_kwargs=True))
+            if site.in_place and at is site.block:
+                self.handles.append(at.register_forward_hook(copy_output))
+            self.layers[site.index] = alignment
+
+    def _end(self, module: nn.Module, args: Any) -> None:
+        """Before the layer above the last that is aligned."""
+        if self.wire.plan is not None and self.wire.plan.stop:
+            raise Enough
+
+    def may_end(self, whole: bool) -> bool:
+        """Whether a forward may end early: not where other processes take part. `whole`: it is not wrapped."""
+        return whole and self._may_end and not several_processes()
+
+    def keep(self, recorded: RecordedReferences) -> None:
+        """Take the statistics of the references."""
+        for layer, alignment in self.layers.items():
+            alignment.statistics = recorded.statistics[layer]
+
+    def offer(self, batch: Batch, step: Step, others: Tensor | None) -> None:
+        """Put into the step's plan what its rows are aligned to, out of the vectors in its memory.
+
+        Raises:
+            UserError: the error is in units of the references' spread, and that was never measured.
+        """
+        if step.plan.row_weight is None:
+            return
+        which = batch.reference_index.clamp(min=0)
+        for layer, alignment in self.layers.items():
+            if alignment.statistics is None and self.config.loss != "relative":
+                raise UserError(
+                    f"align_loss: {self.config.loss} needs the spread of the references: call "
+                    "keep_recorded(cctuning.model.recorded.record(...)) before the first step, as CCTrainer does."
+                )
+            vectors = step.plan.memory[layer][0]
+            step.plan.offered[layer] = offered(self.config.loss, vectors, which, alignment.statistics, others)
+        step.plan.memory = {}
+
+    def alone(self, batch: Batch, step: Step) -> ConnectedOutput | None:
+        """The output of a forward that ended early; None where it has to be run to its end after all.
+
+        Reentrant checkpointing keeps no graph of what is collected on the side: there the gradient has to ride on the
+        layers' outputs.
+        """
+        result = aligned_alone(batch, step)
+        assert result.loss is not None
+        if result.loss.requires_grad or not torch.is_grad_enabled():
+            return result
+        self._may_end = step.plan.stop = False
+        return None
