@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers on two cores; one thread each, or they would fight over the cores.
 WORKERS ?= 2
 
-.PHONY: demo test test-slow test-engines bench check format clean
+.PHONY: demo test test-slow test-transformers4 test-engines bench check format clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -22,6 +22,14 @@ test: $(STAMP)  ## the tests (a minute or two on two cores)
 
 test-slow: $(STAMP)  ## what takes longer than a test may
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -m slow
+
+# Exports in the newest transformers 4, in an environment of its own.
+FOUR := $(VENV)/transformers4
+test-transformers4: $(STAMP)  ## what `cctuning export` writes, in transformers 4
+	test -x $(FOUR)/bin/python || $(PYTHON) -m venv $(FOUR)
+	$(FOUR)/bin/pip install --quiet --disable-pip-version-check 'torch==2.13.0' 'transformers<5' peft
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false CC_TUNING_TRANSFORMERS4=$(CURDIR)/$(FOUR)/bin/python \
+	  $(BIN)/pytest -rs -m "slow or not slow" tests/serving/test_compatible.py
 
 # llama.cpp is built from its source (half an hour on two cores); its converters lie in the same archive.
 ENGINES := $(VENV)/engines

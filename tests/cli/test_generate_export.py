@@ -236,7 +236,7 @@ def test_a_turn_that_ends_in_plain_text_ends_the_answer_too(turns):
 def test_bad_requests_are_refused(runs, tmp_path, capsys):
     run, base = runs("full"), runs("full").parent / "base"
     broken = tmp_path / "broken.csv"
-    broken.write_text("prompt,lang\nx1,xx\n,xx\n")
+    broken.write_text("prompt,lang\nx1,qaa\n,qaa\n")
     empty = tmp_path / "empty.jsonl"
     empty.touch()
     refusals = [

@@ -15,11 +15,11 @@ from tests.cli.world import done, refused, write_csv, write_jsonl
 from tests.serving.world import make
 
 LINES = [
-    {"prompt": "x1 x2", "lang": "xx", "english": "w1 w2"},
+    {"prompt": "x1 x2", "lang": "qaa", "english": "w1 w2"},
     {"prompt": "w3 w4 w5", "lang": "en", "english": "w9 w9"},  # the reference of such a row is not read
-    {"prompt": "x6 x7 x8", "lang": "xx", "english": None},
+    {"prompt": "x6 x7 x8", "lang": "qaa", "english": None},
     {"prompt": "w2", "lang": "en", "english": None},
-    {"prompt": "x9", "lang": "xx", "english": "w9"},
+    {"prompt": "x9", "lang": "qaa", "english": "w9"},
 ]
 
 
@@ -47,7 +47,7 @@ def test_an_english_prompt_takes_no_part_in_an_adaptive_connection(adaptive, cap
     assert told == answer(capsys, adaptive, "--prompt", "w3 w4 w5", "--bypass")
     answer(capsys, adaptive, "--prompt", "w3 w4 w5", "--lang", "en")
     assert "note:" not in capsys.readouterr().err
-    connected = answer(capsys, adaptive, "--prompt", "w3 w4 w5", "--lang", "xx")
+    connected = answer(capsys, adaptive, "--prompt", "w3 w4 w5", "--lang", "qaa")
     assert connected != told
     assert (
         answer(capsys, adaptive, "--prompt", "w3 w4 w5") == connected
@@ -58,9 +58,9 @@ def test_who_does_not_say_the_language_is_told_what_it_means(adaptive, gated, tm
     file = write_jsonl(tmp_path / "in.jsonl", [{"prompt": "x1"}, {"prompt": "w1", "lang": "en"}])
     for argv, said in (
         ((adaptive, "--prompt", "x1"), True),
-        ((adaptive, "--prompt", "x1", "--lang", "xx"), False),
+        ((adaptive, "--prompt", "x1", "--lang", "qaa"), False),
         ((adaptive, "--file", file), True),
-        ((adaptive, "--file", file, "--lang", "xx"), False),
+        ((adaptive, "--file", file, "--lang", "qaa"), False),
         ((gated, "--prompt", "x1"), False),
     ):
         capsys.readouterr()
@@ -89,7 +89,7 @@ def test_a_file_of_several_languages_is_answered_row_by_row(kind, reference, req
 def test_the_languages_make_a_difference_in_that_file(adaptive, tmp_path, capsys):
     """Or the test before this one could not fail."""
     file = write_jsonl(tmp_path / "in.jsonl", LINES)
-    blind = write_jsonl(tmp_path / "blind.jsonl", [{**row, "lang": "xx"} for row in LINES])
+    blind = write_jsonl(tmp_path / "blind.jsonl", [{**row, "lang": "qaa"} for row in LINES])
     told, untold = (answers(capsys, adaptive, "--file", name) for name in (file, blind))
     assert [a != b for a, b in zip(told, untold, strict=True)] == [row["lang"] == "en" for row in LINES]
 

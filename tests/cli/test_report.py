@@ -28,7 +28,7 @@ def world(tmp_path_factory):
     base = write_model(folder / "base")
     rows = records(40)
     for place, row in enumerate(rows):
-        if row["lang"] == "xx" and place % 2:
+        if row["lang"] == "qaa" and place % 2:
             row["lang"] = "sw"
     data = write_jsonl(folder / "rows.jsonl", rows)
 
@@ -61,7 +61,7 @@ def rewrite(path, change):
 
 def test_the_whole_page(world, tmp_path):
     argv = [world("cc"), world("plain"), "--data", world.data, "--examples", 3, "--baseline", "plain", "--evaluation"]
-    right = {"en": [1, 1, 0, 1] * 20, "sw": [0, 0, 0, 1] * 20, "xx": [1, 0] * 40}
+    right = {"en": [1, 1, 0, 1] * 20, "sw": [0, 0, 0, 1] * 20, "qaa": [1, 0] * 40}
     better = right | {"sw": [1, 0, 1, 1] * 20}
     for name, model, flags in (("cc", "m", better), ("plain", "n", right), ("base", str(world.base), right)):
         argv.append(f"{name}={write_evaluation(tmp_path / f'e-{name}', model, flags)}")

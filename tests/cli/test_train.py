@@ -75,7 +75,7 @@ def test_a_run_says_all_that_is_needed_to_repeat_it(tmp_path, recipe, data, caps
     assert {"torch", "transformers", "trl", "peft", "cc-tuning", "python"} <= set(record["versions"])
     source = record["data"]["sources"][0]
     assert source["fingerprints"][str(data)].startswith("sha256:")
-    assert record["data"]["rows"] == 24 and record["data"]["languages"] == {"xx": 18, "en": 6}
+    assert record["data"]["rows"] == 24 and record["data"]["languages"] == {"qaa": 18, "en": 6}
     lines = metrics(run)
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
     assert [line["step"] for line in lines if "eval_loss" in line] == [3, 6]
@@ -108,7 +108,7 @@ def test_sources_are_mixed_with_their_weights(tmp_path, base, data, capsys):
     other = write_csv(tmp_path / "b.csv", [{"q": f"x{i} x{i + 1}", "en": f"w{i} w{i + 1}"} for i in range(10)])
     sources = [
         {"path": str(data), "weight": 0.5},
-        {"path": str(other), "lang": "yy", "weight": 2, "columns": {"prompt": "q", "reference": "en"}},
+        {"path": str(other), "lang": "qab", "weight": 2, "columns": {"prompt": "q", "reference": "en"}},
     ]
     recipe = write_recipe(tmp_path / "r.yaml", model=str(base), data=sources)
     done("train", "--config", recipe, "--output_dir", tmp_path / "run")
@@ -123,7 +123,7 @@ def test_sources_are_mixed_with_their_weights(tmp_path, base, data, capsys):
 
 
 def test_another_reference_language(tmp_path, base):
-    lines = [{**line, "lang": {"en": "fr", "xx": "ht"}[line["lang"]]} for line in records(reference="prompt_fr")]
+    lines = [{**line, "lang": {"en": "fr", "qaa": "ht"}[line["lang"]]} for line in records(reference="prompt_fr")]
     data = write_jsonl(tmp_path / "rows.jsonl", lines)
     recipe = write_recipe(tmp_path / "r.yaml", model=str(base), data=str(data), reference_language="fr")
     done("train", "--config", recipe, "--output_dir", tmp_path / "run")

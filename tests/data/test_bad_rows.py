@@ -54,7 +54,7 @@ BAD = {
     "no turn": ({"messages": [assistant("x")], "lang": "sw"}, "messages: there is no turn before"),
     "tool call": (
         {"messages": [{**assistant("x"), "tool_calls": [{}]}], "lang": "sw"},
-        r"messages\[0\]: tool calls are not supported",
+        r"messages\[0\].tool_calls: expected calls with a name",
     ),
     "image": (
         {"messages": [{"role": "user", "content": [{"type": "image"}]}], "lang": "sw"},
@@ -65,7 +65,10 @@ BAD = {
     "two responses": ({**GOOD, "output": "x"}, "response: response and output could each be it"),
     "assistant prompt": ({**GOOD, "prompt": [assistant("a")]}, "prompt: ends with an assistant turn"),
     "assistant reference": ({**GOOD, "prompt_en": [assistant("a")]}, "prompt_en: holds assistant turns alone"),
-    "completions": ({**without("response"), "completion": [user("a")]}, "completion: expected one assistant message"),
+    "completions": (
+        {**without("response"), "completion": [user("a")]},
+        "completion: expected turns that begin and",
+    ),
 }
 
 

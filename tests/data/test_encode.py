@@ -118,6 +118,8 @@ def test_chat_with_system_and_earlier_turns():
     ]
     row = {"prompt": turns, "response": "tatu", "reference": [turns[0], {"role": "user", "content": "one"}]}
     encoded = encode_row(row, tokenizer, chat=True, **OPEN)
+    assert tokenizer.decode([id for id in encoded["labels"] if id != -100]) == "sawa<|im_end|>tatu<|im_end|>\n"
+    encoded = encode_row(row, tokenizer, chat=True, turns="last", **OPEN)
     assert tokenizer.decode([id for id in encoded["labels"] if id != -100]) == "tatu<|im_end|>\n"
     reference = tokenizer.decode(encoded["reference_input_ids"])
     assert reference == (
@@ -130,7 +132,7 @@ def test_a_template_that_renders_an_answered_turn_otherwise():
     tokenizer = bpe(thinking)
     encoded = encode_row({"prompt": "a", "response": "e"}, tokenizer, chat=True, **OPEN)
     text = tokenizer.decode(encoded["input_ids"])
-    assert text == "<bos><|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\ne<|im_end|>\n"
+    assert text == "<bos><|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\ne<|im_end|>\n"
 
 
 def test_a_template_that_does_not_close_its_turn_gets_eos():
@@ -193,7 +195,8 @@ def test_a_tokenizer_without_eos():
 
 
 def test_a_template_that_refuses_names_the_row():
-    tokenizer = bpe("{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}x")
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    tokenizer = bpe(refusal + "{{ messages[-1].content }}")
     row = {"prompt": [{"role": "system", "content": "s"}], "origin": "f.jsonl:9"}
     with pytest.raises(UserError, match=r"f.jsonl:9: prompt: the chat template refuses .*no system turn"):
         encode_row(row, tokenizer, chat=True, **OPEN)

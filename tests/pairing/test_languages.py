@@ -1,31 +1,11 @@
-"""Codes, scripts, and the language of a text."""
+"""Scripts, and the language of a text."""
 
 from __future__ import annotations
 
 import pytest
 
-from cctuning.pairing.languages import canonical, confidence, expected_scripts, identifiable, is_code
-from cctuning.pairing.text import ngrams, plain, scripts, tokens
-
-
-@pytest.mark.parametrize(
-    "code, means",
-    [
-        ("ara", "ar"),
-        ("zho", "zh"),
-        ("swh", "sw"),
-        ("es-LA", "es-LA"),
-        ("zh_Hant", "zh-Hant"),
-        ("DE", "de"),
-        ("ha", "ha"),
-    ],
-)
-def test_codes_become_one(code, means):
-    assert canonical(code) == means
-
-
-def test_what_is_no_code():
-    assert is_code("pt-BR") and not is_code("Swahili") and not is_code("") and not is_code("sw sw")
+from cctuning.identify import confidence, expected_scripts, identifiable, scripts
+from cctuning.pairing.text import ngrams, plain, tokens
 
 
 @pytest.mark.parametrize(

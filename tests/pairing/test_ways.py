@@ -10,7 +10,7 @@ import sys
 import datasets
 import pytest
 
-from cctuning.data import load_rows
+from cctuning.data import load_parallel, load_rows
 from cctuning.errors import UserError
 from tests.pairing.world import CHINESE, ENGLISH, SWAHILI, ids, paired, run, write
 
@@ -285,3 +285,45 @@ def test_answers_of_a_teacher(answers, tmp_path, engine, monkeypatch):
 def test_an_engine_that_is_missing_is_asked_for(tmp_path, rows):
     with pytest.raises(UserError, match="engine: missing; translate needs one"):
         run(tmp_path, {"path": rows, "way": "translate"})
+
+
+VARIANTS = {
+    "EN-GB": "The river floods every spring and the road is closed.",
+    "zh_CN": "这条河每年春天都会泛滥，道路会关闭。",
+    "zh_TW": "這條河每年春天都會氾濫，道路會關閉。",
+    "nb-NO": "Elva flommer over hver vår, og veien er stengt.",
+    "iw": "הנהר עולה על גדותיו בכל אביב והכביש נסגר.",
+    "fil": "Umaapaw ang ilog tuwing tagsibol at sarado ang kalsada.",
+    "sr-Latn-RS": "Reka se izliva svakog proleća i put je zatvoren.",
+    "PT-BR": "O rio transborda toda primavera e a estrada é fechada.",
+    "PT-PT": "O rio transborda todas as primaveras e a estrada fica fechada.",
+    "lugha": "?",
+}
+
+
+@pytest.mark.parametrize(
+    ("lang", "takes"),
+    [
+        ("zh-Hans", ["zh_CN"]),
+        ("zh", ["zh_CN"]),
+        ("zh-TW", ["zh_TW"]),
+        ("no", ["nb-NO"]),
+        ("he", ["iw"]),
+        ("tl", ["fil"]),
+        ("Serbian Latin", ["sr-Latn-RS"]),
+        ("pt-PT", ["PT-PT"]),
+        ("por_Latn", ["PT-BR", "PT-PT"]),
+        ("sr", ["sr-Latn-RS"]),  # there is no other
+        ("fr", []),
+    ],
+)
+def test_a_tmx_gives_the_language_and_script_asked_for(tmp_path, lang, takes):
+    variants = "".join(f'<tuv xml:lang="{code}"><seg>{text}</seg></tuv>' for code, text in VARIANTS.items())
+    path = tmp_path / "memory.tmx"
+    path.write_text(f'<tmx version="1.4"><header/><body><tu>{variants}</tu></body></tmx>', encoding="utf-8")
+    if not takes:
+        with pytest.raises(UserError, match=r"no text in fr"):
+            load_parallel([{"path": str(path), "lang": lang}])
+        return
+    found, _ = load_parallel([{"path": str(path), "lang": lang}])
+    assert sorted(found["text"]) == sorted(VARIANTS[code] for code in takes)

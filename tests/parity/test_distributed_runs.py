@@ -44,7 +44,7 @@ def world(tmp_path_factory) -> Path:
     recipe["reference_weights"] = "current"  # what every engine can do
     (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     pairs = [
-        {"text": row["prompt"], "text_en": row["prompt_en"], "lang": "sw"} for row in records(40) if row["prompt_en"]
+        {"text": row["prompt"], "text_en": row["prompt_en"], "lang": "qu"} for row in records(40) if row["prompt_en"]
     ]
     english = [{"prompt": row["prompt"], "response": row["response"], "lang": "en"} for row in records(ROWS)]
     text, answered = write_jsonl(path / "pairs.jsonl", pairs), write_jsonl(path / "english.jsonl", english)
@@ -251,6 +251,19 @@ def cut_after_two(run: Path, copy: Path, step: int = 2) -> None:
         if int(checkpoint.name[11:]) > step:
             shutil.rmtree(checkpoint)
     (copy / "run.json").write_text((copy / "run.json").read_text().replace('"finished"', '"running"'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["random", "group_by_length", "batch_rebalance"])
+def test_an_epoch_is_entered_in_its_middle_over_several_processes(strategy, world, tmp_path):
+    """Step 4 of 6 is the first of the second epoch's three: the order is one process's, and no row comes twice."""
+    options = ("--train_sampling_strategy", strategy, "--gradient_accumulation_steps", 1)
+    alone(world, tmp_path / "one", *options)
+    launch(world, "ddp", 2, tmp_path / "two", *options)
+    same(tmp_path / "one", tmp_path / "two")
+    cut_after_two(tmp_path / "two", tmp_path / "cut", step=4)
+    launch(world, "ddp", 2, tmp_path / "cut", *options, "--resume_from_checkpoint", True)
+    same(tmp_path / "one", tmp_path / "cut")
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def page(tmp_path_factory) -> str:
         recipe = write_recipe(folder / f"{name}.yaml", model=str(base), data=str(data), **options)
         done("train", "--config", recipe, "--output_dir", folder / name)
         runs.append(folder / name)
-    flags = {"en": [1, 0] * 20, "xx": [1, 0, 0, 1] * 10}
+    flags = {"en": [1, 0] * 20, "qaa": [1, 0, 0, 1] * 10}
     scored = [f"{name}={write_evaluation(folder / f'e-{name}', name, flags)}" for name in ("plain", "cc")]
     output = folder / "page.html"
     done("report", *runs, "--data", data, "--examples", 2, "--evaluation", *scored, "--output", output)

@@ -266,7 +266,7 @@ def test_contrast_of_text_and_marks(scheme):
 
 def test_words():
     assert [language_name(code) for code in ("sw", "zh-Hant", "nonsense", "qqq")][0::2] == ["Swahili", "nonsense"]
-    assert language_name("zh-Hant") == "Chinese (Traditional)" and language_name("pt-BR") == "Portuguese (Brazil)"
+    assert language_name("zh-Hant") == "Traditional Chinese" and language_name("pt-BR") == "Brazilian Portuguese"
     assert [language_name(code) for code in ("und", "arb", "eng")] == ["Unknown language", "Arabic", "English"]
     assert language_names(["ara", "th", "arb"]) == {"ara": "Arabic (ara)", "th": "Thai", "arb": "Arabic (arb)"}
     assert [number(x) for x in (1234, 0.171, -0.2, 0.00012, math.nan, None)] == [

@@ -60,10 +60,10 @@ def test_the_card_says_what_the_records_say(format, run, tmp_path):
     export(str(run), format, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     told = ModelCard.load(tmp_path / "out" / "README.md").data.to_dict()
-    assert told["language"] == ["xx", "en"] and "cc-tuning" in told["tags"]
+    assert told["language"] == ["qaa", "en"] and "cc-tuning" in told["tags"]
     assert told["library_name"] == ("peft" if format == "lora" else "transformers")
     assert "gated connection" in card and "| transform_rank | 16 |" in card and "seed: 7" in card
-    assert "24 rows: 21 with a response, 3 for the alignment alone" in card and "`xx` 18" in card
+    assert "24 rows: 21 with a response, 3 for the alignment alone" in card and "`qaa` 18" in card
     print_ = json.loads((run / "run.json").read_text())["data"]["sources"][0]["fingerprints"]
     assert all(value in card for value in print_.values())
     assert "Nothing was measured for this card." in card and CITATION in card

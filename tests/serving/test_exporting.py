@@ -61,7 +61,10 @@ def test_the_template_of_training_goes_along_where_the_base_has_none(format, tmp
     run = make(tmp_path, tune="lora", chat_template_path=str(template))
     assert AutoTokenizer.from_pretrained(tmp_path / "base").chat_template is None
     export(str(run), format, tmp_path / "out")
-    assert (tmp_path / "out" / "chat_template.jinja").read_text() == template.read_text()
+    written = (tmp_path / "out" / "chat_template.jinja").read_text()
+    assert (
+        template.read_text() in written and "{{ 'x9 ' }}" in written
+    )  # what it writes before an answer: in the prompt
     encoder = encoder_of(load(str(run)))
     for prompt in PROMPTS:
         assert served(tmp_path / "out", prompt) == encoder.prompt_ids(prompt)
@@ -96,7 +99,7 @@ def test_generation_ends_where_training_did(format, tmp_path):
     assert (manifest.kind, manifest.reference_language, manifest.languages, manifest.chat) == (
         format,
         "en",
-        ["xx"],
+        ["qaa"],
         True,
     )
 
@@ -310,13 +313,11 @@ def test_a_fold_never_has_the_model_in_memory_where_its_files_allow_it(run, tmp_
     from cctuning.serving import exporting
 
     export(str(run), "fold", tmp_path / "files")
-    whole = exporting.load
     monkeypatch.setattr(exporting, "open_fold", lambda *_: None)
     export(str(run), "fold", tmp_path / "memory")
     monkeypatch.undo()
-    monkeypatch.setattr(exporting, "load", lambda *_, **__: pytest.fail("the whole model was loaded"))
+    monkeypatch.setattr(exporting, "_plain", lambda *_: pytest.fail("it was folded in memory"))
     export(str(run), "fold", tmp_path / "again", max_shard_size="20KB")
-    assert whole is not exporting.load
     made = {name: AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("files", "memory", "again")}
     for name in ("files", "again"):
         for one, two in zip(made[name].state_dict().values(), made["memory"].state_dict().values(), strict=True):

@@ -76,8 +76,9 @@ def test_what_vllm_refuses_is_named(lora, copy, tmp_path):
 
 def test_a_base_with_biases_makes_a_lora_that_vllm_does_not_take(tmp_path, capsys):
     run = make(tmp_path, base={"mlp_bias": True}, tune="connection")
-    file = run / "model" / "model.safetensors"
-    weights = {name: tensor + ("bias" in name) for name, tensor in load_file(file).items()}  # they start at zero
-    save_file(weights, file, metadata={"format": "pt"})
+    for folder in (run / "model", tmp_path / "base"):  # they start at zero
+        file = folder / "model.safetensors"
+        weights = {name: tensor + ("bias" in name) for name, tensor in load_file(file).items()}
+        save_file(weights, file, metadata={"format": "pt"})
     done("export", run, "--format", "lora", "--output", tmp_path / "out")
     assert "\nvLLM: no, because its LoRA has biases (lora_bias)" in capsys.readouterr().out

@@ -38,7 +38,7 @@ def make_turns(folder: Path, **options: Any) -> Path:
     made.add_special_tokens({"additional_special_tokens": ["<turn>"]})
     made.chat_template = made.chat_template.replace("<end>", " <turn>")
     made.save_pretrained(base)
-    lines = [{"prompt": f"x{i}", "prompt_en": f"w{i}", "response": "x7", "lang": "xx"} for i in range(12)]
+    lines = [{"prompt": f"x{i}", "prompt_en": f"w{i}", "response": "x7", "lang": "qaa"} for i in range(12)]
     data = write_jsonl(folder / "rows.jsonl", lines)
     recipe = write_recipe(
         folder / "r.yaml", model=str(base), data=str(data), max_steps=40, learning_rate=2e-2, **options

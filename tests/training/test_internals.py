@@ -19,6 +19,15 @@ OVERRIDDEN = {
     "save_model": ["self", "output_dir", "_internal_call"],
     "_save_optimizer_and_scheduler": ["self", "output_dir"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+    "_get_train_sampler": ["self", "train_dataset"],
+    "evaluation_loop": [
+        "self",
+        "dataloader",
+        "description",
+        "prediction_loss_only",
+        "ignore_keys",
+        "metric_key_prefix",
+    ],
     "get_batch_samples": ["self", "epoch_iterator", "num_batches", "device"],
 }
 
@@ -26,6 +35,10 @@ OVERRIDDEN = {
 @pytest.mark.parametrize("name", OVERRIDDEN)
 def test_overridden_members_keep_their_signature(name):
     assert list(inspect.signature(getattr(SFTTrainer, name)).parameters) == OVERRIDDEN[name]
+
+
+def test_an_epoch_knows_its_number():
+    assert list(inspect.signature(Trainer._run_epoch).parameters)[:3] == ["self", "model", "epoch"]
 
 
 def test_members_that_are_read_still_exist():

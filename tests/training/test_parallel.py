@@ -23,7 +23,7 @@ from tests.training.toys import model, rows, tokenizer
 def test_what_splits_layers_or_rows_is_refused(name, tmp_path, monkeypatch):
     monkeypatch.setenv(f"PARALLELISM_CONFIG_{name.upper()}", "2")
     args = CCConfig(str(tmp_path), report_to="none", use_cpu=True)
-    with pytest.raises(UserError, match=rf"{name}: 2 is not supported: .*recipes/accelerate"):
+    with pytest.raises(UserError, match=rf"{name}: 2 is not supported: .*--accelerate_config ddp"):
         CCTrainer(model(), args, train_dataset=rows(), processing_class=tokenizer())
 
 

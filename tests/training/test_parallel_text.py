@@ -114,7 +114,7 @@ def test_a_resumed_run_takes_the_same_pairs(workers, tmp_path):
 def test_every_batch_holds_its_share_and_each_pair_comes_once_before_any_comes_twice(tmp_path):
     made = trainer(tmp_path, None, english(), parallel_temperature=1.0)
     loader, seen = made.get_train_dataloader(), Counter()
-    places = set(made._parallel["row"])
+    places = set(made.parallel["row"])
     for epoch in range(8):
         loader.collate_fn.epoch = epoch
         for batch in loader:

@@ -43,7 +43,7 @@ def rows(count: int = 24, seed: int = 0) -> Dataset:
             {
                 "prompt": " ".join(("w" if english else "x") + str(p) for p in picks),
                 "response": None if i % 5 == 4 and not english else " " + " ".join(f"w{p}" for p in picks[:2]),
-                "lang": "en" if english else "xx",
+                "lang": "en" if english else "qaa",
                 "reference": None if english else " ".join(f"w{p}" for p in picks),
                 "origin": f"rows.jsonl:{i + 1}",
                 "row": i,

@@ -7,14 +7,18 @@ Two figures, of prompts pooled as `connection: align` pools them and in units of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cctuning.connection import ConnectionConfig
+from cctuning.data import Encoder
+from cctuning.errors import UserError
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.recorded import Prompts, RecordedReferences, record
 
@@ -86,8 +90,38 @@ def compare(
     )
 
 
-def every_layer(config: ConnectionConfig, depth: int) -> ConnectionConfig:
-    """`config` on all layers: what a diagnosis looks at before layers are chosen."""
-    from dataclasses import replace
+def of_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Mapping[str, str]],
+    *,
+    chat: bool,
+    max_length: int | None = None,
+) -> Alignment:
+    """Of parallel text on a model as it is, in all its layers.
 
-    return replace(config, connection="align", layers=list(range(depth)), reference_weights=None)
+    Args:
+        pairs: `text`, `reference` and `lang` of each. A pair that is too long is left out.
+        chat: render both sides with the chat template, as training would.
+    """
+    encoder = Encoder(tokenizer, max_length, max_length, chat)
+    rows = [{"prompt": pair["text"], "reference": pair["reference"], "lang": pair["lang"]} for pair in pairs]
+    encoded = [row for row in encoder.encode(rows) if not isinstance(row, UserError)]
+    if not encoded:
+        raise UserError("parallel: no pair fits the model's length; raise --max_length.")
+    depth = model.config.get_text_config().num_hidden_layers
+    connected = ConnectedModel.attach(model, ConnectionConfig(connection="align", layers=list(range(depth)))).eval()
+    try:
+        met: dict[tuple[int, ...], int] = {}
+        which = [met.setdefault(tuple(row["reference_input_ids"]), len(met)) for row in encoded]
+        first = [which.index(number) for number in range(len(met))]
+        references = Prompts(
+            [encoded[place]["reference_input_ids"] for place in first],
+            torch.tensor([encoded[place]["reference_text"] for place in first]),
+        )
+        texts = Prompts([row["input_ids"] for row in encoded], torch.tensor([row["text"] for row in encoded]))
+        pad = int(cast(Any, tokenizer.pad_token_id))
+        there, mine = (record(connected, side, pad=pad, folder=None) for side in (references, texts))
+        return compare(there, mine, torch.tensor(which), [row["lang"] for row in encoded])
+    finally:
+        connected.unload()

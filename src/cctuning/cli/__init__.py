@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -15,6 +16,7 @@ VERBS = {
     "diagnose": "measure, before training, what a connection could carry over",
     "align": "make a language pack: align languages to English by parallel text alone",
     "train": "fine-tune a model on rows and parallel text: a recipe, and any option as a flag",
+    "recipes": "the recipes that come with the package: --config NAME",
     "export": "turn a run into a plain checkpoint or a PEFT LoRA",
     "generate": "answer prompts with a run, a fold, or any model",
     "evaluate": "score a model on public benchmarks, per language, from the hub or from files",
@@ -50,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cc-tuning {__version__}")
         return 0
     from cctuning.errors import UserError, nearest
+    from cctuning.progress import as_lines
 
     try:
         if argv[0] not in VERBS:
@@ -57,7 +60,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"{argv[0]!r} is not a verb.{hint}")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn at every row
         if not sys.stderr.isatty() and argv[0] not in ("demo", "lab"):
-            os.environ.setdefault("TQDM_DISABLE", "1")  # a log file has no use for progress bars
+            as_lines()  # a log file has no use for progress bars
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of a kernel it would like, at each import
         warnings.filterwarnings("ignore", category=FutureWarning)  # between TRL and transformers: nothing to be done
         importlib.import_module(f"cctuning.cli.{argv[0]}").main(argv[1:])
     except UserError as error:

@@ -10,9 +10,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from cctuning.cli.options import Plain
+from cctuning.cli.options import CHAT, Plain, add_chat
 from cctuning.errors import UserError
-from cctuning.evaluation.languages import language_name
+from cctuning.languages import canonical, language_name
 
 # Where the lab's conditions part (docs/lab/): below FOUND and EXPLAINED nothing transferred; where the language's own
 # loss was less than GAP (nats a response) above the reference language's, there was nothing to gain.
@@ -34,13 +34,14 @@ def main(argv: list[str]) -> None:
     parser = Plain("cctuning diagnose", description="Measure, before training, what the connection could carry over.")
     parser.add_argument("model", metavar="MODEL", help="the untrained base: a directory or hub name")
     parser.add_argument(
-        "data", nargs="+", metavar="DATA", help="rows as for `cctuning train`; some in the reference language help"
+        "data", nargs="*", metavar="DATA", help="rows as for `cctuning train`; some in the reference language help"
     )
+    parser.add_argument("--parallel", nargs="+", default=[], metavar="FILE", help="parallel text without answers")
     parser.add_argument("--limit", type=int, default=256, help="rows a language (default 256)")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--max_length", type=int, default=1024)
     parser.add_argument("--reference_language", default="en")
-    parser.add_argument("--chat", choices=("auto", "yes", "no"), default="auto", help="render with the chat template")
+    add_chat(parser)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--output", help="write the figures as JSON here, a file that does not exist yet")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
@@ -55,7 +56,15 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if bool(args.data) == bool(args.parallel):
+        raise UserError("DATA or --parallel: give answered rows with a parallel, or parallel text; one of the two.")
     check_base(args.model)
+    args.reference_language = canonical(args.reference_language, "--reference_language")
+    if args.parallel:
+        from cctuning.cli.diagnose_text import diagnose_text
+
+        diagnose_text(args)
+        return
     found = measure(args)
     name = language_name(args.reference_language)
     table = Table(title=f"{args.model}: what a connection could carry over", caption=CAPTION.format(name=name))
@@ -108,13 +117,14 @@ def measure(args: Any) -> list[dict[str, Any]]:
     from cctuning.analysis.observe import language_batches
     from cctuning.data import encode_dataset, load_rows
     from cctuning.model.loading import load_base, load_tokenizer
+    from cctuning.serving.answering import chat_of
 
     rows, _ = load_rows(args.data, reference_language=args.reference_language)
     foreign, english = choose(rows, args.limit)
     tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    chat = tokenizer.chat_template is not None if args.chat == "auto" else args.chat == "yes"
+    chat = chat_of({}, tokenizer) if CHAT[args.chat] is None else args.chat == "yes"
 
     def batches(some: list[dict[str, Any]]) -> list[Any]:
         encoded, _ = encode_dataset(
@@ -123,6 +133,7 @@ def measure(args: Any) -> list[dict[str, Any]]:
             max_length=args.max_length,
             max_reference_length=args.max_length,
             chat=chat,
+            chat_template_kwargs=args.chat_template_kwargs,
             bad_rows="skip",
         )
         return language_batches(encoded, tokenizer.pad_token_id, args.batch_size)

@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from cctuning.cli.options import Plain
+from cctuning.cli.options import CHAT, Plain, add_chat
 
 
 def main(argv: list[str]) -> None:
@@ -18,13 +18,18 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--suite", choices=("source", "paper", "all"), help="benchmarks; default source")
     parser.add_argument("--rows", help="in place of a suite: held-out rows of your own, in any form that train reads")
     parser.add_argument(
+        "--tasks", nargs="+", metavar="NAME", help="in place of a suite: any of lm-eval's tasks or groups"
+    )
+    parser.add_argument("--include_path", help="a directory with lm-eval tasks of your own, for --tasks")
+    parser.add_argument(
         "--languages", nargs="+", help="language codes; default all. The reference language is always added"
     )
     parser.add_argument("--benchmarks", nargs="+", help="names to keep, as the table shows them; default all")
     parser.add_argument("--limit", type=int, help="items a task (MMMLU: a subject); default all")
     parser.add_argument("--data", help="directory with the data sets; no network is used. Default: the hub")
     parser.add_argument("--output", required=True, help="directory for results; an unfinished one is gone on with")
-    parser.add_argument("--chat", action="store_true", help="render prompts with the model's chat template")
+    add_chat(parser)
+    parser.add_argument("--thinking_tokens", type=int, default=1024, help="room to think, where the model does")
     parser.add_argument(
         "--reference", choices=("parallel",), help="over the live connection, with the reference language's prompt"
     )
@@ -42,6 +47,10 @@ def main(argv: list[str]) -> None:
         given = [name for name in ("suite", "data", "benchmarks") if getattr(args, name)]
         if given:
             raise UserError(f"--rows: in place of a suite; leave out --{', --'.join(given)}.")
+    if args.tasks:
+        given = [name for name in ("suite", "rows", "benchmarks") if getattr(args, name)]
+        if given:
+            raise UserError(f"--tasks: in place of a suite; leave out --{', --'.join(given)}.")
     os.environ["TQDM_DISABLE"] = "1"  # libraries' bars; ours, one a run, is shown in a log file too
     if args.data:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -54,11 +63,15 @@ def main(argv: list[str]) -> None:
     options = Options(
         suite=args.suite or "source",
         rows=args.rows,
+        tasks=args.tasks,
+        include_path=args.include_path,
         languages=args.languages,
         benchmarks=args.benchmarks,
         limit=args.limit,
         data=args.data,
-        chat=args.chat,
+        chat=CHAT[args.chat],
+        chat_template_kwargs=args.chat_template_kwargs,
+        thinking_tokens=args.thinking_tokens,
         mode="parallel" if args.reference else "bypass" if args.bypass else "student",
         dtype=args.dtype,
         seed=args.seed,

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
         private=args.private,
         trust_remote_code=args.trust_remote_code,
     )
-    print(f"written: {args.output}")
+    print(f"written: {args.output}\nchecked: loaded again from there, {done.checked}")
     if args.format == "fold":
         print("load it: AutoModelForCausalLM.from_pretrained(DIR), or any server that loads a Hugging Face checkpoint")
     elif args.format == "code":

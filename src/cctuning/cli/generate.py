@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cctuning.cli.options import Plain
+from cctuning.cli.options import CHAT, Plain, add_chat
 from cctuning.errors import UserError
+from cctuning.languages import UNKNOWN
 
 if TYPE_CHECKING:
     from cctuning.model.connected import ConnectedModel
-
-UNKNOWN = "und"  # ISO 639's code for a language that nobody has told
 
 
 def main(argv: list[str]) -> None:
@@ -35,7 +34,7 @@ def main(argv: list[str]) -> None:
         "training: without a reference, and past an adaptive connection",
     )
     parser.add_argument("--system", help="system message (chat models)")
-    parser.add_argument("--chat", choices=("auto", "yes", "no"), default="auto", help="render with the chat template")
+    add_chat(parser)
     parser.add_argument("--bypass", action="store_true", help="answer without the connection's transform")
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
@@ -45,9 +44,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--output", help="with --file: write here and not to stdout")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
     args = parser.parse_args(argv)
-    from cctuning.data.conversations import same_language
+    from cctuning.languages import canonical, same
     from cctuning.model.loading import load
-    from cctuning.serving.answering import Answerer, reference_language
+    from cctuning.serving.answering import Answerer, chat_notes, reference_language
 
     if args.output:
         _writable(args.output, args.file)
@@ -61,8 +60,8 @@ def main(argv: list[str]) -> None:
             raise UserError(
                 f"--{name}: {args.model} has no connection (folded or plain); give the run it was trained in."
             )
-    if args.lang and language and same_language(args.lang, language):
-        args.lang = language
+    if args.lang and language:
+        args.lang = language if same(canonical(args.lang, "--lang"), language) else canonical(args.lang)
     if args.prompt is not None and args.reference and args.lang == language:
         raise UserError(
             f"--lang {args.lang}: a prompt in the reference language is its own parallel; leave --reference out."
@@ -71,7 +70,8 @@ def main(argv: list[str]) -> None:
     loaded = load(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     answerer = Answerer(
         loaded,
-        chat={"auto": None, "yes": True, "no": False}[args.chat],
+        chat=CHAT[args.chat],
+        chat_template_kwargs=args.chat_template_kwargs,
         system=args.system,
         bypass=args.bypass,
         batch_size=args.batch_size,
@@ -79,6 +79,8 @@ def main(argv: list[str]) -> None:
         temperature=args.temperature,
         seed=args.seed,
     )
+    for note in chat_notes(loaded.run, answerer.encoder):
+        print(f"note: {note}", file=sys.stderr)
     languages = [args.lang] if args.prompt is not None else [row["lang"] for row in rows]
     _say_unknown(loaded.connected, languages)
     if args.prompt is not None:
@@ -86,7 +88,10 @@ def main(argv: list[str]) -> None:
         return
     prompts = [row["prompt"] for row in rows]
     references = [row["reference"] for row in rows] if args.reference else None
-    answers = answerer(prompts, references, progress=True, languages=languages)
+    answers = answerer(prompts, references, progress=True, languages=languages, rows=rows)
+    if len(answers) > 1 and len({*answers}) == 1 and len({str(prompt) for prompt in prompts}) > 1:
+        alike = "the same" if answers[0] else "empty"
+        print(f"note: all {len(answers)} answers are {alike}; are prompts rendered as in training?", file=sys.stderr)
     text = "".join(
         json.dumps({"prompt": row["prompt"], "answer": answer}, ensure_ascii=False) + "\n"
         for row, answer in zip(rows, answers, strict=True)

@@ -7,6 +7,7 @@ and that every mistake is one line.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import fields
@@ -14,6 +15,8 @@ from typing import Any, NoReturn, get_type_hints
 
 from trl import TrlParser
 
+from cctuning.cli import help
+from cctuning.cli.packaged import find, recipes
 from cctuning.cli.recipe import HELP, read_recipe
 from cctuning.errors import UserError, nearest
 
@@ -38,18 +41,65 @@ class Plain(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def parse(prog: str, description: str, kinds: Sequence[type], argv: list[str]) -> tuple[Any, ...]:
+CHAT = {"auto": None, "yes": True, "no": False}
+
+
+def add_chat(parser: argparse.ArgumentParser) -> None:
+    """The flags by which prompts are rendered, alike for every verb that asks a model."""
+    parser.add_argument(
+        "--chat",
+        nargs="?",
+        choices=tuple(CHAT),
+        const="yes",
+        default="auto",
+        help="render prompts with the chat template. auto: as in training; where that is not known, if there is one",
+    )
+    parser.add_argument(
+        "--chat_template_kwargs",
+        type=_mapping,
+        metavar="JSON",
+        help="arguments of the chat template, as '{\"enable_thinking\": true}', in place of those of training",
+    )
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected JSON, got {text!r} ({error})") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"expected a mapping, got {text!r}")
+    return found
+
+
+def parse(
+    prog: str, description: str, kinds: Sequence[type], argv: list[str], groups: Sequence[help.Group] = ()
+) -> tuple[Any, ...]:
     """Instances of the dataclasses `kinds` from `argv`, where `--config FILE` names a recipe; of several, a later one
     overrides the keys it shares with an earlier one, and flags override all.
+
+    Args:
+        groups: of the options, for `--help GROUP`; empty: argparse's own help.
 
     Raises:
         UserError: unreadable recipe, unknown key or flag, or a value its option cannot take.
     """
+    which = help.wanted(argv) if groups else None
+    if which is not None:
+        names = [name for name, _, _ in groups]
+        if which not in ("", "all", *names):
+            raise UserError(
+                f"--help {which}: no such group;{nearest(which, names, '')} groups are {', '.join(names)}."
+            )
+        usage = f"usage: {prog} --config FILE|NAME [--option value …]"
+        print(help.text(usage, description, kinds, groups, which))
+        raise SystemExit(0)
     types: list[Any] = list(kinds)
     parser = Parser(types, prog=prog, description=description, allow_abbrev=False)
     parser.add_argument(
         "--config",
-        help="Recipe: a YAML file whose keys are the options below. May be given more than once; later ones override.",
+        help="Recipe: a YAML file whose keys are the options below, or a name of `cctuning recipes`. May be given "
+        "more than once; later ones override.",
     )
     known = {option.name: option for kind in kinds for option in fields(kind) if option.init}
     hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items() if name in known}
@@ -58,7 +108,7 @@ def parse(prog: str, description: str, kinds: Sequence[type], argv: list[str]) -
     recipe: dict[str, Any] = {}
     env: dict[str, Any] = {}
     for path in paths:
-        layer = read_recipe(path, hints, choices, MAPPINGS)
+        layer = read_recipe(str(find(path, recipes(), "--config")), hints, choices, MAPPINGS)
         env |= layer.pop("env", {})
         recipe |= layer
     for flag in argv:

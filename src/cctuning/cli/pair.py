@@ -1,4 +1,4 @@
-"""`cctuning pair INPUT … --output DIR`, or `cctuning pair --config recipe.yaml`."""
+"""`cctuning pair INPUT … --output DIR`, or `--config recipe.yaml`; `pair select`, `pair names`, `pair mine`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cctuning.cli.options import parse
-from cctuning.errors import UserError
+from cctuning.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from cctuning.pairing.options import PairOptions, PairSource
@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> None:
     """Parse, pair, say what was made."""
+    if argv and argv[0] in ACTIONS:
+        return ACTIONS[argv[0]](argv[1:])
+    meant = nearest(argv[0], ACTIONS) if argv and argv[0].isalpha() and not Path(argv[0]).exists() else ""
+    if meant:
+        raise UserError(f"{argv[0]!r} is no file here and none of {', '.join(ACTIONS)}.{meant}")
     from cctuning.pairing.options import Checks, PairOptions
 
-    first = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
-    if first:
-        argv = ["--inputs", *argv[:first], *argv[first:]]
     description = "Find or make the English parallel of every row: cctuning pair INPUT ... --output DIR."
-    options, checks = parse("cctuning pair", description, (PairOptions, Checks), argv)
+    description += f" Also: cctuning pair {' | '.join(ACTIONS)} (each with --help)."
+    options, checks = parse("cctuning pair", description, (PairOptions, Checks), _named(argv, "--inputs"))
     sources = sources_of(options)
     from cctuning.pairing.output import REJECTS
     from cctuning.pairing.run import pair
@@ -38,12 +41,67 @@ def main(argv: list[str]) -> None:
     print(f"card:     {options.output}/card.md\nnext:     cctuning train --config RECIPE --data {rows}")
 
 
+def _named(argv: list[str], flag: str) -> list[str]:
+    """The words before the first flag as values of `flag`."""
+    first = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
+    return [flag, *argv] if first else argv
+
+
+def select(argv: list[str]) -> None:
+    """`cctuning pair select CORPUS … --near ROWS --count N --output DIR`."""
+    from cctuning.pairing.selecting import SelectOptions
+    from cctuning.pairing.selecting import select as choose
+
+    description = "Choose the pairs of a parallel corpus that are nearest to a task's own rows."
+    (options,) = parse("cctuning pair select", description, (SelectOptions,), _named(argv, "--corpus"))
+    card = choose(options)
+    for note in card["notes"]:
+        print(f"note: {note}")
+    languages = ", ".join(f"{lang} {told['pairs']}" for lang, told in card["languages"].items())
+    print(f"rows:     {card['rows']} ({languages}): {options.output}/rows.jsonl")
+    print(f"card:     {options.output}/card.md")
+    print(f"next:     cctuning train --config RECIPE --parallel {options.output}/rows.jsonl")
+
+
+def names(argv: list[str]) -> None:
+    """`cctuning pair names --lang sw te … --output FILE`."""
+    from cctuning.pairing.names import NamesOptions
+    from cctuning.pairing.names import names as collect
+
+    description = "Write pairs of names: CLDR's, Wikidata's labels, glossaries."
+    (options,) = parse("cctuning pair names", description, (NamesOptions,), argv)
+    report = collect(options)
+    for note in report.notes:
+        print(f"note: {note}")
+    if report.same or report.elsewhere:
+        print(f"note: left out: {report.same} the same in both languages, {report.elsewhere} not in the task's rows.")
+    for lang, counts in report.counts.items():
+        print(f"{lang}: {counts.total()} names ({', '.join(f'{kind} {times}' for kind, times in counts.items())})")
+    print(f"next: cctuning align --parallel {options.output} (docs/data.md)")
+
+
+def mine(argv: list[str]) -> None:
+    """`cctuning pair mine TEXT.sw TEXT.en --output FILE`."""
+    from cctuning.pairing.mining import MineOptions
+    from cctuning.pairing.mining import mine as join
+
+    description = "Join two files that are not aligned, by meaning."
+    (options,) = parse("cctuning pair mine", description, (MineOptions,), _named(argv, "--files"))
+    found, (texts, references) = join(options)
+    print(f"rows: {len(found.pairs)} of {texts} and {references} sentences, margin {found.threshold:.3f} and above")
+    print(f"next: read some of {options.output}, the least sure stand last; then cctuning train --parallel")
+
+
+ACTIONS = {"select": select, "names": names, "mine": mine}
+
+
 def sources_of(options: PairOptions) -> list[PairSource]:
     """The recipe's sources, or those that the inputs and flags describe.
 
     Raises:
         UserError: both, neither, or flags that do not go together.
     """
+    from cctuning.data.parallel_sides import pair_of_paths
     from cctuning.pairing.options import PairSource
 
     if options.sources:
@@ -65,12 +123,21 @@ def sources_of(options: PairOptions) -> list[PairSource]:
         way = way or "translate"
         if way == "translation":
             common |= {"into": [options.lang] if options.lang else [], "lang": None}
-    if way == "parallel" and len(options.inputs) == 2 and not any(_is_data(path) for path in options.inputs):
-        text, english = _sides(options.inputs, options.reference_language)
-        return [PairSource(text, way, english={"path": english}, **common)]
     if not way:
-        way = "parallel" if all(".tmx" in path.lower() for path in options.inputs) else "given"
-    return [PairSource(path, way, **common) for path in options.inputs]
+        way = "parallel" if all(_is_text(path) for path in options.inputs) else "given"
+    if way != "parallel":
+        return [PairSource(path, way, **common) for path in options.inputs]
+    paths = pair_of_paths(options.inputs, options.reference_language)
+    sides = [(one["path"], {"path": one["reference"]}) if isinstance(one, dict) else (one, {}) for one in paths]
+    return [PairSource(path, way, english=english, **common) for path, english in sides]
+
+
+def _is_text(path: str) -> bool:
+    """Whether it is plain text, a TMX or a zip: parallel text, as rows are never published."""
+    from cctuning.data.parallel_sides import local_path, suffix_of
+    from cctuning.data.rows import SUFFIXES
+
+    return local_path(path).is_file() and suffix_of(path) not in SUFFIXES
 
 
 def _engine(words: list[str]) -> dict[str, Any]:
@@ -82,15 +149,3 @@ def _engine(words: list[str]) -> dict[str, Any]:
             raise UserError(f"--translate: {word!r}: expected OPTION=VALUE after the engine's name.")
         engine[name] = yaml.safe_load(value)
     return engine
-
-
-def _sides(inputs: list[str], language: str) -> tuple[str, str]:
-    """Two plain files: the one whose name ends in the reference language is that side."""
-    english = [path for path in inputs if Path(path.removesuffix(".gz")).suffix == f".{language}"]
-    if len(english) != 1:
-        raise UserError(f"{' and '.join(inputs)}: one of them must end in .{language}, or say which in a recipe.")
-    return next(path for path in inputs if path != english[0]), english[0]
-
-
-def _is_data(path: str) -> bool:
-    return path.lower().removesuffix(".gz").endswith((".jsonl", ".json", ".csv", ".tsv", ".parquet", ".tmx"))

@@ -55,7 +55,7 @@ def read_recipe(
         if key.value in lines:
             raise UserError(f"{path}:{line}: {key.value} is there twice (first in line {lines[key.value]}); keep one.")
         lines[key.value] = line
-    for name, value in recipe.items():
+    for name, value in list(recipe.items()):
         where = f"{path}:{lines.get(str(name), 1)}"
         if name == "env":
             if not isinstance(value, dict):
@@ -65,6 +65,8 @@ def read_recipe(
         elif not (name in mappings and isinstance(value, (str, list, dict))) and not _fits(value, hints[name]):
             advice = " Put it in quotes." if isinstance(value, bool) else ""  # YAML reads a bare `no` as false
             raise UserError(f"{where}: {name}: expected {_words(hints[name])}, got {value!r}.{advice}")
+        elif isinstance(value, str) and str not in _parts(hints[name]) and _parts(hints[name]) & {list[str]}:
+            recipe[name] = [value]  # one text where a list of texts may stand
         elif value is not None and name in choices and value not in choices[name]:
             hint = nearest(str(value), choices[name])
             raise UserError(f"{where}: {name}: {value!r} is not one of {', '.join(choices[name])}.{hint}")
@@ -78,6 +80,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in get_args(hint))
     if origin is Literal:
         return isinstance(value, str)
+    if hint == list[str] and isinstance(value, str):
+        return True
     if origin is list or hint is list:
         return isinstance(value, list) and all(_fits(item, part) for part in get_args(hint)[:1] for item in value)
     if origin is dict or hint is dict:
@@ -93,6 +97,10 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return isinstance(value, str)
     return True
+
+
+def _parts(hint: Any) -> set[Any]:
+    return set(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else {hint}
 
 
 def _words(hint: Any) -> str:

@@ -6,12 +6,26 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 
 from cctuning.cli import ERRORS
-from cctuning.cli.options import parse
+from cctuning.cli.first import check_places
+from cctuning.cli.help import Group
+from cctuning.cli.packaged import find, launchers
 from cctuning.errors import UserError
 
+# Of the libraries' options those that most runs set.
+# fmt: off
+USUAL = [
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size", "max_length",
+    "optim", "weight_decay", "max_grad_norm", "bf16", "activation_checkpointing", "train_sampling_strategy",
+    "seed", "report_to", "logging_steps", "eval_strategy", "eval_steps", "save_strategy", "save_steps",
+    "save_total_limit", "load_best_model_at_end", "resume_from_checkpoint", "chat_template_path",
+    "eos_token", "use_cpu",
+]
+# fmt: on
 LAUNCHING = ("accelerate_config", "num_processes")  # for accelerate's launcher, and no options of a run
 
 
@@ -27,16 +41,18 @@ def main(argv: list[str], verb: str = "train") -> None:
     launching, argv = launch_options(argv)
     if launching:
         raise SystemExit(launch(launching, argv))
+    check_places(argv)
+    from cctuning.cli.options import parse  # TRL with it
     from cctuning.connection import ConnectionConfig
     from cctuning.training import CCConfig
     from cctuning.training.options import RunOptions
 
     description = (
-        f"{DESCRIPTIONS[verb]} On several devices: add --accelerate_config FILE (one of recipes/accelerate, or of "
-        "`accelerate config`) and --num_processes N."
+        f"{DESCRIPTIONS[verb]} On several devices: add --accelerate_config NAME (ddp, fsdp2, zero2, zero3, or a file "
+        "of `accelerate config`) and --num_processes N."
     )
     kinds = (RunOptions, ConnectionConfig, CCConfig)
-    options, connection, args = parse(f"cctuning {verb}", description, kinds, argv)
+    options, connection, args = parse(f"cctuning {verb}", description, kinds, argv, groups())
     from cctuning.training.run import train
 
     try:
@@ -47,7 +63,7 @@ def main(argv: list[str], verb: str = "train") -> None:
             file=sys.stderr,
         )
         raise
-    if trainer.is_world_process_zero():
+    if trainer.is_world_process_zero() and not options.dry_run:
         run = args.output_dir
         if trainer.by_language is not None and (table := trainer.by_language.table()):
             print(f"\n{table}")
@@ -63,6 +79,29 @@ def main(argv: list[str], verb: str = "train") -> None:
             print(f"next:       cctuning export {run} --format code --output DIR (it cannot be folded)")
         else:
             print(f"next:       cctuning generate {run} --prompt '…' (this connection cannot be folded)")
+
+
+def groups() -> list[Group]:
+    """The options of a run, ours first."""
+    from trl import SFTConfig
+
+    from cctuning.connection import ConnectionConfig
+    from cctuning.training import CCConfig
+    from cctuning.training.adapters import AdapterOptions
+    from cctuning.training.options import RunOptions
+
+    def of(*kinds: type, without: type | None = None) -> set[str]:
+        left = {option.name for option in fields(without)} if without else set()
+        return {option.name for kind in kinds for option in fields(kind)} - left
+
+    names = {
+        "run": ("Model and rows", of(RunOptions, without=AdapterOptions) | {"output_dir"}),
+        "connection": ("The connection", of(ConnectionConfig)),
+        "lora": ("A LoRA, and a quantised base", of(AdapterOptions)),
+        "training": ("Training", of(CCConfig, without=SFTConfig) | set(USUAL)),
+        "library": ("All others, of TRL and transformers", of(CCConfig)),
+    }
+    return [(name, heading, own.__contains__) for name, (heading, own) in names.items()]
 
 
 def launch_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
@@ -83,8 +122,7 @@ def launch(launching: dict[str, str], argv: list[str]) -> int:
     config, processes = launching.get("accelerate_config"), launching.get("num_processes")
     if config is None:
         raise UserError("--num_processes: goes with --accelerate_config.")
-    if not Path(config).is_file():
-        raise UserError(f"--accelerate_config {config!r}: no such file; name one of recipes/accelerate.")
+    config = str(find(config, launchers(), "--accelerate_config"))
     if processes is not None and not (processes.isdigit() and int(processes) > 0):
         raise UserError(f"--num_processes {processes!r}: expected a whole number, at least 1.")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]

@@ -35,7 +35,7 @@ ALIGN_OPTIONS = (
     "align_weight",
     "layers",
 )
-WEIGHTS = {"contrastive": 0.3, "standardized": 1.0, "relative": 5.0}  # of the alignment, where none is given
+WEIGHTS = {"contrastive": 1.0, "standardized": 1.0, "relative": 5.0}  # of the alignment, where none is given
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -126,7 +126,7 @@ class ConnectionConfig:
     fused_probability_start: float = _option(1.0, "sampled: probability of the fused pass at the first step.")
     fused_probability_end: float = _option(0.0, "sampled: probability of the fused pass at the last step (linear).")
     align_weight: float | None = _option(
-        None, "Weight of the alignment error. Unset: 0.3 for contrastive, 1 for standardized, 5 for relative."
+        None, "Weight of the alignment error. Unset: 1 for contrastive and standardized, 5 for relative."
     )
     identity_weight: float = _option(
         1.0, "Weight, within align_weight, of the error where the target is the row's own activation."

@@ -155,11 +155,18 @@ def answering(attention_mask: Tensor, prompt_lengths: Tensor) -> Tensor:
 
 
 def prompt_ends(attention_mask: Tensor, predict: Tensor | None) -> Tensor:
-    """(B,) position of each prompt's last token: the first that predicts a response token, else the last real one."""
+    """(B,) position of each prompt's last token: the first that predicts a token of the response, else the last real.
+
+    The response is the last run of predicted tokens: those before it are earlier turns of a conversation.
+    """
     last = last_real(attention_mask.bool())
     if predict is None:
         return last
-    return torch.where(predict.any(dim=1), predict.int().argmax(dim=1), last)
+    starts = predict.clone()
+    starts[:, 1:] &= ~predict[:, :-1]
+    places = torch.arange(predict.shape[1], device=predict.device)
+    start = torch.where(starts, places, -1).amax(dim=1)
+    return torch.where(start >= 0, start, last)
 
 
 def scope_mask(scope: str, attention_mask: Tensor, predict: Tensor | None) -> Tensor:
@@ -173,11 +180,12 @@ def scope_mask(scope: str, attention_mask: Tensor, predict: Tensor | None) -> Te
     real = attention_mask.bool()
     if scope == "all":
         return real
-    ends = torch.zeros_like(real)
-    ends[torch.arange(real.shape[0], device=real.device), prompt_ends(attention_mask, predict)] = True
+    end = prompt_ends(attention_mask, predict)[:, None]
+    places = torch.arange(real.shape[1], device=real.device)
+    chosen = places == end
     if scope == "response" and predict is not None:
-        ends = ends | predict
-    return ends & real
+        chosen = chosen | (predict & (places > end))
+    return chosen & real
 
 
 def row_sums(values: Tensor, rows: Tensor, count: int) -> Tensor:

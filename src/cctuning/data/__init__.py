@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cctuning.data.collate import PairedCollator
-    from cctuning.data.encode import Encoder, encode_dataset, encode_row
+    from cctuning.data.encode import Encoder, encode_row
+    from cctuning.data.encode_rows import encode_dataset
     from cctuning.data.handed import Reading
-    from cctuning.data.parallel import ParallelReport, ParallelSource, ParallelSourceReport, load_parallel
+    from cctuning.data.parallel import ParallelReport, ParallelSourceReport, load_parallel
+    from cctuning.data.parallel_source import ParallelSource
     from cctuning.data.rows import Skipped
     from cctuning.data.sources import LoadReport, Source, SourceReport, load_rows
 
@@ -37,9 +39,11 @@ __all__ = [
 
 _HOMES = {
     "collate": ("PairedCollator",),
-    "encode": ("Encoder", "encode_dataset", "encode_row"),
+    "encode": ("Encoder", "encode_row"),
+    "encode_rows": ("encode_dataset",),
     "handed": ("Reading",),
-    "parallel": ("ParallelReport", "ParallelSource", "ParallelSourceReport", "load_parallel"),
+    "parallel": ("ParallelReport", "ParallelSourceReport", "load_parallel"),
+    "parallel_source": ("ParallelSource",),
     "rows": ("Skipped",),
     "sources": ("LoadReport", "Source", "SourceReport", "load_rows"),
 }

@@ -11,6 +11,7 @@ reference, and `leak` looks for the response in what is left.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import unicodedata
@@ -18,11 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from cctuning.data.messages import THINKING, history_of, messages_of, text_of, tools_of
 from cctuning.data.rows import BadRow, Message, Row, Text
 from cctuning.errors import UserError, nearest
+from cctuning.languages import canonical, is_code, same, unknown
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 LONG = 12  # characters from which a response that stands in the reference by chance is not to be expected
 DIGITS = {place: str(unicodedata.digit(chr(place))) for place in range(sys.maxunicode) if chr(place).isdecimal()}
 
@@ -41,6 +42,13 @@ class Layout:
     messages: str | None = None
     reference_messages: str | None = None
     id: str | None = None
+    system: str | None = None
+    history: str | None = None
+    tools: str | None = None
+    thinking: str | None = None
+    arguments: str | None = None
+    reference_system: str | None = None
+    reference_history: str | None = None
 
     @classmethod
     def recognise(cls, found: Sequence[str], columns: Mapping[str, str], language: str) -> Layout:
@@ -74,15 +82,22 @@ class Layout:
             raise BadRow("prompt", reason)
         choose("response", "response", "completion", "output")
         if "reference" not in columns:
-            choose("reference_messages", f"messages_{language}", f"conversations_{language}")
+            choose("reference_messages", *_beside(found, language, "messages", "conversations"))
         if "reference_messages" not in columns:
-            choose("reference", f"prompt_{language}", f"instruction_{language}")
-        choose("reference_response", f"response_{language}", f"completion_{language}", f"output_{language}")
+            choose("reference", *_beside(found, language, "prompt", "instruction"))
+        choose("reference_response", *_beside(found, language, "response", "completion", "output"))
         choose("lang", "lang")
+        for part in ("system", "history"):
+            choose(part, part)
+            choose(f"reference_{part}", *_beside(found, language, part))
+        choose("tools", "tools")
+        choose("arguments", "chat_template_kwargs")
+        if not parts.get("messages"):
+            choose("thinking", *THINKING)
         if parts.get("prompt") == "instruction":
             choose("input", "input")
-        if parts.get("reference") == f"instruction_{language}":
-            choose("reference_input", f"input_{language}")
+        if str(parts.get("reference")).startswith("instruction_") and "reference" not in columns:
+            choose("reference_input", *_beside(found, language, "input"))
         return cls(**parts)
 
     def used(self) -> dict[str, str]:
@@ -91,11 +106,27 @@ class Layout:
         return {part: name for part, name in values.items() if name is not None}
 
 
+def _beside(found: Sequence[str], language: str, *stems: str) -> list[str]:
+    """The columns named after a stem and the reference language, however that is written: `prompt_eng_Latn`."""
+    exact = [f"{stem}_{language}" for stem in stems]
+    if any(name in found for name in exact):
+        return exact
+    split = [(name, name.removeprefix(f"{stem}_")) for stem in stems for name in found if name.startswith(f"{stem}_")]
+    return [name for name, code in split if is_code(code) and same(code, language)]
+
+
 PARTS = tuple(part.name for part in fields(Layout))
 
 
 def parse(
-    record: Mapping[str, Any], layout: Layout, origin: str, *, found: Sequence[str], lang: str | None, language: str
+    record: Mapping[str, Any],
+    layout: Layout,
+    origin: str,
+    *,
+    found: Sequence[str],
+    lang: str | None,
+    language: str,
+    unread: dict[str, int] | None = None,
 ) -> Row:
     """Turn a record into a row and check everything but whether it needs a reference.
 
@@ -106,48 +137,102 @@ def parse(
         found: all of the file's columns, for messages; the record may hold those in use alone.
         lang: the language of a record that names none.
         language: the reference language. A row in it is its own parallel and has no reference.
+        unread: counts keys of messages that hold something and are not read.
 
     Raises:
         BadRow: a field is missing, empty, of the wrong type, or the reference holds the response.
     """
-    prompt: Text
-    response: str | None
-    if layout.messages is not None:
-        prompt_field = response_field = layout.messages
-        messages = _messages(_required(record, layout.messages, "messages", found), layout.messages)
-        prompt, response = _split(messages)
-        if not prompt:
-            raise BadRow(layout.messages, "there is no turn before the assistant's; give the prompt as well.")
-    else:
-        prompt_field, response_field = layout.prompt or "prompt", layout.response or "response"
-        prompt = _join(_required(record, prompt_field, "prompt", found), record, layout.input, prompt_field)
-        response = _response(record.get(response_field), response_field)
-        if isinstance(prompt, list) and prompt and prompt[-1]["role"] == "assistant":
-            raise BadRow(prompt_field, "ends with an assistant turn; put that turn in the response.")
+    prompt, response, prompt_field = _sides(record, layout, found, unread)
     _filled(prompt, prompt_field)
     named = record.get(layout.lang) if layout.lang else None
-    row_lang = _text(lang if named is None or named == "" else named, layout.lang or "lang").strip()
+    row_lang = text_of(lang if named is None or named == "" else named, layout.lang or "lang").strip()
     if not row_lang:
         raise BadRow(layout.lang or "lang", "no language; fill the column, or give the source a lang: in the recipe.")
-    if same_language(row_lang, language):
-        row_lang = language
+    if not is_code(row_lang):
+        raise BadRow(layout.lang or "lang", unknown(row_lang))
+    row_lang = language if same(row_lang, language) else canonical(row_lang)
     reference, reference_response = _reference(record, layout, language) if row_lang != language else (None, None)
     if reference is not None and response is not None:
-        how = leak(prompt, response, reference)
+        how = leak(prompt, response["content"], reference)
         if how:
             raise BadRow(layout.reference_messages or layout.reference or "reference", how)
     if layout.id is not None:
         origin = f"{origin} (id {record.get(layout.id)})"
-    return Row(prompt, response, row_lang, reference, reference_response, origin)
+    row = Row(prompt, None, row_lang, reference, reference_response, origin)
+    if response is not None:
+        row.response, row.calls = response["content"], response.get("tool_calls")
+        row.thinking = response.get("thinking")
+    row.tools = tools_of(record.get(layout.tools), layout.tools) if layout.tools else None
+    if layout.arguments and record.get(layout.arguments):
+        row.arguments = _arguments(record[layout.arguments], layout.arguments)
+    return row
 
 
-def same_language(code: str, other: str) -> bool:
-    """Whether two codes differ at most in case and in regions: `fr`, `FR`, `fr-CA` and `fr_FR` are one language."""
+def _sides(
+    record: Mapping[str, Any], layout: Layout, found: Sequence[str], unread: dict[str, int] | None
+) -> tuple[Text, Message | None, str]:
+    """The prompt with all its context, the message that answers it, and the column that holds the prompt."""
+    prompt: Text
+    if layout.messages is not None:
+        field = layout.messages
+        prompt, response = _split(messages_of(_required(record, field, "messages", found), field, unread))
+        if not prompt:
+            raise BadRow(field, "there is no turn before the assistant's; give the prompt as well.")
+    else:
+        field, answer = layout.prompt or "prompt", layout.response or "response"
+        prompt = _join(_required(record, field, "prompt", found), record, layout.input, field)
+        if isinstance(prompt, list):  # the answer alone is to be learned
+            prompt = [{**turn, "train": False} if turn["role"] == "assistant" else turn for turn in prompt]
+            if prompt[-1]["role"] == "assistant":
+                raise BadRow(field, "ends with an assistant turn; put that turn in the response.")
+        prompt, response = _answered(prompt, record.get(answer), answer, unread)
+        if response is not None and layout.thinking is not None:
+            thinking = text_of(record.get(layout.thinking), layout.thinking)
+            response |= {"thinking": thinking} if thinking.strip() else {}
+    return _in_context(prompt, record, layout.system, layout.history), response, field
 
-    def parts(code: str) -> list[str]:
-        return [part for place, part in enumerate(re.split("[-_]", code.lower())) if not place or len(part) > 3]
 
-    return parts(code) == parts(other)
+def _answered(prompt: Text, value: Any, field: str, unread: dict[str, int] | None) -> tuple[Text, Message | None]:
+    """Prompt and answer where the answer stands by itself: text, or messages, of which the last is the answer."""
+    if not isinstance(value, list):
+        text = _response(value, field)
+        return prompt, None if text is None else {"role": "assistant", "content": text}
+    messages = messages_of(value, field, unread)
+    if {messages[0]["role"], messages[-1]["role"]} != {"assistant"}:
+        raise BadRow(field, "expected turns that begin and end with the assistant's; put earlier ones in the prompt.")
+    before, response = _split(messages)
+    return ([*_as_messages(prompt), *before] if before else prompt), response
+
+
+def _in_context(prompt: Text, record: Mapping[str, Any], system: str | None, history: str | None) -> Text:
+    """The prompt after the system message and the earlier turns that columns of their own hold."""
+    told = text_of(record.get(system), system) if system else ""
+    turns = history_of(record.get(history), history) if history else []
+    if not told.strip() and not turns:
+        return prompt
+    messages = _as_messages(prompt)
+    if told.strip() and messages[0]["role"] == "system":
+        raise BadRow(str(system), "the conversation has a system message as well; leave one of them out.")
+    return [*([{"role": "system", "content": told}] if told.strip() else []), *turns, *messages]
+
+
+def _as_messages(prompt: Text) -> list[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def _arguments(value: Any, field: str) -> dict[str, Any]:
+    found = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(found, Mapping):
+        raise BadRow(field, f"expected the chat template's arguments as a mapping, found {str(value)[:60]}.")
+    return {name: held for name, held in found.items() if held is not None}
+
+
+def unused_parallel(record: Mapping[str, Any], layout: Layout, row: Row, language: str) -> bool:
+    """Whether a row in the reference language has a parallel, which is not used, that says something else."""
+    if row.lang != language:
+        return False
+    reference, _ = _reference(record, layout, language)
+    return reference is not None and normal(reference) != normal(row.prompt)
 
 
 def missing_reference(layout: Layout, found: Sequence[str], language: str) -> BadRow:
@@ -172,72 +257,29 @@ def _required(record: Mapping[str, Any], field: str, part: str, found: Sequence[
     return record[field]
 
 
-def _text(value: Any, field: str) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise BadRow(field, f"expected text, found {type(value).__name__} ({str(value)[:40]}); write it as text.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        byte = ord(value[error.start])  # the reader leaves a byte that is no UTF-8 as U+DC80 and above
-        what = f"byte 0x{byte - 0xDC00:02x}" if 0xDC80 <= byte <= 0xDCFF else f"half a surrogate pair (U+{byte:04X})"
-        raise BadRow(field, f"{what} at character {error.start + 1} is not UTF-8; re-encode the file.") from None
-    return value
-
-
 def _response(value: Any, field: str) -> str | None:
-    """Text, a whole number (an answer to a sum), or a list of one assistant message; None for empty."""
-    if isinstance(value, list):
-        messages = _messages(value, field)
-        if len(messages) != 1 or messages[0]["role"] != "assistant":
-            raise BadRow(field, "expected one assistant message; put earlier turns in the prompt.")
-        value = messages[0]["content"]
+    """Text or a whole number (an answer to a sum); None for empty."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
-    text = _text(value, field)
+    text = text_of(value, field)
     return text if text.strip() else None
 
 
 def _join(value: Any, record: Mapping[str, Any], input_field: str | None, field: str) -> Text:
     if isinstance(value, list):
-        return _messages(value, field)
-    text = _text(value, field)
-    extra = _text(record.get(input_field), input_field).strip() if input_field else ""
+        return messages_of(value, field)
+    text = text_of(value, field)
+    extra = text_of(record.get(input_field), input_field).strip() if input_field else ""
     return f"{text}\n\n{extra}" if extra else text
 
 
-def _messages(value: Any, field: str) -> list[Message]:
-    """Role and content, from either spelling of a conversation."""
-    if not isinstance(value, list) or not value:
-        raise BadRow(field, f"expected a list of messages, found {type(value).__name__}.")
-    messages = []
-    for turn, message in enumerate(value):
-        place = f"{field}[{turn}]"
-        if not isinstance(message, Mapping):
-            raise BadRow(place, f"expected a message with role and content, found {type(message).__name__}.")
-        if message.get("role") is not None:
-            role, content = message["role"], message.get("content")
-            known = role in ROLES
-        else:
-            role, content = message.get("from"), message.get("value")
-            known, role = role in SHAREGPT, SHAREGPT.get(str(role), str(role))
-        if not known:
-            raise BadRow(place, f"role {role!r} is not known; expected {', '.join(ROLES)} (or human, gpt).")
-        if message.get("tool_calls"):
-            raise BadRow(place, "tool calls are not supported; write the call into the content.")
-        if isinstance(content, list):  # content in parts
-            if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-                raise BadRow(place, "only parts of type text are supported; leave the others out.")
-            content = "".join(_text(part.get("text"), place) for part in content)
-        messages.append({"role": str(role), "content": _text(content, place)})
-    return messages
-
-
-def _split(messages: list[Message]) -> tuple[list[Message], str | None]:
+def _split(messages: list[Message]) -> tuple[list[Message], Message | None]:
+    """The turns before the assistant's last, and that one; None where it says nothing or is not the last."""
     if messages[-1]["role"] != "assistant":
         return messages, None
-    return messages[:-1], messages[-1]["content"] if messages[-1]["content"].strip() else None
+    last = messages[-1]
+    said = (last["content"].strip() or last.get("tool_calls")) and last.get("train", True)
+    return messages[:-1], last if said else None
 
 
 def _filled(prompt: Text, field: str) -> None:
@@ -252,19 +294,21 @@ def _reference(record: Mapping[str, Any], layout: Layout, language: str) -> tupl
     if field is None or value is None or value == "":
         return None, None
     answer_field = layout.reference_response or f"response_{language}"
-    answer = _response(record.get(answer_field), answer_field)
+    _, said = _answered([], record.get(answer_field), answer_field, None)
+    answer = said["content"] if said is not None else None
     reference = _join(value, record, layout.reference_input, field)
     if isinstance(reference, list):
         while reference and reference[-1]["role"] == "assistant":
-            reference, said = _split(reference)
-            answer = answer or said
+            reference, last = _split(reference)
+            answer = answer or (last["content"] if last is not None else None)
         if not reference:
             raise BadRow(field, "holds assistant turns alone; give the parallel of the prompt.")
     _filled(reference, field)
-    return reference, answer
+    return _in_context(reference, record, layout.reference_system, layout.reference_history), answer
 
 
-def _normal(text: Text) -> str:
+def normal(text: Text) -> str:
+    """A text without differences of case, spacing, width and forms of digits; of messages, all contents."""
     joined = text if isinstance(text, str) else "\n".join(message["content"] for message in text)
     return " ".join(unicodedata.normalize("NFKC", joined).translate(DIGITS).casefold().split())
 
@@ -277,7 +321,7 @@ def leak(prompt: Text, response: str, reference: Text) -> str | None:
     have it (after a mark such as `:`, `#` or `?`: does not end with it). A short response inside the reference says
     nothing: the answer to a sum may be among its terms.
     """
-    answer, asked, given = _normal(response), _normal(prompt), _normal(reference)
+    answer, asked, given = normal(response), normal(prompt), normal(reference)
     advice = "The model would read the answer and not learn it; give the parallel of the prompt alone."
     if len(answer) >= LONG and answer in given and answer not in asked:
         return f"the response stands in it ({answer[:40]!r}). {advice}"

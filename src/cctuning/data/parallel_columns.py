@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from cctuning.data.parallel_langs import answering, in_name, known, named_by, same, side_of_reference
+from cctuning.data.parallel_langs import answering, identify, in_name, known, named_by, same, side_of_reference
 from cctuning.data.rows import BadRow
 from cctuning.errors import UserError, nearest
 
@@ -287,8 +287,6 @@ def _place(columns: Mapping[str, str], part: str, count: int, path: str) -> int:
 
 
 def _identified(lines: Sequence[Sequence[str]], place: int, path: str) -> str:
-    from cctuning.pairing.languages import identify
-
     code = identify(" ".join(line[place] for line in lines[:40]))
     if code is None:
         raise UserError(f"{path}: its language cannot be told; give the source a lang:.")

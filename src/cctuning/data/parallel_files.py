@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from cctuning.data.compressed import bare, open_binary
 from cctuning.data.parallel_columns import SAMPLE, Layout, Pair, recognise, recognise_cells
-from cctuning.data.parallel_langs import known, named_by, same
+from cctuning.data.parallel_langs import identify, known_in_name, named_by, same
+from cctuning.data.parallel_sides import TABLES, is_in, languages_in, local_path, other_side, stem_of, suffix_of
+from cctuning.data.parallel_source import ParallelSource
 from cctuning.data.rows import SUFFIXES, BadRow, Records, fingerprint, numbered, of_split, open_records
 from cctuning.data.tatoeba import export_in, read_tatoeba
+from cctuning.data.tbx import read_tbx
 from cctuning.data.tmx import read_tmx
 from cctuning.errors import UserError
-
-if TYPE_CHECKING:
-    from cctuning.data.parallel import ParallelSource
 
 EXPECTED = (
     "expected columns text and text_{0}, prompt and prompt_{0}, translation, or one for each language ({0}, sw, ...)"
 )
+XML = {".tmx": ("TMX", read_tmx), ".tbx": ("TBX", read_tbx)}
 BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # what OPUS packs beside the text
 DOCUMENTS = ("readme", "license", "licence", "_about", "changelog")
 Found = Iterator[Pair | tuple[str, BadRow]]
@@ -65,9 +65,9 @@ def open_parallel(source: ParallelSource, language: str) -> list[Opened]:
     Raises:
         UserError: there is no such file, or nothing in it that is parallel text.
     """
-    local = _local(source.path)
+    local = local_path(source.path)
     if source.reference is not None:
-        return [_two_files(local, _local(source.reference), source, language)]
+        return [_two_files(local, local_path(source.reference), source, language)]
     if local.is_file():
         return _file(local, source, language)
     if local.is_dir() and not any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
@@ -84,8 +84,15 @@ def open_parallel(source: ParallelSource, language: str) -> list[Opened]:
     return opened
 
 
-def _local(path: str) -> Path:
-    return Path(os.path.expandvars(path)).expanduser()
+def read_pairs(source: ParallelSource, language: str) -> Iterator[tuple[Opened, Pair | tuple[str, BadRow]]]:
+    """Every pair of a source as it stands in its files, with the file, or the origin of a bad one and what it is.
+
+    Raises:
+        UserError: a file cannot be read or is no parallel text.
+    """
+    for opened in open_parallel(source, language):
+        for found in opened.pairs():
+            yield opened, found
 
 
 def _prints(*paths: Path) -> dict[str, str]:
@@ -95,26 +102,17 @@ def _prints(*paths: Path) -> dict[str, str]:
         raise UserError(f"{error.filename}: cannot be read: {error.strerror}; name a file.") from None
 
 
-def _suffix(name: str) -> str:
-    return Path(bare(name)).suffix.lower()
-
-
-def _stem(name: str) -> str:
-    name = bare(name)
-    return name[: -len(_suffix(name))] if _suffix(name) in (*SUFFIXES, ".txt", ".tmx", ".zip") else name
-
-
 def _file(path: Path, source: ParallelSource, language: str) -> list[Opened]:
-    suffix = _suffix(path.name)
-    if suffix == ".tmx":
-        return [_tmx(Part.of(path), source, language, _prints(path))]
+    suffix = suffix_of(path.name)
+    if suffix in XML:
+        return [_xml(Part.of(path), source, language, _prints(path))]
     if suffix == ".zip":
         return _zip(path, source, language)
     if suffix in SUFFIXES and suffix != ".tsv":
-        default = named_by(_stem(path.name), language)
+        default = named_by(stem_of(path.name), language)
         return [_records(records, source, language, default) for records in open_records(str(path))]
     if suffix != ".tsv":
-        sides = _other_side(path, language)
+        sides = other_side(path, language)
         if sides:
             text, reference, code = sides
             return [_moses(Part.of(text), Part.of(reference), source.lang or code, _prints(text, reference))]
@@ -124,15 +122,13 @@ def _file(path: Path, source: ParallelSource, language: str) -> list[Opened]:
 def _directory(folder: Path, source: ParallelSource, language: str) -> list[Opened]:
     """Every file of a directory that can be parallel text, those of one split where names tell splits apart."""
     files = [file for file in sorted(folder.iterdir()) if file.is_file()]
-    chosen = [file for file in files if _suffix(file.name) in (*SUFFIXES, ".tmx", ".zip")]
+    chosen = [file for file in files if suffix_of(file.name) in TABLES]
     opened: list[Opened] = []
     for file in of_split(chosen, source.split, folder):
         opened += _file(file, source, language)
-    seen = set()
     for file in files:
-        sides = _other_side(file, language) if file not in chosen else None
-        if sides and sides[0] not in seen and _wanted(sides[2], source.lang):
-            seen.add(sides[0])
+        sides = other_side(file, language) if file not in chosen and not is_in(file.name, language) else None
+        if sides and _wanted(sides[2], source.lang):
             text, reference, code = sides
             opened.append(_moses(Part.of(text), Part.of(reference), source.lang or code, _prints(text, reference)))
     if not opened:
@@ -149,44 +145,16 @@ def _wanted(code: str, lang: str | None) -> bool:
 # -- two plain files, line by line ------------------------------------------------------------------------------------
 
 
-def _with(name: str, language: str) -> list[tuple[int, list[str], str]]:
-    """The places of a name's parts (between dots) that are languages: place, the other parts, the language."""
-    parts = bare(name).split(".")
-    found = []
-    for place in reversed(range(len(parts))):
-        code = known(parts[place]) if len(parts) > 1 else None
-        if code:
-            found.append((place, parts[:place] + parts[place + 1 :], code))
-    return found
-
-
-def _other_side(path: Path, language: str) -> tuple[Path, Path, str] | None:
-    """The two files, and the language, of a pair like `corpus.sw` and `corpus.en`, of which one is named."""
-    for place, rest, code in _with(path.name, language):
-        own = same(code, language)
-        found = []
-        for file in sorted(path.parent.iterdir()):
-            for other in _with(file.name, language):
-                if other[:2] == (place, rest) and same(other[2], language) != own:
-                    found.append((file, other[2]))
-        if own and len(found) > 1:
-            names = ", ".join(file.name for file, _ in found)
-            raise UserError(f"{path}: more than one file lies beside it: {names}; name one of them.")
-        if found:
-            return (found[0][0], path, found[0][1]) if own else (path, found[0][0], code)
-    return None
-
-
 def _prefixed(prefix: Path, source: ParallelSource, language: str) -> list[Opened]:
     """Pairs of files named `prefix.sw` and `prefix.en`."""
     if not prefix.parent.is_dir() or not prefix.name:
         return []
     opened = []
     for file in sorted(prefix.parent.iterdir()):
-        code = known(bare(file.name).removeprefix(f"{prefix.name}.")) if file.is_file() else None
+        code = known_in_name(bare(file.name).removeprefix(f"{prefix.name}.")) if file.is_file() else None
         if not code or not file.name.startswith(f"{prefix.name}.") or same(code, language):
             continue
-        sides = _other_side(file, language) if _wanted(code, source.lang) else None
+        sides = other_side(file, language) if _wanted(code, source.lang) else None
         if sides:
             text, reference = sides[:2]
             opened.append(_moses(Part.of(text), Part.of(reference), source.lang or code, _prints(text, reference)))
@@ -195,12 +163,10 @@ def _prefixed(prefix: Path, source: ParallelSource, language: str) -> list[Opene
 
 def _two_files(path: Path, reference: Path, source: ParallelSource, language: str) -> Opened:
     prints = _prints(path, reference)
-    code = source.lang or next((code for _, _, code in _with(path.name, language) if not same(code, language)), None)
-    code = code or named_by(_stem(path.name), language)
+    code = source.lang or next((code for _, _, code in languages_in(path.name) if not same(code, language)), None)
+    code = code or named_by(stem_of(path.name), language)
     parts = Part.of(path), Part.of(reference)
     if code is None:
-        from cctuning.pairing.languages import identify
-
         code = identify(" ".join(raw.decode(errors="replace") for _, raw in islice(parts[0].lines(), 40)))
     if code is None:
         raise UserError(f"{path}: its language cannot be told; give the source a lang:.")
@@ -243,8 +209,8 @@ def _zip(path: Path, source: ParallelSource, language: str) -> list[Opened]:
 
     names = [name for name in archive.namelist() if not name.endswith(("/", *BESIDE))]
     names = [name for name in names if not Path(name).name.lower().startswith(DOCUMENTS)]
-    tables = [name for name in names if _suffix(name) in (".tmx", ".tsv", ".txt")]
-    plain = [(name, place, rest, code) for name in names for place, rest, code in _with(Path(name).name, language)[:1]]
+    tables = [name for name in names if suffix_of(name) in (*XML, ".tsv", ".txt")]
+    plain = [(name, place, rest, code) for name in names for place, rest, code in languages_in(Path(name).name)[:1]]
     opened = []
     for name, place, rest, code in plain:
         for other, *where, other_code in plain:
@@ -252,7 +218,7 @@ def _zip(path: Path, source: ParallelSource, language: str) -> list[Opened]:
             if fits and _wanted(code, source.lang):
                 opened.append(_moses(part(name), part(other), source.lang or code, prints))
     for name in tables if not opened else ():
-        read = _tmx if _suffix(name) == ".tmx" else _table
+        read = _xml if suffix_of(name) in XML else _table
         opened.append(read(part(name), source, language, prints))
     if not opened:
         raise UserError(f"{path}: no parallel text among {', '.join(names) or 'its files'} with {language} on a side.")
@@ -262,8 +228,9 @@ def _zip(path: Path, source: ParallelSource, language: str) -> list[Opened]:
 # -- tables and records -----------------------------------------------------------------------------------------------
 
 
-def _tmx(part: Part, source: ParallelSource, language: str, prints: dict[str, str]) -> Opened:
-    return Opened(part.label, "TMX", lambda: read_tmx(part.label, part.opened, language, source.lang), prints)
+def _xml(part: Part, source: ParallelSource, language: str, prints: dict[str, str]) -> Opened:
+    said, read = XML[suffix_of(part.name)]
+    return Opened(part.label, said, lambda: read(part.label, part.opened, language, source.lang), prints)
 
 
 def _export(sentences: Path, links: Path, source: ParallelSource, language: str) -> Opened:
@@ -292,10 +259,14 @@ def _table(part: Part, source: ParallelSource, language: str, prints: dict[str, 
     header = sample[0]
     quoted = len(header) > 1 and all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in header)
     header = [cell[1:-1] if quoted else cell for cell in header]
-    stem, default = _stem(part.name), named_by(_stem(part.name), language)
+    stem, default = stem_of(part.name), named_by(stem_of(part.name), language)
     layout = None
     if not source.columns or not numbers:
         layout = recognise(header, source.columns, language, source.lang, default)
+    if layout and len(sample) > 1 and len(sample[1]) == len(header):
+        again = dict(zip(header, sample[1], strict=True))
+        if any(again[name] == name for name in layout.used):
+            layout = None  # columns of codes (`eng`, `swh`) look like names of columns
 
     def lines() -> Iterator[tuple[str, list[str]]]:
         for number, raw in part.lines():
@@ -346,12 +317,17 @@ def _records(
     if records.columns is not None and first is None:
         raise UserError(f"{path}: {no_text} It has {', '.join(records.columns)}.")
     opened = Opened(path, first.said if first else "", lambda: pairs(), records.fingerprints)
-    wanted = {*first.used, "id"} if first else set()
+    wanted = {*first.used, *source.where, "id"} if first else set()
+    missing = [name for name in source.where if records.columns is not None and name not in records.columns]
+    if missing:
+        raise UserError(f"{path}: where: no column {missing[0]!r} among {', '.join(records.columns or ())}.")
 
     def pairs() -> Found:
         for origin, record in records.iterate(wanted & set(records.columns or ())):
             if isinstance(record, BadRow):
                 yield origin, record
+                continue
+            if any(record.get(name) != value for name, value in source.where.items()):
                 continue
             layout = first or layout_of(tuple(record))
             if layout is None:
@@ -368,26 +344,3 @@ def _records(
                 yield origin, bad
 
     return opened
-
-
-def pair_of_paths(paths: list[Any], language: str) -> list[Any]:
-    """Paths as a command line gives them: `FILE.sw FILE.en` is one source and not two."""
-    joined: list[Any] = []
-    for path in paths:
-        before = joined[-1] if joined else None
-        if isinstance(before, str) and isinstance(path, str) and _are_sides(before, path, language):
-            text, reference = (path, before) if _in(before, language) else (before, path)
-            joined[-1] = {"path": text, "reference": reference}
-        else:
-            joined.append(path)
-    return joined
-
-
-def _in(path: str, language: str) -> bool:
-    return any(same(code, language) for _, _, code in _with(Path(path).name, language)[:1])
-
-
-def _are_sides(one: str, other: str, language: str) -> bool:
-    suffixes = (*SUFFIXES, ".tmx", ".zip")
-    plain = all(_suffix(path) not in suffixes and _local(path).is_file() for path in (one, other))
-    return plain and _in(one, language) != _in(other, language)

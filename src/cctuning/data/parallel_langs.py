@@ -8,60 +8,34 @@ import re
 from collections.abc import Collection, Sequence
 from functools import cache
 
-from babel.core import Locale, get_global
+from babel.core import Locale
+from lingua import LanguageDetector, LanguageDetectorBuilder
 
-from cctuning.pairing import languages
+from cctuning.identify import SURE, confidence, expected_scripts, identifiable, prose, scripts
+from cctuning.languages import base, canonical, is_code, matches, same
 
 CODE = r"[A-Za-z]{2,3}(?:[-_][A-Z][a-z]{3})?(?:[-_][A-Z]{2})?"
 PAIR = re.compile(rf"(?<![A-Za-z])({CODE})[-_]({CODE})(?![A-Za-z])")
-SAME = {"no": "nb"}  # a macrolanguage and the one that its texts are written in
 CLEAR = 0.2  # how much likelier one column must be in a language than the other
-
-
-@cache
-def _names() -> dict[str, str]:
-    """English names of languages, without case, to codes."""
-    return {name.casefold(): code.replace("_", "-") for code, name in Locale("en").languages.items()}
 
 
 @cache
 def known(name: str) -> str | None:
     """The canonical code of a language, by any of its codes or its English name; None where it is no language."""
-    if name.casefold() in _names():
-        return _names()[name.casefold()]
-    if not languages.is_code(name):
-        return None
-    code = code_of(name)
-    first = languages.base(code)
-    return code if first in Locale("en").languages or first in get_global("likely_subtags") else None
+    return canonical(name) if is_code(name) else None
 
 
 @cache
+def known_in_name(part: str) -> str | None:
+    """A part of a file's name as a language. Nearly every three letters are some language's code (`txt`, `dev`), so
+    that one without a script must be a language that CLDR names."""
+    code = known(part) if re.fullmatch(CODE, part) else None
+    return code if code and ("_" in part or base(code) in Locale("en").languages) else None
+
+
 def code_of(code: str) -> str:
-    """A code in BCP 47's form, without a script that goes without saying: `eng_Latn` is `en`, `zh-hant` `zh-Hant`."""
-    first, *rest = languages.canonical(code).split("-")
-    parts = [part.title() if len(part) == 4 and part.isalpha() else part.upper() for part in rest]
-    likely = get_global("likely_subtags").get(first, "").split("_")[1:2]
-    if parts[:1] == likely and first not in ("zh", "sr"):  # those two are written in two scripts: there it says a lot
-        parts = parts[1:]
-    return "-".join([first, *parts])
-
-
-@cache
-def _full(code: str) -> tuple[str, str]:
-    """Language and script, the likely one where none is named: `zh-TW` is in `Hant`."""
-    first, *rest = code.split("-")
-    script = next((part for part in rest if len(part) == 4 and part.isalpha()), "")
-    if not script:
-        likely = get_global("likely_subtags")
-        region = next((part for part in rest if len(part) == 2), "")
-        script = (likely.get(f"{first}_{region}") or likely.get(first) or "__").split("_")[1]
-    return SAME.get(first, first), script
-
-
-def same(code: str, other: str) -> bool:
-    """Whether they are one language in one script, whatever the region."""
-    return _full(code) == _full(other)
+    """The canonical code, or the code itself where it is no language's: a memory may hold any."""
+    return known(code) or code
 
 
 def answering(wanted: str, codes: Collection[str]) -> list[str]:
@@ -69,21 +43,16 @@ def answering(wanted: str, codes: Collection[str]) -> list[str]:
     language. `zh-Hans` means `zh-CN` and never `zh-TW`, `no` means `nb-NO`."""
     if wanted in codes:
         return [wanted]
-    first, script = _full(wanted)
-    regions = [part for part in wanted.split("-")[1:] if len(part) == 2]
-    found = [code for code in codes if _full(code) == (first, script)]
-    alike = [code for code in found if not regions or regions[0] in code.split("-") or "-" not in code]
-    if alike:
-        return alike
-    if script in wanted.split("-"):
+    found = [code for code in codes if is_code(code) and matches(wanted, code)]
+    if found or any(len(part) == 4 and part.isalpha() for part in re.split("[-_]", wanted)[1:]):  # it names a script
         return found
-    return found or [code for code in codes if _full(code)[0] == first]
+    return [code for code in codes if is_code(code) and base(code) == base(wanted)]
 
 
 def in_name(stem: str) -> tuple[str, str] | None:
     """The two languages that a file's name joins, in its order: `WikiMatrix.en-sw` has `en` and `sw`."""
     for match in PAIR.finditer(stem):
-        one, other = known(match[1]), known(match[2])
+        one, other = known_in_name(match[1]), known_in_name(match[2])
         if one and other:
             return one, other
     return None
@@ -95,8 +64,7 @@ def named_by(stem: str, language: str) -> str | None:
     if pair is not None:
         others = [code for code in pair if not same(code, language)]
         return others[0] if len(others) == 1 else None
-    first = stem.split(".")[0]
-    code = known(first) if re.fullmatch(CODE, first) else None
+    code = known_in_name(stem.split(".")[0])
     return code if code and not same(code, language) else None
 
 
@@ -112,7 +80,7 @@ def side_of_reference(texts: Sequence[str], language: str, other: str | None) ->
         None where it cannot be told.
     """
     if other is None:
-        found = [languages.identify(languages.prose(text)) for text in texts]
+        found = [identify(text) for text in texts]
         here = [side for side, code in enumerate(found) if code and same(code, language)]
         if len(here) != 1 or found[1 - here[0]] is None:
             return None
@@ -123,15 +91,32 @@ def side_of_reference(texts: Sequence[str], language: str, other: str | None) ->
     return (0 if shares[0] > shares[1] else 1), other
 
 
+def scripts_apart(code: str, other: str) -> bool:
+    """Whether two languages are told apart by their letters."""
+    own, others = expected_scripts(code), expected_scripts(other)
+    return bool(own and others) and not set(own) & set(others)
+
+
 def likeness(text: str, code: str, other: str) -> float:
     """How likely a text is in `code` rather than in `other`, 0 to 1: by script where they differ, else by lingua."""
-    own, others = languages.expected_scripts(code), languages.expected_scripts(other)
-    if own and others and not set(own) & set(others):
-        from cctuning.pairing.text import scripts
-
+    text = text.encode(errors="ignore").decode()  # bytes that are no UTF-8 are reported with their line, not here
+    if scripts_apart(code, other):
         counts = scripts(text)
-        return sum(counts[script] for script in own) / max(counts.total(), 1)
-    text = languages.prose(text)
-    if not languages.identifiable(code):
-        return 1 - languages.confidence(text, other, code)[0] if languages.identifiable(other) else 0.5
-    return languages.confidence(text, code, other)[0]
+        return sum(counts[script] for script in expected_scripts(code)) / max(counts.total(), 1)
+    text = prose(text)
+    if not identifiable(code):
+        return 1 - confidence(text, other, code)[0] if identifiable(other) else 0.5
+    return confidence(text, code, other)[0]
+
+
+@cache
+def _any() -> LanguageDetector:
+    return LanguageDetectorBuilder.from_all_languages().with_low_accuracy_mode().build()
+
+
+def identify(text: str) -> str | None:
+    """The language that some sentences are in, of all that lingua knows; None where it is not sure."""
+    text = prose(text.encode(errors="ignore").decode())
+    found = _any().compute_language_confidence_values(text)
+    sure = bool(found) and found[0].value >= SURE
+    return known(found[0].language.iso_code_639_1.name) if sure else None

@@ -12,25 +12,25 @@ which datasets brings, they are 200 MB that a pairing of text files can do witho
 from __future__ import annotations
 
 import codecs
-import csv
 import hashlib
 import json
 import os
 import re
-import sys
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from cctuning.data.compressed import DAMAGED, bare, open_binary
+from cctuning.data.delimited import dialect, table
 from cctuning.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import datasets
 
-Message = dict[str, str]  # {"role": ..., "content": ...}
+Message = dict[str, Any]  # `role` and `content`, and what else `messages.py` reads
 Text = str | list[Message]
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # the first four also compressed
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
@@ -47,6 +47,10 @@ class Row:
     reference: Text | None
     reference_response: str | None  # never trained on beside this row: only a reference row of its own uses it
     origin: str
+    thinking: str | None = None  # of the response, where the data give it apart
+    calls: list[Any] | None = None  # tool calls of the response
+    tools: list[Any] | None = None  # that the prompt offers
+    arguments: dict[str, Any] | None = None  # of the chat template, for this row
 
 
 class BadRow(Exception):
@@ -97,9 +101,15 @@ def open_records(path: str, name: str | None = None, split: str = "train") -> li
             return [_saved(local, split)]
         if name is None:
             return [_open_file(file) for file in _files_of_split(local, split)]
-    elif not re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", path) or _format(local):
-        raise _not_found(path, local)
+    check_place(path)
     return [_hub(path, name, split)]
+
+
+def check_place(path: str) -> None:
+    """Raise `UserError` where `path` names nothing that is there, and cannot be the name of a data set on the hub."""
+    local = Path(os.path.expandvars(path)).expanduser()
+    if not local.exists() and (not re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", path) or _format(local)):
+        raise _not_found(path, local)
 
 
 def _not_found(path: str, local: Path) -> UserError:
@@ -245,29 +255,21 @@ def _json_array(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
 
 
 def _csv(path: Path, delimiter: str, fingerprints: dict[str, str]) -> Records:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default would refuse a response above 128 KiB
-
-    def table() -> Iterator[tuple[int, list[str]]]:
+    def lines() -> Iterator[str]:
         # A byte that is no UTF-8 becomes a surrogate and is reported by the row that has it: commas still separate.
-        text = (line.decode(errors="surrogateescape") for _, line in numbered_lines(path))
-        reader, start = csv.reader(text, delimiter=delimiter, strict=True), 1
-        try:
-            for cells in reader:
-                if cells:
-                    yield start, cells
-                start = reader.line_num + 1
-        except csv.Error as error:
-            raise UserError(f"{path}:{start}: malformed CSV ({error}); check the quotes of this record.") from None
+        return (line.decode(errors="surrogateescape") for _, line in numbered_lines(path))
 
-    header = next(table(), (1, []))[1]
+    how = dialect(lines(), delimiter)
+    first = next(table(path, lines(), how), (1, []))[1]
+    header = first if isinstance(first, list) else []
     if not header or len(set(header)) < len(header):
-        raise UserError(f"{path}:1: expected a header line of distinct column names, found {header}.")
+        raise UserError(f"{path}:1: expected a header line of distinct column names, found {first}.")
 
     def iterate(wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
-        rows = table()
-        next(rows)
-        for number, cells in rows:
-            if len(cells) != len(header):
+        for number, cells in islice(table(path, lines(), how), 1, None):
+            if isinstance(cells, str):
+                yield f"{path}:{number}", BadRow("line", cells)
+            elif len(cells) != len(header):
                 reason = f"{len(cells)} cells where the header has {len(header)}; quote cells that hold a separator."
                 yield f"{path}:{number}", BadRow("line", reason)
             else:

@@ -17,17 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cctuning.data.conversations import PARTS, Layout, check_columns, missing_reference, parse
-from cctuning.data.on_disk import on_disk
-from cctuning.data.rows import CHUNK, BadRow, Records, Row, Skipped, Text, open_records
+from cctuning.data.conversations import PARTS, Layout, check_columns, missing_reference, parse, unused_parallel
+from cctuning.data.doubts import doubts
+from cctuning.data.messages import context_columns
+from cctuning.data.rows import BadRow, Records, Row, Skipped, open_records
+from cctuning.data.tables import READ, batches, dataset_of
 from cctuning.errors import UserError, nearest
-
-MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-# While reading, a text is kept in one of two columns: whether any row is a conversation is known only at the end.
-READ = pa.schema(
-    [(name, pa.string()) for name in ("prompt", "response", "lang", "reference", "origin")]
-    + [("prompt_messages", MESSAGES), ("reference_messages", MESSAGES)]
-)
+from cctuning.languages import canonical
 
 
 @dataclass
@@ -63,6 +59,8 @@ class Source:
             # YAML reads a bare `no`, the code of Norwegian, as false
             if not isinstance(value, str) and (option == "split" or value is not None):
                 raise UserError(f"{where}: {option}: expected text, got {value!r}; put it in quotes.")
+        if self.lang is not None:
+            self.lang = canonical(self.lang, f"{where}: lang")
         if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)) or not 0 < self.weight < 1e6:
             raise UserError(f"{where}: weight: expected a number above 0, got {self.weight!r}.")
         if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
@@ -116,9 +114,11 @@ class SourceReport:
     languages: dict[str, int] = field(default_factory=dict)
     with_response: int = 0
     without_response: int = 0
+    unused_parallels: int = 0  # rows labelled as in the reference language, whose parallel says something else
     reference_rows: int = 0  # among `read`: those made from a reference and its own response
     skipped: int = 0
     columns: dict[str, str] = field(default_factory=dict)  # part to column, as recognised
+    unread_keys: dict[str, int] = field(default_factory=dict)  # of messages, with how many of them hold something
     fingerprints: dict[str, str] = field(default_factory=dict)
 
 
@@ -185,7 +185,7 @@ def load_rows(
         The data set, and the account. Columns: `prompt` and `reference` (text, or messages where any row of any
         source has messages; `reference` null where the row is its own parallel), `response` (null: the row trains
         the alignment alone), `lang`, `origin` (file:line, or name[split]:index from 0) and `row` (its place in the
-        data set).
+        data set); and where any row has them `thinking`, `calls`, `tools` and `arguments`, as `tables` says.
 
     Raises:
         UserError: a file cannot be read, or a row is bad and its source does not say to skip such rows.
@@ -195,18 +195,22 @@ def load_rows(
     if not sources:
         raise UserError("sources: none given; name at least one file, directory or hub data set.")
     named = [Source.from_dict(source, f"sources[{number}]") for number, source in enumerate(sources)]
+    reference_language = canonical(reference_language, "reference_language")
     report, tables, seen = LoadReport(reference_language), [], set[bytes]()
     for number, source in enumerate(named):
         account = SourceReport(source.path)
         rows = _rows(source, reference_language, require_reference, seen, account, report)
-        table = _mix(pa.Table.from_batches(_batches(rows), READ), source, [number, seed & (2**63 - 1)])
+        table = _mix(pa.Table.from_batches(batches(rows), READ), source, [number, seed & (2**63 - 1)])
         account.rows, account.without_response = table.num_rows, table["response"].null_count
         account.with_response = account.rows - account.without_response
         counts = pc.value_counts(table["lang"].combine_chunks()).to_pylist()
         account.languages = {count["values"]: count["counts"] for count in counts}
         report.sources.append(account)
         tables.append(table)
-    return _dataset(pa.concat_tables(tables)), report
+    table = pa.concat_tables(tables)
+    if require_reference:
+        report.notes += doubts(table, reference_language)
+    return dataset_of(table), report
 
 
 def _rows(
@@ -252,6 +256,21 @@ def _rows(
             f"{source.path}: include_reference_rows: no response in the reference language among {', '.join(met)}; "
             "map it under columns: reference_response, or leave the option out."
         )
+    unread = context_columns(list(met), {*parts.values()})
+    if unread:
+        report.notes.append(
+            f"{source.path}: not read, though by its name it may be a part of what the model is told: "
+            f"{', '.join(unread)}. What is read: {', '.join(f'{column} ({part})' for part, column in parts.items())}."
+        )
+    if account.unread_keys:
+        keys = ", ".join(f"{key} ({count})" for key, count in account.unread_keys.items())
+        report.notes.append(f"{source.path}: keys of messages that are not read: {keys}.")
+    if account.unused_parallels:
+        report.notes.append(
+            f"{source.path}: {account.unused_parallels} of {kept} rows are labelled {language}, the reference "
+            f"language, and have a parallel ({parts.get('reference') or parts.get('reference_messages')}) that says "
+            "something else; it is not used. If they are in another language, mend their lang."
+        )
     if "response" not in parts and "messages" not in parts:
         report.notes.append(
             f"{source.path}: no column is read as the response, so its {kept} rows train the alignment alone "
@@ -287,29 +306,16 @@ def _parsed(
                 layouts[found] = Layout.recognise(found, source.columns, language)
                 account.columns.update(layouts[found].used())
             layout = layouts[found]
-            row = parse(record, layout, origin, found=found, lang=source.lang, language=language)
+            row = parse(
+                record, layout, origin, found=found, lang=source.lang, language=language, unread=account.unread_keys
+            )
             if require_reference and row.reference is None and row.lang != language:
                 raise missing_reference(layout, found, language)
         except BadRow as bad:
             yield origin, bad
         else:
+            account.unused_parallels += require_reference and unused_parallel(record, layout, row, language)
             yield origin, row
-
-
-def _batches(rows: Iterator[Row]) -> Iterator[pa.RecordBatch]:
-    def record(row: Row) -> dict[str, Any]:
-        out: dict[str, Any] = {"response": row.response, "lang": row.lang, "origin": row.origin}
-        for name, text in (("prompt", row.prompt), ("reference", row.reference)):
-            out[name if isinstance(text, str) else f"{name}_messages"] = text
-        return out
-
-    held: list[dict[str, Any]] = []
-    for row in rows:
-        held.append(record(row))
-        if len(held) == CHUNK:
-            yield pa.RecordBatch.from_pylist(held, READ)
-            held = []
-    yield pa.RecordBatch.from_pylist(held, READ)
 
 
 def _mix(table: pa.Table, source: Source, seed: list[int]) -> pa.Table:
@@ -323,31 +329,3 @@ def _mix(table: pa.Table, source: Source, seed: list[int]) -> pa.Table:
         mask[np.random.default_rng(seed).choice(table.num_rows, rest, replace=False)] = True
         parts.append(table.filter(pa.array(mask)))
     return pa.concat_tables(parts)
-
-
-def _dataset(table: pa.Table) -> datasets.Dataset:
-    chat = table["prompt"].null_count > 0 or table["reference_messages"].null_count < table.num_rows
-
-    def joined(batch: pa.RecordBatch, name: str) -> pa.Array:
-        if not chat:
-            return batch[name]
-        pairs = zip(batch[name].to_pylist(), batch[f"{name}_messages"].to_pylist(), strict=True)
-        return pa.array([_as_messages(text) if text is not None else turns for text, turns in pairs], MESSAGES)
-
-    kind = MESSAGES if chat else pa.string()
-    kinds = {"prompt": kind, "response": pa.string(), "lang": pa.string(), "reference": kind, "origin": pa.string()}
-    schema = pa.schema({**kinds, "row": pa.int64()})
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        number = 0
-        for batch in table.to_batches(CHUNK):
-            arrays = [joined(batch, n) if n in ("prompt", "reference") else batch[n] for n in kinds]
-            rows = pa.array(range(number, number + batch.num_rows), pa.int64())
-            yield pa.RecordBatch.from_arrays([*arrays, rows], schema=schema)
-            number += batch.num_rows
-
-    return on_disk(batches(), schema)
-
-
-def _as_messages(text: str) -> Text:
-    return [{"role": "user", "content": text}]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import IO
 from xml.etree import ElementTree
 from xml.parsers import expat
@@ -36,25 +36,48 @@ def read_tmx(
     Raises:
         UserError: it is no XML, or declares entities.
     """
-    unit = 0
+    for number, unit in streamed(name, opened, "TMX", ("tu",)):
+        origin = f"{name}:unit {number}"
+        try:
+            for text, reference, code in pairs_of(_texts(unit), language, lang):
+                yield Pair(text, reference, code, origin)
+        except BadRow as bad:
+            yield origin, bad
+
+
+def streamed(
+    name: str, opened: Callable[[], IO[bytes]], kind: str, tags: Collection[str]
+) -> Iterator[tuple[int, ElementTree.Element]]:
+    """The elements with one of these names, whatever their namespace, numbered; each is forgotten after its turn.
+
+    Args:
+        name: for messages.
+        opened: opens the file, decompressed.
+        kind: what the format is called.
+        tags: of elements that do not stand in one another.
+
+    Raises:
+        UserError: it is no XML, or declares entities.
+    """
+    number = 0
+    above: list[ElementTree.Element] = []
     try:
         _refuse_entities(name, opened)
         with opened() as file:
             for event, element in ElementTree.iterparse(file, ("start", "end")):
-                if event == "start" and element.tag == "body":
-                    body = element
-                if event != "end" or element.tag != "tu":
+                if event == "start":
+                    above.append(element)
                     continue
-                unit += 1
-                origin = f"{name}:unit {unit}"
-                try:
-                    for text, reference, code in pairs_of(_texts(element), language, lang):
-                        yield Pair(text, reference, code, origin)
-                except BadRow as bad:
-                    yield origin, bad
-                body.clear()  # units that are done with would otherwise stay in memory
+                above.pop()
+                if element.tag.rpartition("}")[2] in tags:
+                    number += 1
+                    yield number, element
+                    if above:
+                        above[-1].clear()  # elements that are done with would otherwise stay in memory
     except (ElementTree.ParseError, expat.ExpatError, zlib.error, zipfile.BadZipFile, *DAMAGED) as error:
-        raise UserError(f"{name}: not a TMX that can be read, after unit {unit}: {error}; fetch it again.") from None
+        raise UserError(
+            f"{name}: not a {kind} that can be read, after unit {number}: {error}; fetch it again."
+        ) from None
 
 
 def _texts(unit: ElementTree.Element) -> dict[str, str]:

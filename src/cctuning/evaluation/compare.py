@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from cctuning.errors import UserError
-from cctuning.evaluation.languages import ENGLISH, language_name
+from cctuning.evaluation.answered_in import compared
+from cctuning.evaluation.samples import said_alike
 from cctuning.evaluation.scored import ScoredRun, check_same, check_seeds, common_tasks, read_run
 from cctuning.evaluation.statistics import (
     Array,
@@ -30,6 +31,7 @@ from cctuning.evaluation.statistics import (
     sign_flip_test,
     t_interval,
 )
+from cctuning.languages import ENGLISH, language_name
 
 MIN_DRAWS = 1000
 FEW_ITEMS = 30  # below, a percentile interval is known to be too narrow
@@ -127,6 +129,7 @@ def compare(
     check_same(loaded, tasks)
     apart = _references(loaded, notes)
     _tell(systems, base, loaded, tasks, alpha, draws, notes)
+    notes += _answers(systems, tasks)
     rows: list[Row] = []
     summary: list[str] = []
     for name, members in systems.items():
@@ -151,6 +154,20 @@ def compare(
         summary=summary,
         notes=notes,
     )
+
+
+def _answers(systems: Mapping[str, Sequence[ScoredRun]], tasks: Sequence[str]) -> list[str]:
+    """Which languages the systems answered in, and whose answers are all empty or the same."""
+    notes = []
+    for task in tasks:
+        abouts = {name: [run.tasks[task].about for run in members] for name, members in systems.items()}
+        shares = {name: [about.get("answered_in") for about in one] for name, one in abouts.items()}
+        said = compared(shares, task, str(next(iter(abouts.values()))[0]["language"]))
+        notes += [said] if said is not None else []
+        notes += [
+            f"{name}: {said}" for name, one in abouts.items() for about in one for said in said_alike(task, about)
+        ]
+    return notes
 
 
 def _baseline(runs: Sequence[tuple[str, Path]], wanted: str | None) -> str:

@@ -1,4 +1,4 @@
-"""What languages are called, and how much text the world has in one, by a public list, for the averages of a table.
+"""How much text the world has in a language, by a public list, for the averages of a table.
 
 Classes 0 to 5 of Joshi et al., "The State and Fate of Linguistic Diversity and Inclusion in the NLP World" (ACL 2020,
 arXiv 2004.09095). As usual, 4 and 5 count as high-resource, 3 as mid and 0 to 2 as low.
@@ -6,7 +6,7 @@ arXiv 2004.09095). As usual, 4 and 5 count as high-resource, 3 as mid and 0 to 2
 
 from __future__ import annotations
 
-from babel import Locale, UnknownLocaleError
+from cctuning.languages import base, is_code
 
 JOSHI_CLASS = {
     "en": 5, "es": 5, "de": 5, "ja": 5, "fr": 5, "ar": 5, "zh": 5,
@@ -16,22 +16,9 @@ JOSHI_CLASS = {
     "te": 1, "qu": 1, "my": 1,
 }  # fmt: skip
 LEVELS = ("high", "mid", "low")
-ENGLISH = "en"  # what stands for the reference language where a model says none
-
-
-def language_name(code: str) -> str:
-    """The language's English name (`Swahili`), from CLDR; the code itself where there is none."""
-    known = Locale("en").languages
-    try:
-        locale = Locale.parse(code, sep="-" if "-" in code else "_")
-    except (UnknownLocaleError, ValueError):
-        return known.get(code) or code
-    if len(code) <= 3:  # babel adds where a language is most spoken to some (`arb`: Egypt); nobody asked
-        return known.get(code) or locale.get_language_name("en") or code
-    return locale.get_display_name("en") or code
 
 
 def level(language: str) -> str | None:
     """`high`, `mid` or `low`; None for a language that is not on our copy of the list."""
-    found = JOSHI_CLASS.get(language)
+    found = JOSHI_CLASS.get(base(language)) if is_code(language) else None
     return None if found is None else "high" if found >= 4 else "mid" if found == 3 else "low"

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from torch.nn.utils.rnn import pad_sequence
 from cctuning.errors import UserError
 from cctuning.model.adaptive import AdaptiveModel
 from cctuning.model.connected import ConnectedModel
+from cctuning.serving.stops import Thoughts
 
 CHUNK = 8  # batches between two writes to the journal: little is lost, and the GPU is not kept waiting
+THINKING_TOKENS = 1024  # for thinking, where a model thinks before it answers
 FIRST_BATCH = {"cpu": 16}  # tokens of memory are not the limit there; elsewhere start at 64 and halve while it fails
 
 
@@ -52,6 +55,8 @@ class Journal(LM):
         batch_size: rows at once; None: found by halving while memory runs out.
         reference: task and item to the text of the prompt's parallel, or None.
         bar: the whole run's progress, in items; None for none.
+        stop: text at which every answer ends, beside each task's own.
+        thinking: tokens that a model which thinks before it answers has for that; 0: it does not think.
     """
 
     def __init__(
@@ -61,8 +66,11 @@ class Journal(LM):
         batch_size: int | None = None,
         reference: Callable[[str, int], str | None] | None = None,
         bar: Any = None,
+        stop: str | None = None,
+        thinking: int = 0,
     ) -> None:
         super().__init__()
+        self.stop, self.thinking = stop, thinking
         self.inner, self.path, self.reference, self.bar = inner, path, reference, bar
         device = getattr(getattr(inner, "device", None), "type", "cpu")
         self.size = batch_size or FIRST_BATCH.get(device, 64)
@@ -122,7 +130,7 @@ class Journal(LM):
         while start < len(order):
             shown = self._show(shown, items * (known + start) // len(keys), known_before=start == 0)
             chunk = order[start : start + CHUNK * self.size]
-            answers = self._ask(kind, [pending[key] for key in chunk])
+            answers = self._answers(kind, [pending[key] for key in chunk])
             with writing(self.path), self.path.open("a", encoding="utf-8") as journal:
                 for key, answer in zip(chunk, answers, strict=True):
                     _check_number(pending[key], answer)
@@ -142,6 +150,26 @@ class Journal(LM):
                 self.bar.initial += now - shown
             self.bar.update(now - shown)
         return now
+
+    def _answers(self, kind: str, requests: list[Instance]) -> list[Any]:
+        """As `_ask`; an answer that is written ends at its task's stops once thinking has ended, not within it."""
+        if kind != "generate_until" or not (self.stop or self.thinking):
+            return self._ask(kind, requests)
+        stops = []
+        for number, request in enumerate(requests):
+            context, given = request.args
+            until = [given["until"]] if isinstance(given.get("until"), str) else list(given.get("until") or [])
+            stops.append([*until, *([self.stop] if self.stop else [])])
+            more: dict[str, Any] = {"until": stops[-1]}
+            if self.thinking:
+                room = int(given.get("max_gen_toks") or self.inner.max_gen_toks)
+                more = {"until": [], "max_gen_toks": room + self.thinking}
+            requests[number] = replace(request, arguments=(context, {**given, **more}))
+        answers = self._ask(kind, requests)
+        for number, until in enumerate(stops):
+            for stop in until if self.thinking else ():
+                answers[number] = answers[number].partition(stop)[0]
+        return answers
 
     def _ask(self, kind: str, requests: list[Instance]) -> list[Any]:
         @find_executable_batch_size(starting_batch_size=self.size, reduce_batch_size_fn=lambda: self.size // 2)
@@ -171,7 +199,28 @@ def _check_number(request: Instance, answer: Any) -> None:
         )
 
 
-class ConnectedLM(HFLM):
+class AnsweringLM(HFLM):
+    """An `HFLM` that knows what a model thought from what it answers.
+
+    Args:
+        chat: prompts are rendered with a chat template, which writes the opening token where one belongs.
+        thoughts: None for a model that does not think.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, chat: bool = False, thoughts: Thoughts | None = None, batch_size: int = 1
+    ) -> None:
+        beginning = {"add_bos_token": False} if chat else {}  # as training tokenises; the template may write none
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **beginning)
+        self.thoughts = thoughts
+
+    def tok_decode(self, tokens: Any, skip_special_tokens: bool = True) -> str:
+        if self.thoughts is not None and skip_special_tokens:
+            return self.thoughts.answer(tokens, self.tokenizer).lstrip()
+        return str(super().tok_decode(tokens, skip_special_tokens=skip_special_tokens))
+
+
+class ConnectedLM(AnsweringLM):
     """A connected model as it runs where the prompt's end matters, or over the live connection.
 
     Same tokens and stop rules as `HFLM`; the context is the prompt, the continuation its answer. Where both do not fit
@@ -181,8 +230,8 @@ class ConnectedLM(HFLM):
     reference: Callable[[str, int], str | None] | None = None
     apart = False  # the items are in the reference language: of an adaptive connection they take no part
 
-    def __init__(self, connected: ConnectedModel, tokenizer: Any, batch_size: int = 1) -> None:
-        super().__init__(pretrained=connected.model, tokenizer=tokenizer, batch_size=batch_size)
+    def __init__(self, connected: ConnectedModel, tokenizer: Any, **options: Any) -> None:
+        super().__init__(connected.model, tokenizer, **options)
         self.connected = connected
 
     def _references(self, requests: list[Instance]) -> dict[str, Tensor]:

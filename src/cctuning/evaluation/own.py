@@ -1,7 +1,8 @@
 """A user's own held-out rows as tasks, one a language: any file that `train` reads.
 
-Prompts are asked as they stand and answers generated, greedily; F1 and exact match are those of the question-answering
-benchmarks (`metrics.py`). Item i of a language is its i-th row in the file, so that two models' answers pair.
+Prompts are asked as training renders them and answers generated, greedily; F1 and exact match are those of the
+question-answering benchmarks (`metrics.py`). Item i of a language is its i-th row in the file, so that two models'
+answers pair.
 """
 
 from __future__ import annotations
@@ -14,37 +15,42 @@ from typing import Any
 
 import datasets
 
-from cctuning.data import load_rows
+from cctuning.data import Encoder, load_rows
+from cctuning.data.chat import split_thinking
 from cctuning.data.rows import fingerprint
 from cctuning.errors import UserError
-from cctuning.evaluation.languages import ENGLISH, language_name
 from cctuning.evaluation.rows import row_task
 from cctuning.evaluation.suites import Item
+from cctuning.languages import ENGLISH, language_name
 
 LONG_ANSWER = 256  # tokens, where a response has more than one line
 
 
-def own_items(path: str, languages: Sequence[str] | None, reference: str = ENGLISH) -> tuple[list[Item], list[str]]:
+def own_items(
+    path: str, languages: Sequence[str] | None, reference: str = ENGLISH, encoder: Encoder | None = None
+) -> tuple[list[Item], list[str]]:
     """The tasks `rows_<language>`, the reference language first, and notes on what is left out.
 
     Args:
         path: a file or directory of rows, or a hub data set.
         languages: codes to keep; None for all. The reference language is always kept.
         reference: the language that the rows' parallels are in; its code also names their column (`prompt_en`).
+        encoder: renders prompts as training does; None: as they stand.
 
     Raises:
         UserError: it cannot be read, has no row with a response, or no row of a language that is named.
     """
-    dataset, _ = load_rows([path], reference_language=reference, require_reference=False)
+    dataset, report = load_rows([path], reference_language=reference, require_reference=False)
     by_language: dict[str, list[dict[str, Any]]] = {}
     silent = 0
     for row in dataset:
-        if row["response"] is None:
+        answer = split_thinking(row["response"] or "")[1].strip()
+        if not answer:
             silent += 1
             continue
-        text = {side: _text(row[side], row["origin"]) for side in ("prompt", "reference") if row[side] is not None}
+        text = {side: _text(row, side, encoder) for side in ("prompt", "reference") if row[side] is not None}
         own = by_language.setdefault(row["lang"], [])
-        own.append({"id": len(own), "answer": row["response"].strip(), "reference": None, **text})
+        own.append({"id": len(own), "answer": answer, "reference": None, **text})
     if not by_language:
         raise UserError(f"--rows {path}: no row has a response; there is nothing to score answers against.")
     for wanted in languages or ():
@@ -53,12 +59,13 @@ def own_items(path: str, languages: Sequence[str] | None, reference: str = ENGLI
                 f"--languages: no row of {path} is in {wanted!r}; it has {', '.join(sorted(by_language))}."
             )
     kept = [lang for lang in by_language if languages is None or lang in {*languages, reference}]
-    notes = [f"{path}: {silent} rows without a response are left out."] if silent else []
+    notes = [*report.notes, *([f"{path}: {silent} rows without a response are left out."] if silent else [])]
     if reference not in by_language:
         name = language_name(reference)
         notes.append(f"{path} has no row in {name}: what tuning costs {name} is not seen.")
     kept.sort(key=lambda lang: (lang != reference, lang))
-    return [_item(lang, by_language[lang]) for lang in kept], notes
+    rendered = encoder is not None and encoder.chat
+    return [_item(lang, by_language[lang], rendered) for lang in kept], notes
 
 
 def rows_fingerprint(path: str) -> str:
@@ -71,21 +78,28 @@ def rows_fingerprint(path: str) -> str:
     return fingerprint(place) if place.is_file() else path
 
 
-def _text(text: str | list[dict[str, str]], origin: str) -> str:
+def _text(row: dict[str, Any], side: str, encoder: Encoder | None) -> str:
+    """A prompt or its parallel as the model is asked it."""
+    text = row[side]
+    if encoder is not None and encoder.chat:
+        return encoder.render(text, row)
     if isinstance(text, str):
         return text
     if [turn["role"] for turn in text] != ["user"]:
-        raise UserError(f"--rows: {origin}: a conversation of {len(text)} turns; only one user's turn can be asked.")
-    return text[0]["content"]
+        raise UserError(
+            f"--rows: {row['origin']}: a conversation of {len(text)} turns, which needs the chat template; give "
+            "--chat yes, and a model whose tokenizer has one."
+        )
+    return str(text[0]["content"])
 
 
-def _item(language: str, rows: list[dict[str, Any]]) -> Item:
+def _item(language: str, rows: list[dict[str, Any]], rendered: bool) -> Item:
     split = datasets.DatasetDict({"test": datasets.Dataset.from_list([_asked(row) for row in rows])})
     source = {"custom_dataset": partial(_given, split)}
     long = any("\n" in row["answer"] for row in rows)
     task = row_task(f"rows_{language}", "own rows", language, source, LONG_ANSWER if long else None)
     references = {row["id"]: row["reference"] for row in rows if row["reference"] is not None}
-    return Item(task.config.task, "own rows", language, "f1,none", None, False, task, references)
+    return Item(task.config.task, "own rows", language, "f1,none", None, False, task, references, rendered)
 
 
 def _asked(row: dict[str, Any]) -> dict[str, Any]:

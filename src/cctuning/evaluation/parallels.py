@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from cctuning.errors import UserError
-from cctuning.evaluation.languages import ENGLISH, language_name
 from cctuning.evaluation.models import Journal
 from cctuning.evaluation.suites import Item
+from cctuning.languages import ENGLISH, language_name
 
 
 def with_parallels(items: list[Item], notes: list[str], language: str = ENGLISH) -> list[Item]:
@@ -49,7 +49,8 @@ class Parallels:
         """Make the parallels of a task's items known, the reference language's first; notes on those without one."""
         notes = []
         if item.references is not None:
-            found = {place: lm.rendered(text, self.chat) for place, text in item.references.items()}
+            chat = self.chat and not item.rendered
+            found = {place: lm.rendered(text, chat) for place, text in item.references.items()}
         elif item.language == self.language:
             self._asked[item.benchmark] = self._prompts(item, lm)
             found = {}

@@ -14,26 +14,33 @@ import json
 import logging
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tqdm.auto import tqdm
 from transformers import set_seed
 
+from cctuning.data import Encoder
+from cctuning.data.chat import own_template
 from cctuning.errors import UserError
-from cctuning.evaluation.languages import ENGLISH
-from cctuning.evaluation.models import ConnectedLM, Journal, writing
+from cctuning.evaluation.answered_in import answered_in
+from cctuning.evaluation.models import THINKING_TOKENS, AnsweringLM, ConnectedLM, Journal, writing
+from cctuning.evaluation.named import named_items
 from cctuning.evaluation.own import own_items, rows_fingerprint
 from cctuning.evaluation.parallels import Parallels, with_parallels
+from cctuning.evaluation.samples import answers_of, said_alike, sample_line
 from cctuning.evaluation.suites import SUITES, Item, plan
 from cctuning.evaluation.table import markdown
+from cctuning.languages import ENGLISH, canonical
 from cctuning.model.adapter import CONFIG_FILE, read_config, write_atomically
 from cctuning.model.loading import Loaded, load, resolve
+from cctuning.model.sites import unwrap
+from cctuning.serving.answering import chat_notes, chat_of, encoder_for, encoder_of, tokenizer_of
+from cctuning.serving.stops import Thoughts, answer_end, stop_tokens
 
 FORMAT = 1
 RESULTS_FILE, SAMPLES_FOLDER, JOURNAL_FILE, TABLE_FILE = "results.json", "samples", "journal.jsonl", "results.md"
@@ -43,36 +50,56 @@ PACKAGES = ("cc-tuning", "lm_eval", "torch", "transformers", "peft", "datasets")
 
 @dataclass
 class Options:
-    """What is scored and how. `mode`: `student` (as it will run), `bypass` (without the connection's transform),
-    `parallel` (over the live connection, with the benchmark's own prompt in the reference language). `rows`: a user's
-    own, in place of a suite's."""
+    """What is scored and how.
+
+    Attributes:
+        mode: `student` (as it will run), `bypass` (without the connection's transform), `parallel` (over the live
+            connection, with the benchmark's own prompt in the reference language).
+        rows: a user's own, in place of a suite's tasks.
+        tasks: lm-eval's, by name, likewise. include_path: a directory with more of them.
+        chat: render prompts with the chat template; None: as in training; where that is not known, if there is one.
+        chat_template_kwargs: its arguments, where they are to be others than in training.
+        thinking_tokens: room for thinking, where the model thinks before it answers.
+    """
 
     suite: str = "source"
     languages: list[str] | None = None
     benchmarks: list[str] | None = None
     limit: int | None = None
     data: str | None = None
-    chat: bool = False
+    chat: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    thinking_tokens: int = THINKING_TOKENS
     mode: str = "student"
     dtype: str = "auto"
     seed: int = 0
     batch_size: int | None = None
     trust_remote_code: bool = False
     rows: str | None = None
+    tasks: list[str] | None = None
+    include_path: str | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("suite", SUITES), ("mode", MODES)):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}.")
-        for name in ("limit", "batch_size"):
+        if self.languages is not None:
+            self.languages = [canonical(code, "--languages") for code in self.languages]
+        for name in ("limit", "batch_size", "thinking_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}.")
 
     def settings(self) -> dict[str, Any]:
         """What decides the figures: all but where the data lie and how many rows run at once."""
-        apart = ("data", "batch_size", "trust_remote_code", "rows")
+        apart = ("data", "batch_size", "trust_remote_code", "rows", "tasks", "include_path")
         found = {key: value for key, value in asdict(self).items() if key not in apart}
+        if not self.chat_template_kwargs:  # a model that thinks unasked has it in its template
+            del found["chat_template_kwargs"]
+        if self.thinking_tokens == THINKING_TOKENS:
+            del found["thinking_tokens"]
         found["local"] = self.data is not None
+        if self.tasks:
+            return found | {"suite": "tasks", "tasks": sorted(self.tasks)}
         return found | ({"suite": "rows", "rows": rows_fingerprint(self.rows)} if self.rows else {})
 
 
@@ -82,16 +109,24 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     Raises:
         UserError: bad options, data or model, or a directory that holds something else; what is done is kept.
     """
+    tokenizer, run = tokenizer_of(path, options.trust_remote_code)
+    if options.chat and own_template(tokenizer) is None:
+        raise UserError(f"{path}: --chat: its tokenizer has no chat template; leave the option out.")
+    options = replace(options, chat=chat_of(run, tokenizer) if options.chat is None else options.chat)
     record = _claim(directory, path, options)
     said = reference_language(path)
     language = said or ENGLISH
+    encoder = encoder_for(tokenizer, bool(options.chat), options.chat_template_kwargs)
     if options.rows:
-        items, notes = own_items(options.rows, options.languages, language)
-    else:
-        data = Path(options.data) if options.data else None
+        items, notes = own_items(options.rows, options.languages, language, encoder)
+    data = Path(options.data) if options.data else None
+    if options.tasks:
+        items, notes = named_items(options.tasks, data, options.languages, options.include_path)
+    elif not options.rows:
         items, notes = plan(options.suite, options.languages, data, options.benchmarks, language)
     if options.mode == "parallel":
         items = with_parallels(items, notes, language)
+    notes += chat_notes(run, encoder)
     for note in notes:
         logging.getLogger(__name__).warning(note)
     loaded = load(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
@@ -99,8 +134,6 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
         raise UserError(
             f"{path}: no connection in it (folded or plain), so nothing to bypass and no reference to use."
         )
-    if options.chat and loaded.tokenizer.chat_template is None:
-        raise UserError(f"{path}: --chat: its tokenizer has no chat template; leave the option out.")
     if torch.accelerator.is_available():
         module: Any = loaded.connected or loaded.model
         module.to(torch.accelerator.current_accelerator())
@@ -111,8 +144,10 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     _check_data(items, record, directory)
     record["model"]["reference_language"] = said
     record["notes"], record["planned"] = notes, [item.name for item in items]
-    parallels = Parallels(options.chat, options.limit, language) if options.mode == "parallel" else None
-    lm, reference = _model(loaded, options, parallels)
+    encoder = encoder_of(loaded, options.chat, options.chat_template_kwargs)
+    end_as_trained(loaded, encoder)
+    parallels = Parallels(bool(options.chat), options.limit, language) if options.mode == "parallel" else None
+    lm, reference = _model(loaded, options, parallels, encoder)
     (directory / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
     _write(directory, record)
     journal = directory / JOURNAL_FILE
@@ -121,7 +156,8 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
         loaded.connected.disable_adapter() if bypass and loaded.connected else nullcontext(),
         _progress(items, record, options) as bar,
     ):
-        asked = Journal(lm, journal, options.batch_size, reference, bar)
+        thinking = options.thinking_tokens if encoder.thinks else 0
+        asked = Journal(lm, journal, options.batch_size, reference, bar, answer_end(encoder), thinking)
         for number, item in enumerate(items, 1):
             bar.set_description(f"[{number}/{len(items)}] {item.name}")
             if isinstance(lm, ConnectedLM):
@@ -132,6 +168,7 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
                     notes.append(note)
             if item.name not in record["tasks"]:
                 score(item, asked, options, directory, record)
+            notes += [note for note in said_alike(item.name, record["tasks"][item.name]) if note not in notes]
     record["status"] = "finished"
     _write(directory, record)
     journal.unlink(missing_ok=True)
@@ -196,6 +233,8 @@ def score(item: Item, lm: Journal, options: Options, directory: Path, record: di
         "chance": item.chance,
         "metrics": _metrics(figures, chosen),
         "requests": lm.asked - before,
+        **answers_of(kept),
+        "answered_in": answered_in(kept, item.language, record["model"].get("reference_language") or ENGLISH),
         "data": None if item.file is None else rows_fingerprint(str(item.file)),
     }
     _write(directory, record)
@@ -215,7 +254,7 @@ def _run(item: Item, lm: Journal, options: Options) -> dict[str, Any]:
         task_dict=built,
         limit=options.limit,
         log_samples=True,
-        apply_chat_template=options.chat,
+        apply_chat_template=bool(options.chat) and not item.rendered,
         fewshot_as_multiturn=True,
     )
     assert done is not None  # only one process among several gets nothing
@@ -232,39 +271,26 @@ def _metrics(figures: dict[str, float], chosen: str) -> dict[str, dict[str, floa
     }
 
 
-def sample_line(sample: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of one item, for a person to read and for `compare` to pair."""
-    arguments = list(sample["arguments"].values()) if isinstance(sample["arguments"], dict) else sample["arguments"]
-    texts = [list(one.values()) if isinstance(one, dict) else list(one) for one in arguments]
-    likelihoods = len(texts) > 1 or not isinstance(texts[0][1], dict)
-    response: Any
-    if likelihoods:
-        found = [one[0] if isinstance(one, (list, tuple)) else one for one in sample["filtered_resps"]]
-        response = [{"choice": text[1], "loglikelihood": float(one)} for text, one in zip(texts, found, strict=True)]
-    else:  # a filter may keep a number out of a sentence, or white space off it
-        response = {"said": sample["resps"][0][0], "scored": sample["filtered_resps"][0]}
-    metrics = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample.get(name), (int, float))}
-    return {
-        "id": sample["doc_id"],
-        "hash": sample["doc_hash"],
-        "prompt": texts[0][0],
-        "prompt_hash": hashlib.sha256(json.dumps(texts, ensure_ascii=False, default=str).encode()).hexdigest(),
-        "target": sample["target"],
-        "response": response,
-        "metrics": metrics,
-    }
+def end_as_trained(loaded: Loaded, encoder: Encoder) -> None:
+    """Have the model end its answers where the template ends a turn: a base's own config may know less."""
+    if encoder.chat:
+        stops = stop_tokens(encoder, unwrap(loaded.model))
+        for model in (loaded.model, unwrap(loaded.model)):
+            if stops and model.generation_config is not None:
+                model.generation_config.eos_token_id = stops
 
 
-def _model(loaded: Loaded, options: Options, parallels: Parallels | None) -> tuple[Any, Any]:
+def _model(loaded: Loaded, options: Options, parallels: Parallels | None, encoder: Encoder) -> tuple[Any, Any]:
     connected = loaded.connected
+    how: dict[str, Any] = {"chat": encoder.chat, "thoughts": Thoughts.of(encoder)}
     if loaded.tokenizer.pad_token_id is None:
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token  # masked out: any id will do
     plain = connected is None or options.mode == "bypass" or (options.mode == "student" and connected.config.foldable)
     if connected is not None and not plain:
-        lm = ConnectedLM(connected, loaded.tokenizer)
+        lm = ConnectedLM(connected, loaded.tokenizer, **how)
         lm.reference = parallels
         return lm, lm.reference
-    return HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=1), None
+    return AnsweringLM(loaded.model, loaded.tokenizer, **how), None
 
 
 def fingerprint(loaded: Loaded, mode: str = "student") -> str:

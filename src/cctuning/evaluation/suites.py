@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 
 from cctuning.errors import UserError
 from cctuning.evaluation import hub
-from cctuning.evaluation.languages import ENGLISH
 from cctuning.evaluation.rows import ACCURACIES, CHOICES, paper_task, xcopa_english
+from cctuning.languages import ENGLISH
 
 # Of lm-eval's tasks.
 FOLDERS = ("mgsm/direct", "xcopa", "xstorycloze", "xnli", "xwinograd", "xquad", "openai-mmmlu/default", "mmlu/default")
@@ -142,7 +142,7 @@ class Item:
     """One task to run: its name, what it belongs to, and the lm-eval task itself, or its group of tasks.
 
     `references`: item to its prompt's parallel, where the data say it themselves. `file`: what holds its items, where
-    that is a local file.
+    that is a local file. `rendered`: its prompts and references are as the model sees them, and get no chat template.
     """
 
     name: str
@@ -153,6 +153,7 @@ class Item:
     parallel: bool
     task: Any
     references: dict[int, str] | None = None
+    rendered: bool = False
     file: Path | None = None
 
     @property

@@ -10,7 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
-from cctuning.evaluation.languages import ENGLISH, LEVELS, language_name, level
+from cctuning.evaluation import answered_in
+from cctuning.evaluation.languages import LEVELS, level
+from cctuning.languages import ENGLISH, language_name
 
 NORMALISED = "acc_norm"
 MAIN = {
@@ -93,6 +95,12 @@ def terminal(record: dict[str, Any], width: int) -> list[Table]:
             ends = row[0] != "chance" and body[number + 1][0] in ("mean", "chance")
             table.add_row(*(row[column] for column in columns), end_section=ends)
         tables.append(table)
+    told = answered_in.rows(record)
+    if told:
+        table = Table(*answered_in.HEADER, title="Which language it answered in", title_justify="left")
+        for row in told:
+            table.add_row(*row)
+        tables.append(table)
     return tables
 
 
@@ -102,6 +110,10 @@ def markdown(record: dict[str, Any]) -> str:
     if any(NORMALISED in task["metrics"] for task in record["tasks"].values()):
         lines += ["## Length-normalised accuracy", "", *_markdown_table(*rows(record, NORMALISED)), ""]
         lines += ["Each choice's log-likelihood divided by its characters; from the same answers.", ""]
+    told = answered_in.rows(record)
+    if told:
+        lines += ["## Which language it answered in", "", *_markdown_table(answered_in.HEADER, told), ""]
+        lines += ["By lingua, of the answers that are long enough to tell (how many).", ""]
     lines += [f"- {note}" for note in record.get("notes", [])]
     settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items() if value is not None)
     versions = ", ".join(f"{key} {value}" for key, value in record["versions"].items())

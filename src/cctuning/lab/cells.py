@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,9 @@ def _decides(recipe: Recipe, settings: Mapping[str, Any]) -> list[Any]:
     if recipe.rival:
         return [recipe.rival.__name__, chosen]
     trainer = {name: value for name, value in chosen.items() if name in OF_TRAINER}
-    return [connection(chosen).to_dict(), trainer, recipe.trainer]
+    config = connection(chosen)
+    config = replace(config, align_weight=config.weight, align_loss=config.loss)  # a default that is said is the same
+    return [config.to_dict(), trainer, recipe.trainer]
 
 
 def _compute(

@@ -20,7 +20,7 @@ from cctuning.connection import ConnectionConfig, delta_matrix
 from cctuning.errors import UserError
 from cctuning.model.adapter import times_written
 from cctuning.model.fold import check_foldable, fold_projection
-from cctuning.model.lora import write_lora
+from cctuning.model.lora import existing_lora, write_lora
 from cctuning.model.sites import find_sites, innermost, unwrap
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ def check_mergeable(model: nn.Module) -> None:
     if not isinstance(model.base_model, BaseTuner):
         raise UserError(f"{model.active_peft_config.peft_type.value}: this adapter cannot be merged; remove it first.")
     for name, module in model.named_modules():
+        variants = getattr(module, "lora_variant", {})
+        if any("ALora" in type(variants.get(adapter)).__name__ for adapter in model.active_adapters):
+            raise UserError(
+                f"{name}: an aLoRA acts from its invocation tokens on, and a weight acts at all positions."
+            )
         if not isinstance(module, BaseTunerLayer) or getattr(module.get_base_layer(), "bias", None) is not None:
             continue
         if any(getattr(module, "lora_bias", {}).get(adapter) for adapter in module.active_adapters):
@@ -89,6 +94,7 @@ def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | 
     Args:
         base_name: what the adapter's config names as its base model; default: where the base was loaded from.
     """
+    existing_lora(connected.model)  # an adapter that is no plain LoRA is named as what it is
     trained = connected.base_trained
     if trained or (trained is None and times_written(connected) != connected.written):
         raise UserError(

@@ -36,6 +36,7 @@ from cctuning.model import adapter
 from cctuning.model.export import check_config, check_finite
 from cctuning.model.fold import PROBE_TOKENS, check_not_shared, fold_projection, kinds_of, try_fold
 from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, Loaded, base_of, load_tokenizer, resolve
+from cctuning.model.lora import HARMLESS_STARTS
 from cctuning.model.shards import ShardReader, ShardWriter
 from cctuning.model.sites import Projection, Site, find_sites, innermost
 
@@ -69,6 +70,8 @@ class FileFold:
         _check_layout(skeleton, self.files)
         self.connection: ConnectionConfig | None = None
         self.projections: dict[str, tuple[Projection, Site]] = {}  # by the module's name, of the layers that connect
+        if (self.folder / LORA_CONFIG).is_file():
+            _check_plain_lora(self.folder)
         if (self.folder / adapter.CONFIG_FILE).is_file():
             self._read_connection(skeleton)
         if (self.folder / LORA_CONFIG).is_file():
@@ -213,6 +216,26 @@ def _check_layout(model: PreTrainedModel, files: ShardReader) -> None:
             raise NotByFile(f"{name} has another type or shape in its files")
 
 
+def _check_plain_lora(folder: Path) -> None:
+    """Raise `NotByFile` unless the adapter of `folder` is a LoRA that leaves all else of its base as it is."""
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except LOADING_ERRORS as error:
+        raise NotByFile(str(error)) from error
+    plain = isinstance(config, LoraConfig) and not (
+        config.use_dora
+        or config.modules_to_save
+        or config.trainable_token_indices
+        or config.target_parameters
+        or config.layer_replication
+        or config.lora_bias
+        or config.bias != "none"
+        or config.init_lora_weights not in HARMLESS_STARTS
+    )
+    if not plain:
+        raise NotByFile("its adapter is no plain LoRA")
+
+
 def _inject_lora(model: PreTrainedModel, folder: Path) -> None:
     """Lay the LoRA of `folder` on `model`, in place; its own weights are read, those of the base are not.
 
@@ -220,30 +243,28 @@ def _inject_lora(model: PreTrainedModel, folder: Path) -> None:
         NotByFile: it is no plain LoRA, or on a weight that two modules share.
     """
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-        plain = isinstance(config, LoraConfig) and not (
-            config.use_dora
-            or config.modules_to_save
-            or config.trainable_token_indices
-            or config.target_parameters
-            or config.layer_replication
-            or config.bias != "none"
-        )
-        if not plain:
-            raise NotByFile("its adapter is no plain LoRA")
         wrapped = PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=True)
         # PEFT has put the LoRA where the base is, which is nowhere; so it is read once more.
         for key, value in load_peft_weights(str(folder), device="cpu").items():
             path, _, name = key.rpartition(".")
             if not path.endswith((".lora_A", ".lora_B")):
                 raise NotByFile(f"{key} is no part of a linear layer's LoRA")
-            _put(wrapped.get_submodule(f"{path}.{wrapped.active_adapter}"), name, value)
+            # In float32, as PEFT has them: their product is rounded once, when it is merged.
+            _put(wrapped.get_submodule(f"{path}.{wrapped.active_adapter}"), name, value.to(_at_least_float32(value)))
     except LOADING_ERRORS as error:
         raise NotByFile(str(error)) from error
     seen = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
     for module in model.modules():
-        if isinstance(module, BaseTunerLayer) and seen.count(id(innermost(module).weight)) > 1:
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        if seen.count(id(innermost(module).weight)) > 1:
             raise NotByFile("its LoRA is on a weight that two modules share")
+        if getattr(module, "lora_variant", None):
+            raise NotByFile("its adapter is a variant of LoRA")
+
+
+def _at_least_float32(value: Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)
 
 
 def _own_names(owner: str, module: nn.Module) -> list[str]:

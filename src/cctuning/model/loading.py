@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.connected import ConnectedModel
+from cctuning.model.quantised import keep_differentiable
 
 RUN_FILE = "run.json"
 MODEL_FOLDER = "model"
@@ -106,6 +108,7 @@ def load_base(
     revision: str | None = None,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
+    quantisation: Any = None,
 ) -> PreTrainedModel:
     """A causal LM from a directory or the hub.
 
@@ -113,6 +116,7 @@ def load_base(
         name: directory or hub name.
         dtype: `auto` (as saved) or a torch dtype's name.
         revision, trust_remote_code, attn_implementation: as in transformers.
+        quantisation: a quantization_config of transformers; None: as the files are.
 
     Raises:
         UserError: it cannot be found, is not a causal LM or lacks weights; where the library says why, in its words.
@@ -129,9 +133,11 @@ def load_base(
             trust_remote_code=trust_remote_code,
             attn_implementation=attn_implementation,
             output_loading_info=True,
+            **({} if quantisation is None else {"quantization_config": quantisation}),
         )
     except LOADING_ERRORS as error:
         raise UserError(f"model {name!r}: cannot be loaded: {_first_line(error)}") from error
+    keep_differentiable(model)
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would start them at random and go on
         raise UserError(
@@ -205,12 +211,28 @@ def base_of(folder: Path, run: dict[str, Any]) -> tuple[str | None, str]:
 
 def _with_lora(model: PreTrainedModel, folder: Path, base: str) -> Any:
     try:
+        rows = _saved_vocabulary(folder)
+        if rows is not None and rows != model.config.get_text_config().vocab_size:  # resized before training
+            model.resize_token_embeddings(rows, mean_resizing=False)
         return PeftModel.from_pretrained(model, str(folder))
     except LOADING_ERRORS as error:
         raise UserError(
             f"{folder}: its LoRA cannot be laid on {base!r}, which {LORA_CONFIG} names as its base: "
             f"{_first_line(error)} Half-written, or made for another model: copy it again, or mend that name."
         ) from error
+
+
+def _saved_vocabulary(folder: Path) -> int | None:
+    """Rows of the embedding that a model was trained with, by what lies beside its adapter; None: its base's."""
+    if (folder / adapter.CONFIG_FILE).is_file():
+        rows = adapter.read_config(folder)["base"].get("vocab_size")
+        return rows if isinstance(rows, int) else None
+    ends = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out")
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118  # no mapping, and not iterable
+            if key.endswith(tuple(f".{end}.weight" for end in ends)):  # PEFT saves them where they were resized
+                return int(file.get_slice(key).get_shape()[0])
+    return None
 
 
 def _first_line(error: BaseException) -> str:

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 FOLD_INSTEAD = "fold instead (merge_and_unload, or cctuning export --format fold)"
 # Starts of a LoRA that leave the base's weights as they were; the others (PiSSA, OLoRA, CorDA, LoftQ, …) rewrite them.
-HARMLESS_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+HARMLESS_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 class Factors(NamedTuple):
@@ -90,13 +90,8 @@ def lora_from_connection(site: Site, projection: Projection, transform: nn.Modul
     Raises:
         UserError: fused experts, a transform that is not of low rank, or quantised weights.
     """
-    if projection.kind == "experts":
-        raise UserError(f"{projection.name}: fused experts are no target of an ordinary LoRA; {FOLD_INSTEAD}.")
-    if not isinstance(transform, LowRankTransform):
-        raise UserError(
-            f"{site.name}: a {type(transform).__name__} is a LoRA of full rank {site.size} only; {FOLD_INSTEAD}, or "
-            "train with transform: low_rank."
-        )
+    possible_lora(site, transform)
+    assert isinstance(transform, LowRankTransform)
     weight = plain_weight(projection, "a LoRA export")
     # Products in fp64: small, done once, and this way the LoRA and the fold differ by the model's own rounding only.
     matrix = weight.detach().double()
@@ -121,6 +116,28 @@ def lora_from_connection(site: Site, projection: Projection, transform: nn.Modul
     return Factors(a, b, moved)
 
 
+def possible_lora(site: Site, transform: nn.Module) -> None:
+    """Raise `UserError` where a layer's transform cannot be a LoRA: fused experts, or not of low rank."""
+    for projection in site.projections:
+        if projection.kind == "experts":
+            raise UserError(f"{projection.name}: fused experts are no target of an ordinary LoRA; {FOLD_INSTEAD}.")
+    if not isinstance(transform, LowRankTransform):
+        raise UserError(
+            f"{site.name}: a {type(transform).__name__} is a LoRA of full rank {site.size} only; {FOLD_INSTEAD}, or "
+            "train with transform: low_rank."
+        )
+
+
+def check_vocabulary(model: nn.Module, original: int | None) -> None:
+    """Raise `UserError` where the embedding has other rows than the base's files: no LoRA carries those."""
+    rows = unwrap(model).config.get_text_config().vocab_size
+    if original is not None and rows != original:
+        raise UserError(
+            f"the vocabulary was resized from {original} to {rows} tokens, and a LoRA is laid on the base as it is; "
+            f"{FOLD_INSTEAD}."
+        )
+
+
 def existing_lora(model: nn.Module) -> dict[str, Factors]:
     """The LoRA on `model`, by module name from the unwrapped model; scaling multiplied into b. Empty without one.
 
@@ -135,6 +152,16 @@ def existing_lora(model: nn.Module) -> dict[str, Factors]:
                 f"{name}: an adapter was injected into the plain model; wrap it with get_peft_model instead."
             )
         return {}
+    active = plain_adapter(model)
+    return {name: factors for name, module in found.items() if (factors := _factors(name, module, active))}
+
+
+def plain_adapter(model: PeftModel) -> str:
+    """The name of the one LoRA on `model`, by its config a plain one.
+
+    Raises:
+        UserError: it is another kind of adapter, trains weights of the base, or there are several.
+    """
     active = model.active_adapters
     config = model.peft_config[active[0]]
     unfit = None
@@ -150,14 +177,16 @@ def existing_lora(model: nn.Module) -> dict[str, Factors]:
         unfit = "it replicates layers"
     if unfit:
         raise UserError(f"the adapter on the base cannot be part of a LoRA export: {unfit}; {FOLD_INSTEAD}.")
-    return {name: factors for name, module in found.items() if (factors := _factors(name, module, active[0]))}
+    for name, module in unwrap(model).named_modules():
+        variant = getattr(module, "lora_variant", {}).get(active[0])
+        if variant is not None:  # DoRA and its like are not of the form s B A
+            raise UserError(f"{name}: {type(variant).__name__} is no plain LoRA; {FOLD_INSTEAD}.")
+    return str(active[0])
 
 
 def _factors(name: str, module: BaseTunerLayer, adapter: str) -> Factors | None:
     if not isinstance(module, LoraLinear):
         raise UserError(f"{name}: a {type(module).__name__} is no plain linear LoRA; {FOLD_INSTEAD}.")
-    if adapter in module.lora_variant:  # DoRA and its like are not of the form s B A
-        raise UserError(f"{name}: {type(module.lora_variant[adapter]).__name__} is no plain LoRA; {FOLD_INSTEAD}.")
     if module.merged:
         raise UserError(f"{name}: the LoRA is merged into the weights at present; call unmerge_adapter() first.")
     if adapter not in module.lora_A:

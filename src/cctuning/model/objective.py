@@ -29,6 +29,7 @@ class ConnectedOutput(ModelOutput):
         decision: mean share of the reference over connected positions and layers.
         correct, scored: tokens predicted right and tokens scored, over all passes.
         row_loss: (B,) LM loss of each row, summed over its tokens and its passes, detached.
+        student_row_loss: likewise, of the student pass alone.
     """
 
     loss: Tensor | None = None
@@ -43,6 +44,7 @@ class ConnectedOutput(ModelOutput):
     correct: Tensor | None = None
     scored: Tensor | None = None
     row_loss: Tensor | None = None
+    student_row_loss: Tensor | None = None
     past_key_values: Any = None
 
 
@@ -94,6 +96,7 @@ def assemble(
         correct=right[counted].sum(),
         scored=tokens[counted].sum(),
         row_loss=nll.detach().new_zeros(rows).index_add(0, step.source, nll.detach()),
+        student_row_loss=nll.detach().new_zeros(rows).index_add(0, step.source, nll.detach() * ~step.on_fused),
         past_key_values=getattr(output, "past_key_values", None),
     )
     whole = torch.as_tensor(num_rows, device=nll.device)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cctuning.identify import expected_scripts, identifiable
 from cctuning.pairing.benchmarks import Benchmarks
-from cctuning.pairing.languages import expected_scripts, identifiable
 from cctuning.pairing.options import Checks
 
 if TYPE_CHECKING:
@@ -61,13 +61,14 @@ def make_card(
         "lengths_in": options.tokenizer or "whitespace-separated words",
         "lengths": ledger.table(order, unit),
         "usual": {lang: asdict(usual) for lang, usual in ledger.usual.items()},
+        "meaning": {"encoder": options.encoder, "learned": run.meanings} if run.meanings else None,
         "against": {
             "paths": options.against,
             "hits": run.hits,
             "files": benchmarks.fingerprints if benchmarks else {},
         },
         "checks": asdict(checks),
-        "notes": _notes(ledger.langs, options.reference_language),
+        "notes": [*_notes(ledger.langs, options.reference_language), *run.notes],
         "files": files,
     }
 
@@ -126,6 +127,13 @@ def markdown(card: dict[str, Any]) -> str:
     lines += ["", "## Rejected", "", "A row is counted once for each reason it has.", "", "| reason | rows |"]
     lines += ["| --- | --- |", *(f"| {reason} | {times} |" for reason, times in card["rejected"].items())]
     lines += ["", "Thresholds: " + ", ".join(f"{name} {value}" for name, value in card["checks"].items()) + "."]
+    if card["meaning"]:
+        lines += ["", "## Meaning", "", f"Encoder: {card['meaning']['encoder']}. The shares are estimates.", ""]
+        lines += ["| language | rows | usual similarity | wrong rows | next row's found | random row's found |"]
+        lines.append("| --- | --- | --- | --- | --- | --- |")
+        for lang, told in card["meaning"]["learned"].items():
+            shares = (f"{told[name]:.1%}" for name in ("wrong", "found_next", "found_random"))
+            lines.append(f"| {lang} | {told['rows']} | {told['similarity']:.2f} | {' | '.join(shares)} |")
     against = card["against"]
     if against["paths"]:
         hits = card["rejected"].get("against", 0)

@@ -16,14 +16,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from cctuning import identify
 from cctuning.data.conversations import leak
-from cctuning.pairing import languages
+from cctuning.identify import confidence, expected_scripts, identifiable, prose, scripts
+from cctuning.languages import base
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.candidates import Candidate, Problem
-from cctuning.pairing.languages import base, confidence, expected_scripts, identifiable, prose
 from cctuning.pairing.numbers import differ
 from cctuning.pairing.options import Checks
-from cctuning.pairing.text import TOKEN, ascii_digits, flat, found, ngrams, plain, scripts, tokens
+from cctuning.pairing.text import TOKEN, ascii_digits, flat, found, ngrams, plain, tokens
 
 ENDINGS = frozenset(".!?。！？…؟।॥۔။៕፡።:：;")
 CLOSERS = "\"'”’»」』)）]】}›` \n\t\u200b\u200f\u202c"
@@ -78,7 +79,7 @@ class Inspector:
         """Load what is otherwise loaded on first use, so that workers forked after this share it."""
         if self.checks.check_language:
             for lang in (self.language, *langs):
-                languages.load(lang, self.language)
+                identify.load(lang, self.language)
 
     def __call__(self, rows: list[Candidate]) -> list[Verdict]:
         """Verdicts in the rows' order."""

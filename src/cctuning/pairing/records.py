@@ -12,7 +12,6 @@ from typing import Any
 from cctuning.data.conversations import Layout, check_columns, missing_reference, parse
 from cctuning.data.rows import BadRow, Row, open_records
 from cctuning.errors import UserError
-from cctuning.pairing.languages import canonical, is_code
 
 TEXT = {"prompt": "text", "reference": "text_{language}"}  # the columns of parallel text
 
@@ -100,11 +99,8 @@ class Reader:
         try:
             layout = self._layout(found, language, layouts)
             row = parse(record, layout, origin, found=found, lang=self.lang, language=language)
-            if not is_code(row.lang):
-                raise BadRow("lang", f"{row.lang!r} is no language code; expected e.g. sw, zh-Hant, pt-BR.")
         except BadRow as bad:
             return bad
-        row.lang = canonical(row.lang)
         if row.lang == language:
             row.reference = row.reference_response = None
         elif self.needs and row.reference is None:

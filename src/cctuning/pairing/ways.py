@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from cctuning.errors import UserError
 from cctuning.pairing import making, parallel
 from cctuning.pairing.candidates import Candidate, Problem, Rejected
 from cctuning.pairing.joining import INDEX, EnglishSide, key_of
-from cctuning.pairing.languages import canonical
 from cctuning.pairing.options import PairSource
 from cctuning.pairing.records import Reader
 from cctuning.pairing.translation import ChatClient, open_translator
@@ -59,8 +57,8 @@ class Ways:
         source = account.source
         if source.way == "join":
             return self._joined(number, account)
-        if source.way == "parallel" and (source.english or parallel.is_tmx(source.path)):
-            return self._plain(number, account)
+        if source.way == "parallel":
+            return parallel.candidates(account, number, self.language)
         if source.way == "translate":
             return self._translated(number, account)
         if source.way == "translation":
@@ -71,8 +69,7 @@ class Ways:
 
     @staticmethod
     def _reader(source: PairSource, also: Sequence[str] = (), needs: bool = False) -> Reader:
-        lang = canonical(source.lang) if source.lang else None
-        given = (source.path, source.name, source.split, lang, source.columns, source.where, source.limit)
+        given = (source.path, source.name, source.split, source.lang, source.columns, source.where, source.limit)
         return Reader(*given, also=also, needs=needs)
 
     def _rows(self, number: int, account: Account, needs: bool) -> Iterator[Outcome]:
@@ -83,38 +80,17 @@ class Ways:
             if isinstance(row, BadRow):
                 yield Rejected(number, origin, [Problem("row", str(row))], dict(record))
                 continue
-            response = None if account.source.way == "parallel" else row.response
             yield Candidate(
                 number,
                 origin,
                 row.prompt,
-                response,
+                row.response,
                 row.lang,
                 row.reference,
                 row.reference_response,
                 None,
                 _id(record),
             )
-
-    def _plain(self, number: int, account: Account) -> Iterator[Outcome]:
-        source = account.source
-        path = Path(os.path.expandvars(source.path)).expanduser()
-        account.fingerprints[str(path)] = parallel.known(path)
-        lang = canonical(source.lang) if source.lang else None
-        if parallel.is_tmx(source.path):
-            rows = parallel.tmx(path, lang, self.language, number)
-        else:
-            if not source.english.get("path") or lang is None:
-                raise UserError(
-                    f"{source.path}: plain text needs english:, the file of the other side, and lang:, its language."
-                )
-            english = Path(os.path.expandvars(source.english["path"])).expanduser()
-            account.fingerprints[str(english)] = parallel.known(english)
-            rows = parallel.moses(path, english, lang, number)
-        for count, row in enumerate(rows, 1):
-            yield row
-            if count == source.limit:
-                return
 
     def _joined(self, number: int, account: Account) -> Iterator[Outcome]:
         source, side = account.source, account.source.english
@@ -200,8 +176,7 @@ class Ways:
         source.lang = source.lang or self.language
         with closing(self._engine(source)) as translator:
             rows = self._rows(number, account, needs=False)
-            into = [canonical(code) for code in source.into]
-            yield from making.translation(rows, translator, self.language, into)
+            yield from making.translation(rows, translator, self.language, source.into)
             account.usage[translator.name] = translator.usage()
 
     def _distilled(self, number: int, account: Account) -> Iterator[Outcome]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cctuning.evaluation.compare import BETTER, SAME, WORSE, Comparison, Row, compare
-from cctuning.evaluation.languages import language_name
 from cctuning.evaluation.scored import ScoredRun, parse_runs, read_run
+from cctuning.languages import language_name
 from cctuning.report.page import Section, bullets, figure, heading, paragraph, side_by_side, table
 from cctuning.report.records import Run
 from cctuning.report.svg import Estimate, forest

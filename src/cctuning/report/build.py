@@ -9,7 +9,7 @@ from pathlib import Path
 from cctuning import __version__
 from cctuning.data import Source
 from cctuning.errors import UserError
-from cctuning.evaluation.languages import language_name
+from cctuning.languages import language_name
 from cctuning.model.adapter import write_atomically
 from cctuning.report.answer import answer, read_evaluations
 from cctuning.report.examples import examples

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from cctuning.evaluation.languages import language_name
+from cctuning.languages import language_name
 from cctuning.report.answer import Evaluated
 from cctuning.report.measure import ANSWER_TOKENS, Example, Findings
 from cctuning.report.page import Section, paragraph, table

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cctuning.analysis import Meeting
-from cctuning.evaluation.languages import language_name
+from cctuning.languages import language_name
 from cctuning.report.measure import Findings, Inside
 from cctuning.report.page import Section, figure, heading, paragraph, side_by_side, table
 from cctuning.report.records import Run

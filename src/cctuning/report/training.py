@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from cctuning.evaluation.languages import language_name
+from cctuning.languages import language_name
 from cctuning.report.inside import series_table
 from cctuning.report.measure import Findings
 from cctuning.report.page import Section, bullets, figure, heading, paragraph, side_by_side, table

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from cctuning.evaluation.languages import language_name
+from cctuning.languages import language_name
 
 
 def language_names(codes: Iterable[str]) -> dict[str, str]:

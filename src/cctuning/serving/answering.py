@@ -8,7 +8,7 @@ given no reference, and takes no part in an adaptive connection. (In a gated one
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,30 +16,85 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from cctuning.data import Encoder
+from cctuning.data.chat import own_template
 from cctuning.errors import UserError
+from cctuning.languages import is_code, same
 from cctuning.model import adapter
 from cctuning.model.adaptive import AdaptiveModel
-from cctuning.model.loading import Loaded, resolve
+from cctuning.model.loading import Loaded, base_of, load_tokenizer, resolve
 from cctuning.model.sites import unwrap
-from cctuning.serving.stops import stop_text, stop_tokens
+from cctuning.serving.stops import Thoughts, answer_end, stop_text, stop_tokens
 
 Text = str | list[dict[str, str]]
 
 
-def encoder_of(loaded: Loaded, chat: bool | None = None) -> Encoder:
-    """The encoder that a model's prompts go through.
+def chat_of(run: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether prompts are rendered with the chat template: as in training; not known: if there is one.
+
+    Args:
+        run: the record of the training run, empty where there is none.
+    """
+    trained = run.get("chat")
+    return bool(trained) if trained is not None else own_template(tokenizer) is not None
+
+
+def encoder_of(
+    loaded: Loaded, chat: bool | None = None, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> Encoder:
+    """The encoder that a model's prompts go through; its template is the tokenizer's from then on.
 
     Args:
         loaded: model and tokenizer.
-        chat: render prompts with the chat template; None: as in training, or, where that is not known, if the
-            tokenizer has a template.
+        chat: render prompts with the chat template; None: as `chat_of` says.
+        chat_template_kwargs: arguments of the template, where they are to be others than in training.
     """
-    if chat is None:
-        trained = loaded.run.get("chat")
-        chat = trained if trained is not None else loaded.tokenizer.chat_template is not None
-    return Encoder(loaded.tokenizer, chat=chat, eos=False)
+    chat = chat_of(loaded.run, loaded.tokenizer) if chat is None else chat
+    return encoder_for(loaded.tokenizer, chat, chat_template_kwargs)
+
+
+def encoder_for(
+    tokenizer: PreTrainedTokenizerBase, chat: bool, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> Encoder:
+    """As `encoder_of`, of a tokenizer."""
+    if chat_template_kwargs and not chat:
+        raise UserError("chat_template_kwargs: prompts are not rendered with the chat template; leave it out.")
+    encoder = Encoder(tokenizer, chat=chat, eos=False, chat_template_kwargs=chat_template_kwargs)
+    if chat:
+        tokenizer.chat_template = encoder.chat_template
+    return encoder
+
+
+def tokenizer_of(path: str, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, dict[str, Any]]:
+    """The tokenizer that `load` would give a model, and the record of its run; no weight is read.
+
+    Raises:
+        UserError: nothing that can be loaded is there.
+    """
+    where, run = resolve(path)
+    folder = Path(where)
+    base, _ = base_of(folder, run)
+    own = base is None or not folder.is_dir() or (folder / "tokenizer_config.json").is_file()
+    return load_tokenizer(where if own else str(base), trust_remote_code=trust_remote_code), run
+
+
+def chat_notes(run: Mapping[str, Any], encoder: Encoder) -> list[str]:
+    """How prompts are rendered otherwise than in training; where that is not known, what the template adds to them."""
+    notes = []
+    trained = run.get("chat")
+    if trained is not None and bool(trained) != encoder.chat:
+        notes.append(
+            f"prompts are rendered {'with' if encoder.chat else 'without'} the chat template, and the run was trained "
+            f"{'with' if trained else 'without'} it."
+        )
+    settled = encoder.settled
+    if settled is None:
+        return notes
+    if trained and settled.thinks != bool(run.get("thinking")):
+        notes.append(f"the model may {'' if settled.thinks else 'not '}think first, otherwise than in training.")
+    return notes if run else [*notes, *settled.notes()]
 
 
 def reference_language(path: str) -> str | None:
@@ -60,6 +115,7 @@ class Answerer:
         loaded: Loaded,
         *,
         chat: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         system: str | None = None,
         bypass: bool = False,
         batch_size: int = 8,
@@ -70,7 +126,7 @@ class Answerer:
         """
         Args:
             loaded: model and tokenizer.
-            chat: as in `encoder_of`.
+            chat, chat_template_kwargs: as in `encoder_of`.
             system: a system message for prompts that have none of their own.
             bypass: run without the connection's transform.
             batch_size, max_new_tokens, temperature, seed: of the generation.
@@ -87,7 +143,7 @@ class Answerer:
         self.tokenizer = loaded.tokenizer
         if chat and self.tokenizer.chat_template is None:
             raise UserError("--chat yes: the tokenizer has no chat template; use --chat no, or set one when training.")
-        self.encoder = encoder_of(loaded, chat)
+        self.encoder = encoder_of(loaded, chat, chat_template_kwargs)
         self.chat = self.encoder.chat
         if system and not self.chat:
             raise UserError("--system: a system message needs the chat template, which is off; leave the option out.")
@@ -97,6 +153,8 @@ class Answerer:
         stops = stop_tokens(self.encoder, base)
         self.pad = pad if isinstance(pad, int) else stops[0] if stops else 0  # masked out: any id will do
         self.stop_text = stop_text(self.encoder)
+        self.end = answer_end(self.encoder)
+        self.thoughts = Thoughts.of(self.encoder)
         self.options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "pad_token_id": self.pad}
         if stops:
             self.options["eos_token_id"] = stops
@@ -105,13 +163,17 @@ class Answerer:
         self.options |= {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         torch.manual_seed(seed)
 
-    def prompt_ids(self, prompt: Text) -> list[int]:
-        """Ids of one prompt (or reference), exactly as in training, with the system message if there is one."""
+    def prompt_ids(self, prompt: Text, row: Mapping[str, Any] | None = None) -> list[int]:
+        """Ids of one prompt (or reference), exactly as in training, with the system message if there is one.
+
+        Args:
+            row: that it is of, with its tools and arguments of the chat template.
+        """
         if self.system:
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             if messages[0]["role"] != "system":
                 prompt = [{"role": "system", "content": self.system}, *messages]
-        ids = self.encoder.prompt_ids(prompt)
+        ids = self.encoder.prompt_ids(prompt, row)
         if not ids:
             raise UserError(f"prompt {prompt!r}: the tokenizer makes no token of it; give some text.")
         if self.positions is not None and len(ids) >= self.positions:
@@ -121,9 +183,12 @@ class Answerer:
             )
         return ids
 
-    def encode(self, prompts: Sequence[Text]) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, prompts: Sequence[Text], rows: Sequence[Mapping[str, Any] | None] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Left-padded ids and mask (B, T) of the prompts."""
-        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        of = rows if rows is not None else [None] * len(prompts)
+        ids = [self.prompt_ids(prompt, row) for prompt, row in zip(prompts, of, strict=True)]
         width = max(len(one) for one in ids)
         tokens = torch.tensor([[self.pad] * (width - len(one)) + one for one in ids])
         mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in ids])
@@ -137,6 +202,7 @@ class Answerer:
         progress: bool = False,
         *,
         languages: Sequence[str | None] | None = None,
+        rows: Sequence[Mapping[str, Any] | None] | None = None,
     ) -> list[str]:
         """Answers to `prompts`, in their order; rows with a reference run over the live connection.
 
@@ -145,28 +211,31 @@ class Answerer:
             references: each prompt's parallel, None for rows without one.
             progress: show a bar.
             languages: each prompt's language, None where nobody told: it is then taken for one that borrows.
+            rows: what prompts are of, with their tools and arguments of the chat template.
         """
         connected = self.loaded.connected
         given = list(references or [None] * len(prompts))
         apart = [False] * len(prompts)
         if connected is not None and languages is not None:
-            apart = [language == connected.reference_language for language in languages]
-            given = [None if own else reference for own, reference in zip(apart, given, strict=True)]
+            own = connected.reference_language
+            apart = [language is not None and is_code(language) and same(language, own) for language in languages]
+            given = [None if alone else reference for alone, reference in zip(apart, given, strict=True)]
         order = sorted(range(len(prompts)), key=lambda i: -len(str(prompts[i])))  # like lengths together
         groups = [order]
         if isinstance(connected, AdaptiveModel):  # a batch of it reads references, or the matrix
             groups = [[i for i in order if given[i] is not None], [i for i in order if given[i] is None]]
-        batches = [rows[i : i + self.batch_size] for rows in groups for i in range(0, len(rows), self.batch_size)]
+        batches = [some[i : i + self.batch_size] for some in groups for i in range(0, len(some), self.batch_size)]
         answers = [""] * len(prompts)
-        for rows in tqdm(batches, desc="Generating", disable=not progress, unit="batch"):
-            texts = self._batch([prompts[i] for i in rows], [given[i] for i in rows], [apart[i] for i in rows])
-            for row, text in zip(rows, texts, strict=True):
-                answers[row] = text
+        whole = list(rows) if rows is not None else [None] * len(prompts)
+        for chosen in tqdm(batches, desc="Generating", disable=not progress, unit="batch"):
+            parts = [[values[i] for i in chosen] for values in (list(prompts), given, apart, whole)]
+            for place, text in zip(chosen, self._batch(*parts), strict=True):
+                answers[place] = text
         return answers
 
     @torch.no_grad()
-    def _batch(self, prompts: list[Text], references: list[Text | None], apart: list[bool]) -> list[str]:
-        ids, mask = self.encode(prompts)
+    def _batch(self, prompts: list[Any], references: list[Any], apart: list[Any], rows: list[Any]) -> list[str]:
+        ids, mask = self.encode(prompts, rows)
         connected, options = self.loaded.connected, dict(self.options)
         if self.positions is not None:
             options["max_new_tokens"] = min(options["max_new_tokens"], self.positions - ids.shape[1])
@@ -175,10 +244,11 @@ class Answerer:
             tokens = model.generate(input_ids=ids, attention_mask=mask, **options)
         else:
             given = [reference for reference in references if reference is not None]
+            of = [row for row, reference in zip(rows, references, strict=True) if reference is not None]
             if given:
                 index = torch.tensor([-1 if reference is None else 0 for reference in references])
                 index[index >= 0] = torch.arange(len(given))
-                reference_ids, reference_mask = self.encode(given)
+                reference_ids, reference_mask = self.encode(given, of)
                 options |= {
                     "reference_input_ids": reference_ids,
                     "reference_attention_mask": reference_mask,
@@ -188,5 +258,12 @@ class Answerer:
                 options["connect"] = ~torch.tensor(apart, device=ids.device)
             with connected.disable_adapter() if self.bypass else nullcontext():
                 tokens = connected.generate(ids, mask, **options)
-        texts = self.tokenizer.batch_decode(tokens[:, ids.shape[1] :], skip_special_tokens=True)
-        return [(text.partition(self.stop_text)[0] if self.stop_text else text).strip() for text in texts]
+        return [self._said(row) for row in tokens[:, ids.shape[1] :].tolist()]
+
+    def _said(self, tokens: list[int]) -> str:
+        """The answer alone, without what the model thought before it."""
+        if self.thoughts is not None:
+            text = self.thoughts.answer(tokens, self.tokenizer)
+        else:
+            text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return (text.partition(self.end)[0] if self.end else text).strip()

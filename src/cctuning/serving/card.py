@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from babel import Locale
 from huggingface_hub import ModelCardData
 
+from cctuning.languages import language_name
 from cctuning.serving.licences import Licence, base_licence, row_licences
 from cctuning.serving.manifest import Manifest
 from cctuning.serving.origin import Origin
@@ -84,8 +84,8 @@ def _codes(origin: Origin, manifest: Manifest) -> list[str]:
 
 
 def _spoken(code: str) -> str:
-    known = Locale("en").languages.get(code.replace("_", "-").split("-")[0])
-    return f"{known} (`{code}`)" if known else f"`{code}`"
+    known = language_name(code)
+    return f"{known} (`{code}`)" if known != code else f"`{code}`"
 
 
 def _use(manifest: Manifest, name: str, base: str | None) -> str:
@@ -165,17 +165,24 @@ def _data(origin: Origin) -> str:
     lines = [
         f"{data['rows']} rows: {data['with_response']} with a response, {data['without_response']} for the alignment "
         "alone. " + ", ".join(f"{_spoken(code)} {count}" for code, count in sorted(data["languages"].items())) + ".",
+    ]
+    parallel = origin.record.get("parallel") or {"pairs": 0, "sources": []}
+    if parallel["pairs"]:
+        spoken = ", ".join(f"{_spoken(code)} {count}" for code, count in sorted(parallel["languages"].items()))
+        lines.append(f"{parallel['pairs']} pairs of parallel text without answers: {spoken}.")
+    lines += [
         "",
         "| source | rows | languages | licence | fingerprint |",
         "| --- | ---: | --- | --- | --- |",
     ]
-    for source in data["sources"]:
+    for source in [*data["sources"], *parallel["sources"]]:
         path, prints = str(source.get("path", "?")), dict(source.get("fingerprints") or {})
         counts = ", ".join(f"{code} {count}" for code, count in sorted((source.get("languages") or {}).items()))
         licences = "; ".join(row_licences(path, prints.values())) or "not known"
         name = Path(path).name if Path(path).is_absolute() or Path(path).exists() else path
         marks = "; ".join(f"{Path(file).name} `{value}`" for file, value in prints.items())
-        lines.append(f"| {name} | {source.get('rows', '?')} | {counts} | {licences} | {marks} |")
+        rows = source.get("rows", source.get("pairs", "?"))
+        lines.append(f"| {name} | {rows} | {counts} | {licences} | {marks} |")
     return "\n".join(lines)
 
 

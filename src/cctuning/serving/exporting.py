@@ -21,12 +21,16 @@ from transformers.utils.hub import convert_file_size_to_int
 from cctuning.data import Encoder
 from cctuning.errors import UserError
 from cctuning.evaluation.scored import ScoredRun
+from cctuning.model.checking import Agreement, check_export
 from cctuning.model.export import check_mergeable, export_lora, untie
+from cctuning.model.exportable import original_vocabulary
 from cctuning.model.fold_files import open_fold
 from cctuning.model.loading import Loaded, load, load_tokenizer, torch_dtype
+from cctuning.model.lora import check_vocabulary
 from cctuning.model.sites import unwrap
 from cctuning.serving.answering import encoder_of
 from cctuning.serving.card import model_card
+from cctuning.serving.compatible import files_of, keep_config, keep_tokenizer
 from cctuning.serving.hub import check_push, push
 from cctuning.serving.manifest import Manifest
 from cctuning.serving.origin import Origin, read_origin, refuse_quantised
@@ -47,12 +51,14 @@ class Exported:
         manifest: what it is.
         notes: what a person who serves it should know, a sentence each.
         vllm: of a LoRA, what vLLM will make of it.
+        checked: how what was written, loaded again, answers against the run.
         url: on the hub, where it was pushed.
     """
 
     manifest: Manifest
     notes: list[str]
     vllm: Readiness | None
+    checked: Agreement
     url: str | None
 
 
@@ -130,9 +136,13 @@ def export(
                 del model
             if not encoder.chat:  # a server would render with the base's, which training never saw
                 encoder.tokenizer.chat_template = None
-            encoder.tokenizer.save_pretrained(partial)
             base = loaded.base
-            del loaded, by_file  # what was written may be loaded next
+            own = files_of(base)
+            keep_tokenizer(partial, own, encoder.tokenizer)
+            if format != "lora":
+                keep_config(partial, own)
+            del loaded, by_file  # what was written is loaded next
+            checked = check_export(path, partial, format, base, trust_remote_code=trust_remote_code)
             if scored:
                 own_code = trust_remote_code or format == "code"
                 marks |= _fingerprints(load(str(partial), trust_remote_code=own_code), scored)
@@ -162,7 +172,7 @@ def export(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     url = push(directory, push_to_hub, private=private) if push_to_hub is not None else None
-    return Exported(manifest, notes, ready, url)
+    return Exported(manifest, notes, ready, checked, url)
 
 
 @contextmanager
@@ -191,6 +201,8 @@ def _fingerprints(loaded: Loaded, scored: Sequence[ScoredRun]) -> set[str]:
 
 
 def _write_lora(loaded: Loaded, path: str, directory: Path) -> None:
+    if loaded.base is not None:
+        check_vocabulary(loaded.model, original_vocabulary(loaded.base))
     if loaded.connected is not None:
         export_lora(loaded.connected, directory, base_name=loaded.base)
     elif isinstance(loaded.model, PeftModel):

@@ -7,6 +7,7 @@ version's, would look like a good one. So what a run must have is demanded here,
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,9 @@ class Origin:
     @property
     def languages(self) -> list[str]:
         """What it was trained in beside the reference language, the most rows first; empty where not known."""
-        counts = self.record["data"]["languages"] if self.record else {}
+        counts: Counter[str] = Counter()
+        for part in (self.record.get("data"), self.record.get("parallel")):
+            counts.update(part["languages"] if part else {})
         return sorted((code for code in counts if code != self.reference_language), key=lambda code: -counts[code])
 
 

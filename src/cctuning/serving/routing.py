@@ -24,8 +24,10 @@ from typing import Any
 from lingua import Language, LanguageDetector, LanguageDetectorBuilder
 from peft import PeftModel
 
+from cctuning import identify
 from cctuning.errors import UserError
-from cctuning.pairing import languages as codes
+from cctuning.languages import base as language_of
+from cctuning.languages import canonical, is_code
 from cctuning.serving.manifest import EXPORT_FILE, read_manifest
 
 Prompt = str | Sequence[dict[str, Any]]
@@ -47,9 +49,9 @@ class Router:
     ) -> None:
         if not 0 < sure < 1:
             raise UserError(f"sure: expected a confidence between 0 and 1, got {sure}.")
-        self.reference_language = codes.canonical(reference_language)
+        self.reference_language = canonical(reference_language)
         self.base, self.adapter, self.sure = base, adapter, sure
-        self.languages = [codes.canonical(code) for code in languages if codes.is_code(code)]
+        self.languages = [canonical(code) for code in languages if is_code(code)]
 
     @classmethod
     def from_export(
@@ -88,10 +90,8 @@ class Router:
             lang: its language, where the caller knows; else it is detected.
         """
         if lang and lang != "und":
-            if not codes.is_code(lang):
-                raise UserError(f"lang: {lang!r} has not the form of a language code, like sw or zh-Hant.")
-            return codes.base(codes.canonical(lang)) == codes.base(self.reference_language)
-        text = codes.prose(prompt if isinstance(prompt, str) else _last(prompt))
+            return language_of(canonical(lang, "lang")) == language_of(self.reference_language)
+        text = identify.prose(prompt if isinstance(prompt, str) else _last(prompt))
         detector, reference = self._detector
         return detector.compute_language_confidence(text, reference) >= self.sure
 
@@ -121,15 +121,15 @@ class Router:
     @cached_property
     def _detector(self) -> tuple[LanguageDetector, Language]:
         """lingua's detector, made when first asked for, and the reference language as lingua has it."""
-        reference = codes.lingua_language(self.reference_language)
+        reference = identify.lingua_language(self.reference_language)
         if reference is None:
             raise UserError(
                 f"reference_language {self.reference_language!r}: lingua has no model of it, so prompts cannot be "
                 "told apart by themselves; give each prompt's `lang`."
             )
-        scripts = set(codes.expected_scripts(self.reference_language))
-        alike = [name for name in codes.WIDESPREAD.split() if scripts & set(codes.expected_scripts(name))]
-        known = {reference, *map(codes.lingua_language, self.languages), *map(codes.lingua_language, alike)}
+        scripts = set(identify.expected_scripts(self.reference_language))
+        alike = [name for name in identify.WIDESPREAD.split() if scripts & set(identify.expected_scripts(name))]
+        known = {reference, *map(identify.lingua_language, self.languages), *map(identify.lingua_language, alike)}
         chosen = {language for language in known if language is not None}
         chosen |= {Language.ENGLISH, Language.FRENCH} if len(chosen) == 1 else set()  # lingua wants two
         return LanguageDetectorBuilder.from_languages(*sorted(chosen, key=str)).build(), reference

@@ -7,6 +7,8 @@ knows its eos token alone, and generation would run on into turns that nobody as
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -51,6 +53,55 @@ def generation_config(encoder: Encoder, model: PreTrainedModel) -> GenerationCon
 def stop_text(encoder: Encoder) -> str | None:
     """The template's end of turn, where it is ordinary text and no token of its own."""
     return encoder.closing.strip() or None if _mark(encoder) is None else None
+
+
+def answer_end(encoder: Encoder) -> str | None:
+    """What an answer's text is cut at: the template's end of turn, which stays in it where it is no special token."""
+    mark = _mark(encoder)
+    return stop_text(encoder) if mark is None else str(encoder.tokenizer.decode([mark]))
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """How to tell what a model thought from its answer, by what the template writes around the two.
+
+    Attributes:
+        ending: between them.
+        lead: before an answer without thinking.
+        opening: before a thought; empty where the prompt has opened it; None where that is not known.
+        may: the prompt leaves it to the model to think.
+    """
+
+    ending: str
+    lead: str
+    opening: str | None
+    may: bool
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> Thoughts | None:
+        """None where the template knows no thinking."""
+        settled = encoder.settled
+        if settled is None or not settled.ending or not settled.ending.strip():
+            return None
+        opening = None if settled.opening is None else settled.opening.strip()
+        return cls(settled.ending.strip(), settled.lead.strip(), opening, settled.thinks)
+
+    def answer(self, tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+        """The text of what a model wrote after its thinking, without special tokens; empty where that had no end."""
+        row = list(tokens)
+        raw = str(tokenizer.decode(row, skip_special_tokens=False)).lstrip()
+        if self.ending in raw:
+            return _plain(raw.rpartition(self.ending)[2], tokenizer)
+        if self.lead and raw.startswith(self.lead):
+            return _plain(raw.removeprefix(self.lead), tokenizer)
+        if self.may and (self.opening == "" or (self.opening is not None and raw.startswith(self.opening))):
+            return ""
+        return str(tokenizer.decode(row, skip_special_tokens=True))
+
+
+def _plain(raw: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A text without the special tokens in it."""
+    return str(tokenizer.decode(tokenizer.encode(raw, add_special_tokens=False), skip_special_tokens=True))
 
 
 def _mark(encoder: Encoder) -> int | None:

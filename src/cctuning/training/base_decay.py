@@ -54,5 +54,5 @@ def check_start(decay: float, reference_weights: str | None, deepspeed: bool) ->
         if used and deepspeed:
             raise UserError(
                 f"{option}: the weights of this run are in DeepSpeed's hands, and their start is not kept; set it to "
-                f"{instead}, or launch with recipes/accelerate/fsdp2.yaml or ddp.yaml."
+                f"{instead}, or launch with --accelerate_config fsdp2 or ddp."
             )

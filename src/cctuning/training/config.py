@@ -9,6 +9,7 @@ import torch
 from trl import SFTConfig
 
 from cctuning.errors import UserError
+from cctuning.languages import canonical
 
 
 @dataclass
@@ -17,6 +18,8 @@ class CCConfig(SFTConfig):
 
     One default differs: `bf16` is off on a machine without an accelerator, where it is slow.
     """
+
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "chat_template_kwargs"]
 
     connection_lr_scale: float = field(
         default=2.0, metadata={"help": "Learning rate of the connection's own parts, as a multiple of learning_rate."}
@@ -60,6 +63,21 @@ class CCConfig(SFTConfig):
             "the rows are messages or the tokenizer has a template."
         },
     )
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of the chat template, as a mapping: {enable_thinking: true}. They become its defaults "
+            "in what is saved. Unset: thinking is off unless answers of the rows think."
+        },
+    )
+    train_turns: str = field(
+        default="all",
+        metadata={
+            "help": "Of conversations: all: every turn of the assistant is learned (but those with train: false or "
+            "weight: 0); last: the last alone. The connection acts at the last prompt's end in either case.",
+            "choices": ["all", "last"],
+        },
+    )
     bad_rows: str = field(
         default="error",
         metadata={
@@ -69,6 +87,20 @@ class CCConfig(SFTConfig):
     )
     reference_language: str = field(
         default="en", metadata={"help": "Language of the references (the model's strongest): en, fr, hi, ..."}
+    )
+    eval_samples: int = field(
+        default=2,
+        metadata={
+            "help": "At each evaluation answer this many of its prompts a language, into output_dir/samples.jsonl and "
+            "TensorBoard. 0: off."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop when eval_loss has not fallen for this many evaluations, and keep the weights of the best. "
+            "Checkpoints are then written at each evaluation."
+        },
     )
     log_connection: bool = field(
         default=False,
@@ -85,11 +117,19 @@ class CCConfig(SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        self.not_here: list[str] = []
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # nothing to pin for, and a warning a run
+            # What a recipe asks of a GPU is no reason not to run on a CPU, where half precision is only slower.
+            self.not_here = [name for name in ("bf16", "fp16", "tf32") if getattr(self, name)]
+            for name in self.not_here:
+                setattr(self, name, False if name != "tf32" else None)
             if self.bf16 is None:
                 self.bf16 = False
+        if self.early_stopping_patience is not None:
+            self._stop_early(self.early_stopping_patience)
         super().__post_init__()
+        self.reference_language = canonical(self.reference_language, "reference_language")
         for option in fields(self):
             value = getattr(self, option.name)
             if isinstance(value, float) and math.isnan(value):
@@ -101,11 +141,12 @@ class CCConfig(SFTConfig):
                 "packing / padding_free: true would part rows from their references; leave both off (group rows of "
                 "like length with train_sampling_strategy: group_by_length instead)."
             )
-        if self.assistant_only_loss or self.completion_only_loss is False:
+        if self.completion_only_loss is False:
             raise UserError(
-                "assistant_only_loss / completion_only_loss: rows are prompt and response, and the response alone "
-                "carries loss; leave both unset."
+                "completion_only_loss: what the assistant says alone carries loss, never the prompt; leave it unset "
+                "(which turns do: train_turns)."
             )
+        self.assistant_only_loss = False  # it is so in any case, without TRL's way there
         if self.loss_type != "nll":
             raise UserError(f"loss_type: {self.loss_type} is not supported beside the connection; use nll.")
         if self.label_smoothing_factor:
@@ -121,3 +162,18 @@ class CCConfig(SFTConfig):
             raise UserError(f"profile_steps: expected a number of steps, or 0 for none, got {self.profile_steps}.")
         if self.connection_lr_scale <= 0:
             raise UserError(f"connection_lr_scale: expected a positive number, got {self.connection_lr_scale}.")
+        if self.eval_samples < 0:
+            raise UserError(f"eval_samples: expected a number of rows, or 0 for none, got {self.eval_samples}.")
+
+    def _stop_early(self, patience: int) -> None:
+        """Set what transformers asks of a run that keeps its best weights."""
+        if patience < 1:
+            raise UserError(f"early_stopping_patience: expected at least 1, got {patience}.")
+        strategy = str(getattr(self.eval_strategy, "value", self.eval_strategy))
+        if strategy == "no":
+            raise UserError("early_stopping_patience: needs evaluations; set eval_strategy: steps or epoch.")
+        self.load_best_model_at_end = True
+        self.save_strategy = strategy
+        every = self.eval_steps or self.logging_steps
+        if strategy == "steps" and self.save_steps % every:
+            self.save_steps = every

@@ -29,6 +29,7 @@ METRICS_FILE = "metrics.jsonl"
 ALL_LEGS = "total_runtime"  # in it: seconds trained so far, by all legs of a run that was resumed
 # Options that decide which weights a checkpoint holds.
 SHAPING = {"model", "tune", "lora_rank", "lora_target_modules", "layers", "optim"}
+SHAPING |= {"lora_target_parameters", "lora_modules_to_save", "use_dora", "load_in_4bit", "load_in_8bit"}
 SHAPING |= {"connection", "decision", "decision_rank", "transform", "transform_rank"}
 
 
@@ -106,10 +107,14 @@ def changes(
                 "resume with the options it was started with, or name another output_dir."
             )
         yield f"resumed with other options than the run was started with: {', '.join(names)}."
-    data = [(part["path"], part["fingerprints"]) for part in record["data"]["sources"]]
-    old = read_record(directory).get("data") or {}
-    if [(part["path"], part["fingerprints"]) for part in old.get("sources", [])] != data:
-        yield "resumed on other rows than the run was started on."
+    old = read_record(directory)
+    for part, name in (("data", "rows"), ("parallel", "parallel text")):
+        if _sources(record.get(part)) != _sources(old.get(part)):
+            yield f"resumed on other {name} than the run was started on."
+
+
+def _sources(report: dict[str, Any] | None) -> list[tuple[str, Any]]:
+    return [(source["path"], source["fingerprints"]) for source in (report or {}).get("sources", [])]
 
 
 def resolved(*parts: Any) -> str:

@@ -1,8 +1,8 @@
-"""Options that were given and change nothing: said, so that nobody waits for what they would do."""
+"""What a run will not do, said before it starts: options without effect, exports that cannot be."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
 from cctuning.connection import ConnectionConfig
@@ -14,8 +14,7 @@ from cctuning.training.options import RunOptions
 def without_effect(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> Iterator[str]:
     """A line for each group of options that differ from their defaults and have no effect beside the others."""
     if options.tune != "lora":
-        lora = [name for name in _given(options) if name.startswith("lora_")]
-        yield from _line(lora, f"tune: {options.tune}")
+        yield from _line(options.adapter_given(), f"tune: {options.tune}")
     if options.tune == "connection" and args.base_decay:
         yield from _line(["base_decay"], "tune: connection, where the base stays as it is")
     if connection.connection == "none" and options.parallel:
@@ -39,6 +38,19 @@ def without_effect(options: RunOptions, connection: ConnectionConfig, args: CCCo
         )
     if options.eval_data and args.eval_strategy == "no":
         yield from _line(["eval_data"], "eval_strategy: no")
+
+
+def unforeseen(obstacles: Mapping[str, str | None], tune: str) -> Iterator[str]:
+    """What a run cannot be exported as, said before its first step.
+
+    Args:
+        obstacles: of `model.exportable`.
+        tune: `full` and `connection` are not asked for a LoRA by those who choose them.
+    """
+    if obstacles["fold"] is not None:
+        yield f"this run cannot be exported as a plain checkpoint: {obstacles['fold']}"
+    if obstacles["lora"] is not None and tune == "lora" and obstacles["fold"] is None:
+        yield f"this run cannot be exported as a LoRA, but as a fold: {obstacles['lora']}"
 
 
 def _given(part: RunOptions | ConnectionConfig) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cctuning.errors import UserError
+from cctuning.training.adapters import AdapterOptions
 
 
 @dataclass
-class RunOptions:
+class RunOptions(AdapterOptions):
     """What `cctuning train` runs on. YAML keys and flags of the same names."""
 
     model: str = field(default="", metadata={"help": "Directory or hub name of the base model."})
@@ -44,11 +45,10 @@ class RunOptions:
             "choices": ["full", "lora", "connection"],
         },
     )
-    lora_rank: int = field(default=16, metadata={"help": "tune: lora: rank."})
-    lora_alpha: int = field(default=32, metadata={"help": "tune: lora: alpha."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "tune: lora: dropout."})
-    lora_target_modules: list[str] | None = field(
-        default=None, metadata={"help": "tune: lora: modules by name; unset: every linear layer of the decoder."}
+
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Say what the run would do, its time and memory measured on a batch, and stop there."},
     )
 
     def __post_init__(self) -> None:
@@ -60,3 +60,4 @@ class RunOptions:
             self.eval_data = [self.eval_data]
         if self.tune not in ("full", "lora", "connection"):
             raise UserError(f"tune: {self.tune!r} is not one of full, lora, connection.")
+        self.check_adapter(self.tune)

@@ -24,9 +24,9 @@ SPLIT = {
     "sp_size": "sequence parallelism splits a row, and every part of it is offered the end of the reference",
 }
 ON_PROCESSORS = (
-    "on processors alone use recipes/accelerate/ddp.yaml with `use_cpu: true` added, and --use_cpu true for the run"
+    "on processors alone use `cctuning recipes ddp` with `use_cpu: true` added, and --use_cpu true for the run"
 )
-INSTEAD = "launch with one of recipes/accelerate (ddp, fsdp2, zero2, zero3)"
+INSTEAD = "launch with --accelerate_config ddp, fsdp2, zero2 or zero3"
 
 
 def check_launch(args: Any) -> None:
@@ -73,7 +73,7 @@ def check_checkpoint(checkpoint: str) -> None:
     if running and not written:
         raise UserError(
             f"resume_from_checkpoint: {checkpoint}: DeepSpeed reads its own checkpoints only; resume in one process, "
-            "or with recipes/accelerate/ddp.yaml or fsdp2.yaml."
+            "or with --accelerate_config ddp or fsdp2."
         )
 
 
@@ -101,7 +101,7 @@ def check_engine(accelerator: Accelerator, model: nn.Module, connection: str, op
     if connection == "adaptive" and (fsdp is not None or (zero is not None and zero.zero_stage == 3)):
         raise UserError(
             "connection: adaptive is not supported where weights are sharded: its matrix is solved from whole layers; "
-            "launch with recipes/accelerate/ddp.yaml or zero2.yaml."
+            "launch with --accelerate_config ddp or zero2."
         )
     types = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
     if fsdp is not None and accelerator.mixed_precision == "no" and len(types) > 1:

@@ -3,6 +3,7 @@
     RUN/config.yaml      every option that differs from its default, resolved; `cctuning train --config` runs it again
     RUN/run.json         status, versions, seed, data fingerprints, counts, rows left out
     RUN/metrics.jsonl    one line a log step
+    RUN/samples.jsonl    answers to a few evaluation prompts, at each evaluation
     RUN/train.log        what the libraries said
     RUN/checkpoint-N/    to resume from
     RUN/model/           the result: weights or LoRA, connection, tokenizer, model card
@@ -37,6 +38,7 @@ from cctuning.data import LoadReport, Source, load_rows
 from cctuning.data.parallel import load_parallel
 from cctuning.errors import UserError
 from cctuning.model.adapter import write_atomically
+from cctuning.model.exportable import obstacles
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, load_base, load_tokenizer
 from cctuning.model.sites import innermost, unwrap
 from cctuning.training.config import CCConfig
@@ -51,11 +53,13 @@ from cctuning.training.directory import (
     trained_before,
     write_record,
 )
-from cctuning.training.effects import without_effect
+from cctuning.training.effects import unforeseen, without_effect
 from cctuning.training.meta_start import ReadWhole, ShardedStart
 from cctuning.training.options import RunOptions
 from cctuning.training.parallel import check_checkpoint
+from cctuning.training.summary import Plan, doubts, expected, log_often_enough, plan, trial
 from cctuning.training.trainer import CCTrainer
+from cctuning.training.watching import SAMPLES_FILE, SampleAnswers
 
 logger = logging.getLogger(__name__)
 PACKAGES = ("cc-tuning", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
@@ -96,6 +100,16 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
             if new and directory.is_dir() and not any(directory.iterdir()):
                 directory.rmdir()  # the trainer made it
             raise
+        todo = plan(trainer)
+        log.notes += [*filter(None, [log_often_enough(todo, args)]), *doubts(todo, args)]
+        if trainer.is_world_process_zero():
+            print("\n".join(todo.lines(record["exports"])), flush=True)
+        if options.dry_run:
+            if new and directory.is_dir() and not any(directory.iterdir()):
+                directory.rmdir()  # the trainer made it
+            dry(trainer, todo, log.notes)
+            return trainer
+        record["plan"] = todo.as_dict()
         given, connection = connection, trainer.connected.config  # what was unset is settled now
         trainer.accelerator.wait_for_everyone()  # every process has claimed the directory before one writes in it
         log.notes += [*said, *changes(directory, options, connection, args, record)] if checkpoint else said
@@ -133,6 +147,14 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     return trainer
 
 
+def dry(trainer: CCTrainer, todo: Plan, notes: list[str]) -> None:
+    """Say what else can be known before the first step, its time and memory; nothing was written."""
+    if trainer.args.world_size == 1 and not trainer.is_deepspeed_enabled:
+        print("\n".join(expected(todo, *trial(trainer))))
+    if trainer.is_world_process_zero():
+        print("".join(f"note: {note}\n" for note in notes) + "dry_run: nothing was trained or written.", flush=True)
+
+
 def run_steps(trainer: CCTrainer, checkpoint: str | None, start: ShardedStart | None) -> None:
     """Train; what only the first step can show to be impossible is a `UserError`."""
     try:
@@ -151,6 +173,8 @@ def prepare(
     options: RunOptions, connection: ConnectionConfig, args: CCConfig, directory: Path
 ) -> tuple[CCTrainer, dict[str, Any], ShardedStart | None]:
     """The trainer, ready to run, the record of what it runs on, and its weights where those are yet to be read."""
+    if args.not_here:
+        logger.warning(f"{', '.join(args.not_here)}: off, as this machine has no accelerator.")
     paired = connection.connection != "none" and not options.parallel
     rows, report = read(options.data, args, paired) if options.data else (None, None)
     eval_rows, eval_report = read(options.eval_data, args, False) if options.eval_data else (None, None)
@@ -159,6 +183,7 @@ def prepare(
         pairs, pairs_report = load_parallel(
             options.parallel, reference_language=args.reference_language, seed=args.seed, bad_rows=args.bad_rows
         )
+        pairs_report.notes += shared_with(eval_rows, pairs)
     reports = [found for found in (report, eval_report, pairs_report) if found is not None]
     for note in [note for found in reports for note in found.notes]:
         logger.warning(note)
@@ -184,7 +209,17 @@ def prepare(
         raise
     except (ValueError, ImportError, RuntimeError, OSError) as error:  # how TRL, PEFT and report_to refuse options
         raise UserError(f"options: {error}") from error
+    for note in trainer.notes:
+        logger.warning(note)
     check_sizes(trainer)
+    whole = not (
+        trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    )  # a lone process cannot generate with a share
+    if eval_rows is not None and args.eval_samples and whole and connection.connection != "adaptive":
+        trainer.add_callback(SampleAnswers(trainer, directory / SAMPLES_FILE, args.eval_samples))
+    can = obstacles(trainer.connected)
+    for note in unforeseen(can, options.tune):
+        logger.warning(note)
     settled = trainer.connected.config
     moved = connection.reference_weights is None and settled.reference_weights == "current"
     if moved and settled.connection in ("align", "gated"):
@@ -199,11 +234,14 @@ def prepare(
         "seed": args.seed,
         "model": options.model,
         "reference_language": args.reference_language,
-        "data": report.as_dict() if report else None,
+        "data": (report or LoadReport(args.reference_language)).as_dict(),
         "parallel": pairs_report.as_dict() if pairs_report else None,
         "eval_data": eval_report.as_dict() if eval_report else None,
         "skipped_in_tokenisation": [f"{origin}: {reason}" for origin, reason in trainer.skipped],
         "chat": trainer.chat,
+        "chat_template_kwargs": args.chat_template_kwargs,
+        "thinking": trainer.settled is not None and trainer.settled.thinks,
+        "exports": can,
     }
     return trainer, record, start
 
@@ -216,6 +254,9 @@ def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, Sh
         "trust_remote_code": args.trust_remote_code,
         "attn_implementation": options.attn_implementation,
     }
+    quantisation = options.quantisation(options.dtype)
+    if quantisation is not None:
+        return load_base(options.model, **loading, quantisation=quantisation), None
     if is_fsdp_enabled():
         start, reason = None, None
         try:
@@ -234,7 +275,8 @@ def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, Sh
 def check_sizes(trainer: CCTrainer) -> None:
     """Raise `UserError` where a row has a token or a length that the model has no place for."""
     model = unwrap(trainer.model)
-    embedding: Any = innermost(model.get_input_embeddings())  # beneath a LoRA
+    embedding: Any = innermost(model.get_input_embeddings())  # beneath a LoRA, or tokens that are trained
+    embedding = getattr(embedding, "original_module", embedding)
     vocabulary = embedding.num_embeddings  # not its weight's shape, which is 0 under ZeRO-3
     rows: Any = trainer.train_dataset
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -267,17 +309,20 @@ def read(data: list[Any], args: CCConfig, require_reference: bool) -> tuple[Data
     )
 
 
+def shared_with(eval_rows: Dataset | None, pairs: Dataset) -> list[str]:
+    """A note where parallel text holds prompts that are evaluated on: the alignment has then seen them."""
+    if eval_rows is None:
+        return []
+    asked = {prompt for prompt in eval_rows["prompt"] if isinstance(prompt, str)}
+    found = sum(
+        text in asked or reference in asked for text, reference in zip(pairs["text"], pairs["reference"], strict=True)
+    )
+    return [f"{found} pairs of the parallel text are prompts of eval_data; leave them out of one."] if found else []
+
+
 def lora(options: RunOptions) -> LoraConfig | None:
     """PEFT's config where `tune` is `lora`."""
-    if options.tune != "lora":
-        return None
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=options.lora_rank,
-        lora_alpha=options.lora_alpha,
-        lora_dropout=options.lora_dropout,
-        target_modules=options.lora_target_modules or "all-linear",
-    )
+    return options.lora() if options.tune == "lora" else None
 
 
 def finish(trainer: CCTrainer, directory: Path) -> None:

@@ -19,16 +19,18 @@ from datasets import Dataset
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
-from trl import SFTTrainer
 
 from cctuning.connection import ConnectionConfig, Fit
 from cctuning.data import PairedCollator, Reading, encode_dataset
+from cctuning.data.chat import Settled, own_template, settle
+from cctuning.data.handed import check_handed
 from cctuning.errors import UserError
 from cctuning.model import adapter
 from cctuning.model.adaptive import AdaptiveModel
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
+from cctuning.model.exportable import check_adapter_start
 from cctuning.model.shards import ShardReader
 from cctuning.model.start import StartingWeights
 from cctuning.training import sharded
@@ -36,17 +38,19 @@ from cctuning.training.base_decay import BaseDecay, check_start
 from cctuning.training.by_language import AlignmentByLanguage
 from cctuning.training.card import write_model_card
 from cctuning.training.config import CCConfig
+from cctuning.training.epochs import EpochTrainer
 from cctuning.training.logged import batch_metrics, watch_decisions
 from cctuning.training.mixing import EpochOfMixture, MixingCollator, Mixture, as_rows
 from cctuning.training.parallel import check_engine, check_launch, under_deepspeed
 from cctuning.training.profiling import StepProfiler
 from cctuning.training.recording import Recording, record_references
-from cctuning.training.uneven import FILLER, without_repeats
+from cctuning.training.sampling import BalancedOrder
+from cctuning.training.uneven import FILLER, fillers_at_the_end, without_repeats
 
 COLUMNS = ["input_ids", "labels", "text", "reference_input_ids", "reference_text", "reference_row", "row"]
 
 
-class CCTrainer(SFTTrainer):
+class CCTrainer(EpochTrainer):
     """Fine-tune a causal LM on rows with a reference (arXiv 2506.00875), or without one (plain SFT, same code).
 
     Args:
@@ -70,6 +74,9 @@ class CCTrainer(SFTTrainer):
         connected: the `ConnectedModel`; `connected.merge_and_unload()` after training gives the plain checkpoint.
         chat: whether prompts were rendered with the chat template.
         fit: how well the matrix of the adaptive connection fits, after training.
+        settled: the chat template as it was rendered, and saved with the tokenizer.
+        notes: what a person should see of the rows as the model sees them.
+        parallel: encoded parallel text beside the answered rows; None where there is none, or it is all there is.
         skipped: rows left out in tokenisation, as (origin, reason), where `bad_rows` is `skip`.
     """
 
@@ -93,6 +100,10 @@ class CCTrainer(SFTTrainer):
     ) -> None:
         args = args if args is not None else CCConfig("cc-tuning-output")
         check_launch(args)
+        handed = {"train_dataset": train_dataset, "parallel_dataset": parallel_dataset, "eval_dataset": eval_dataset}
+        for given, rows in handed.items():
+            if rows is not None:
+                check_handed(rows, given)
         multiple = args.pad_to_multiple_of if isinstance(args.pad_to_multiple_of, int) else None
         if processing_class is None:
             name = model if isinstance(model, str) else model.config.name_or_path
@@ -107,16 +118,18 @@ class CCTrainer(SFTTrainer):
                 )
             processing_class.pad_token = processing_class.eos_token  # padded positions carry no label: nothing is lost
         self.skipped: list[tuple[str, str]] = []
+        self.notes: list[str] = []
+        self.settled: Settled | None = None
         self.fit: Fit | None = None
         self.chat = args.chat
         settled = (connection_config or ConnectionConfig()).settled(not under_deepspeed(args))
         self._connecting, self._own_parallels = settled.connection != "none", settled.reference_weights == "start"
-        self._parallel: Dataset | None = None
+        self.parallel: Dataset | None = None
         self._has_parallel = parallel_dataset is not None
         if parallel_dataset is None and train_dataset is None:
             raise UserError("train_dataset / parallel_dataset: neither is given; there is nothing to train on.")
         if parallel_dataset is not None:
-            train_dataset, self._parallel = self._with_parallel(train_dataset, parallel_dataset, args)
+            train_dataset, self.parallel = self._with_parallel(train_dataset, parallel_dataset, args)
         self._training_rows = train_dataset
         self._start: StartingWeights | None = None
         self._rows_in_step: Tensor | int | None = None
@@ -132,12 +145,13 @@ class CCTrainer(SFTTrainer):
             data_collator=PairedCollator(processing_class.pad_token_id, multiple),
             **kwargs,
         )
-        if self._parallel is not None:
-            self._parallel = self._prepare_dataset(
-                self._parallel, processing_class, self.args, False, None, "parallel_dataset"
+        if self.parallel is not None:
+            self.parallel = self._prepare_dataset(
+                self.parallel, processing_class, self.args, False, None, "parallel_dataset"
             )
         if self.is_distributed_loading_by_transformers:
             raise UserError("model: transformers has dealt it out over processes (tp_plan, …); load it whole.")
+        check_adapter_start(self.model)
         # Attached after PEFT: before it, PEFT would freeze the connection, and hooks would miss the LoRA's share.
         self.connected = ConnectedModel.attach(self.model, settled)
         self.connected.seed = args.seed
@@ -150,6 +164,8 @@ class CCTrainer(SFTTrainer):
         self.records = self._record_references()
         self.by_language = self._watch_languages()
         self._keep_start(args.base_decay)
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         if args.profile_steps:
             self.add_callback(StepProfiler(args.profile_steps, Path(str(args.output_dir))))
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated step
@@ -169,15 +185,15 @@ class CCTrainer(SFTTrainer):
         """What the layers are offered by all references; whether the rows say which is whose."""
         if self.connected.config.connection not in ("align", "gated"):
             return False
-        parts = {"train": self.train_dataset, "parallel": self._parallel}
+        parts = {"train": self.train_dataset, "parallel": self.parallel}
         sets = record_references(self, {name: part for name, part in parts.items() if part is not None})
         if sets is not None:
-            self.train_dataset, self._parallel = sets["train"], sets.get("parallel")
+            self.train_dataset, self.parallel = sets["train"], sets.get("parallel")
         return sets is not None
 
     def _watch_languages(self) -> AlignmentByLanguage | None:
         """Of recorded parallel text, where the weights are whole."""
-        rows: Any = self.train_dataset if self._parallel is None else self._parallel
+        rows: Any = self.train_dataset if self.parallel is None else self.parallel
         recorded = self.connected.recorded is not None and bool(self.connected.alignments)
         if not (recorded and self._has_parallel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return None
@@ -205,14 +221,20 @@ class CCTrainer(SFTTrainer):
         if "input_ids" in dataset.column_names:
             return dataset
         # Not by its name: an evaluation set may be called train.
-        answered, training = dataset is self._training_rows, dataset in (self._training_rows, self._parallel)
-        required = answered and self._connecting and self._parallel is None
+        answered, training = dataset is self._training_rows, dataset in (self._training_rows, self.parallel)
+        required = answered and self._connecting and self.parallel is None
         itself = training and self._own_parallels
         where = "train_dataset" if answered else name if training else f"eval_dataset ({name})"
         reading = Reading.of(dataset.column_names, args.reference_language, required, itself, where)
         if self.chat is None:
             messages = reading.messages or not isinstance(dataset[0][reading.layout.prompt or "prompt"], str)
             self.chat = messages or processing_class.chat_template is not None
+        if self.chat and own_template(processing_class) is not None:
+            # Pairs and an evaluation set are asked as the answered rows are.
+            thinking = reading.thinking(dataset) if answered else None
+            self.settled = settle(processing_class, None, args.chat_template_kwargs if answered else None, thinking)
+            processing_class.chat_template = self.settled.template
+            self.notes += self.settled.notes() if answered else []
         if "row" not in dataset.column_names:
             dataset = dataset.add_column("row", list(range(len(dataset))))
         if "origin" in dataset.column_names and training:
@@ -223,23 +245,25 @@ class CCTrainer(SFTTrainer):
             max_length=args.max_length,
             max_reference_length=args.max_reference_length or args.max_length,
             chat=self.chat,
+            turns=args.train_turns,
             bad_rows=args.bad_rows,
             reading=reading,
             num_proc=args.dataset_num_proc,
             desc=f"Tokenising {name} rows",
+            notes=self.notes,
         )
         self.skipped += skipped
         return encoded.shuffle(seed=args.seed) if args.shuffle_dataset else encoded
 
     def get_train_dataloader(self) -> Any:
         """As the parent's; with parallel text each row brings its pairs."""
-        if self._parallel is None:
+        if self.parallel is None:
             return super().get_train_dataloader()
         rows: Any = self.train_dataset
         plain: Any = self.data_collator
-        mixture = Mixture(self._parallel["lang"], self.args.parallel_temperature, self.args.seed)
+        mixture = Mixture(self.parallel["lang"], self.args.parallel_temperature, self.args.seed)
         places = {row: place for place, row in enumerate(sorted(rows["row"]))}
-        mixing = MixingCollator(plain, self._parallel, mixture, self.args.parallel_rows, places)
+        mixing = MixingCollator(plain, self.parallel, mixture, self.args.parallel_rows, places)
         self.add_callback(EpochOfMixture(mixing))
         self.data_collator = mixing
         try:
@@ -252,9 +276,11 @@ class CCTrainer(SFTTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """As the parent's, no row twice; also counts the step's rows, by which the alignment is averaged."""
-        if not self.args.dataloader_drop_last:
+        if isinstance(self._order, BalancedOrder):
+            epoch_iterator = fillers_at_the_end(epoch_iterator, self.accelerator, self._order.fills)
+        elif not self.args.dataloader_drop_last:
             rows: Any = self.train_dataset
-            each = 1 if self._parallel is None else 1 + self.args.parallel_rows
+            each = 1 if self.parallel is None else 1 + self.args.parallel_rows
             epoch_iterator = without_repeats(epoch_iterator, self.accelerator, len(rows), each)
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         own = [batch for batch in batches if FILLER not in batch]
@@ -291,6 +317,8 @@ class CCTrainer(SFTTrainer):
         )
         if training and not bool(torch.isfinite(outputs.loss)):
             self._stop_at(inputs, outputs)
+        if not training:
+            self._by_language.add(inputs, outputs.student_row_loss)
         self._record(inputs, outputs, "train" if training else "eval", filler)
         loss = outputs.loss * 0 if filler else outputs.loss
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:

@@ -32,6 +32,14 @@ def without_repeats(
         yield cut(batch, each * own_rows(len(batch["input_ids"]) // each, accelerator, length))
 
 
+def fillers_at_the_end(
+    batches: Iterator[dict[str, Any]], accelerator: Accelerator, filler: bool
+) -> Iterator[dict[str, Any]]:
+    """The batches of a sampler that repeats no row; where `filler`, the last is one row that does not count."""
+    for batch in batches:
+        yield cut(batch, 0) if filler and accelerator.gradient_state.end_of_dataloader else batch
+
+
 def own_rows(rows: int, accelerator: Accelerator, length: int) -> int:
     """How many of a batch's `rows` are no repetition. Process p is given the p-th of each round of batches."""
     # Not accelerate's own `remainder`: of an epoch that is entered in its middle it does not know it.

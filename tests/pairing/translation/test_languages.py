@@ -61,9 +61,10 @@ def test_m2m100_madlad_and_opus():
 @pytest.mark.parametrize(
     "tag, message",
     [
-        ("Swahili", "unknown language 'Swahili'.*Did you mean 'sw"),
-        ("sww", "unknown language 'sww'.*Did you mean 'sw"),
-        ("xx", "unknown language 'xx'.*knows 202 languages"),
+        ("Swahilli", r"unknown language 'Swahilli'.*Did you mean 'sw' \(Swahili\)"),
+        ("sww", "no code for the language 'sww'.*Did you mean 'sw"),
+        ("qqq", "no code for the language 'qqq'.*knows 202 languages"),
+        ("xx", "unknown language 'xx'"),
         ("sr-Latn", "known only as srp_Cyrl; name one"),
         ("", "unknown language ''"),
     ],

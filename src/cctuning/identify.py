@@ -10,10 +10,13 @@ alike (Indonesian and Malay, Bosnian, Croatian and Serbian) count as one.
 from __future__ import annotations
 
 import re
-from functools import cache
+import unicodedata
+from collections import Counter
+from functools import cache, lru_cache
 
-from babel.core import get_global
 from lingua import ConfidenceValue, IsoCode639_1, Language, LanguageDetector, LanguageDetectorBuilder
+
+from cctuning.languages import base, parse
 
 # What a wrong text is likely to be in: the most widespread written languages of the scripts that several share.
 WIDESPREAD = "en es fr de pt it nl pl id vi tr sw ru uk bg ar fa ur hi mr zh ja ko"
@@ -57,42 +60,48 @@ SURE = 0.5  # low-accuracy confidence in the expected language from which the fu
 LENGTH = 300  # characters that are read: more costs time and adds nothing
 NO_PROSE = re.compile(r"```.*?(?:```|$)|`[^`\n]*`|https?://\S+|\S+@\S+", re.DOTALL)
 
-
-def canonical(code: str) -> str:
-    """A code with its language part in BCP 47's form: `ara` is `ar`, `es-LA` stays, `deu_Latn` is `de-Latn`."""
-    parts = code.strip().replace("_", "-").split("-")
-    alias = get_global("language_aliases").get(parts[0].lower())
-    parts[0] = alias if alias and alias.isalpha() else parts[0].lower()
-    return "-".join(parts)
+NAMES = {"IDEOGRAPHIC": "CJK", "KATAKANA-HIRAGANA": "KATAKANA"}  # first words that name no script
 
 
-def is_code(code: str) -> bool:
-    """Whether it has the form of a language code."""
-    return re.fullmatch(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{1,8})*", code) is not None
+@lru_cache(maxsize=1 << 16)
+def _script(character: str) -> str | None:
+    if unicodedata.category(character)[0] not in "LM":
+        return None
+    first = unicodedata.name(character, "?").split()[0]
+    return NAMES.get(first, first)
 
 
-def base(code: str) -> str:
-    """The language alone: `zh` of `zh-Hant-TW`."""
-    return code.split("-")[0]
+def scripts(text: str) -> Counter[str]:
+    """How many letters and marks the text has of each script, named as Unicode names begin: `LATIN`, `CJK`.
+
+    By the first word of a character's Unicode name (`DEVANAGARI VOWEL SIGN AA`): Python's standard library has no
+    script property.
+    """
+    counts: Counter[str] = Counter()
+    for character, times in Counter(text).items():
+        script = _script(character)
+        if script is not None:
+            counts[script] += times
+    return counts
 
 
 @cache
 def expected_scripts(code: str) -> tuple[str, ...]:
-    """The scripts that texts of this language are in, as `text.scripts` names them; empty where it is not known."""
-    parts = code.split("-")
-    given = [part.title() for part in parts[1:] if len(part) == 4 and part.isalpha()]
-    likely = get_global("likely_subtags")
-    for key in ("_".join(parts), parts[0]):
-        if not given and key in likely:
-            given = [likely[key].split("_")[1]]
-            given += [ALSO[parts[0]]] if parts[0] in ALSO else []
+    """The scripts that texts of this language are in, as `scripts` names them; empty where it is not known."""
+    found = parse(code)
+    if found is None or found.script is None:
+        return ()
+    given, usual = [found.script], parse(found.language)
+    if usual is not None and usual.script == found.script and found.language in ALSO:
+        given.append(ALSO[found.language])
     return tuple(name for script in given for name in SCRIPTS.get(script, ()))
 
 
 @cache
 def lingua_language(code: str) -> Language | None:
     """The language as lingua has it; None where it has no model of it."""
-    code = {"no": "nb", "fil": "tl"}.get(base(code), base(code))
+    found = parse(code)
+    code = {"no": "nb", "fil": "tl"}.get(found.language, found.language) if found else ""
     iso = getattr(IsoCode639_1, code.upper(), None)
     try:
         return Language.from_iso_code_639_1(iso) if iso is not None else None
@@ -172,13 +181,22 @@ def _share(values: list[ConfidenceValue], family: frozenset[Language], other: La
     return 1 - sum(value.value for value in values if value.language in (other, Language.ENGLISH))
 
 
+def between(text: str, one: str, other: str) -> float | None:
+    """How likely a text is in language `one` and not in `other`, in [0, 1]; None where these two cannot be told apart.
+
+    By script where the languages share none, else by lingua's small models of the two.
+    """
+    own, theirs = set(expected_scripts(one)), set(expected_scripts(other))
+    if own and theirs and not own & theirs:
+        found = scripts(prose(text))
+        mine, yours = (sum(found[script] for script in names) for names in (own, theirs))
+        return mine / (mine + yours) if mine + yours else 0.5
+    wanted, rival = lingua_language(one), lingua_language(other)
+    if wanted is None or rival is None or _family(one) & _family(other):
+        return None
+    return _two(wanted, rival).compute_language_confidence(prose(text), wanted)
+
+
 @cache
-def _any() -> LanguageDetector:
-    return LanguageDetectorBuilder.from_all_languages().with_low_accuracy_mode().build()
-
-
-def identify(text: str) -> str | None:
-    """The language that a longer text is in, of all that lingua knows; None where it is not sure."""
-    found = _any().compute_language_confidence_values(text)
-    sure = bool(found) and found[0].value >= SURE
-    return canonical(found[0].language.iso_code_639_1.name) if sure else None
+def _two(one: Language, other: Language) -> LanguageDetector:
+    return LanguageDetectorBuilder.from_languages(one, other).with_low_accuracy_mode().build()

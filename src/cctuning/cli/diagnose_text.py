@@ -1,0 +1,72 @@
+"""`cctuning diagnose MODEL --parallel FILE …`: how far each language is aligned already, layer by layer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cctuning.languages import language_name
+
+COLUMNS = 9  # layers that the table shows, from the first to the last
+# Share of texts found among some 64 to 256 references, and what it says.
+ADVICE = (
+    (0.8, "close to {name} already: expect little from alignment"),
+    (0.2, "partly aligned: alignment has something to start from"),
+    (0.0, "far from {name}: the model hardly knows it, or the text is not parallel"),
+)
+
+
+def diagnose_text(args: Any) -> None:
+    """Measure, print a table and a line a language, and write JSON where `--output` asks for it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from cctuning.analysis.aligned import of_text
+    from cctuning.analysis.observe import spread
+    from cctuning.connection import ConnectionConfig
+    from cctuning.data.parallel import load_parallel
+    from cctuning.model.loading import load_base, load_tokenizer
+
+    pairs, report = load_parallel(args.parallel, reference_language=args.reference_language, bad_rows="skip")
+    for note in report.notes:
+        print(f"note: {note}")
+    by_language: dict[str, list[dict[str, Any]]] = {}
+    for row in pairs.to_list():
+        by_language.setdefault(row["lang"], []).append(row)
+    chosen = [row for own in by_language.values() for row in spread(own, args.limit)]
+    tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    chat = tokenizer.chat_template is not None if args.chat == "auto" else args.chat == "yes"
+    model = load_base(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code).eval()
+    print(f"measuring {len(chosen)} pairs in {len(by_language)} languages", flush=True)
+    found = of_text(model, tokenizer, chosen, chat=chat, max_length=args.max_length)
+    name, depth = language_name(args.reference_language), len(found.layers)
+    usual = ConnectionConfig().layers_of(depth)
+    shown = sorted({round(place * (depth - 1) / (COLUMNS - 1)) for place in range(COLUMNS)})
+    title = (
+        f"{args.model}: own {name} text found among {found.references}, by layer (chance {1 / found.references:.1%})"
+    )
+    table = Table(title=title)
+    for column in ("language", "pairs", *map(str, shown), "error"):
+        table.add_column(column, justify="left" if column == "language" else "right")
+    for number, code in enumerate(found.languages):
+        by_layer = (f"{float(found.found[number, layer]):.0%}" for layer in shown)
+        error = f"{float(found.error[number, usual].mean()):.2f}"
+        table.add_row(code, str(found.pairs[number]), *by_layer, error)
+    Console(width=None if Console().is_terminal else 120).print(table)
+    print(
+        f"error: mean over layers {usual[0]} to {usual[-1]}, in units of the references' spread; 1 is no better than\n"
+        f"the mean reference. {float(found.spread[usual].mean()):.1%} of the squared norm differs between references\n"
+        "there; the rest is the same for all."
+    )
+    for number, code in enumerate(found.languages):
+        best = float(found.found[number, usual].mean())
+        said = next(said for least, said in ADVICE if best >= least).format(name=name)
+        print(f"{code}: {said} ({best:.0%} found)")
+    print(f"layers: {found.best_layers(len(usual))} find most; the default is {usual}")
+    if args.output:
+        values = {key: getattr(found, key) for key in ("layers", "languages", "pairs", "references")}
+        values |= {key: getattr(found, key).tolist() for key in ("error", "found", "spread")}
+        Path(args.output).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,244 @@
+"""A chat template as one text that says all: what a prompt looks like up to where its answer starts, settled once.
+
+Today's templates write more than turns. Some open a block of thinking in the prompt (`<think>`), some write an empty
+one before an answer that has none, or a channel's name (`<|channel|>final<|message|>`), and most take arguments. A
+model that is trained or asked without regard to this is trained and scored on it. So a template is *settled* before
+anything is rendered: its arguments become defaults, and what it writes before every plain answer becomes part of its
+prompt. The settled template is saved with the tokenizer, so that every verb, and every server, renders what training
+saw.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import meta
+from jinja2.exceptions import TemplateError
+from jinja2.ext import Extension
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers import PreTrainedTokenizerBase
+
+from cctuning.data.messages import THINKING
+from cctuning.errors import UserError
+
+ANSWER, THOUGHT, QUESTION = "CCTUNINGANSWER", "CCTUNINGTHOUGHT", "CCTUNINGQUESTION"  # stand for texts in a rendering
+SWITCHES = ("enable_thinking", "thinking")  # arguments by which templates turn thinking on and off
+MARK, THINKS = "{# settled by cctuning #}", "{# settled by cctuning, thinking #}"
+NAMES = "think|thinking|thought|reasoning"
+CHANNEL = "\n<channel|>"  # how Gemma ends thinking, which some of its templates do not write out again
+# A text that brings its own thinking: the block, and the answer after it. The prompt may have opened the block.
+OWN = re.compile(rf"\s*(?:<(?:{NAMES})>)?(.*?)</(?:{NAMES})>\s*", re.DOTALL)
+OPEN = re.compile(rf"<({NAMES})>\s*\Z")
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A settled template.
+
+    Attributes:
+        template: Jinja text.
+        thinks: a prompt leaves it to the model whether to think before the answer.
+        before: what was put into the prompt: what the template itself writes before a plain answer.
+        arguments: the template's arguments that are set in it.
+        closing: what follows an answer.
+        lead: what stands before an answer without thinking, after a prompt that leaves it to the model to think.
+        opening: what a model writes before it thinks, after a prompt that leaves it to it; empty: the prompt has it.
+        ending: what stands between thinking and answer. Both None where the template knows no thinking.
+    """
+
+    template: str
+    thinks: bool
+    before: str
+    arguments: dict[str, Any]
+    closing: str
+    lead: str
+    opening: str | None
+    ending: str | None
+
+    def notes(self) -> list[str]:
+        """What it does to prompts that another's rendering would not."""
+        said = [f"it is given {', '.join(f'{k}={v!r}' for k, v in self.arguments.items())}"] if self.arguments else []
+        said += [f"prompts end with {self.before!r}, which it writes before a plain answer"] if self.before else []
+        return [f"chat template: {'; '.join(said)}. It is saved so, with the tokenizer."] if said else []
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    template: str | None,
+    prompt: bool,
+    arguments: Mapping[str, Any] | None = None,
+    tools: list[Any] | None = None,
+) -> str:
+    """The text of messages; `prompt`: with what opens the assistant's turn.
+
+    Raises:
+        UserError: the template refuses them.
+    """
+    given: list[Any] = list(messages)
+    options: dict[str, Any] = {"tools": tools} if tools else {}
+    try:
+        text = tokenizer.apply_chat_template(
+            given,
+            tokenize=False,
+            add_generation_prompt=prompt,
+            chat_template=template,
+            **options,
+            **(arguments or {}),
+        )
+    except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"the chat template refuses these messages ({error}); mend them or the template.") from None
+    return str(text)
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The tokenizer's template; of several, the one for chats."""
+    found: Any = tokenizer.chat_template
+    return found.get("default") if isinstance(found, dict) else found
+
+
+def answer_message(content: str | None, thinking: str | None = None) -> dict[str, Any]:
+    """An assistant's turn, its thinking under every key that a template may read it from."""
+    message: dict[str, Any] = {"role": "assistant", "content": content or ""}
+    return message | (dict.fromkeys(THINKING, thinking) if thinking else {})
+
+
+def split_thinking(text: str) -> tuple[str | None, str]:
+    """An answer that brings its own block of thinking, apart: the thinking (None for none) and what follows it."""
+    found = OWN.match(text) if "</" in text else None
+    return (found.group(1).strip("\n"), text[found.end() :]) if found else (None, text)
+
+
+def settle(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    thinking: bool | None = None,
+) -> Settled:
+    """Make a template say all that its prompts are to look like; one that is settled already stays.
+
+    Args:
+        template: None: the tokenizer's own.
+        arguments: of the template, as `enable_thinking`. A template that is settled takes others on top.
+        thinking: whether answers think first. None: no, unless `arguments` turn it on or a settled template has it on:
+            then prompts ask for the answer itself, the way the template knows, or by an empty block.
+
+    Raises:
+        UserError: there is no template, or it cannot render a question.
+    """
+    source = template if template is not None else own_template(tokenizer)
+    if source is None:
+        raise UserError("the tokenizer has no chat template.")
+    given = dict(arguments or {})
+    mark = next((mark for mark in (MARK, THINKS) if source.startswith(mark)), None)
+    source = source.removeprefix(mark or "")
+    known = _variables(source)
+    switch = next((name for name in SWITCHES if name in known), SWITCHES[0])
+    asked = [bool(given.pop(name)) for name in SWITCHES if name in given]
+    thinks = asked[0] if asked else thinking if thinking is not None else mark == THINKS
+    if switch in known and (mark is None or thinks != (mark == THINKS)):
+        given[switch] = thinks
+    before = "" if thinks or mark else _before(tokenizer, source, given)
+    changed = bool(given or before or thinks or mark)
+    settled = (THINKS if thinks else MARK) + _bake(source, given, before, switch) if changed else source
+    probe = [{"role": "user", "content": QUESTION}]
+    if QUESTION not in render(tokenizer, probe, source, True, given):
+        raise UserError(
+            "the chat template leaves out a message that is plain text (as those of models for images do); give "
+            "another with chat_template_path."
+        )
+    if render(tokenizer, probe, settled, True) != render(tokenizer, probe, source, True, given) + before:
+        raise UserError(
+            f"the chat template cannot be given {', '.join(given) or 'an ending'}: it sets that itself; write it into "
+            "the template (chat_template_path)."
+        )
+    return _described(tokenizer, settled, thinks, before, given, switch)
+
+
+def _described(
+    tokenizer: PreTrainedTokenizerBase, template: str, thinks: bool, before: str, given: dict[str, Any], switch: str
+) -> Settled:
+    question = {"role": "user", "content": QUESTION}
+    thinking = {switch: True}
+    prompt = render(tokenizer, [question], template, True, thinking)
+    closing = lead = ""
+    ending = closes(prompt) or (CHANNEL if CHANNEL.strip() in template else None)
+    opening = "" if closes(prompt) else None
+    try:
+        whole = render(tokenizer, [question, answer_message(ANSWER)], template, False)
+        closing = whole.rpartition(ANSWER)[2] if ANSWER in whole else ""
+        whole = render(tokenizer, [question, answer_message(ANSWER)], template, False, thinking)
+        if whole.startswith(prompt):
+            lead = whole[len(prompt) :].partition(ANSWER)[0]
+        whole = render(tokenizer, [question, answer_message(ANSWER, THOUGHT)], template, False, thinking)
+        between = re.search(f"{THOUGHT}(.*?){ANSWER}", whole, re.DOTALL)
+        ending = between.group(1) if between else ending
+        if between and whole.startswith(prompt):
+            opening = whole[len(prompt) :].partition(THOUGHT)[0]
+    except UserError:  # a template that insists on turns of its own
+        pass
+    return Settled(template, thinks, before, given, closing, lead, opening, ending)
+
+
+def _variables(template: str) -> set[str]:
+    """The arguments that a template reads."""
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation])
+    try:
+        return set(meta.find_undeclared_variables(environment.parse(template)))
+    except TemplateError as error:
+        raise UserError(f"the chat template is no Jinja that can be read ({error}); mend it.") from None
+
+
+class _Generation(Extension):
+    """`{% generation %}`, by which templates mark what an assistant says; read over here."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Any) -> Any:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _before(tokenizer: PreTrainedTokenizerBase, template: str, arguments: Mapping[str, Any]) -> str:
+    """What the template writes between a prompt and a plain answer; where it only opens a block, what closes that."""
+    question = {"role": "user", "content": QUESTION}
+    asked = render(tokenizer, [question], template, True, arguments)
+    try:
+        whole = render(tokenizer, [question, answer_message(ANSWER)], template, False, arguments)
+    except UserError:  # it insists on turns of its own
+        whole = ""
+    if whole.startswith(asked) and ANSWER in whole[len(asked) :]:
+        return whole[len(asked) :].partition(ANSWER)[0]
+    return closes(asked)
+
+
+def closes(prompt: str) -> str:
+    """What ends the block of thinking that a prompt ends in; empty where it ends in none."""
+    found = OPEN.search(prompt)
+    if found is None:
+        return ""
+    return ("" if prompt.endswith("\n") else "\n") + f"\n</{found.group(1)}>\n\n"
+
+
+def _bake(template: str, arguments: Mapping[str, Any], before: str, switch: str) -> str:
+    """The template with its arguments as defaults, and with `before` after a prompt that is not to think."""
+    defaults = "".join(
+        f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}"
+        for name, value in arguments.items()
+    )
+    if not before:
+        return defaults + template
+    plain = f"add_generation_prompt and ({switch} is not defined or not {switch})"
+    return f"{defaults}{template.removesuffix(chr(10))}{{% if {plain} %}}{{{{ {before!r} }}}}{{% endif %}}"
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Finds the special tokens in a text, but for the opening one that it may begin with."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    named = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+    tokens = sorted({str(token) for token in named if str(token).strip()})
+    opening = rf"(?!\A{re.escape(tokenizer.bos_token)})" if tokenizer.bos_token else ""
+    return re.compile(opening + f"(?:{'|'.join(map(re.escape, tokens))})" if tokens else r"(?!)")

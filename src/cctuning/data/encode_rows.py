@@ -1,0 +1,120 @@
+"""A whole data set of rows as token ids, with what is left out and what a person should know of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from cctuning.data.encode import Encoder, at, origin_of
+from cctuning.data.handed import Reading
+from cctuning.data.rows import BadRow
+from cctuning.errors import UserError
+
+IDS = List(Value("int32"))
+FEATURES = {
+    "input_ids": IDS,
+    "labels": IDS,
+    "reference_input_ids": IDS,
+    "text": IDS,
+    "reference_text": IDS,
+    "row": Value("int64"),
+    "lang": Value("string"),
+}
+
+
+def encode_dataset(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    max_reference_length: int | None,
+    chat: bool,
+    chat_template: str | None = None,
+    eos: bool = True,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    thinking: bool | None = None,
+    turns: str = "all",
+    bad_rows: str = "error",
+    reading: Reading | None = None,
+    num_proc: int | None = None,
+    desc: str = "Tokenising rows",
+    notes: list[str] | None = None,
+) -> tuple[Dataset, list[tuple[str, str]]]:
+    """`encode_row` over a data set of `load_rows`, with progress.
+
+    Args:
+        bad_rows: `error` stops at the first row that cannot be used; `skip` leaves such rows out.
+        reading: of a data set that `load_rows` has not read and checked.
+        num_proc: processes; None: this one.
+        notes: what a person should see of the rows is added to it.
+
+    Returns:
+        The encoded rows, and (origin, reason) of those left out.
+
+    Raises:
+        UserError: a bad row, or no row left.
+    """
+    options = (chat, chat_template, eos, chat_template_kwargs, thinking, turns)
+    encoder = Encoder(tokenizer, max_length, max_reference_length, *options)
+    encoded = dataset.map(
+        _encode_batch,
+        batched=True,
+        fn_kwargs={"encoder": encoder, "skip": bad_rows == "skip", "reading": reading},
+        remove_columns=dataset.column_names,
+        features=Features({**FEATURES, **dict.fromkeys(("origin", "problem", "doubt"), Value("string"))}),
+        num_proc=num_proc if num_proc and 1 < num_proc <= len(dataset) else None,
+        desc=desc,
+        load_from_cache_file=False,  # the cache's key does not see a change in this module
+    )
+    problems = encoded.data.column("problem").to_pylist()
+    bad = [number for number, problem in enumerate(problems) if problem is not None]
+    skipped = [(str(encoded[number]["origin"]), str(problems[number])) for number in bad]
+    if len(bad) == len(problems):
+        raise UserError(
+            f"no usable row of {len(problems)}" + (f", the first: {': '.join(skipped[0])}" if bad else ".")
+        )
+    if bad:
+        encoded = encoded.select([number for number, problem in enumerate(problems) if problem is None])
+    if notes is not None:
+        notes += _doubts(encoded)
+    return encoded.remove_columns(["origin", "problem", "doubt"]), skipped
+
+
+def _doubts(encoded: Dataset) -> list[str]:
+    """Each doubt about some rows with their number and the first of them."""
+    found: dict[str, list[str]] = {}
+    for doubt, origin in zip(encoded["doubt"], encoded["origin"], strict=True):
+        if doubt is not None:
+            found.setdefault(doubt, []).append(origin)
+    return [f"{len(rows)} of {len(encoded)} rows (the first: {rows[0]}): {doubt}" for doubt, rows in found.items()]
+
+
+def _read(row: Mapping[str, Any], reading: Reading) -> dict[str, Any] | UserError:
+    try:
+        return reading(row)
+    except BadRow as bad:
+        return at(row, bad.field, bad.reason)
+
+
+def _encode_batch(
+    columns: dict[str, list[Any]], encoder: Encoder, skip: bool, reading: Reading | None
+) -> dict[str, list[Any]]:
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    read = rows if reading is None else [_read(row, reading) for row in rows]
+    good = iter(encoder.encode([row for row in read if not isinstance(row, UserError)]))
+    result: dict[str, list[Any]] = {name: [] for name in (*FEATURES, "origin", "problem", "doubt")}
+    for row, found in zip(rows, read, strict=True):
+        encoded = found if isinstance(found, UserError) else next(good)
+        origin, problem = origin_of(row), None
+        if isinstance(encoded, UserError):
+            if not skip:
+                raise encoded
+            problem = str(encoded).removeprefix(f"{origin}: ")
+            encoded = {**{name: [] for name in FEATURES}, "row": -1, "lang": ""}
+        doubt = None if isinstance(found, UserError) else encoder.doubt(found)
+        for name, value in {**encoded, "origin": origin, "problem": problem, "doubt": doubt}.items():
+            result[name].append(value)
+    return result

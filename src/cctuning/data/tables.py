@@ -1,0 +1,96 @@
+"""Rows as Arrow tables: while a file is read, and as the data set that training reads.
+
+Beside the columns of every row there are those that few data sets need, and a data set has them only where some row
+does: `thinking` (text), and as JSON `calls` (tool calls of the response), `tools` and `arguments` (of the chat
+template). The same holds of the keys of a message; its `tool_calls` are JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cctuning.data.on_disk import on_disk
+from cctuning.data.rows import CHUNK, Row, Text
+
+TEXT = pa.string()
+KEYS = {"role": TEXT, "content": TEXT, "thinking": TEXT, "tool_calls": TEXT, "name": TEXT, "tool_call_id": TEXT}
+KEYS |= {"train": pa.bool_()}
+MESSAGES = pa.list_(pa.struct([*KEYS.items()]))
+EXTRA = ("thinking", "calls", "tools", "arguments")
+# While reading, a text is kept in one of two columns: whether any row is a conversation is known only at the end.
+READ = pa.schema(
+    [(name, TEXT) for name in ("prompt", "response", "lang", "reference", "origin", *EXTRA)]
+    + [("prompt_messages", MESSAGES), ("reference_messages", MESSAGES)]
+)
+
+
+def batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
+    """Rows in the columns of `READ`; at least one batch."""
+    held: list[dict[str, Any]] = []
+    for row in rows:
+        held.append(_record(row))
+        if len(held) == CHUNK:
+            yield pa.RecordBatch.from_pylist(held, READ)
+            held = []
+    yield pa.RecordBatch.from_pylist(held, READ)
+
+
+def _record(row: Row) -> dict[str, Any]:
+    out: dict[str, Any] = {name: getattr(row, name) for name in ("response", "lang", "origin", "thinking")}
+    for name in ("calls", "tools", "arguments"):
+        out[name] = _json(getattr(row, name))
+    for name, text in (("prompt", row.prompt), ("reference", row.reference)):
+        if isinstance(text, list):
+            out[f"{name}_messages"] = [turn | {"tool_calls": _json(turn.get("tool_calls"))} for turn in text]
+        else:
+            out[name] = text
+    return out
+
+
+def _json(value: Any) -> str | None:
+    return None if not value else json.dumps(value, ensure_ascii=False)
+
+
+def dataset_of(table: pa.Table) -> datasets.Dataset:
+    """The rows of a table of `READ`, each with its place; prompts are messages where any row has messages."""
+    chat = table["prompt"].null_count > 0 or table["reference_messages"].null_count < table.num_rows
+    kind = pa.list_(pa.struct([(key, KEYS[key]) for key in _keys(table)])) if chat else TEXT
+    kinds = {"prompt": kind, "response": TEXT, "lang": TEXT, "reference": kind, "origin": TEXT}
+    kinds |= {name: TEXT for name in EXTRA if table[name].null_count < table.num_rows}
+    schema = pa.schema({**kinds, "row": pa.int64()})
+
+    def joined(batch: pa.RecordBatch, name: str) -> pa.Array:
+        if not chat:
+            return batch[name]
+        pairs = zip(batch[name].to_pylist(), batch[f"{name}_messages"].to_pylist(), strict=True)
+        return pa.array([_as_messages(text) if text is not None else turns for text, turns in pairs], kind)
+
+    def numbered() -> Iterator[pa.RecordBatch]:
+        number = 0
+        for batch in table.to_batches(CHUNK):
+            arrays = [joined(batch, n) if n in ("prompt", "reference") else batch[n] for n in kinds]
+            rows = pa.array(range(number, number + batch.num_rows), pa.int64())
+            yield pa.RecordBatch.from_arrays([*arrays, rows], schema=schema)
+            number += batch.num_rows
+
+    return on_disk(numbered(), schema)
+
+
+def _keys(table: pa.Table) -> list[str]:
+    """The keys that any message uses."""
+    used = ["role", "content"]
+    for key in KEYS:
+        parts = (pc.list_flatten(table[name]) for name in ("prompt_messages", "reference_messages"))
+        if key not in used and any(pc.struct_field(part, key).null_count < len(part) for part in parts):
+            used.append(key)
+    return used
+
+
+def _as_messages(text: str) -> Text:
+    return [{"role": "user", "content": text}]

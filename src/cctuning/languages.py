@@ -1,0 +1,252 @@
+"""Which language a code or a name means: the one place that every verb asks.
+
+Data sets name languages in many ways: BCP 47 (`sw`, `zh-Hant-TW`), locales (`pt_BR`, `sr_RS@latin`), ISO 639-3 (`swa`,
+`swh`), FLORES (`swh_Latn`), English names (`Swahili`), old codes (`iw`). All are read by the Unicode CLDR data that
+babel carries: aliases of languages and regions, and likely subtags, which say what script a language is written in
+(`zh-TW` is `zh-Hant`).
+
+A canonical code is the shortest BCP 47 tag: CLDR's language, the script where it is not the usual one, and a region
+where one is given that does not follow from the script.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import NamedTuple
+
+from babel import Locale
+from babel.core import get_global
+
+from cctuning.errors import UserError, nearest
+
+ENGLISH = "en"  # what stands for the reference language where nobody names one
+UNKNOWN = "und"  # ISO 639's code for a language that nobody has told
+# Codes that CLDR merges with another or leaves apart, against how the data and models of this field use them.
+ALIASES = {
+    "nb": "no",
+    "nob": "no",
+    "quy": "qu",
+    "pbt": "ps",
+    "fuv": "ff",
+    "twi": "tw",  # CLDR merges Twi and Akan; NLLB has both
+    "tw": "tw",
+    "ajp": "ajp",  # likewise South and North Levantine Arabic, and Dari and Persian
+    "prs": "prs",
+}
+# Names in data sets that are not CLDR's own
+NAMES = {
+    "farsi": "fa",
+    "mandarin": "zh",
+    "mandarin chinese": "zh",
+    "bokmål": "no",
+    "castilian": "es",
+    "flemish": "nl-BE",
+}
+NAMES |= {"modern standard arabic": "ar", "standard malay": "ms", "serbian latin": "sr-Latn", "serbian cyrillic": "sr"}
+LOCALE_SCRIPTS = {"latin": "Latn", "cyrillic": "Cyrl", "devanagari": "Deva", "arabic": "Arab"}  # after @ in a locale
+WRITTEN = {"Hang": "Kore", "Hani": "Hans"}  # FLORES's name of a script, and the one that CLDR expects
+CODE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{1,8})*(?:\.[\w-]+)?(?:@[a-z]+)?")
+PRIVATE = re.compile(r"x(?:-[a-z0-9]{1,8})+")
+SPECIAL = (UNKNOWN, "mul", "mis", "zxx")  # no language, several, one without a code, no linguistic content
+
+
+class Tag(NamedTuple):
+    """A language, its script (ISO 15924; None where CLDR knows none) and what the code says beside them."""
+
+    language: str
+    script: str | None
+    region: str | None
+    variants: tuple[str, ...] = ()
+
+
+def parse(code: str) -> Tag | None:
+    """What a code or an English name means; None where it is none."""
+    return _parse(code.strip())
+
+
+@cache
+def _parse(code: str) -> Tag | None:
+    if PRIVATE.fullmatch(code.lower()):
+        return Tag(code.lower(), None, None)
+    if CODE.fullmatch(code):
+        found = _of_code(code)
+        if found is not None:
+            return found
+    named = _names().get(_words(code))
+    return _of_code(named) if named else None
+
+
+def _of_code(code: str) -> Tag | None:
+    code, _, modifier = code.partition("@")
+    language, *rest = re.split("[-_]", code.partition(".")[0].lower())
+    if rest and len(rest[0]) == 3 and rest[0].isalpha() and _known(rest[0]):
+        language, *rest = rest  # an extended language: `zh-yue` is Cantonese
+    alias = get_global("language_aliases").get(language, language)
+    language, *implied = ALIASES.get(language, alias).split("_")  # an alias may bring a script or region: `sh`, `cnr`
+    if not _known(language):
+        return None
+    script = region = None
+    variants = []
+    for part in [*rest, *(part.lower() for part in implied)]:
+        if len(part) == 1:
+            break  # extensions and private use
+        if len(part) == 4 and part.isalpha():
+            script = script or WRITTEN.get(part.title(), part.title())
+        elif len(part) == 2 or (len(part) == 3 and part.isdigit()):
+            region = region or get_global("territory_aliases").get(part.upper(), [part.upper()])[0]
+        else:
+            variants.append(part)
+    script = script or LOCALE_SCRIPTS.get(modifier)
+    if script is not None and script not in Locale("en").scripts:
+        return None
+    region = {("es", "LA"): "419"}.get((language, region or ""), region)  # Latin America, as data sets write it
+    region = None if region == "001" else region  # the world
+    return Tag(language, script or _script(language, region), region, tuple(variants))
+
+
+def _known(language: str) -> bool:
+    if language in SPECIAL or re.fullmatch("q[a-t][a-z]", language):  # the last are for private use
+        return True
+    return (
+        language in get_global("likely_subtags") or language in Locale("en").languages or language in ALIASES.values()
+    )
+
+
+def _likely(language: str, part: str | None = None) -> list[str]:
+    """Language, script and region as CLDR completes them; empty where it does not know."""
+    found = get_global("likely_subtags").get(f"{language}_{part}" if part else language)
+    return found.split("_") if found and language not in SPECIAL else []
+
+
+def _script(language: str, region: str | None) -> str | None:
+    full = (_likely(language, region) if region else []) or _likely(language)
+    return full[1] if full else None
+
+
+@cache
+def _by_region(language: str) -> bool:
+    """Whether a region says in which script the language is written there, as that of Chinese does."""
+    usual = _script(language, None)
+    keys = (key for key in get_global("likely_subtags") if re.fullmatch(rf"{language}_(?:[A-Z]{{2}}|\d{{3}})", key))
+    return any(_script(language, key.split("_")[1]) != usual for key in keys)
+
+
+def _words(name: str) -> str:
+    """A name without case, order and punctuation: `Chinese (Simplified)` and `simplified_chinese` are one."""
+    words = re.findall(r"[^\W_]+", re.sub(r"\((individual language|macrolanguage)\)", "", name.casefold()))
+    return " ".join(sorted(words))
+
+
+@cache
+def _names() -> dict[str, str]:
+    """English names, as `_words` makes them, to codes."""
+    own = {_words(name): code for name, code in NAMES.items()}
+    return {_words(str(name)): code for code, name in Locale("en").languages.items()} | own
+
+
+def is_code(code: str) -> bool:
+    """Whether it names a language that is known, by code or by English name."""
+    return parse(code) is not None
+
+
+def tag(code: str, where: str = "") -> Tag:
+    """What a code or name means.
+
+    Args:
+        where: what to call its place in the message.
+
+    Raises:
+        UserError: no language is called so; it names the nearest.
+    """
+    found = parse(code)
+    if found is None:
+        raise UserError(f"{where}{': ' if where else ''}{unknown(code)}")
+    return found
+
+
+def unknown(code: str) -> str:
+    """What to say of a code that names no language that is known."""
+    return (
+        f"unknown language {code!r}; expected a code such as sw, zh-Hant or swh_Latn, or an English name."
+        f"{_hint(code.strip()) or ' A language that has no code is written x-NAME.'}"
+    )
+
+
+def _hint(code: str) -> str:
+    named = Locale("en").languages
+    language = re.split("[-_]", code.lower())[0]
+    if len(language) == 2 and language not in named and language[::-1] in named:
+        return f" Did you mean {language[::-1]!r}?"
+    by_name = {str(name).casefold(): str(key).replace("_", "-") for key, name in named.items()}
+    codes = [str(key) for key in named if "_" not in str(key)]
+    near = nearest(code.casefold(), [*by_name]) or nearest(language, codes)
+    for name, key in by_name.items():
+        if near == f" Did you mean {name!r}?":
+            return f" Did you mean {key!r} ({name.title()})?"
+    return near
+
+
+def canonical(code: str, where: str = "") -> str:
+    """The shortest tag: `swa`, `swh_Latn` and `Swahili` are `sw`; `zh-TW` is `zh-Hant`; `pt-BR` stays.
+
+    Raises:
+        UserError: as `tag` does.
+    """
+    language, script, region, variants = tag(code, where)
+    usual = _script(language, None)
+    parts = [language]
+    if script != usual and script is not None:
+        parts.append(script)
+    if region is not None:
+        there = (_likely(language, script) if script != usual else []) or _likely(language)
+        if not (_by_region(language) and there and there[2] == region):
+            parts.append(region)
+    return "-".join([*parts, *variants])
+
+
+def base(code: str) -> str:
+    """The language alone: `zh` of `zh-Hant-TW`, `sw` of `swh_Latn`."""
+    return tag(code).language
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two codes mean one language in one script, whatever their regions: `fr`, `FRA` and `fr_CA` do.
+
+    A code that is none, as files may hold, is the same as itself alone.
+    """
+    found = parse(one), parse(other)
+    return one == other if None in found else found[0][:2] == found[1][:2]  # type: ignore[index]
+
+
+def matches(wanted: str, found: str) -> bool:
+    """Whether text in `found` is what a person who asks for `wanted` means.
+
+    The script must agree: `zh-Hans` takes `zh-CN` and not `zh-TW`. A region must where both name one: `pt` takes
+    `pt-BR`, and `pt-BR` takes `pt` and not `pt-PT`.
+    """
+    one, other = parse(wanted), parse(found)
+    if one is None or other is None:
+        return wanted == found
+    regions = {one.region, other.region} - {None}
+    if _by_region(one.language):
+        regions = set()  # the script has said it
+    return one[:2] == other[:2] and len(regions) < 2
+
+
+def language_name(code: str) -> str:
+    """The language's English name (`Swahili`, `European Portuguese`), from CLDR; the code where there is none."""
+    found = parse(code)
+    if found is None:
+        return code
+    language, script, region, _ = found
+    names = Locale("en").languages
+    if language not in names:
+        return str(names.get(get_global("language_aliases").get(language, ""), code))
+    for part in (script if script != _script(language, None) else None, region):
+        if part and f"{language}_{part}" in names:
+            return str(names[f"{language}_{part}"])
+    beside = [str(Locale("en").scripts[script])] if script and script != _script(language, None) else []
+    if region and f"-{region}" in canonical(code):
+        beside.append(str(Locale("en").territories.get(region, region)))
+    return f"{names[language]} ({', '.join(beside)})" if beside else str(names[language])

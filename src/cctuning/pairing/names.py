@@ -1,0 +1,271 @@
+"""`cctuning pair names`: pairs of names, from CLDR, Wikidata labels and glossaries.
+
+A model that cannot recall a fact in a language often does not know the name it is asked by; parallel names teach those
+(align on them before the answers). CLDR comes with babel: territories, languages, scripts, currencies, cities, units,
+months and days in some 200 languages. Wikidata has the rest of the world, glossaries a field's own terms.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from babel import Locale, UnknownLocaleError, localedata
+
+from cctuning.data.parallel_columns import Pair
+from cctuning.data.parallel_files import read_pairs
+from cctuning.data.parallel_langs import answering, known, same
+from cctuning.data.parallel_source import ParallelSource
+from cctuning.data.rows import BadRow, numbered_lines
+from cctuning.data.seen import Seen
+from cctuning.errors import UserError, nearest
+from cctuning.pairing import output
+from cctuning.pairing.records import Reader
+from cctuning.pairing.text import flat, tokens
+
+KINDS = ("territory", "language", "script", "currency", "city", "unit", "month", "day")
+LONGEST = 8  # words of a name that is looked for in the task's rows
+NO_PLACE = ("ZZ", "Zyyy", "Zzzz", "Zinh", "und", "mul", "zxx", "mis", "XXX")  # codes for "unknown"
+
+
+@dataclass
+class NamesOptions:
+    """Which names, in which languages, and where to."""
+
+    lang: list[str] = field(default_factory=list, metadata={"help": "Languages, e.g. sw te yo."})
+    output: str = field(default="", metadata={"help": "File to write: .jsonl or .jsonl.gz."})
+    cldr: bool = field(default=True, metadata={"help": "Names of CLDR, which is installed."})
+    kinds: list[str] = field(
+        default_factory=lambda: list(KINDS), metadata={"help": f"Kinds of CLDR's names: {', '.join(KINDS)}."}
+    )
+    wikidata: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Wikidata dumps, or JSON lines with labels (language: name); also compressed."},
+    )
+    glossary: list[str] = field(
+        default_factory=list, metadata={"help": "Glossaries: CSV or TSV with a column for each language, TBX, TMX."}
+    )
+    within: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Rows of the task: only names that stand in their reference-language side."},
+    )
+    limit: int = field(default=0, metadata={"help": "Most names of each language and source; 0: all."})
+    reference_language: str = field(default="en", metadata={"help": "Language of the other side."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the file."})
+
+    def __post_init__(self) -> None:
+        if not self.lang:
+            raise UserError(
+                "--lang: missing; name languages, e.g. cctuning pair names --lang sw te --output names.jsonl."
+            )
+        for name in (*self.lang, self.reference_language):
+            if known(name) is None:
+                raise UserError(f"--lang: {name!r} is no language; expected a code, e.g. sw, zh-Hant.")
+        self.lang = list(dict.fromkeys(str(known(lang)) for lang in self.lang))
+        self.reference_language = str(known(self.reference_language))
+        if self.reference_language in self.lang:
+            raise UserError(f"--lang {self.reference_language}: is the reference language; name another.")
+        for kind in self.kinds:
+            if kind not in KINDS:
+                raise UserError(f"--kinds: {kind!r} is not one of {', '.join(KINDS)}.{nearest(kind, KINDS)}")
+        if not self.output:
+            raise UserError("--output: missing; name a file, e.g. names.jsonl.")
+        if self.limit < 0:
+            raise UserError(f"--limit: expected 0 or more, got {self.limit}.")
+
+
+@dataclass
+class NamesReport:
+    """How many names of each language and kind were written, and what a person should know."""
+
+    counts: dict[str, Counter[str]]  # language to kind to names
+    same: int = 0  # names that are the same in both languages, left out
+    elsewhere: int = 0  # names that do not stand in the task's rows
+    notes: list[str] = field(default_factory=list)
+
+
+Name = tuple[str, str, str, str]  # name, reference, language, kind
+
+
+def names(options: NamesOptions) -> NamesReport:
+    """Collect names and write them, each pair once.
+
+    Raises:
+        UserError: a file cannot be read, or there is no name.
+    """
+    place = Path(options.output).expanduser()
+    if place.exists() and not options.overwrite:
+        raise UserError(f"--output {place}: exists; name another file, or add --overwrite.")
+    report = NamesReport({lang: Counter() for lang in options.lang})
+    inside = _word_runs(options) if options.within else None
+    seen, taken = Seen(), Counter[tuple[str, int]]()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = place.with_name(f".{place.name}.draft")
+    opened: Callable[..., Any] = gzip.open if place.suffix == ".gz" else open
+    try:
+        with opened(draft, "wb") as file:
+            for source, (name, reference, lang, kind) in _all(options, report):
+                if options.limit and taken[lang, source] == options.limit:
+                    continue
+                if name == reference:
+                    report.same += 1
+                elif inside is not None and " ".join(tokens(reference)) not in inside:
+                    report.elsewhere += 1
+                elif seen.add(name, reference, lang):
+                    taken[lang, source] += 1
+                    report.counts[lang][kind] += 1
+                    row = {"text": name, f"text_{options.reference_language}": reference, "lang": lang, "kind": kind}
+                    file.write(output.line(row))
+        if not taken:
+            raise UserError("no name: " + (" ".join(report.notes) or "the sources have none in these languages."))
+        draft.rename(place)
+    finally:
+        draft.unlink(missing_ok=True)
+    for lang, counts in report.counts.items():
+        if not counts:
+            report.notes.append(f"{lang}: no name.")
+    return report
+
+
+def _all(options: NamesOptions, report: NamesReport) -> Iterator[tuple[int, Name]]:
+    """Every name, with the number of its source."""
+    sources: list[Iterator[Name]] = []
+    if options.cldr:
+        sources.append(cldr(options, report))
+    sources += [wikidata(Path(path).expanduser(), options) for path in options.wikidata]
+    sources += [_glossary(path, options, report) for path in options.glossary]
+    for number, source in enumerate(sources):
+        for found in source:
+            yield number, found
+
+
+# -- CLDR -------------------------------------------------------------------------------------------------------------
+
+
+def cldr(options: NamesOptions, report: NamesReport) -> Iterator[Name]:
+    """CLDR's names, kind by kind, of the languages that it has."""
+    reference = _locale(options.reference_language)
+    if reference is None:
+        raise UserError(f"--reference_language {options.reference_language}: CLDR has no names in it; add --no_cldr.")
+    theirs = _kinds(reference)
+    for lang in options.lang:
+        locale = _locale(lang)
+        if locale is None:
+            report.notes.append(f"{lang}: CLDR has no names in it; give a Wikidata or glossary file.")
+            continue
+        ours = _kinds(locale)
+        for kind in options.kinds:
+            for code, name in ours[kind].items():
+                other = theirs[kind].get(code)
+                if other is None and kind == "city":  # where English calls a city as the time zone does
+                    other = code.split("/")[-1].replace("_", " ")
+                if other and name and code not in NO_PLACE:
+                    yield name, other, lang, kind
+
+
+def _locale(lang: str) -> Locale | None:
+    try:
+        return Locale.parse(lang.replace("-", "_"))
+    except (UnknownLocaleError, ValueError):
+        return None
+
+
+def _kinds(locale: Locale) -> dict[str, dict[str, str]]:
+    """Kind to code to name."""
+    zones = locale.time_zones
+    units = locale._data["unit_display_names"]
+    return {
+        "territory": _texts(locale.territories),
+        "language": _texts(locale.languages),
+        "script": _texts(locale.scripts),
+        "currency": _texts(locale.currencies),
+        "city": {str(code): str(zones[code]["city"]) for code in zones if "city" in zones[code]},
+        "unit": {code: str(units[code].get("long", units[code].get("short", ""))) for code in units},
+        "month": _calendar(locale, "months"),
+        "day": _calendar(locale, "days"),
+    }
+
+
+def _texts(names: Mapping[str, str]) -> dict[str, str]:
+    return {code: str(names[code]) for code in names}
+
+
+def _calendar(locale: Locale, what: str) -> dict[str, str]:
+    """Names of months or days as they stand alone, else as they stand in a date.
+
+    babel resolves an alias of the stand-alone names in data that all locales share, so that the first locale that is
+    asked gives its names to others (seen in 2.18). So they are read from the data itself, and only where they are the
+    locale's own.
+    """
+    data, root = localedata.load(str(locale))[what], localedata.load("root")[what]
+    found: dict[str, str] = {}
+    for context in ("format", "stand-alone"):
+        wide = data[context].get("wide")
+        if isinstance(wide, tuple):  # an alias, and what the locale has in its place
+            wide = wide[1]
+        if isinstance(wide, (dict, localedata.LocaleDataDict)) and wide is not root[context].get("wide"):
+            found |= {str(number): str(name) for number, name in wide.items()}
+    return found
+
+
+# -- Wikidata, glossaries, the task -----------------------------------------------------------------------------------
+
+
+def wikidata(path: Path, options: NamesOptions) -> Iterator[Name]:
+    """Labels of entities: of a Wikidata dump (an array with an entity a line), or of JSON lines with `labels`.
+
+    Raises:
+        UserError: a line is no JSON object with labels.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a Wikidata dump or JSON lines with labels.")
+    for number, raw in numbered_lines(path):
+        line = raw.strip().rstrip(b",")
+        if line in (b"", b"[", b"]"):
+            continue
+        try:
+            labels = json.loads(line).get("labels", {})
+            found = {code: _label(label) for code, label in labels.items()}
+        except (ValueError, AttributeError):
+            raise UserError(f"{path}:{number}: expected a JSON object with labels (language: name).") from None
+        codes = {str(known(code) or code): code for code in found}
+        own = answering(options.reference_language, codes) if options.reference_language in codes else []
+        for lang in options.lang if own else ():
+            for code in answering(lang, codes)[:1]:
+                yield found[codes[code]], found[codes[own[0]]], lang, "wikidata"
+
+
+def _label(label: Any) -> str:
+    return str(label["value"] if isinstance(label, Mapping) else label).strip()
+
+
+def _glossary(path: str, options: NamesOptions, report: NamesReport) -> Iterator[Name]:
+    """The terms of a glossary: any layout of parallel text."""
+    bad: list[str] = []
+    for _, found in read_pairs(ParallelSource(path), options.reference_language):
+        if isinstance(found, Pair):
+            for lang in options.lang:
+                if same(found.lang, lang):
+                    yield found.text, found.reference, lang, "glossary"
+        else:
+            bad.append(f"{found[0]}: {found[1]}")
+    if bad:
+        report.notes.append(f"{path}: {len(bad)} entries were passed over, the first: {bad[0]}")
+
+
+def _word_runs(options: NamesOptions) -> set[str]:
+    """Every run of words in the reference-language side of the task's rows."""
+    runs: set[str] = set()
+    for path in options.within:
+        for _, _, row in Reader(path, lang=options.reference_language).rows(options.reference_language):
+            if isinstance(row, BadRow):
+                continue
+            words = tokens(flat(row.reference if row.reference is not None else row.prompt))
+            for start in range(len(words)):
+                runs.update(" ".join(words[start:end]) for end in range(start + 1, start + 1 + LONGEST))
+    return runs

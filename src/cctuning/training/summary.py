@@ -1,0 +1,234 @@
+"""What a run is going to do, said before its first step: rows, steps, what trains, memory, likely slips."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from cctuning.errors import UserError
+from cctuning.model.connected import ATTRIBUTE
+from cctuning.training.sampling import undisturbed
+
+FEW_STEPS = 20
+ADAM = 8  # bytes a trained weight, in fp32
+STATES = {"adafactor": 1, "sgd": 0, "adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2}  # bytes a weight
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before it starts.
+
+    Attributes:
+        rows: by language, of the training rows as they are tokenised. paired: those with a reference, likewise.
+        answered: rows with a response. tokens: of all rows, once, references not counted.
+        steps: of the optimiser. rows_a_step: in all processes together. epochs: as far as it gets.
+        warmup: steps of it.
+        trains: part (`base`, `LoRA`, `connection`) -> weights that learn. weights: all that there are.
+        memory: bytes a device, by arithmetic: weights, gradients, optimiser and the start that is kept.
+        device: kind and bytes of the device; 0 bytes where that is not known.
+        parallel: by language, pairs beside answered rows, with each reference once as a row of its own.
+        beside: of them a batch takes for each answered row.
+    """
+
+    rows: dict[str, int]
+    paired: dict[str, int]
+    answered: int
+    tokens: int
+    steps: int
+    rows_a_step: int
+    epochs: float
+    warmup: int
+    trains: dict[str, int]
+    weights: int
+    memory: int
+    device: tuple[str, int]
+    parallel: dict[str, int]
+    beside: int
+
+    def lines(self, exports: Mapping[str, str | None]) -> list[str]:
+        """To be printed; `exports` is of `model.exportable.obstacles`."""
+        total = sum(self.rows.values())
+        languages = ", ".join(f"{name or '?'} {count}" for name, count in Counter(self.rows).most_common())
+        can = [
+            {"fold": "plain checkpoint", "lora": "LoRA"}[name] for name, reason in exports.items() if reason is None
+        ]
+        trained = sum(self.trains.values())
+        parts = ", ".join(f"{name} {_count(count)}" for name, count in self.trains.items() if count)
+        kind, size = self.device
+        room = f" of {_bytes(size)} on the device ({kind})" if size else f" ({kind})"
+        return [
+            f"rows:       {total} ({languages}); {sum(self.paired.values())} with a parallel, {self.answered} with an "
+            f"answer, {_count(self.tokens)} tokens",
+            *self._parallel_line(),
+            f"steps:      {self.steps} of {self.rows_a_step} rows, {self.epochs:.3g} epochs, warmup {self.warmup}",
+            f"trains:     {_count(trained)} of {_count(self.weights)} weights: {parts}",
+            f"memory:     about {_bytes(self.memory)}{room} before activations, by arithmetic",
+            f"becomes:    {' or '.join(can) or 'neither a plain checkpoint nor a LoRA'}",
+        ]
+
+    def _parallel_line(self) -> list[str]:
+        if not self.parallel:
+            return []
+        languages = ", ".join(f"{name} {count}" for name, count in Counter(self.parallel).most_common())
+        return [
+            f"parallel:   {sum(self.parallel.values())} rows ({languages}); {self.beside} beside each answered row"
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For run.json."""
+        return asdict(self)
+
+
+def plan(trainer: Any) -> Plan:
+    """The plan of a `CCTrainer`; nothing is run."""
+    args, rows = trainer.args, trainer.train_dataset
+    languages, references = rows["lang"], [len(ids) for ids in rows["reference_input_ids"]]
+    labels = rows["labels"]
+    answered = sum(any(label != -100 for label in row) for row in labels)
+    processes, parts = max(1, args.world_size), args.gradient_accumulation_steps
+    rows_a_step = args.train_batch_size * processes * parts
+    batches = len(rows) // (args.train_batch_size * processes)
+    if not args.dataloader_drop_last:
+        batches = math.ceil(len(rows) / (args.train_batch_size * processes))
+    per_epoch = max(1, math.ceil(batches / parts))
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    trains = {"base": 0, "LoRA": 0, "connection": 0}
+    held, weights, gradients, kept = 0, 0, 0, 0
+    for name, parameter in trainer.model.named_parameters():
+        count = parameter.numel()
+        weights += count * (2 if "4bit" in type(parameter).__name__.lower() else 1)
+        held += count * parameter.element_size()
+        if parameter.requires_grad:
+            part = "connection" if ATTRIBUTE in name else "LoRA" if "lora_" in name else "base"
+            trains[part] += count
+            gradients += count * parameter.element_size()
+            if part != "connection" and trainer.connected.start is not None:
+                kept += count * parameter.element_size()
+    optim = str(getattr(args.optim, "value", args.optim))
+    state = STATES.get(optim, ADAM) * sum(trains.values())
+    shared = processes if trainer.is_fsdp_enabled else 1
+    device = trainer.args.device
+    size = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+    return Plan(
+        rows=dict(Counter(languages)),
+        paired=dict(Counter(lang for lang, length in zip(languages, references, strict=True) if length)),
+        answered=answered,
+        tokens=sum(len(row) for row in labels),
+        steps=steps,
+        rows_a_step=rows_a_step,
+        epochs=steps / per_epoch,
+        warmup=args.get_warmup_steps(steps),
+        trains=trains,
+        weights=weights,
+        memory=(held + gradients + state + kept) // shared,
+        device=(device.type, size),
+        parallel=dict(Counter(trainer.parallel["lang"])) if trainer.parallel is not None else {},
+        beside=args.parallel_rows if trainer.parallel is not None else 0,
+    )
+
+
+def doubts(plan: Plan, args: Any) -> Iterator[str]:
+    """What of a plan looks like a slip, a sentence each."""
+    if plan.steps < FEW_STEPS:
+        total = sum(plan.rows.values())
+        yield (
+            f"{plan.steps} optimiser steps in all ({total} rows, {plan.rows_a_step} a step): little is learned in so "
+            "few; lower gradient_accumulation_steps or the batch, or raise num_train_epochs"
+        )
+    if plan.warmup * 2 > plan.steps:
+        yield f"warmup_steps: {plan.warmup} of {plan.steps} steps: the learning rate hardly gets to its value"
+    elif plan.warmup and plan.steps <= 10:
+        yield f"warmup_steps: the first of {plan.steps} steps has a learning rate of 0; set it to 0"
+    if 0 < plan.device[1] < plan.memory:
+        yield (
+            f"memory: {_bytes(plan.memory)} before activations do not fit the device's {_bytes(plan.device[1])}: use "
+            "tune: lora, dtype: bfloat16, load_in_4bit, or several devices with --accelerate_config fsdp2"
+        )
+    for strategy, steps in (("eval_strategy", "eval_steps"), ("save_strategy", "save_steps")):
+        chosen, every = getattr(args, strategy), getattr(args, steps)
+        if str(getattr(chosen, "value", chosen)) == "steps" and every and every > plan.steps:
+            said = (
+                "no evaluation is made" if strategy == "eval_strategy" else "no checkpoint is written before the end"
+            )
+            yield f"{steps}: {every:g} is more than the run's {plan.steps} steps: {said}"
+
+
+def log_often_enough(plan: Plan, args: Any) -> str | None:
+    """Lower `logging_steps` where a run would end before its first line; what was done."""
+    chosen = str(getattr(args.logging_strategy, "value", args.logging_strategy))
+    if chosen != "steps" or args.logging_steps <= plan.steps:
+        return None
+    before, args.logging_steps = args.logging_steps, 1
+    return f"logging_steps: {before:g} is more than the run's {plan.steps} steps; 1 is used"
+
+
+def trial(trainer: Any) -> tuple[float, int]:
+    """Run the longest batch forward and backward: seconds of an optimiser step, and the most bytes the device held.
+
+    Bytes are 0 where the device does not tell. Weights, generators and the optimiser stay as they are.
+
+    Raises:
+        UserError: it does not fit the device.
+    """
+    args, model = trainer.args, trainer.model
+    rows = trainer.train_dataset
+    lengths = [len(ids) for ids in rows["input_ids"]]
+    longest = sorted(range(len(rows)), key=lambda place: -lengths[place])[: args.train_batch_size]
+    middle = sorted(range(len(rows)), key=lambda place: lengths[place])[len(rows) // 2 :][: args.train_batch_size]
+    if args.activation_checkpointing:
+        model.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
+    cuda = args.device.type == "cuda"
+    seconds = 0.0
+    try:
+        with undisturbed():
+            for places in (longest, middle, middle):  # the first also warms up; the last is timed
+                batch = trainer._prepare_inputs(trainer.data_collator([rows[place] for place in places]))
+                began = time.perf_counter()
+                model.train()
+                with trainer.compute_loss_context_manager():
+                    loss = trainer.compute_loss(model, batch)
+                trainer.accelerator.backward(loss)
+                if cuda:
+                    torch.cuda.synchronize()
+                seconds = time.perf_counter() - began
+                model.zero_grad()
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            "dry_run: the longest rows do not fit the accelerator: lower per_device_train_batch_size (and raise "
+            "gradient_accumulation_steps) or max_length, or use tune: lora."
+        ) from error
+    return seconds * args.gradient_accumulation_steps, torch.cuda.max_memory_allocated() if cuda else 0
+
+
+def expected(plan: Plan, seconds: float, peak: int) -> list[str]:
+    """What a trial says of the whole run."""
+    lines = [
+        f"time:       about {_time(seconds * plan.steps)}: {seconds:.3g} s a step, measured on rows of middle length"
+    ]
+    if peak:
+        optimiser = sum(plan.trains.values()) * ADAM
+        lines.append(f"peak:       {_bytes(peak + optimiser)} with the longest rows, measured, optimiser added")
+    return lines
+
+
+def _count(number: int) -> str:
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1024**3:.3g} GiB" if number >= 1024**3 / 10 else f"{number / 1024**2:.3g} MiB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

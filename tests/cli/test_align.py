@@ -1,0 +1,118 @@
+"""`cctuning align`, `train --parallel` and `diagnose --parallel`, as a user types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from tests.cli.world import done, metrics, records, refused, run_json, write_jsonl, write_model, write_recipe
+
+SMALL = ("--layers", "0", "1", "--max_steps", 6, "--use_cpu", True, "--report_to", "none", "--logging_steps", 1)
+
+
+def pairs(path: Path, lang: str = "qu", count: int = 40) -> Path:
+    lines = [{"text": row["prompt"], "text_en": row["prompt_en"], "lang": lang} for row in records(count)]
+    return write_jsonl(path, [line for line in lines if line["text_en"]])
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    return write_model(tmp_path / "base")
+
+
+def english(path: Path) -> Path:
+    lines = [{"prompt": row["prompt"], "response": row["response"], "lang": "en"} for row in records()]
+    return write_jsonl(path, [line for line in lines if line["response"]])
+
+
+def test_a_pack_then_plain_sft_on_it(base, tmp_path, capsys):
+    text = pairs(tmp_path / "pairs.jsonl")
+    done("align", base, "--parallel", text, "--output_dir", tmp_path / "pack", *SMALL)
+    said = capsys.readouterr().out
+    assert "alignment: texts whose nearest reference is their own" in said and "qu" in said
+    assert "--connection none --data ROWS" in said
+    run = run_json(tmp_path / "pack")
+    assert run["status"] == "finished" and run["data"]["rows"] == 0 and run["parallel"]["languages"] == {"qu": 30}
+    assert set(run["alignment"]["qu"]) == {"pairs", "before", "after"}
+    pack = tmp_path / "pack" / "model"
+    AutoModelForCausalLM.from_pretrained(pack)  # a plain checkpoint
+    recipe = write_recipe(
+        tmp_path / "plain.yaml", connection="none", model=str(pack), data=str(english(tmp_path / "en.jsonl"))
+    )
+    done("train", "--config", recipe, "--output_dir", tmp_path / "sft")
+    assert run_json(tmp_path / "sft")["status"] == "finished"
+
+
+def test_english_rows_with_parallel_text_by_the_defaults(base, tmp_path):
+    rows, text = english(tmp_path / "en.jsonl"), pairs(tmp_path / "pairs.jsonl")
+    done("train", "--model", base, "--data", rows, "--parallel", text, "--output_dir", tmp_path / "run", *SMALL)
+    lines = [line for line in metrics(tmp_path / "run") if "loss" in line]
+    assert all(line["align_loss"] > 0 for line in lines)
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "connection: align" in config
+    done("export", tmp_path / "run", "--format", "fold", "--output", tmp_path / "out")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_an_interrupted_pack_goes_on_and_ends_as_a_whole_one(tune, base, tmp_path):
+    options = ("--parallel", pairs(tmp_path / "pairs.jsonl"), *SMALL, "--save_strategy", "steps", "--save_steps", 3)
+    done("align", base, *options, "--tune", tune, "--output_dir", tmp_path / "whole")
+    record = tmp_path / "whole" / "run.json"
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    for name in ("checkpoint-3", "config.yaml", "metrics.jsonl"):
+        (tmp_path / "whole" / name).rename(cut / name)
+    (cut / "run.json").write_text(record.read_text().replace('"finished"', '"running"'))
+    whole = metrics_of(cut / "metrics.jsonl")
+    done("align", base, *options, "--tune", tune, "--output_dir", cut, "--resume_from_checkpoint", True)
+    assert metrics_of(cut / "metrics.jsonl") == whole
+
+
+def metrics_of(path: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [(line["step"], round(line["loss"], 4)) for line in lines if "loss" in line]
+
+
+def test_diagnose_says_how_far_text_is(base, tmp_path, capsys):
+    done("diagnose", base, "--parallel", pairs(tmp_path / "p.jsonl"), "--output", tmp_path / "d.json")
+    said = capsys.readouterr().out
+    assert "measuring 30 pairs in 1 languages" in said and "qu: " in said and "the default is" in said
+    found = json.loads((tmp_path / "d.json").read_text())
+    assert found["languages"] == ["qu"] and len(found["found"][0]) == len(found["layers"]) == 2
+
+
+def test_bad_input_is_one_line(base, tmp_path, capsys):
+    text = pairs(tmp_path / "p.jsonl")
+    run = ("--output_dir", tmp_path / "run", *SMALL)
+    assert "reads parallel text alone" in refused(capsys, "align", base, "--data", text, *run)
+    assert "missing; name the training rows" in refused(capsys, "train", "--model", base, *run)
+    assert "trains on answered rows alone" in refused(
+        capsys, "align", base, "--parallel", text, "--connection", "none", *run
+    )
+    assert "no such file" in refused(capsys, "align", base, "--parallel", tmp_path / "none.tsv", *run)
+    half = write_jsonl(tmp_path / "half.jsonl", [{"text": "x1 x2", "text_en": "", "lang": "qu"}])
+    assert "half.jsonl:1" in refused(capsys, "align", base, "--parallel", half, *run)
+    assert "DATA or --parallel" in refused(capsys, "diagnose", base)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pack_is_exported_with_its_languages_on_the_card(base, tmp_path):
+    text = pairs(tmp_path / "pairs.jsonl")
+    done("align", base, "--parallel", text, "--output_dir", tmp_path / "pack", *SMALL, "--tune", "lora")
+    done("export", tmp_path / "pack", "--format", "lora", "--output", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "30 pairs of parallel text without answers: Quechua (`qu`) 30" in card and "pairs.jsonl" in card
+
+
+def test_parallel_text_that_is_evaluated_on_is_a_note(base, tmp_path, capsys):
+    rows, text = english(tmp_path / "en.jsonl"), pairs(tmp_path / "pairs.jsonl")
+    held = [json.loads(line) for line in text.read_text().splitlines()][:3]
+    asked = [{"prompt": one["text"], "response": "x1", "prompt_en": one["text_en"], "lang": "qu"} for one in held]
+    evaluated = ("--eval_data", write_jsonl(tmp_path / "eval.jsonl", asked), "--eval_strategy", "epoch")
+    given = ("--data", rows, "--parallel", text, *evaluated, "--output_dir", tmp_path / "run", *SMALL)
+    done("train", "--model", base, *given)
+    assert "3 pairs of the parallel text are prompts of eval_data" in capsys.readouterr().out

@@ -1,0 +1,123 @@
+"""Context beside the prompt: read as the template takes it, or named in a note."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from cctuning import UserError
+from cctuning.data import Encoder, Reading, load_rows
+from tests.data.test_chat import tokenizer
+from tests.data.test_encode import OPEN, bpe, encode_dataset
+
+TOOL = {"name": "salio", "description": "d", "parameters": {"type": "object", "properties": {}}}
+ALPACA = {
+    "instruction": "Na kesho je?",
+    "input": "",
+    "output": "Kesho ni Jumanne.",
+    "system": "Jibu kwa Kiswahili tu.",
+    "history": [["Leo ni siku gani?", "Leo ni Jumatatu."]],
+    "instruction_en": "And tomorrow?",
+    "system_en": "Answer in Swahili only.",
+    "lang": "sw",
+}
+SHAREGPT = {
+    "conversations": [
+        {"from": "human", "value": "Salio langu?"},
+        {"from": "function_call", "value": '{"name": "salio", "arguments": {"akaunti": 1}}'},
+        {"from": "observation", "value": '{"salio": 5}'},
+        {"from": "gpt", "value": "Ni 5."},
+    ],
+    "system": "Wewe ni msaidizi wa benki.",
+    "tools": json.dumps([TOOL]),
+    "conversations_en": [{"from": "human", "value": "My balance?"}],
+    "lang": "sw",
+}
+
+
+def loaded(tmp_path, *rows):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    dataset, report = load_rows([str(path)])
+    return dataset, [note.replace(str(path), "F") for note in report.notes]
+
+
+def texts(row, name="qwen3"):
+    made = tokenizer(name)
+    (encoded,) = Encoder(made, chat=True).encode([row])
+    labels = [token for token in encoded["labels"] if token != -100]
+    return made.decode(encoded["input_ids"]), made.decode(labels), made.decode(encoded["reference_input_ids"])
+
+
+def test_system_and_history_of_alpaca(tmp_path):
+    dataset, notes = loaded(tmp_path, ALPACA)
+    assert notes == []
+    whole, _, reference = texts(dataset[0])
+    turns = ["Jibu kwa Kiswahili tu.", "Leo ni siku gani?", "Leo ni Jumatatu.", "Na kesho je?", "Kesho ni Jumanne."]
+    places = [whole.index(turn) for turn in turns]
+    assert places == sorted(places) and whole.count("<|im_start|>") == 5
+    assert "Answer in Swahili only." in reference and "And tomorrow?" in reference and "Jumatatu" not in reference
+
+
+def test_tools_and_calls_of_sharegpt_are_rendered_by_the_template(tmp_path):
+    dataset, notes = loaded(tmp_path, SHAREGPT)
+    assert notes == []
+    whole, answer, reference = texts(dataset[0])
+    assert whole.index("msaidizi wa benki") < whole.index('"name": "salio"') < whole.index("Salio langu?")
+    assert '<tool_call>\n{"name": "salio", "arguments": {"akaunti": 1}}' in whole
+    assert '<tool_response>\n{"salio": 5}' in whole and answer.strip().endswith("Ni 5.<|im_end|>")
+    assert '"name": "salio"' in reference  # the tools are the same in every language
+
+
+def test_a_call_may_be_the_answer(tmp_path):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "salio", "arguments": "{}"}}]}
+    row = {
+        "messages": [{"role": "user", "content": "Salio?"}, call],
+        "messages_en": [{"role": "user", "content": "?"}],
+    }
+    for tools in ([{"type": "function", "function": TOOL}], json.dumps([TOOL])):
+        dataset, _ = loaded(tmp_path, row | {"lang": "sw", "tools": tools})
+        assert dataset[0]["response"] == ""
+        _, answer, _ = texts(dataset[0])
+        assert answer.startswith('<tool_call>\n{"name": "salio", "arguments": {}}')
+
+
+def test_a_data_set_that_is_handed_over_is_read_alike(tmp_path):
+    for row in (ALPACA, SHAREGPT):
+        handed = Dataset.from_list([row])
+        made = tokenizer("qwen3")
+        reading = Reading.of(handed.column_names, "en", True, False, "rows")
+        (encoded,) = encode_dataset(handed, made, chat=True, reading=reading, **OPEN)[0]
+        assert made.decode(encoded["input_ids"]) == texts(loaded(tmp_path, row)[0][0])[0]
+
+
+def test_what_is_not_read_is_named(tmp_path):
+    row = {"prompt": "a", "response": "b", "prompt_en": "c", "lang": "sw", "documents": "d", "id": 1, "source": "x"}
+    (note,) = loaded(tmp_path, row)[1]
+    assert note.startswith("F: not read, though by its name it may be a part of what the model is told: documents.")
+    turns = [{"role": "user", "content": "a", "images": ["x"], "id": None}, {"role": "assistant", "content": "b"}]
+    messages = {"messages": turns, "messages_en": [{"role": "user", "content": "c"}], "lang": "sw"}
+    assert loaded(tmp_path, messages)[1] == ["F: keys of messages that are not read: images (1)."]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"history": [["a"]]}, r"history\[0\]: expected a question and its answer"),
+        ({"tools": "no JSON"}, "tools: expected JSON"),
+        ({"tools": ["x"]}, "tools: expected a list of tools"),
+        ({"system": 5}, "system: expected text"),
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs: expected the chat template's arguments"),
+    ],
+)
+def test_bad_context_is_named(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        loaded(tmp_path, ALPACA | change)
+
+
+def test_context_without_a_template_is_one_line(tmp_path):
+    dataset, _ = loaded(tmp_path, ALPACA)
+    with pytest.raises(UserError, match="the prompt is messages and chat is off"):
+        encode_dataset(dataset, bpe(), chat=False, **OPEN)

@@ -1,0 +1,117 @@
+"""All turns of the assistant are learned, as TRL's `assistant_only_loss` does; the last prompt's end connects."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from trl.chat_template_utils import get_training_chat_template
+
+from cctuning.connection.plan import predicting, prompt_ends, scope_mask
+from cctuning.data import Encoder, Reading, encode_dataset, load_rows
+from tests.data.test_chat import tokenizer
+from tests.data.test_encode import OPEN
+
+TURNS = [
+    {"role": "user", "content": "Mji mkuu wa Kenya?"},
+    {"role": "assistant", "content": "Nairobi."},
+    {"role": "user", "content": "Na wa Uganda?"},
+    {"role": "assistant", "content": "Kampala."},
+    {"role": "user", "content": "Asante."},
+    {"role": "assistant", "content": "Karibu."},
+]
+ROW = {"messages": TURNS, "messages_en": [*TURNS[:5]], "lang": "sw"}
+SHIPPED = ["qwen2_5", "qwen3", "gemma", "gemma3", "llama3", "phi3", "deepseekv3", "cohere", "glm4moe", "lfm2"]
+
+
+def loaded(tmp_path, row):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    return load_rows([str(path)])[0][0]
+
+
+def encoded(made, row, **options):
+    (found,) = Encoder(made, chat=True, **options).encode([row])
+    return found
+
+
+def runs(found, made):
+    """The texts that carry loss, one after the other."""
+    texts, held = [], []
+    for token in [*found["labels"], -100]:
+        if token != -100:
+            held.append(token)
+        elif held:
+            texts.append(made.decode(held).strip())
+            held = []
+    return texts
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_same_words_as_trls_training_templates(tmp_path, name):
+    made = tokenizer(name)
+    found = encoded(made, loaded(tmp_path, ROW))
+    said = runs(found, made)
+    assert [text.startswith(turn["content"]) for text, turn in zip(said, TURNS[1::2], strict=True)] == [True] * 3
+    template = get_training_chat_template(made) or made.chat_template
+    theirs = made.apply_chat_template(
+        TURNS, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+    )
+    trained = [token for token, mask in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True) if mask]
+    text = "".join(made.decode(trained).split())
+    for turn in said:  # some of TRL's also train a role's mark before a turn
+        before, found, text = text.partition("".join(turn.removesuffix("<eos>").split()))
+        assert found and not any(one["content"].split()[0] in before for one in TURNS), (turn, before)
+
+
+def test_turns_that_are_not_to_be_learned(tmp_path):
+    made = tokenizer("qwen2_5")
+    for key in ("weight", "train"):
+        turns = [TURNS[0], TURNS[1] | {key: 0 if key == "weight" else False}, *TURNS[2:]]
+        assert len(runs(encoded(made, loaded(tmp_path, ROW | {"messages": turns})), made)) == 2
+    row = loaded(tmp_path, ROW)
+    assert runs(encoded(made, row, turns="last"), made) == ["Karibu.<|im_end|>"]
+    # a prompt of messages with a response of its own (TRL's prompt and completion): the completion alone
+    apart = {"prompt": TURNS[:5], "completion": TURNS[5:], "prompt_en": TURNS[:5], "lang": "sw"}
+    assert runs(encoded(made, loaded(tmp_path, apart)), made) == ["Karibu.<|im_end|>"]
+    # no response: nothing is learned, the alignment alone
+    assert runs(encoded(made, loaded(tmp_path, ROW | {"messages": TURNS[:5]})), made) == []
+
+
+def test_what_the_trainer_is_handed_is_learned_alike(tmp_path):
+    """Read from a file by `load_rows`, or handed over as a data set: both go through the trainer's own reading."""
+    made = tokenizer("qwen2_5")
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "salio", "arguments": "{}"}}]}
+    calls = ROW | {"messages": [*TURNS[:5], call]}
+    apart = {"prompt": TURNS[:5], "completion": TURNS[5:], "prompt_en": TURNS[:5], "lang": "sw"}
+    for row, expected in ((ROW, 3), (calls, 3), (apart, 1)):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        for dataset in (load_rows([str(path)])[0], Dataset.from_list([row])):
+            reading = Reading.of(dataset.column_names, "en", True, False, "rows")
+            (found,) = encode_dataset(dataset, made, chat=True, reading=reading, **OPEN)[0]
+            assert len(runs(found, made)) == expected, runs(found, made)
+
+
+def test_an_answer_of_the_same_letters_is_found_whole(tmp_path):
+    made = tokenizer("qwen2_5")
+    turns = [TURNS[0], {"role": "assistant", "content": TURNS[0]["content"]}, TURNS[0], TURNS[1]]
+    said = runs(encoded(made, loaded(tmp_path, ROW | {"messages": turns})), made)
+    assert said == [TURNS[0]["content"] + "<|im_end|>", "Nairobi.<|im_end|>"]
+
+
+def test_the_connection_acts_at_the_last_prompts_end(tmp_path):
+    made = tokenizer("qwen2_5")
+    row = loaded(tmp_path, ROW)
+    mask, ends, scopes = None, [], []
+    for turns in ("all", "last"):
+        labels = torch.tensor([encoded(made, row, turns=turns)["labels"]])
+        mask, predict = torch.ones_like(labels), predicting(labels)
+        ends.append(int(prompt_ends(mask, predict)))
+        scopes.append(
+            [scope_mask(scope, mask, predict).nonzero()[:, 1].tolist() for scope in ("prompt_end", "response")]
+        )
+    assert ends[0] == ends[1] == len(Encoder(made, chat=True).prompt_ids(row["prompt"])) - 1
+    assert scopes[0] == scopes[1] and scopes[0][0] == [ends[0]]

@@ -1,0 +1,150 @@
+"""`cctuning pair names`: names from CLDR, Wikidata's labels and glossaries."""
+
+from __future__ import annotations
+
+import bz2
+import json
+
+import pytest
+
+from cctuning.cli import main
+from cctuning.data import load_parallel
+from cctuning.errors import UserError
+from cctuning.pairing.names import KINDS, NamesOptions, names
+from tests.cli.world import done
+from tests.pairing.world import lines, write
+
+
+def run(folder, *langs, **options):
+    report = names(NamesOptions(list(langs), str(folder / "names.jsonl"), overwrite=True, **options))
+    rows = lines(folder / "names.jsonl")
+    return report, {(row["lang"], row["kind"], row["text_en"]): row["text"] for row in rows}
+
+
+def test_cldr_has_names_of_every_kind(tmp_path):
+    report, found = run(tmp_path, "sw", "te", "zh-Hant")
+    assert found["sw", "territory", "Germany"] == "Ujerumani" and found["te", "territory", "India"] == "భారతదేశం"
+    assert found["zh-Hant", "language", "French"] == "法文" and found["te", "script", "Cyrillic"] == "సిరిలిక్"
+    assert found["sw", "currency", "Kenyan Shilling"] == "Shilingi ya Kenya"
+    assert found["te", "city", "Nairobi"] == "నైరోబీ" and found["zh-Hant", "unit", "kilometers"] == "公里"
+    assert found["te", "month", "January"] == "జనవరి"
+    for lang, counts in report.counts.items():
+        assert set(counts) == set(KINDS) and counts["month"] <= 12, lang
+    assert not [key for key, name in found.items() if key[2] == name] and report.same > 50
+
+
+def test_days_are_each_languages_own(tmp_path):
+    """babel hands the stand-alone names of the first locale that is asked to every other that has none of its own."""
+    from babel import Locale
+
+    assert Locale("sw").days["stand-alone"]["wide"][0] == "Jumatatu"
+    _, found = run(tmp_path, "sw", "te", "ru", "fr", kinds=["day", "month"])
+    assert [found[lang, "day", "Monday"] for lang in ("sw", "te", "ru", "fr")] == [
+        "Jumatatu",
+        "సోమవారం",
+        "понедельник",
+        "lundi",
+    ]
+    assert found["ru", "month", "January"] == "январь"  # as it stands alone, not as in a date
+
+
+def test_a_language_that_cldr_lacks(tmp_path):
+    report, _ = run(tmp_path, "sw", "ace")
+    assert report.notes == ["ace: CLDR has no names in it; give a Wikidata or glossary file.", "ace: no name."]
+    with pytest.raises(UserError, match="no name: ace: CLDR has no names in it"):
+        run(tmp_path, "ace")
+
+
+def test_wikidata(tmp_path):
+    """The dump's own layout, and a plain one."""
+
+    def label(lang, value):
+        return {lang: {"language": lang, "value": value}}
+
+    entities = [
+        {
+            "type": "item",
+            "id": "Q1",
+            "labels": {**label("en", "universe"), **label("sw", "ulimwengu"), **label("zh-hant", "宇宙")},
+        },
+        {"type": "item", "id": "Q2", "labels": {**label("sw", "bila Kiingereza")}},
+        {"type": "item", "id": "Q3", "labels": {**label("en", "Nairobi"), **label("sw", "Nairobi")}},
+        {"type": "item", "id": "Q4", "labels": {**label("en", "death"), **label("nb", "død")}},
+    ]
+    dump = "[\n" + ",\n".join(json.dumps(entity) for entity in entities) + "\n]\n"
+    (tmp_path / "latest-all.json.bz2").write_bytes(bz2.compress(dump.encode()))
+    plain = write(tmp_path / "labels.jsonl", [{"id": "Q5", "labels": {"en": "water", "sw": "maji"}}])
+    report, found = run(
+        tmp_path, "sw", "zh-Hant", "no", cldr=False, wikidata=[str(tmp_path / "latest-all.json.bz2"), plain]
+    )
+    assert (
+        found
+        == {
+            ("sw", "wikidata", "universe"): "ulimwengu",
+            ("zh-Hant", "wikidata", "universe"): "宇宙",
+            ("no", "wikidata", "death"): "død",
+            ("sw", "wikidata", "water"): "maji",
+        }
+        and report.same == 1
+    )
+    (tmp_path / "bad.jsonl").write_text("{}\nno\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"bad.jsonl:2: expected a JSON object with labels"):
+        run(tmp_path, "sw", cldr=False, wikidata=[str(tmp_path / "bad.jsonl")])
+
+
+def test_glossaries(tmp_path):
+    (tmp_path / "g.csv").write_text("en,sw,fr\nfever,homa,fièvre\ncough,kikohozi,\n,x,y\n", encoding="utf-8")
+    entry = "<termEntry><langSet xml:lang='en'><tig><term>virus</term></tig></langSet>"
+    entry += "<langSet xml:lang='sw'><tig><term>kirusi</term></tig></langSet></termEntry>"
+    (tmp_path / "g.tbx").write_text(f"<martif><text><body>{entry}</body></text></martif>", encoding="utf-8")
+    report, found = run(tmp_path, "sw", cldr=False, glossary=[str(tmp_path / "g.csv"), str(tmp_path / "g.tbx")])
+    assert {key[2]: name for key, name in found.items()} == {"fever": "homa", "cough": "kikohozi", "virus": "kirusi"}
+    assert "1 entries were passed over, the first" in report.notes[0]
+
+
+def test_only_the_names_of_the_task(tmp_path):
+    rows = [{"lang": "sw", "prompt": "x", "prompt_en": "Is the Central African Republic larger than Germany?"}]
+    report, found = run(tmp_path, "sw", within=[write(tmp_path / "t.jsonl", rows)], kinds=["territory"])
+    assert {key[2] for key in found} == {"Germany", "Central African Republic"} and report.elsewhere > 100
+
+
+def test_limit_and_other_reference(tmp_path):
+    report, _ = run(tmp_path, "sw", limit=5)
+    assert report.counts["sw"].total() == 5
+    report = names(NamesOptions(["sw"], str(tmp_path / "fr.jsonl"), reference_language="fr", kinds=["territory"]))
+    assert {"text": "Ujerumani", "text_fr": "Allemagne", "lang": "sw", "kind": "territory"} in lines(
+        tmp_path / "fr.jsonl"
+    )
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"lang": []}, "--lang: missing"),
+        ({"lang": ["qqqq"]}, "'qqqq' is no language"),
+        ({"lang": ["en"]}, "is the reference language"),
+        ({"kinds": ["unit", "teritory"]}, "Did you mean 'territory'"),
+        ({"output": ""}, "--output: missing"),
+        ({"limit": -1}, "--limit: expected 0 or more"),
+    ],
+)
+def test_options_that_are_refused(options, says):
+    with pytest.raises(UserError, match=says):
+        NamesOptions(**{"lang": ["sw"], "output": "x.jsonl", **options})
+
+
+def test_a_mistyped_action_names_the_nearest(capsys):
+    assert main(["pair", "nmes", "--lang", "sw"]) == 2
+    assert "'nmes' is no file here and none of select, names, mine. Did you mean 'names'?" in capsys.readouterr().err
+
+
+def test_from_the_command_line(tmp_path, capsys):
+    done("pair", "names", "--lang", "sw", "te", "--kinds", "month", "day", "--output", tmp_path / "n.jsonl.gz")
+    said = capsys.readouterr().out
+    assert (
+        "sw: 19 names (month 12, day 7)" in said and f"next: cctuning align --parallel {tmp_path}/n.jsonl.gz" in said
+    )
+    dataset, report = load_parallel(str(tmp_path / "n.jsonl.gz"))
+    assert report.languages == {"sw": 19, "te": 19} and dataset["text"][0] == "Januari"
+    with pytest.raises(UserError, match="exists; name another file, or add --overwrite"):
+        names(NamesOptions(["sw"], str(tmp_path / "n.jsonl.gz")))

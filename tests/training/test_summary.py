@@ -1,0 +1,82 @@
+"""What `train` says before it starts, that a dry run stops there, and progress in lines where there is no terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.cli.world import done, records, run_json, write_jsonl, write_model, write_recipe
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    return write_model(folder / "base"), write_jsonl(folder / "rows.jsonl", records())
+
+
+def train(world, tmp_path, *flags, **options):
+    base, data = world
+    given = {"model": str(base), "data": str(data), "tune": "lora", "lora_rank": 4, **options}
+    done("train", "--config", write_recipe(tmp_path / "r.yaml", **given), "--output_dir", tmp_path / "run", *flags)
+
+
+def test_a_dry_run_says_all_and_writes_nothing(world, tmp_path, capsys):
+    train(world, tmp_path, "--dry_run", "true", max_steps=-1, num_train_epochs=9, warmup_steps=0.1)
+    said = capsys.readouterr().out
+    assert "rows:       24 (xx 18, en 6); 24 with a parallel, 21 with an answer" in said  # en: its own, by the default
+    assert "steps:      54 of 4 rows, 9 epochs, warmup 6" in said
+    assert re.search(r"trains:     [\d.]+ k of [\d.]+ k weights: LoRA [\d.]+ k, connection [\d.]+ k", said)
+    assert re.search(r"memory:     about [\d.]+ MiB \(cpu\) before activations", said)
+    assert "becomes:    plain checkpoint or LoRA" in said
+    assert re.search(r"time:       about .* s a step, measured", said) and "dry_run: nothing was trained" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.yaml"]
+
+
+def test_a_trial_changes_nothing(world, tmp_path, capsys):
+    """A run after a trial on the same trainer is the run without one."""
+    from cctuning.training import summary
+    from tests.training.test_trainer import losses, trainer
+
+    plain = trainer(tmp_path / "a")
+    plain.train()
+    tried = trainer(tmp_path / "b")
+    seconds, _ = summary.trial(tried)
+    assert seconds > 0
+    tried.train()
+    assert losses(tried) == losses(plain)
+
+
+def test_what_was_said_is_what_was_done(world, tmp_path, capsys):
+    train(world, tmp_path, max_steps=-1, num_train_epochs=1, gradient_accumulation_steps=4, logging_steps=10)
+    said, record = capsys.readouterr().out, run_json(tmp_path / "run")
+    assert record["plan"]["steps"] == record["steps"] == 2
+    assert "note: 2 optimiser steps in all (24 rows, 16 a step): little is learned" in said
+    assert "note: logging_steps: 10 is more than the run's 2 steps; 1 is used" in said
+    assert len(re.findall(r"'loss'", said)) == 2, "each step has its line"
+    assert record["plan"]["trains"]["base"] == 0 and record["plan"]["rows"] == {"xx": 18, "en": 6}
+
+
+def test_warmup_longer_than_the_run_is_told(world, tmp_path, capsys):
+    train(world, tmp_path, max_steps=6, warmup_steps=5)
+    assert "warmup_steps: 5 of 6 steps: the learning rate hardly gets to its value" in capsys.readouterr().out
+
+
+def test_lines_in_place_of_bars():
+    code = """
+import sys, time
+from cctuning.progress import as_lines
+as_lines(every=0.2)
+from tqdm.auto import tqdm
+for _ in tqdm(range(10), desc="Folding", disable=None): time.sleep(0.06)
+for _ in tqdm(range(3), desc="Short", disable=None): pass
+for _ in tqdm(range(3), desc="Off", disable=True): time.sleep(0.3)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    lines = said.splitlines()
+    assert len(lines) >= 2 and all(re.fullmatch(r"Folding: \d+ of 10, \d+ s(, about \d+ s to go)?", x) for x in lines)
+    assert lines[-1].startswith("Folding: 10 of 10") and "\r" not in said
+    assert io.StringIO(said).readline()
