@@ -1,6 +1,6 @@
 """Everything a machine without a network needs, in folders that are small enough to be sent one by one.
 
-    python -m experiments.real.gpu.build OUT --wheels WHEELS [--accept gemma-3-270m] [--limit 57]
+    python -m experiments.real.gpu.build OUT --wheels WHEELS [--accept gemma-3-270m] [--known RECORDS]
 
 OUT gets `1`, `2`, …, each under `--limit` MiB: this checkout's code, the wheels of the folder WHEELS, the rows (of
 general text the first thousand pairs a language), the base in pieces, the plan, and `start.sh`, which puts all of it
@@ -28,7 +28,9 @@ ROOT = Path(__file__).resolve().parents[3]
 PIECE = 27 * 2**20
 
 
-def build(target: Path, wheels: Path, accept: Sequence[str], limit: int, base: str, world: str) -> list[Path]:
+def build(
+    target: Path, wheels: Path, accept: Sequence[str], limit: int, base: str, world: str, known: Path | None = None
+) -> list[Path]:
     """The folders, in the order of sending."""
     with tempfile.TemporaryDirectory() as scratch:
         flat = Path(scratch)
@@ -44,6 +46,8 @@ def build(target: Path, wheels: Path, accept: Sequence[str], limit: int, base: s
             shutil.copy(wheel, flat / wheel.name)
         (flat / "plan.jsonl").write_text("".join(json.dumps(one) + "\n" for one in plan.lines()))
         shutil.copy(Path(__file__).with_name("start.sh"), flat / "start.sh")
+        if known is not None:
+            shutil.copy(known, flat / f"known{''.join(known.suffixes)}")
         return _dealt(flat, target, limit)
 
 
@@ -103,11 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--wheels", type=Path, required=True)
     parser.add_argument("--accept", nargs="*", default=[])
     parser.add_argument("--limit", type=float, default=57, help="MiB of a folder at most")
+    parser.add_argument("--known", type=Path, help="records whose cells are not to be run again")
     parser.add_argument("--base", default=plan.BASE)
     parser.add_argument("--world", default=plan.WORLD)
     said = parser.parse_args(argv)
     limit = int(said.limit * 2**20)
-    for folder in build(said.target, said.wheels, said.accept, limit, said.base, said.world):
+    for folder in build(said.target, said.wheels, said.accept, limit, said.base, said.world, said.known):
         size = sum(_size(path) for path in folder.iterdir()) / 2**20
         print(f"{folder}: {size:.1f} MiB, {len(list(folder.iterdir()))} files")
 

@@ -2,7 +2,7 @@
 # Puts together what build.py took apart, and runs the plan: bash start.sh SECONDS WORKERS RESULTS [prepare|run]
 # Run in the folder that holds all of it. With `prepare` it stops before the workers.
 set -u
-seconds=${1:-480} workers=${2:-12} results=${3:-results.jsonl} what=${4:-all}
+seconds=${1:-480} workers=${2:-8} results=${3:-results.jsonl} what=${4:-all}
 here=$(pwd)
 export PYTHONPATH=$here/site:$here/code:$here/code/src CC_TUNING_DATA=$here/data CC_TUNING_CACHE=$here/cache
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
@@ -22,6 +22,8 @@ if [ "$what" != run ] && [ ! -f ready ]; then
   echo "prepared in $SECONDS s"
 fi
 if [ "$what" != prepare ]; then
+  shopt -s nullglob
+  known=(known.jsonl*)
   "$PYTHON" -m experiments.real.gpu.workers plan.jsonl "$results" --workers "$workers" --seconds "$seconds" \
-    --given "gemma-3-270m sib200=$here/checkpoint"
+    --given "gemma-3-270m sib200=$here/checkpoint" ${known:+--known "${known[@]}"}
 fi

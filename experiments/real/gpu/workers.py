@@ -188,9 +188,11 @@ def _shared_gpu() -> dict[str, str]:
     folders = {"CUDA_MPS_PIPE_DIRECTORY": PIPE, "CUDA_MPS_LOG_DIRECTORY": PIPE}
     try:
         Path(PIPE).mkdir(exist_ok=True)
-        subprocess.run(["nvidia-cuda-mps-control", "-d"], env={**os.environ, **folders}, check=True, timeout=20)
+        command, environment = ["nvidia-cuda-mps-control", "-d"], {**os.environ, **folders}
+        subprocess.run(command, env=environment, check=True, timeout=20, capture_output=True, text=True)
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"CUDA MPS could not be started ({error}); the workers take turns on the device.", flush=True)
+        why = getattr(error, "stderr", None) or error
+        print(f"CUDA MPS could not be started ({why}); the workers take turns on the device.", flush=True)
         return {}
     return folders
 
