@@ -18,6 +18,7 @@ SIB = (
     "sw", "ta", "te", "th", "tr", "ur", "vi", "yo", "zh",
 )  # fmt: skip
 EMOJI = ("en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar")
+EMOJI_DEMO = ("en", "es", "de", "ru", "tr", "fa", "id", "ko", "it")
 COUNTRIES = ("en", "fr", "de", "es", "pt", "it", "tr", "sw", "id", "fi", "hu", "vi", "so", "pl")
 GENERAL = ("own", "tatoeba", "tico")
 NEVER = ("it", "ko", "pl", "th", "yo")  # five languages of all families and tiers that get no parallel text
@@ -28,6 +29,7 @@ WORLDS: dict[str, Callable[[], World]] = {
     "sib200-four": lambda: Sib200(("en", "el", "sw", "ta", "bn", "yo"), GENERAL),
     "sib200-tiny": lambda: Sib200(("en", "fr", "sw"), cap=8),  # to try the machinery
     "emoji": lambda: Named(EMOJI, "emoji", emoji_things),
+    "emoji-demo": lambda: Named(EMOJI_DEMO, "emoji", emoji_things),
     "countries": lambda: Named(COUNTRIES, "countries", countries),
     "bmlama": lambda: Bmlama(("en", "fr", "ru", "tr"), name="bmlama"),
     "bmlama-en": lambda: Bmlama(("en", "fr", "ru", "tr"), answers="en", name="bmlama-en"),

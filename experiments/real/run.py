@@ -1,4 +1,4 @@
-"""The command line of the lab on real models: `python -m experiments.real run|plan|table|fetch`."""
+"""The command line of the lab on real models: `python -m experiments.real demo|run|plan|table|fetch`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 2 where the input is at fault."""
     given = _arguments().parse_args(argv)
     try:
-        {"run": _run, "plan": _plan, "table": _table, "fetch": _fetch}[given.command](given)
+        {"demo": _demo, "run": _run, "plan": _plan, "table": _table, "fetch": _fetch}[given.command](given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -37,6 +37,9 @@ def _arguments() -> argparse.ArgumentParser:
     )
     one.add_argument("--seed", type=int, default=0)
     _places(one)
+
+    shown = commands.add_parser("demo", help="plain SFT and parallel text side by side, in some minutes")
+    _places(shown)
 
     plan = commands.add_parser("plan", help="the cells of a plan (JSON lines), by one worker here")
     plan.add_argument("plan", type=Path)
@@ -75,6 +78,12 @@ def _run(given: argparse.Namespace) -> None:
         told_ = "  ".join(f"{lang} {value:.1f}" for lang, value in by.items())
         print(f"{split:5} English {by[ENGLISH]:.1f}  x {accuracy([record], split, others(record)):.1f}   {told_}")
     print(lab.place(cell))
+
+
+def _demo(given: argparse.Namespace) -> None:
+    from experiments.real.demo import demo
+
+    demo(given.output, given.accept)
 
 
 def _plan(given: argparse.Namespace) -> None:
