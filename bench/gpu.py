@@ -234,7 +234,9 @@ def answering(name: str, device: str, seed: int, rounds: int, until: float) -> l
     models["folded"] = ConnectedModel.attach(llama(setup.shape, seed, device, dtype).eval()).merge_and_unload()
     for kind, options in (("prompt_end", {"scope": "prompt_end"}), ("adaptive", {"connection": "adaptive"})):
         base = llama(setup.shape, seed, device, dtype).eval()
-        models[kind] = ConnectedModel.attach(base, ConnectionConfig("gated", decision_rank=16, **options)).eval()
+        models[kind] = ConnectedModel.attach(
+            base, ConnectionConfig(**{"connection": "gated", "decision_rank": 16, **options})
+        ).eval()
     models["adaptive"].adaptive.set_matrix(torch.eye(setup.shape.width))
     found = []
     for count in (1, 8):

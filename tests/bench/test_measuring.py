@@ -44,7 +44,9 @@ def test_floor_is_what_torch_counts(paths, checkpointing):
     model = llama(SHAPE)
     model.config._attn_implementation = "eager"  # its products are counted as products
     options = {"connection": "none"} if paths == "none" else {"paths": paths}
-    connected = ConnectedModel.attach(model, ConnectionConfig("gated", transform_rank=4, **options)).train()
+    connected = ConnectedModel.attach(
+        model, ConnectionConfig(**{"connection": "gated", "transform_rank": 4, **options})
+    ).train()
     connected.total_steps = 2
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})

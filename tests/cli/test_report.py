@@ -163,7 +163,9 @@ def test_without_models_or_with_their_base_gone(world, tmp_path, capsys):
 
 def test_what_comes_from_files_is_escaped(world, tmp_path):
     evil = "<script>alert(1)</script>\"'&"
-    rows = [{"prompt": "x1 x2", "response": " w1" + evil, "lang": "sw<b>", "prompt_en": "w1 " + evil}] * 3
+    rows = [
+        {"prompt": "x1 x2", "response": " w1" + evil, "lang": "sw", "origin": "<b>", "prompt_en": "w1 " + evil}
+    ] * 3
     run = copy(world("cc"), tmp_path / "run")
     rewrite(run / "run.json", lambda record: record["notes"].append(evil))
     flags = {"en": [1, 0], "sw": [1, 1]}
@@ -175,8 +177,8 @@ def test_what_comes_from_files_is_escaped(world, tmp_path):
     done("report", *argv, "--evaluation", *evaluations, "--output", output)
     raw = output.read_text(encoding="utf-8")
     look = Look(raw)
-    assert evil in look.text and "sw<b>" in look.text  # shown as they are
-    assert "<script" not in raw and "sw<b" not in raw and look.count("script") == 0
+    assert evil in look.text  # shown as it is
+    assert "<script" not in raw and look.count("script") == 0
     assert "too few different rows" in look.text  # three rows alike, and the page stands
 
 

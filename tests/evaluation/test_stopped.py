@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from tqdm.auto import tqdm
 
 from cctuning.cli import main
 from cctuning.errors import UserError
 from cctuning.evaluation import models
 from cctuning.evaluation import run as evaluation
+from cctuning.evaluation.models import AnsweringLM
 from cctuning.evaluation.parallels import Parallels
 from cctuning.evaluation.run import Options, evaluate
 from cctuning.evaluation.suites import plan
@@ -28,7 +28,7 @@ CHOICES = ["XCOPA", "XNLI", "XStoryCloze"]
 def asked(monkeypatch) -> list:
     """Every request that reaches the model; with a number before them, the model is stopped there."""
 
-    class Counting(HFLM):
+    class Counting(AnsweringLM):
         limit = 10**9
 
         def loglikelihood(self, requests, disable_tqdm=False):
@@ -39,7 +39,7 @@ def asked(monkeypatch) -> list:
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     Counting.seen = type("Seen", (list,), {"model": Counting})()
-    monkeypatch.setattr(evaluation, "HFLM", Counting)
+    monkeypatch.setattr(evaluation, "AnsweringLM", Counting)
     return Counting.seen
 
 

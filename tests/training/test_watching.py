@@ -17,16 +17,16 @@ def test_the_losses_of_languages_make_up_the_whole(tmp_path):
     made = trainer(tmp_path)
     made.eval_dataset = made._prepare_dataset(rows(13, seed=4), made.processing_class, made.args, False, None, "eval")
     found = made.evaluate()
-    tokens = {"en": 0, "xx": 0}
+    tokens = {"en": 0, "qaa": 0}
     for row in made.eval_dataset:
         tokens[row["lang"]] += sum(label != -100 for label in row["labels"][1:])
     mean = sum(found[f"eval_loss_{lang}"] * count for lang, count in tokens.items()) / sum(tokens.values())
     made.args.per_device_eval_batch_size = 13  # one batch: its mean is over tokens
     assert mean == pytest.approx(made.evaluate()["eval_student_loss"], rel=1e-5)
-    only = [place for place, row in enumerate(made.eval_dataset) if row["lang"] == "xx"]
+    only = [place for place, row in enumerate(made.eval_dataset) if row["lang"] == "qaa"]
     made.eval_dataset = made.eval_dataset.select(only)
     alone = made.evaluate()
-    assert alone["eval_loss"] == pytest.approx(found["eval_loss_xx"], rel=1e-5) and "eval_loss_xx" not in alone
+    assert alone["eval_loss"] == pytest.approx(found["eval_loss_qaa"], rel=1e-5) and "eval_loss_qaa" not in alone
 
 
 def run(tmp_path, **options):
@@ -42,12 +42,12 @@ def run(tmp_path, **options):
 def test_each_evaluation_shows_losses_and_answers(tmp_path):
     folder = run(tmp_path, report_to="tensorboard")
     evaluations = [line for line in metrics(folder) if "eval_loss" in line]
-    assert len(evaluations) == 2 and all({"eval_loss_xx", "eval_loss_en"} <= set(line) for line in evaluations)
+    assert len(evaluations) == 2 and all({"eval_loss_qaa", "eval_loss_en"} <= set(line) for line in evaluations)
     lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [(line["step"], line["lang"]) for line in lines] == [
         (step, lang) for step in (3, 6) for lang in (line["lang"] for line in lines[:4])
     ]
-    assert sorted(line["lang"] for line in lines[:4]) == ["en", "en", "xx", "xx"]
+    assert sorted(line["lang"] for line in lines[:4]) == ["en", "en", "qaa", "qaa"]
     known = {(row["prompt"], (row["response"] or "").strip()) for row in records()}
     assert all((line["prompt"].strip(), line["expected"]) in known for line in lines)
     assert any(b"answers/xx" in file.read_bytes() for file in folder.rglob("events.out.*"))

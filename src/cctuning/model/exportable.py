@@ -82,9 +82,10 @@ def _check_fold(connected: ConnectedModel) -> None:
     check_config(connected.config, "folded")
     model: Any = connected.model
     check_mergeable(model)
-    has_transform = connected.config.transform != "none" and connected.config.connection != "none"
+    has_transform = connected.config.transform != "none" and not connected.config.plain
     weights = [*model.parameters()]
-    there = all(not p.is_meta and p.numel() and not hasattr(p, "full_tensor") for p in weights)
+    # Weights that are yet to be read are one value, seen everywhere (training/meta_start.py).
+    there = all(not p.is_meta and p.numel() and not hasattr(p, "full_tensor") and p.is_contiguous() for p in weights)
     if not has_transform or not there or is_quantised(model):
         return
     sites = [site for site in find_sites(model) if site.index in connected.connections]

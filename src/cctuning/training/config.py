@@ -16,7 +16,8 @@ from cctuning.languages import canonical
 class CCConfig(SFTConfig):
     """Training options: all of `trl.SFTConfig`, and those below. Those of the method are in `ConnectionConfig`.
 
-    One default differs: `bf16` is off on a machine without an accelerator, where it is slow.
+    One default differs: `bf16` is off on a machine without an accelerator, where it is slow; with `use_cpu: true`
+    it is as given.
     """
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "chat_template_kwargs"]
@@ -120,8 +121,11 @@ class CCConfig(SFTConfig):
         self.not_here: list[str] = []
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # nothing to pin for, and a warning a run
-            # What a recipe asks of a GPU is no reason not to run on a CPU, where half precision is only slower.
+            # What a recipe asks of a GPU is no reason not to run on a CPU. Some CPUs are faster in bf16: use_cpu, said
+            # by hand, keeps it.
             self.not_here = [name for name in ("bf16", "fp16", "tf32") if getattr(self, name)]
+            if self.use_cpu and "bf16" in self.not_here:
+                self.not_here.remove("bf16")
             for name in self.not_here:
                 setattr(self, name, False if name != "tf32" else None)
             if self.bf16 is None:

@@ -19,7 +19,7 @@ import platform
 import shutil
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -97,8 +97,9 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
         try:
             trainer, record, start = prepare(options, connection, args, directory)
         except BaseException:
-            if new and directory.is_dir() and not any(directory.iterdir()):
-                directory.rmdir()  # the trainer made it
+            with suppress(FileNotFoundError):  # another process may have removed it
+                if new and directory.is_dir() and not any(directory.iterdir()):
+                    directory.rmdir()  # the trainer made it
             raise
         todo = plan(trainer)
         log.notes += [*filter(None, [log_often_enough(todo, args)]), *doubts(todo, args)]
