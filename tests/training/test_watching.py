@@ -50,7 +50,7 @@ def test_each_evaluation_shows_losses_and_answers(tmp_path):
     assert sorted(line["lang"] for line in lines[:4]) == ["en", "en", "qaa", "qaa"]
     known = {(row["prompt"], (row["response"] or "").strip()) for row in records()}
     assert all((line["prompt"].strip(), line["expected"]) in known for line in lines)
-    assert any(b"answers/xx" in file.read_bytes() for file in folder.rglob("events.out.*"))
+    assert any(b"answers/qaa" in file.read_bytes() for file in folder.rglob("events.out.*"))
 
 
 def test_watching_changes_nothing_of_the_training(tmp_path):
