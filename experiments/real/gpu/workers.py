@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PIPE = "/tmp/real-mps"
+PIPE = str(Path(tempfile.gettempdir()) / "real-mps")  # a short path: a socket lies in it
 TRIES = 3  # of a worker whose cells find no room on the device, before it says that one has failed
 
 
