@@ -44,7 +44,9 @@ def rows(count: int, tokens: int, answer: int, reference: int, vocab: int, share
         if number % shared == 0:
             english = words(reference)
         for column, value in zip(
-            made, (words(tokens - answer), " " + words(answer - 1), english, f"x{number % shared}"), strict=True
+            made,
+            (words(tokens - answer), " " + words(answer - 1), english, f"qa{chr(97 + number % shared)}"),
+            strict=True,
         ):
             made[column].append(value)
     return Dataset.from_dict(made)
