@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from cctuning.evaluation.run import fingerprint
+from cctuning.evaluation.run import model_hash
 from cctuning.model.loading import load
 from cctuning.serving.exporting import export
 from cctuning.serving.licences import base_licence, row_licences
@@ -89,7 +89,7 @@ def test_the_code_on_the_card_answers_as_the_run_does(format, run, tmp_path, cap
 
 
 def test_figures_are_copied_with_n_and_error_and_are_this_models_only_where_its_weights_were_scored(run, tmp_path):
-    own = results(tmp_path / "own", fingerprint(load(str(run))))
+    own = results(tmp_path / "own", model_hash(load(str(run))))
     other = results(tmp_path / "other", "0" * 32, name="/somewhere/vanilla")
     export(str(run), "fold", tmp_path / "out", results=[str(own), str(other)])
     card = (tmp_path / "out" / "README.md").read_text()
@@ -102,7 +102,7 @@ def test_figures_are_copied_with_n_and_error_and_are_this_models_only_where_its_
 @pytest.mark.parametrize("format", ["fold", "lora"])
 def test_an_export_that_was_scored_itself_is_known_again(format, run, tmp_path):
     export(str(run), format, tmp_path / "first")
-    own = results(tmp_path / "own", fingerprint(load(str(tmp_path / "first"))))
+    own = results(tmp_path / "own", model_hash(load(str(tmp_path / "first"))))
     export(str(run), format, tmp_path / "out", results=[str(own)])
     assert "### This model\n" in (tmp_path / "out" / "README.md").read_text()
 

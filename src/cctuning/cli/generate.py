@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
         for row, answer in zip(rows, answers, strict=True)
     )
     if args.output:
-        from cctuning.model.adapter import write_atomically
+        from cctuning.files import write_atomically
 
         write_atomically(Path(args.output), text)
         print(f"{len(answers)} answers: {args.output}", file=sys.stderr)

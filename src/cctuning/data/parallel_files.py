@@ -15,11 +15,12 @@ from cctuning.data.parallel_columns import SAMPLE, Layout, Pair, recognise, reco
 from cctuning.data.parallel_langs import identify, known_in_name, named_by, same
 from cctuning.data.parallel_sides import TABLES, is_in, languages_in, local_path, other_side, stem_of, suffix_of
 from cctuning.data.parallel_source import ParallelSource
-from cctuning.data.rows import SUFFIXES, BadRow, Records, fingerprint, numbered, of_split, open_records
+from cctuning.data.rows import SUFFIXES, BadRow, Records, numbered, of_split, open_records
 from cctuning.data.tatoeba import export_in, read_tatoeba
 from cctuning.data.tbx import read_tbx
 from cctuning.data.tmx import read_tmx
 from cctuning.errors import UserError
+from cctuning.files import file_hash
 
 EXPECTED = (
     "expected columns text and text_{0}, prompt and prompt_{0}, translation, or one for each language ({0}, sw, ...)"
@@ -97,7 +98,7 @@ def read_pairs(source: ParallelSource, language: str) -> Iterator[tuple[Opened, 
 
 def _prints(*paths: Path) -> dict[str, str]:
     try:
-        return {str(path): fingerprint(path) for path in paths}
+        return {str(path): file_hash(path) for path in paths}
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read: {error.strerror}; name a file.") from None
 

@@ -12,7 +12,6 @@ which datasets brings, they are 200 MB that a pairing of text files can do witho
 from __future__ import annotations
 
 import codecs
-import hashlib
 import json
 import os
 import re
@@ -26,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from cctuning.data.compressed import DAMAGED, bare, open_binary
 from cctuning.data.delimited import dialect, table
 from cctuning.errors import UserError, nearest
+from cctuning.files import file_hash
 
 if TYPE_CHECKING:
     import datasets
@@ -160,18 +160,12 @@ def _open_file(path: Path) -> Records:
         raise UserError(
             f"{path}: unknown format; expected a name ending in {', '.join(SUFFIXES)} (text also .gz, .xz, .zst)."
         )
-    fingerprints = {str(path): fingerprint(path)}
+    fingerprints = {str(path): file_hash(path)}
     if kind == ".parquet":
         return _parquet(path, fingerprints)
     if kind in (".csv", ".tsv"):
         return _csv(path, "\t" if kind == ".tsv" else ",", fingerprints)
     return Records(None, lambda wanted: _json(path), fingerprints)
-
-
-def fingerprint(path: Path) -> str:
-    """`sha256:` and the hash of a file's bytes."""
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -323,7 +317,7 @@ def _saved(path: Path, split: str) -> Records:
             raise UserError(f"{path}: no split {split!r}; it has {', '.join(dataset)}.{nearest(split, list(dataset))}")
         dataset = dataset[split]
     files = [Path(file["filename"]) for file in dataset.cache_files]
-    return _of_dataset(dataset, f"{path}[{split}]", {str(file): fingerprint(file) for file in files})
+    return _of_dataset(dataset, f"{path}[{split}]", {str(file): file_hash(file) for file in files})
 
 
 def _hub(path: str, name: str | None, split: str) -> Records:

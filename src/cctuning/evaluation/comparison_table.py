@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cctuning.errors import UserError
 from cctuning.evaluation.compare import Comparison, difference_text, span
-from cctuning.model.adapter import write_atomically
+from cctuning.files import write_atomically
 
 FORMAT = 1  # of comparison.json
 

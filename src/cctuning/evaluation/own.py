@@ -17,10 +17,10 @@ import datasets
 
 from cctuning.data import Encoder, load_rows
 from cctuning.data.chat import split_thinking
-from cctuning.data.rows import fingerprint
 from cctuning.errors import UserError
 from cctuning.evaluation.rows import row_task
 from cctuning.evaluation.suites import Item
+from cctuning.files import file_hash
 from cctuning.languages import ENGLISH, language_name
 
 LONG_ANSWER = 256  # tokens, where a response has more than one line
@@ -68,14 +68,14 @@ def own_items(
     return [_item(lang, by_language[lang], rendered) for lang in kept], notes
 
 
-def rows_fingerprint(path: str) -> str:
+def rows_hash(path: str) -> str:
     """What tells one file or directory of rows from another: results of both never mix in one directory."""
     place = Path(path)
     if place.is_dir():
         files = sorted(file for file in place.rglob("*") if file.is_file())
-        named = "".join(f"{file.relative_to(place)} {fingerprint(file)}\n" for file in files)
+        named = "".join(f"{file.relative_to(place)} {file_hash(file)}\n" for file in files)
         return "sha256:" + hashlib.sha256(named.encode()).hexdigest()
-    return fingerprint(place) if place.is_file() else path
+    return file_hash(place) if place.is_file() else path
 
 
 def _text(row: dict[str, Any], side: str, encoder: Encoder | None) -> str:

@@ -30,13 +30,14 @@ from cctuning.errors import UserError
 from cctuning.evaluation.answered_in import answered_in
 from cctuning.evaluation.models import THINKING_TOKENS, AnsweringLM, ConnectedLM, Journal, writing
 from cctuning.evaluation.named import named_items
-from cctuning.evaluation.own import own_items, rows_fingerprint
+from cctuning.evaluation.own import own_items, rows_hash
 from cctuning.evaluation.parallels import Parallels, with_parallels
 from cctuning.evaluation.samples import answers_of, said_alike, sample_line
 from cctuning.evaluation.suites import SUITES, Item, plan
 from cctuning.evaluation.table import markdown
+from cctuning.files import write_atomically
 from cctuning.languages import ENGLISH, canonical
-from cctuning.model.adapter import CONFIG_FILE, read_config, write_atomically
+from cctuning.model.adapter import CONFIG_FILE, read_config
 from cctuning.model.loading import Loaded, load, resolve
 from cctuning.model.sites import unwrap
 from cctuning.serving.answering import chat_notes, chat_of, encoder_for, encoder_of, tokenizer_of
@@ -100,7 +101,7 @@ class Options:
         found["local"] = self.data is not None
         if self.tasks:
             return found | {"suite": "tasks", "tasks": sorted(self.tasks)}
-        return found | ({"suite": "rows", "rows": rows_fingerprint(self.rows)} if self.rows else {})
+        return found | ({"suite": "rows", "rows": rows_hash(self.rows)} if self.rows else {})
 
 
 def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     if torch.accelerator.is_available():
         module: Any = loaded.connected or loaded.model
         module.to(torch.accelerator.current_accelerator())
-    mark = fingerprint(loaded, options.mode)
+    mark = model_hash(loaded, options.mode)
     if record and record["model"]["fingerprint"] != mark:
         raise UserError(f"{directory}: holds results of another model ({record['model']['name']}); name another.")
     record = record or _new_record(path, loaded, mark, options)
@@ -190,7 +191,7 @@ def _check_data(items: list[Item], record: dict[str, Any], directory: Path) -> N
     """Raise `UserError` where a finished task's local file is another by now."""
     for item in items:
         before = record["tasks"].get(item.name, {}).get("data")
-        if before and item.file is not None and rows_fingerprint(str(item.file)) != before:
+        if before and item.file is not None and rows_hash(str(item.file)) != before:
             raise UserError(f"{directory}: {item.name} was scored on another {item.file}; name another directory.")
 
 
@@ -235,7 +236,7 @@ def score(item: Item, lm: Journal, options: Options, directory: Path, record: di
         "requests": lm.asked - before,
         **answers_of(kept),
         "answered_in": answered_in(kept, item.language, record["model"].get("reference_language") or ENGLISH),
-        "data": None if item.file is None else rows_fingerprint(str(item.file)),
+        "data": None if item.file is None else rows_hash(str(item.file)),
     }
     _write(directory, record)
 
@@ -293,7 +294,7 @@ def _model(loaded: Loaded, options: Options, parallels: Parallels | None, encode
     return AnsweringLM(loaded.model, loaded.tokenizer, **how), None
 
 
-def fingerprint(loaded: Loaded, mode: str = "student") -> str:
+def model_hash(loaded: Loaded, mode: str = "student") -> str:
     """A hash of every weight (the connection's too), the tokenizer's vocabulary and its chat template."""
     digest = hashlib.blake2b(digest_size=16)
     module = loaded.model if loaded.connected is None else loaded.connected

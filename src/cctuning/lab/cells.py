@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cctuning.files import write_atomically
 from cctuning.lab.base import BaseConfig, build_base, fingerprint
 from cctuning.lab.recipes import RECIPES, Recipe
 from cctuning.lab.rivals import Job, tokens_read
@@ -25,7 +26,6 @@ from cctuning.lab.setups import SETUPS
 from cctuning.lab.tico import data_folder
 from cctuning.lab.tuning import OF_TRAINER, connection, options, right
 from cctuning.lab.worlds import World
-from cctuning.model.adapter import write_atomically
 from cctuning.model.loading import Loaded, load
 from cctuning.training.run import train as start
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
+from cctuning.files import write_atomically
 from cctuning.model.shards import ShardReader
 from cctuning.model.sites import unwrap
 
@@ -45,7 +46,7 @@ def describe_base(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def fingerprint(model: PreTrainedModel, embedding: torch.Tensor | None = None) -> str:
+def base_hash(model: PreTrainedModel, embedding: torch.Tensor | None = None) -> str:
     """Hash over a sample of the input embedding, rounded to bf16: the same in float32 and bfloat16 (float16 rounds
     otherwise; see `sample`).
 
@@ -78,13 +79,6 @@ def _rounded(embedding: torch.Tensor, expected: list[float] | None) -> bool:
     if embedding.dtype != torch.float16 or len(found) != len(expected or []):
         return False
     return all(abs(a - b) <= 2e-3 * abs(b) + 1e-7 for a, b in zip(found, expected or [], strict=True))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that `path` holds either its old content or all of the new."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def save(connected: ConnectedModel, directory: Path, base_trained: bool | None) -> None:
@@ -145,7 +139,7 @@ def save_config(
         "base": {
             **describe_base(connected.model),
             "trained": base_trained,
-            "fingerprint": fingerprint(connected.model, embedding),
+            "fingerprint": base_hash(connected.model, embedding),
             "sample": sample(_embedding(connected.model, embedding)),
         },
     }
@@ -186,7 +180,7 @@ def check_base(
                 f"{directory}: made for another model: {key} {expected[key]!r}, this one has {found[key]!r}; "
                 f"load it on {expected['name_or_path'] or 'the base it was trained with'}."
             )
-    mark = fingerprint(model, embedding)
+    mark = base_hash(model, embedding)
     if mark != expected["fingerprint"] and not _rounded(_embedding(model, embedding), expected.get("sample")):
         which = "its own fine-tuned base" if expected["trained"] else expected["name_or_path"] or "its base"
         raise UserError(

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from cctuning.connection import Statistics
 from cctuning.errors import UserError
-from cctuning.model.adapter import write_atomically
+from cctuning.files import write_atomically
 
 if TYPE_CHECKING:
     from cctuning.model.connected import ConnectedModel

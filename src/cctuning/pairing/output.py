@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from cctuning.data.rows import fingerprint
 from cctuning.errors import UserError
+from cctuning.files import file_hash
 
 CARD, TABLE, ROWS, REJECTS = "card.json", "card.md", "rows.jsonl", "rejects.jsonl"
 
@@ -86,7 +86,7 @@ def write_rows(folder: Path, lines: Iterable[bytes], shard_rows: int) -> dict[st
     if not shard_rows:
         with (folder / ROWS).open("wb") as file:
             file.writelines(lines)
-        return {ROWS: fingerprint(folder / ROWS)}
+        return {ROWS: file_hash(folder / ROWS)}
     prints: dict[str, str] = {}
     (folder / "rows").mkdir()
     shard: gzip.GzipFile | None = None
@@ -104,7 +104,7 @@ def write_rows(folder: Path, lines: Iterable[bytes], shard_rows: int) -> dict[st
     finally:
         if shard is not None:
             shard.close()
-    return {name: fingerprint(folder / name) for name in prints}
+    return {name: file_hash(folder / name) for name in prints}
 
 
 def json_at(file: IO[bytes], offset: int) -> Any:

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cctuning.data.rows import fingerprint
 from cctuning.errors import UserError
+from cctuning.files import file_hash
 from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.candidates import Candidate, Problem, Rejected
@@ -137,7 +137,7 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
         with (folder / SPOOL).open("rb") as spool:
             prints = output.write_rows(folder, _lines(spool, run.ledger, order), options.shard_rows)
         (folder / SPOOL).unlink()
-        prints[output.REJECTS] = fingerprint(folder / output.REJECTS)
+        prints[output.REJECTS] = file_hash(folder / output.REJECTS)
         card = make_card(run, order, checks, benchmarks, prints)
         output.write_card(folder, card, markdown(card))
     if not len(order):

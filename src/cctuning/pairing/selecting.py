@@ -25,8 +25,9 @@ from tqdm import tqdm
 from cctuning.data.parallel import ParallelReport, load_parallel
 from cctuning.data.parallel_langs import answering, identify, known
 from cctuning.data.parallel_sides import pair_of_paths
-from cctuning.data.rows import BadRow, fingerprint
+from cctuning.data.rows import BadRow
 from cctuning.errors import UserError
+from cctuning.files import file_hash
 from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.records import Reader
@@ -160,7 +161,7 @@ def select(options: SelectOptions) -> dict[str, Any]:
             for lang in sorted(chosen):
                 for number, score in chosen[lang]:
                     file.write(output.line(_row(corpus[number], score, options.reference_language)))
-        card = _card(options, report, chosen, dropped, len(task), notes, fingerprint(path))
+        card = _card(options, report, chosen, dropped, len(task), notes, file_hash(path))
         output.write_card(folder, card, markdown(card))
     return card
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from cctuning import __version__
 from cctuning.data import Source
 from cctuning.errors import UserError
+from cctuning.files import write_atomically
 from cctuning.languages import language_name
-from cctuning.model.adapter import write_atomically
 from cctuning.report.answer import answer, read_evaluations
 from cctuning.report.examples import examples
 from cctuning.report.inside import borrowing, meeting_section, transforming

@@ -17,7 +17,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from cctuning.model.adapter import write_atomically
+from cctuning.files import write_atomically
 from cctuning.model.loading import LOADING_ERRORS
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"

@@ -195,9 +195,9 @@ def _fingerprints(loaded: Loaded, scored: Sequence[ScoredRun]) -> set[str]:
     """Of this model, as `cctuning evaluate` would take them in the modes that were scored."""
     if not scored:
         return set()
-    from cctuning.evaluation.run import fingerprint  # lm-eval with it, which takes seconds to import
+    from cctuning.evaluation.run import model_hash  # lm-eval with it, which takes seconds to import
 
-    return {fingerprint(loaded, run.record["settings"].get("mode", "student")) for run in scored}
+    return {model_hash(loaded, run.record["settings"].get("mode", "student")) for run in scored}
 
 
 def _write_lora(loaded: Loaded, path: str, directory: Path) -> None:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from cctuning.connection import ConnectionConfig
 from cctuning.connection.transform import NonlinearTransform
 from cctuning.errors import UserError
-from cctuning.model.adapter import write_atomically
+from cctuning.files import write_atomically
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.export import check_finite, check_mergeable
 from cctuning.model.loading import Loaded

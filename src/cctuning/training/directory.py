@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from cctuning import __version__
 from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
-from cctuning.model.adapter import write_atomically
+from cctuning.files import write_atomically
 from cctuning.model.loading import RUN_FILE, read_record
 from cctuning.training.checkpoints import fault, last_whole
 from cctuning.training.config import CCConfig

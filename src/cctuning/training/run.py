@@ -37,7 +37,7 @@ from cctuning.connection import ConnectionConfig
 from cctuning.data import LoadReport, Source, load_rows
 from cctuning.data.parallel import load_parallel
 from cctuning.errors import UserError
-from cctuning.model.adapter import write_atomically
+from cctuning.files import write_atomically
 from cctuning.model.exportable import obstacles
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, load_base, load_tokenizer
 from cctuning.model.sites import innermost, unwrap

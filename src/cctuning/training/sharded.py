@@ -27,8 +27,8 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer import OPTIMIZER_NAME
 
 from cctuning.errors import UserError
+from cctuning.files import write_atomically
 from cctuning.model import adapter
-from cctuning.model.adapter import write_atomically
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.shards import ShardReader, ShardWriter, read_into, shard_like
 from cctuning.model.sites import unwrap
