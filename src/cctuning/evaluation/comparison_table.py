@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from rich.table import Table
 from cctuning.errors import UserError
 from cctuning.evaluation.compare import Comparison, difference_text, span
 from cctuning.files import write_atomically
+from cctuning.markdown import table
 
 FORMAT = 1  # of comparison.json
 
@@ -87,8 +87,7 @@ def markdown(comparison: Comparison) -> str:
     lines = [f"# Comparison with {comparison.baseline}", ""]
     for name in _names(comparison):
         header, body = _table(comparison, name)
-        lines += [f"## {_title(comparison, name)}", "", *(_line(row) for row in [header])]
-        lines += ["| --- | --- |" + " ---: |" * (len(header) - 3) + " --- |", *(_line(row) for row in body), ""]
+        lines += [f"## {_title(comparison, name)}", "", table(header, body, f"ll{'r' * (len(header) - 3)}"), ""]
     lines += [_caption(comparison), ""]
     lines += [f"- note: {note}" for note in comparison.notes]
     for name, members in comparison.systems.items():
@@ -98,10 +97,6 @@ def markdown(comparison: Comparison) -> str:
             for one in members
         ]
     return "\n".join([*lines, "", *(f"- {line}" for line in comparison.summary), ""])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def check_output(directory: Path) -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 from cctuning.evaluation import answered_in
 from cctuning.evaluation.languages import LEVELS, level
 from cctuning.languages import ENGLISH, language_name
+from cctuning.markdown import table
 
 NORMALISED = "acc_norm"
 MAIN = {
@@ -106,24 +107,20 @@ def terminal(record: dict[str, Any], width: int) -> list[Table]:
 
 def markdown(record: dict[str, Any]) -> str:
     """The same, as Markdown."""
-    lines = [f"# {_title(record)}", "", *_markdown_table(*rows(record)), "", caption(record), ""]
+    header, body = rows(record)
+    lines = [f"# {_title(record)}", "", table(header, body, "ll" + "r" * len(header)), "", caption(record), ""]
     if any(NORMALISED in task["metrics"] for task in record["tasks"].values()):
-        lines += ["## Length-normalised accuracy", "", *_markdown_table(*rows(record, NORMALISED)), ""]
+        lines += ["## Length-normalised accuracy", "", table(*rows(record, NORMALISED), "ll" + "r" * len(header)), ""]
         lines += ["Each choice's log-likelihood divided by its characters; from the same answers.", ""]
     told = answered_in.rows(record)
     if told:
-        lines += ["## Which language it answered in", "", *_markdown_table(answered_in.HEADER, told), ""]
+        lines += ["## Which language it answered in", "", table(answered_in.HEADER, told, "llrrr"), ""]
         lines += ["By lingua, of the answers that are long enough to tell (how many).", ""]
     lines += [f"- {note}" for note in record.get("notes", [])]
     settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items() if value is not None)
     versions = ", ".join(f"{key} {value}" for key, value in record["versions"].items())
     lines += [f"- {settings}", f"- {versions}", f"- fingerprint {record['model']['fingerprint']}", ""]
     return "\n".join(lines)
-
-
-def _markdown_table(header: list[str], body: list[list[str]]) -> list[str]:
-    lines = ["| " + " | ".join(header) + " |", "| --- | --- |" + " ---: |" * (len(header) - 2)]
-    return lines + ["| " + " | ".join(row) + " |" for row in body]
 
 
 def _title(record: dict[str, Any]) -> str:

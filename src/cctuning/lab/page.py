@@ -19,6 +19,7 @@ from cctuning.lab.plot import against_vanilla
 from cctuning.lab.recipes import RECIPES
 from cctuning.lab.setups import SETUPS
 from cctuning.lab.table import markdown
+from cctuning.markdown import table
 
 KEPT = {"Question": "^## Set-up$", "Conclusion": r"\Z"}  # a person's section -> what comes after it
 
@@ -81,14 +82,20 @@ def page(
         "",
         "<details><summary>Every setting tried on the dev split</summary>",
         "",
-        "| recipe | settings | x | English | |",
-        "| --- | --- | --- | --- | --- |",
-        *[
-            f"| `{one['recipe']}` | {_settings(one['settings'])} | {one['x']:.1f} | {one['english']:.1f} | "
-            f"{'chosen' if search['chosen'][one['recipe']] == one['settings'] else ''} |"
-            for one in search["tried"]
-            if one["recipe"] in search["chosen"]
-        ],
+        table(
+            ["recipe", "settings", "x", "English", ""],
+            [
+                [
+                    f"`{one['recipe']}`",
+                    _settings(one["settings"]),
+                    f"{one['x']:.1f}",
+                    f"{one['english']:.1f}",
+                    "chosen" if search["chosen"][one["recipe"]] == one["settings"] else "",
+                ]
+                for one in search["tried"]
+                if one["recipe"] in search["chosen"]
+            ],
+        ),
         "",
         "</details>",
         "",

@@ -16,6 +16,7 @@ from cctuning.evaluation.statistics import t_interval
 from cctuning.lab.grid import Record, english, score, share, way_of
 from cctuning.lab.recipes import RECIPES
 from cctuning.lab.worlds import ENGLISH, World, chance, majority, others
+from cctuning.markdown import table
 
 COLUMNS = 8  # languages shown one by one
 Results = Mapping[str, Sequence[Record]]  # recipe, or `base` -> one record a base, the same bases in each
@@ -205,27 +206,28 @@ def markdown(setup: str, summary: Mapping[str, Any]) -> str:
         f"Setup `{setup}`, test split: % right of {summary['items']} questions a language, mean of {bases} bases "
         f"(majority floor {summary['majority']:.0f}, chance {summary['chance']:.0f}).",
         "",
-        "| recipe | " + " | ".join(heads.values()) + " | **x** | English | bypass | live | k tokens | s | settings |",
-        "| --- |" + " --- |" * (len(heads) + 7),
     ]
+    rows = []
     for recipe, entry in summary["recipes"].items():
         cells = [f"{entry[by][head]:.1f}" for head in heads]
         cells += [f"**{entry['x']:.1f}**", f"{entry['english']:.1f}"]
         cells += [f"{entry[way]:.1f}" if way in entry else "" for way in ("bypass", "live")]
         read = f"{entry['tokens'] / 1000:.0f}" if entry["tokens"] else ""
         settings = ", ".join(f"{name} {value}" for name, value in entry.get("settings", {}).items())
-        lines.append(f"| `{recipe}` | " + " | ".join([*cells, read, f"{entry['seconds']:.0f}", settings]) + " |")
+        rows.append([f"`{recipe}`", *cells, read, f"{entry['seconds']:.0f}", settings])
+    header = ["recipe", *heads.values(), "**x**", "English", "bypass", "live", "k tokens", "s", "settings"]
+    lines.append(table(header, rows))
     if summary["differences"]:
         lines += [
             "",
             f"Paired over {bases} bases, points, 95 % intervals (Student's t over bases):",
             "",
-            "| difference | x | bases won | English | " + " | ".join(heads.values()) + " |",
-            "| --- |" + " --- |" * (len(heads) + 3),
         ]
+        rows = []
         for name, entry in summary["differences"].items():
             cells = [_interval(entry["x"], bold=True), f"{entry['x']['wins']} of {bases}", _interval(entry["english"])]
-            lines.append(f"| {name} | " + " | ".join(cells + [_interval(entry[by][head]) for head in heads]) + " |")
+            rows.append([name, *cells, *(_interval(entry[by][head]) for head in heads)])
+        lines.append(table(["difference", "x", "bases won", "English", *heads.values()], rows))
     lines += _by_task(summary) + _by_benchmark(summary)
     return "\n".join(lines) + "\n"
 
@@ -234,12 +236,13 @@ def _by_task(summary: Mapping[str, Any]) -> list[str]:
     """A table of the kinds of question: means of each recipe, then the differences."""
     tasks = list(next(iter(summary["recipes"].values()))["tasks"])
     lines = ["", "By kind of question, the languages but English:", ""]
-    lines += ["| | " + " | ".join(tasks) + " |", "| --- |" + " --- |" * len(tasks)]
-    for recipe, entry in summary["recipes"].items():
-        lines.append(f"| `{recipe}` | " + " | ".join(f"{entry['tasks'][task]:.1f}" for task in tasks) + " |")
+    rows = [
+        [f"`{recipe}`", *(f"{entry['tasks'][task]:.1f}" for task in tasks)]
+        for recipe, entry in summary["recipes"].items()
+    ]
     for name, entry in summary["differences"].items():
-        lines.append(f"| {name} | " + " | ".join(_interval(entry["tasks"][task]) for task in tasks) + " |")
-    return lines
+        rows.append([name, *(_interval(entry["tasks"][task]) for task in tasks)])
+    return [*lines, table(["", *tasks], rows)]
 
 
 def _by_benchmark(summary: Mapping[str, Any]) -> list[str]:
@@ -249,10 +252,10 @@ def _by_benchmark(summary: Mapping[str, Any]) -> list[str]:
         return []
     names = list(next(iter(scored.values())))
     lines = ["", "Public benchmarks by `cctuning evaluate`, %: English, and the mean of the other languages:", ""]
-    lines += ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
-    for recipe, by in scored.items():
-        lines.append(f"| `{recipe}` | " + " | ".join(f"{by[name][0]:.1f}, {by[name][1]:.1f}" for name in names) + " |")
-    return lines
+    rows = [
+        [f"`{recipe}`", *(f"{by[name][0]:.1f}, {by[name][1]:.1f}" for name in names)] for recipe, by in scored.items()
+    ]
+    return [*lines, table(["", *names], rows)]
 
 
 def _interval(figure: Mapping[str, float], bold: bool = False) -> str:

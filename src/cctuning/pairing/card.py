@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cctuning.identify import expected_scripts, identifiable
+from cctuning.markdown import table
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.options import Checks
 
@@ -98,42 +99,45 @@ def markdown(card: dict[str, Any]) -> str:
         "",
         "## Sources",
         "",
-        "| source | way | licence | read | rows | languages | rejected |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
+    rows = []
     for source in card["sources"]:
         name = source["path"] + (f" ({source['name']})" if source.get("name") else "")
         rejected = ", ".join(f"{reason} {times}" for reason, times in source["rejected"].items()) or "none"
         languages = ", ".join(f"{lang} {times}" for lang, times in source["languages"].items())
         cells = [name, source["way"], source.get("licence", "not given"), source["read"], source["rows"]]
-        lines.append(f"| {' | '.join(str(cell) for cell in cells)} | {languages} | {rejected} |")
+        rows.append([*cells, languages, rejected])
+    lines.append(table(["source", "way", "licence", "read", "rows", "languages", "rejected"], rows))
     lines += [
         "",
         "## Languages",
         "",
         f"Lengths are medians, and in brackets the 95th percentile ({card['lengths_in']}).",
     ]
-    lines += ["", f"| language | rows | prompt, {unit} | parallel, {unit} | response, {unit} | usual length ratio |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
+    parts = ("prompt", "parallel", "response")
+    rows = []
     for lang, times in card["languages"].items():
         lengths = card["lengths"][lang]
         cells = [
             f"{lengths[part][unit]['median']:.0f} ({lengths[part][unit]['p95']:.0f})" if part in lengths else ""
-            for part in ("prompt", "parallel", "response")
+            for part in parts
         ]
         usual = card["usual"].get(lang)
         ratio = f"{usual['ratio']:.2f}" if usual else ""
-        lines.append(f"| {lang} | {times} | {' | '.join(cells)} | {ratio} |")
-    lines += ["", "## Rejected", "", "A row is counted once for each reason it has.", "", "| reason | rows |"]
-    lines += ["| --- | --- |", *(f"| {reason} | {times} |" for reason, times in card["rejected"].items())]
+        rows.append([lang, times, *cells, ratio])
+    header = ["language", "rows", *(f"{part}, {unit}" for part in parts), "usual length ratio"]
+    lines += ["", table(header, rows)]
+    lines += ["", "## Rejected", "", "A row is counted once for each reason it has.", ""]
+    lines.append(table(["reason", "rows"], card["rejected"].items()))
     lines += ["", "Thresholds: " + ", ".join(f"{name} {value}" for name, value in card["checks"].items()) + "."]
     if card["meaning"]:
         lines += ["", "## Meaning", "", f"Encoder: {card['meaning']['encoder']}. The shares are estimates.", ""]
-        lines += ["| language | rows | usual similarity | wrong rows | next row's found | random row's found |"]
-        lines.append("| --- | --- | --- | --- | --- | --- |")
+        rows = []
         for lang, told in card["meaning"]["learned"].items():
             shares = (f"{told[name]:.1%}" for name in ("wrong", "found_next", "found_random"))
-            lines.append(f"| {lang} | {told['rows']} | {told['similarity']:.2f} | {' | '.join(shares)} |")
+            rows.append([lang, told["rows"], f"{told['similarity']:.2f}", *shares])
+        header = ["language", "rows", "usual similarity", "wrong rows", "next row's found", "random row's found"]
+        lines.append(table(header, rows))
     against = card["against"]
     if against["paths"]:
         hits = card["rejected"].get("against", 0)
@@ -148,7 +152,7 @@ def markdown(card: dict[str, Any]) -> str:
         lines += [
             f"- {name}: {', '.join(f'{key} {value}' for key, value in usage.items())}" for name, usage in engines
         ]
-    lines += ["", "## Fingerprints", "", "| file | sha256 or data set |", "| --- | --- |"]
     prints = {name: value for source in card["sources"] for name, value in source["fingerprints"].items()}
-    lines += [f"| {name} | {value.removeprefix('sha256:')} |" for name, value in {**prints, **card["files"]}.items()]
+    rows = [[name, value.removeprefix("sha256:")] for name, value in {**prints, **card["files"]}.items()]
+    lines += ["", "## Fingerprints", "", table(["file", "sha256 or data set"], rows)]
     return "\n".join(lines) + "\n"

@@ -28,6 +28,7 @@ from cctuning.data.parallel_sides import pair_of_paths
 from cctuning.data.rows import BadRow
 from cctuning.errors import UserError
 from cctuning.files import file_hash
+from cctuning.markdown import table
 from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.records import Reader
@@ -367,11 +368,12 @@ def markdown(card: dict[str, Any]) -> str:
     lines = [f"# {card['rows']} pairs, chosen by {options['by']}", "", f"{card['made_by']}, {card['made_at']}.", ""]
     if card["task_rows"]:
         lines += [f"Nearest to {card['task_rows']} rows of {', '.join(options['near'])}.", ""]
-    lines += ["| language | pairs | of | similarity, median | least |", "| --- | --- | --- | --- | --- |"]
+    rows = []
     for lang, told in card["languages"].items():
         figures = told.get("similarity")
         cells = [f"{figures['median']:.2f}", f"{figures['least']:.2f}"] if figures else ["", ""]
-        lines.append(f"| {lang} | {told['pairs']} | {told['of']} | {' | '.join(cells)} |")
+        rows.append([lang, told["pairs"], told["of"], *cells])
+    lines.append(table(["language", "pairs", "of", "similarity, median", "least"], rows))
     left = ", ".join(f"{reason} {count}" for reason, count in card["left_out"].items()) or "none"
     lines += ["", f"Left out before choosing: {left}.", "", "## Sources", ""]
     lines += [f"- {source['path']}: {source['read']} pairs" for source in card["sources"]]

@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from cctuning.languages import language_name
+from cctuning.markdown import table
 from cctuning.serving.licences import Licence, base_licence, row_licences
 from cctuning.serving.manifest import Manifest
 from cctuning.serving.origin import Origin
@@ -170,11 +171,7 @@ def _data(origin: Origin) -> str:
     if parallel["pairs"]:
         spoken = ", ".join(f"{_spoken(code)} {count}" for code, count in sorted(parallel["languages"].items()))
         lines.append(f"{parallel['pairs']} pairs of parallel text without answers: {spoken}.")
-    lines += [
-        "",
-        "| source | rows | languages | licence | fingerprint |",
-        "| --- | ---: | --- | --- | --- |",
-    ]
+    table_rows = []
     for source in [*data["sources"], *parallel["sources"]]:
         path, prints = str(source.get("path", "?")), dict(source.get("fingerprints") or {})
         counts = ", ".join(f"{code} {count}" for code, count in sorted((source.get("languages") or {}).items()))
@@ -182,7 +179,8 @@ def _data(origin: Origin) -> str:
         name = Path(path).name if Path(path).is_absolute() or Path(path).exists() else path
         marks = "; ".join(f"{Path(file).name} `{value}`" for file, value in prints.items())
         rows = source.get("rows", source.get("pairs", "?"))
-        lines.append(f"| {name} | {rows} | {counts} | {licences} | {marks} |")
+        table_rows.append([name, rows, counts, licences, marks])
+    lines += ["", table(["source", "rows", "languages", "licence", "fingerprint"], table_rows, "lr")]
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from cctuning.evaluation.scored import ScoredRun, read_run
 from cctuning.evaluation.table import MAIN
+from cctuning.markdown import table
 
 MODES = {"student": "", "bypass": ", transform bypassed", "parallel": ", the prompt in the reference language at hand"}
 
@@ -41,18 +42,17 @@ def results_section(runs: Sequence[ScoredRun], fingerprints: Collection[str]) ->
         name = Path(str(record["model"].get("name", run.path.name))).name
         whose = "This model" if own else f"Another model, for comparison: {name}"
         lines = [f"### {whose}{MODES.get(record['settings'].get('mode', 'student'), '')}", ""]
-        lines += ["| benchmark | language | metric | n | % | chance |", "| --- | --- | --- | ---: | ---: | ---: |"]
-        lines += [_line(task.about) for task in sorted(run.tasks.values(), key=lambda t: (t.benchmark, t.language))]
+        rows = [_cells(task.about) for task in sorted(run.tasks.values(), key=lambda t: (t.benchmark, t.language))]
+        lines.append(table(["benchmark", "language", "metric", "n", "%", "chance"], rows, "lllrrr"))
         told = {**record["settings"], **{f"{key} version": value for key, value in record.get("versions", {}).items()}}
         lines += ["", ", ".join(f"{key} {value}" for key, value in told.items() if value is not None) + "."]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
-def _line(task: dict[str, Any]) -> str:
+def _cells(task: dict[str, Any]) -> list[Any]:
     figure = task["metrics"][task["metric"]]
     error = "" if figure["stderr"] is None else f" ± {100 * figure['stderr']:.1f}"
     chance = "" if task.get("chance") is None else f"{100 * task['chance']:.1f}"
     metric = MAIN.get(task["metric"], task["metric"])
-    cells = [task["benchmark"], task["language"], metric, task["items"], f"{100 * figure['value']:.1f}{error}", chance]
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
+    return [task["benchmark"], task["language"], metric, task["items"], f"{100 * figure['value']:.1f}{error}", chance]

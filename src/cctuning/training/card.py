@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from cctuning.connection import ConnectionConfig
 from cctuning.connection.config import ALIGN_OPTIONS
+from cctuning.markdown import table
 from cctuning.model.connected import ConnectedModel
 
 CITATION = """@inproceedings{cc-tuning-2025,
@@ -58,8 +59,7 @@ def option_table(config: ConnectionConfig) -> str:
     options = config.to_dict()
     if config.connection == "align":
         options = {key: options[key] for key in ("connection", *ALIGN_OPTIONS)}
-    lines = [f"| {key} | {value} |" for key, value in options.items()]
-    return "\n".join(["| connection option | value |", "| --- | --- |", *lines])
+    return table(["connection option", "value"], options.items())
 
 
 def write_model_card(
