@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers on two cores; one thread each, or they would fight over the cores.
 WORKERS ?= 2
 
-.PHONY: demo demo-real test test-slow test-transformers4 test-engines bench check format clean
+.PHONY: demo demo-real lab test test-slow test-transformers4 test-engines bench check format clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -19,6 +19,9 @@ demo: $(STAMP)  ## the whole method on a small world: base, three ways of tuning
 
 demo-real: $(STAMP)  ## a real model on real words: ACCEPT=gemma-3-270m says that you accept Gemma's terms
 	$(BIN)/python -m experiments.real demo --output demo/real $(if $(ACCEPT),--accept $(ACCEPT))
+
+lab: $(STAMP)  ## a made-up world, every recipe searched and compared: WORLD=facts (docs/lab)
+	$(BIN)/python -m experiments.worlds run $(or $(WORLD),facts) --output lab
 
 test: $(STAMP)  ## the tests (a minute or two on two cores)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow"

@@ -15,11 +15,11 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
-from cctuning.lab.cldr import build_world
-from cctuning.lab.experiment import circumstances
-from cctuning.lab.worlds import ENGLISH, Item
+from cctuning.demo.cldr import build_world
+from cctuning.demo.worlds import ENGLISH, Item
 from cctuning.model.loading import load
 from cctuning.serving.answering import Answerer
+from measuring import machine, versions
 
 SHOTS, SEED = 3, 0
 
@@ -60,7 +60,14 @@ def main() -> None:
     print("| reference | right, % |\n| --- | --- |")
     for name, share in shares.items():
         print(f"| {name} | {share} |")
-    record = {"command": "python bench/hint.py", "questions": asked, "seed": SEED, "right": shares, **circumstances()}
+    record = {
+        "command": "python bench/hint.py",
+        "questions": asked,
+        "seed": SEED,
+        "right": shares,
+        "machine": machine(),
+        "versions": versions(),
+    }
     Path(args.result).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 

@@ -18,8 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cctuning.lab.experiment import circumstances
 from cctuning.serving.routing import Router
+from measuring import machine, versions
 
 LANGUAGES = ["sw", "th", "bn", "ar", "tr"]
 SETS = {
@@ -73,7 +73,8 @@ def main() -> None:
         "languages": LANGUAGES,
         "sets": found,
         "slowest_mean_ms": round(1000 * slowest, 2),
-        **circumstances(),
+        "machine": machine(),
+        "versions": versions(),
     }
     print(f"the slowest set's mean: {record['slowest_mean_ms']} ms of CPU a prompt")
     Path(args.result).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

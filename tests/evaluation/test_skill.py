@@ -7,10 +7,10 @@ import json
 import pytest
 
 from cctuning.cli import main
-from cctuning.lab.base import BaseConfig, build_base
-from cctuning.lab.cldr import build_world
-from cctuning.lab.tuning import right
-from cctuning.lab.worlds import majority
+from cctuning.demo.base import BaseConfig, build_base
+from cctuning.demo.cldr import build_world
+from cctuning.demo.tuning import right
+from cctuning.demo.worlds import majority
 from cctuning.model.loading import load
 from tests.evaluation.data import write
 

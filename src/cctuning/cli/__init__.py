@@ -22,7 +22,6 @@ VERBS = {
     "evaluate": "score a model on public benchmarks, per language, from the hub or from files",
     "compare": "say whether scored models differ, language by language",
     "report": "one HTML page on what runs learned, what it cost and what it gave",
-    "lab": "controlled experiments: which recipe helps, when, and how much",
     "demo": "the whole method on a small world, from nothing to a table, in minutes",
 }
 
@@ -59,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
             hint = nearest(argv[0], VERBS, f" Known: {', '.join(VERBS)}.")
             raise UserError(f"{argv[0]!r} is not a verb.{hint}")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forked data workers would warn at every row
-        if not sys.stderr.isatty() and argv[0] not in ("demo", "lab"):
+        if not sys.stderr.isatty() and argv[0] != "demo":
             as_lines()  # a log file has no use for progress bars
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of a kernel it would like, at each import
         warnings.filterwarnings("ignore", category=FutureWarning)  # between TRL and transformers: nothing to be done

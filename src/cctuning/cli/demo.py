@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # between TRL and transformers, nothing a reader can do
-    from cctuning.lab.demo import run_demo
+    from cctuning.demo.steps import run_demo
 
     output = Path(args.output)
     run_demo(output, Path(args.cache_dir), args.seed)
@@ -43,8 +43,8 @@ def report(output: Path) -> Path:
     from tqdm.auto import tqdm
 
     from cctuning.data import Source
+    from cctuning.demo.steps import HELD_OUT, RECIPES
     from cctuning.evaluation.run import Options, evaluate
-    from cctuning.lab.demo import HELD_OUT, RECIPES
     from cctuning.model.loading import read_record
     from cctuning.report.build import build
     from cctuning.report.measure import Options as Looked

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from trl import SFTTrainer
 
 from cctuning.connection import ConnectionConfig
-from cctuning.lab.base import joint_text
-from cctuning.lab.rivals import Answers, Job, tokens_read
-from cctuning.lab.tuning import right
-from cctuning.lab.worlds import ENGLISH
+from cctuning.demo.base import joint_text
+from cctuning.demo.tuning import right
+from cctuning.demo.worlds import ENGLISH
 from cctuning.model.loading import Loaded, load_base, load_tokenizer
 from cctuning.training import CCTrainer
+from experiments.worlds.rivals import Answers, Job, tokens_read
 
 TASK = "task"
 

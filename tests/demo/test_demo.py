@@ -12,11 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cctuning.cli.demo import report
-from cctuning.lab import demo
-from cctuning.lab.base import BaseConfig, build_base, build_tokenizer, encode, new_model, train
-from cctuning.lab.cldr import LANGUAGES, build_world
-from cctuning.lab.scoring import wilson
-from cctuning.lab.worlds import ENGLISH, majority, rows
+from cctuning.demo import steps as demo
+from cctuning.demo.base import BaseConfig, build_base, build_tokenizer, encode, new_model, train
+from cctuning.demo.cldr import LANGUAGES, build_world
+from cctuning.demo.scoring import wilson
+from cctuning.demo.worlds import ENGLISH, majority, rows
 
 SMALL = BaseConfig(hidden_size=32, layers=2, heads=2, intermediate_size=48, english_steps=30, joint_steps=10)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cctuning.connection import ConnectionConfig
-from cctuning.lab.worlds import ENGLISH, World
+from cctuning.demo.worlds import ENGLISH, World
 from cctuning.model.loading import Loaded
 from cctuning.serving.answering import Answerer
 from cctuning.training import CCConfig

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 from babel import Locale
 from babel.core import get_global
 
-from cctuning.lab.cldr_languages import KINDS, RELATIONS, SEVEN
-from cctuning.lab.cldr_languages_more import FIFTEEN
-from cctuning.lab.worlds import ENGLISH, Item
+from cctuning.demo.cldr_languages import KINDS, RELATIONS, SEVEN
+from cctuning.demo.cldr_languages_more import FIFTEEN
+from cctuning.demo.worlds import ENGLISH, Item
 
 LANGUAGES = SEVEN | FIFTEEN
 SPLITS = {"sft": 0.25, "dev": 0.15, "test": 0.25}  # what remains is `text`

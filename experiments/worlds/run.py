@@ -1,21 +1,23 @@
-"""`cctuning lab run SETUP [--recipes …]`, `lab table SETUP`, `lab report SETUP --page FILE`, `lab list`."""
+"""The command line of the made-up worlds: `python -m experiments.worlds run|table|report|list`."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cctuning.cli.options import Plain
 from cctuning.errors import UserError
 
 
-def main(argv: list[str]) -> None:
-    """Parse and run."""
-    parser = Plain("cctuning lab", description="Controlled experiments: search, run, and sum up.")
-    verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Plain)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 2 where the input is at fault."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.worlds", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, parser_class=argparse.ArgumentParser)
     run = verbs.add_parser("run", help="search settings on the dev split, run the test split, write the table")
     run.add_argument("--recipes", nargs="+", help="default: all that the setup can search")
     run.add_argument("--bases", nargs="+", type=int, default=list(range(6)), help="seeds reported (default 0 to 5)")
@@ -38,12 +40,17 @@ def main(argv: list[str]) -> None:
     verbs.add_parser("list", help="the setups and recipes there are")
     args = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs a hub
-    {"run": _run, "table": _table, "report": _report, "list": _list}[args.verb](args)
+    try:
+        {"run": _run, "table": _table, "report": _report, "list": _list}[args.verb](args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _list(args: Any) -> None:
-    from cctuning.lab.recipes import RECIPES
-    from cctuning.lab.setups import SETUPS
+    from experiments.worlds.recipes import RECIPES
+    from experiments.worlds.setups import SETUPS
 
     for title, entries in (("setups", SETUPS), ("recipes", RECIPES)):
         print(title)
@@ -54,26 +61,28 @@ def _list(args: Any) -> None:
 def _finished(args: Any) -> Path:
     place = Path(args.output) / args.setup / "results.json"
     if not place.is_file():
-        raise UserError(f"{place}: no such file; run `cctuning lab run {args.setup} --output {args.output}` first.")
+        raise UserError(
+            f"{place}: no such file; run `python -m experiments.worlds run {args.setup} --output {args.output}` first."
+        )
     return place
 
 
 def _table(args: Any) -> None:
-    from cctuning.lab.table import markdown
+    from experiments.worlds.table import markdown
 
     print(markdown(args.setup, json.loads(_finished(args).read_text(encoding="utf-8"))))
 
 
 def _report(args: Any) -> None:
-    from cctuning.lab.page import write_page
+    from experiments.worlds.page import write_page
 
     write_page(args.setup, _finished(args).parent.parent, Path(args.page), args.date)
     print(f"page: {args.page}")
 
 
 def _run(args: Any) -> None:
-    from cctuning.lab.experiment import experiment, searchable
-    from cctuning.lab.table import markdown
+    from experiments.worlds.experiment import experiment, searchable
+    from experiments.worlds.table import markdown
 
     found = experiment(
         args.setup,

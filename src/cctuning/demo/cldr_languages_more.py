@@ -12,7 +12,7 @@ Tamil), "{s} region" (Armenian, Kannada, Odia, Telugu), or a heading, "{s}: what
 
 from __future__ import annotations
 
-from cctuning.lab.cldr_languages import language
+from cctuning.demo.cldr_languages import language
 
 FIFTEEN = {
     one.code: one

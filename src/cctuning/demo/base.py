@@ -39,8 +39,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cctuning.lab.subwords import EOS, PAD, UNKNOWN, pack, positions_of, train_tokenizer
-from cctuning.lab.worlds import ENGLISH, World
+from cctuning.demo.subwords import EOS, PAD, UNKNOWN, pack, positions_of, train_tokenizer
+from cctuning.demo.worlds import ENGLISH, World
 
 EMERGENT, SUBWORDS = ("emergent", "switched", "switched_lists"), ("vocab", "positions")
 GRAFT = ("joint_steps", "joint_learning_rate", "keep", "noise", "language_vector", "share")

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from cctuning.demo.worlds import ENGLISH, World, chance, majority, others
 from cctuning.evaluation.statistics import t_interval
-from cctuning.lab.grid import Record, english, score, share, way_of
-from cctuning.lab.recipes import RECIPES
-from cctuning.lab.worlds import ENGLISH, World, chance, majority, others
 from cctuning.markdown import table
+from experiments.worlds.grid import Record, english, score, share, way_of
+from experiments.worlds.recipes import RECIPES
 
 COLUMNS = 8  # languages shown one by one
 Results = Mapping[str, Sequence[Record]]  # recipe, or `base` -> one record a base, the same bases in each

@@ -10,17 +10,17 @@ import torch
 from datasets import Dataset
 
 from cctuning.connection import ConnectionConfig
-from cctuning.lab import cells, setups
-from cctuning.lab.base import BaseConfig, build_base
-from cctuning.lab.cells import Cell
-from cctuning.lab.controlled import ControlledWorld, Sizes
-from cctuning.lab.mad_x import TASK, mad_x, speak, train_mad_x
-from cctuning.lab.recipes import RECIPES, joint
-from cctuning.lab.rivals import Job, XTuneTrainer, english_of, symmetric_kl, train_xtune
-from cctuning.lab.tuning import right
-from cctuning.lab.worlds import ENGLISH, others
+from cctuning.demo.base import BaseConfig, build_base
+from cctuning.demo.tuning import right
+from cctuning.demo.worlds import ENGLISH, others
 from cctuning.model.loading import load, load_base, load_tokenizer
 from cctuning.training import CCTrainer
+from experiments.worlds import cells, setups
+from experiments.worlds.cells import Cell
+from experiments.worlds.controlled import ControlledWorld, Sizes
+from experiments.worlds.mad_x import TASK, mad_x, speak, train_mad_x
+from experiments.worlds.recipes import RECIPES, joint
+from experiments.worlds.rivals import Job, XTuneTrainer, english_of, symmetric_kl, train_xtune
 
 TINY = BaseConfig(hidden_size=32, layers=2, heads=2, intermediate_size=48, english_steps=300, joint_steps=60)
 XTUNE = {"learning_rate": 2e-3, "num_train_epochs": 2, "noise": "switched", "weight": 1.0}

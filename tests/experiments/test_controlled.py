@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from cctuning.lab.base import BaseConfig, build_tokenizer, joint_text
-from cctuning.lab.controlled import ControlledWorld
-from cctuning.lab.questions import Sizes
-from cctuning.lab.recipes import RECIPES
-from cctuning.lab.worlds import ENGLISH, chance, majority, others, rows
+from cctuning.demo.base import BaseConfig, build_tokenizer, joint_text
+from cctuning.demo.worlds import ENGLISH, chance, majority, others, rows
+from experiments.worlds.controlled import ControlledWorld
+from experiments.worlds.questions import Sizes
+from experiments.worlds.recipes import RECIPES
 
 SMALL = {
     "facts": Sizes(people=40, sft=24, dev=24, test=24, free=16),
@@ -163,7 +163,7 @@ def test_answers_of_skills_are_right():
 
 
 def _value(words: str) -> int:
-    from cctuning.lab.questions import _NUMBERS, _TENS
+    from experiments.worlds.questions import _NUMBERS, _TENS
 
     return sum(_NUMBERS.index(w) if w in _NUMBERS else 10 * (2 + _TENS.index(w)) for w in words.split())
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cctuning.lab.mad_x import mad_x
-from cctuning.lab.rivals import NOISES, Rival, xtune
-from cctuning.lab.worlds import ENGLISH, World, others, rows
+from cctuning.demo.worlds import ENGLISH, World, others, replayed, rows
+from experiments.worlds.mad_x import mad_x
+from experiments.worlds.rivals import NOISES, Rival, xtune
 
 Rows = list[dict[str, Any]]
 RATES, DECAYS = (5e-4, 1e-3), (0.0, 50.0)
@@ -52,14 +52,6 @@ def with_text(world: World) -> Rows:
             first, _, rest = item.prompt.partition(" ")
             text.append({"prompt": first, "response": f" {rest}", "lang": ENGLISH, "prompt_en": None})
     return joint(world) + text
-
-
-def replayed(world: World) -> Rows:
-    """`joint`, and English questions of the `text` split: what the base knows anyway, rehearsed.
-
-    The base's own English answers will do: it gives them right (the lab checks that), so they are the true ones.
-    """
-    return joint(world) + rows(world, "text", [ENGLISH])
 
 
 def replayed_with_free(world: World) -> Rows:

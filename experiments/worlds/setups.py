@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cctuning.lab.base import BaseConfig
-from cctuning.lab.cldr import LANGUAGES, build_world
-from cctuning.lab.controlled import ControlledWorld
-from cctuning.lab.tico import build_world as build_tico
-from cctuning.lab.worlds import World
+from cctuning.demo.base import BaseConfig
+from cctuning.demo.cldr import LANGUAGES, build_world
+from cctuning.demo.worlds import World
+from experiments.worlds.controlled import ControlledWorld
+from experiments.worlds.tico import build_world as build_tico
 
 
 @dataclass(frozen=True)

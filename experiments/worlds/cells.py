@@ -18,16 +18,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cctuning.demo.base import BaseConfig, build_base, fingerprint
+from cctuning.demo.tuning import OF_TRAINER, connection, options, right
+from cctuning.demo.worlds import World
 from cctuning.files import write_atomically
-from cctuning.lab.base import BaseConfig, build_base, fingerprint
-from cctuning.lab.recipes import RECIPES, Recipe
-from cctuning.lab.rivals import Job, tokens_read
-from cctuning.lab.setups import SETUPS
-from cctuning.lab.tico import data_folder
-from cctuning.lab.tuning import OF_TRAINER, connection, options, right
-from cctuning.lab.worlds import World
 from cctuning.model.loading import Loaded, load
 from cctuning.training.run import train as start
+from experiments.worlds.recipes import RECIPES, Recipe
+from experiments.worlds.rivals import Job, tokens_read
+from experiments.worlds.setups import SETUPS
+from experiments.worlds.tico import data_folder
 
 FORMAT = 4  # part of every key: raise it when a record of the same options would differ
 

@@ -17,8 +17,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cctuning.lab.questions import Phrases, Question, Sizes, Unit, ask, coiner
-from cctuning.lab.worlds import ENGLISH, Item
+from cctuning.demo.worlds import ENGLISH, Item
+from experiments.worlds.questions import Phrases, Question, Sizes, Unit, ask, coiner
 
 
 @dataclass(frozen=True)

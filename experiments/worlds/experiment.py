@@ -21,11 +21,11 @@ import torch
 
 from cctuning.errors import UserError, nearest
 from cctuning.files import write_atomically
-from cctuning.lab.cells import Cell, check_rows, world_and_base
-from cctuning.lab.grid import SLACK, cell_of, run_cells, search
-from cctuning.lab.recipes import RECIPES
-from cctuning.lab.setups import SETUPS
-from cctuning.lab.table import markdown, summarise
+from experiments.worlds.cells import Cell, check_rows, world_and_base
+from experiments.worlds.grid import SLACK, cell_of, run_cells, search
+from experiments.worlds.recipes import RECIPES
+from experiments.worlds.setups import SETUPS
+from experiments.worlds.table import markdown, summarise
 
 ENOUGH_ENGLISH, FULL, ROOM = 90.0, 90.0, 5.0  # % right: what makes a base fit for a comparison
 

@@ -119,3 +119,11 @@ def _answers(world: World) -> dict[str, Counter[str]]:
 def others(world: World) -> Sequence[str]:
     """The languages but English."""
     return [lang for lang in world.languages if lang != ENGLISH]
+
+
+def replayed(world: World) -> list[dict[str, Any]]:
+    """The SFT split in every language, and English questions of the `text` split: what the base knows, rehearsed.
+
+    The base's own English answers will do: it gives them right (a test checks that), so they are the true ones.
+    """
+    return rows(world, "sft") + rows(world, "text", [ENGLISH])

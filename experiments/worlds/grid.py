@@ -15,11 +15,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from cctuning.lab.cells import Cell, run
-from cctuning.lab.recipes import RECIPES
-from cctuning.lab.setups import SETUPS
-from cctuning.lab.worlds import ENGLISH
+from cctuning.demo.worlds import ENGLISH
 from cctuning.workers import leave_with
+from experiments.worlds.cells import Cell, run
+from experiments.worlds.recipes import RECIPES
+from experiments.worlds.setups import SETUPS
 
 Record = dict[str, Any]
 SLACK = 1.0  # points of English that a setting may cost and still be chosen

@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cctuning.demo.base import BaseConfig
 from cctuning.errors import UserError
-from cctuning.lab.base import BaseConfig
-from cctuning.lab.grid import SLACK
-from cctuning.lab.plot import against_vanilla
-from cctuning.lab.recipes import RECIPES
-from cctuning.lab.setups import SETUPS
-from cctuning.lab.table import markdown
 from cctuning.markdown import table
+from experiments.worlds.grid import SLACK
+from experiments.worlds.plot import against_vanilla
+from experiments.worlds.recipes import RECIPES
+from experiments.worlds.setups import SETUPS
+from experiments.worlds.table import markdown
 
 KEPT = {"Question": "^## Set-up$", "Conclusion": r"\Z"}  # a person's section -> what comes after it
 
@@ -52,7 +52,8 @@ def page(
     lines = [
         f"# {setup}: {SETUPS[setup].says}",
         "",
-        f"{date}. `cctuning lab run {setup} --recipes {names} --bases {' '.join(map(str, bases))}{asked}`",
+        f"{date}. `python -m experiments.worlds run {setup} --recipes {names} "
+        f"--bases {' '.join(map(str, bases))}{asked}`",
         "",
         "## Question",
         "",
@@ -153,7 +154,7 @@ def write_page(setup: str, folder: Path, target: Path, date: str) -> None:
     if other:
         raise UserError(
             f"{home / 'search.json'}: does not choose the settings in results.json of {', '.join(other)}; "
-            f"run `cctuning lab run {setup}` again without --dev_only: finished cells are kept."
+            f"run `python -m experiments.worlds run {setup}` again without --dev_only: finished cells are kept."
         )
     before = target.read_text(encoding="utf-8") if target.is_file() else None
     target.parent.mkdir(parents=True, exist_ok=True)

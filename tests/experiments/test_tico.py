@@ -10,16 +10,16 @@ import shutil
 import pytest
 import torch
 
-from cctuning.cli import main
+from cctuning.demo.base import BaseConfig, build_base, joint_text, new_model
+from cctuning.demo.subwords import pack, positions_of, train_tokenizer
+from cctuning.demo.worlds import ENGLISH, others, rows
 from cctuning.errors import UserError
-from cctuning.lab import setups, table
-from cctuning.lab.base import BaseConfig, build_base, joint_text, new_model
-from cctuning.lab.cells import Cell, key, run
-from cctuning.lab.experiment import check, searchable
-from cctuning.lab.recipes import RECIPES
-from cctuning.lab.subwords import pack, positions_of, train_tokenizer
-from cctuning.lab.tico import DATA, TONGUES, TicoWorld, _rows
-from cctuning.lab.worlds import ENGLISH, others, rows
+from experiments.worlds import setups, table
+from experiments.worlds.cells import Cell, key, run
+from experiments.worlds.experiment import check, searchable
+from experiments.worlds.recipes import RECIPES
+from experiments.worlds.run import main
+from experiments.worlds.tico import DATA, TONGUES, TicoWorld, _rows
 from tests.evaluation.data import data_directory, write
 
 SIZES = {"sft": 12, "dev": 6, "test": 8}
@@ -197,7 +197,7 @@ def test_a_setup_with_a_search_of_its_own_refuses_what_is_nothing_without_its_ow
         "cc-start-weight+replay",
         "cc-start-lora+replay",
     ]
-    assert main(["lab", "run", "tico", "--recipes", "vanilla+replay", *lost, "--output", str(tmp_path / "lab")]) == 2
+    assert main(["run", "tico", "--recipes", "vanilla+replay", *lost, "--output", str(tmp_path / "lab")]) == 2
     error = capsys.readouterr().err
     assert f"of what {', '.join(lost)} should be" in error and error.count("\n") == 1
     assert not (tmp_path / "lab").exists()
@@ -210,7 +210,7 @@ def test_a_setup_with_a_search_of_its_own_refuses_what_is_nothing_without_its_ow
 
 def test_bad_input_is_one_line(folder, monkeypatch, tmp_path, capsys):
     monkeypatch.delenv(DATA, raising=False)
-    assert main(["lab", "run", "tico", "--output", str(tmp_path)]) == 2
+    assert main(["run", "tico", "--output", str(tmp_path)]) == 2
     assert "CC_TUNING_DATA is not set: the setup `tico` reads real rows" in capsys.readouterr().err
     small = dataclasses.replace(setups.SETUPS["tico"], make=lambda seed: TicoWorld(folder, seed, SIZES))
     monkeypatch.setitem(setups.SETUPS, "tico", small)
@@ -218,7 +218,7 @@ def test_bad_input_is_one_line(folder, monkeypatch, tmp_path, capsys):
     bare.mkdir()
     (bare / "parallel").symlink_to(folder / "parallel")
     monkeypatch.setenv(DATA, str(bare))
-    assert main(["lab", "run", "tico", "--output", str(tmp_path / "lab")]) == 2
+    assert main(["run", "tico", "--output", str(tmp_path / "lab")]) == 2
     assert "benchmarks: no such directory" in capsys.readouterr().err and not (tmp_path / "lab").exists()
     with pytest.raises(UserError, match=r"es-LA\.jsonl\.gz: no such file"):
         TicoWorld(tmp_path, 0)

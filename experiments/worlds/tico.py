@@ -24,8 +24,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cctuning.demo.worlds import ENGLISH, Item
 from cctuning.errors import UserError
-from cctuning.lab.worlds import ENGLISH, Item
 
 DATA = "CC_TUNING_DATA"
 TOLD = 8  # times that a sentence is among English's lines with its document, for once that it is without

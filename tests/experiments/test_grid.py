@@ -11,14 +11,14 @@ from xml.etree import ElementTree
 import pytest
 
 from cctuning import UserError
-from cctuning.cli import main
-from cctuning.lab import cells, experiment, grid, recipes, setups, table
-from cctuning.lab.base import BaseConfig
-from cctuning.lab.cells import Cell
-from cctuning.lab.cldr import LANGUAGES, build_world
-from cctuning.lab.controlled import ControlledWorld
-from cctuning.lab.experiment import unfit
-from cctuning.lab.questions import Sizes
+from cctuning.demo.base import BaseConfig
+from cctuning.demo.cldr import LANGUAGES, build_world
+from experiments.worlds import cells, experiment, grid, recipes, setups, table
+from experiments.worlds.cells import Cell
+from experiments.worlds.controlled import ControlledWorld
+from experiments.worlds.experiment import unfit
+from experiments.worlds.questions import Sizes
+from experiments.worlds.run import main
 
 TINY = BaseConfig(hidden_size=32, layers=2, heads=2, intermediate_size=48, english_steps=20, joint_steps=10)
 SIZES = Sizes(people=30, sft=16, dev=12, test=12, free=8)
@@ -196,14 +196,14 @@ def test_every_recipe_is_searched_as_hard():
 )
 def test_bad_input_is_one_line(argv, says, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["lab", *argv]) == 2
+    assert main(argv) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
 
 
 def test_table_prints_again(toy, tmp_path, capsys):
     experiment.experiment("toy", ["vanilla", "cc"], [0], [9], tmp_path)
-    assert main(["lab", "table", "toy", "--output", str(tmp_path)]) == 0
+    assert main(["table", "toy", "--output", str(tmp_path)]) == 0
     assert "| `cc` |" in capsys.readouterr().out
     assert json.loads((tmp_path / "toy" / "search.json").read_text())["chosen"].keys() == {"vanilla", "cc"}
 
@@ -211,7 +211,7 @@ def test_table_prints_again(toy, tmp_path, capsys):
 def test_page_is_renewed_and_keeps_what_a_person_wrote(toy, tmp_path, capsys):
     page = tmp_path / "docs" / "toy.md"
     experiment.experiment("toy", ["vanilla", "cc"], [0, 1], [9], tmp_path)
-    report = ["lab", "report", "toy", "--output", str(tmp_path), "--page", str(page), "--date", "2026-01-01"]
+    report = ["report", "toy", "--output", str(tmp_path), "--page", str(page), "--date", "2026-01-01"]
     assert main(report) == 0
     text = page.read_text()
     for picture in ("toy-x.svg", "toy-english.svg"):
@@ -241,7 +241,7 @@ def test_a_page_of_results_older_than_the_search_is_refused(toy, tmp_path, capsy
     monkeypatch.setattr(experiment, "search", lambda *_: (newer, []))
     experiment.experiment("toy", ["vanilla"], [0], [9], tmp_path, dev_only=True, slack=2.0)
     capsys.readouterr()
-    assert main(["lab", "report", "toy", "--output", str(tmp_path), "--page", str(page)]) == 2
+    assert main(["report", "toy", "--output", str(tmp_path), "--page", str(page)]) == 2
     error = capsys.readouterr().err
     assert "does not choose the settings in results.json of vanilla" in error and error.count("\n") == 1
     assert not page.exists()
@@ -258,7 +258,7 @@ def test_settings_are_taken_over(toy, tmp_path, monkeypatch, capsys):
     )
     taken = ["--settings_of", "toy", "--recipes", "vanilla", "--dev_only", "--output", str(tmp_path)]
     capsys.readouterr()
-    assert main(["lab", "run", "other", *taken]) == 0
+    assert main(["run", "other", *taken]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and all("vanilla" in line for line in lines)  # the two settings of `toy`
     with pytest.raises(UserError, match="no settings of align"):
@@ -266,6 +266,6 @@ def test_settings_are_taken_over(toy, tmp_path, monkeypatch, capsys):
 
 
 def test_list_names_everything(capsys):
-    assert main(["lab", "list"]) == 0
+    assert main(["list"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in [*setups.SETUPS, *recipes.RECIPES])

@@ -22,9 +22,9 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from cctuning.connection import ConnectionConfig
-from cctuning.lab.base import BaseConfig
-from cctuning.lab.tuning import OF_TRAINER, options, right
-from cctuning.lab.worlds import World
+from cctuning.demo.base import BaseConfig
+from cctuning.demo.tuning import OF_TRAINER, options, right
+from cctuning.demo.worlds import World
 from cctuning.model.loading import Loaded, load_base, load_tokenizer
 from cctuning.training import CCConfig, CCTrainer
 

@@ -24,14 +24,13 @@ from rich.table import Table
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cctuning.demo.base import BaseConfig, build_base
+from cctuning.demo.cldr import World, build_world
+from cctuning.demo.scoring import wilson
+from cctuning.demo.tuning import options, right
+from cctuning.demo.worlds import ENGLISH, majority, replayed, rows
 from cctuning.evaluation.statistics import clustered_bootstrap
 from cctuning.files import write_atomically
-from cctuning.lab.base import BaseConfig, build_base
-from cctuning.lab.cldr import World, build_world
-from cctuning.lab.recipes import replayed
-from cctuning.lab.scoring import wilson
-from cctuning.lab.tuning import options, right
-from cctuning.lab.worlds import ENGLISH, majority, rows
 from cctuning.model.loading import RUN_FILE, Loaded, load
 from cctuning.serving.exporting import export
 from cctuning.training.run import resolved, train

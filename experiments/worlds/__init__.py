@@ -1,0 +1,1 @@
+"""Made-up worlds in which everything is known: recipes searched alike, on the public API. Not installed."""
