@@ -125,7 +125,9 @@ class Seq2Seq:
                 raise
             raise UserError(f"{place}: cannot be opened as a model: {error}") from None
         self._model, self._place = None, place
-        self._version = _directory_hash(Path(place)) if Path(place).is_dir() else f"{place}@{self._config._commit_hash}"
+        self._version = (
+            _directory_hash(Path(place)) if Path(place).is_dir() else f"{place}@{self._config._commit_hash}"
+        )
         tokens = self._tokenizer.get_vocab().keys() | set(self._tokenizer.all_special_tokens)
         families = {"m2m_100": ("nllb", "m2m100"), "t5": ("madlad",), "marian": ("opus",)}
         for family in families[self._config.model_type]:
