@@ -10,16 +10,14 @@ model, one seed. Prints a table and writes bench/results/hint.json.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 from cctuning.demo.cldr import build_world
 from cctuning.demo.worlds import ENGLISH, Item
 from cctuning.model.loading import load
 from cctuning.serving.answering import Answerer
-from measuring import machine, versions
+from measuring import record, write
 
 SHOTS, SEED = 3, 0
 
@@ -28,7 +26,6 @@ def main() -> None:
     """Ask, count, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", default="demo", help="the directory that `make demo` wrote")
-    parser.add_argument("--result", default="bench/results/hint.json")
     args = parser.parse_args()
     world = build_world(seed=SEED)
     answerer = Answerer(
@@ -60,15 +57,7 @@ def main() -> None:
     print("| reference | right, % |\n| --- | --- |")
     for name, share in shares.items():
         print(f"| {name} | {share} |")
-    record = {
-        "command": "python bench/hint.py",
-        "questions": asked,
-        "seed": SEED,
-        "right": shares,
-        "machine": machine(),
-        "versions": versions(),
-    }
-    Path(args.result).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write("hint", record(SEED, questions=asked, right=shares))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """CC-Tuning: fine-tune a language model for one language while it borrows from the one it knows best.
 
 The floors, lowest first; a floor imports only floors below it: `connection` (the method, torch alone), `model` (the
-method in a transformers model) and `data` (rows in, batches out), `training` (on TRL), `demo` (a small world to try it in),
-`cli`. The names below are the public API.
+method in a transformers model) and `data` (rows in, batches out), `training` (on TRL), `demo` (a small world to try
+it in), `cli`. The names below are the public API.
 """
 
 from __future__ import annotations
