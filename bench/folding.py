@@ -25,8 +25,8 @@ from typing import Any
 import torch
 
 from cctuning import ConnectedModel
-from cctuning.model.fold_files import FileFold
 from cctuning.model.loading import load
+from cctuning.model.merge_files import FileMerge
 from cctuning.model.shards import ShardReader
 from measuring import one_thread, record, write
 from shapes import Shape, llama
@@ -62,7 +62,7 @@ def anonymous_mib() -> float:
 def child(way: str, folder: str, output: str) -> None:
     """Fold one way and print what it took."""
     one_thread()
-    FileFold(folder)  # imports and caches, which either way needs, are not its memory
+    FileMerge(folder)  # imports and caches, which either way needs, are not its memory
     peak, stop = [anonymous_mib()], threading.Event()
     before = peak[0]
 
@@ -74,7 +74,7 @@ def child(way: str, folder: str, output: str) -> None:
     watcher.start()
     started = time.perf_counter()
     if way == "files":
-        FileFold(folder).write(Path(output), limit=FILE_MIB * 1024**2)
+        FileMerge(folder).write(Path(output), limit=FILE_MIB * 1024**2)
     else:
         connected = load(folder).connected
         assert connected is not None

@@ -8,7 +8,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from cctuning import ConnectedModel, ConnectionConfig
 from cctuning.connection import StreamingLeastSquares
-from cctuning.connection.transform import build_transform
+from cctuning.connection.transforms import build_transform
 from tests.conftest import shake, tiny_llama
 
 

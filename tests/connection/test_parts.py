@@ -7,9 +7,9 @@ import torch
 
 from cctuning import ConnectionConfig, UserError
 from cctuning.connection import Reference, delta_matrix, predicting, prompt_ends, scope_mask
-from cctuning.connection.alignment import last_real, offer, remember
-from cctuning.connection.decision import FixedBlend, Gate, build_decision
-from cctuning.connection.transform import build_transform
+from cctuning.connection.decisions import FixedBlend, Gate, build_decision
+from cctuning.connection.references import last_real, offer, remember
+from cctuning.connection.transforms import build_transform
 from cctuning.model.passes import uniform
 
 # -- alignment ----------------------------------------------------------------------------------------------------
@@ -148,8 +148,8 @@ def test_every_option_explains_itself():
 
 
 def test_what_can_be_folded():
-    assert ConnectionConfig("gated").foldable
-    assert ConnectionConfig("gated", transform="none", paths="student").foldable
-    assert not ConnectionConfig("gated", scope="response").foldable
-    assert not ConnectionConfig("gated", transform="nonlinear").foldable
-    assert not ConnectionConfig(connection="adaptive").foldable
+    assert ConnectionConfig("gated").mergeable
+    assert ConnectionConfig("gated", transform="none", paths="student").mergeable
+    assert not ConnectionConfig("gated", scope="response").mergeable
+    assert not ConnectionConfig("gated", transform="nonlinear").mergeable
+    assert not ConnectionConfig(connection="adaptive").mergeable

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from cctuning import ConnectedModel, ConnectionConfig
 from cctuning.errors import UserError
-from cctuning.model.export import export_lora
+from cctuning.model.lora import export_lora
 from cctuning.model.sites import find_sites
 from tests.conftest import shake
 from tests.families import build

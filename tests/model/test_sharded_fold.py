@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from cctuning import ConnectedModel, ConnectionConfig
 from cctuning.errors import UserError
-from cctuning.model.fold_files import open_fold
 from cctuning.model.loading import load
+from cctuning.model.merge_files import open_merge
 from cctuning.model.shards import ShardReader, ShardWriter
 from tests.conftest import shake
 from tests.families import build
@@ -55,7 +55,7 @@ def saved(folder, family="llama", dtype=torch.float32, connection=None, lora=Fal
 
 
 def both_ways(where, folder, dtype=None):
-    opened = open_fold(str(where))
+    opened = open_merge(str(where))
     assert opened is not None
     opened.write(folder / "files", dtype, limit=20_000)
     model = load(str(where)).connected.merge_and_unload()
@@ -88,13 +88,13 @@ def test_other_types_and_transforms(tmp_path):
 
 @pytest.mark.parametrize("family", IN_MEMORY)
 def test_what_cannot_be_read_so_is_left_to_the_other_way(family, tmp_path):
-    assert open_fold(str(saved(tmp_path, family))) is None
+    assert open_merge(str(saved(tmp_path, family))) is None
 
 
 def test_what_cannot_be_folded_is_refused_as_in_memory(tmp_path):
     where = saved(tmp_path, connection=ConnectionConfig("gated", scope="response"))
     with pytest.raises(UserError, match="scope: response acts at some positions only"):
-        open_fold(str(where))
+        open_merge(str(where))
 
 
 def test_the_connection_of_another_base_is_refused(tmp_path):
@@ -103,7 +103,7 @@ def test_the_connection_of_another_base_is_refused(tmp_path):
     other.model.embed_tokens.weight.data += 1
     other.save_pretrained(where, max_shard_size="8KB")
     with pytest.raises(UserError, match="made for another model of the same shape"):
-        open_fold(str(where))
+        open_merge(str(where))
 
 
 def test_files_are_cut_at_the_limit_and_say_when_one_is_missing(tmp_path):

@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cctuning.cli import main
 from cctuning.cli.options import parse
 from cctuning.connection import ConnectionConfig
-from cctuning.model.adapter import WEIGHTS_FILE
 from cctuning.model.loading import load
+from cctuning.model.serialization import WEIGHTS_FILE
 from cctuning.training import CCConfig
 from cctuning.training.options import RunOptions
 from tests.families import build

@@ -313,7 +313,7 @@ def test_a_fold_never_has_the_model_in_memory_where_its_files_allow_it(run, tmp_
     from cctuning.serving import exporting
 
     export(str(run), "fold", tmp_path / "files")
-    monkeypatch.setattr(exporting, "open_fold", lambda *_: None)
+    monkeypatch.setattr(exporting, "open_merge", lambda *_: None)
     export(str(run), "fold", tmp_path / "memory")
     monkeypatch.undo()
     monkeypatch.setattr(exporting, "_plain", lambda *_: pytest.fail("it was folded in memory"))

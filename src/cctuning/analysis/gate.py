@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cctuning.analysis.observe import LanguageBatch, languages_of, observe
 from cctuning.connection import predicting
-from cctuning.model.adaptive import AdaptiveModel
+from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.connected import ConnectedModel
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cctuning.analysis.observe import LanguageBatch, languages_of
 from cctuning.connection import last_real, predicting, prompt_ends
-from cctuning.model.adaptive import AdaptiveModel
+from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.passes import Batch, plan_inference
 from cctuning.model.sites import find_sites

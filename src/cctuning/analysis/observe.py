@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cctuning.connection import Reference, predicting, prompt_ends
 from cctuning.data import PairedCollator
 from cctuning.errors import UserError
-from cctuning.model.adaptive import AdaptiveModel
+from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.passes import Batch, plan_inference
 

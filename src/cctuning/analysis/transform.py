@@ -11,9 +11,9 @@ from torch import Tensor
 
 from cctuning.analysis.observe import LanguageBatch, languages_of, observe
 from cctuning.connection import LowRankTransform, NonlinearTransform, delta_matrix
-from cctuning.connection.fusion import TINY
+from cctuning.connection.gated import TINY
 from cctuning.connection.plan import row_sums
-from cctuning.model.adaptive import AdaptiveModel
+from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.connected import ConnectedModel
 
 

@@ -95,8 +95,8 @@ CAPTION = (
 
 def check_base(model: str) -> None:
     """Raise `UserError` where `model` is what training left: what is asked here is asked of what it starts from."""
-    from cctuning.model.adapter import CONFIG_FILE
     from cctuning.model.loading import LORA_CONFIG, RUN_FILE, base_of, read_record
+    from cctuning.model.serialization import CONFIG_FILE
 
     folder = Path(model)
     kinds = {RUN_FILE: "a run", LORA_CONFIG: "a LoRA", CONFIG_FILE: "a model with a trained connection"}

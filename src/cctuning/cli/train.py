@@ -73,7 +73,7 @@ def main(argv: list[str], verb: str = "train") -> None:
             print(f"next:       cctuning train --model {run}/model --connection none --data ROWS (or any SFT)")
         elif settled in ("align", "none"):
             print(f"try it:     cctuning generate {run} --prompt '…'")
-        elif connection.foldable:
+        elif connection.mergeable:
             print(f"next:       cctuning export {run} --format fold --output DIR")
         elif connection.connection == "gated" and connection.scope == "all":
             print(f"next:       cctuning export {run} --format code --output DIR (it cannot be folded)")

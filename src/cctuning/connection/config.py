@@ -240,7 +240,7 @@ class ConnectionConfig:
         return self.connection in ("align", "none")
 
     @property
-    def foldable(self) -> bool:
+    def mergeable(self) -> bool:
         """Whether inference can run as a plain checkpoint: a linear map, at every position, at every layer alike."""
         if self.plain or (self.connection == "gated" and self.transform == "none"):
             return True

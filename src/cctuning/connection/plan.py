@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cctuning.connection.alignment import LayerMemory, Reference, last_real
 from cctuning.connection.pooled import Offered
+from cctuning.connection.references import LayerMemory, Reference, last_real
 
 
 @dataclass

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cctuning.errors import UserError
-from cctuning.model.adaptive import AdaptiveModel
+from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.connected import ConnectedModel
 from cctuning.serving.stops import Thoughts
 

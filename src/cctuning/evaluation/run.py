@@ -37,8 +37,8 @@ from cctuning.evaluation.suites import SUITES, Item, plan
 from cctuning.evaluation.table import markdown
 from cctuning.files import write_atomically
 from cctuning.languages import ENGLISH, canonical
-from cctuning.model.adapter import CONFIG_FILE, read_config
 from cctuning.model.loading import Loaded, load, resolve
+from cctuning.model.serialization import CONFIG_FILE, read_config
 from cctuning.model.sites import unwrap
 from cctuning.serving.answering import chat_notes, chat_of, encoder_for, encoder_of, tokenizer_of
 from cctuning.serving.stops import Thoughts, answer_end, stop_tokens
@@ -286,7 +286,7 @@ def _model(loaded: Loaded, options: Options, parallels: Parallels | None, encode
     how: dict[str, Any] = {"chat": encoder.chat, "thoughts": Thoughts.of(encoder)}
     if loaded.tokenizer.pad_token_id is None:
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token  # masked out: any id will do
-    plain = connected is None or options.mode == "bypass" or (options.mode == "student" and connected.config.foldable)
+    plain = connected is None or options.mode == "bypass" or (options.mode == "student" and connected.config.mergeable)
     if connected is not None and not plain:
         lm = ConnectedLM(connected, loaded.tokenizer, **how)
         lm.reference = parallels

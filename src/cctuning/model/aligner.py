@@ -13,7 +13,7 @@ from cctuning.errors import UserError
 from cctuning.model.objective import ConnectedOutput, aligned_alone
 from cctuning.model.passes import Batch, Step
 from cctuning.model.recorded import RecordedReferences
-from cctuning.model.running import copy_output, several_processes
+from cctuning.model.runner import copy_output, several_processes
 from cctuning.model.sites import Site
 
 

@@ -27,7 +27,7 @@ from cctuning.connection import (
     restore,
 )
 from cctuning.errors import UserError
-from cctuning.model import adapter
+from cctuning.model import serialization
 from cctuning.model.aligner import Aligner
 from cctuning.model.objective import ConnectedOutput, assemble
 from cctuning.model.passes import (
@@ -41,7 +41,7 @@ from cctuning.model.passes import (
     uniform,
 )
 from cctuning.model.recorded import RecordedReferences
-from cctuning.model.running import (
+from cctuning.model.runner import (
     Runner,
     copy_output,
     no_gradient,
@@ -51,7 +51,7 @@ from cctuning.model.running import (
 )
 from cctuning.model.shards import read_into
 from cctuning.model.sites import Site, find_sites, unwrap
-from cctuning.model.start import StartingWeights, evaluating
+from cctuning.model.starting_weights import StartingWeights, evaluating
 
 ATTRIBUTE = "cross_lingual_connection"  # the name under which a layer's connection is registered in it
 
@@ -83,7 +83,7 @@ class ConnectedModel(nn.Module):
         self.measured = False  # the references' spread, where the gated connection's error is in units of it
         self._handles: list[Any] = []
         self._insert()
-        self.written = adapter.times_written(self)  # so that export_lora can tell whether the base was trained
+        self.written = serialization.times_written(self)  # so that export_lora can tell whether the base was trained
         self.train(model.training)
 
     # -- attaching and detaching -------------------------------------------------------------------------------------
@@ -101,13 +101,13 @@ class ConnectedModel(nn.Module):
         """
         config = config or ConnectionConfig()
         if config.connection == "adaptive":
-            from cctuning.model.adaptive import AdaptiveModel
+            from cctuning.model.adaptive_model import AdaptiveModel
 
             return AdaptiveModel(model, config)
         return cls(model, config)
 
     def _insert(self) -> None:
-        adapter.check_adapter(self.model)
+        serialization.check_adapter(self.model)
         connecting = self.config.connection != "none"
         sites = find_sites(self.model) if connecting else []
         wanted = self.config.layers_of(len(sites))
@@ -161,7 +161,7 @@ class ConnectedModel(nn.Module):
         Raises:
             UserError: the scope or the transform cannot be folded.
         """
-        from cctuning.model.export import merge
+        from cctuning.model.merge import merge
 
         return merge(self)
 
@@ -171,7 +171,7 @@ class ConnectedModel(nn.Module):
         Raises:
             UserError: it cannot be written so (scope, transform, MoE, trained base weights); the message says why.
         """
-        from cctuning.model.export import export_lora
+        from cctuning.model.lora import export_lora
 
         export_lora(self, Path(directory))
 
@@ -449,7 +449,7 @@ class ConnectedModel(nn.Module):
             base_trained: whether the base's own weights differ from the checkpoint they came from (full fine-tuning);
                 None: yes, if any of them is trainable.
         """
-        adapter.save(self, Path(directory), base_trained)
+        serialization.save(self, Path(directory), base_trained)
 
     @classmethod
     def from_pretrained(cls, model: PreTrainedModel, directory: str | Path) -> ConnectedModel:
@@ -458,7 +458,7 @@ class ConnectedModel(nn.Module):
         Raises:
             UserError: the directory is incomplete, or holds the connection of another model.
         """
-        return adapter.load(cls, model, Path(directory))
+        return serialization.load(cls, model, Path(directory))
 
     def print_trainable_parameters(self) -> None:
         """Print how many parameters train, of the connection and of the base."""

@@ -14,12 +14,11 @@ from torch import nn
 from transformers import AutoConfig
 
 from cctuning.errors import UserError
-from cctuning.model.adapter import base_is_trained, times_written
-from cctuning.model.export import check_config, check_mergeable
-from cctuning.model.fold import check_foldable
 from cctuning.model.loading import LOADING_ERRORS
 from cctuning.model.lora import HARMLESS_STARTS, check_vocabulary, existing_lora, plain_adapter, possible_lora
+from cctuning.model.merge import check_adapter_mergeable, check_config, check_merge_exact
 from cctuning.model.quantised import is_quantised
+from cctuning.model.serialization import base_is_trained, times_written
 from cctuning.model.sites import find_sites, unwrap
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def _reason(check: Any, connected: ConnectedModel) -> str | None:
 def _check_fold(connected: ConnectedModel) -> None:
     check_config(connected.config, "folded")
     model: Any = connected.model
-    check_mergeable(model)
+    check_adapter_mergeable(model)
     has_transform = connected.config.transform != "none" and not connected.config.plain
     weights = [*model.parameters()]
     # Weights that are yet to be read are one value, seen everywhere (training/meta_start.py).
@@ -90,7 +89,7 @@ def _check_fold(connected: ConnectedModel) -> None:
         return
     sites = [site for site in find_sites(model) if site.index in connected.connections]
     with connected.disable_adapter(), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
-        check_foldable(model, sites)
+        check_merge_exact(model, sites)
     connected.written = times_written(connected)  # the trial wrote to weights, and put them back
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cctuning.errors import UserError
-from cctuning.model import adapter
+from cctuning.model import serialization
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.quantised import keep_differentiable
 
@@ -181,7 +181,7 @@ def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> 
     if (folder / LORA_CONFIG).is_file():
         model = _with_lora(model, folder, source)
     connected = None
-    if (folder / adapter.CONFIG_FILE).is_file():
+    if (folder / serialization.CONFIG_FILE).is_file():
         connected = ConnectedModel.from_pretrained(model, where)
     own = base is None or not folder.is_dir() or (folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(where if own else str(base), trust_remote_code=trust_remote_code)
@@ -204,8 +204,8 @@ def base_of(folder: Path, run: dict[str, Any]) -> tuple[str | None, str]:
         if base is None:
             raise UserError(f"{folder / LORA_CONFIG}: base_model_name_or_path: missing; name the base model there.")
         return base, base
-    if (folder / adapter.CONFIG_FILE).is_file():
-        base = base or adapter.read_config(folder)["base"].get("name_or_path") or None
+    if (folder / serialization.CONFIG_FILE).is_file():
+        base = base or serialization.read_config(folder)["base"].get("name_or_path") or None
     return base, str(folder)
 
 
@@ -224,8 +224,8 @@ def _with_lora(model: PreTrainedModel, folder: Path, base: str) -> Any:
 
 def _saved_vocabulary(folder: Path) -> int | None:
     """Rows of the embedding that a model was trained with, by what lies beside its adapter; None: its base's."""
-    if (folder / adapter.CONFIG_FILE).is_file():
-        rows = adapter.read_config(folder)["base"].get("vocab_size")
+    if (folder / serialization.CONFIG_FILE).is_file():
+        rows = serialization.read_config(folder)["base"].get("vocab_size")
         return rows if isinstance(rows, int) else None
     ends = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out")
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:

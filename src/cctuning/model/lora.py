@@ -18,7 +18,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -30,8 +30,12 @@ from transformers.pytorch_utils import Conv1D
 
 from cctuning.connection import LowRankTransform
 from cctuning.errors import UserError
-from cctuning.model.fold import plain_weight
+from cctuning.model.merge import linear_transforms, plain_weight
+from cctuning.model.serialization import times_written
 from cctuning.model.sites import Projection, Site, find_sites, innermost, unwrap
+
+if TYPE_CHECKING:
+    from cctuning.model.connected import ConnectedModel
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +50,25 @@ class Factors(NamedTuple):
     a: Tensor
     b: Tensor
     bias: Tensor | None
+
+
+def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | None = None) -> None:
+    """See `ConnectedModel.export_lora`.
+
+    Args:
+        base_name: base model in the adapter's config; default: where the base was loaded from.
+    """
+    existing_lora(connected.model)  # an error about the adapter comes before one about the connection
+    trained = connected.base_trained
+    if trained or (trained is None and times_written(connected) != connected.written):
+        raise UserError(
+            "the base's own weights were trained, and a LoRA would not carry them; export with --format merged "
+            "(merge_and_unload), or train with tune: lora."
+        )
+    transforms = linear_transforms(connected, "exported as a LoRA")
+    name = base_name if base_name is not None else unwrap(connected.model).config.name_or_path
+    with connected.disable_adapter():
+        write_lora(connected.model, transforms, Path(directory), base_name=name or None)
 
 
 def write_lora(

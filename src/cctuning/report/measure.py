@@ -33,7 +33,7 @@ from cctuning.analysis.observe import spread
 from cctuning.connection import ConnectionConfig
 from cctuning.data import Source, encode_dataset, load_rows
 from cctuning.errors import UserError
-from cctuning.model.adaptive import AdaptiveModel
+from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.loading import MODEL_FOLDER, Loaded, load, load_tokenizer
 from cctuning.report.records import Run

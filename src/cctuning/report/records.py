@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.evaluation.scored import parse_runs
-from cctuning.model import adapter
+from cctuning.model import serialization
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, read_record, resolve
 from cctuning.training.directory import METRICS_FILE, check_record, read_options
 
@@ -123,14 +123,14 @@ def read_run(name: str, path: Path) -> Run:
     resolve(str(path))  # says what to do about a run that has not finished
     check_record(path / RUN_FILE, record, EXPECTED, "report it")
     model = path / MODEL_FOLDER
-    has_connection = (model / adapter.CONFIG_FILE).is_file()
+    has_connection = (model / serialization.CONFIG_FILE).is_file()
     given = read_options(path)
     if has_connection:
-        options = adapter.read_config(model)["connection"]
+        options = serialization.read_config(model)["connection"]
     else:
         names = {option.name for option in fields(ConnectionConfig)}
         options = {"connection": "none", **{name: value for name, value in given.items() if name in names}}
-    connection = ConnectionConfig.from_dict(options, str(model / adapter.CONFIG_FILE))
+    connection = ConnectionConfig.from_dict(options, str(model / serialization.CONFIG_FILE))
     return Run(name, path, record, given, _metrics(path), connection, _sizes(model))
 
 
@@ -164,7 +164,7 @@ def _sizes(model: Path) -> Sizes:
                 raise UserError(f"{file}: not a whole safetensors file ({error}); copy the run again.") from error
         return total
 
-    ours = sorted(model.glob(f"{adapter.WEIGHTS_STEM}*.safetensors"))
+    ours = sorted(model.glob(f"{serialization.WEIGHTS_STEM}*.safetensors"))
     lora = [model / LORA_WEIGHTS] if (model / LORA_WEIGHTS).is_file() else []
     base = [file for file in sorted(model.glob("*.safetensors")) if file not in (*ours, *lora)]
     return Sizes(of(ours), of(ours, ".transform."), of(lora), of(base))

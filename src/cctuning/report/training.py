@@ -161,7 +161,7 @@ def _base_trained(run: Run) -> int:
 
 def added(run: Run) -> str:
     """What the connection leaves at inference: nothing where it folds."""
-    if run.connection.foldable:
+    if run.connection.mergeable:
         return "0 (folds)" if run.sizes.transform else "0"
     return _count(run.sizes.transform if run.connection.connection == "gated" else run.sizes.connection)
 

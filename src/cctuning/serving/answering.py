@@ -22,8 +22,8 @@ from cctuning.data import Encoder
 from cctuning.data.chat import own_template
 from cctuning.errors import UserError
 from cctuning.languages import is_code, same
-from cctuning.model import adapter
-from cctuning.model.adaptive import AdaptiveModel
+from cctuning.model import serialization
+from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.loading import Loaded, base_of, load_tokenizer, resolve
 from cctuning.model.sites import unwrap
 from cctuning.serving.stops import Thoughts, answer_end, stop_text, stop_tokens
@@ -104,7 +104,11 @@ def reference_language(path: str) -> str | None:
         UserError: nothing that can be loaded is there.
     """
     folder = Path(resolve(path)[0])
-    return adapter.read_config(folder)["reference_language"] if (folder / adapter.CONFIG_FILE).is_file() else None
+    return (
+        serialization.read_config(folder)["reference_language"]
+        if (folder / serialization.CONFIG_FILE).is_file()
+        else None
+    )
 
 
 class Answerer:

@@ -21,13 +21,13 @@ from transformers.utils.hub import convert_file_size_to_int
 from cctuning.data import Encoder
 from cctuning.errors import UserError
 from cctuning.evaluation.scored import ScoredRun
-from cctuning.model.checking import Agreement, check_export
-from cctuning.model.export import check_mergeable, export_lora, untie
 from cctuning.model.exportable import original_vocabulary
-from cctuning.model.fold_files import open_fold
 from cctuning.model.loading import Loaded, load, load_tokenizer, torch_dtype
-from cctuning.model.lora import check_vocabulary
+from cctuning.model.lora import check_vocabulary, export_lora
+from cctuning.model.merge import check_adapter_mergeable, untie
+from cctuning.model.merge_files import open_merge
 from cctuning.model.sites import unwrap
+from cctuning.model.verification import Agreement, check_export
 from cctuning.serving.answering import encoder_of
 from cctuning.serving.card import model_card
 from cctuning.serving.compatible import files_of, keep_config, keep_tokenizer
@@ -110,7 +110,7 @@ def export(
     try:
         with _disk_errors(directory):
             # A fold needs one module in memory at a time, unless figures are to be matched with the weights of all.
-            by_file = open_fold(path, trust_remote_code) if format == "fold" and not scored else None
+            by_file = open_merge(path, trust_remote_code) if format == "fold" and not scored else None
             loaded = by_file.loaded if by_file is not None else load(path, trust_remote_code=trust_remote_code)
             marks = _fingerprints(loaded, scored)
             encoder = encoder_of(loaded)
@@ -215,7 +215,7 @@ def _plain(loaded: Loaded) -> PreTrainedModel:
     if loaded.connected is not None:
         return loaded.connected.merge_and_unload()
     if isinstance(loaded.model, PeftModel):
-        check_mergeable(loaded.model)
+        check_adapter_mergeable(loaded.model)
         untie(unwrap(loaded.model))
         return loaded.model.merge_and_unload()
     return loaded.model

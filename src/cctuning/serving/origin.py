@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
-from cctuning.model import adapter
+from cctuning.model import serialization
 from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, MODEL_FOLDER, RUN_FILE, resolve
 from cctuning.training.checkpoints import is_complete
 from cctuning.training.directory import check_record, read_options
@@ -73,11 +73,11 @@ def read_origin(path: str) -> Origin:
     weights = Path(where)
     if weights.name.startswith("checkpoint-") and weights.is_dir() and not is_complete(weights):
         raise UserError(f"{path}: half of a checkpoint (no whole trainer_state.json in it); name another.")
-    saved = adapter.read_config(weights) if (weights / adapter.CONFIG_FILE).is_file() else None
+    saved = serialization.read_config(weights) if (weights / serialization.CONFIG_FILE).is_file() else None
     if not record and saved is None:
         raise UserError(
             f"{path}: neither a run's records ({RUN_FILE} beside {MODEL_FOLDER}/) nor a connection "
-            f"({adapter.CONFIG_FILE}) there, so nothing of ours to export; name a run that cctuning train wrote."
+            f"({serialization.CONFIG_FILE}) there, so nothing of ours to export; name a run that cctuning train wrote."
         )
     options: dict[str, Any] = {}
     if record:
@@ -87,13 +87,13 @@ def read_origin(path: str) -> Origin:
         # Every run says which it trained; the first version's left out gated, which was the default.
         if saved is None and options.get("connection", "gated") not in ("align", "none"):
             raise UserError(
-                f"{weights}: {adapter.CONFIG_FILE} is missing, and the run trained a connection "
+                f"{weights}: {serialization.CONFIG_FILE} is missing, and the run trained a connection "
                 "(config.yaml): half written, or half copied; copy it again, or name another checkpoint."
             )
     if saved is None:
         kind = options.get("connection", "none")
         return Origin(path, weights, record, options, ConnectionConfig(kind), record["reference_language"])
-    connection = ConnectionConfig.from_dict(saved["connection"], str(weights / adapter.CONFIG_FILE))
+    connection = ConnectionConfig.from_dict(saved["connection"], str(weights / serialization.CONFIG_FILE))
     return Origin(path, weights, record, options, connection, str(saved["reference_language"]))
 
 

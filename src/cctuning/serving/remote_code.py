@@ -18,12 +18,12 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig
-from cctuning.connection.transform import NonlinearTransform
+from cctuning.connection.transforms import NonlinearTransform
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
 from cctuning.model.connected import ConnectedModel
-from cctuning.model.export import check_finite, check_mergeable
 from cctuning.model.loading import Loaded
+from cctuning.model.merge import check_adapter_mergeable, check_finite
 from cctuning.model.sites import find_sites, unwrap
 from cctuning.serving import modeling_connected as template
 
@@ -80,7 +80,7 @@ def write_code(
 
 
 def _check(config: ConnectionConfig) -> None:
-    if config.foldable:
+    if config.mergeable:
         raise UserError("--format code: this connection folds, and needs no code; export it with --format fold.")
     for name, needed in (("connection", "gated"), ("scope", "all"), ("transform", "nonlinear")):
         if (found := getattr(config, name)) != needed:
@@ -95,7 +95,7 @@ def _plain_and_maps(connected: ConnectedModel) -> tuple[PreTrainedModel, dict[in
     maps = {index: part.transform for index, part in connected.connections.items()}
     for index, part in maps.items():
         check_finite(index, part)
-    check_mergeable(connected.model)
+    check_adapter_mergeable(connected.model)
     plain: Any = connected.unload()
     if isinstance(plain, PeftModel):
         plain = plain.merge_and_unload()

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from cctuning.errors import UserError
-from cctuning.model.start import StartingWeights
+from cctuning.model.starting_weights import StartingWeights
 
 
 class BaseDecay(TrainerCallback):

@@ -89,7 +89,7 @@ def write_model_card(
     )
     config = connected.config
     method = describe_method(config, connected.reference_language)
-    if not config.plain and config.foldable:
+    if not config.plain and config.mergeable:
         method += " The connection is saved beside the base; `cctuning export` folds it into a plain checkpoint."
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     content = f"""---

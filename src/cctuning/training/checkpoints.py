@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from cctuning.errors import UserError
-from cctuning.model import adapter
+from cctuning.model import serialization
 from cctuning.model.shards import ShardReader
 from cctuning.training import sharded
 
@@ -70,8 +70,8 @@ def _missing(checkpoint: Path, weights_only: bool) -> Iterator[str]:
         return
     if not there("model", "adapter_model"):
         yield "model.safetensors"
-    if adapter.CONFIG_FILE in names and not there(adapter.WEIGHTS_STEM):
-        yield adapter.WEIGHTS_FILE
+    if serialization.CONFIG_FILE in names and not there(serialization.WEIGHTS_STEM):
+        yield serialization.WEIGHTS_FILE
     if weights_only:
         return
     if OPTIMIZER_NAME not in names and not sharded.has_optimizer(checkpoint):

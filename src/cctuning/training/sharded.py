@@ -28,7 +28,7 @@ from transformers.trainer import OPTIMIZER_NAME
 
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
-from cctuning.model import adapter
+from cctuning.model import serialization
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.shards import ShardReader, ShardWriter, read_into, shard_like
 from cctuning.model.sites import unwrap
@@ -119,9 +119,9 @@ def save_connection(connected: ConnectedModel, directory: Path, embedding: Tenso
         writer: whether this process writes.
     """
     state = connected.connection_state()
-    write(state.items(), directory, adapter.WEIGHTS_STEM, writer=writer, desc="Writing connection")
+    write(state.items(), directory, serialization.WEIGHTS_STEM, writer=writer, desc="Writing connection")
     if writer:
-        adapter.save_config(connected, directory, adapter.base_is_trained(connected), embedding)
+        serialization.save_config(connected, directory, serialization.base_is_trained(connected), embedding)
 
 
 def connection_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,12 +27,12 @@ from cctuning.data import PairedCollator, Reading, encode_dataset
 from cctuning.data.chat import Settled, own_template, settle
 from cctuning.data.handed import check_handed
 from cctuning.errors import UserError
-from cctuning.model import adapter
-from cctuning.model.adaptive import AdaptiveModel
+from cctuning.model import serialization
+from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.exportable import check_adapter_start
 from cctuning.model.shards import ShardReader
-from cctuning.model.start import StartingWeights
+from cctuning.model.starting_weights import StartingWeights
 from cctuning.training import sharded
 from cctuning.training.base_decay import BaseDecay, check_start
 from cctuning.training.by_language import AlignmentByLanguage
@@ -362,7 +362,7 @@ class CCTrainer(EpochTrainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the parent's; the adaptive connection's matrix is fitted on the training prompts when it is done."""
         result = super().train(*args, **kwargs)
-        self.connected.base_trained = adapter.base_is_trained(self.connected)
+        self.connected.base_trained = serialization.base_is_trained(self.connected)
         if isinstance(self.connected, AdaptiveModel):
             self.model.eval()
             loader = tqdm(self.get_train_dataloader(), desc="Fitting the transform", leave=False)
@@ -414,8 +414,8 @@ class CCTrainer(EpochTrainer):
         super()._save(str(directory), state_dict=theirs)
         if self.args.should_save and self.connected.connections:
             ours = sharded.connection_state({name: tensor for name, tensor in state.items() if ATTRIBUTE in name})
-            trained = adapter.base_is_trained(self.connected)
-            adapter.save_state(self.connected, directory, ours, trained, self._embedding)
+            trained = serialization.base_is_trained(self.connected)
+            serialization.save_state(self.connected, directory, ours, trained, self._embedding)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not sharded.is_sharded(self.model):
@@ -463,8 +463,8 @@ class CCTrainer(EpochTrainer):
     def _load_connection(self, checkpoint: str) -> None:
         if not self.connected.connections:
             return
-        files = ShardReader(Path(checkpoint), adapter.WEIGHTS_STEM)
-        self.connected.load_connection_state(files, str(files.directory / adapter.WEIGHTS_FILE))
+        files = ShardReader(Path(checkpoint), serialization.WEIGHTS_STEM)
+        self.connected.load_connection_state(files, str(files.directory / serialization.WEIGHTS_FILE))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         missing = [key for key in load_result.missing_keys if ATTRIBUTE not in key]  # those are loaded by themselves

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cctuning.connection.alignment import offer, remember
 from cctuning.connection.config import ConnectionConfig
-from cctuning.connection.decision import build_decision
+from cctuning.connection.decisions import build_decision
 from cctuning.connection.plan import Plan, Wire, carry, row_sums
-from cctuning.connection.transform import build_transform
+from cctuning.connection.references import offer, remember
+from cctuning.connection.transforms import build_transform
 
 TINY = 1e-12  # keeps a row whose activations are all zero from dividing by zero
 
@@ -19,14 +19,14 @@ TINY = 1e-12  # keeps a row whose activations are all zero from dividing by zero
 class LayerConnection(nn.Module):
     """The gated connection at one layer.
 
-    a_t = sigmoid(D(e_t - h_t))                    decision   (decision.py)
+    a_t = sigmoid(D(e_t - h_t))                    decision   (decisions.py)
     f_t = a_t * e_t + (1 - a_t) * h_t              fusion
     h_t W ~ f_t                                    transform  (transform.py)
     error(row) = sum_t ||h_t W - sg(f_t)||^2 / sum_t ||f_t||^2                      relative
                  mean over t and dimensions of ((h_t W - sg(f_t)) / spread)^2     standardized; D sees units of spread
 
     h_t is the FFN block's output at position t, before any norm or residual that follows; e_t is the reference
-    activation the position is offered (alignment.py). Positions that are not connected, and rows that have no
+    activation the position is offered (references.py). Positions that are not connected, and rows that have no
     reference because they are in its language, have f_t = h_t, not detached: the error there is the size of what W
     adds. Rows on the fused path go on with f, the others with h W; both are taught h W ~ f.
 

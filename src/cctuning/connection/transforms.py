@@ -33,7 +33,7 @@ class Transform(nn.Module):
 class LowRankTransform(Transform):
     """`h W = h + (h A) B`, so W = I + A B with A (d, r) random and B (r, d) zero at the start.
 
-    Folds into a projection and exports as a LoRA (model/export.py). Row vectors, as everywhere.
+    Folds into a projection and exports as a LoRA (model/lora.py). Row convention.
     """
 
     def __init__(self, size: int, rank: int) -> None:

@@ -27,7 +27,7 @@ from cctuning.errors import UserError
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.objective import ConnectedOutput, assemble
 from cctuning.model.passes import Batch, Step, uniform
-from cctuning.model.running import Runner, no_gradient, with_cache
+from cctuning.model.runner import Runner, no_gradient, with_cache
 from cctuning.model.sites import Site, find_sites, unwrap
 
 

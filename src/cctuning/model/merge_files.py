@@ -6,7 +6,7 @@ is filled from the files when its turn comes, changed by the very functions that
 emptied. So both ways give the same bits.
 
 Not every checkpoint can be read so: a family whose files have another layout than its modules (experts that
-from_pretrained stacks), weights of several types, adapters that are no plain layers. `open_fold` then says no, and
+from_pretrained stacks), weights of several types, adapters that are no plain layers. `open_merge` then says no, and
 the model is folded in memory.
 """
 
@@ -31,12 +31,19 @@ from transformers.core_model_loading import WeightConverter
 from transformers.pytorch_utils import Conv1D
 
 from cctuning.connection import ConnectionConfig, delta_matrix
-from cctuning.connection.transform import build_transform
-from cctuning.model import adapter
-from cctuning.model.export import check_config, check_finite
-from cctuning.model.fold import PROBE_TOKENS, check_not_shared, fold_projection, kinds_of, try_fold
+from cctuning.connection.transforms import build_transform
+from cctuning.model import serialization
 from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, Loaded, base_of, load_tokenizer, resolve
 from cctuning.model.lora import HARMLESS_STARTS
+from cctuning.model.merge import (
+    PROBE_TOKENS,
+    check_config,
+    check_finite,
+    check_not_shared,
+    kinds_of,
+    merge_projection,
+    try_merge,
+)
 from cctuning.model.shards import ShardReader, ShardWriter
 from cctuning.model.sites import Projection, Site, find_sites, innermost
 
@@ -48,7 +55,7 @@ class NotByFile(Exception):
     """Why a checkpoint cannot be folded file by file."""
 
 
-class FileFold:
+class FileMerge:
     """A run (or a checkpoint of one) opened to be folded file by file.
 
     Attributes:
@@ -72,7 +79,7 @@ class FileFold:
         self.projections: dict[str, tuple[Projection, Site]] = {}  # by the module's name, of the layers that connect
         if (self.folder / LORA_CONFIG).is_file():
             _check_plain_lora(self.folder)
-        if (self.folder / adapter.CONFIG_FILE).is_file():
+        if (self.folder / serialization.CONFIG_FILE).is_file():
             self._read_connection(skeleton)
         if (self.folder / LORA_CONFIG).is_file():
             _inject_lora(skeleton, self.folder)
@@ -82,11 +89,11 @@ class FileFold:
         self.loaded = Loaded(skeleton, None, tokenizer, run, self.base)
 
     def _read_connection(self, skeleton: PreTrainedModel) -> None:
-        record = adapter.read_config(self.folder)
+        record = serialization.read_config(self.folder)
         table = skeleton.get_input_embeddings().weight
         embedding = next(name for name, parameter in skeleton.named_parameters() if parameter is table)
-        adapter.check_base(skeleton, record, self.folder, self.files[embedding])
-        config = ConnectionConfig.from_dict(record["connection"], str(self.folder / adapter.CONFIG_FILE))
+        serialization.check_base(skeleton, record, self.folder, self.files[embedding])
+        config = ConnectionConfig.from_dict(record["connection"], str(self.folder / serialization.CONFIG_FILE))
         check_config(config, "folded")
         if config.transform == "none" or config.connection == "none":
             return
@@ -95,9 +102,9 @@ class FileFold:
         for site in kinds_of(chosen):
             prefix = next(name for name, module in site.layer.named_modules(prefix=site.name) if module is site.block)
             _fill(site.block, prefix, self.files)
-            try_fold(site, (_probe(site),), {}, skeleton.config.model_type)
+            try_merge(site, (_probe(site),), {}, skeleton.config.model_type)
             site.block.to("meta")
-        self.connection, self.state = config, ShardReader(self.folder, adapter.WEIGHTS_STEM)
+        self.connection, self.state = config, ShardReader(self.folder, serialization.WEIGHTS_STEM)
         for site in chosen:
             check_finite(site.index, self._transform(site))
             self.projections |= {projection.name: (projection, site) for projection in site.projections}
@@ -157,20 +164,20 @@ class FileFold:
             module.merge(safe_merge=False, adapter_names=None)
         if owner in self.projections:
             projection, site = self.projections[owner]
-            fold_projection(replace(projection, module=core), delta_matrix(self._transform(site)))
+            merge_projection(replace(projection, module=core), delta_matrix(self._transform(site)))
         tensors = {name: getattr(core, name.rpartition(".")[2]).detach() for name in names}
         core.to("meta")
         return tensors
 
 
-def open_fold(path: str, trust_remote_code: bool = False) -> FileFold | None:
+def open_merge(path: str, trust_remote_code: bool = False) -> FileMerge | None:
     """`path` opened to be folded file by file; None where it has to be folded in memory.
 
     Raises:
         UserError: nothing that can be folded is there.
     """
     try:
-        return FileFold(path, trust_remote_code)
+        return FileMerge(path, trust_remote_code)
     except NotByFile as reason:
         log.info("%s: folded in memory: %s.", path, reason)
         return None

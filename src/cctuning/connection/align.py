@@ -31,7 +31,7 @@ class LayerAlignment:
         """
         self.config, self.index, self.number, self.wire = config, index, number, wire
         self.statistics: Statistics | None = None
-        self._carry = torch.compiler.disable(carry)  # for the reason given in fusion.py
+        self._carry = torch.compiler.disable(carry)  # for the reason given in gated.py
 
     def hook(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Registered with kwargs."""

@@ -1,0 +1,289 @@
+"""Merge a linear transform into the weights that produce the activation.
+
+y -> y W = y + y M with y = x D^T + b is the same model with D^T + D^T M in place of D^T and b + b M in place of b, as
+long as only sums and scalar gates lie between the projections and the output of the FFN block. transformers has many
+families, so `check_linear` tests this on the model at hand, in one layer of each kind, before any weight changes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cctuning.connection import ConnectionConfig, delta_matrix
+from cctuning.errors import UserError
+from cctuning.model.sites import Projection, Site, find_sites, innermost, unwrap
+
+if TYPE_CHECKING:
+    from cctuning.model.connected import ConnectedModel
+
+# Largest relative error of a block's output after a merge, by dtype: about ten units of rounding.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+PROBE_TOKENS, PROBE_RANK = 8, 4
+
+
+def merge(connected: ConnectedModel) -> PreTrainedModel:
+    """See `ConnectedModel.merge_and_unload`. All checks run before any weight changes."""
+    transforms = linear_transforms(connected, "merged")
+    model = connected.model
+    check_adapter_mergeable(model)
+    sites = [site for site in find_sites(model) if site.index in transforms] if transforms else []
+    for site in sites:
+        for projection in site.projections:
+            if isinstance(projection.module, BaseTunerLayer) and not isinstance(model, PeftModel):
+                raise UserError(
+                    f"{projection.name}: an adapter was injected into the plain model; wrap the model with "
+                    "get_peft_model or PeftModel.from_pretrained instead, so that it can be merged."
+                )
+    with connected.disable_adapter(), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+        check_merge_exact(model, sites)
+    if isinstance(model, PeftModel):
+        untie(unwrap(model))
+    plain = connected.unload()
+    if isinstance(plain, PeftModel):
+        plain = plain.merge_and_unload()
+    for site in find_sites(plain) if transforms else []:
+        if site.index in transforms:
+            delta = delta_matrix(transforms[site.index])
+            for projection in site.projections:
+                merge_projection(projection, delta)
+    return plain
+
+
+def linear_transforms(connected: ConnectedModel, what: str) -> dict[int, nn.Module]:
+    """Layer -> its linear transform; empty where the connection has none. `what` is the verb of the error message."""
+    check_config(connected.config, what)
+    transforms = {number: part.transform for number, part in connected.connections.items()}
+    found = {number: transform for number, transform in transforms.items() if transform is not None}
+    for number, transform in found.items():
+        check_finite(number, transform)
+    return found
+
+
+def check_config(config: ConnectionConfig, what: str) -> None:
+    """Raise `UserError` unless a connection with these options can be `what` (merged, exported as a LoRA)."""
+    if config.mergeable:
+        return
+    if config.connection != "gated":
+        reason = f"connection: {config.connection} runs the prompt's last token twice, which no weight can do"
+    elif config.scope != "all":
+        reason = f"scope: {config.scope} acts at some positions only, and a weight acts at all of them"
+    else:
+        reason = f"transform: {config.transform} is not linear"
+    code = " Export it with --format code." if config.connection == "gated" and config.scope == "all" else ""
+    raise UserError(
+        f"this connection cannot be {what}: {reason}.{code} Serve it with cctuning generate, or train with "
+        "connection: gated, scope: all and transform: low_rank."
+    )
+
+
+def check_finite(layer: int, transform: nn.Module) -> None:
+    """Raise `UserError` where a transform holds NaN or infinity."""
+    if not all(bool(torch.isfinite(p).all()) for p in transform.parameters()):
+        raise UserError(f"layer {layer}: its transform holds NaN or infinite values; train again.")
+
+
+def check_adapter_mergeable(model: nn.Module) -> None:
+    """Raise `UserError` where PEFT cannot merge its adapter; PEFT itself would fail halfway."""
+    if not isinstance(model, PeftModel):
+        return
+    if not isinstance(model.base_model, BaseTuner):
+        raise UserError(f"{model.active_peft_config.peft_type.value}: this adapter cannot be merged; remove it first.")
+    for name, module in model.named_modules():
+        variants = getattr(module, "lora_variant", {})
+        if any("ALora" in type(variants.get(adapter)).__name__ for adapter in model.active_adapters):
+            raise UserError(
+                f"{name}: an aLoRA acts from its invocation tokens on, and a weight acts at all positions."
+            )
+        if not isinstance(module, BaseTunerLayer) or getattr(module.get_base_layer(), "bias", None) is not None:
+            continue
+        if any(getattr(module, "lora_bias", {}).get(adapter) for adapter in module.active_adapters):
+            raise UserError(f"{name}: lora_bias on a layer that has no bias cannot be merged; train without it.")
+
+
+def untie(model: PreTrainedModel) -> None:
+    """Give the output embedding a weight of its own where it shares the input's and a LoRA is on either of them:
+    merged into the shared weight, the LoRA would act at both ends."""
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    bare: list[Any] = [innermost(end) for end in ends if end is not None]
+    if (
+        len(bare) == 2
+        and bare[0].weight is bare[1].weight
+        and any(a is not b for a, b in zip(ends, bare, strict=True))
+    ):
+        bare[1].weight = nn.Parameter(bare[1].weight.detach().clone(), requires_grad=False)
+        model.config.get_text_config().tie_word_embeddings = False
+        model.config.tie_word_embeddings = False
+
+
+def plain_weight(projection: Projection, purpose: str) -> Tensor:
+    """The projection's weight in floating point, of its innermost layer under PEFT.
+
+    Raises:
+        UserError: it is quantised, not in memory (meta device), or sharded.
+    """
+    weight = getattr(innermost(projection.module), projection.weight)
+    if not isinstance(weight, Tensor) or weight.dtype not in TOLERANCE:
+        held = f"{type(weight).__name__} of {getattr(weight, 'dtype', 'unknown type')}"
+        raise UserError(
+            f"{projection.name}: its weights are quantised ({held}), and {purpose} needs them in floating point; "
+            "load the base model without quantization_config and try again."
+        )
+    if weight.is_meta:
+        raise UserError(f"{projection.name}: its weights are not in memory (offloaded to disk); load the whole model.")
+    if hasattr(weight, "full_tensor") or weight.numel() == 0:
+        raise UserError(f"{projection.name}: its weights are sharded over processes; load the model in one process.")
+    return weight
+
+
+def merge_projection(projection: Projection, delta: Tensor) -> None:
+    """Multiply a projection by W = I + `delta`, in place, with its bias and all experts.
+
+    Args:
+        delta: (d, d), row convention: the output y becomes y + y @ delta. Sums are taken in fp32 (fp64 where the
+            weight is fp64) and cast to the weight's type once.
+
+    Raises:
+        UserError: the weights are quantised, absent or wrapped by PEFT.
+    """
+    if isinstance(projection.module, BaseTunerLayer):
+        raise UserError(
+            f"{projection.name}: a PEFT adapter ({type(projection.module).__name__}) is still on it; merge it first "
+            "(merge_and_unload of the PEFT model)."
+        )
+    weight = plain_weight(projection, "merging")
+    bias = getattr(projection.module, projection.bias) if projection.bias is not None else None
+    precise = torch.promote_types(weight.dtype, torch.float32)
+    delta = delta.to(weight.device, precise)
+    on_the_right = projection.kind == "conv1d" or projection.transposed  # stored (d_ff, d)
+    with torch.no_grad():
+        for matrix in weight if projection.kind == "experts" else (weight,):  # one expert at a time: fp32 is large
+            exact = matrix.to(precise)
+            matrix.copy_(exact + exact @ delta if on_the_right else exact + delta.T @ exact)
+        if bias is not None:
+            exact = bias.to(precise)
+            bias.copy_(exact + exact @ delta)
+
+
+def check_merge_exact(model: nn.Module, sites: list[Site]) -> None:
+    """Raise `UserError` unless a merge into `sites` of `model` is possible and exact; no weight is changed.
+
+    PEFT layers are looked through: the model must run with its adapters disabled meanwhile.
+    """
+    sites = [
+        replace(site, projections=tuple(replace(p, module=innermost(p.module)) for p in site.projections))
+        for site in sites
+    ]
+    for projection in (projection for site in sites for projection in site.projections):
+        plain_weight(projection, "merging")
+    check_not_shared(model, sites)
+    check_linear(model, sites)
+
+
+def check_not_shared(model: nn.Module, sites: list[Site]) -> None:
+    """Raise `UserError` where a weight that the merge changes belongs to another module too."""
+    shared = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
+    for projection in (projection for site in sites for projection in site.projections):
+        for name in (projection.weight, projection.bias):
+            if name is not None and shared[id(getattr(projection.module, name))] > 1:
+                raise UserError(
+                    f"{projection.name}.{name}: tied to another module's weight, which a merge would change too; "
+                    "save the connection and serve it with cctuning generate."
+                )
+
+
+def kinds_of(sites: list[Site]) -> list[Site]:
+    """One site of each kind: kinds differ in the class of their block and the layout of its projections."""
+    kinds = {(type(site.block), tuple((p.kind, p.transposed) for p in site.projections)): site for site in sites}
+    return list(kinds.values())
+
+
+def check_linear(model: nn.Module, sites: list[Site]) -> None:
+    """Raise `UserError` unless a trial merge is exact in one layer of each kind."""
+    kinds = kinds_of(sites)
+    for site, (args, kwargs) in zip(kinds, _inputs(model, kinds) if kinds else [], strict=True):
+        try_merge(site, args, kwargs, unwrap(model).config.model_type)
+
+
+def try_merge(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], family: str) -> None:
+    """Merge a random matrix into a site, compare its block's output, and restore the weights.
+
+    Args:
+        args, kwargs: inputs of the block.
+        family: model type, for the error message.
+
+    Raises:
+        UserError: the outputs differ, so the block's output is not linear in its projections.
+    """
+    with torch.no_grad(), _restored(site):
+        before = _first(site.block(*args, **kwargs)).double()
+        generator = torch.Generator().manual_seed(site.index)
+        a, b = (torch.randn(site.size, PROBE_RANK, generator=generator) for _ in range(2))
+        delta = a @ b.T / (site.size * PROBE_RANK) ** 0.5
+        for projection in site.projections:
+            merge_projection(projection, delta)
+        after = _first(site.block(*args, **kwargs)).double()
+    expected = before + before @ delta.to(before)
+    error = ((after - expected).norm() / expected.norm().clamp(min=1e-30)).item()
+    tolerance = max(TOLERANCE[plain_weight(p, "merging").dtype] for p in site.projections)
+    if not error <= tolerance:
+        raise UserError(
+            f"{site.name}: merging is not exact in this family ({family}, {type(site.block).__name__}): the error of "
+            f"a trial merge is {error:.1e}, expected at most {tolerance:.0e}. The model is unchanged; serve it with "
+            "cctuning generate."
+        )
+
+
+def _inputs(model: nn.Module, sites: list[Site]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Inputs of the blocks of `sites` when the model reads a few tokens."""
+    seen: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    base = unwrap(model)
+    embedding = base.get_input_embeddings().weight
+    assert isinstance(embedding, Tensor)
+    tokens = torch.arange(PROBE_TOKENS, device=embedding.device)[None] % embedding.shape[0]
+    training = base.training
+    base.eval()
+    with ExitStack() as hooks, torch.no_grad():
+        for place, site in enumerate(sites):
+
+            def keep(module: nn.Module, args: Any, kwargs: Any, place: int = place) -> None:
+                seen[place] = (args, kwargs)
+
+            hooks.enter_context(site.block.register_forward_pre_hook(keep, with_kwargs=True))
+        base(input_ids=tokens, use_cache=False)
+    base.train(training)
+    return [seen[place] for place in range(len(sites))]
+
+
+@contextmanager
+def _restored(site: Site) -> Iterator[None]:
+    """Put a site in eval mode, and restore its projections and modes on exit."""
+    parameters = [
+        getattr(projection.module, name)
+        for projection in site.projections
+        for name in (projection.weight, projection.bias)
+        if name is not None
+    ]
+    copies = [parameter.detach().clone() for parameter in parameters]
+    modes = [(module, module.training) for module in site.block.modules()]
+    site.block.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, copy in zip(parameters, copies, strict=True):
+            parameter.data.copy_(copy)
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
