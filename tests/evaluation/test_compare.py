@@ -11,7 +11,7 @@ import pytest
 from cctuning.cli.compare import main
 from cctuning.errors import UserError
 from cctuning.evaluation.compare import compare
-from cctuning.evaluation.scored import parse_runs
+from cctuning.evaluation.saved_results import parse_runs
 
 ITEMS = 120
 

@@ -11,7 +11,7 @@ from cctuning import ConnectedModel, ConnectionConfig
 from cctuning.cli import main
 from cctuning.errors import UserError
 from cctuning.evaluation.models import Journal
-from cctuning.evaluation.own import own_items
+from cctuning.evaluation.own_rows import own_items
 from cctuning.evaluation.run import Options, evaluate, score
 from tests.cli.world import write_model
 from tests.conftest import shake

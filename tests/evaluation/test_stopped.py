@@ -16,7 +16,7 @@ from cctuning.errors import UserError
 from cctuning.evaluation import models
 from cctuning.evaluation import run as evaluation
 from cctuning.evaluation.models import AnsweringLM
-from cctuning.evaluation.parallels import Parallels
+from cctuning.evaluation.reference_prompts import Parallels
 from cctuning.evaluation.run import Options, evaluate
 from cctuning.evaluation.suites import plan
 from tests.evaluation.data import COUNT

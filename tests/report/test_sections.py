@@ -13,14 +13,9 @@ import torch
 from cctuning.analysis import GateStatistics, Meeting, TransformErrors, TransformShape
 from cctuning.connection import ConnectionConfig
 from cctuning.report import svg
-from cctuning.report.answer import answer, read_evaluations
-from cctuning.report.examples import said
-from cctuning.report.inside import borrowing, meeting_section, transforming
-from cctuning.report.measure import Findings, Inside, Plane, Rows
-from cctuning.report.records import Run, Sizes
-from cctuning.report.style import STYLE
-from cctuning.report.training import data, tokens_a_second, training
-from cctuning.report.words import (
+from cctuning.report.connection_sections import borrowing, meeting_section, transforming
+from cctuning.report.examples_section import said
+from cctuning.report.formatting import (
     count,
     duration,
     interval,
@@ -31,6 +26,11 @@ from cctuning.report.words import (
     percent,
     points,
 )
+from cctuning.report.model_analysis import Findings, Inside, Plane, Rows
+from cctuning.report.results_section import answer, read_evaluations
+from cctuning.report.runs import Run, Sizes
+from cctuning.report.style import STYLE
+from cctuning.report.training_section import data, tokens_a_second, training
 from tests.report.world import Look, write_evaluation
 
 LANGUAGES = ["sw", "th"]

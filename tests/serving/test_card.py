@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from cctuning.evaluation.run import model_hash
+from cctuning.evaluation.saved_results import model_hash
 from cctuning.model.loading import load
 from cctuning.serving.exporting import export
 from cctuning.serving.licences import base_licence, row_licences

@@ -1,9 +1,9 @@
 """Floor 3: looking inside a connection. Every figure of the report is a public function here, on torch alone."""
 
 from cctuning.analysis.gate import GateStatistics, LayerChoice, gate_statistics, layer_choice
-from cctuning.analysis.meeting import Meeting, cosine, linear_cka, meeting, prompt_activations
 from cctuning.analysis.observe import LanguageBatch, Seen, language_batches, observe
 from cctuning.analysis.projection import Projection, principal_plane
+from cctuning.analysis.similarity import Meeting, cosine, linear_cka, meeting, prompt_activations
 from cctuning.analysis.transform import (
     TransformErrors,
     TransformShape,

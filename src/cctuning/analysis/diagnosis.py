@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cctuning.analysis.meeting import prompt_activations
 from cctuning.analysis.observe import LanguageBatch, languages_of
+from cctuning.analysis.similarity import prompt_activations
 from cctuning.connection import ConnectionConfig, predicting, prompt_ends
 from cctuning.model.connected import ConnectedModel
 

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
 
     from cctuning.evaluation.compare import compare
     from cctuning.evaluation.comparison_table import check_output, terminal, write
-    from cctuning.evaluation.scored import parse_runs
+    from cctuning.evaluation.saved_results import parse_runs
 
     output = Path(args.output) if args.output else None
     if output:

@@ -47,7 +47,7 @@ def report(output: Path) -> Path:
     from cctuning.evaluation.run import Options, evaluate
     from cctuning.model.loading import read_record
     from cctuning.report.build import build
-    from cctuning.report.measure import Options as Looked
+    from cctuning.report.model_analysis import Options as Looked
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     rows, scored, page = str(output / "data" / HELD_OUT), output / "evaluation", output / "report.html"

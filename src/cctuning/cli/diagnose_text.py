@@ -22,7 +22,7 @@ def diagnose_text(args: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cctuning.analysis.aligned import of_text
+    from cctuning.analysis.alignment import of_text
     from cctuning.analysis.observe import spread
     from cctuning.connection import ConnectionConfig
     from cctuning.data.parallel import load_parallel

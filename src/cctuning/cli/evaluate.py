@@ -57,8 +57,8 @@ def main(argv: list[str]) -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells each task's settings; results.json has them
     from rich.console import Console
 
+    from cctuning.evaluation.results_table import caption, terminal
     from cctuning.evaluation.run import Options, evaluate
-    from cctuning.evaluation.table import caption, terminal
 
     options = Options(
         suite=args.suite or "source",

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     from cctuning.data import Source
     from cctuning.errors import UserError
     from cctuning.report.build import build
-    from cctuning.report.measure import Options
+    from cctuning.report.model_analysis import Options
 
     for name, least in (("rows", 1), ("batch_size", 1), ("examples", 0)):
         if getattr(args, name) < least:

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from cctuning.errors import UserError
-from cctuning.evaluation.answered_in import compared
+from cctuning.evaluation.answer_language import compared
 from cctuning.evaluation.samples import said_alike
-from cctuning.evaluation.scored import ScoredRun, check_same, check_seeds, common_tasks, read_run
+from cctuning.evaluation.saved_results import ScoredRun, check_same, check_seeds, common_tasks, read_run
 from cctuning.evaluation.statistics import (
     Array,
     Interval,

@@ -8,7 +8,6 @@ DIR/results.md      the table
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -27,14 +26,15 @@ from transformers import set_seed
 from cctuning.data import Encoder
 from cctuning.data.chat import own_template
 from cctuning.errors import UserError
-from cctuning.evaluation.answered_in import answered_in
+from cctuning.evaluation.answer_language import answered_in
+from cctuning.evaluation.lm_eval_tasks import named_items
 from cctuning.evaluation.models import THINKING_TOKENS, AnsweringLM, ConnectedLM, Journal, writing
-from cctuning.evaluation.named import named_items
-from cctuning.evaluation.own import own_items, rows_hash
-from cctuning.evaluation.parallels import Parallels, with_parallels
+from cctuning.evaluation.own_rows import own_items, rows_hash
+from cctuning.evaluation.reference_prompts import Parallels, with_parallels
+from cctuning.evaluation.results_table import markdown
 from cctuning.evaluation.samples import answers_of, said_alike, sample_line
+from cctuning.evaluation.saved_results import model_hash
 from cctuning.evaluation.suites import SUITES, Item, plan
-from cctuning.evaluation.table import markdown
 from cctuning.files import write_atomically
 from cctuning.languages import ENGLISH, canonical
 from cctuning.model.loading import Loaded, load, resolve
@@ -292,19 +292,6 @@ def _model(loaded: Loaded, options: Options, parallels: Parallels | None, encode
         lm.reference = parallels
         return lm, lm.reference
     return AnsweringLM(loaded.model, loaded.tokenizer, **how), None
-
-
-def model_hash(loaded: Loaded, mode: str = "student") -> str:
-    """A hash of every weight (the connection's too), the tokenizer's vocabulary and its chat template."""
-    digest = hashlib.blake2b(digest_size=16)
-    module = loaded.model if loaded.connected is None else loaded.connected
-    for name, tensor in sorted(module.state_dict().items()):
-        plain = tensor.detach().contiguous().cpu()
-        digest.update(name.encode() + str(plain.dtype).encode() + str(tuple(plain.shape)).encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
-    digest.update(json.dumps(loaded.tokenizer.get_vocab(), sort_keys=True).encode())
-    digest.update(str(loaded.tokenizer.chat_template).encode() + mode.encode())
-    return digest.hexdigest()
 
 
 def _claim(directory: Path, path: str, options: Options) -> dict[str, Any] | None:

@@ -21,8 +21,8 @@ from lm_eval.tasks import TaskManager
 from tqdm.auto import tqdm
 
 from cctuning.errors import UserError
-from cctuning.evaluation import hub
-from cctuning.evaluation.rows import ACCURACIES, CHOICES, paper_task, xcopa_english
+from cctuning.evaluation import mkqa_xlsum
+from cctuning.evaluation.row_tasks import ACCURACIES, CHOICES, paper_task, xcopa_english
 from cctuning.languages import ENGLISH
 
 # Of lm-eval's tasks.
@@ -250,7 +250,9 @@ def _paper(suite: str, data: Path | None, notes: list[str]) -> list[tuple[str, s
     if data is None:
         own = [XQUAD, MMMLU] if suite == "all" else [SOURCE[2], SOURCE[3], MMMLU, XQUAD]
         theirs = [(one.name, language, one) for one in own for language in one.tasks]
-        return theirs + [(name, language, None) for name, languages in hub.LANGUAGES.items() for language in languages]
+        return theirs + [
+            (name, language, None) for name, languages in mkqa_xlsum.LANGUAGES.items() for language in languages
+        ]
     found: list[tuple[str, str, Any]] = []
     for name in PAPER:
         files = sorted((data / "paper" / name).glob("*.jsonl*"))
@@ -342,7 +344,7 @@ def _item(manager: TaskManager, name: str, language: str, one: Any, data: Path |
         file = local_file(one, language, data) if data is not None else None
         return Item(label, name, language, one.metric, one.chance, one.parallel, task, file=file)
     short = name.removeprefix("paper ")
-    task = hub.hub_task(short, language) if one is None else paper_task(short, language, one)
+    task = mkqa_xlsum.hub_task(short, language) if one is None else paper_task(short, language, one)
     chance = 1 / len(CHOICES[short]) if short in CHOICES else None
     parallel = short != "XLSum"  # whose articles are other ones in each language
     metric = PAPER_METRIC.get(short, "acc,none")

@@ -11,15 +11,15 @@ from cctuning.data import Source
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
 from cctuning.languages import language_name
-from cctuning.report.answer import answer, read_evaluations
-from cctuning.report.examples import examples
-from cctuning.report.inside import borrowing, meeting_section, transforming
-from cctuning.report.measure import Findings, Options, look, read_rows
+from cctuning.report.connection_sections import borrowing, meeting_section, transforming
+from cctuning.report.examples_section import examples
+from cctuning.report.formatting import listed
+from cctuning.report.model_analysis import Findings, Options, look, read_rows
 from cctuning.report.page import Section, document, paragraph
-from cctuning.report.records import Run, read_runs
-from cctuning.report.training import data as data_section
-from cctuning.report.training import settings, training
-from cctuning.report.words import listed
+from cctuning.report.results_section import answer, read_evaluations
+from cctuning.report.runs import Run, read_runs
+from cctuning.report.training_section import data as data_section
+from cctuning.report.training_section import settings, training
 
 
 def build(

@@ -20,7 +20,7 @@ from transformers.utils.hub import convert_file_size_to_int
 
 from cctuning.data import Encoder
 from cctuning.errors import UserError
-from cctuning.evaluation.scored import ScoredRun
+from cctuning.evaluation.saved_results import ScoredRun, model_hash
 from cctuning.model.exportable import original_vocabulary
 from cctuning.model.loading import Loaded, load, load_tokenizer, torch_dtype
 from cctuning.model.lora import check_vocabulary, export_lora
@@ -195,8 +195,6 @@ def _fingerprints(loaded: Loaded, scored: Sequence[ScoredRun]) -> set[str]:
     """Of this model, as `cctuning evaluate` would take them in the modes that were scored."""
     if not scored:
         return set()
-    from cctuning.evaluation.run import model_hash  # lm-eval with it, which takes seconds to import
-
     return {model_hash(loaded, run.record["settings"].get("mode", "student")) for run in scored}
 
 

@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from cctuning.evaluation.scored import ScoredRun, read_run
-from cctuning.evaluation.table import MAIN
+from cctuning.evaluation.results_table import MAIN
+from cctuning.evaluation.saved_results import ScoredRun, read_run
 from cctuning.markdown import table
 
 MODES = {"student": "", "bypass": ", transform bypassed", "parallel": ", the prompt in the reference language at hand"}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from cctuning.analysis.aligned import Alignment, measure
+from cctuning.analysis.alignment import Alignment, measure
 from cctuning.model.recorded import Prompts
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import datasets
 from cctuning.data import Encoder, load_rows
 from cctuning.data.chat import split_thinking
 from cctuning.errors import UserError
-from cctuning.evaluation.rows import row_task
+from cctuning.evaluation.row_tasks import row_task
 from cctuning.evaluation.suites import Item
 from cctuning.files import file_hash
 from cctuning.languages import ENGLISH, language_name

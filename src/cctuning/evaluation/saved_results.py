@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cctuning.errors import UserError
+from cctuning.model.loading import Loaded
 
 FORMAT = 1  # of results.json
 _AGAIN = "score the model again with `cctuning evaluate` into a new directory"
@@ -206,3 +210,16 @@ def _check_task(name: str, first: ScoredRun, run: ScoredRun) -> None:
                 f"{where}: prompts differ: id {item_id} was asked otherwise in {first.path} than in {run.path}; "
                 "score both with the same settings and chat template."
             )
+
+
+def model_hash(loaded: Loaded, mode: str = "student") -> str:
+    """A hash of every weight (the connection's too), the tokenizer's vocabulary and its chat template."""
+    digest = hashlib.blake2b(digest_size=16)
+    module = loaded.model if loaded.connected is None else loaded.connected
+    for name, tensor in sorted(module.state_dict().items()):
+        plain = tensor.detach().contiguous().cpu()
+        digest.update(name.encode() + str(plain.dtype).encode() + str(tuple(plain.shape)).encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b"")
+    digest.update(json.dumps(loaded.tokenizer.get_vocab(), sort_keys=True).encode())
+    digest.update(str(loaded.tokenizer.chat_template).encode() + mode.encode())
+    return digest.hexdigest()

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cctuning.evaluation.compare import BETTER, SAME, WORSE, Comparison, Row, compare
-from cctuning.evaluation.scored import ScoredRun, parse_runs, read_run
+from cctuning.evaluation.saved_results import ScoredRun, parse_runs, read_run
 from cctuning.languages import language_name
+from cctuning.report.formatting import count, interval, language_names, listed, number, points
 from cctuning.report.page import Section, bullets, figure, heading, paragraph, side_by_side, table
-from cctuning.report.records import Run
+from cctuning.report.runs import Run
 from cctuning.report.svg import Estimate, forest
-from cctuning.report.training import cost
-from cctuning.report.words import count, interval, language_names, listed, number, points
+from cctuning.report.training_section import cost
 
 KINDS = {BETTER: "better", WORSE: "worse", SAME: "same"}
 

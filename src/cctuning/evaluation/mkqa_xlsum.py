@@ -15,7 +15,7 @@ from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 
-from cctuning.evaluation.rows import row_task
+from cctuning.evaluation.row_tasks import row_task
 
 # The words before a question and its answer, in those of the paper's 22 languages that MKQA has.
 QUESTIONS = {

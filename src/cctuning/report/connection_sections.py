@@ -11,11 +11,11 @@ from torch import Tensor
 
 from cctuning.analysis import Meeting
 from cctuning.languages import language_name
-from cctuning.report.measure import Findings, Inside
+from cctuning.report.formatting import count, language_names, listed, number, percent
+from cctuning.report.model_analysis import Findings, Inside
 from cctuning.report.page import Section, figure, heading, paragraph, side_by_side, table
-from cctuning.report.records import Run
+from cctuning.report.runs import Run
 from cctuning.report.svg import Points, Series, heatmap, lines, ranges, scatter
-from cctuning.report.words import count, language_names, listed, number, percent
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 STRONGEST = 5

@@ -8,9 +8,9 @@ from html import escape
 from typing import Any
 
 from cctuning.languages import language_name
-from cctuning.report.answer import Evaluated
-from cctuning.report.measure import ANSWER_TOKENS, Example, Findings
+from cctuning.report.model_analysis import ANSWER_TOKENS, Example, Findings
 from cctuning.report.page import Section, paragraph, table
+from cctuning.report.results_section import Evaluated
 
 FROM_SAMPLES = 8
 

@@ -7,11 +7,11 @@ import json
 import pytest
 
 from cctuning import UserError
-from cctuning.evaluation.answered_in import answered_in, compared, language_of
+from cctuning.evaluation.answer_language import answered_in, compared, language_of
 from cctuning.evaluation.compare import compare
-from cctuning.evaluation.named import language_in
+from cctuning.evaluation.lm_eval_tasks import language_in
+from cctuning.evaluation.results_table import markdown
 from cctuning.evaluation.run import Options, evaluate
-from cctuning.evaluation.table import markdown
 from tests.cli.world import refused, write_jsonl, write_model
 
 GERMAN, ENGLISH = "Die Katze schläft auf dem alten Sofa.", "The cat sleeps on the old sofa."

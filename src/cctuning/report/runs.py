@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
-from cctuning.evaluation.scored import parse_runs
+from cctuning.evaluation.saved_results import parse_runs
 from cctuning.model import serialization
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, read_record, resolve
 from cctuning.training.directory import METRICS_FILE, check_record, read_options

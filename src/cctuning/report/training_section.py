@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from cctuning.languages import language_name
-from cctuning.report.inside import series_table
-from cctuning.report.measure import Findings
+from cctuning.report.connection_sections import series_table
+from cctuning.report.formatting import count, duration, language_names, listed, number, percent
+from cctuning.report.model_analysis import Findings
 from cctuning.report.page import Section, bullets, figure, heading, paragraph, side_by_side, table
-from cctuning.report.records import Run
+from cctuning.report.runs import Run
 from cctuning.report.svg import Series, bars, lines
-from cctuning.report.words import count, duration, language_names, listed, number, percent
 
 # Picture, its axis, and which metrics are drawn in it under which name.
 CURVES = (

@@ -28,15 +28,15 @@ from cctuning.analysis import (
     transform_errors,
     transform_shape,
 )
-from cctuning.analysis.meeting import gather
 from cctuning.analysis.observe import spread
+from cctuning.analysis.similarity import gather
 from cctuning.connection import ConnectionConfig
 from cctuning.data import Source, encode_dataset, load_rows
 from cctuning.errors import UserError
 from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.loading import MODEL_FOLDER, Loaded, load, load_tokenizer
-from cctuning.report.records import Run
+from cctuning.report.runs import Run
 from cctuning.serving.answering import Answerer
 
 IN_PLANE = 10  # parallel prompts a language in the projection: more hide each other

@@ -10,9 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
-from cctuning.evaluation import answered_in
-from cctuning.evaluation.languages import LEVELS, level
-from cctuning.languages import ENGLISH, language_name
+from cctuning.evaluation import answer_language
+from cctuning.languages import ENGLISH, base, is_code, language_name
 from cctuning.markdown import table
 
 NORMALISED = "acc_norm"
@@ -23,6 +22,22 @@ MAIN = {
     "f1": "F1",
     "rouge_l": "ROUGE-L",
 }
+# Resource classes 0 to 5 of Joshi et al., "The State and Fate of Linguistic Diversity and Inclusion in the NLP World"
+# (ACL 2020, arXiv 2004.09095). As usual, 4 and 5 count as high-resource, 3 as mid and 0 to 2 as low.
+JOSHI_CLASS = {
+    "en": 5, "es": 5, "de": 5, "ja": 5, "fr": 5, "ar": 5, "zh": 5,
+    "pt": 4, "it": 4, "ru": 4, "ko": 4, "vi": 4, "tr": 4, "hi": 4, "eu": 4,
+    "id": 3, "th": 3, "bn": 3, "ta": 3, "bg": 3, "el": 3, "ur": 3, "et": 3, "ro": 3,
+    "sw": 2, "yo": 2, "ht": 2,
+    "te": 1, "qu": 1, "my": 1,
+}  # fmt: skip
+LEVELS = ("high", "mid", "low")
+
+
+def level(language: str) -> str | None:
+    """`high`, `mid` or `low`; None for a language that is not on our copy of the list."""
+    found = JOSHI_CLASS.get(base(language)) if is_code(language) else None
+    return None if found is None else "high" if found >= 4 else "mid" if found == 3 else "low"
 
 
 def caption(record: dict[str, Any]) -> str:
@@ -96,9 +111,9 @@ def terminal(record: dict[str, Any], width: int) -> list[Table]:
             ends = row[0] != "chance" and body[number + 1][0] in ("mean", "chance")
             table.add_row(*(row[column] for column in columns), end_section=ends)
         tables.append(table)
-    told = answered_in.rows(record)
+    told = answer_language.rows(record)
     if told:
-        table = Table(*answered_in.HEADER, title="Which language it answered in", title_justify="left")
+        table = Table(*answer_language.HEADER, title="Which language it answered in", title_justify="left")
         for row in told:
             table.add_row(*row)
         tables.append(table)
@@ -112,9 +127,9 @@ def markdown(record: dict[str, Any]) -> str:
     if any(NORMALISED in task["metrics"] for task in record["tasks"].values()):
         lines += ["## Length-normalised accuracy", "", table(*rows(record, NORMALISED), "ll" + "r" * len(header)), ""]
         lines += ["Each choice's log-likelihood divided by its characters; from the same answers.", ""]
-    told = answered_in.rows(record)
+    told = answer_language.rows(record)
     if told:
-        lines += ["## Which language it answered in", "", table(answered_in.HEADER, told, "llrrr"), ""]
+        lines += ["## Which language it answered in", "", table(answer_language.HEADER, told, "llrrr"), ""]
         lines += ["By lingua, of the answers that are long enough to tell (how many).", ""]
     lines += [f"- {note}" for note in record.get("notes", [])]
     settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items() if value is not None)
