@@ -50,7 +50,7 @@ class Base:
     licence: str
     terms: str | None = None
     chat: bool = False
-    probe: str = "geography"
+    probe: str = " geography"
 
 
 BASES = {
@@ -63,7 +63,6 @@ BASES = {
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             "Apache-2.0",
             chat=True,
-            probe=" geography",
         ),
         Base(
             "gemma-3-270m",
