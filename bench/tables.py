@@ -1,7 +1,7 @@
-"""The tables of docs/performance.md, from the JSON that the benchmarks wrote.
+"""The tables of docs/results/performance.md, from the JSON that the benchmarks wrote.
 
     python bench/tables.py            # print them all
-    python bench/tables.py --write    # put each between its marks in docs/performance.md
+    python bench/tables.py --write    # put each between its marks in docs/results/performance.md
 
 A mark is a line `<!-- table: NAME -->`; the table reaches to the next `<!-- end -->`. A benchmark without results
 gives "Not yet measured.". A target counts as met to the two decimals that it has.
@@ -18,7 +18,7 @@ from typing import Any
 
 from measuring import RESULTS
 
-PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PAGE = Path(__file__).parents[1] / "docs" / "results" / "performance.md"
 Result = Mapping[str, Any]
 
 
@@ -179,7 +179,7 @@ def made(name: str, folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="into docs/results/performance.md")
     options = parser.parse_args()
     page = PAGE.read_text(encoding="utf-8")
     for name in TABLES:

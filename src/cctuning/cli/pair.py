@@ -77,7 +77,7 @@ def names(argv: list[str]) -> None:
         print(f"note: left out: {report.same} the same in both languages, {report.elsewhere} not in the task's rows.")
     for lang, counts in report.counts.items():
         print(f"{lang}: {counts.total()} names ({', '.join(f'{kind} {times}' for kind, times in counts.items())})")
-    print(f"next: cctuning align --parallel {options.output} (docs/data.md)")
+    print(f"next: cctuning align --parallel {options.output} (docs/start/data.md)")
 
 
 def mine(argv: list[str]) -> None:

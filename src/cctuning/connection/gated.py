@@ -113,7 +113,7 @@ class LayerConnection(nn.Module):
     def _transformed(self, h: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None]:
         """`h W` where the transform acts, but on rows of the fused path `h`; and, where this pass has an objective,
         how far W moves each position: (B*T,) fp32, 0 where it does not act. `h` is copied once: with four
-        copies and the errors read off them a whole step took 4 % longer (docs/performance.md)."""
+        copies and the errors read off them a whole step took 4 % longer (docs/results/performance.md)."""
         if self.transform is None:
             return h, None
         at, moved = plan.transform_index, None

@@ -49,7 +49,7 @@ class LowRankTransform(Transform):
 
     def moved(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """As the parent's, with `||z B||^2 = z (B B^T) z^T` for z = h A: r numbers a position are read, and kept for
-        backward, in place of d (docs/performance.md has what that saves)."""
+        backward, in place of d (docs/results/performance.md has what that saves)."""
         z = self.down(_input(hidden, self.down))
         rows = self.up(torch.eye(z.shape[-1], dtype=z.dtype, device=z.device))  # B; by a call, as ZeRO-3 wants it
         with torch.autocast(z.device.type, enabled=False):  # a norm of rounded products would be noise

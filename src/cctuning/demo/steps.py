@@ -5,7 +5,7 @@ same trainer, all are scored on facts that only English text contained, the conn
 loaded with plain transformers and compared. What the table says is what was seen, good or bad.
 
 The rows are facts in every language, and English ones that the base knows anyway, rehearsed. The settings below were
-chosen on a dev split, with the same search for each recipe (docs/demo.md); the table is of the test split.
+chosen on a dev split, with the same search for each recipe (docs/results/demo.md); the table is of the test split.
 """
 
 from __future__ import annotations

