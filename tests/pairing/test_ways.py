@@ -283,7 +283,7 @@ def test_answers_of_a_teacher(answers, tmp_path, engine, monkeypatch):
 
 
 def test_an_engine_that_is_missing_is_asked_for(tmp_path, rows):
-    with pytest.raises(UserError, match="engine: missing; translate needs one"):
+    with pytest.raises(UserError, match="translate needs an engine"):
         run(tmp_path, {"path": rows, "way": "translate"})
 
 

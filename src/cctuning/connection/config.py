@@ -3,7 +3,7 @@
 The dataclass below is the Python API, the command line's flags and the recipe's YAML keys at the same time; the
 `help` of a field is its documentation in all three. `connection: align` has a few options of its own (`align_*`,
 `layers`). The defaults of `connection: gated` are the cheap recipe that did best on an untouched test split of the
-controlled worlds (docs/method/index.md): the fused pass annealed away over training, the transform at every position and of
+controlled worlds (docs/method): the fused pass annealed away over training, the transform at every position and of
 low rank so that it folds and exports, the reference pass without gradient through the model's start.
 """
 

@@ -1,8 +1,8 @@
 """Parallel text without answers: the one reader of it for every verb.
 
-A source is a file, a directory or a hub data set in any layout that parallel text is published in (docs/start/data.md lists
-them); what comes out is a `datasets.Dataset` of pairs on disk, with an account. Pairs stream: what is held of each is
-eight bytes, by which a repeated one is known.
+A source is a file, a directory or a hub data set in any layout that parallel text is published in (docs/start/data.md
+lists them); what comes out is a `datasets.Dataset` of pairs on disk, with an account. Pairs stream: what is held of
+each is eight bytes, by which a repeated one is known.
 """
 
 from __future__ import annotations

@@ -210,7 +210,7 @@ def plan(
     if suite in ("paper", "all"):
         found += _paper(suite, data, notes)
     if not found:
-        raise UserError(f"--data {data}: none of suite {suite}'s files is there; docs/guides/evaluate.md has the layout.")
+        raise UserError(f"--data {data}: none of suite {suite}'s files is there; the layout: docs/guides/evaluate.md.")
     known = sorted({language for _, language, _ in found})
     names = sorted({name for name, _, _ in found})
     for wanted in benchmarks or ():

