@@ -8,10 +8,10 @@ begin. A figure is the peak above what a process held when all was imported: of 
 of it that is no mapped file (sampled every 2 ms; pages of mapped files can be dropped when memory is wanted). glibc
 is told to hand large blocks back at once.
 
-*shares*: training/meta_start.py. *whole*: what a model gets that cannot be read so, transformers' and accelerate's
-own way. Where the files have the type that is asked for, from_pretrained only maps them (*whole* then takes little
-anonymous memory, and the first process has the whole model among its mapped pages); where they do not, as with a bf16
-checkpoint that is trained in fp32, it makes a copy of all in every process.
+*shares*: training/sharded_loading.py. *whole*: a model that cannot be read so, as transformers and accelerate load it.
+Where the files have the type that is asked for, from_pretrained only maps them (*whole* then takes little anonymous
+memory, and the first process has the whole model among its mapped pages); where they do not, as with a bf16 checkpoint
+that is trained in fp32, it makes a copy of all weights in every process.
 
 Writes bench/results/start_memory.json.
 """
@@ -35,8 +35,8 @@ from transformers import TrainerCallback
 
 from cctuning import CCConfig, ConnectionConfig
 from cctuning.training import run
-from cctuning.training.meta_start import ReadWhole
 from cctuning.training.options import RunOptions
+from cctuning.training.sharded_loading import NotShardable
 from measuring import arguments, one_thread, record, write
 from shapes import Shape, llama
 from toys import options as training_options
@@ -79,7 +79,7 @@ def alone(way: str, tune: str, dtype: str, base: Path) -> None:
     one_thread()
     on_processors()
     if way == "whole":
-        patch.object(run, "ShardedStart", side_effect=ReadWhole("the benchmark asks for it")).start()
+        patch.object(run, "ShardedLoader", side_effect=NotShardable("the benchmark asks for it")).start()
     made = RunOptions(model=str(base), data=[str(base.parent / "rows.jsonl")], tune=tune, dtype=dtype)
     place = base.parent / "run"
     args = CCConfig(**training_options(place, 1))

@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from cctuning.cli import main
 from cctuning.model.loading import load, load_base
 from cctuning.serving.exporting import export
-from cctuning.training.adapters import AdapterOptions
-from cctuning.training.options import RunOptions
+from cctuning.training.options import AdapterOptions, RunOptions
 from tests.cli.world import done, metrics, records, refused, run_json, write_jsonl, write_recipe
 from tests.training.toys import tokenizer
 

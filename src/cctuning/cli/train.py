@@ -10,9 +10,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from cctuning.cli import ERRORS
-from cctuning.cli.first import check_places
 from cctuning.cli.help import Group
 from cctuning.cli.packaged import find, launchers
+from cctuning.cli.paths import check_paths
 from cctuning.errors import UserError
 
 # Of the libraries' options those that most runs set.
@@ -41,7 +41,7 @@ def main(argv: list[str], verb: str = "train") -> None:
     launching, argv = launch_options(argv)
     if launching:
         raise SystemExit(launch(launching, argv))
-    check_places(argv)
+    check_paths(argv)
     from cctuning.cli.options import parse  # TRL with it
     from cctuning.connection import ConnectionConfig
     from cctuning.training import CCConfig
@@ -87,8 +87,7 @@ def groups() -> list[Group]:
 
     from cctuning.connection import ConnectionConfig
     from cctuning.training import CCConfig
-    from cctuning.training.adapters import AdapterOptions
-    from cctuning.training.options import RunOptions
+    from cctuning.training.options import AdapterOptions, RunOptions
 
     def of(*kinds: type, without: type | None = None) -> set[str]:
         left = {option.name for option in fields(without)} if without else set()

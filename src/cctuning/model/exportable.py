@@ -83,7 +83,7 @@ def _check_fold(connected: ConnectedModel) -> None:
     check_adapter_mergeable(model)
     has_transform = connected.config.transform != "none" and not connected.config.plain
     weights = [*model.parameters()]
-    # Weights that are yet to be read are one value, seen everywhere (training/meta_start.py).
+    # Weights that are yet to be read are one value, seen everywhere (training/sharded_loading.py).
     there = all(not p.is_meta and p.numel() and not hasattr(p, "full_tensor") and p.is_contiguous() for p in weights)
     if not has_transform or not there or is_quantised(model):
         return

@@ -1,7 +1,7 @@
 """Weights in safetensors files, written and read one tensor at a time.
 
 Two users: a sharded run, which gathers, writes and drops its weights so that no process ever holds them all
-(training/sharded.py), and a fold that goes from file to file (merge_files.py). The files are those that
+(training/sharded_checkpoints.py), and a fold that goes from file to file (merge_files.py). The files are those that
 `save_pretrained` writes: `STEM.safetensors`, or `STEM-0000i-of-0000n.safetensors` with `STEM.safetensors.index.json`.
 """
 

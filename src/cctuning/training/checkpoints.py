@@ -13,7 +13,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.shards import ShardReader
-from cctuning.training import sharded
+from cctuning.training import sharded_checkpoints as sharded
 
 INDEX = ".safetensors.index.json"
 

@@ -1,4 +1,4 @@
-"""An SFTTrainer that takes each row once an epoch, whatever comes between, and shows the loss of each language."""
+"""Epochs: every row once, in an order that only seed and epoch decide, and evaluation losses by language."""
 
 from __future__ import annotations
 
@@ -6,48 +6,64 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from trl import SFTTrainer
 
-from cctuning.training.sampling import BalancedOrder, EpochOrder, order_of, undisturbed
-from cctuning.training.watching import LanguageLoss
+from cctuning.training.losses import LossByLanguage
+from cctuning.training.sampling import (
+    BalancedOrder,
+    EpochOrder,
+    fillers_at_the_end,
+    order_of,
+    undisturbed,
+    without_repeats,
+)
+from cctuning.training.tokenizing import TokenizingTrainer
 
 
-class EpochTrainer(SFTTrainer):
-    """The parts of `CCTrainer` that decide which rows come when; see sampling.py and watching.py."""
+class EpochTrainer(TokenizingTrainer):
+    """A `TokenizingTrainer` whose order of rows depends on nothing but seed and epoch."""
 
     _order: EpochOrder | BalancedOrder | None = None
+    _rows_each = 1  # rows of a batch for each row of the epoch
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._by_language = LanguageLoss()
+        self._eval_losses = LossByLanguage()
         super().__init__(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochOrder | BalancedOrder:
-        """An order that seed and epoch alone decide, so that a run which is resumed takes each row once."""
         self._order = order_of(self.train_dataset if train_dataset is None else train_dataset, self.args)
         return self._order
 
     def get_train_dataloader(self) -> Any:
-        """As the parent's; its workers' seeds are not drawn from the generator that dropout draws from."""
+        """As the parent's, with a generator for the workers' seeds that dropout does not draw from."""
         loader: Any = super().get_train_dataloader()
         loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
         return loader
 
     def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's; tells the sampler the epoch, as accelerate does not reach it where batches are skipped."""
+        # accelerate's set_epoch does not reach the sampler where batches are skipped.
         assert self._order is not None
         self._order.begin(epoch)
         return super()._run_epoch(model, epoch, *args, **kwargs)
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """As the parent's, without the rows that accelerate repeats to complete an epoch's last batches."""
+        if isinstance(self._order, BalancedOrder):
+            epoch_iterator = fillers_at_the_end(epoch_iterator, self.accelerator, self._order.fills)
+        elif not self.args.dataloader_drop_last:
+            rows: Any = self.train_dataset
+            epoch_iterator = without_repeats(epoch_iterator, self.accelerator, len(rows), self._rows_each)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the parent's, with the loss of each language; training goes on as if there had been none."""
+        """As the parent's, with the loss of each language. Training continues as if there had been no evaluation."""
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        self._by_language.start(self.eval_dataset[rows] if isinstance(rows, str) else rows)  # type: ignore[index]
+        self._eval_losses.start(self.eval_dataset[rows] if isinstance(rows, str) else rows)  # type: ignore[index]
         with undisturbed():
             return super().evaluate(eval_dataset, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's; the languages' losses are logged with the others."""
+        """As the parent's, with the loss of each language among the metrics."""
         output = super().evaluation_loop(*args, **kwargs)
         assert output.metrics is not None
-        output.metrics.update(self._by_language.result(kwargs.get("metric_key_prefix", "eval")))
+        output.metrics.update(self._eval_losses.result(kwargs.get("metric_key_prefix", "eval")))
         return output

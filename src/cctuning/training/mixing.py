@@ -1,7 +1,7 @@
-"""Parallel text beside answered rows: which of it a batch takes, and the batch of both.
+"""Mix parallel text into the batches of answered rows.
 
-Each answered row brings `parallel_rows` pairs with it. Which ones depends on the epoch, the row and the seed alone, so
-a run that is resumed, or dealt out to more processes, takes the same.
+Each answered row brings `parallel_rows` pairs of parallel text. Which ones depends only on epoch, row and seed, so a
+run that is resumed, or runs on more processes, takes the same.
 """
 
 from __future__ import annotations
@@ -17,21 +17,47 @@ from transformers import TrainerCallback
 
 from cctuning.data import PairedCollator
 from cctuning.errors import UserError
+from cctuning.training.config import CCConfig
+from cctuning.training.epochs import EpochTrainer
 
 TEXT = ("text", "prompt")
 
 
-class Mixture:
-    """An endless order of parallel rows, in which each language has its share.
+class MixingTrainer(EpochTrainer):
+    """An `EpochTrainer` whose training batches hold parallel text beside each answered row."""
 
-    A language with n rows has a share in proportion to n^(1 / temperature) (as in XLM-R, arXiv 1911.02116, section 3):
-    1 keeps the sizes, more raises the small ones. Within a language every row is taken once before any is repeated.
+    args: CCConfig
+
+    def get_train_dataloader(self) -> Any:
+        """As the parent's; with parallel text each row brings its pairs."""
+        if self.parallel is None:
+            return super().get_train_dataloader()
+        rows: Any = self.train_dataset
+        plain: Any = self.data_collator
+        mixture = Mixture(self.parallel["lang"], self.args.parallel_temperature, self.args.seed)
+        places = {row: place for place, row in enumerate(sorted(rows["row"]))}
+        mixing = MixingCollator(plain, self.parallel, mixture, self.args.parallel_rows, places)
+        self.add_callback(EpochOfMixture(mixing))
+        self._rows_each = 1 + self.args.parallel_rows
+        self.data_collator = mixing
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = plain
+
+
+class Mixture:
+    """An endless order of parallel rows in which each language has its share.
+
+    A language with n rows has a share proportional to n^(1 / temperature) (XLM-R, arXiv 1911.02116, section 3): 1 is
+    by size, more raises small languages. Within a language every row comes once before any is repeated.
     """
 
     def __init__(self, languages: Sequence[str], temperature: float, seed: int) -> None:
         """
         Args:
-            languages: of each row. temperature, seed: as above.
+            languages: language of each row.
+            temperature, seed: options of the run.
         """
         self.seed = seed
         named = np.asarray(languages)
@@ -43,7 +69,7 @@ class Mixture:
 
     @lru_cache(maxsize=4)  # noqa: B019 - one mixture a run
     def cycle(self, number: int) -> Any:
-        """Rows (M,) of the `number`-th round: of each language its share."""
+        """Row numbers (M,) of the `number`-th round, of each language its share."""
         chosen = []
         for language, (rows, quota) in enumerate(zip(self._rows, self._quota, strict=True)):
             places = np.arange(number * quota, (number + 1) * quota)
@@ -53,27 +79,29 @@ class Mixture:
         return np.random.default_rng([self.seed, 1 << 31, number]).permutation(np.concatenate(chosen))
 
     def rows(self, start: int, count: int) -> list[int]:
-        """`count` rows from place `start` of the order on."""
+        """`count` row numbers from place `start` of the order."""
         places = range(start, start + count)
         return [int(self.cycle(place // self._length)[place % self._length]) for place in places]
 
 
 class MixingCollator:
-    """Collates answered rows, each followed by its pairs."""
+    """Collate answered rows, each followed by its pairs."""
 
     def __init__(
         self, collate: PairedCollator, parallel: Dataset, mixture: Mixture, each: int, places: Mapping[int, int]
     ) -> None:
         """
         Args:
-            parallel: encoded pairs. each: of them beside an answered row.
-            places: an answered row's id -> its number among the answered.
+            parallel: encoded pairs.
+            mixture: their order.
+            each: pairs for each answered row.
+            places: id of an answered row -> its number among the answered rows.
         """
         self.collate, self.parallel, self.mixture, self.each, self.places = collate, parallel, mixture, each, places
         self.epoch = 0
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """As `PairedCollator`: of B rows a batch of B * (1 + each)."""
+        """As `PairedCollator`, with B * (1 + each) rows for B answered rows."""
         together: list[Mapping[str, Any]] = []
         for row in rows:
             place = self.epoch * len(self.places) + self.places[int(row["row"])]
@@ -83,7 +111,7 @@ class MixingCollator:
 
 
 class EpochOfMixture(TrainerCallback):
-    """Tells the collator which epoch it is, before the epoch's workers start."""
+    """Set the collator's epoch before the epoch's workers start."""
 
     def __init__(self, collator: MixingCollator) -> None:
         self.collator = collator
@@ -93,12 +121,30 @@ class EpochOfMixture(TrainerCallback):
         self.collator.epoch = int((state.epoch or 0) + 1e-6)
 
 
+def with_parallel(rows: Dataset | None, pairs: Dataset, args: CCConfig) -> tuple[Dataset, Dataset | None]:
+    """The rows of an epoch, and the parallel rows beside them.
+
+    Args:
+        rows: answered rows; None: the parallel text is the epoch (and the second result is None).
+        pairs: parallel text, as `as_rows` takes it.
+    """
+    parallel = as_rows(pairs, args.reference_language, 0 if rows is None else len(rows))
+    if rows is not None:
+        return rows, parallel if args.parallel_rows else None
+    mixture = Mixture(parallel["lang"], args.parallel_temperature, args.seed)
+    chosen = parallel.select(mixture.cycle(0)).remove_columns("row")
+    return chosen.add_column("row", list(range(len(chosen)))), None
+
+
 def as_rows(parallel: Dataset, language: str, first: int) -> Dataset:
-    """Pairs as rows without a response, and each distinct reference as a row of its own, held where it is.
+    """Pairs as rows without a response, and each distinct reference as a row that is its own reference.
+
+    The latter keep the reference language where it was.
 
     Args:
         parallel: columns `text` (or `prompt`), `reference` or `<text>_<reference language>`, and `lang` if known.
-        language: of the references. first: id of the first row.
+        language: of the references.
+        first: id of the first row.
 
     Raises:
         UserError: a column is missing.

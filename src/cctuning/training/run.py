@@ -41,6 +41,7 @@ from cctuning.files import write_atomically
 from cctuning.model.exportable import obstacles
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, load_base, load_tokenizer
 from cctuning.model.sites import innermost, unwrap
+from cctuning.training.callbacks import SAMPLES_FILE, SampleAnswers
 from cctuning.training.config import CCConfig
 from cctuning.training.directory import (
     METRICS_FILE,
@@ -53,13 +54,20 @@ from cctuning.training.directory import (
     trained_before,
     write_record,
 )
-from cctuning.training.effects import unforeseen, without_effect
-from cctuning.training.meta_start import ReadWhole, ShardedStart
+from cctuning.training.launch import check_checkpoint
 from cctuning.training.options import RunOptions
-from cctuning.training.parallel import check_checkpoint
-from cctuning.training.summary import Plan, doubts, expected, log_often_enough, plan, trial
+from cctuning.training.sharded_loading import NotShardable, ShardedLoader
+from cctuning.training.summary import (
+    Plan,
+    doubts,
+    expected,
+    log_often_enough,
+    plan,
+    trial,
+    unforeseen,
+    without_effect,
+)
 from cctuning.training.trainer import CCTrainer
-from cctuning.training.watching import SAMPLES_FILE, SampleAnswers
 
 logger = logging.getLogger(__name__)
 PACKAGES = ("cc-tuning", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
@@ -156,7 +164,7 @@ def dry(trainer: CCTrainer, todo: Plan, notes: list[str]) -> None:
         print("".join(f"note: {note}\n" for note in notes) + "dry_run: nothing was trained or written.", flush=True)
 
 
-def run_steps(trainer: CCTrainer, checkpoint: str | None, start: ShardedStart | None) -> None:
+def run_steps(trainer: CCTrainer, checkpoint: str | None, start: ShardedLoader | None) -> None:
     """Train; what only the first step can show to be impossible is a `UserError`."""
     try:
         with start.reading(trainer.model, trainer.accelerator) if start else nullcontext():
@@ -172,7 +180,7 @@ def run_steps(trainer: CCTrainer, checkpoint: str | None, start: ShardedStart | 
 
 def prepare(
     options: RunOptions, connection: ConnectionConfig, args: CCConfig, directory: Path
-) -> tuple[CCTrainer, dict[str, Any], ShardedStart | None]:
+) -> tuple[CCTrainer, dict[str, Any], ShardedLoader | None]:
     """The trainer, ready to run, the record of what it runs on, and its weights where those are yet to be read."""
     if args.not_here:
         logger.warning(f"{', '.join(args.not_here)}: off, as this machine has no accelerator.")
@@ -247,7 +255,7 @@ def prepare(
     return trainer, record, start
 
 
-def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, ShardedStart | None]:
+def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, ShardedLoader | None]:
     """The base model; under FSDP with `fsdp_cpu_ram_efficient_loading` without its weights, where that can be."""
     loading: dict[str, Any] = {
         "dtype": options.dtype,
@@ -261,8 +269,8 @@ def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, Sh
     if is_fsdp_enabled():
         start, reason = None, None
         try:
-            start = ShardedStart(options.model, **loading)
-        except ReadWhole as found:
+            start = ShardedLoader(options.model, **loading)
+        except NotShardable as found:
             reason = str(found)
         reasons: list[str | None] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(reasons, reason)  # all start in one way, or they would wait for each other

@@ -1,10 +1,15 @@
-"""The order in which a run takes its rows: each row once an epoch, in an order that seed and epoch alone decide.
+"""The order in which a run takes its rows: each row once per epoch, in an order that only seed and epoch decide.
 
-transformers draws the order of `group_by_length` from torch's global generator, which dropout, data workers and each
-evaluation also draw from; so a resumed epoch took some rows twice and others never. And under several processes
-accelerate's `skip_first_batches` hides the sampler from `set_epoch`: a resumed epoch was shuffled as the first one is.
-Here the trainer tells the sampler its epoch itself (`begin`), and an evaluation gives the generators back as it found
-them (`undisturbed`).
+transformers draws the order of `group_by_length` from torch's global generator, which dropout, data workers and
+evaluation also draw from, so a resumed epoch would repeat some rows and miss others. With several processes,
+accelerate's `skip_first_batches` hides the sampler from `set_epoch`, so a resumed epoch would be shuffled like the
+first. Here the trainer sets the sampler's epoch itself (`begin`), and evaluation restores the generators
+(`undisturbed`).
+
+accelerate also completes an epoch's last batches with rows from its beginning, so that every process has as many.
+Those rows would be trained on twice, and a run would depend on the number of its processes; `without_repeats` cuts
+them off. A process that is left without a row keeps one as a filler with zero loss, because it has to take part in
+the collectives.
 """
 
 from __future__ import annotations
@@ -17,26 +22,31 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from accelerate import Accelerator
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
 
+FILLER = "filler"  # key of a batch whose loss does not count
+BY_ROW = ("input_ids", "attention_mask", "labels", "row", "text", "reference_index", "reference_row")
+BY_REFERENCE = ("reference_input_ids", "reference_attention_mask", "reference_text")
+
 
 class EpochOrder(Sampler[int]):
-    """All rows of an epoch: at random, grouped by length, or as they stand."""
+    """All rows of an epoch: shuffled, grouped by length, or in their order."""
 
     def __init__(self, lengths: Sequence[int], strategy: str, group: int, seed: int) -> None:
         """
         Args:
             lengths: tokens of each row.
             strategy: `random`, `group_by_length` or `sequential`.
-            group: rows of like length that stand together, for `group_by_length`.
+            group: rows in a group of similar length, for `group_by_length`.
             seed: of the order.
         """
         self.lengths, self.strategy, self.group, self.seed = list(lengths), strategy, group, seed
         self.epoch = 0
 
     def begin(self, epoch: int) -> None:
-        """Take the order of `epoch` from the next iteration on."""
+        """Use the order of `epoch` from the next iteration on."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -52,19 +62,19 @@ class EpochOrder(Sampler[int]):
 
 
 class BalancedOrder(BatchRebalanceSampler):
-    """transformers' `batch_rebalance`, with no row twice.
+    """transformers' `batch_rebalance` without repeated rows.
 
-    The parent fills the epoch's last step up to a row for each process and accumulated batch by repeating rows. Here
-    that step has fewer batches; where it has fewer rows than there are processes, the others get one row as a filler.
+    The parent completes the epoch's last step by repeating rows. Here that step has fewer batches; if it has fewer
+    rows than there are processes, the other processes get one row as a filler.
     """
 
     def begin(self, epoch: int) -> None:
-        """Take the order of `epoch` from the next iteration on."""
+        """Use the order of `epoch` from the next iteration on."""
         self.set_epoch(epoch)
 
     @property
     def _last_slots(self) -> int:
-        """Batches a process in the epoch's last, incomplete step; 0 where there is none."""
+        """Batches per process in the epoch's last, incomplete step; 0 if all are complete."""
         return min(self.grad_accum, max(1, self.remainder // self.dp_size)) if self.has_tail else 0
 
     @property
@@ -95,11 +105,11 @@ class BalancedOrder(BatchRebalanceSampler):
 
 
 def order_of(rows: Any, args: Any) -> EpochOrder | BalancedOrder:
-    """The order in which a run of the training options `args` takes the encoded `rows`."""
+    """The order of the encoded `rows` in a run with the training options `args`."""
     lengths = pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
     seed = args.seed if args.data_seed is None else args.data_seed
     parts, processes = args.gradient_accumulation_steps, max(1, args.world_size)
-    step = args.train_batch_size * parts * processes  # rows: of all processes, so that their number changes no order
+    step = args.train_batch_size * parts * processes  # rows of all processes: their number does not change the order
     if args.train_sampling_strategy != "batch_rebalance":
         return EpochOrder(lengths, args.train_sampling_strategy, step, seed)
     return BalancedOrder(
@@ -115,7 +125,7 @@ def order_of(rows: Any, args: Any) -> EpochOrder | BalancedOrder:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Within: what is drawn from the global generators (Python's, NumPy's, torch's) leaves them as they were."""
+    """Restore the global generators (Python's, NumPy's, torch's) on exit."""
     python, numbers = random.getstate(), np.random.get_state()
     devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
     with torch.random.fork_rng(devices):
@@ -124,3 +134,46 @@ def undisturbed() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numbers)
+
+
+def without_repeats(
+    batches: Iterator[dict[str, Any]], accelerator: Accelerator, length: int, each: int = 1
+) -> Iterator[dict[str, Any]]:
+    """This process's batches of `PairedCollator`, the epoch's last without repeated rows.
+
+    Args:
+        length: rows of an epoch.
+        each: rows of a batch for each row of the epoch: 1, or with parallel text the row and its pairs.
+    """
+    for batch in batches:
+        yield cut(batch, each * own_rows(len(batch["input_ids"]) // each, accelerator, length))
+
+
+def fillers_at_the_end(
+    batches: Iterator[dict[str, Any]], accelerator: Accelerator, filler: bool
+) -> Iterator[dict[str, Any]]:
+    """The batches of a `BalancedOrder`; if `filler`, the last is one row that does not count."""
+    for batch in batches:
+        yield cut(batch, 0) if filler and accelerator.gradient_state.end_of_dataloader else batch
+
+
+def own_rows(rows: int, accelerator: Accelerator, length: int) -> int:
+    """How many of a batch's `rows` are not repeated. Process p gets the p-th batch of each round."""
+    # Not accelerate's `remainder`, which is unknown in an epoch that was resumed.
+    remainder = length % (rows * accelerator.num_processes)
+    if accelerator.num_processes == 1 or not accelerator.gradient_state.end_of_dataloader or remainder == 0:
+        return rows
+    return min(max(remainder - accelerator.process_index * rows, 0), rows)
+
+
+def cut(batch: dict[str, Any], rows: int) -> dict[str, Any]:
+    """The first `rows` rows of `batch`; for 0, its first row as a filler."""
+    if rows == len(batch["input_ids"]):
+        return batch
+    own = batch | {key: batch[key][: max(rows, 1)] for key in BY_ROW if key in batch}
+    if "reference_index" in batch:
+        references = int(own["reference_index"].max()) + 1  # numbered in the order in which rows use them
+        own |= {key: value[:references] for key, value in batch.items() if key in BY_REFERENCE}
+    if rows == 0:
+        own |= {FILLER: True, "labels": torch.full_like(own["labels"], -100)}
+    return own

@@ -15,7 +15,7 @@ from cctuning.data.rows import check_place
 from cctuning.errors import UserError, nearest
 
 
-def check_places(argv: list[str]) -> None:
+def check_paths(argv: list[str]) -> None:
     """Raise `UserError` where the model or rows that a command names are paths, and nothing is there."""
     model: Any = None
     data: list[Any] = []

@@ -43,7 +43,7 @@ from cctuning.model.loading import LOADING_ERRORS, torch_dtype
 from cctuning.model.shards import ShardReader
 
 
-class ReadWhole(Exception):
+class NotShardable(Exception):
     """Why a model has to be read whole."""
 
 
@@ -54,7 +54,7 @@ class Weight(NamedTuple):
     name: str
 
 
-class ShardedStart:
+class ShardedLoader:
     """A model of stand-ins, and where its weights are.
 
     Attributes:
@@ -73,7 +73,7 @@ class ShardedStart:
         """Arguments as of `load_base`.
 
         Raises:
-            ReadWhole: the model cannot be read so.
+            NotShardable: the model cannot be read so.
         """
         self._weights: dict[int, Weight] = {}  # by the stand-in's address
         self._stand_ins: list[Tensor] = []  # kept, lest another tensor comes to lie at such an address
@@ -96,12 +96,12 @@ class ShardedStart:
             )
         except (*LOADING_ERRORS, UserError) as error:
             reason = str(error).partition("\n")[0].removesuffix(".")
-            raise ReadWhole(reason) from error  # loading it whole will say what is wrong with it, if anything is
+            raise NotShardable(reason) from error  # loading it whole will say what is wrong with it, if anything is
         if info["missing_keys"]:
-            raise ReadWhole(f"{min(info['missing_keys'])} is not in its files")
+            raise NotShardable(f"{min(info['missing_keys'])} is not in its files")
         changed = [key for key, tensor in self.model.state_dict().items() if tensor.data_ptr() not in self._weights]
         if changed:
-            raise ReadWhole(f"{changed[0]} has another type in the model than was asked for")
+            raise NotShardable(f"{changed[0]} has another type in the model than was asked for")
         self.model.name_or_path = self.model.config.name_or_path = name
         with suppress(OSError):  # it has none, and from_pretrained has made one of the config
             self.model.generation_config = GenerationConfig.from_pretrained(name, revision=revision or "main")
@@ -197,15 +197,15 @@ def _own_part(opened: Any, name: str, like: Tensor, dtype: torch.dtype, device: 
 
 
 def _check(skeleton: Any, kind: Any) -> None:
-    """Raise `ReadWhole` unless from_pretrained would put the tensors of the files into the model as they are."""
+    """Raise `NotShardable` unless from_pretrained would put the tensors of the files into the model as they are."""
     if not isinstance(kind, torch.dtype):
-        raise ReadWhole("its config does not say which type its weights have")
+        raise NotShardable("its config does not say which type its weights have")
     if getattr(skeleton.config, "quantization_config", None) is not None:
-        raise ReadWhole("its weights are quantised")
+        raise NotShardable("its weights are quantised")
     if skeleton.is_remote_code():
-        raise ReadWhole("its family brings code of its own")
+        raise NotShardable("its family brings code of its own")
     if any(isinstance(entry, WeightConverter) for entry in get_model_conversion_mapping(skeleton)):
-        raise ReadWhole("its files have another layout than its modules")
+        raise NotShardable("its files have another layout than its modules")
 
 
 def _local(name: str, revision: str | None) -> Path:

@@ -1,4 +1,4 @@
-"""What each of several gloo processes runs; started by test_meta_start.py through torch's own launcher.
+"""What each of several gloo processes runs; started by test_sharded_loading.py through torch's own launcher.
 
 `compare`: each case is prepared by accelerate, with weights that every process reads for itself, and held against the
 model that from_pretrained reads. `memory`: what it takes to prepare a model, either way.
@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from cctuning import ConnectedModel, ConnectionConfig
-from cctuning.training.meta_start import ShardedStart
+from cctuning.training.sharded_loading import ShardedLoader
 from tests.parity.launched import on_processors
 
 
@@ -34,7 +34,7 @@ def made(model: torch.nn.Module, lora: bool) -> torch.nn.Module:
 
 def check(accelerator: Accelerator, base: Path, dtype: str, lora: bool) -> None:
     accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = None  # of the family before
-    start = ShardedStart(str(base), dtype=dtype)
+    start = ShardedLoader(str(base), dtype=dtype)
     model = made(start.model, lora)
     optimiser = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
     with start.reading(model, accelerator):
@@ -74,7 +74,7 @@ def memory(base: Path, way: str) -> None:
 
     accelerator = Accelerator(mixed_precision="no")
     before = status("VmRSS")
-    start = ShardedStart(str(base), dtype="float32") if way == "shares" else None
+    start = ShardedLoader(str(base), dtype="float32") if way == "shares" else None
     model = start.model if start else AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     optimiser = torch.optim.AdamW(model.parameters())
     with start.reading(model, accelerator) if start else nullcontext():

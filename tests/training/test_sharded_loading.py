@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from cctuning.training.meta_start import ReadWhole, ShardedStart
+from cctuning.training.sharded_loading import NotShardable, ShardedLoader
 from tests.families import build
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +32,9 @@ def odd(tied: bool) -> LlamaForCausalLM:
 
 
 def processes(*arguments: object) -> str:
-    """Run `tests.training.starting` in two; what they printed."""
+    """Run `tests.training.sharded_loading_worker` in two; what they printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command += ["-m", "tests.training.starting", *(str(argument) for argument in arguments)]
+    command += ["-m", "tests.training.sharded_loading_worker", *(str(argument) for argument in arguments)]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -81,7 +81,7 @@ def test_before_it_is_sharded_the_model_is_there_but_for_its_weights(tmp_path):
     saved.generation_config.max_new_tokens = 7
     saved.save_pretrained(tmp_path, max_shard_size="8KB")
     expected = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
-    model = ShardedStart(str(tmp_path), attn_implementation="eager").model
+    model = ShardedLoader(str(tmp_path), attn_implementation="eager").model
     assert type(model) is type(expected) and not model.training
     assert model.config.to_dict() == expected.config.to_dict()
     assert model.config._attn_implementation == "eager"
@@ -100,7 +100,7 @@ def test_before_it_is_sharded_the_model_is_there_but_for_its_weights(tmp_path):
 @pytest.mark.parametrize(("asked", "found"), [("auto", torch.bfloat16), ("float32", torch.float32)])
 def test_weights_have_the_type_that_was_asked_for(asked, found, tmp_path):
     build("llama").bfloat16().save_pretrained(tmp_path)
-    assert {p.dtype for p in ShardedStart(str(tmp_path), dtype=asked).model.parameters()} == {found}
+    assert {p.dtype for p in ShardedLoader(str(tmp_path), dtype=asked).model.parameters()} == {found}
 
 
 def test_names_of_old_files_are_those_that_from_pretrained_knows(tmp_path):
@@ -111,14 +111,14 @@ def test_names_of_old_files_are_those_that_from_pretrained_knows(tmp_path):
     state = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
     state["h.0.attn.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.bool)
     save_file(state, file, metadata={"format": "pt"})
-    start = ShardedStart(str(tmp_path))
+    start = ShardedLoader(str(tmp_path))
     for name, parameter in start.model.named_parameters():
         assert start._weights[parameter.data_ptr()].name == name.removeprefix("transformer.")
 
 
 def refused(folder: Path, **options: str) -> str:
-    with pytest.raises(ReadWhole) as caught:
-        ShardedStart(str(folder), **options)
+    with pytest.raises(NotShardable) as caught:
+        ShardedLoader(str(folder), **options)
     return str(caught.value)
 
 
@@ -147,7 +147,7 @@ def test_what_is_leaned_on_is_still_there():
     """accelerate asks this function, by this name, for the weights of a model sharded on the meta device."""
     load = inspect.signature(fsdp_utils.fsdp2_load_full_state_dict)
     assert list(load.parameters) == ["accelerator", "model", "full_sd", "cpu_offload"]
-    own = set(inspect.signature(ShardedStart._fill).parameters) - {"self"}
+    own = set(inspect.signature(ShardedLoader._fill).parameters) - {"self"}
     assert own == set(load.parameters)
     assert "fsdp2_load_full_state_dict(" in inspect.getsource(fsdp_utils.fsdp2_prepare_model)
     offset = inspect.signature(compute_local_shape_and_global_offset)

@@ -12,8 +12,8 @@ from accelerate.utils import DistributedType
 from cctuning import CCConfig, CCTrainer
 from cctuning.cli import main
 from cctuning.errors import UserError
-from cctuning.training.parallel import check_checkpoint, check_engine, check_launch
-from cctuning.training.uneven import FILLER, own_rows, without_repeats
+from cctuning.training.launch import check_checkpoint, check_engine, check_launch
+from cctuning.training.sampling import FILLER, own_rows, without_repeats
 from tests.cli.world import refused
 from tests.conftest import paired_batch
 from tests.training.toys import model, rows, tokenizer
@@ -38,7 +38,7 @@ def test_processes_that_accelerate_leaves_apart_or_unsharded_are_refused(found, 
     """As an FSDP configuration does without accelerators: with --use_cpu accelerate finds two processes, else one."""
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    monkeypatch.setattr("cctuning.training.parallel.is_fsdp_enabled", lambda: True)
+    monkeypatch.setattr("cctuning.training.launch.is_fsdp_enabled", lambda: True)
     kind = DistributedType.MULTI_CPU if found == 2 else DistributedType.NO
     state = SimpleNamespace(distributed_type=kind)
     with pytest.raises(UserError, match=says):

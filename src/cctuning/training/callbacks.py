@@ -1,0 +1,212 @@
+"""Callbacks that watch a run: alignment by language, sample answers and a profile of a few steps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.profiler import profile, schedule
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from cctuning.analysis.alignment import Alignment, measure
+from cctuning.model.recorded import Prompts
+from cctuning.training.sampling import undisturbed
+
+if TYPE_CHECKING:
+    from cctuning.training.trainer import CCTrainer
+
+logger = logging.getLogger(__name__)
+PAIRS = 64  # measured per language
+LOOK_AT = 50  # step at which an alignment that has not moved is reported
+MOVED = 0.02  # of the first error
+SAMPLES_FILE = "samples.jsonl"
+ANSWER_TOKENS = 64
+TRACE_FILE = "trace.json"
+SKIPPED = 2  # steps before the first traced one, if the run has as many: they allocate memory and choose kernels
+
+
+class AlignmentByLanguage(TrainerCallback):
+    """Measures before and after, and warns once where the error stands still.
+
+    Attributes:
+        before, after: of the sample; None until measured (`before` of a resumed run is the start's, by the recording).
+    """
+
+    def __init__(self, trainer: CCTrainer, rows: Any) -> None:
+        """
+        Args:
+            rows: encoded parallel text with `reference_row`.
+        """
+        self.trainer = trainer
+        self.before: Alignment | None = None
+        self.after: Alignment | None = None
+        taken: dict[str, list[int]] = defaultdict(list)
+        for number, (lang, reference) in enumerate(zip(rows["lang"], rows["reference_row"], strict=True)):
+            if reference >= 0 and lang != trainer.args.reference_language:
+                taken[lang].append(number)
+        chosen = [places[:: math.ceil(len(places) / PAIRS)] for places in taken.values()]
+        sample = rows.select([place for places in chosen for place in places])
+        self._texts = Prompts(sample["input_ids"][:], torch.tensor(sample["text"][:]).reshape(-1, 2))
+        self._which, self._languages = torch.tensor(sample["reference_row"][:]), list(sample["lang"])
+        self._losses: list[float] = []
+        self._warned = False
+
+    def _measure(self) -> Alignment | None:
+        if not self._languages:
+            return None
+        tokenizer: Any = self.trainer.processing_class
+        with self.trainer.accelerator.autocast():
+            return measure(self.trainer.connected, self._texts, self._which, self._languages, tokenizer.pad_token_id)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Nothing is measured of a run that is resumed: its weights are not the start's."""
+        if state.global_step == 0:
+            self.before = self._measure()
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Warn by step 50 where the error has not fallen."""
+        logs = kwargs["logs"]
+        if "align_loss" in logs:
+            self._losses.append(float(logs["align_loss"]))
+        if state.global_step >= LOOK_AT and len(self._losses) >= 2 and not self._warned:
+            self._warned = True
+            first, last = self._losses[0], sum(self._losses[-3:]) / len(self._losses[-3:])
+            if last > (1 - MOVED) * first:
+                logger.warning(
+                    f"alignment error {first:.3g} at the first log, {last:.3g} by step {state.global_step}: it does "
+                    "not fall; raise learning_rate or align_weight, or see cctuning diagnose."
+                )
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure again, and log both."""
+        self.after = self._measure()
+
+    def as_dict(self) -> dict[str, Any] | None:
+        """Language -> pairs, and found and error (mean over layers) before and after; None where not measured."""
+        if self.after is None:
+            return None
+        found: dict[str, Any] = {}
+        for number, code in enumerate(self.after.languages):
+            found[code] = {"pairs": self.after.pairs[number]}
+            for name, one in (("before", self.before), ("after", self.after)):
+                if one is not None:
+                    figures = {"found": one.found[number], "error": one.error[number]}
+                    found[code][name] = {key: round(float(value.mean()), 4) for key, value in figures.items()}
+        return found
+
+    def table(self) -> str:
+        """The same as text; empty where not measured."""
+        lines = []
+        for code, figures in (self.as_dict() or {}).items():
+            parts = [f"{name} {figures[name]['found']:.0%}" for name in ("before", "after") if name in figures]
+            lines.append(f"  {code:8} {', '.join(parts)} of {figures['pairs']} found")
+        head = "alignment: texts whose nearest reference is their own (mean over the aligned layers)"
+        return "\n".join([head, *lines]) if lines else ""
+
+
+class SampleAnswers(TrainerCallback):
+    """At each evaluation the answers to a few of its prompts a language, greedy, by the pass that inference runs:
+    lines of RUN/samples.jsonl, and text in TensorBoard."""
+
+    def __init__(self, trainer: Any, path: Path, each: int) -> None:
+        """
+        Args:
+            trainer: a `CCTrainer` with evaluation rows. each: rows a language.
+        """
+        self.trainer, self.path = trainer, path
+        self.rows: list[dict[str, Any]] = []
+        sets = trainer.eval_dataset
+        counts: dict[str, int] = defaultdict(int)
+        for dataset in sets.values() if isinstance(sets, dict) else [sets]:
+            for row in dataset:
+                if counts[row["lang"]] < each and any(label != -100 for label in row["labels"]):
+                    counts[row["lang"]] += 1
+                    self.rows.append(row)
+
+    @torch.no_grad()
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Answer, write, and leave generators and modes as they were."""
+        if not state.is_world_process_zero:
+            return
+        trainer, tokenizer = self.trainer, self.trainer.processing_class
+        connected = trainer.connected
+        training = connected.training
+        connected.eval()
+        lines = []
+        with undisturbed():
+            for row in self.rows:
+                prompt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
+                ids = torch.tensor([prompt], device=args.device)
+                with trainer.compute_loss_context_manager():
+                    made = connected.generate(
+                        ids,
+                        torch.ones_like(ids),
+                        max_new_tokens=ANSWER_TOKENS,
+                        do_sample=False,
+                        pad_token_id=tokenizer.pad_token_id,
+                        eos_token_id=self._ends(),
+                    )[0, len(prompt) :]
+                wanted = [label for label in row["labels"] if label != -100]
+                lines.append(
+                    {
+                        "step": state.global_step,
+                        "lang": row["lang"],
+                        "prompt": tokenizer.decode(prompt),
+                        "answer": tokenizer.decode(made, skip_special_tokens=True).strip(),
+                        "expected": tokenizer.decode(wanted, skip_special_tokens=True).strip(),
+                    }
+                )
+        connected.train(training)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        for board in trainer.callback_handler.callbacks:
+            if getattr(board, "tb_writer", None) is not None:
+                for number, line in enumerate(lines):
+                    text = f"**{line['prompt']}**\n\n{line['answer']}\n\n(expected: {line['expected']})"
+                    board.tb_writer.add_text(f"answers/{line['lang']}-{number}", text, state.global_step)
+
+    def _ends(self) -> list[int]:
+        config = self.trainer.model.generation_config
+        known = config.eos_token_id if config is not None else None
+        known = known if isinstance(known, list) else [] if known is None else [known]
+        own = self.trainer.processing_class.eos_token_id
+        return sorted({*known, *([] if own is None else [own])})
+
+
+class StepProfiler(TrainerCallback):
+    """Traces `steps` optimiser steps and writes `directory`/trace.json, on the main process alone."""
+
+    def __init__(self, steps: int, directory: Path) -> None:
+        self.steps, self.directory = steps, directory
+        self.profiler: profile | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            skipped = max(0, min(SKIPPED, state.max_steps - state.global_step - self.steps))
+            warmup = min(1, skipped)  # traced and thrown away: tracing itself has a first time
+            when = schedule(skip_first=skipped - warmup, wait=0, warmup=warmup, active=self.steps, repeat=1)
+            self.profiler = profile(schedule=when, on_trace_ready=self._write, record_shapes=True)
+            self.profiler.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.profiler is not None:
+            self.profiler.step()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.profiler is not None:
+            self.profiler.stop()  # writes, where the run had fewer steps than were asked for
+
+    def _write(self, profiler: profile) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(self.directory / TRACE_FILE))

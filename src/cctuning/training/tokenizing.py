@@ -1,0 +1,105 @@
+"""Tokenise rows, with the chat template that the trained model is saved with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTTrainer
+
+from cctuning.data import Reading, encode_dataset
+from cctuning.data.chat import Settled, own_template, settle
+from cctuning.errors import UserError
+from cctuning.training.config import CCConfig
+
+COLUMNS = ["input_ids", "labels", "text", "reference_input_ids", "reference_text", "reference_row", "row"]
+
+
+class TokenizingTrainer(SFTTrainer):
+    """An `SFTTrainer` that tokenises rows, references and parallel text with `encode_dataset`.
+
+    A subclass sets the attributes before `SFTTrainer.__init__`, which tokenises.
+
+    Attributes:
+        chat: whether prompts are rendered with the chat template; None until the first rows decide.
+        settled: the chat template as it is rendered, and saved with the tokenizer.
+        notes: warnings about the rows as the model sees them.
+        skipped: rows left out, as (origin, reason), with `bad_rows: skip`.
+        parallel: parallel text beside the answered rows; None if there is none, or nothing else.
+    """
+
+    chat: bool | None
+    settled: Settled | None = None
+    parallel: Dataset | None = None
+    _answered: Dataset | None  # the training rows as they were given
+    _connecting: bool
+    _own_references: bool  # rows in the reference language are their own reference
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.notes: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
+        self._origins: dict[int, str] = {}
+        super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(
+        self, dataset: Dataset, processing_class: Any, args: Any, packing: bool, formatting_func: Any, name: str
+    ) -> Dataset:
+        if "input_ids" in dataset.column_names:
+            return dataset
+        # By identity, not by name: an evaluation set may be called "train".
+        answered, training = dataset is self._answered, dataset in (self._answered, self.parallel)
+        required = answered and self._connecting and self.parallel is None
+        itself = training and self._own_references
+        where = "train_dataset" if answered else name if training else f"eval_dataset ({name})"
+        reading = Reading.of(dataset.column_names, args.reference_language, required, itself, where)
+        if self.chat is None:
+            messages = reading.messages or not isinstance(dataset[0][reading.layout.prompt or "prompt"], str)
+            self.chat = messages or processing_class.chat_template is not None
+        if self.chat and own_template(processing_class) is not None:
+            # Parallel text and evaluation rows are rendered as the answered rows are.
+            thinking = reading.thinking(dataset) if answered else None
+            self.settled = settle(processing_class, None, args.chat_template_kwargs if answered else None, thinking)
+            processing_class.chat_template = self.settled.template
+            self.notes += self.settled.notes() if answered else []
+        if "row" not in dataset.column_names:
+            dataset = dataset.add_column("row", list(range(len(dataset))))
+        if "origin" in dataset.column_names and training:
+            self._origins = dict(zip(dataset["row"], dataset["origin"], strict=True))
+        encoded, skipped = encode_dataset(
+            dataset,
+            processing_class,
+            max_length=args.max_length,
+            max_reference_length=args.max_reference_length or args.max_length,
+            chat=self.chat,
+            turns=args.train_turns,
+            bad_rows=args.bad_rows,
+            reading=reading,
+            num_proc=args.dataset_num_proc,
+            desc=f"Tokenising {name} rows",
+            notes=self.notes,
+        )
+        self.skipped += skipped
+        return encoded.shuffle(seed=args.seed) if args.shuffle_dataset else encoded
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns: Any = COLUMNS
+
+
+def ready_tokenizer(
+    model: str | PreTrainedModel, args: CCConfig, tokenizer: PreTrainedTokenizerBase | None
+) -> PreTrainedTokenizerBase:
+    """`tokenizer`, or the model's own, with a pad token."""
+    if tokenizer is None:
+        name = model if isinstance(model, str) else model.config.name_or_path
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    if args.eos_token is not None and args.eos_token in tokenizer.get_vocab():
+        tokenizer.eos_token = args.eos_token  # TRL sets it too, but only after the pad token is needed
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(
+                f"tokenizer {tokenizer.name_or_path!r} has neither a pad nor an eos token: set tokenizer.pad_token "
+                "(or the recipe's eos_token) to a token of its vocabulary."
+            )
+        tokenizer.pad_token = tokenizer.eos_token  # padded positions carry no label
+    return tokenizer
