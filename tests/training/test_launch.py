@@ -1,4 +1,4 @@
-"""What many processes may not do is refused by name, and an epoch's last batch holds no row twice."""
+"""Unsupported ways of running several processes raise an error."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from cctuning import CCConfig, CCTrainer
 from cctuning.cli import main
 from cctuning.errors import UserError
 from cctuning.training.launch import check_checkpoint, check_engine, check_launch
-from cctuning.training.sampling import FILLER, own_rows, without_repeats
 from tests.cli.world import refused
-from tests.conftest import paired_batch
 from tests.training.toys import model, rows, tokenizer
 
 
@@ -99,22 +97,3 @@ def test_what_a_launched_process_refuses_is_the_last_line(tmp_path, capfd):
     argv = ["train", "--accelerate_config", str(config), "--model", "m", "--data", "d", "--align_weight", "nan"]
     assert main([*argv, "--output_dir", str(tmp_path / "run")]) == 2
     assert "align_weight: expected a number, got nan" in capfd.readouterr().err.splitlines()[-1]
-
-
-def process(index, processes=2, last=True):
-    state = SimpleNamespace(end_of_dataloader=last)
-    return SimpleNamespace(num_processes=processes, process_index=index, gradient_state=state)
-
-
-def test_repeated_rows_are_cut_off():
-    assert [own_rows(4, process(p), 13) for p in range(2)] == [4, 1]
-    assert [own_rows(4, process(p), 11) for p in range(2)] == [3, 0]
-    assert (
-        own_rows(4, process(1), 16) == own_rows(4, process(1, last=False), 11) == own_rows(4, process(0, 1), 11) == 4
-    )
-    batch = paired_batch() | {"row": torch.arange(4)}
-    (cut,) = without_repeats(iter([batch]), process(1), 13)
-    assert cut["input_ids"].shape[0] == cut["reference_input_ids"].shape[0] == 1 and FILLER not in cut
-    (filler,) = without_repeats(iter([batch]), process(1), 11)
-    assert filler[FILLER] and len(filler["labels"]) == 1 and bool((filler["labels"] == -100).all())
-    assert next(without_repeats(iter([batch]), process(0), 12)) is batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from cctuning import CCTrainer, ConnectionConfig
-from cctuning.training.sampling import BalancedOrder, EpochOrder, undisturbed
+from cctuning.training.sampling import FILLER, BalancedOrder, EpochOrder, own_rows, undisturbed, without_repeats
+from tests.conftest import paired_batch
 from tests.training.test_trainer import config, losses, weights
 from tests.training.toys import model, rows, tokenizer
 
@@ -142,3 +144,22 @@ def test_evaluation_gives_the_generators_back():
     with undisturbed():
         torch.rand(5)
     assert torch.equal(torch.rand(2), expected)
+
+
+def process(index, processes=2, last=True):
+    state = SimpleNamespace(end_of_dataloader=last)
+    return SimpleNamespace(num_processes=processes, process_index=index, gradient_state=state)
+
+
+def test_repeated_rows_are_cut_off():
+    assert [own_rows(4, process(p), 13) for p in range(2)] == [4, 1]
+    assert [own_rows(4, process(p), 11) for p in range(2)] == [3, 0]
+    assert (
+        own_rows(4, process(1), 16) == own_rows(4, process(1, last=False), 11) == own_rows(4, process(0, 1), 11) == 4
+    )
+    batch = paired_batch() | {"row": torch.arange(4)}
+    (cut,) = without_repeats(iter([batch]), process(1), 13)
+    assert cut["input_ids"].shape[0] == cut["reference_input_ids"].shape[0] == 1 and FILLER not in cut
+    (filler,) = without_repeats(iter([batch]), process(1), 11)
+    assert filler[FILLER] and len(filler["labels"]) == 1 and bool((filler["labels"] == -100).all())
+    assert next(without_repeats(iter([batch]), process(0), 12)) is batch
