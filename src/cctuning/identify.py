@@ -16,7 +16,7 @@ from functools import cache, lru_cache
 
 from lingua import ConfidenceValue, IsoCode639_1, Language, LanguageDetector, LanguageDetectorBuilder
 
-from cctuning.languages import base, parse
+from cctuning.languages import base, canonical_or_none, parse
 
 # What a wrong text is likely to be in: the most widespread written languages of the scripts that several share.
 WIDESPREAD = "en es fr de pt it nl pl id vi tr sw ru uk bg ar fa ur hi mr zh ja ko"
@@ -95,6 +95,12 @@ def expected_scripts(code: str) -> tuple[str, ...]:
     if usual is not None and usual.script == found.script and found.language in ALSO:
         given.append(ALSO[found.language])
     return tuple(name for script in given for name in SCRIPTS.get(script, ()))
+
+
+def scripts_apart(code: str, other: str) -> bool:
+    """Whether two languages are written in different scripts."""
+    own, others = set(expected_scripts(code)), set(expected_scripts(other))
+    return bool(own and others) and not own & others
 
 
 @cache
@@ -186,10 +192,9 @@ def between(text: str, one: str, other: str) -> float | None:
 
     By script where the languages share none, else by lingua's small models of the two.
     """
-    own, theirs = set(expected_scripts(one)), set(expected_scripts(other))
-    if own and theirs and not own & theirs:
+    if scripts_apart(one, other):
         found = scripts(prose(text))
-        mine, yours = (sum(found[script] for script in names) for names in (own, theirs))
+        mine, yours = (sum(found[script] for script in expected_scripts(code)) for code in (one, other))
         return mine / (mine + yours) if mine + yours else 0.5
     wanted, rival = lingua_language(one), lingua_language(other)
     if wanted is None or rival is None or _family(one) & _family(other):
@@ -200,3 +205,15 @@ def between(text: str, one: str, other: str) -> float | None:
 @cache
 def _two(one: Language, other: Language) -> LanguageDetector:
     return LanguageDetectorBuilder.from_languages(one, other).with_low_accuracy_mode().build()
+
+
+def identify_language(text: str) -> str | None:
+    """The language of some sentences, of all that lingua knows; None where it is not sure."""
+    found = _all_languages().compute_language_confidence_values(prose(text))
+    sure = bool(found) and found[0].value >= SURE
+    return canonical_or_none(found[0].language.iso_code_639_1.name) if sure else None
+
+
+@cache
+def _all_languages() -> LanguageDetector:
+    return LanguageDetectorBuilder.from_all_languages().with_low_accuracy_mode().build()

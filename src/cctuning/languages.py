@@ -12,6 +12,7 @@ where one is given that does not follow from the script.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import cache
 from typing import NamedTuple
 
@@ -232,6 +233,23 @@ def matches(wanted: str, found: str) -> bool:
     if _by_region(one.language):
         regions = set()  # the script has said it
     return one[:2] == other[:2] and len(regions) < 2
+
+
+@cache
+def canonical_or_none(name: str) -> str | None:
+    """`canonical(name)`, or None where the name is no known language."""
+    return canonical(name) if is_code(name) else None
+
+
+def matching(wanted: str, codes: Collection[str]) -> list[str]:
+    """Those of `codes` that mean the language `wanted`: the code itself, else codes that `matches` accepts, else,
+    where `wanted` names no script, codes of the same language. `zh-Hans` takes `zh-CN` and never `zh-TW`."""
+    if wanted in codes:
+        return [wanted]
+    found = [code for code in codes if is_code(code) and matches(wanted, code)]
+    if found or any(len(part) == 4 and part.isalpha() for part in re.split("[-_]", wanted)[1:]):  # it names a script
+        return found
+    return [code for code in codes if is_code(code) and base(code) == base(wanted)]
 
 
 def language_name(code: str) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from cctuning.data import ParallelSource, load_parallel
-from cctuning.data.parallel_langs import answering, code_of, in_name, named_by
-from cctuning.data.seen import Seen
+from cctuning.data.parallel.filenames import in_name, named_by
+from cctuning.data.text import Seen
 from cctuning.errors import UserError
+from cctuning.languages import canonical_or_none, matching
 from cctuning.pairing.names import NamesOptions, names
 from tests.data import parallel_files as files
 from tests.data.parallel_files import CHINESE, ENGLISH, PAIRS, SWAHILI, records, text, unit
@@ -147,11 +148,11 @@ def test_a_quotation_mark_is_a_letter(name):
 
 
 def test_answers_to_a_code():
-    assert answering("zh-Hans", ["zh-CN", "zh-TW"]) == ["zh-CN"]
-    assert answering("zh", ["zh-TW"]) == ["zh-TW"] and answering("zh-Hans", ["zh-TW"]) == []
-    assert answering("pt-BR", ["pt-PT", "pt"]) == ["pt"] and answering("pt", ["pt-PT", "pt-BR"]) == ["pt-PT", "pt-BR"]
-    assert answering("sr", ["sr-Latn-RS"]) == ["sr-Latn-RS"] and answering("no", ["nn", "nb-NO"]) == ["nb-NO"]
-    assert [code_of(code) for code in ("eng_Latn", "swh", "zh_hans", "iw", "pt-br")] == [
+    assert matching("zh-Hans", ["zh-CN", "zh-TW"]) == ["zh-CN"]
+    assert matching("zh", ["zh-TW"]) == ["zh-TW"] and matching("zh-Hans", ["zh-TW"]) == []
+    assert matching("pt-BR", ["pt-PT", "pt"]) == ["pt"] and matching("pt", ["pt-PT", "pt-BR"]) == ["pt-PT", "pt-BR"]
+    assert matching("sr", ["sr-Latn-RS"]) == ["sr-Latn-RS"] and matching("no", ["nn", "nb-NO"]) == ["nb-NO"]
+    assert [canonical_or_none(code) for code in ("eng_Latn", "swh", "zh_hans", "iw", "pt-br")] == [
         "en",
         "sw",
         "zh",

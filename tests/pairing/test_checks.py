@@ -8,8 +8,8 @@ import pytest
 
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.candidates import Candidate
-from cctuning.pairing.inspection import Inspector
 from cctuning.pairing.options import Checks
+from cctuning.pairing.row_checks import Inspector
 from tests.pairing.world import CHINESE, SWAHILI, paired, run, write
 
 LONG = "Lions live in groups, hunt at night and sleep for most of the day in the shade of trees."

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from cctuning.data.text import ngrams, plain, tokens
 from cctuning.identify import confidence, expected_scripts, identifiable, scripts
-from cctuning.pairing.text import ngrams, plain, tokens
 
 
 @pytest.mark.parametrize(

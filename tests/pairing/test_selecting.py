@@ -10,7 +10,7 @@ import pytest
 from cctuning.data import load_parallel
 from cctuning.errors import UserError
 from cctuning.pairing.selecting import Best, SelectOptions, select
-from cctuning.pairing.word_vectors import WordVectors, words_and_pairs
+from cctuning.pairing.tfidf import WordVectors, words_and_pairs
 from tests.cli.world import done
 from tests.data.test_parallel import DATA
 from tests.pairing.world import lines, write

@@ -25,7 +25,7 @@ def diagnose_text(args: Any) -> None:
     from cctuning.analysis.alignment import of_text
     from cctuning.analysis.observe import spread
     from cctuning.connection import ConnectionConfig
-    from cctuning.data.parallel import load_parallel
+    from cctuning.data.parallel.pairs import load_parallel
     from cctuning.model.loading import load_base, load_tokenizer
 
     pairs, report = load_parallel(args.parallel, reference_language=args.reference_language, bad_rows="skip")

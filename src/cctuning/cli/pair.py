@@ -101,7 +101,7 @@ def sources_of(options: PairOptions) -> list[PairSource]:
     Raises:
         UserError: both, neither, or flags that do not go together.
     """
-    from cctuning.data.parallel_sides import pair_of_paths
+    from cctuning.data.parallel.filenames import pair_of_paths
     from cctuning.pairing.options import PairSource
 
     if options.sources:
@@ -134,8 +134,8 @@ def sources_of(options: PairOptions) -> list[PairSource]:
 
 def _is_text(path: str) -> bool:
     """Whether it is plain text, a TMX or a zip: parallel text, as rows are never published."""
-    from cctuning.data.parallel_sides import local_path, suffix_of
-    from cctuning.data.rows import SUFFIXES
+    from cctuning.data.parallel.filenames import suffix_of
+    from cctuning.data.readers import SUFFIXES, local_path
 
     return local_path(path).is_file() and suffix_of(path) not in SUFFIXES
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from cctuning.data.rows import check_place
+from cctuning.data.readers import check_place
 from cctuning.errors import UserError, nearest
 
 

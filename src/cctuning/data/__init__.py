@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cctuning.data.collate import PairedCollator
     from cctuning.data.encode import Encoder, encode_row
-    from cctuning.data.encode_rows import encode_dataset
-    from cctuning.data.handed import Reading
-    from cctuning.data.parallel import ParallelReport, ParallelSourceReport, load_parallel
-    from cctuning.data.parallel_source import ParallelSource
-    from cctuning.data.rows import Skipped
-    from cctuning.data.sources import LoadReport, Source, SourceReport, load_rows
+    from cctuning.data.in_memory import Reading
+    from cctuning.data.loading import LoadReport, SourceReport, load_rows
+    from cctuning.data.parallel.pairs import ParallelReport, ParallelSourceReport, load_parallel
+    from cctuning.data.schema import Skipped
+    from cctuning.data.sources import ParallelSource, Source
+    from cctuning.data.tokenise import encode_dataset
 
 __all__ = [
     "Encoder",
@@ -40,12 +40,12 @@ __all__ = [
 _HOMES = {
     "collate": ("PairedCollator",),
     "encode": ("Encoder", "encode_row"),
-    "encode_rows": ("encode_dataset",),
-    "handed": ("Reading",),
-    "parallel": ("ParallelReport", "ParallelSourceReport", "load_parallel"),
-    "parallel_source": ("ParallelSource",),
-    "rows": ("Skipped",),
-    "sources": ("LoadReport", "Source", "SourceReport", "load_rows"),
+    "in_memory": ("Reading",),
+    "loading": ("LoadReport", "SourceReport", "load_rows"),
+    "parallel.pairs": ("ParallelReport", "ParallelSourceReport", "load_parallel"),
+    "schema": ("Skipped",),
+    "sources": ("ParallelSource", "Source"),
+    "tokenise": ("encode_dataset",),
 }
 
 

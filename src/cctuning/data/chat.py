@@ -11,7 +11,7 @@ saw.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from cctuning.data.messages import THINKING
+from cctuning.data.schema import Message
 from cctuning.errors import UserError
 
 ANSWER, THOUGHT, QUESTION = "CCTUNINGANSWER", "CCTUNINGTHOUGHT", "CCTUNINGQUESTION"  # stand for texts in a rendering
@@ -31,6 +32,8 @@ NAMES = "think|thinking|thought|reasoning"
 CHANNEL = "\n<channel|>"  # how Gemma ends thinking, which some of its templates do not write out again
 # A text that brings its own thinking: the block, and the answer after it. The prompt may have opened the block.
 OWN = re.compile(rf"\s*(?:<(?:{NAMES})>)?(.*?)</(?:{NAMES})>\s*", re.DOTALL)
+ELSE = "\ue000CCTUNING\ue001"  # what no turn says: its ends are no text's characters
+END = re.compile(r"\s*<[^<>\s]{1,40}>")  # the mark that ends a turn, which its assistant has to write
 OPEN = re.compile(rf"<({NAMES})>\s*\Z")
 
 
@@ -242,3 +245,30 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     tokens = sorted({str(token) for token in named if str(token).strip()})
     opening = rf"(?!\A{re.escape(tokenizer.bos_token)})" if tokenizer.bos_token else ""
     return re.compile(opening + f"(?:{'|'.join(map(re.escape, tokens))})" if tokens else r"(?!)")
+
+
+def learned(prompt: Sequence[Message], text: str, render: Callable[[list[Message]], str]) -> list[tuple[int, int]]:
+    """The places in `text` (first character, and the one after the last) of the turns that are to be learned.
+
+    Args:
+        prompt: the messages that `text` renders.
+        render: renders others in the same way.
+    """
+    places = []
+    for turn, message in enumerate(prompt):
+        if message["role"] != "assistant" or message.get("train") is False:
+            continue
+        other = render([*prompt[:turn], {"role": "assistant", "content": ELSE}, *prompt[turn + 1 :]])
+        start = _alike(text, other)
+        end = len(text) - _alike(text[start:][::-1], other[start:][::-1])
+        if end > start and ELSE in other[start:]:
+            closing = END.match(text, end)
+            places.append((start, closing.end() if closing else end))
+    return places
+
+
+def _alike(one: str, other: str) -> int:
+    """How many characters the two begin with alike."""
+    return next(
+        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+    )

@@ -16,10 +16,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from cctuning.data.chat import Settled, answer_message, closes, render, settle, special_tokens, split_thinking
+from cctuning.data.chat import Settled, answer_message, closes, learned, render, settle, special_tokens, split_thinking
 from cctuning.data.messages import THINKING, plain
-from cctuning.data.rows import Text
-from cctuning.data.turns import learned
+from cctuning.data.schema import Text
 from cctuning.errors import UserError
 
 

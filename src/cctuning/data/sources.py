@@ -1,331 +1,127 @@
-"""Where rows come from: the sources a recipe names, mixed by weight into one `datasets.Dataset`, with an account.
-
-The rows lie on disk (`on_disk.py`) and are mapped into memory.
-"""
+"""Data sources as a recipe describes them: rows (`Source`) and parallel text (`ParallelSource`)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
-import datasets
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from cctuning.data.conversations import PARTS, Layout, check_columns, missing_reference, parse, unused_parallel
-from cctuning.data.doubts import doubts
-from cctuning.data.messages import context_columns
-from cctuning.data.rows import BadRow, Records, Row, Skipped, open_records
-from cctuning.data.tables import READ, batches, dataset_of
+from cctuning.data.layouts import PARTS
 from cctuning.errors import UserError, nearest
 from cctuning.languages import canonical
+from cctuning.settings import check_values, from_mapping
+
+PARALLEL_PARTS = ("text", "reference", "lang")
 
 
 @dataclass
-class Source:
-    """One file, directory or hub data set of a recipe, and how to read it. Every field's help is its documentation."""
+class BaseSource:
+    """A file, a directory or a hub data set, and how its columns are read. The help of a field documents it."""
 
     path: str = field(metadata={"help": "File, directory (of files, or saved by datasets), or hub name."})
     name: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
     split: str = field(default="train", metadata={"help": "Split of a hub or saved data set."})
     lang: str | None = field(default=None, metadata={"help": "Language of rows that have none of their own."})
-    weight: float = field(
-        default=1.0, metadata={"help": "Share of its rows that takes part: below 1 a sample, above 1 with repeats."}
-    )
-    limit: int | None = field(default=None, metadata={"help": "Read this many good rows and no more."})
+    limit: int | None = field(default=None, metadata={"help": "Read this many good rows and no more.", "least": 1})
     columns: dict[str, str] = field(
         default_factory=dict, metadata={"help": f"Part to column name, where they differ; parts: {', '.join(PARTS)}."}
     )
+
+    KIND: ClassVar[str] = "source"
+    COLUMN_PARTS: ClassVar[tuple[str, ...]] = PARTS
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not self.path:
+            raise UserError(f"{self.KIND}: path: expected a file, a directory or a hub name, got {self.path!r}.")
+        check_values(type(self), vars(self), self.label)
+        if self.lang is not None:
+            self.lang = canonical(self.lang, f"{self.label}: lang")
+        self._check_columns(self.columns)
+
+    @property
+    def label(self) -> str:
+        """What errors call this source."""
+        return f"{self.KIND} {self.path}"
+
+    def _check_columns(self, columns: Mapping[str, Any]) -> None:
+        for part, column in columns.items():
+            if part not in self.COLUMN_PARTS:
+                known = ", ".join(self.COLUMN_PARTS)
+                hint = nearest(str(part), self.COLUMN_PARTS)
+                raise UserError(f"{self.label}: columns: unknown part {part!r}; known: {known}.{hint}")
+            if not isinstance(column, str):
+                raise UserError(f"{self.label}: columns: {part}: expected a column name, got {column!r}.")
+
+    @classmethod
+    def from_dict(cls, options: Self | Mapping[str, Any] | str, where: str | None = None) -> Self:
+        """Build from a mapping as a recipe has it, or from a path.
+
+        Args:
+            options: field names to values.
+            where: what errors call the mapping.
+
+        Raises:
+            UserError: an unknown key, or a bad value.
+        """
+        if isinstance(options, cls):
+            return options
+        if isinstance(options, str):
+            return cls(options)
+        where = where or cls.KIND
+        if not isinstance(options, Mapping):
+            raise UserError(f"{where}: expected a path or a mapping with path:, got {options!r}.")
+        return from_mapping(cls, options, where)
+
+
+@dataclass
+class MixedSource(BaseSource):
+    """A source whose rows are mixed with those of others."""
+
+    weight: float = field(
+        default=1.0, metadata={"help": "Share of its rows that takes part: below 1 a sample, above 1 with repeats."}
+    )
+    bad_rows: str = field(
+        default="error",
+        metadata={"help": "error: stop at a bad row. skip: leave it out and list it.", "choices": ("error", "skip")},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.weight < 1e6:
+            raise UserError(f"{self.label}: weight: expected a number above 0, got {self.weight!r}.")
+
+
+@dataclass
+class Source(MixedSource):
+    """A source of rows."""
+
     include_reference_rows: bool = field(
         default=False,
         metadata={"help": "Also emit, once, each reference with its own response as a row in the reference language."},
     )
-    bad_rows: str = field(
-        default="error",
-        metadata={"help": "error: stop at a bad row. skip: leave it out and list it.", "choices": ["error", "skip"]},
-    )
 
     def __post_init__(self) -> None:
-        where = f"source {self.path}"
-        if not isinstance(self.path, str) or not self.path:
-            raise UserError(f"source: path: expected a file, a directory or a hub name, got {self.path!r}.")
-        for option in ("name", "split", "lang"):
-            value = getattr(self, option)
-            # YAML reads a bare `no`, the code of Norwegian, as false
-            if not isinstance(value, str) and (option == "split" or value is not None):
-                raise UserError(f"{where}: {option}: expected text, got {value!r}; put it in quotes.")
-        if self.lang is not None:
-            self.lang = canonical(self.lang, f"{where}: lang")
-        if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)) or not 0 < self.weight < 1e6:
-            raise UserError(f"{where}: weight: expected a number above 0, got {self.weight!r}.")
-        if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
-            raise UserError(f"{where}: limit: expected a whole number of at least 1, got {self.limit!r}.")
-        if type(self.include_reference_rows) is not bool:
-            raise UserError(f"{where}: include_reference_rows: expected true or false.")
-        if self.bad_rows not in ("error", "skip"):
-            raise UserError(f"{where}: bad_rows: expected error or skip, got {self.bad_rows!r}.")
-        if not isinstance(self.columns, Mapping):
-            raise UserError(f"{where}: columns: expected part: column name, got {self.columns!r}.")
-        for part, column in self.columns.items():
-            if part not in PARTS:
-                hint = nearest(str(part), PARTS)
-                raise UserError(f"{where}: columns: unknown part {part!r}; known: {', '.join(PARTS)}.{hint}")
-            if not isinstance(column, str):
-                raise UserError(f"{where}: columns: {part}: expected a column name, got {column!r}.")
+        super().__post_init__()
         for pair in (("prompt", "messages"), ("reference", "reference_messages")):
             if all(part in self.columns for part in pair):
-                raise UserError(f"{where}: columns: {' and '.join(pair)} exclude each other; map one.")
-
-    @classmethod
-    def from_dict(cls, options: Source | Mapping[str, Any] | str, where: str = "sources") -> Source:
-        """Build from a mapping as a recipe has it (or a bare path); an unknown key is a `UserError` with the nearest.
-
-        Args:
-            options: field names to values.
-            where: what to call the mapping in the message.
-        """
-        if isinstance(options, Source):
-            return options
-        if isinstance(options, str):
-            return cls(options)
-        if not isinstance(options, Mapping):
-            raise UserError(f"{where}: expected a path or a mapping with path:, got {options!r}.")
-        known = [option.name for option in fields(cls)]
-        for key in options:
-            if key not in known:
-                raise UserError(f"{where}: unknown key {key!r}; known: {', '.join(known)}.{nearest(str(key), known)}")
-        if "path" not in options:
-            raise UserError(f"{where}: path: missing; name a file, a directory or a hub data set.")
-        return cls(**options)
+                raise UserError(f"{self.label}: columns: {' and '.join(pair)} exclude each other; map one.")
 
 
 @dataclass
-class SourceReport:
-    """What one source gave. Counts are of rows that take part, after `weight`; `read` is of good rows, before it."""
+class ParallelSource(MixedSource):
+    """A source of parallel text. `lang` names the language to take where a file has several; `limit` counts pairs."""
 
-    path: str
-    read: int = 0
-    rows: int = 0
-    languages: dict[str, int] = field(default_factory=dict)
-    with_response: int = 0
-    without_response: int = 0
-    unused_parallels: int = 0  # rows labelled as in the reference language, whose parallel says something else
-    reference_rows: int = 0  # among `read`: those made from a reference and its own response
-    skipped: int = 0
-    columns: dict[str, str] = field(default_factory=dict)  # part to column, as recognised
-    unread_keys: dict[str, int] = field(default_factory=dict)  # of messages, with how many of them hold something
-    fingerprints: dict[str, str] = field(default_factory=dict)
+    reference: str | None = field(
+        default=None, metadata={"help": "Two plain files line by line: the reference language's side."}
+    )
+    where: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Take records with these values alone (column: value)."}
+    )
 
+    KIND: ClassVar[str] = "parallel"
+    COLUMN_PARTS: ClassVar[tuple[str, ...]] = PARALLEL_PARTS
 
-@dataclass
-class LoadReport:
-    """The account of a load: counts per source, every skipped row, and notes a person should see."""
-
-    reference_language: str
-    sources: list[SourceReport] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def rows(self) -> int:
-        """Rows in all."""
-        return sum(source.rows for source in self.sources)
-
-    @property
-    def with_response(self) -> int:
-        """Rows that carry LM loss."""
-        return sum(source.with_response for source in self.sources)
-
-    @property
-    def without_response(self) -> int:
-        """Rows that train the alignment alone."""
-        return sum(source.without_response for source in self.sources)
-
-    @property
-    def languages(self) -> dict[str, int]:
-        """Rows per language, the most frequent first."""
-        total: Counter[str] = Counter()
-        for source in self.sources:
-            total.update(source.languages)
-        return dict(total.most_common())
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """File (or hub data set) to its fingerprint, over all sources."""
-        return {name: value for source in self.sources for name, value in source.fingerprints.items()}
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything as plain JSON types."""
-        totals = {name: getattr(self, name) for name in ("rows", "with_response", "without_response", "languages")}
-        skipped = [skip._asdict() for skip in self.skipped]
-        return {**asdict(self), **totals, "skipped": skipped}
-
-
-def load_rows(
-    sources: Sequence[Source | Mapping[str, Any] | str],
-    *,
-    reference_language: str = "en",
-    seed: int = 0,
-    require_reference: bool = True,
-) -> tuple[datasets.Dataset, LoadReport]:
-    """Read, check and mix the sources.
-
-    Args:
-        sources: in the order in which their rows follow each other.
-        reference_language: rows in it are their own parallel; it also names the reference's columns (`prompt_en`).
-        seed: of the samples that weights draw.
-        require_reference: False for a recipe that does not use references; rows without one are then kept.
-
-    Returns:
-        The data set, and the account. Columns: `prompt` and `reference` (text, or messages where any row of any
-        source has messages; `reference` null where the row is its own parallel), `response` (null: the row trains
-        the alignment alone), `lang`, `origin` (file:line, or name[split]:index from 0) and `row` (its place in the
-        data set); and where any row has them `thinking`, `calls`, `tools` and `arguments`, as `tables` says.
-
-    Raises:
-        UserError: a file cannot be read, or a row is bad and its source does not say to skip such rows.
-    """
-    if isinstance(sources, (str, Mapping, Source)):
-        sources = [sources]
-    if not sources:
-        raise UserError("sources: none given; name at least one file, directory or hub data set.")
-    named = [Source.from_dict(source, f"sources[{number}]") for number, source in enumerate(sources)]
-    reference_language = canonical(reference_language, "reference_language")
-    report, tables, seen = LoadReport(reference_language), [], set[bytes]()
-    for number, source in enumerate(named):
-        account = SourceReport(source.path)
-        rows = _rows(source, reference_language, require_reference, seen, account, report)
-        table = _mix(pa.Table.from_batches(batches(rows), READ), source, [number, seed & (2**63 - 1)])
-        account.rows, account.without_response = table.num_rows, table["response"].null_count
-        account.with_response = account.rows - account.without_response
-        counts = pc.value_counts(table["lang"].combine_chunks()).to_pylist()
-        account.languages = {count["values"]: count["counts"] for count in counts}
-        report.sources.append(account)
-        tables.append(table)
-    table = pa.concat_tables(tables)
-    if require_reference:
-        report.notes += doubts(table, reference_language)
-    return dataset_of(table), report
-
-
-def _rows(
-    source: Source,
-    language: str,
-    require_reference: bool,
-    seen: set[bytes],
-    account: SourceReport,
-    report: LoadReport,
-) -> Iterator[Row]:
-    """The good rows of a source, each followed by its reference row where asked for."""
-    met: dict[str, None] = {}  # every column of every record, in order
-    kept, first_reason = 0, ""
-    for records in open_records(source.path, source.name, source.split):
-        account.fingerprints |= records.fingerprints
-        for origin, found in _parsed(records, source, language, require_reference, met, account):
-            if isinstance(found, BadRow):
-                line = f"{origin}: {found.field}: {found.reason}"
-                if source.bad_rows == "error":
-                    raise UserError(f"{line} (Or set bad_rows: skip for this source to leave out such rows.)")
-                account.skipped, first_reason = account.skipped + 1, first_reason or line
-                report.skipped.append(Skipped(origin, found.field, found.reason))
-                continue
-            kept, account.read = kept + 1, account.read + 1
-            yield found
-            if source.include_reference_rows and found.reference is not None and found.reference_response is not None:
-                key = hashlib.blake2b(json.dumps(found.reference).encode(), digest_size=16).digest()
-                if key not in seen:
-                    seen.add(key)
-                    account.read, account.reference_rows = account.read + 1, account.reference_rows + 1
-                    yield Row(found.reference, found.reference_response, language, None, None, found.origin)
-            if kept == source.limit:
-                break
-        if kept == source.limit:
-            break
-    if not kept:
-        why = f"all {account.skipped} are bad, the first: {first_reason}" if first_reason else "it is empty."
-        raise UserError(f"{source.path}: no row to train on: {why}")
-    check_columns(list(met), source.columns, source.path)
-    parts = account.columns
-    if source.include_reference_rows and "reference_response" not in parts and not account.reference_rows:
-        raise UserError(
-            f"{source.path}: include_reference_rows: no response in the reference language among {', '.join(met)}; "
-            "map it under columns: reference_response, or leave the option out."
-        )
-    unread = context_columns(list(met), {*parts.values()})
-    if unread:
-        report.notes.append(
-            f"{source.path}: not read, though by its name it may be a part of what the model is told: "
-            f"{', '.join(unread)}. What is read: {', '.join(f'{column} ({part})' for part, column in parts.items())}."
-        )
-    if account.unread_keys:
-        keys = ", ".join(f"{key} ({count})" for key, count in account.unread_keys.items())
-        report.notes.append(f"{source.path}: keys of messages that are not read: {keys}.")
-    if account.unused_parallels:
-        report.notes.append(
-            f"{source.path}: {account.unused_parallels} of {kept} rows are labelled {language}, the reference "
-            f"language, and have a parallel ({parts.get('reference') or parts.get('reference_messages')}) that says "
-            "something else; it is not used. If they are in another language, mend their lang."
-        )
-    if "response" not in parts and "messages" not in parts:
-        report.notes.append(
-            f"{source.path}: no column is read as the response, so its {kept} rows train the alignment alone "
-            f"(columns: {', '.join(met)})."
-        )
-
-
-def _parsed(
-    records: Records,
-    source: Source,
-    language: str,
-    require_reference: bool,
-    met: dict[str, None],
-    account: SourceReport,
-) -> Iterator[tuple[str, Row | BadRow]]:
-    layouts: dict[tuple[str, ...], Layout] = {}
-    wanted = set(records.columns or ())
-    if records.columns is not None:
-        check_columns(records.columns, source.columns, source.path)
-        met.update(dict.fromkeys(records.columns))
-        try:
-            wanted = set(Layout.recognise(records.columns, source.columns, language).used().values())
-        except BadRow as bad:
-            raise UserError(f"{source.path}: {bad}") from None
-    for origin, record in records.iterate(wanted):
-        if isinstance(record, BadRow):
-            yield origin, record
-            continue
-        found = tuple(records.columns or record)
-        try:
-            if found not in layouts:
-                met.update(dict.fromkeys(found))
-                layouts[found] = Layout.recognise(found, source.columns, language)
-                account.columns.update(layouts[found].used())
-            layout = layouts[found]
-            row = parse(
-                record, layout, origin, found=found, lang=source.lang, language=language, unread=account.unread_keys
-            )
-            if require_reference and row.reference is None and row.lang != language:
-                raise missing_reference(layout, found, language)
-        except BadRow as bad:
-            yield origin, bad
-        else:
-            account.unused_parallels += require_reference and unused_parallel(record, layout, row, language)
-            yield origin, row
-
-
-def _mix(table: pa.Table, source: Source, seed: list[int]) -> pa.Table:
-    """`round(weight * rows)` rows: whole copies, then a sample without replacement in file order."""
-    copies, rest = divmod(round(source.weight * table.num_rows), table.num_rows)
-    if not copies and not rest:
-        raise UserError(f"{source.path}: weight: {source.weight} of {table.num_rows} rows leaves none; raise it.")
-    parts = [table] * copies
-    if rest:
-        mask = np.zeros(table.num_rows, dtype=bool)
-        mask[np.random.default_rng(seed).choice(table.num_rows, rest, replace=False)] = True
-        parts.append(table.filter(pa.array(mask)))
-    return pa.concat_tables(parts)
+    def __post_init__(self) -> None:
+        if isinstance(self.columns, Mapping):  # a file without a header has column numbers
+            self.columns = {part: str(name) if type(name) is int else name for part, name in self.columns.items()}
+        super().__post_init__()

@@ -8,15 +8,18 @@ template). The same holds of the keys of a message; its `tool_calls` are JSON.
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
+from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cctuning.data.on_disk import on_disk
-from cctuning.data.rows import CHUNK, Row, Text
+from cctuning.data.schema import CHUNK, Row, Text
 
 TEXT = pa.string()
 KEYS = {"role": TEXT, "content": TEXT, "thinking": TEXT, "tool_calls": TEXT, "name": TEXT, "tool_call_id": TEXT}
@@ -94,3 +97,15 @@ def _keys(table: pa.Table) -> list[str]:
 
 def _as_messages(text: str) -> Text:
     return [{"role": "user", "content": text}]
+
+
+def on_disk(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> datasets.Dataset:
+    """Write the batches as they come and map the file."""
+    folder = Path(tempfile.mkdtemp(prefix="cctuning-rows-"))
+    # Not atexit: a forked worker of multiprocessing ends without it. In a child of this process it does nothing.
+    Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=0)
+    path = folder / "rows.arrow"
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return datasets.Dataset.from_file(str(path))

@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cctuning.data.rows import SUFFIXES, BadRow, open_records
+from cctuning.data.readers import SUFFIXES, open_records
+from cctuning.data.schema import BadRow
+from cctuning.data.text import Hashes, ngrams, tokens
 from cctuning.errors import UserError
-from cctuning.pairing.text import Hashes, ngrams, tokens
 
 N = 8  # tokens in an n-gram
 SHORT = 4  # tokens from which a text that is met as a whole is no coincidence

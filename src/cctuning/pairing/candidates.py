@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cctuning.data.rows import Text
+from cctuning.data.schema import Text
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cctuning.data.rows import BadRow, Text
+from cctuning.data.schema import BadRow, Text
 from cctuning.errors import UserError
 from cctuning.pairing.records import Reader
 

@@ -21,10 +21,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cctuning.data.text import flat
 from cctuning.pairing import output
 from cctuning.pairing.candidates import Problem
-from cctuning.pairing.ledger import Ledger
-from cctuning.pairing.text import flat
+from cctuning.pairing.corpus_checks import Ledger
 
 BLOCK = 1000  # rows seen beside each other
 LEAST = 100  # rows of a language from which its usual similarity is learned

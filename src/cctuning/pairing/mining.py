@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cctuning.data.parallel_langs import known, known_in_name
-from cctuning.data.parallel_sides import local_path, suffix_of
-from cctuning.data.rows import SUFFIXES, BadRow, numbered_lines
+from cctuning.data.parallel.filenames import known_in_name, suffix_of
+from cctuning.data.readers import SUFFIXES, local_path, numbered_lines
+from cctuning.data.schema import BadRow
+from cctuning.data.text import flat
 from cctuning.errors import UserError
+from cctuning.languages import canonical
 from cctuning.pairing import output
 from cctuning.pairing.encoder import open_encoder
 from cctuning.pairing.records import Reader
-from cctuning.pairing.text import flat
 
 BLOCK = 1000  # sentences whose similarities are held at once
 NEIGHBOURS = 4
@@ -55,9 +56,10 @@ class MineOptions:
         if not self.output:
             raise UserError("--output: missing; name a file, e.g. mined.jsonl.")
         self.lang = self.lang or known_in_name(self.files[0].removesuffix(".gz").rpartition(".")[2]) or ""
-        if known(self.lang) is None or known(self.reference_language) is None:
-            raise UserError(f"--lang: {self.lang!r} is no language; name that of {self.files[0]}, e.g. sw.")
-        self.lang, self.reference_language = str(known(self.lang)), str(known(self.reference_language))
+        if not self.lang:
+            raise UserError(f"--lang: missing; name the language of {self.files[0]}, e.g. sw.")
+        self.lang = canonical(self.lang, "--lang")
+        self.reference_language = canonical(self.reference_language, "--reference_language")
 
 
 @dataclass

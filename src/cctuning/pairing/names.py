@@ -17,16 +17,16 @@ from typing import Any
 
 from babel import Locale, UnknownLocaleError, localedata
 
-from cctuning.data.parallel_columns import Pair
-from cctuning.data.parallel_files import read_pairs
-from cctuning.data.parallel_langs import answering, known, same
-from cctuning.data.parallel_source import ParallelSource
-from cctuning.data.rows import BadRow, numbered_lines
-from cctuning.data.seen import Seen
+from cctuning.data.parallel.columns import Pair
+from cctuning.data.parallel.files import read_pairs
+from cctuning.data.readers import numbered_lines
+from cctuning.data.schema import BadRow
+from cctuning.data.sources import ParallelSource
+from cctuning.data.text import Seen, flat, tokens
 from cctuning.errors import UserError, nearest
+from cctuning.languages import canonical_or_none, matching, same
 from cctuning.pairing import output
 from cctuning.pairing.records import Reader
-from cctuning.pairing.text import flat, tokens
 
 KINDS = ("territory", "language", "script", "currency", "city", "unit", "month", "day")
 LONGEST = 8  # words of a name that is looked for in the task's rows
@@ -64,10 +64,10 @@ class NamesOptions:
                 "--lang: missing; name languages, e.g. cctuning pair names --lang sw te --output names.jsonl."
             )
         for name in (*self.lang, self.reference_language):
-            if known(name) is None:
+            if canonical_or_none(name) is None:
                 raise UserError(f"--lang: {name!r} is no language; expected a code, e.g. sw, zh-Hant.")
-        self.lang = list(dict.fromkeys(str(known(lang)) for lang in self.lang))
-        self.reference_language = str(known(self.reference_language))
+        self.lang = list(dict.fromkeys(str(canonical_or_none(lang)) for lang in self.lang))
+        self.reference_language = str(canonical_or_none(self.reference_language))
         if self.reference_language in self.lang:
             raise UserError(f"--lang {self.reference_language}: is the reference language; name another.")
         for kind in self.kinds:
@@ -233,10 +233,10 @@ def wikidata(path: Path, options: NamesOptions) -> Iterator[Name]:
             found = {code: _label(label) for code, label in labels.items()}
         except (ValueError, AttributeError):
             raise UserError(f"{path}:{number}: expected a JSON object with labels (language: name).") from None
-        codes = {str(known(code) or code): code for code in found}
-        own = answering(options.reference_language, codes) if options.reference_language in codes else []
+        codes = {str(canonical_or_none(code) or code): code for code in found}
+        own = matching(options.reference_language, codes) if options.reference_language in codes else []
         for lang in options.lang if own else ():
-            for code in answering(lang, codes)[:1]:
+            for code in matching(lang, codes)[:1]:
                 yield found[codes[code]], found[codes[own[0]]], lang, "wikidata"
 
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
 
-from cctuning.pairing.text import ascii_digits
+from cctuning.data.text import ascii_digits
 
 NUMBER = re.compile(r"\d+(?:[.,٫٬'’]\d+)*")
 SPACED = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?!\d|[.,]\d)")  # 1 000 000, as French and Russian write it

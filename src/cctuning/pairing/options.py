@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from cctuning.data.conversations import PARTS
+from cctuning.data.layouts import PARTS
 from cctuning.errors import UserError, nearest
 from cctuning.languages import canonical
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from cctuning.data.parallel_columns import Pair
-from cctuning.data.parallel_files import read_pairs
-from cctuning.data.parallel_source import ParallelSource
+from cctuning.data.parallel.columns import Pair
+from cctuning.data.parallel.files import read_pairs
+from cctuning.data.sources import ParallelSource
 from cctuning.errors import UserError
 from cctuning.pairing.candidates import Candidate, Problem, Rejected
 from cctuning.pairing.options import PairSource
 
 if TYPE_CHECKING:
-    from cctuning.pairing.ways import Account
+    from cctuning.pairing.assemble import Account
 
 PARTS = {"prompt": "text", "reference": "reference", "lang": "lang"}  # a row's parts as a pair has them
 
@@ -29,10 +29,10 @@ def source_of(source: PairSource) -> ParallelSource:
             raise UserError(f"source {source.path}: columns: {part}: parallel text has {', '.join(PARTS)} alone.")
     return ParallelSource(
         source.path,
-        source.english.get("path"),
-        source.name,
-        source.split,
-        source.lang,
+        reference=source.english.get("path"),
+        name=source.name,
+        split=source.split,
+        lang=source.lang,
         columns={PARTS[part]: name for part, name in source.columns.items()},
         where=source.where,
     )

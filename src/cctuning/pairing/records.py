@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cctuning.data.conversations import Layout, check_columns, missing_reference, parse
-from cctuning.data.rows import BadRow, Row, open_records
+from cctuning.data.layouts import Layout, check_columns, missing_reference, parse
+from cctuning.data.readers import open_records
+from cctuning.data.schema import BadRow, Row
 from cctuning.errors import UserError
 
 TEXT = {"prompt": "text", "reference": "text_{language}"}  # the columns of parallel text

@@ -26,14 +26,14 @@ from tqdm import tqdm
 from cctuning.errors import UserError
 from cctuning.files import file_hash
 from cctuning.pairing import output
+from cctuning.pairing.assemble import Account, Ways
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.candidates import Candidate, Problem, Rejected
 from cctuning.pairing.card import make_card, markdown
+from cctuning.pairing.corpus_checks import Ledger
 from cctuning.pairing.encoder import Encoder, open_encoder
-from cctuning.pairing.inspection import Inspector, Verdict
-from cctuning.pairing.ledger import Ledger
 from cctuning.pairing.options import Checks, PairOptions, PairSource
-from cctuning.pairing.ways import Account, Ways
+from cctuning.pairing.row_checks import Inspector, Verdict
 from cctuning.workers import leave_with
 
 CHUNK = 500  # rows a worker gets at once

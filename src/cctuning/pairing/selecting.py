@@ -22,18 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cctuning.data.parallel import ParallelReport, load_parallel
-from cctuning.data.parallel_langs import answering, identify, known
-from cctuning.data.parallel_sides import pair_of_paths
-from cctuning.data.rows import BadRow
+from cctuning.data.parallel.filenames import pair_of_paths
+from cctuning.data.parallel.pairs import ParallelReport, load_parallel
+from cctuning.data.schema import BadRow
+from cctuning.data.text import flat, normalise
 from cctuning.errors import UserError
 from cctuning.files import file_hash
+from cctuning.identify import identify_language
+from cctuning.languages import canonical_or_none, matching
 from cctuning.markdown import table
 from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.records import Reader
-from cctuning.pairing.text import flat, plain
-from cctuning.pairing.word_vectors import WordVectors
+from cctuning.pairing.tfidf import WordVectors
 
 CHUNK = 2000  # pairs whose vectors are made at once
 MOST_ROWS = 2000  # rows of the task that pairs are held against: more are sampled
@@ -193,7 +194,7 @@ def _task(options: SelectOptions) -> list[str]:
                 found[flat(row.prompt)] = None
             elif row.lang == UNKNOWN:
                 bare[flat(row.prompt)] = None
-    if bare and identify(" ".join(list(bare)[:40])) == language:
+    if bare and identify_language(" ".join(list(bare)[:40])) == language:
         found |= bare
     if not found:
         raise UserError(
@@ -211,9 +212,9 @@ def _fitting(
     corpus: datasets.Dataset, options: SelectOptions, benchmarks: Benchmarks | None
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, int]]:
     """Places of the pairs that may be chosen, by language, and how many were left out, by reason."""
-    wanted = [known(lang) or lang for lang in options.lang]
+    wanted = [canonical_or_none(lang) or lang for lang in options.lang]
     every = set(corpus.unique("lang"))
-    taken = {code for lang in wanted for code in answering(lang, every)} if wanted else every
+    taken = {code for lang in wanted for code in matching(lang, every)} if wanted else every
     if not taken:
         raise UserError(f"--lang {' '.join(options.lang)}: the corpus has {', '.join(sorted(every))}.")
     fits: dict[str, list[int]] = {}
@@ -307,9 +308,9 @@ def _distinct(
         kept: list[int] = []
         for number, text in enumerate(texts):
             alike = max([float(before[number]), *within[number, kept]]) >= options.near_duplicate
-            if plain(text) in said or (alike and options.near_duplicate < 1):
+            if normalise(text) in said or (alike and options.near_duplicate < 1):
                 continue
-            said.add(plain(text))
+            said.add(normalise(text))
             kept.append(number)
             taken.append(block[number])
             if len(taken) == options.count:

@@ -35,7 +35,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from cctuning.connection import ConnectionConfig
 from cctuning.data import LoadReport, Source, load_rows
-from cctuning.data.parallel import load_parallel
+from cctuning.data.parallel.pairs import load_parallel
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
 from cctuning.model.exportable import obstacles

@@ -27,7 +27,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 
 from cctuning.connection import ConnectionConfig, Fit
 from cctuning.data import PairedCollator
-from cctuning.data.handed import check_handed
+from cctuning.data.in_memory import check_handed
 from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.adaptive_model import AdaptiveModel

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from cctuning.pairing.text import UNSPACED
+from cctuning.data.text import UNSPACED
 from cctuning.pairing.translation.segments import Span
 
 # a line that has another backtick begins with inline code, as in CommonMark

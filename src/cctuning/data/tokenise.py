@@ -9,8 +9,8 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from cctuning.data.encode import Encoder, at, origin_of
-from cctuning.data.handed import Reading
-from cctuning.data.rows import BadRow
+from cctuning.data.in_memory import Reading
+from cctuning.data.schema import BadRow
 from cctuning.errors import UserError
 
 IDS = List(Value("int32"))

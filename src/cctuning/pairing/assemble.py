@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cctuning.data.rows import BadRow
+from cctuning.data.schema import BadRow
 from cctuning.errors import UserError
 from cctuning.pairing import making, parallel
 from cctuning.pairing.candidates import Candidate, Problem, Rejected

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cctuning.data.chat import NAMES
-from cctuning.data.conversations import Layout, missing_reference, parse
+from cctuning.data.layouts import Layout, missing_reference, parse
 from cctuning.data.messages import THINKING, plain
-from cctuning.data.rows import CHUNK, BadRow
+from cctuning.data.schema import CHUNK, BadRow
 from cctuning.data.tables import EXTRA
 from cctuning.errors import UserError
 from cctuning.languages import UNKNOWN

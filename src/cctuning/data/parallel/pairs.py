@@ -17,16 +17,16 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from cctuning.data.on_disk import on_disk
-from cctuning.data.parallel_columns import Absent, Pair
-from cctuning.data.parallel_files import Opened, read_pairs
-from cctuning.data.parallel_langs import known, likeness, same, scripts_apart
-from cctuning.data.parallel_sides import pair_of_paths
-from cctuning.data.parallel_source import ParallelSource
-from cctuning.data.rows import CHUNK, Skipped
-from cctuning.data.seen import Seen
+from cctuning.data.parallel.columns import Absent, Pair
+from cctuning.data.parallel.filenames import pair_of_paths
+from cctuning.data.parallel.files import Opened, read_pairs
+from cctuning.data.schema import CHUNK, Skipped
+from cctuning.data.sources import ParallelSource
+from cctuning.data.tables import on_disk
+from cctuning.data.text import Seen, tokens
 from cctuning.errors import UserError
-from cctuning.pairing.text import tokens
+from cctuning.identify import between, scripts_apart
+from cctuning.languages import canonical_or_none, same
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "reference", "lang", "origin")])
 LISTED = 1000  # skipped pairs of a source that the report lists; all are counted
@@ -109,7 +109,7 @@ def load_parallel(
         UserError: a file cannot be read or holds no parallel text; a pair is bad and its source does not say to skip
             such pairs; both sides are in one language.
     """
-    language = known(reference_language)
+    language = canonical_or_none(reference_language)
     if language is None:
         raise UserError(f"reference_language: {reference_language!r} is no language; expected a code, e.g. en.")
     if isinstance(sources, (str, Mapping, ParallelSource)):
@@ -208,6 +208,11 @@ def _pairs(
         report.notes.append(f"{source.path}: {account.duplicates} repeated pairs were left out.")
 
 
+def _is_wrong(text: str, code: str, other: str) -> bool:
+    likely = between(text, code, other)
+    return likely is not None and likely < WRONG
+
+
 def _are_sentences(pair: Pair) -> bool:
     return min(len(tokens(pair.text)), len(tokens(pair.reference))) >= SENTENCE
 
@@ -238,7 +243,7 @@ def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: Paral
             continue
         wrong: Counter[str] = Counter()
         for text, reference in sample:
-            off = likeness(text, lang, language) < WRONG, likeness(reference, language, lang) < WRONG
+            off = _is_wrong(text, lang, language), _is_wrong(reference, language, lang)
             wrong[{(True, True): "both", (True, False): "text", (False, True): "reference"}.get(off, "")] += 1
         what, times = wrong.most_common(1)[0]
         if not what or times < FEW or times <= len(sample) / 2:

@@ -1,18 +1,18 @@
-"""The row as the rest of the package knows it, what makes one bad, and the readers that say where each record stands.
+"""Open files, directories and hub data sets as streams of records, each with the place it stands at.
 
-A *record* is what a file holds: a mapping from column names to values. A *row* is what training needs: prompt,
-response, language and the reference, the parallel of the prompt in the reference language. `conversations.py` turns
-the one into the other.
-
-JSON lines and CSV are read here and not by a library, because an error is only of use with the line it happened on.
-Nothing is held but the record at hand. Arrow and datasets are imported by the readers that need them: with torch,
-which datasets brings, they are 200 MB that a pairing of text files can do without.
+A *record* maps column names to values; `layouts.py` makes a row of it. JSON Lines and CSV are read
+here and not by a library so that every error can name its line. One record is in memory at a time. Arrow and datasets
+are imported only by the readers that need them, because they bring torch.
 """
 
 from __future__ import annotations
 
+import bz2
 import codecs
+import gzip
+import io
 import json
+import lzma
 import os
 import re
 import zlib
@@ -20,53 +20,21 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, cast
 
-from cctuning.data.compressed import DAMAGED, bare, open_binary
 from cctuning.data.delimited import dialect, table
+from cctuning.data.schema import CHUNK, BadRow
 from cctuning.errors import UserError, nearest
 from cctuning.files import file_hash
 
 if TYPE_CHECKING:
     import datasets
 
-Message = dict[str, Any]  # `role` and `content`, and what else `messages.py` reads
-Text = str | list[Message]
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # the first four also compressed
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # all but Parquet also compressed
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
-CHUNK = 1000
-
-
-@dataclass(slots=True)
-class Row:
-    """One training row. `response` None: it trains the alignment alone. `reference` None: it is its own parallel."""
-
-    prompt: Text
-    response: str | None
-    lang: str
-    reference: Text | None
-    reference_response: str | None  # never trained on beside this row: only a reference row of its own uses it
-    origin: str
-    thinking: str | None = None  # of the response, where the data give it apart
-    calls: list[Any] | None = None  # tool calls of the response
-    tools: list[Any] | None = None  # that the prompt offers
-    arguments: dict[str, Any] | None = None  # of the chat template, for this row
-
-
-class BadRow(Exception):
-    """A record that cannot become a row: the `field` (the file's own name for it) and the `reason`."""
-
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}")
-        self.field, self.reason = field, reason
-
-
-class Skipped(NamedTuple):
-    """A row left out because the recipe said so: where it stood, which field, and why."""
-
-    origin: str
-    field: str
-    reason: str
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+# What reading a damaged file raises beside OSError; Arrow's Zstandard raises OSError.
+DAMAGED = (EOFError, lzma.LZMAError, OSError)
 
 
 @dataclass
@@ -82,6 +50,35 @@ class Records:
     fingerprints: dict[str, str]
 
 
+def local_path(path: str) -> Path:
+    """The path with environment variables and `~` expanded."""
+    return Path(os.path.expandvars(path)).expanduser()
+
+
+def uncompressed_name(name: str) -> str:
+    """The name without the ending that says how the file is compressed."""
+    for ending in COMPRESSED:
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return name
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """The file's bytes, decompressed."""
+    ending = path.suffix.lower()
+    if ending == ".gz":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    if ending == ".bz2":
+        return cast(IO[bytes], bz2.open(path, "rb"))
+    if ending == ".xz":
+        return cast(IO[bytes], lzma.open(path, "rb"))
+    if ending == ".zst":
+        import pyarrow as pa  # the standard library has Zstandard from Python 3.14 on
+
+        return cast(IO[bytes], io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"), 1 << 18))
+    return path.open("rb")
+
+
 def open_records(path: str, name: str | None = None, split: str = "train") -> list[Records]:
     """Open what a recipe calls `path`: a file, a directory, or a data set on the hub.
 
@@ -93,7 +90,7 @@ def open_records(path: str, name: str | None = None, split: str = "train") -> li
     Raises:
         UserError: there is no such file or split, or its format is not known.
     """
-    local = Path(os.path.expandvars(path)).expanduser()
+    local = local_path(path)
     if local.is_file():
         return [_open_file(local)]
     if local.is_dir():
@@ -107,7 +104,7 @@ def open_records(path: str, name: str | None = None, split: str = "train") -> li
 
 def check_place(path: str) -> None:
     """Raise `UserError` where `path` names nothing that is there, and cannot be the name of a data set on the hub."""
-    local = Path(os.path.expandvars(path)).expanduser()
+    local = local_path(path)
     if not local.exists() and (not re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", path) or _format(local)):
         raise _not_found(path, local)
 
@@ -126,7 +123,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _format(path: Path) -> str | None:
-    suffix = Path(bare(path.name)).suffix.lower()
+    suffix = Path(uncompressed_name(path.name)).suffix.lower()
     return suffix if suffix in SUFFIXES and not (suffix == ".parquet" and path.suffix.lower() != suffix) else None
 
 

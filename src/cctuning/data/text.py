@@ -6,15 +6,16 @@ per language would be a dependency each for little.
 
 from __future__ import annotations
 
+import hashlib
 import re
+import sys
 import unicodedata
 import zlib
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cctuning.data.conversations import DIGITS
-from cctuning.data.rows import Text
+from cctuning.data.schema import Text
 
 Hashes = NDArray[np.uint64]
 
@@ -24,6 +25,8 @@ STOPS = r",.!?:;()\[\]\"“”、。，．！？：；「」『』（）،؛؟�
 TOKEN = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}{STOPS}]+")
 # ½ and its like, ², ₂, ①: to NFKC `2½` is 21⁄2 and `5²` is 52
 AFTER_DIGIT = re.compile(r"(?<=\d)(?=[\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u2189\u2460-\u2473])")
+DIGITS = {place: str(unicodedata.digit(chr(place))) for place in range(sys.maxunicode) if chr(place).isdecimal()}
+LONG = 12  # characters from which a response does not stand in the reference by chance
 MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that multiplication modulo 2**64 loses nothing
 
 
@@ -51,7 +54,7 @@ def ascii_digits(text: str) -> str:
     return unicodedata.normalize("NFKC", text).translate(DIGITS)
 
 
-def plain(text: str) -> str:
+def normalise(text: str) -> str:
     """Without differences of case, spacing, width and forms of digits."""
     return " ".join(ascii_digits(text).casefold().split())
 
@@ -79,3 +82,45 @@ def ngrams(words: list[str], n: int) -> Hashes:
 def found(part: Hashes, whole: Hashes) -> float:
     """The share of the n-grams `part` that stand in `whole`; 0 where there are none."""
     return float(np.isin(part, whole).mean()) if len(part) and len(whole) else 0.0
+
+
+def leak(prompt: Text, response: str, reference: Text) -> str | None:
+    """How the reference gives the response away, or None.
+
+    Two signs, on texts without case, spacing and forms of digits: a response of `LONG` characters or more stands in
+    the reference and not in the prompt; or the reference ends with it as a word of its own, and the prompt does not
+    have it (after a mark such as `:`, `#` or `?`: does not end with it). A short response inside the reference says
+    nothing: the answer to a sum may be among its terms.
+    """
+    answer, asked, given = (normalise(flat(text)) for text in (response, prompt, reference))
+    advice = "The model would read the answer and not learn it; give the parallel of the prompt alone."
+    if len(answer) >= LONG and answer in given and answer not in asked:
+        return f"the response stands in it ({answer[:40]!r}). {advice}"
+    answer, asked, given = (re.sub(r"[\W_]+$", "", text) for text in (answer, asked, given))
+    if answer and given.endswith(answer):
+        before = given[: -len(answer)]
+        word = not before[-1:].isalnum()
+        marked = before.rstrip().endswith((":", "#", "=", ">", "?"))
+        if word and (answer not in asked or (marked and not asked.endswith(answer))):
+            return f"it ends with the response ({answer[:40]!r}). {advice}"
+    return None
+
+
+class Seen:
+    """A set of 64-bit hashes at about 16 bytes each: sorted, with a small set of the latest beside."""
+
+    def __init__(self) -> None:
+        self._sorted, self._latest = np.empty(0, np.uint64), set[int]()
+
+    def add(self, *words: str) -> bool:
+        """Add what the words hash to; whether it is new."""
+        text = "\x1f".join(words).encode(errors="surrogatepass")
+        value = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+        place = int(np.searchsorted(self._sorted, np.uint64(value)))
+        if value in self._latest or (place < len(self._sorted) and int(self._sorted[place]) == value):
+            return False
+        self._latest.add(value)
+        if len(self._latest) > max(50_000, len(self._sorted) // 8):
+            latest = np.fromiter(self._latest, np.uint64, len(self._latest))
+            self._sorted, self._latest = np.sort(np.concatenate([self._sorted, latest])), set()
+        return True

@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cctuning import identify
-from cctuning.data.conversations import leak
+from cctuning.data.text import TOKEN, ascii_digits, flat, found, leak, ngrams, normalise, tokens
 from cctuning.identify import confidence, expected_scripts, identifiable, prose, scripts
 from cctuning.languages import base
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.candidates import Candidate, Problem
 from cctuning.pairing.numbers import differ
 from cctuning.pairing.options import Checks
-from cctuning.pairing.text import TOKEN, ascii_digits, flat, found, ngrams, plain, tokens
 
 ENDINGS = frozenset(".!?。！？…؟।॥۔။៕፡።:：;")
 CLOSERS = "\"'”’»」』)）]】}›` \n\t\u200b\u200f\u202c"
@@ -172,7 +171,9 @@ class Inspector:
     ) -> list[Problem]:
         problems = []
         if self.checks.check_copy and any(character.isalpha() for character in text):
-            share = 1.0 if plain(text) == plain(other) else found(ngrams(words, COPY), ngrams(other_words, COPY))
+            share = (
+                1.0 if normalise(text) == normalise(other) else found(ngrams(words, COPY), ngrams(other_words, COPY))
+            )
             if share >= self.checks.check_copy:
                 problems.append(Problem("copy", f"{share:.0%} of the prompt stands in the parallel as it is."))
         if self.checks.check_numbers:
@@ -217,7 +218,9 @@ class Inspector:
     # -- figures ----------------------------------------------------------------------------------------------------
 
     def _figures(self, row: Candidate, text: str, other: str | None, ratio: float | None) -> Figures:
-        same = json.dumps([plain(text), plain(other or ""), plain(row.response or ""), row.lang], ensure_ascii=False)
+        same = json.dumps(
+            [normalise(text), normalise(other or ""), normalise(row.response or ""), row.lang], ensure_ascii=False
+        )
         return Figures(
             same=_hash(same),
             group=_hash(json.dumps(row.reference if row.reference is not None else row.prompt, ensure_ascii=False)),

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from cctuning.data.parallel_langs import answering, identify, in_name, known, named_by, same, side_of_reference
-from cctuning.data.rows import BadRow
+from cctuning.data.parallel.filenames import in_name, named_by
+from cctuning.data.schema import BadRow
 from cctuning.errors import UserError, nearest
+from cctuning.identify import between, identify_language
+from cctuning.languages import canonical_or_none, matching, same
 
 PARTS = ("text", "reference", "lang")
 # Columns of two sides and their languages, as TICO-19 and others name them.
 SIDES = (("sourceString", "sourceLang", "targetString", "targetLang"), ("src", "src_lang", "tgt", "tgt_lang"))
+CLEAR = 0.2  # how much likelier one column must be in the reference language than the other
 SAMPLE = 200  # lines that a file's columns are told from
 
 
@@ -59,10 +62,10 @@ def pairs_of(texts: Mapping[str, str], language: str, wanted: str | None) -> lis
     given = {code: text for code, text in texts.items() if text}
     if len(texts) == 2 and len(given) < 2:
         raise BadRow("text", "one side is empty.")
-    own = answering(language, given)
+    own = matching(language, given)
     others = [code for code in given if not any(same(code, one) for one in own)]
     if wanted is not None:
-        others = answering(wanted, others)
+        others = matching(wanted, others)
     if not own or not others:
         missing = language if not own else wanted or "another language"
         raise Absent("row", f"no text in {missing}; it has {', '.join(given) or 'none'}.")
@@ -91,7 +94,7 @@ def recognise(
     if "lang" not in given and "lang" in found:
         given["lang"] = "lang"
     names = [("text", f"text_{language}"), ("prompt", f"prompt_{language}")]
-    names += [(f"non_{name}", name) for name in found if known(name) == language]
+    names += [(f"non_{name}", name) for name in found if canonical_or_none(name) == language]
     for text, reference in names:
         chosen = (given.get("text", text), given.get("reference", reference))
         if all(name in found for name in chosen):
@@ -141,7 +144,7 @@ def _of_sides(
 def _by_language(found: Sequence[str], language: str, lang: str | None) -> Layout | None:
     """A column for each language: `en`, `sw`; `sentence_eng_Latn`, `sentence_swh_Latn`; `English`, `Swahili`."""
     for before in ("", "sentence_", "text_"):
-        codes = {name: known(name.removeprefix(before)) for name in found if name.startswith(before)}
+        codes = {name: canonical_or_none(name.removeprefix(before)) for name in found if name.startswith(before)}
         columns = {name: code for name, code in codes.items() if code}
         if len(columns) > 1 and any(same(code, language) for code in columns.values()):
             return Layout("a column for each language", tuple(columns), partial(_of_columns, columns, language, lang))
@@ -155,7 +158,7 @@ def _of_columns(
 
 
 def _code(value: str, field: str) -> str:
-    code = known(value)
+    code = canonical_or_none(value)
     if code is None:
         raise BadRow(field, f"{value!r} is no language that is known; expected a code, e.g. sw, zh-Hant, pt-BR.")
     return code
@@ -253,8 +256,8 @@ def recognise_cells(
         filled = [cell for cell in cells if cell]
         if not filled or sum(map(_is_number, filled)) > 0.9 * len(filled):
             continue
-        if len(lines) > 1 and len(set(filled)) == 1 and known(filled[0]):
-            codes.append(str(known(filled[0])))
+        if len(lines) > 1 and len(set(filled)) == 1 and canonical_or_none(filled[0]):
+            codes.append(str(canonical_or_none(filled[0])))
         elif sum(cell.startswith(("CC-BY", "CC BY", "http")) for cell in filled) < 0.8 * len(filled):
             texts.append(place)
     if len(texts) != 2:
@@ -279,6 +282,29 @@ def recognise_cells(
     return Cells(texts[1 - told[0]], texts[told[0]], count, told[1])
 
 
+def side_of_reference(texts: Sequence[str], language: str, other: str | None) -> tuple[int, str] | None:
+    """Which of two columns is in the reference language, and the language of the other.
+
+    Args:
+        texts: a sample of each column.
+        language: the reference language.
+        other: what the other column is in, where it is known.
+
+    Returns:
+        None where it cannot be told.
+    """
+    if other is None:
+        found = [identify_language(text) for text in texts]
+        here = [side for side, code in enumerate(found) if code and same(code, language)]
+        if len(here) != 1 or found[1 - here[0]] is None:
+            return None
+        return here[0], str(found[1 - here[0]])
+    one, two = (between(text, language, other) for text in texts)
+    if one is None or two is None or abs(one - two) < CLEAR:
+        return None
+    return (0 if one > two else 1), other
+
+
 def _place(columns: Mapping[str, str], part: str, count: int, path: str) -> int:
     value = str(columns.get(part, ""))
     if not value.isdecimal() or not 1 <= int(value) <= count:
@@ -287,7 +313,7 @@ def _place(columns: Mapping[str, str], part: str, count: int, path: str) -> int:
 
 
 def _identified(lines: Sequence[Sequence[str]], place: int, path: str) -> str:
-    code = identify(" ".join(line[place] for line in lines[:40]))
+    code = identify_language(" ".join(line[place] for line in lines[:40]))
     if code is None:
         raise UserError(f"{path}: its language cannot be told; give the source a lang:.")
     return code

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cctuning.pairing.candidates import Problem
-from cctuning.pairing.inspection import Figures
 from cctuning.pairing.options import Checks
+from cctuning.pairing.row_checks import Figures
 
 SIZES = (20, 60, 200)  # characters of the parallel: short texts vary more, so each range has a spread of its own
 LEARN = 100  # rows from which a spread is learned

@@ -12,20 +12,15 @@ reference, and `leak` looks for the response in what is left.
 from __future__ import annotations
 
 import json
-import re
-import sys
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from cctuning.data.messages import THINKING, history_of, messages_of, text_of, tools_of
-from cctuning.data.rows import BadRow, Message, Row, Text
+from cctuning.data.schema import BadRow, Message, Row, Text
+from cctuning.data.text import flat, leak, normalise
 from cctuning.errors import UserError, nearest
 from cctuning.languages import canonical, is_code, same, unknown
-
-LONG = 12  # characters from which a response that stands in the reference by chance is not to be expected
-DIGITS = {place: str(unicodedata.digit(chr(place))) for place in range(sys.maxunicode) if chr(place).isdecimal()}
 
 
 @dataclass(frozen=True)
@@ -232,7 +227,7 @@ def unused_parallel(record: Mapping[str, Any], layout: Layout, row: Row, languag
     if row.lang != language:
         return False
     reference, _ = _reference(record, layout, language)
-    return reference is not None and normal(reference) != normal(row.prompt)
+    return reference is not None and normalise(flat(reference)) != normalise(flat(row.prompt))
 
 
 def missing_reference(layout: Layout, found: Sequence[str], language: str) -> BadRow:
@@ -305,34 +300,6 @@ def _reference(record: Mapping[str, Any], layout: Layout, language: str) -> tupl
             raise BadRow(field, "holds assistant turns alone; give the parallel of the prompt.")
     _filled(reference, field)
     return _in_context(reference, record, layout.reference_system, layout.reference_history), answer
-
-
-def normal(text: Text) -> str:
-    """A text without differences of case, spacing, width and forms of digits; of messages, all contents."""
-    joined = text if isinstance(text, str) else "\n".join(message["content"] for message in text)
-    return " ".join(unicodedata.normalize("NFKC", joined).translate(DIGITS).casefold().split())
-
-
-def leak(prompt: Text, response: str, reference: Text) -> str | None:
-    """How the reference gives the response away, or None.
-
-    Two signs, on texts without case, spacing and forms of digits: a response of `LONG` characters or more stands in
-    the reference and not in the prompt; or the reference ends with it as a word of its own, and the prompt does not
-    have it (after a mark such as `:`, `#` or `?`: does not end with it). A short response inside the reference says
-    nothing: the answer to a sum may be among its terms.
-    """
-    answer, asked, given = normal(response), normal(prompt), normal(reference)
-    advice = "The model would read the answer and not learn it; give the parallel of the prompt alone."
-    if len(answer) >= LONG and answer in given and answer not in asked:
-        return f"the response stands in it ({answer[:40]!r}). {advice}"
-    answer, asked, given = (re.sub(r"[\W_]+$", "", text) for text in (answer, asked, given))
-    if answer and given.endswith(answer):
-        before = given[: -len(answer)]
-        word = not before[-1:].isalnum()
-        marked = before.rstrip().endswith((":", "#", "=", ">", "?"))
-        if word and (answer not in asked or (marked and not asked.endswith(answer))):
-            return f"it ends with the response ({answer[:40]!r}). {advice}"
-    return None
 
 
 def check_columns(found: Sequence[str], columns: Mapping[str, str], where: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cctuning.pairing.text import tokens
+from cctuning.data.text import tokens
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

@@ -4,37 +4,63 @@
 
 from __future__ import annotations
 
-import os
+import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cctuning.data.compressed import bare
-from cctuning.data.parallel_langs import known_in_name, same
-from cctuning.data.rows import SUFFIXES
-from cctuning.errors import UserError
+from babel.core import Locale
 
+from cctuning.data.readers import SUFFIXES, local_path, uncompressed_name
+from cctuning.errors import UserError
+from cctuning.languages import base, canonical_or_none, same
+
+CODE = r"[A-Za-z]{2,3}(?:[-_][A-Z][a-z]{3})?(?:[-_][A-Z]{2})?"
+PAIR = re.compile(rf"(?<![A-Za-z])({CODE})[-_]({CODE})(?![A-Za-z])")
 TABLES = (*SUFFIXES, ".tmx", ".tbx", ".zip")
 
 
-def local_path(path: str) -> Path:
-    """With environment variables and `~` expanded."""
-    return Path(os.path.expandvars(path)).expanduser()
+@cache
+def known_in_name(part: str) -> str | None:
+    """A part of a file's name as a language. Nearly every three letters are some language's code (`txt`, `dev`), so
+    that one without a script must be a language that CLDR names."""
+    code = canonical_or_none(part) if re.fullmatch(CODE, part) else None
+    return code if code and ("_" in part or base(code) in Locale("en").languages) else None
+
+
+def in_name(stem: str) -> tuple[str, str] | None:
+    """The two languages that a file's name joins, in its order: `WikiMatrix.en-sw` has `en` and `sw`."""
+    for match in PAIR.finditer(stem):
+        one, other = known_in_name(match[1]), known_in_name(match[2])
+        if one and other:
+            return one, other
+    return None
+
+
+def named_by(stem: str, language: str) -> str | None:
+    """The language beside the reference language that a file's name gives: `en-sw`, `fra`, `sw.train`."""
+    pair = in_name(stem)
+    if pair is not None:
+        others = [code for code in pair if not same(code, language)]
+        return others[0] if len(others) == 1 else None
+    code = known_in_name(stem.split(".")[0])
+    return code if code and not same(code, language) else None
 
 
 def suffix_of(name: str) -> str:
     """The ending that tells the format, before that of the compression."""
-    return Path(bare(name)).suffix.lower()
+    return Path(uncompressed_name(name)).suffix.lower()
 
 
 def stem_of(name: str) -> str:
     """The name without the endings of format and compression; the language of a plain file stays."""
-    name = bare(name)
+    name = uncompressed_name(name)
     return name[: -len(suffix_of(name))] if suffix_of(name) in (*TABLES, ".txt") else name
 
 
 def languages_in(name: str) -> list[tuple[int, list[str], str]]:
     """The parts of a file's name (between dots) that are languages, the last first: place, the other parts, code."""
-    parts = bare(name).split(".")
+    parts = uncompressed_name(name).split(".")
     found = []
     for place in reversed(range(len(parts))):
         code = known_in_name(parts[place]) if len(parts) > 1 else None

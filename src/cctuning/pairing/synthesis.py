@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from cctuning.data.rows import Message, Text
+from cctuning.data.schema import Message, Text
+from cctuning.data.text import flat
 from cctuning.errors import UserError
 from cctuning.pairing.candidates import Candidate, Problem, Rejected
-from cctuning.pairing.text import flat
 from cctuning.pairing.translation import ChatClient, Translated, Translator
 
 CHUNK = 5000  # rows held at once

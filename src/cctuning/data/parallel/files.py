@@ -10,17 +10,35 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import IO, Any
 
-from cctuning.data.compressed import bare, open_binary
-from cctuning.data.parallel_columns import SAMPLE, Layout, Pair, recognise, recognise_cells
-from cctuning.data.parallel_langs import identify, known_in_name, named_by, same
-from cctuning.data.parallel_sides import TABLES, is_in, languages_in, local_path, other_side, stem_of, suffix_of
-from cctuning.data.parallel_source import ParallelSource
-from cctuning.data.rows import SUFFIXES, BadRow, Records, numbered, of_split, open_records
-from cctuning.data.tatoeba import export_in, read_tatoeba
-from cctuning.data.tbx import read_tbx
-from cctuning.data.tmx import read_tmx
+from cctuning.data.parallel.columns import SAMPLE, Layout, Pair, recognise, recognise_cells
+from cctuning.data.parallel.filenames import (
+    TABLES,
+    is_in,
+    known_in_name,
+    languages_in,
+    named_by,
+    other_side,
+    stem_of,
+    suffix_of,
+)
+from cctuning.data.parallel.tatoeba import export_in, read_tatoeba
+from cctuning.data.parallel.tmx import read_tbx, read_tmx
+from cctuning.data.readers import (
+    SUFFIXES,
+    Records,
+    local_path,
+    numbered,
+    of_split,
+    open_binary,
+    open_records,
+    uncompressed_name,
+)
+from cctuning.data.schema import BadRow
+from cctuning.data.sources import ParallelSource
 from cctuning.errors import UserError
 from cctuning.files import file_hash
+from cctuning.identify import identify_language
+from cctuning.languages import same
 
 EXPECTED = (
     "expected columns text and text_{0}, prompt and prompt_{0}, translation, or one for each language ({0}, sw, ...)"
@@ -42,7 +60,7 @@ class Part:
     @classmethod
     def of(cls, path: Path) -> Part:
         """A file on disk."""
-        return cls(str(path), bare(path.name), lambda: open_binary(path))
+        return cls(str(path), uncompressed_name(path.name), lambda: open_binary(path))
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Numbered lines."""
@@ -152,7 +170,7 @@ def _prefixed(prefix: Path, source: ParallelSource, language: str) -> list[Opene
         return []
     opened = []
     for file in sorted(prefix.parent.iterdir()):
-        code = known_in_name(bare(file.name).removeprefix(f"{prefix.name}.")) if file.is_file() else None
+        code = known_in_name(uncompressed_name(file.name).removeprefix(f"{prefix.name}.")) if file.is_file() else None
         if not code or not file.name.startswith(f"{prefix.name}.") or same(code, language):
             continue
         sides = other_side(file, language) if _wanted(code, source.lang) else None
@@ -168,7 +186,7 @@ def _two_files(path: Path, reference: Path, source: ParallelSource, language: st
     code = code or named_by(stem_of(path.name), language)
     parts = Part.of(path), Part.of(reference)
     if code is None:
-        code = identify(" ".join(raw.decode(errors="replace") for _, raw in islice(parts[0].lines(), 40)))
+        code = identify_language(" ".join(raw.decode(errors="replace") for _, raw in islice(parts[0].lines(), 40)))
     if code is None:
         raise UserError(f"{path}: its language cannot be told; give the source a lang:.")
     return _moses(*parts, code, prints)

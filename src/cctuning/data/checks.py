@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cctuning.data.conversations import normal
-from cctuning.data.rows import CHUNK
+from cctuning.data.schema import CHUNK
+from cctuning.data.text import normalise
 from cctuning.languages import language_name
 
 SAMPLE = 64  # rows of a language that are read by lingua
@@ -71,7 +71,7 @@ def _texts(table: pa.Table) -> Iterator[dict[str, str]]:
 
 
 def _equal(row: dict[str, str]) -> bool:
-    return normal(row["prompt"]) == normal(row["reference"])
+    return normalise(row["prompt"]) == normalise(row["reference"])
 
 
 def _read(rows: pa.Table, lang: str, language: str) -> tuple[int, dict[str, int]]:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from cctuning.data.compressed import bare
-from cctuning.data.parallel_columns import Pair
-from cctuning.data.parallel_langs import answering, known, same
-from cctuning.data.rows import BadRow, numbered_lines
+from cctuning.data.parallel.columns import Pair
+from cctuning.data.readers import numbered_lines, uncompressed_name
+from cctuning.data.schema import BadRow
 from cctuning.errors import UserError
+from cctuning.languages import canonical_or_none, matching, same
 
 SENTENCES = ("sentences.csv", "sentences.tsv", "sentences_detailed.csv")
 LINKS = ("links.csv", "links.tsv")
@@ -23,7 +23,7 @@ LINKS = ("links.csv", "links.tsv")
 
 def export_in(folder: Path) -> tuple[Path, Path] | None:
     """The sentences and links of an export that lies in a directory."""
-    files = {bare(file.name): file for file in sorted(folder.iterdir()) if file.is_file()}
+    files = {uncompressed_name(file.name): file for file in sorted(folder.iterdir()) if file.is_file()}
     sentences = next((files[name] for name in SENTENCES if name in files), None)
     links = next((files[name] for name in LINKS if name in files), None)
     return (sentences, links) if sentences and links else None
@@ -66,8 +66,8 @@ def _read(path: Path, language: str, lang: str | None) -> Iterator[tuple[int, in
             raise UserError(f"{path}:{number}: expected id, language and text with tabs between.")
         code = cells[1]
         if code not in wanted:
-            name = known(code)
-            wanted[code] = name if name and (lang is None or same(name, language) or answering(lang, [name])) else None
+            name = canonical_or_none(code)
+            wanted[code] = name if name and (lang is None or same(name, language) or matching(lang, [name])) else None
         name = wanted[code]
         if name is not None and cells[2].strip():
             yield int(cells[0]), number, None if same(name, language) else lang or name, cells[2].strip()
