@@ -225,7 +225,7 @@ def measure(fault: str, data: Path, paths: list[str], args: argparse.Namespace, 
         against = [str(data / "benchmarks")] if fault == "benchmark" else []
         out = folder / f"{fault}-{collection.name}"
         options = PairOptions(output=str(out), workers=args.workers, against=against, encoder=args.encoder)
-        pair([PairSource(str(file), "given") for _, file, _ in own], options, Checks())
+        pair([PairSource(str(file), way="given") for _, file, _ in own], options, Checks())
         found: dict[str, Counter[bool]] = defaultdict(Counter)
         with (out / "rejects.jsonl").open(encoding="utf-8") as rejects:
             for reject in map(json.loads, rejects):

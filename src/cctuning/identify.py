@@ -153,8 +153,8 @@ def _rivals(code: str, other: str) -> list[Language]:
 
 
 def prose(text: str) -> str:
-    """The text's beginning without code, addresses and links, which are in no language."""
-    return NO_PROSE.sub(" ", text)[:LENGTH]
+    """The beginning of a text, without code, addresses, links and bytes that are not UTF-8."""
+    return NO_PROSE.sub(" ", text)[:LENGTH].encode(errors="ignore").decode()
 
 
 def confidence(text: str, code: str, other: str) -> tuple[float, str]:

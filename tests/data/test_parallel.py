@@ -255,8 +255,8 @@ def test_what_is_no_parallel_text(tmp_path):
 @pytest.mark.parametrize(
     "body, says",
     [
-        ("<tmx><body>" + unit(("en", "A"), ("sw", "B")), "not a TMX that can be read, after unit 1"),
-        ('<!DOCTYPE tmx [<!ENTITY a "b">]><tmx><body/></tmx>', "declares the entity 'a'; refused"),
+        ("<tmx><body>" + unit(("en", "A"), ("sw", "B")), "not a readable TMX file after unit 1"),
+        ('<!DOCTYPE tmx [<!ENTITY a "b">]><tmx><body/></tmx>', "declares the entity 'a', which is not allowed"),
         ("<tmx><body>" + unit(("fr", "A"), ("sw", "B")) + "</body></tmx>", "no text in en; it has fr, sw"),
     ],
 )
@@ -270,9 +270,9 @@ def test_tmx_that_is_refused(body, says, tmp_path):
     [
         ({"path": "x", "refrence": "y"}, r"parallel\[0\]: unknown key 'refrence'.*Did you mean 'reference'"),
         ({"reference": "y"}, r"parallel\[0\]: path: missing"),
-        ({"path": "x", "lang": False}, "lang: expected text, got False; put it in quotes"),
-        ({"path": "x", "lang": "qqqq"}, "lang: 'qqqq' is no language"),
-        ({"path": "x", "limit": 0}, "limit: expected a whole number"),
+        ({"path": "x", "lang": False}, "lang: expected text or null, got False; put it in quotes"),
+        ({"path": "x", "lang": "qqqq"}, "lang: unknown language 'qqqq'"),
+        ({"path": "x", "limit": 0}, "limit: expected at least 1"),
         ({"path": "x", "weight": -1}, "weight: expected a number above 0"),
         ({"path": "x", "bad_rows": "no"}, "bad_rows: expected error or skip"),
         ({"path": "x", "columns": {"txt": "a"}}, "unknown part 'txt'.*Did you mean 'text'"),

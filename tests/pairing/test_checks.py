@@ -17,7 +17,7 @@ LONG = "Lions live in groups, hunt at night and sleep for most of the day in the
 
 def reasons(prompt, english, lang="sw", response=None, english_response=None, **checks):
     """The checks that have something against one row."""
-    row = Candidate(0, "rows.jsonl:1", prompt, response, lang, english, english_response)
+    row = Candidate(prompt, response, lang, english, english_response, "rows.jsonl:1")
     (verdict,) = Inspector(Checks(**checks), "en")([row])
     assert (verdict.figures is None) == bool(verdict.problems)
     assert all(problem.says for problem in verdict.problems)

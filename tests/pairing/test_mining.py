@@ -76,7 +76,7 @@ def test_what_is_refused(files, tmp_path):
     for options, says in (
         ({"files": files[:1]}, "two files are needed"),
         ({"output": ""}, "--output: missing"),
-        ({"files": ["x.txt", "y.txt"]}, "--lang: '' is no language"),
+        ({"files": ["x.txt", "y.txt"]}, "--lang: missing"),
     ):
         with pytest.raises(UserError, match=says):
             MineOptions(**{"files": files, "output": "o", **options})

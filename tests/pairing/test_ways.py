@@ -98,7 +98,7 @@ def test_what_a_key_does_not_find_or_finds_twice_is_told(tmp_path, rows):
     assert said[1][0] == "join" and "no record" in said[1][1]
     assert said[3][0] == "join" and "2 different prompts" in said[3][1] and "e.jsonl:2 and" in said[3][1]
     notes = " ".join(card["sources"][0]["notes"])
-    assert "2 keys stand more than once, 1 of them with different prompts" in notes
+    assert "2 keys occur more than once, 1 of them with different prompts" in notes
     assert "1 records have no key" in notes and "2 of 4 records found no parallel" in notes
 
 
@@ -164,7 +164,7 @@ def test_a_damaged_archive_is_one_line(kept, tmp_path):
         run(tmp_path, {**plain, "english": {"path": str(tmp_path / "t.en")}})
     units = "<tu><tuv xml:lang='en'><seg>One.</seg></tuv><tuv xml:lang='sw'><seg>Moja.</seg></tuv></tu>" * 5000
     tmx = spoiled("m.tmx.gz", f"<tmx><body>{units}</body></tmx>")
-    with pytest.raises(UserError, match="not a TMX that can be read"):
+    with pytest.raises(UserError, match="not a readable TMX file"):
         run(tmp_path, {"path": tmx, "way": "parallel"})
 
 
@@ -174,7 +174,7 @@ def test_tmx_with_entities_is_refused(entity, tmp_path):
     with pytest.raises(UserError, match="declares the entity 'x'"):
         run(tmp_path, {"path": str(tmp_path / "m.tmx"), "way": "parallel"})
     (tmp_path / "m.tmx").write_text((TMX % "")[:400], encoding="utf-8")
-    with pytest.raises(UserError, match="not a TMX that can be read"):
+    with pytest.raises(UserError, match="not a readable TMX file"):
         run(tmp_path, {"path": str(tmp_path / "m.tmx"), "way": "parallel"})
 
 
@@ -243,7 +243,7 @@ def test_english_rows_carried_into_a_language(tmp_path, engine):
 
 @pytest.mark.parametrize("answers", ["row", "reference"])
 def test_answers_of_a_teacher(answers, tmp_path, engine, monkeypatch):
-    from cctuning.pairing import ways
+    from cctuning.pairing import assemble
     from cctuning.pairing.translation import Answer
 
     class Teacher:
@@ -266,7 +266,7 @@ def test_answers_of_a_teacher(answers, tmp_path, engine, monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(ways, "ChatClient", Teacher)
+    monkeypatch.setattr(assemble, "ChatClient", Teacher)
     source = {
         "path": write(tmp_path / "r.jsonl", [{**row, "response": "zamani"} for row in paired()]),
         "way": "distillation",

@@ -126,10 +126,10 @@ def sources_of(options: PairOptions) -> list[PairSource]:
     if not way:
         way = "parallel" if all(_is_text(path) for path in options.inputs) else "given"
     if way != "parallel":
-        return [PairSource(path, way, **common) for path in options.inputs]
+        return [PairSource(path, way=way, **common) for path in options.inputs]
     paths = pair_of_paths(options.inputs, options.reference_language)
     sides = [(one["path"], {"path": one["reference"]}) if isinstance(one, dict) else (one, {}) for one in paths]
-    return [PairSource(path, way, english=english, **common) for path, english in sides]
+    return [PairSource(path, way=way, english=english, **common) for path, english in sides]
 
 
 def _is_text(path: str) -> bool:

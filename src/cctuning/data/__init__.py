@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from cctuning.data.collate import PairedCollator
     from cctuning.data.encode import Encoder, encode_row
     from cctuning.data.in_memory import Reading
-    from cctuning.data.loading import LoadReport, SourceReport, load_rows
-    from cctuning.data.parallel.pairs import ParallelReport, ParallelSourceReport, load_parallel
+    from cctuning.data.loading import load_rows
+    from cctuning.data.parallel.pairs import load_parallel
+    from cctuning.data.reports import LoadReport, ParallelReport, ParallelSourceReport, SourceReport
     from cctuning.data.schema import Skipped
     from cctuning.data.sources import ParallelSource, Source
     from cctuning.data.tokenise import encode_dataset
@@ -41,8 +42,9 @@ _HOMES = {
     "collate": ("PairedCollator",),
     "encode": ("Encoder", "encode_row"),
     "in_memory": ("Reading",),
-    "loading": ("LoadReport", "SourceReport", "load_rows"),
-    "parallel.pairs": ("ParallelReport", "ParallelSourceReport", "load_parallel"),
+    "loading": ("load_rows",),
+    "parallel.pairs": ("load_parallel",),
+    "reports": ("LoadReport", "ParallelReport", "ParallelSourceReport", "SourceReport"),
     "schema": ("Skipped",),
     "sources": ("ParallelSource", "Source"),
     "tokenise": ("encode_dataset",),

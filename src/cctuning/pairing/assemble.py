@@ -1,23 +1,26 @@
-"""The ways to the English side: from a source of the recipe to candidates, with an account of what was read."""
+"""Read each source of a `pair` run and find, join or make the parallel of its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cctuning.data.parallel.columns import Pair
+from cctuning.data.parallel.files import read_pairs
+from cctuning.data.row_reader import RowReader
 from cctuning.data.schema import BadRow
+from cctuning.data.sources import BaseSource, ParallelSource
 from cctuning.errors import UserError
-from cctuning.pairing import making, parallel
-from cctuning.pairing.candidates import Candidate, Problem, Rejected
-from cctuning.pairing.joining import INDEX, EnglishSide, key_of
+from cctuning.pairing import synthesis
+from cctuning.pairing.candidates import Candidate, Outcomes, Problem, Rejected
+from cctuning.pairing.joining import INDEX, ReferenceSide, key_of
 from cctuning.pairing.options import PairSource
-from cctuning.pairing.records import Reader
 from cctuning.pairing.translation import ChatClient, open_translator
 
-Outcome = Candidate | Rejected
+PAIR_PARTS = {"prompt": "text", "reference": "reference", "lang": "lang"}  # a row's parts as parallel text names them
 
 
 @dataclass
@@ -29,12 +32,12 @@ class Account:
     rejected: dict[str, int] = field(default_factory=dict)  # by reason
     fingerprints: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    usage: dict[str, Any] = field(default_factory=dict)  # what engines were asked, by engine
+    usage: dict[str, Any] = field(default_factory=dict)  # requests and tokens by engine
 
 
 @dataclass
-class Ways:
-    """What all sources of a run share.
+class Assembly:
+    """Reads the sources of a run.
 
     Attributes:
         language: of the parallels.
@@ -48,116 +51,103 @@ class Ways:
     cache_dir: Path
     engine: Mapping[str, Any]
 
-    def candidates(self, number: int, account: Account) -> Iterator[Outcome]:
-        """The rows of source `number`, each with its parallel or with why it has none.
+    def candidates(self, number: int, account: Account) -> Outcomes:
+        """The rows of source `number`, each with its parallel or with the reason it has none.
 
         Raises:
             UserError: something cannot be read, or an engine cannot go on.
         """
+        ways = {
+            "given": self._given,
+            "join": self._joined,
+            "parallel": self._parallel,
+            "translate": self._translated,
+            "translation": self._translation,
+            "distillation": self._distilled,
+        }
+        return ways[account.source.way](number, account)
+
+    def _given(self, number: int, account: Account, require_reference: bool = True) -> Outcomes:
+        """Rows as their file has them; without a parallel they are rejected where one is required."""
         source = account.source
-        if source.way == "join":
-            return self._joined(number, account)
-        if source.way == "parallel":
-            return parallel.candidates(account, number, self.language)
-        if source.way == "translate":
-            return self._translated(number, account)
-        if source.way == "translation":
-            return self._translation(number, account)
-        if source.way == "distillation":
-            return self._distilled(number, account)
-        return self._rows(number, account, needs=True)
-
-    @staticmethod
-    def _reader(source: PairSource, also: Sequence[str] = (), needs: bool = False) -> Reader:
-        given = (source.path, source.name, source.split, source.lang, source.columns, source.where, source.limit)
-        return Reader(*given, also=also, needs=needs)
-
-    def _rows(self, number: int, account: Account, needs: bool) -> Iterator[Outcome]:
-        """Rows as their file has them; `needs`: one without a parallel is rejected."""
-        reader = self._reader(account.source, needs=needs)
-        for origin, record, row in reader.rows(self.language):
-            account.fingerprints = reader.fingerprints
+        reader = RowReader(self.language, source.columns, source.lang, require_reference, text_is_prompt=True)
+        account.fingerprints = reader.fingerprints
+        count = 0
+        for origin, record, row in reader.read(source, source.where, also=["id"]):
+            count += 1
             if isinstance(row, BadRow):
                 yield Rejected(number, origin, [Problem("row", str(row))], dict(record))
-                continue
-            yield Candidate(
-                number,
-                origin,
-                row.prompt,
-                row.response,
-                row.lang,
-                row.reference,
-                row.reference_response,
-                None,
-                _id(record),
-            )
+            else:
+                yield Candidate.of(row, number, record.get("id"))
+            if count == source.limit:
+                return
+        if not count:
+            raise _nothing(source, bool(source.where))
 
-    def _joined(self, number: int, account: Account) -> Iterator[Outcome]:
+    def _parallel(self, number: int, account: Account) -> Outcomes:
+        """Pairs of parallel text as rows without a response."""
+        source = account.source
+        count = 0
+        for opened, found in read_pairs(_parallel_source(source), self.language):
+            account.fingerprints |= opened.fingerprints
+            count += 1
+            if isinstance(found, Pair):
+                row = Candidate(found.text, None, found.lang, found.reference, None, found.origin, source=number)
+                row.reference_origin = found.reference_origin
+                row.id = found.id if isinstance(found.id, (str, int)) else None
+                yield row
+            else:
+                origin, bad = found
+                yield Rejected(number, origin, [Problem("row", str(bad))])
+            if count == source.limit:
+                return
+        if not count:
+            raise _nothing(source, bool(source.where))
+
+    def _joined(self, number: int, account: Account) -> Outcomes:
+        """Rows with the parallel that another file has under the same key."""
         source, side = account.source, account.source.english
-        english = Reader(
+        also = [] if source.key == [INDEX] else source.key
+        same_place = side["path"] == source.path
+        other = BaseSource(
             side["path"],
-            side.get("name", source.name if side["path"] == source.path else None),
-            side.get("split", source.split if side["path"] == source.path else "train"),
-            self.language,
-            side.get("columns", {}),
-            side.get("where", {}),
-            also=() if source.key == [INDEX] else tuple(source.key),
+            name=side.get("name", source.name if same_place else None),
+            split=side.get("split", source.split if same_place else "train"),
+            lang=self.language,
+            columns=dict(side.get("columns", {})),
         )
-        with closing(EnglishSide(self.draft / f"english-{number}.sqlite", source.key)) as index:
-            index.fill(english, self.language)
-            account.notes += _told(index, english)
-            reader = self._reader(source, english.also)
-            place, unmatched = -1, 0
-            for place, (origin, record, row) in enumerate(reader.rows(self.language)):
-                found = self._join(number, origin, record, row, place, index, source)
-                unmatched += isinstance(found, Rejected) and found.problems[0].check == "join"
-                yield found
-            account.fingerprints = {**reader.fingerprints, **english.fingerprints}
-        if source.key == [INDEX] and reader.exhausted and place + 1 != index.records:
+        theirs = RowReader(self.language, other.columns, other.lang, text_is_prompt=True)
+        with closing(ReferenceSide(self.draft / f"reference-{number}.sqlite", source.key)) as index:
+            index.fill(other.path, theirs.read(other, side.get("where", {}), also), self.language)
+            account.notes += index.notes(other.path)
+            reader = RowReader(self.language, source.columns, source.lang, text_is_prompt=True)
+            count, unmatched = 0, 0
+            for origin, record, row in reader.read(source, source.where, also=["id", *also]):
+                if isinstance(row, BadRow):
+                    yield Rejected(number, origin, [Problem("row", str(row))], dict(record))
+                else:
+                    candidate = Candidate.of(row, number, record.get("id"))
+                    candidate.reference = candidate.reference_response = None
+                    problem = None
+                    if row.lang != self.language:
+                        problem = index.match(candidate, key_of(record, count, source.key), self.language)
+                    unmatched += problem is not None
+                    yield candidate if problem is None else Rejected(number, origin, [problem], dict(record))
+                count += 1
+                if count == source.limit:
+                    break
+            account.fingerprints = {**reader.fingerprints, **theirs.fingerprints}
+        if not count:
+            raise _nothing(source, bool(source.where))
+        if source.key == [INDEX] and count != source.limit and count != index.records:
             raise UserError(
-                f"{source.path}: {place + 1} records, where {english.path} has {index.records}: by index they would "
-                "be shifted somewhere. Join by key columns, or mend the files."
+                f"{source.path}: {count} records, where {other.path} has {index.records}: joined by index they would "
+                "be out of step. Join by key columns, or correct the files."
             )
         if unmatched:
-            account.notes.append(
-                f"{source.path}: {unmatched} of {place + 1} records found no parallel by {source.key}."
-            )
+            account.notes.append(f"{source.path}: {unmatched} of {count} records found no parallel by {source.key}.")
 
-    def _join(
-        self,
-        number: int,
-        origin: str,
-        record: Mapping[str, Any],
-        row: Any,
-        place: int,
-        index: EnglishSide,
-        source: Any,
-    ) -> Outcome:
-        def away(check: str, says: str) -> Rejected:
-            return Rejected(number, origin, [Problem(check, says)], dict(record))
-
-        if isinstance(row, BadRow):
-            return away("row", str(row))
-        out = Candidate(number, origin, row.prompt, row.response, row.lang, None, None, None, _id(record))
-        if row.lang == self.language:
-            return out
-        key = key_of(record, place, source.key)
-        if key is None:
-            return away("join", f"its key is empty ({', '.join(source.key)}).")
-        found = index.find(key)
-        if not found:
-            return away("join", f"no record of the {self.language} side has the key {key}.")
-        if len(found) > 1:
-            where = " and ".join(one.origin for one in found[:2])
-            return away("join", f"the key {key} has {len(found)} different prompts on the other side: {where}.")
-        out.reference, out.reference_response, out.reference_origin = (
-            found[0].prompt,
-            found[0].response,
-            found[0].origin,
-        )
-        return out
-
-    # -- rows that are made -----------------------------------------------------------------------------------------
+    # -- synthetic rows ---------------------------------------------------------------------------------------------
 
     def _engine(self, source: PairSource) -> Any:
         options = source.engine or self.engine
@@ -165,49 +155,52 @@ class Ways:
             raise UserError(f"source {source.path}: {source.way} needs an engine (docs/guides/translate.md).")
         return open_translator(options, self.cache_dir)
 
-    def _translated(self, number: int, account: Account) -> Iterator[Outcome]:
+    def _translated(self, number: int, account: Account) -> Outcomes:
         with closing(self._engine(account.source)) as translator:
-            rows = self._rows(number, account, needs=False)
-            yield from making.translate(rows, translator, self.language)
+            rows = self._given(number, account, require_reference=False)
+            yield from synthesis.translate_prompts(rows, translator, self.language)
             account.usage[translator.name] = translator.usage()
 
-    def _translation(self, number: int, account: Account) -> Iterator[Outcome]:
+    def _translation(self, number: int, account: Account) -> Outcomes:
         source = account.source
         source.lang = source.lang or self.language
         with closing(self._engine(source)) as translator:
-            rows = self._rows(number, account, needs=False)
-            yield from making.translation(rows, translator, self.language, source.into)
+            rows = self._given(number, account, require_reference=False)
+            yield from synthesis.translate_rows(rows, translator, self.language, source.into)
             account.usage[translator.name] = translator.usage()
 
-    def _distilled(self, number: int, account: Account) -> Iterator[Outcome]:
+    def _distilled(self, number: int, account: Account) -> Outcomes:
         source = account.source
         with closing(ChatClient.open(source.teacher, self.cache_dir, f"source {source.path}: teacher")) as teacher:
-            rows = self._rows(number, account, needs=True)
+            rows = self._given(number, account)
             if source.answers == "row":
-                yield from making.distillation(rows, teacher, None, self.language)
+                yield from synthesis.distil(rows, teacher, None, self.language)
             else:
                 with closing(self._engine(source)) as translator:
-                    yield from making.distillation(rows, teacher, translator, self.language)
+                    yield from synthesis.distil(rows, teacher, translator, self.language)
                     account.usage[translator.name] = translator.usage()
             account.usage[f"teacher {source.teacher.get('model')}"] = teacher.usage()
 
 
-def _id(record: Mapping[str, Any]) -> Any:
-    found = record.get("id")
-    return found if isinstance(found, (str, int)) else None
+def _nothing(source: PairSource, filtered: bool) -> UserError:
+    return UserError(f"{source.path}: no record to pair" + (" with these values (where)." if filtered else "."))
 
 
-def _told(index: EnglishSide, english: Reader) -> list[str]:
-    """What a person should know of the English side."""
-    notes = []
-    if index.bad:
-        origin, bad = index.bad[0]
-        notes.append(f"{english.path}: {len(index.bad)} records are no rows, the first: {origin}: {bad}")
-    if index.without_key:
-        notes.append(f"{english.path}: {index.without_key} records have no key.")
-    if index.repeated:
-        notes.append(
-            f"{english.path}: {index.repeated} keys stand more than once, {index.ambiguous} of them with different "
-            "prompts; rows with those are rejected."
-        )
-    return notes
+def _parallel_source(source: PairSource) -> ParallelSource:
+    """The same source for `load_parallel`'s reader.
+
+    Raises:
+        UserError: a column is mapped that parallel text has no part for.
+    """
+    for part in source.columns:
+        if part not in PAIR_PARTS:
+            raise UserError(f"source {source.path}: columns: {part}: parallel text has only {', '.join(PAIR_PARTS)}.")
+    return ParallelSource(
+        source.path,
+        reference=source.english.get("path"),
+        name=source.name,
+        split=source.split,
+        lang=source.lang,
+        columns={PAIR_PARTS[part]: name for part, name in source.columns.items()},
+        where=source.where,
+    )

@@ -1,33 +1,23 @@
-"""Join: the English side of a row, found by its key in another data set.
+"""Join rows with their parallels in another data set by key.
 
-The English side is laid into an SQLite file of the draft and looked up there, so that neither side is held in memory.
-A key that several English records have is of use only where they all say the same.
+The reference-language side is stored in a scratch SQLite file and looked up there, so neither side is held in memory.
+A key with several records is used only where they all have the same prompt.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cctuning.data.schema import BadRow, Text
+from cctuning.data.schema import BadRow, Row
 from cctuning.errors import UserError
-from cctuning.pairing.records import Reader
+from cctuning.pairing.candidates import Candidate, Problem
 
 INDEX = "index"
-BATCH = 1000
-
-
-@dataclass(slots=True)
-class English:
-    """What the English side has under a key."""
-
-    prompt: Text
-    response: str | None
-    origin: str
 
 
 def key_of(record: Mapping[str, Any], number: int, key: Sequence[str]) -> str | None:
@@ -48,13 +38,15 @@ def _key_part(part: Any) -> Any:
 
 
 @dataclass
-class EnglishSide:
-    """The English records under their keys.
+class ReferenceSide:
+    """The records of the reference language under their keys, in a scratch SQLite file.
 
     Attributes:
-        records: how many there are, good or not; their number in order is the key where rows are joined by index.
-        bad: those that are no rows, with what is wrong.
+        records: how many there are, good or not; the position is the key where rows are joined by index.
+        bad: those that are not rows, with the reason.
         without_key: good ones whose key is empty.
+        repeated: keys that more than one record has.
+        ambiguous: of those, keys whose records have different prompts.
     """
 
     path: Path
@@ -62,55 +54,79 @@ class EnglishSide:
     records: int = 0
     bad: list[tuple[str, BadRow]] = field(default_factory=list)
     without_key: int = 0
-    repeated: int = 0  # keys that more than one record has
-    ambiguous: int = 0  # of those, keys whose records have different prompts
+    repeated: int = 0
+    ambiguous: int = 0
 
     def __post_init__(self) -> None:
         self.path.unlink(missing_ok=True)
         self.table = sqlite3.connect(self.path, isolation_level=None)
-        # A scratch file: nothing of it outlives the run, so nothing need survive a crash.
+        # A scratch file: it is removed with the run, so it need not survive a crash.
         self.table.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;")
-        self.table.execute("CREATE TABLE english (key TEXT, prompt TEXT, response TEXT, origin TEXT)")
+        self.table.execute("CREATE TABLE reference (key TEXT, prompt TEXT, response TEXT, origin TEXT)")
 
-    def fill(self, reader: Reader, language: str) -> None:
-        """Read the English side.
+    def fill(self, path: str, rows: Iterable[tuple[str, Mapping[str, Any], Row | BadRow]], language: str) -> None:
+        """Store the records of `RowReader.read`.
 
         Raises:
-            UserError: it has no good record.
+            UserError: there is no good record.
         """
-        held: list[tuple[str, str, str | None, str]] = []
         columns: list[str] = []
+
+        def keyed() -> Iterator[tuple[str, str, str | None, str]]:
+            nonlocal columns
+            for number, (origin, record, row) in enumerate(rows):
+                self.records, columns = number + 1, list(record)
+                if isinstance(row, BadRow):
+                    self.bad.append((origin, row))
+                    continue
+                key = key_of(record, number, self.key)
+                if key is None:
+                    self.without_key += 1
+                else:
+                    yield key, json.dumps(row.prompt, ensure_ascii=False), row.response, origin
+
         self.table.execute("BEGIN")
-        for number, (origin, record, row) in enumerate(reader.rows(language)):
-            self.records, columns = number + 1, list(record)
-            if isinstance(row, BadRow):
-                self.bad.append((origin, row))
-                continue
-            key = key_of(record, number, self.key)
-            if key is None:
-                self.without_key += 1
-                continue
-            held.append((key, json.dumps(row.prompt, ensure_ascii=False), row.response, origin))
-            if len(held) == BATCH:
-                self.table.executemany("INSERT INTO english VALUES (?, ?, ?, ?)", held)
-                held = []
-        self.table.executemany("INSERT INTO english VALUES (?, ?, ?, ?)", held)
+        self.table.executemany("INSERT INTO reference VALUES (?, ?, ?, ?)", keyed())
         self.table.execute("COMMIT")
-        self.table.execute("CREATE INDEX keys ON english (key)")
-        repeated = "SELECT COUNT(*) FROM (SELECT 1 FROM english GROUP BY key HAVING COUNT(*) > 1)"
-        different = "SELECT COUNT(*) FROM (SELECT 1 FROM english GROUP BY key HAVING COUNT(DISTINCT prompt) > 1)"
+        self.table.execute("CREATE INDEX keys ON reference (key)")
+        repeated = "SELECT COUNT(*) FROM (SELECT 1 FROM reference GROUP BY key HAVING COUNT(*) > 1)"
+        different = "SELECT COUNT(*) FROM (SELECT 1 FROM reference GROUP BY key HAVING COUNT(DISTINCT prompt) > 1)"
         self.repeated, self.ambiguous = (self.table.execute(query).fetchone()[0] for query in (repeated, different))
         if self.records == len(self.bad) + self.without_key:
             empty = f"none has a value under {', '.join(self.key)}; the last has the columns {', '.join(columns)}."
             why = f"the first: {self.bad[0][0]}: {self.bad[0][1]}" if self.bad else empty
-            raise UserError(f"{reader.path}: no record of the {language} side can be used: {why}")
+            raise UserError(f"{path}: no record of the {language} side can be used: {why}")
 
-    def find(self, key: str) -> list[English]:
-        """What stands under a key, each prompt once."""
+    def match(self, row: Candidate, key: str | None, language: str) -> Problem | None:
+        """Give `row` the parallel under `key`, or say why it has none."""
+        if key is None:
+            return Problem("join", f"its key is empty ({', '.join(self.key)}).")
         # SQLite takes the other columns of a group from the row that MIN names.
-        query = "SELECT MIN(rowid), prompt, response, origin FROM english WHERE key = ? GROUP BY prompt ORDER BY 1"
+        query = "SELECT MIN(rowid), prompt, response, origin FROM reference WHERE key = ? GROUP BY prompt ORDER BY 1"
         found = self.table.execute(query, (key,)).fetchall()
-        return [English(json.loads(prompt), response, origin) for _, prompt, response, origin in found]
+        if not found:
+            return Problem("join", f"no record of the {language} side has the key {key}.")
+        if len(found) > 1:
+            where = " and ".join(origin for *_, origin in found[:2])
+            return Problem("join", f"the key {key} has {len(found)} different prompts on the other side: {where}.")
+        _, prompt, row.reference_response, row.reference_origin = found[0]
+        row.reference = json.loads(prompt)
+        return None
+
+    def notes(self, path: str) -> list[str]:
+        """What the user should know of this side."""
+        notes = []
+        if self.bad:
+            origin, bad = self.bad[0]
+            notes.append(f"{path}: {len(self.bad)} records are not rows, the first: {origin}: {bad}")
+        if self.without_key:
+            notes.append(f"{path}: {self.without_key} records have no key.")
+        if self.repeated:
+            notes.append(
+                f"{path}: {self.repeated} keys occur more than once, {self.ambiguous} of them with different prompts; "
+                "rows with those are rejected."
+            )
+        return notes
 
     def close(self) -> None:
         """Remove the file."""

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from cctuning.data.parallel.filenames import known_in_name, suffix_of
 from cctuning.data.readers import SUFFIXES, local_path, numbered_lines
+from cctuning.data.row_reader import read_rows
 from cctuning.data.schema import BadRow
 from cctuning.data.text import flat
 from cctuning.errors import UserError
 from cctuning.languages import canonical
 from cctuning.pairing import output
 from cctuning.pairing.encoder import open_encoder
-from cctuning.pairing.records import Reader
 
 BLOCK = 1000  # sentences whose similarities are held at once
 NEIGHBOURS = 4
@@ -144,7 +144,7 @@ def _sentences(path: str, options: MineOptions) -> list[tuple[str, str]]:
     """Origin and text of a file's lines or records, each text once."""
     found: dict[str, str] = {}
     if suffix_of(path) in SUFFIXES:
-        for origin, _, row in Reader(path, lang=options.lang).rows(options.reference_language):
+        for origin, row in read_rows(path, options.lang, options.reference_language):
             if not isinstance(row, BadRow):
                 found.setdefault(flat(row.prompt).strip(), origin)
     else:

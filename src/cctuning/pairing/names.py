@@ -20,13 +20,13 @@ from babel import Locale, UnknownLocaleError, localedata
 from cctuning.data.parallel.columns import Pair
 from cctuning.data.parallel.files import read_pairs
 from cctuning.data.readers import numbered_lines
+from cctuning.data.row_reader import read_rows
 from cctuning.data.schema import BadRow
 from cctuning.data.sources import ParallelSource
 from cctuning.data.text import Seen, flat, tokens
 from cctuning.errors import UserError, nearest
 from cctuning.languages import canonical_or_none, matching, same
 from cctuning.pairing import output
-from cctuning.pairing.records import Reader
 
 KINDS = ("territory", "language", "script", "currency", "city", "unit", "month", "day")
 LONGEST = 8  # words of a name that is looked for in the task's rows
@@ -262,7 +262,7 @@ def _word_runs(options: NamesOptions) -> set[str]:
     """Every run of words in the reference-language side of the task's rows."""
     runs: set[str] = set()
     for path in options.within:
-        for _, _, row in Reader(path, lang=options.reference_language).rows(options.reference_language):
+        for _, row in read_rows(path, options.reference_language, options.reference_language):
             if isinstance(row, BadRow):
                 continue
             words = tokens(flat(row.reference if row.reference is not None else row.prompt))

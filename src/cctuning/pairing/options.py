@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from cctuning.data.layouts import PARTS
-from cctuning.errors import UserError, nearest
+from cctuning.data.sources import BaseSource
+from cctuning.errors import UserError
 from cctuning.languages import canonical
 
 WAYS = ("given", "join", "translate", "parallel", "translation", "distillation")
@@ -126,17 +126,15 @@ SHARES = tuple(f"check_{name}" for name in ("language", "script", "copy", "repea
 
 
 @dataclass
-class PairSource:
-    """One source of a recipe."""
+class PairSource(BaseSource):
+    """One source of a recipe. `limit` counts records."""
 
-    path: str = field(metadata={"help": "File, directory or hub name; with parallel also a TMX or plain-text file."})
-    way: str = field(metadata={"help": f"How its parallels come: {', '.join(WAYS)}."})
-    name: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    split: str = field(default="train", metadata={"help": "Split of a hub or saved data set."})
-    lang: str | None = field(default=None, metadata={"help": "Language of rows that have none of their own."})
-    columns: dict[str, str] = field(default_factory=dict, metadata={"help": "Part to column name, as for train."})
-    where: dict[str, Any] = field(default_factory=dict, metadata={"help": "Take records with these values alone."})
-    limit: int | None = field(default=None, metadata={"help": "Read this many records and no more."})
+    way: str = field(
+        default="", metadata={"help": f"How its parallels come: {', '.join(WAYS)}.", "choices": ("", *WAYS)}
+    )
+    where: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Take records with these values alone (column: value)."}
+    )
     english: dict[str, Any] = field(
         default_factory=dict,
         metadata={"help": f"join, parallel: the other side, a path or a mapping of {', '.join(ENGLISH)}."},
@@ -157,72 +155,43 @@ class PairSource:
         metadata={
             "help": "distillation: row: the teacher answers the prompt. reference: it answers the parallel, and the "
             "engine translates its answer into the row's language.",
+            "choices": ("row", "reference"),
         },
     )
     licence: str | None = field(default=None, metadata={"help": "As you know it, for the card."})
 
     def __post_init__(self) -> None:
-        where = f"source {self.path}"
-        if not isinstance(self.path, str) or not self.path:
-            raise UserError(f"source: path: expected a file, a directory or a hub name, got {self.path!r}.")
-        if self.way not in WAYS:
-            raise UserError(
-                f"{where}: way: {self.way!r} is not one of {', '.join(WAYS)}.{nearest(str(self.way), WAYS)}"
-            )
         if isinstance(self.english, str):
             self.english = {"path": self.english}
         for name in ("key", "into"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, [getattr(self, name)])
-        for option in ("name", "split", "lang", "licence"):
-            value = getattr(self, option)
-            if not isinstance(value, str) and (option == "split" or value is not None):
-                raise UserError(f"{where}: {option}: expected text, got {value!r}; put it in quotes.")
-        for option in ("columns", "where", "english", "engine", "teacher"):
-            if not isinstance(getattr(self, option), Mapping):
-                raise UserError(f"{where}: {option}: expected a mapping, got {getattr(self, option)!r}.")
-        for option in ("key", "into"):
-            value = getattr(self, option)
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                raise UserError(f"{where}: {option}: expected names, got {value!r}; put them in quotes.")
-        if self.limit is not None and (type(self.limit) is not int or self.limit < 1):
-            raise UserError(f"{where}: limit: expected a whole number of at least 1, got {self.limit!r}.")
-        self.into = [canonical(code, f"{where}: into") for code in self.into]
-        self.lang = canonical(self.lang, f"{where}: lang") if self.lang else None
+        super().__post_init__()
+        if not self.way:
+            raise UserError(f"{self.label}: way: missing; one of {', '.join(WAYS)}.")
+        self.into = [canonical(code, f"{self.label}: into") for code in self.into]
         for key in self.english:
             if key not in ENGLISH:
-                raise UserError(f"{where}: english: unknown key {key!r}; known: {', '.join(ENGLISH)}.")
-        for given in (self.columns, self.english.get("columns") or {}):
-            for part in given:
-                if part not in PARTS:
-                    raise UserError(
-                        f"{where}: columns: unknown part {part!r}; known: {', '.join(PARTS)}."
-                        f"{nearest(str(part), PARTS)}"
-                    )
-        self._fits_way(where)
-
-    def _fits_way(self, where: str) -> None:
-        if self.way == "join" and not self.english.get("path"):
-            raise UserError(f"{where}: english: missing; name the file or data set that holds the other side.")
+                raise UserError(f"{self.label}: english: unknown key {key!r}; known: {', '.join(ENGLISH)}.")
+        self._check_columns(self.english.get("columns") or {})
+        needed = {
+            "join": ("english", self.english.get("path"), "the file or data set that holds the other side"),
+            "translation": ("into", self.into, "the languages to make rows in"),
+            "distillation": ("teacher", self.teacher, "the endpoint that answers (base_url, model)"),
+        }
+        option, value, what = needed.get(self.way, ("", True, ""))
+        if not value:
+            raise UserError(f"{self.label}: {option}: missing; name {what}.")
         if self.way == "join" and not self.key:
-            raise UserError(f"{where}: key: missing; name the columns that both sides share, or index.")
-        if self.way == "translation" and not self.into:
-            raise UserError(f"{where}: into: missing; name the languages to make rows in.")
-        if self.way == "distillation" and not self.teacher:
-            raise UserError(f"{where}: teacher: missing; name the endpoint that answers (base_url, model).")
-        if self.answers not in ("row", "reference"):
-            raise UserError(f"{where}: answers: expected row or reference, got {self.answers!r}.")
+            raise UserError(f"{self.label}: key: missing; name the columns that both sides share, or index.")
         if self.english and self.way not in ("join", "parallel"):
-            raise UserError(f"{where}: english: goes with join or parallel, not with {self.way}.")
+            raise UserError(f"{self.label}: english: goes with join or parallel, not with {self.way}.")
 
     @classmethod
-    def from_dict(cls, options: Mapping[str, Any], where: str) -> PairSource:
-        """Build from a mapping as a recipe has it; an unknown key is a `UserError` with the nearest."""
-        known = [option.name for option in fields(cls)]
-        for key in options:
-            if key not in known:
-                raise UserError(f"{where}: unknown key {key!r}; known: {', '.join(known)}.{nearest(str(key), known)}")
-        for key in ("path", "way"):
-            if key not in options:
-                raise UserError(f"{where}: {key}: missing.")
-        return cls(**options)
+    def from_dict(cls, options: Any, where: str | None = None) -> PairSource:
+        """As for other sources, from a mapping; `english`, `key` and `into` may be text."""
+        if isinstance(options, Mapping):
+            as_list = {name: [options[name]] for name in ("key", "into") if isinstance(options.get(name), str)}
+            side = {"english": {"path": options["english"]}} if isinstance(options.get("english"), str) else {}
+            options = {**options, **as_list, **side}
+        return super().from_dict(options, where)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from cctuning.errors import UserError
 from cctuning.files import file_hash
 from cctuning.pairing import output
-from cctuning.pairing.assemble import Account, Ways
+from cctuning.pairing.assemble import Account, Assembly
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.candidates import Candidate, Problem, Rejected
 from cctuning.pairing.card import make_card, markdown
@@ -121,11 +121,13 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
     with output.draft(place) as folder, (folder / SPOOL).open("wb") as rows:
         with (folder / output.REJECTS).open("wb") as rejects:
             run = Run(options, Ledger(checks), accounts, rows, rejects)
-            ways = Ways(options.reference_language, folder, Path(options.cache_dir).expanduser(), options.engine)
+            assembly = Assembly(
+                options.reference_language, folder, Path(options.cache_dir).expanduser(), options.engine
+            )
             langs = {source.lang for source in sources if source.lang}
             with _pool(workers, inspector, langs) as pool:
                 for number in range(len(sources)):
-                    _read(run, ways, number, pool, 2 * workers)
+                    _read(run, assembly, number, pool, 2 * workers)
             rows.flush()
             with (folder / SPOOL).open("rb") as spool:
                 judged = run.ledger.judge(_meanings(run, spool, checks.check_meaning, encoder))
@@ -183,7 +185,7 @@ class _Alone(Executor):
         return future
 
 
-def _read(run: Run, ways: Ways, number: int, pool: Executor, ahead: int) -> None:
+def _read(run: Run, assembly: Assembly, number: int, pool: Executor, ahead: int) -> None:
     """Read one source, have its rows inspected, keep them in order."""
     account = run.accounts[number]
     waiting: deque[tuple[list[Candidate | Rejected], Future[list[Verdict]]]] = deque()
@@ -197,7 +199,7 @@ def _read(run: Run, ways: Ways, number: int, pool: Executor, ahead: int) -> None
             else:
                 run.keep(row, next(verdicts))
 
-    stream = ways.candidates(number, account)
+    stream = assembly.candidates(number, account)
     try:
         with tqdm(desc=f"{account.source.way} {account.source.path}", unit="row", disable=None) as bar:
             while chunk := list(islice(stream, CHUNK)):

@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cctuning.data.parallel.filenames import pair_of_paths
-from cctuning.data.parallel.pairs import ParallelReport, load_parallel
+from cctuning.data.parallel.pairs import load_parallel
+from cctuning.data.reports import ParallelReport
+from cctuning.data.row_reader import read_rows
 from cctuning.data.schema import BadRow
 from cctuning.data.text import flat, normalise
 from cctuning.errors import UserError
@@ -33,7 +35,6 @@ from cctuning.languages import canonical_or_none, matching
 from cctuning.markdown import table
 from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
-from cctuning.pairing.records import Reader
 from cctuning.pairing.tfidf import WordVectors
 
 CHUNK = 2000  # pairs whose vectors are made at once
@@ -185,7 +186,7 @@ def _task(options: SelectOptions) -> list[str]:
     bare: dict[str, None] = {}  # prompts of rows that name no language and have no other side
     language = options.reference_language
     for path in options.near:
-        for _, _, row in Reader(path, lang=UNKNOWN).rows(language):
+        for _, row in read_rows(path, UNKNOWN, language):
             if isinstance(row, BadRow):
                 continue
             if row.reference is not None:

@@ -13,12 +13,10 @@ from itertools import islice
 from cctuning.data.schema import Message, Text
 from cctuning.data.text import flat
 from cctuning.errors import UserError
-from cctuning.pairing.candidates import Candidate, Problem, Rejected
+from cctuning.pairing.candidates import Candidate, Outcome, Problem, Rejected
 from cctuning.pairing.translation import ChatClient, Translated, Translator
 
 CHUNK = 5000  # rows held at once
-
-Outcome = Candidate | Rejected
 
 
 def chunks(rows: Iterable[Outcome]) -> Iterator[list[Outcome]]:
@@ -28,7 +26,7 @@ def chunks(rows: Iterable[Outcome]) -> Iterator[list[Outcome]]:
         yield chunk
 
 
-def translate(rows: Iterable[Outcome], translator: Translator, language: str) -> Iterator[Outcome]:
+def translate_prompts(rows: Iterable[Outcome], translator: Translator, language: str) -> Iterator[Outcome]:
     """The prompt's translation as its parallel; rows in the reference language are left as they are."""
     for chunk in chunks(rows):
         by_lang: dict[str, list[int]] = {}
@@ -40,13 +38,13 @@ def translate(rows: Iterable[Outcome], translator: Translator, language: str) ->
             for place, text in zip(places, made, strict=True):
                 row = _candidate(chunk, place)
                 if isinstance(text, Problem):
-                    chunk[place] = rejected(row, text, language)
+                    chunk[place] = Rejected.by(text, row, language)
                 else:
                     chunk[place] = replace(row, reference=text)
         yield from chunk
 
 
-def translation(
+def translate_rows(
     rows: Iterable[Outcome], translator: Translator, language: str, into: Sequence[str]
 ) -> Iterator[Outcome]:
     """Rows of the reference language carried into others, prompt and response; the row itself is the parallel."""
@@ -66,14 +64,14 @@ def translation(
                 if isinstance(prompt, Problem) or isinstance(response, Problem):
                     problem = prompt if isinstance(prompt, Problem) else response
                     assert isinstance(problem, Problem)
-                    yield rejected(row, problem, language)
+                    yield Rejected.by(problem, row, language)
                     continue
                 answer = None if response is None else flat(response)
                 english = replace(row, reference=row.prompt, reference_response=row.response)
-                yield replace(english, lang=lang, prompt=prompt, response=answer)
+                yield replace(english, lang=lang, prompt=prompt, response=answer, thinking=None)
 
 
-def distillation(
+def distil(
     rows: Iterable[Outcome], teacher: ChatClient, translator: Translator | None, language: str
 ) -> Iterator[Outcome]:
     """The teacher's answer in place of the response.
@@ -107,10 +105,10 @@ def _answered(
                 made[place] = text
     for row, answer, response in zip(rows, answers, made, strict=True):
         if isinstance(response, Problem):
-            yield rejected(row, response, language)
+            yield Rejected.by(response, row, language)
         else:
             english = str(answer) if translator is not None and row.reference is not None else row.reference_response
-            yield replace(row, response=flat(response), reference_response=english)
+            yield replace(row, response=flat(response), reference_response=english, thinking=None, calls=None)
 
 
 def _carried(texts: Sequence[Text], translator: Translator, source: str, target: str) -> Iterator[Text | Problem]:
@@ -138,8 +136,3 @@ def _candidate(chunk: list[Outcome], place: int) -> Candidate:
     row = chunk[place]
     assert isinstance(row, Candidate)
     return row
-
-
-def rejected(row: Candidate, problem: Problem, language: str) -> Rejected:
-    """A row that is turned away, with what there is of it."""
-    return Rejected(row.source, row.origin, [problem], row.as_row(language))

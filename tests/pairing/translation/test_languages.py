@@ -6,7 +6,7 @@ import pytest
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as NLLB
 
 from cctuning.errors import UserError
-from cctuning.pairing.translation import languages
+from cctuning.pairing.translation import model_codes
 
 M2M100 = [
     "af", "am", "ar", "ast", "az", "ba", "be", "bg", "bn", "br", "bs", "ca", "ceb", "cs", "cy", "da", "de", "el",
@@ -32,30 +32,36 @@ ASKED = {
 
 @pytest.mark.parametrize("tag", ASKED)
 def test_nllb(tag):
-    assert languages.resolve(tag, NLLB, "NLLB") == ASKED[tag]
+    assert model_codes.resolve(tag, NLLB, "NLLB") == ASKED[tag]
 
 
 def test_every_code_of_nllb_is_reached_by_itself_and_in_both_spellings():
     assert len(NLLB) == 202
     for code in NLLB:
-        assert languages.resolve(code, NLLB, "NLLB") == code
-        assert languages.resolve(code.replace("_", "-"), NLLB, "NLLB") == code
+        assert model_codes.resolve(code, NLLB, "NLLB") == code
+        assert model_codes.resolve(code.replace("_", "-"), NLLB, "NLLB") == code
     several = {"ace", "bjn", "kas", "knc", "min", "taq", "zho"}  # more than one script
     for code in NLLB:
         if code[:3] not in several:
-            assert languages.resolve(code[:3], NLLB, "NLLB") == code
+            assert model_codes.resolve(code[:3], NLLB, "NLLB") == code
 
 
 def test_m2m100_madlad_and_opus():
     for code in M2M100:
-        assert languages.resolve(code, M2M100, "M2M100") == code
+        assert model_codes.resolve(code, M2M100, "M2M100") == code
     asked = {"swh": "sw", "fil": "tl", "nb": "no", "iw": "he", "nso": "ns", "arb": "ar", "zh-CN": "zh", "pt-BR": "pt"}
-    assert {tag: languages.resolve(tag, M2M100, "M2M100") for tag in asked} == asked
+    assert {tag: model_codes.resolve(tag, M2M100, "M2M100") for tag in asked} == asked
     madlad = ["en", "sw", "zh", "iw", "fil", "no", "translate", "ace_Arab", "ace"]
-    assert languages.resolve("he", madlad, "MADLAD") == "iw" and languages.resolve("tl", madlad, "MADLAD") == "fil"
-    assert languages.resolve("sw", ["swh", "eng", "cmn_Hans", "cmn_Hant"], "Opus") == "swh"
-    assert languages.resolve("zh-TW", ["swh", "eng", "cmn_Hans", "cmn_Hant"], "Opus") == "cmn_Hant"
-    assert [languages.opus_code(tag) for tag in ("swh", "zh-TW", "nb", "tl", "ceb")] == ["sw", "zh", "no", "tl", "ceb"]
+    assert model_codes.resolve("he", madlad, "MADLAD") == "iw" and model_codes.resolve("tl", madlad, "MADLAD") == "fil"
+    assert model_codes.resolve("sw", ["swh", "eng", "cmn_Hans", "cmn_Hant"], "Opus") == "swh"
+    assert model_codes.resolve("zh-TW", ["swh", "eng", "cmn_Hans", "cmn_Hant"], "Opus") == "cmn_Hant"
+    assert [model_codes.opus_code(tag) for tag in ("swh", "zh-TW", "nb", "tl", "ceb")] == [
+        "sw",
+        "zh",
+        "no",
+        "tl",
+        "ceb",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +77,7 @@ def test_m2m100_madlad_and_opus():
 )
 def test_unknown_languages_are_one_line_with_the_nearest(tag, message):
     with pytest.raises(UserError, match=message):
-        languages.resolve(tag, NLLB, "NLLB")
+        model_codes.resolve(tag, NLLB, "NLLB")
 
 
 def test_names_for_prompts():
@@ -82,8 +88,8 @@ def test_names_for_prompts():
         "pt-BR": "Brazilian Portuguese",
         "prs": "Dari",
     }
-    assert {tag: languages.name(tag) for tag in named} == named
+    assert {tag: model_codes.name(tag) for tag in named} == named
     nameless = {"acm", "acq", "ajp", "apc", "azb", "cjk", "hne", "kbp", "taq"}  # CLDR has no English name for these
-    assert all(languages.name(tag) for tag in {code.split("_")[0] for code in NLLB} - nameless)
+    assert all(model_codes.name(tag) for tag in {code.split("_")[0] for code in NLLB} - nameless)
     with pytest.raises(UserError, match=r"'Swahilli'.*Did you mean 'sw'"):
-        languages.name("Swahilli")
+        model_codes.name("Swahilli")

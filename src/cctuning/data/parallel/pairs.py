@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from cctuning.data.parallel.columns import Absent, Pair
 from cctuning.data.parallel.filenames import pair_of_paths
 from cctuning.data.parallel.files import Opened, read_pairs
+from cctuning.data.reports import ParallelReport, ParallelSourceReport, drawn
 from cctuning.data.schema import CHUNK, Skipped
 from cctuning.data.sources import ParallelSource
 from cctuning.data.tables import on_disk
@@ -34,55 +36,6 @@ FEW = 4  # pairs below which a language is noted
 LOOKED_AT = 40  # pairs of a language whose two sides are held against their languages
 SENTENCE = 5  # words from which a text's language is asked for: lingua takes names for any language
 WRONG = 0.1  # likeness to its own language below which a side is in the other's
-
-
-@dataclass
-class ParallelSourceReport:
-    """What one source gave. `read` counts good pairs before `weight`, `pairs` and `languages` those that take part."""
-
-    path: str
-    read: int = 0
-    pairs: int = 0
-    languages: dict[str, int] = field(default_factory=dict)
-    skipped: int = 0
-    absent: int = 0  # records without this pair of languages, passed over
-    duplicates: int = 0
-    identical: int = 0  # pairs whose sides are the same, kept
-    layouts: dict[str, str] = field(default_factory=dict)  # file to how it was read
-    fingerprints: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class ParallelReport:
-    """The account of a load: counts per source, what was skipped and why, and notes a person should see."""
-
-    reference_language: str
-    sources: list[ParallelSourceReport] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)  # the first 1,000 of each source
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def pairs(self) -> int:
-        """Pairs in all."""
-        return sum(source.pairs for source in self.sources)
-
-    @property
-    def languages(self) -> dict[str, int]:
-        """Pairs per language, the most frequent first."""
-        total: Counter[str] = Counter()
-        for source in self.sources:
-            total.update(source.languages)
-        return dict(total.most_common())
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """File (or hub data set) to its fingerprint, over all sources."""
-        return {name: value for source in self.sources for name, value in source.fingerprints.items()}
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything as plain JSON types."""
-        skipped = [skip._asdict() for skip in self.skipped]
-        return {**asdict(self), "pairs": self.pairs, "languages": self.languages, "skipped": skipped}
 
 
 def load_parallel(
@@ -155,15 +108,12 @@ def load_parallel(
     return dataset, report
 
 
-def _drawn(source: ParallelSource, count: int, seed: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Places of `round(weight * count)` pairs: whole copies, then a sample without replacement in file order."""
+def _drawn(source: ParallelSource, count: int, seed: list[int]) -> NDArray[np.int64]:
+    """Places of the pairs that take part, after `weight`."""
     if not count:
         return np.empty(0, np.int64)  # all of it stands in earlier sources
-    copies, rest = divmod(round(source.weight * count), count)
-    if not copies and not rest:
-        raise UserError(f"{source.path}: weight: {source.weight} of {count} pairs leaves none; raise it.")
-    sample = np.sort(np.random.default_rng(seed).choice(count, rest, replace=False))
-    return np.concatenate([np.tile(np.arange(count), copies), sample]).astype(np.int64)
+    copies, places = drawn(source, count, seed, "pairs")
+    return np.concatenate([np.tile(np.arange(count), copies), places]).astype(np.int64)
 
 
 def _pairs(

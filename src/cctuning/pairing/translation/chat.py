@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from cctuning.errors import UserError
-from cctuning.pairing.translation import languages
+from cctuning.pairing.translation import model_codes
 from cctuning.pairing.translation.base import Answer, Done, SegmentOptions, read_options
 from cctuning.pairing.translation.client import ChatClient, ClientOptions, Message
 
@@ -123,7 +123,7 @@ class Chat:
     @staticmethod
     def _fill(prompt: str, text: str, source: str, target: str) -> str:
         # the text last: it may itself hold {source}
-        prompt = prompt.replace("{source}", languages.name(source)).replace("{target}", languages.name(target))
+        prompt = prompt.replace("{source}", model_codes.name(source)).replace("{target}", model_codes.name(target))
         return prompt.replace("{text}", text)
 
     def usage(self) -> dict[str, int | float]:

@@ -29,7 +29,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from cctuning.errors import UserError
-from cctuning.pairing.translation import languages
+from cctuning.pairing.translation import model_codes
 from cctuning.pairing.translation.base import Answer, Done, SegmentOptions, read_options
 
 BUCKET = 32  # source tokens: lengths are rounded up to this before the limit is set
@@ -103,8 +103,8 @@ class Seq2Seq:
         """Make ready the tokenizer and the config of the model for this pair."""
         place = self.options.model
         if "{source}" in place or "{target}" in place:
-            place = place.replace("{source}", languages.opus_code(source))
-            place = place.replace("{target}", languages.opus_code(target))
+            place = place.replace("{source}", model_codes.opus_code(source))
+            place = place.replace("{target}", model_codes.opus_code(target))
         if place == self._place:
             return
         try:
@@ -146,12 +146,12 @@ class Seq2Seq:
         """The tokens for source and target; None where the model is not told."""
         if self._family == "opus":
             stated = [self._tokenizer.init_kwargs.get(f"{end}_lang") for end in ("source", "target")]
-            forms = [languages.form(one) if one else None for one in stated]
-            if source != target and forms == [languages.form(target), languages.form(source)]:
+            forms = [model_codes.form(one) if one else None for one in stated]
+            if source != target and forms == [model_codes.form(target), model_codes.form(source)]:
                 raise UserError(f"{self._place}: translates from {stated[0]} to {stated[1]}, the other way round.")
             if not self._codes:
                 return None, None
-        ends = [self._codes[languages.resolve(tag, self._codes, self._place)] for tag in (target, source)][
+        ends = [self._codes[model_codes.resolve(tag, self._codes, self._place)] for tag in (target, source)][
             : 2 if self._family in ("nllb", "m2m100") else 1
         ]
         return (ends[1] if len(ends) == 2 else None), ends[0]

@@ -20,7 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cctuning.errors import UserError, nearest
-from cctuning.pairing.translation import languages, protect
+from cctuning.pairing.translation import model_codes, protect
 from cctuning.pairing.translation.base import Answer, Engine, SegmentOptions, Translated, Translator
 from cctuning.pairing.translation.cache import Cache
 from cctuning.pairing.translation.checks import problem_of
@@ -85,7 +85,7 @@ class SegmentTranslator:
             UserError: at once for a language that the engine does not know or that is both source and target; later
                 where the engine cannot go on. All answers until then are kept.
         """
-        if source == target or None is not languages.form(source) == languages.form(target):
+        if source == target or None is not model_codes.form(source) == model_codes.form(target):
             raise UserError(f"translation: source {source!r} and target {target!r} are one language.")
         return self._windows(texts, source, target, self._engine.identity(source, target))
 
@@ -126,7 +126,7 @@ class _Work:
 
     def __init__(self, owner: SegmentTranslator, source: str, target: str, identity: Mapping[str, Any]) -> None:
         self.owner, self.source, self.target, self.identity = owner, source, target, identity
-        forms = languages.form(source), languages.form(target)
+        forms = model_codes.form(source), model_codes.form(target)
         self.same_language = forms[0] is not None and forms[1] is not None and forms[0][0] == forms[1][0]
 
     def window(self, texts: Sequence[str]) -> list[Translated]:
@@ -203,7 +203,7 @@ class _Work:
 
     def _joined(self, plan: Sequence[Piece], outcomes: Mapping[Piece, Translated | None]) -> Translated:
         """Put a text together; the first problem of a segment is the text's."""
-        wide, source_wide = languages.spaced(self.target), languages.spaced(self.source)
+        wide, source_wide = model_codes.spaced(self.target), model_codes.spaced(self.source)
         parts: list[str] = []
         for place, piece in enumerate(plan):
             text = piece.text

@@ -1,0 +1,124 @@
+"""What reading rows and parallel text reports: counts by source, skipped rows and notes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cctuning.data.schema import Skipped
+from cctuning.data.sources import MixedSource
+from cctuning.errors import UserError
+
+
+@dataclass
+class BaseSourceReport:
+    """What one source gave. `read` counts good rows before `weight`, `languages` those that take part."""
+
+    path: str
+    read: int = 0
+    languages: dict[str, int] = field(default_factory=dict)
+    skipped: int = 0
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class SourceReport(BaseSourceReport):
+    """What one source of rows gave; counts are after `weight`."""
+
+    rows: int = 0
+    with_response: int = 0
+    without_response: int = 0
+    unused_parallels: int = 0  # rows labelled as in the reference language, with a parallel that says something else
+    reference_rows: int = 0  # among `read`: those made from a reference and its own response
+    columns: dict[str, str] = field(default_factory=dict)  # part to column, as recognised
+    unread_keys: dict[str, int] = field(default_factory=dict)  # of messages, with how many of them hold something
+
+
+@dataclass
+class ParallelSourceReport(BaseSourceReport):
+    """What one source of parallel text gave."""
+
+    pairs: int = 0
+    absent: int = 0  # records without this pair of languages, passed over
+    duplicates: int = 0
+    identical: int = 0  # pairs whose sides are the same, kept
+    layouts: dict[str, str] = field(default_factory=dict)  # file to how it was read
+
+
+@dataclass
+class BaseReport:
+    """Totals over the sources, every skipped row, and notes for the user."""
+
+    reference_language: str
+    sources: list[Any] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    TOTALS: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def languages(self) -> dict[str, int]:
+        """Rows per language, the most frequent first."""
+        total: Counter[str] = Counter()
+        for source in self.sources:
+            total.update(source.languages)
+        return dict(total.most_common())
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """File (or hub data set) to its hash, over all sources."""
+        return {name: value for source in self.sources for name, value in source.fingerprints.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON types."""
+        totals = {name: getattr(self, name) for name in (*self.TOTALS, "languages")}
+        return {**asdict(self), **totals, "skipped": [skip._asdict() for skip in self.skipped]}
+
+
+class LoadReport(BaseReport):
+    """The report of `load_rows`."""
+
+    TOTALS = ("rows", "with_response", "without_response")
+
+    @property
+    def rows(self) -> int:
+        """Rows in all."""
+        return sum(source.rows for source in self.sources)
+
+    @property
+    def with_response(self) -> int:
+        """Rows that carry LM loss."""
+        return sum(source.with_response for source in self.sources)
+
+    @property
+    def without_response(self) -> int:
+        """Rows that train the alignment alone."""
+        return sum(source.without_response for source in self.sources)
+
+
+class ParallelReport(BaseReport):
+    """The report of `load_parallel`. `skipped` lists the first 1,000 of each source; all are counted."""
+
+    TOTALS = ("pairs",)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs in all."""
+        return sum(source.pairs for source in self.sources)
+
+
+def drawn(source: MixedSource, count: int, seed: Sequence[int], rows: str) -> tuple[int, NDArray[np.int64]]:
+    """What `source.weight` takes of `count` rows: whole copies, and the places of a sample without replacement.
+
+    Raises:
+        UserError: it takes none.
+    """
+    copies, rest = divmod(round(source.weight * count), count)
+    if not copies and not rest:
+        raise UserError(f"{source.path}: weight: {source.weight} of {count} {rows} leaves none; raise it.")
+    return copies, np.sort(np.random.default_rng(list(seed)).choice(count, rest, replace=False))

@@ -1,0 +1,149 @@
+"""From the records of a source to checked rows.
+
+`load_rows`, `cctuning pair` and data sets passed to the trainer from Python all read their rows here, so a layout is
+recognised, a record parsed and a leak found in one place and once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cctuning.data.layouts import Layout, check_columns, missing_reference, parse, unused_parallel
+from cctuning.data.readers import open_records
+from cctuning.data.schema import BadRow, Row
+from cctuning.data.sources import BaseSource
+from cctuning.errors import UserError
+
+PROMPTS = {"prompt", "messages", "conversations", "instruction"}
+
+
+@dataclass
+class RowReader:
+    """Reads rows.
+
+    Attributes:
+        language: the reference language, canonical.
+        columns: part to column name, where the user maps them.
+        lang: language of records that name none.
+        require_reference: a row in another language without a reference is bad.
+        text_is_prompt: columns `text` and `text_<language>` are read as prompt and reference, as in parallel text.
+        found: (filled) every column of every record, in order.
+        parts: (filled) part to column, as recognised.
+        unread_keys: (filled) keys of messages that are not read, with how many messages hold something in them.
+        unused_parallels: (filled) rows in the reference language with a parallel that says something else.
+        fingerprints: (filled) file or data set to its hash.
+    """
+
+    language: str
+    columns: Mapping[str, str] = field(default_factory=dict)
+    lang: str | None = None
+    require_reference: bool = False
+    text_is_prompt: bool = False
+    found: dict[str, None] = field(default_factory=dict)
+    parts: dict[str, str] = field(default_factory=dict)
+    unread_keys: dict[str, int] = field(default_factory=dict)
+    unused_parallels: int = 0
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    _layouts: dict[tuple[str, ...], Layout] = field(default_factory=dict)
+
+    def read(
+        self, source: BaseSource, where: Mapping[str, Any] | None = None, also: Sequence[str] = ()
+    ) -> Iterator[tuple[str, Mapping[str, Any], Row | BadRow]]:
+        """The origin of each record, the record (the columns in use), and its row or what is wrong with it.
+
+        Args:
+            source: the files to open.
+            where: column to value: other records are passed over.
+            also: columns that are read although no part of a row is in them.
+
+        Raises:
+            UserError: the source cannot be opened, or a column that the user names is in no record.
+        """
+        where = where or {}
+        for records in open_records(source.path, source.name, source.split):
+            self.fingerprints |= records.fingerprints
+            wanted: set[str] = set()
+            if records.columns is not None:
+                self.found |= dict.fromkeys(records.columns)
+                check_columns(records.columns, self.columns, source.path)
+                try:
+                    used = self.layout(tuple(records.columns)).used().values()
+                except BadRow as bad:
+                    raise UserError(f"{source.path}: {bad}") from None
+                wanted = {*used, *where, *also} & set(records.columns)
+            for origin, record in records.iterate(wanted):
+                if isinstance(record, BadRow):
+                    yield origin, {}, record
+                    continue
+                self.found |= dict.fromkeys(record)
+                if all(record.get(column) == value for column, value in where.items()):
+                    yield origin, record, self.parse(record, origin, records.columns or record)
+        if self.found:
+            check_columns(list(self.found), self.columns, source.path)
+            for column in where:
+                if column not in self.found:
+                    columns = ", ".join(self.found)
+                    raise UserError(f"{source.path}: where: no column {column!r} among {columns}.")
+
+    def layout(self, found: tuple[str, ...]) -> Layout:
+        """Which column plays which part.
+
+        Raises:
+            BadRow: two columns could play the same part.
+        """
+        if found not in self._layouts:
+            columns = dict(self.columns)
+            if self.text_is_prompt and not columns and "text" in found and not PROMPTS & set(found):
+                named = {"prompt": "text", "reference": f"text_{self.language}"}
+                columns = {part: name for part, name in named.items() if name in found}
+            layout = self._layouts[found] = Layout.recognise(found, columns, self.language)
+            self.parts |= layout.used()
+        return self._layouts[found]
+
+    def parse(self, record: Mapping[str, Any], origin: str, found: Sequence[str] | Mapping[str, Any]) -> Row | BadRow:
+        """The row that a record is, or what is wrong with it.
+
+        Args:
+            found: all columns of the file; the record may hold only those in use.
+        """
+        columns = tuple(found)
+        try:
+            layout = self.layout(columns)
+            row = parse(
+                record,
+                layout,
+                origin,
+                found=columns,
+                lang=self.lang,
+                language=self.language,
+                unread=self.unread_keys,
+            )
+        except BadRow as bad:
+            return bad
+        if self.require_reference:
+            if row.reference is None and row.lang != self.language:
+                return missing_reference(layout, columns, self.language)
+            self.unused_parallels += unused_parallel(record, layout, row, self.language)
+        return row
+
+
+def read_rows(path: str, lang: str, language: str) -> Iterator[tuple[str, Row | BadRow]]:
+    """The rows of one file or data set with their origins, of any layout or of parallel text.
+
+    Args:
+        path: file, directory or hub name.
+        lang: language of rows that name none.
+        language: the reference language.
+
+    Raises:
+        UserError: it cannot be read, or is empty.
+    """
+    empty = True
+    reader = RowReader(language, lang=lang, text_is_prompt=True)
+    for origin, _, row in reader.read(BaseSource(path)):
+        empty = False
+        yield origin, row
+    if empty:
+        raise UserError(f"{path}: it has no record.")
