@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers on two cores; one thread each, or they would fight over the cores.
 WORKERS ?= 2
 
-.PHONY: demo demo-real lab test test-slow test-transformers4 test-engines bench check format clean
+.PHONY: demo demo-real lab test test-slow wheel test-transformers4 test-engines bench check format clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -25,6 +25,15 @@ lab: $(STAMP)  ## a made-up world, every recipe searched and compared: WORLD=fac
 
 test: $(STAMP)  ## the tests (a minute or two on two cores)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow"
+
+WHEEL := build/wheel
+wheel: $(STAMP)  ## the built wheel in an empty environment: its commands without any extra (downloads torch again)
+	rm -rf build  # setuptools would put what an older build left there into the wheel
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps -w $(WHEEL) .
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(WHEEL)/*.whl
+	$(WHEEL)/venv/bin/cctuning --help
+	CC_TUNING_WHEEL_PYTHON=$(CURDIR)/$(WHEEL)/venv/bin/python $(BIN)/pytest tests/test_wheel.py
 
 test-slow: $(STAMP)  ## what takes longer than a test may
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -m slow
@@ -56,10 +65,11 @@ bench: $(STAMP)  ## speed and memory against TRL and the base model: some 25 min
 	done
 	$(BIN)/python bench/tables.py --write
 
-check: $(STAMP)  ## style and types
+check: $(STAMP)  ## style, types, and that every import is declared
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/deptry src
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

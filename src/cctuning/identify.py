@@ -13,10 +13,13 @@ import re
 import unicodedata
 from collections import Counter
 from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
 
-from lingua import ConfidenceValue, IsoCode639_1, Language, LanguageDetector, LanguageDetectorBuilder
-
+from cctuning.extras import require
 from cctuning.languages import base, canonical_or_none, parse
+
+if TYPE_CHECKING:
+    from lingua import ConfidenceValue, Language, LanguageDetector
 
 # What a wrong text is likely to be in: the most widespread written languages of the scripts that several share.
 WIDESPREAD = "en es fr de pt it nl pl id vi tr sw ru uk bg ar fa ur hi mr zh ja ko"
@@ -103,14 +106,23 @@ def scripts_apart(code: str, other: str) -> bool:
     return bool(own and others) and not own & others
 
 
+def lingua() -> Any:
+    """The module `lingua`, which is optional: scripts are told apart without it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    return require("lingua", "identifying languages")
+
+
 @cache
 def lingua_language(code: str) -> Language | None:
     """The language as lingua has it; None where it has no model of it."""
     found = parse(code)
     code = {"no": "nb", "fil": "tl"}.get(found.language, found.language) if found else ""
-    iso = getattr(IsoCode639_1, code.upper(), None)
+    iso = getattr(lingua().IsoCode639_1, code.upper(), None)
     try:
-        return Language.from_iso_code_639_1(iso) if iso is not None else None
+        return lingua().Language.from_iso_code_639_1(iso) if iso is not None else None
     except ValueError:
         return None
 
@@ -137,7 +149,7 @@ def load(code: str, other: str) -> None:
 @cache
 def _detectors(code: str, other: str) -> tuple[LanguageDetector, LanguageDetector]:
     """In low-accuracy mode and in full."""
-    builder, chosen = LanguageDetectorBuilder.from_languages, _rivals(code, other)
+    builder, chosen = lingua().LanguageDetectorBuilder.from_languages, _rivals(code, other)
     return builder(*chosen).with_low_accuracy_mode().build(), builder(*chosen).build()
 
 
@@ -148,7 +160,7 @@ def _rivals(code: str, other: str) -> list[Language]:
     known = {lingua_language(name) for name in (*rivals, other, "en")} | _family(code)
     chosen = sorted((language for language in known if language is not None), key=str)
     if len(chosen) == 1:
-        chosen.append(Language.FRENCH)  # lingua wants two
+        chosen.append(lingua().Language.FRENCH)  # lingua wants two
     return chosen
 
 
@@ -184,7 +196,7 @@ def confidence(text: str, code: str, other: str) -> tuple[float, str]:
 def _share(values: list[ConfidenceValue], family: frozenset[Language], other: Language | None) -> float:
     if family:
         return sum(value.value for value in values if value.language in family)
-    return 1 - sum(value.value for value in values if value.language in (other, Language.ENGLISH))
+    return 1 - sum(value.value for value in values if value.language in (other, lingua().Language.ENGLISH))
 
 
 def between(text: str, one: str, other: str) -> float | None:
@@ -204,7 +216,7 @@ def between(text: str, one: str, other: str) -> float | None:
 
 @cache
 def _two(one: Language, other: Language) -> LanguageDetector:
-    return LanguageDetectorBuilder.from_languages(one, other).with_low_accuracy_mode().build()
+    return lingua().LanguageDetectorBuilder.from_languages(one, other).with_low_accuracy_mode().build()
 
 
 def identify_language(text: str) -> str | None:
@@ -216,4 +228,4 @@ def identify_language(text: str) -> str | None:
 
 @cache
 def _all_languages() -> LanguageDetector:
-    return LanguageDetectorBuilder.from_all_languages().with_low_accuracy_mode().build()
+    return lingua().LanguageDetectorBuilder.from_all_languages().with_low_accuracy_mode().build()

@@ -53,7 +53,7 @@ def test_english_rows_with_parallel_text_by_the_defaults(base, tmp_path):
     assert all(line["align_loss"] > 0 for line in lines)
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert "connection: align" in config
-    done("export", tmp_path / "run", "--format", "fold", "--output", tmp_path / "out")
+    done("export", tmp_path / "run", "--format", "merged", "--output", tmp_path / "out")
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 

@@ -258,7 +258,7 @@ def test_runs_that_are_half_there(tmp_path, base, good, capsys):
     out = tmp_path / "out"
 
     def export(pattern):
-        for verb in (["export", run, "--format", "fold", "--output", out], ["generate", run, "--prompt", "x1"]):
+        for verb in (["export", run, "--format", "merged", "--output", out], ["generate", run, "--prompt", "x1"]):
             said = refused(capsys, *verb)
             assert re.search(pattern, said), said
         assert not out.exists()

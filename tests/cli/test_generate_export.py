@@ -58,7 +58,7 @@ def answer(capsys, *argv):
 @pytest.mark.parametrize("kind", ["full", "lora", "connection", "plain"])
 def test_fold_is_a_plain_checkpoint_with_the_same_logits(kind, runs, tmp_path, capsys):
     run = runs(kind)
-    done("export", run, "--format", "fold", "--output", tmp_path / "fold")
+    done("export", run, "--format", "merged", "--output", tmp_path / "fold")
     assert f"written: {tmp_path / 'fold'}" in capsys.readouterr().out
     loaded = load(str(run))
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "fold").eval()
@@ -86,13 +86,13 @@ def test_lora_belongs_to_the_base_that_was_trained(kind, runs, tmp_path, capsys)
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_a_checkpoint_is_exported_like_a_run(kind, runs, tmp_path):
     checkpoint = runs(kind) / "checkpoint-3"
-    done("export", checkpoint, "--format", "fold", "--output", tmp_path / "fold")
+    done("export", checkpoint, "--format", "merged", "--output", tmp_path / "fold")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "fold").eval()
     torch.testing.assert_close(plain(IDS).logits, load(str(checkpoint)).connected(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_fold_in_another_dtype(runs, tmp_path):
-    done("export", runs("full"), "--format", "fold", "--output", tmp_path / "fold", "--dtype", "bfloat16")
+    done("export", runs("full"), "--format", "merged", "--output", tmp_path / "fold", "--dtype", "bfloat16")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "fold", dtype="auto").dtype == torch.bfloat16
 
 
@@ -101,25 +101,25 @@ def test_what_cannot_be_exported_is_refused(runs, tmp_path, capsys):
     there.mkdir()
     out = tmp_path / "out"
     refusals = [
-        (runs("full"), "lora", out, "the base's own weights were trained.*--format fold"),
+        (runs("full"), "lora", out, "the base's own weights were trained.*--format merged"),
         (runs("plain"), "lora", out, "neither connection nor LoRA"),
         (
             runs("adaptive"),
-            "fold",
+            "merged",
             out,
             "cannot be folded: connection: adaptive runs the prompt's last token a second",
         ),
-        (runs("response"), "fold", out, "cannot be folded: scope: response acts at some positions"),
-        (runs("full"), "fold", there, "exists already"),
-        (tmp_path / "none", "fold", out, "no such directory"),
-        (there, "fold", out, "expected a run or a model"),
+        (runs("response"), "merged", out, "cannot be folded: scope: response acts at some positions"),
+        (runs("full"), "merged", there, "exists already"),
+        (tmp_path / "none", "merged", out, "no such directory"),
+        (there, "merged", out, "expected a run or a model"),
     ]
     for run, format, output, pattern in refusals:
         said = refused(capsys, "export", run, "--format", format, "--output", output)
         assert re.search(pattern, said), said
         assert sorted(path.name for path in tmp_path.iterdir()) == ["there"] and not list(there.iterdir())
     assert "invalid choice: 'gguf'" in refused(capsys, "export", runs("full"), "--format", "gguf", "--output", out)
-    said = refused(capsys, "export", runs("full"), "--format", "fold", "--output", out, "--dtype", "float7")
+    said = refused(capsys, "export", runs("full"), "--format", "merged", "--output", out, "--dtype", "float7")
     assert "dtype: 'float7'" in said
 
 
@@ -205,7 +205,7 @@ def turns(tmp_path_factory):
     """A run on a base whose template ends a turn with <turn>, not its eos; trained to answer with one word."""
     folder = tmp_path_factory.mktemp("turns")
     make_turns(folder)
-    done("export", folder / "run", "--format", "fold", "--output", folder / "fold")
+    done("export", folder / "run", "--format", "merged", "--output", folder / "fold")
     return folder
 
 
@@ -281,7 +281,7 @@ def test_a_base_of_a_relative_path_is_told_where_it_cannot_be_found(tmp_path, ca
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     out = tmp_path / "out"
-    for argv in (("export", run, "--format", "fold", "--output", out), ("generate", run, "--prompt", "x1")):
+    for argv in (("export", run, "--format", "merged", "--output", out), ("generate", run, "--prompt", "x1")):
         said = refused(capsys, *argv)
         assert "its base './base' is no directory here" in said and "where training was started" in said
         assert f"base_model_name_or_path in {path}" in said and not out.exists()

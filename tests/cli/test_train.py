@@ -68,7 +68,7 @@ def test_a_run_says_all_that_is_needed_to_repeat_it(tmp_path, recipe, data, caps
     options = ["--eval_data", data, "--eval_strategy", "steps", "--eval_steps", 3, "--transform_rank", 4]
     done("train", "--config", recipe, "--output_dir", run, *options)
     said = capsys.readouterr().out
-    assert f"cctuning export {run} --format fold --output DIR" in said
+    assert f"cctuning export {run} --format merged --output DIR" in said
     assert {"config.yaml", "run.json", "metrics.jsonl", "train.log", "model"} <= {p.name for p in run.iterdir()}
     record = run_json(run)
     assert record["status"] == "finished" and record["steps"] == 6 and record["seed"] == 42

@@ -125,8 +125,8 @@ def test_a_sharded_run_equals_one_process_and_folds(world, tmp_path):
     launch(world, "fsdp2", 2, run)
     same(world / "one-full", run)
     assert run_json(run)["status"] == "finished"
-    done("export", run, "--format", "fold", "--output", tmp_path / "fold")
-    done("export", world / "one-full", "--format", "fold", "--output", tmp_path / "one")
+    done("export", run, "--format", "merged", "--output", tmp_path / "fold")
+    done("export", world / "one-full", "--format", "merged", "--output", tmp_path / "one")
     ids = torch.arange(8)[None]
     logits = [AutoModelForCausalLM.from_pretrained(tmp_path / name)(input_ids=ids).logits for name in ("fold", "one")]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)

@@ -113,7 +113,7 @@ def check(name: str, model: Path, files: Path, tmp_path: Path) -> None:
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert ("eval_data" in read(name)) == any("eval_loss" in line for line in metrics)
 
-    assert main(["export", str(run), "--format", "fold", "--output", str(fold)]) == 0
+    assert main(["export", str(run), "--format", "merged", "--output", str(fold)]) == 0
     ids = torch.tensor([[2, 40, 7, 33, 1, 3]])
     trained = load(str(run))
     expected = logits(trained.connected or trained.model, ids)
@@ -230,7 +230,7 @@ def test_real_rows_from_text_to_answers(script, data_dir: Path, tmp_path: Path, 
     assert record["status"] == "finished" and record["chat"] is True
     languages = [source["languages"] for source in record["data"]["sources"]]
     assert languages[0]["zh"] == languages[0]["en"] == languages[1]["sw"] == 24
-    assert main(["export", run, "--format", "fold", "--output", fold]) == 0
+    assert main(["export", run, "--format", "merged", "--output", fold]) == 0
     plain = AutoModelForCausalLM.from_pretrained(fold)
     assert type(plain).__name__ == "LlamaForCausalLM"
 

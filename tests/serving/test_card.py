@@ -55,7 +55,7 @@ def snippet(card):
     return re.search(r"```python\n(.*?)```", card, re.DOTALL).group(1)
 
 
-@pytest.mark.parametrize("format", ["fold", "lora"])
+@pytest.mark.parametrize("format", ["merged", "lora"])
 def test_the_card_says_what_the_records_say(format, run, tmp_path):
     export(str(run), format, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
@@ -76,7 +76,7 @@ def test_the_card_of_a_run_says_how_long_it_was_trained(options, told, tmp_path)
     assert told in card and card.count("steps,") + card.count("epochs,") == 1
 
 
-@pytest.mark.parametrize("format", ["fold", "lora"])
+@pytest.mark.parametrize("format", ["merged", "lora"])
 def test_the_code_on_the_card_answers_as_the_run_does(format, run, tmp_path, capsys, monkeypatch):
     from cctuning.serving.answering import Answerer
 
@@ -91,7 +91,7 @@ def test_the_code_on_the_card_answers_as_the_run_does(format, run, tmp_path, cap
 def test_figures_are_copied_with_n_and_error_and_are_this_models_only_where_its_weights_were_scored(run, tmp_path):
     own = results(tmp_path / "own", model_hash(load(str(run))))
     other = results(tmp_path / "other", "0" * 32, name="/somewhere/vanilla")
-    export(str(run), "fold", tmp_path / "out", results=[str(own), str(other)])
+    export(str(run), "merged", tmp_path / "out", results=[str(own), str(other)])
     card = (tmp_path / "out" / "README.md").read_text()
     first, second = card.split("## Results")[1].split("## Licence")[0].split("### ")[1:]
     assert first.startswith("This model\n") and second.startswith("Another model, for comparison: vanilla\n")
@@ -99,7 +99,7 @@ def test_figures_are_copied_with_n_and_error_and_are_this_models_only_where_its_
     assert "limit 2" in first and "lm_eval version 0.4.13" in first
 
 
-@pytest.mark.parametrize("format", ["fold", "lora"])
+@pytest.mark.parametrize("format", ["merged", "lora"])
 def test_an_export_that_was_scored_itself_is_known_again(format, run, tmp_path):
     export(str(run), format, tmp_path / "first")
     own = results(tmp_path / "own", model_hash(load(str(tmp_path / "first"))))
@@ -110,7 +110,7 @@ def test_an_export_that_was_scored_itself_is_known_again(format, run, tmp_path):
 def test_unfinished_results_are_refused(run, tmp_path, capsys):
     half = results(tmp_path / "half", "0", status="stopped", planned=["xcopa_sw", "xcopa_th"])
     out = tmp_path / "out"
-    said = refused(capsys, "export", run, "--format", "fold", "--output", out, "--results", half)
+    said = refused(capsys, "export", run, "--format", "merged", "--output", out, "--results", half)
     assert "not finished, without xcopa_th" in said and not out.exists()
 
 
@@ -121,11 +121,11 @@ def test_the_bases_licence_is_named_as_its_card_names_it(run, tmp_path):
     (base / "README.md").write_text(f"---\n{head}---\n\n# A base\n")
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     edit_json(copy / "model" / "adapter_config.json", base_model_name_or_path=str(base))
-    export(str(copy), "fold", tmp_path / "out")
+    export(str(copy), "merged", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "licence of the base applies to this model: llama3.1 (other) (https://example.org/LICENSE)" in card
     assert all(line in card.split("---")[1] for line in head.splitlines())
-    export(str(run), "fold", tmp_path / "none")
+    export(str(run), "merged", tmp_path / "none")
     assert "its card did not say here: look it up" in (tmp_path / "none" / "README.md").read_text()
     (base / "README.md").write_text("---\nlicense: [\n---\n")
     assert base_licence(str(base)) is None
@@ -144,7 +144,7 @@ def test_licences_of_rows_come_from_the_card_that_lies_beside_them(run, tmp_path
         "files": {"rows.jsonl": mark},
     }
     (tmp_path / "card.json").write_text(json.dumps(card))
-    export(str(copy), "fold", tmp_path / "out")
+    export(str(copy), "merged", tmp_path / "out")
     assert "| org/set: CC BY 4.0; more.jsonl: not given |" in (tmp_path / "out" / "README.md").read_text()
     (tmp_path / "card.json").write_text(json.dumps({**card, "files": {"rows.jsonl": "sha256:of-other-rows"}}))
     assert row_licences(str(rows), [mark]) == []
@@ -156,6 +156,6 @@ def test_places_and_secrets_of_the_run_stay_at_home(run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     with (copy / "config.yaml").open("a") as file:
         file.write("hub_token: hf_secret\nchat_template_path: /home/me/templates/mine.jinja\n")
-    export(str(copy), "fold", tmp_path / "out")
+    export(str(copy), "merged", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "hf_secret" not in card and "/home/me" not in card and "chat_template_path: mine.jinja" in card

@@ -33,7 +33,7 @@ def world(request, tmp_path_factory) -> Path:
         (base / "chat_template.jinja").unlink()
         edit_json(base / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", chat_template=template)
         edit_json(base / "tokenizer_config.json", backend=None, is_local=None)
-    for format in ("fold", "lora"):
+    for format in ("merged", "lora"):
         export(str(run), format, folder / format)
     return folder
 
@@ -43,16 +43,16 @@ def read(path: Path) -> dict:
 
 
 def test_config_and_tokenizer_are_the_bases_own(world):
-    base, fold = read(world / "base" / "config.json"), read(world / "fold" / "config.json")
+    base, fold = read(world / "base" / "config.json"), read(world / "merged" / "config.json")
     assert base.items() <= fold.items()
     assert fold["rope_theta"] == 500000.0 and fold["torch_dtype"] == "float32"
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        for format in ("fold", "lora"):
+        for format in ("merged", "lora"):
             own, written = read(world / "base" / name), read(world / format / name)
             assert written.pop("tokenizer_class", None) != "TokenizersBackend"
             own.pop("tokenizer_class", None)
             assert written == own, (format, name)
-    assert AutoTokenizer.from_pretrained(world / "fold").chat_template
+    assert AutoTokenizer.from_pretrained(world / "merged").chat_template
 
 
 def test_what_training_changed_is_written(tmp_path):
@@ -69,7 +69,7 @@ def test_what_training_changed_is_written(tmp_path):
         eos_token="<unk>",
     )
     edit_json(tmp_path / "base" / "tokenizer_config.json", chat_template="{{ messages[0]['content'] }}")
-    export(str(run), "fold", tmp_path / "fold", dtype="bfloat16")
+    export(str(run), "merged", tmp_path / "fold", dtype="bfloat16")
     config, tokenizer = read(tmp_path / "fold" / "config.json"), AutoTokenizer.from_pretrained(tmp_path / "fold")
     assert config["tie_word_embeddings"] is False and config["dtype"] == config["torch_dtype"] == "bfloat16"
     assert tokenizer.chat_template == template and tokenizer.eos_token == "<unk>"
@@ -117,13 +117,13 @@ models.append(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(bas
 torch.save([texts, *(model.eval()(ids).logits.detach() for model in models)], out)
 """
     out = world / "found.pt"
-    folders = [str(world / name) for name in ("fold", "lora", "base")]
+    folders = [str(world / name) for name in ("merged", "lora", "base")]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     subprocess.run([python, "-c", code, *folders, str(out)], check=True, env=environment, timeout=300)
     texts, fold, lora = torch.load(out)
-    expected = AutoModelForCausalLM.from_pretrained(world / "fold").eval()(IDS).logits.detach()
+    expected = AutoModelForCausalLM.from_pretrained(world / "merged").eval()(IDS).logits.detach()
     torch.testing.assert_close(fold, expected, rtol=1e-4, atol=1e-4)
     if "rope_theta" in read(world / "base" / "config.json"):  # else 4 misreads the base itself
         torch.testing.assert_close(lora, expected, rtol=1e-4, atol=1e-4)
-    tokenizer = AutoTokenizer.from_pretrained(world / "fold")
+    tokenizer = AutoTokenizer.from_pretrained(world / "merged")
     assert texts == [tokenizer.apply_chat_template([{"role": "user", "content": "x1 x2"}], tokenize=False)] * 2

@@ -105,7 +105,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     assert connected is not None
     shake(connected, 0.1)
     connected.save_pretrained(made.run / "model", base_trained=False)
-    done("export", made.run, "--format", "fold", "--output", made.fold)
+    done("export", made.run, "--format", "merged", "--output", made.fold)
     done("export", made.run, "--format", "lora", "--output", made.lora)
     return made
 

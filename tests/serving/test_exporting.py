@@ -54,7 +54,7 @@ def served(directory, prompt):
 # -- template, stop tokens, manifest ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", ["fold", "lora"])
+@pytest.mark.parametrize("format", ["merged", "lora"])
 def test_the_template_of_training_goes_along_where_the_base_has_none(format, tmp_path):
     template = tmp_path / "template.jinja"
     template.write_text(TEMPLATE.replace("<{{ m['role'] }}> ", "<{{ m['role'] }}> x9 "))
@@ -75,7 +75,7 @@ def test_a_run_without_a_template_is_given_none(run, tmp_path, capsys):
     config.write_text((run / "config.yaml").read_text() + "chat: false\n")
     done("train", "--config", config, "--output_dir", tmp_path / "bare")
     capsys.readouterr()
-    done("export", tmp_path / "bare", "--format", "fold", "--output", tmp_path / "fold")
+    done("export", tmp_path / "bare", "--format", "merged", "--output", tmp_path / "fold")
     assert "prompts: plain text, as in training; no chat template is written" in capsys.readouterr().out
     assert not (tmp_path / "fold" / "chat_template.jinja").exists()
     assert not read_manifest(tmp_path / "fold").chat
@@ -85,7 +85,7 @@ def test_a_run_without_a_template_is_given_none(run, tmp_path, capsys):
     assert made("x1 x2")["input_ids"] == encoder_of(load(str(tmp_path / "bare"))).prompt_ids("x1 x2")
 
 
-@pytest.mark.parametrize("format", ["fold", "lora"])
+@pytest.mark.parametrize("format", ["merged", "lora"])
 def test_generation_ends_where_training_did(format, tmp_path):
     folder = tmp_path / "turns"
     folder.mkdir()
@@ -108,7 +108,7 @@ def test_a_turn_that_ends_in_plain_text_is_told_and_not_left_to_generate(copy, t
     made = AutoTokenizer.from_pretrained(copy / "model")
     made.chat_template = made.chat_template.replace("<end>", " x9 x8")
     made.save_pretrained(copy / "model")
-    done("export", copy, "--format", "fold", "--output", tmp_path / "out")
+    done("export", copy, "--format", "merged", "--output", tmp_path / "out")
     assert "end at the text 'x9 x8'; send it as stop" in capsys.readouterr().out
     assert read_manifest(tmp_path / "out").stop == "x9 x8"
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -129,7 +129,7 @@ def test_a_tokenizer_that_closes_prompts_by_itself_is_noted(copy, tmp_path):
     made = AutoTokenizer.from_pretrained(copy / "model")
     made.backend_tokenizer.post_processor = TemplateProcessing("$A <end>", special_tokens=[("<end>", 1)])
     made.save_pretrained(copy / "model")
-    written = export(str(copy), "fold", tmp_path / "out")
+    written = export(str(copy), "merged", tmp_path / "out")
     assert [note for note in written.notes if "tokenisation of a prompt differs from that of training" in note]
 
 
@@ -137,8 +137,8 @@ def test_a_tokenizer_that_closes_prompts_by_itself_is_noted(copy, tmp_path):
 
 
 def test_shards_hold_the_same_model(run, tmp_path):
-    export(str(run), "fold", tmp_path / "one")
-    export(str(run), "fold", tmp_path / "many", max_shard_size="20KB")
+    export(str(run), "merged", tmp_path / "one")
+    export(str(run), "merged", tmp_path / "many", max_shard_size="20KB")
     assert len(list((tmp_path / "one").glob("*.safetensors"))) == 1
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
     one, many = (AutoModelForCausalLM.from_pretrained(tmp_path / name)(IDS).logits for name in ("one", "many"))
@@ -147,7 +147,7 @@ def test_shards_hold_the_same_model(run, tmp_path):
 
 def test_the_dtype_is_kept_or_converted(run, tmp_path):
     for dtype, expected in (("auto", torch.float32), ("bfloat16", torch.bfloat16)):
-        export(str(run), "fold", tmp_path / dtype, dtype=dtype)
+        export(str(run), "merged", tmp_path / dtype, dtype=dtype)
         assert AutoModelForCausalLM.from_pretrained(tmp_path / dtype, dtype="auto").dtype == expected
 
 
@@ -163,7 +163,7 @@ def test_tied_embeddings_stay_tied_unless_a_lora_parts_them(targets, tmp_path):
             parameter.data = torch.randn_like(parameter) / 4
     weights.save_pretrained(run / "model")
     expected = load(str(run)).connected(IDS).logits
-    export(str(run), "fold", tmp_path / "fold")
+    export(str(run), "merged", tmp_path / "fold")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "fold").eval()
     assert (plain.lm_head.weight is plain.model.embed_tokens.weight) is not parted
     assert plain.config.tie_word_embeddings is not parted
@@ -182,7 +182,7 @@ def test_a_lora_is_read_by_peft_with_nothing_of_ours(run, tmp_path):
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", ["fold", "lora"])
+@pytest.mark.parametrize("format", ["merged", "lora"])
 @pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "fp8"])
 def test_a_quantised_base_is_refused_by_name(format, method, copy, tmp_path):
     base = Path(shutil.copytree(copy / "model", tmp_path / "base"))
@@ -239,20 +239,20 @@ def test_records_that_are_missing_of_another_version_or_half_written_are_refused
     ]
     before = sorted(path.name for path in tmp_path.iterdir())
     for run, pattern in cases:
-        said = refused(capsys, "export", run, "--format", "fold", "--output", tmp_path / "out")
+        said = refused(capsys, "export", run, "--format", "merged", "--output", tmp_path / "out")
         assert re.search(pattern, said), said
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_half_a_checkpoint_is_refused(run, copy, tmp_path, capsys):
     half = Path(shutil.copytree(copy / "model", copy / "checkpoint-3"))
-    said = refused(capsys, "export", half, "--format", "fold", "--output", tmp_path / "out")
+    said = refused(capsys, "export", half, "--format", "merged", "--output", tmp_path / "out")
     assert "half of a checkpoint (no whole trainer_state.json" in said
 
 
 def test_a_model_apart_from_its_run_is_exported_and_its_card_says_what_it_lacks(copy, tmp_path):
     apart = (copy / "model").rename(tmp_path / "apart")
-    written = export(str(apart), "fold", tmp_path / "out")
+    written = export(str(apart), "merged", tmp_path / "out")
     assert written.notes == ["The run's record was not found, so the card says nothing of data and options."]
     card = (tmp_path / "out" / "README.md").read_text()
     assert "The record of the run was not found at export" in card and "Not known (see above)" in card
@@ -262,11 +262,11 @@ def test_a_model_apart_from_its_run_is_exported_and_its_card_says_what_it_lacks(
 def test_options_out_of_place_are_refused(run, tmp_path, capsys):
     out = tmp_path / "out"
     refusals = [
-        (("--format", "fold", "--max_shard_size", "big"), "max_shard_size 'big': expected a size like 5GB"),
-        (("--format", "lora", "--max_shard_size", "1GB"), "--max_shard_size: of a folded checkpoint"),
-        (("--format", "lora", "--dtype", "bfloat16"), "--dtype: of a folded checkpoint"),
-        (("--format", "fold", "--private"), "--private: goes with --push_to_hub"),
-        (("--format", "fold", "--results", tmp_path / "none"), r"results\.json: no such file"),
+        (("--format", "merged", "--max_shard_size", "big"), "max_shard_size 'big': expected a size like 5GB"),
+        (("--format", "lora", "--max_shard_size", "1GB"), "--max_shard_size: of a merged checkpoint"),
+        (("--format", "lora", "--dtype", "bfloat16"), "--dtype: of a merged checkpoint"),
+        (("--format", "merged", "--private"), "--private: goes with --push_to_hub"),
+        (("--format", "merged", "--results", tmp_path / "none"), r"results\.json: no such file"),
     ]
     for argv, pattern in refusals:
         said = refused(capsys, "export", run, *argv, "--output", out)
@@ -274,7 +274,7 @@ def test_options_out_of_place_are_refused(run, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("format", ["fold", "lora"])
+@pytest.mark.parametrize("format", ["merged", "lora"])
 def test_a_disk_that_refuses_leaves_nothing(format, run, tmp_path):
     said = tmp_path / "said"
 
@@ -312,12 +312,12 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
 def test_a_fold_never_has_the_model_in_memory_where_its_files_allow_it(run, tmp_path, monkeypatch):
     from cctuning.serving import exporting
 
-    export(str(run), "fold", tmp_path / "files")
+    export(str(run), "merged", tmp_path / "files")
     monkeypatch.setattr(exporting, "open_merge", lambda *_: None)
-    export(str(run), "fold", tmp_path / "memory")
+    export(str(run), "merged", tmp_path / "memory")
     monkeypatch.undo()
     monkeypatch.setattr(exporting, "_plain", lambda *_: pytest.fail("it was folded in memory"))
-    export(str(run), "fold", tmp_path / "again", max_shard_size="20KB")
+    export(str(run), "merged", tmp_path / "again", max_shard_size="20KB")
     made = {name: AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("files", "memory", "again")}
     for name in ("files", "again"):
         for one, two in zip(made[name].state_dict().values(), made["memory"].state_dict().values(), strict=True):

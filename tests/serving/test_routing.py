@@ -31,7 +31,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     run = make(folder, tune="lora")
     export(str(run), "lora", folder / "lora")
-    export(str(run), "fold", folder / "fold")
+    export(str(run), "merged", folder / "fold")
     return folder
 
 
@@ -70,7 +70,7 @@ def test_the_export_tells_the_router(exported, tmp_path):
     assert router.languages == ["qaa"]
     router = Router.from_export(exported / "lora", base="org/base", adapter="sw")
     assert router.model("x", "en") == "org/base" and router.model("x", "qaa") == "sw"
-    with pytest.raises(UserError, match="a fold has one set of weights"):
+    with pytest.raises(UserError, match="format is merged; only a LoRA leaves the base as it is"):
         Router.from_export(exported / "fold")
     with pytest.raises(UserError, match=r"cctuning_export\.json: no such file"):
         Router.from_export(tmp_path)

@@ -20,8 +20,8 @@ from cctuning.serving.routing import Router
 from tests.cli.world import done
 from tests.serving.world import make, make_turns
 
-openai = pytest.importorskip("openai", reason="no openai client: pip install 'cc-tuning[serving]'")
-pytest.importorskip("fastapi", reason="no server: pip install 'cc-tuning[serving]'")
+openai = pytest.importorskip("openai", reason="no openai client: pip install 'cc-tuning[serve]'")
+pytest.importorskip("fastapi", reason="no server: pip install 'cc-tuning[serve]'")
 PROMPTS = ("x1 x2", "x9 x4 x3", "w5 w1")
 
 
@@ -68,7 +68,7 @@ def asked(client, model, prompt):
 
 
 def test_a_fold_answers_as_the_run(client, run, tmp_path):
-    export(str(run), "fold", tmp_path / "fold")
+    export(str(run), "merged", tmp_path / "fold")
     assert [asked(client, tmp_path / "fold", prompt) for prompt in PROMPTS] == expected(run)
 
 
@@ -90,7 +90,7 @@ def test_the_server_stops_where_the_template_ends_a_turn(client, tmp_path):
     """Its mark is not the tokenizer's eos: only generation_config.json says so."""
     (tmp_path / "turns").mkdir()
     run = make_turns(tmp_path / "turns")
-    export(str(run), "fold", tmp_path / "fold")
+    export(str(run), "merged", tmp_path / "fold")
     messages = [{"role": "user", "content": "x3"}]
     made = client.chat.completions.create(
         model=str(tmp_path / "fold"), messages=messages, temperature=0, max_tokens=20
@@ -103,7 +103,7 @@ def test_a_run_without_a_template_is_asked_plainly(client, run, tmp_path):
     config = tmp_path / "no-chat.yaml"
     config.write_text((run / "config.yaml").read_text() + "chat: false\n")
     done("train", "--config", config, "--output_dir", tmp_path / "bare")
-    export(str(tmp_path / "bare"), "fold", tmp_path / "fold")
+    export(str(tmp_path / "bare"), "merged", tmp_path / "fold")
     said = []
     for prompt in PROMPTS:
         made = client.completions.create(model=str(tmp_path / "fold"), prompt=prompt, temperature=0, max_tokens=8)

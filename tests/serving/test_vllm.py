@@ -50,7 +50,7 @@ def test_any_rank_up_to_the_largest_is_served(rank, expected, copy):
     assert ready.max_rank == expected and bool(ready.problems) is (expected is None)
     assert expected is not None or str(
         ready
-    ) == f"vLLM: no, because its rank is 513, and {RANKS[-1]} is the most; " + ("fold instead")
+    ) == f"vLLM: no, because its rank is 513, and {RANKS[-1]} is the most; " + ("use --format merged")
 
 
 def test_what_vllm_refuses_is_named(lora, copy, tmp_path):

@@ -76,8 +76,8 @@ def test_an_adapter_is_exported_as_it_was_trained(case, tied, tmp_path):
     trained = trainer.connected(IDS).logits.detach()
     torch.testing.assert_close(load(str(run)).connected(IDS).logits.detach(), trained, rtol=1e-4, atol=1e-4)
     can = run_json(run)["exports"]
-    assert can["fold"] is None and (can["lora"] is None) is as_lora  # said before the first step
-    assert export(str(run), "fold", tmp_path / "fold").checked.error < 1e-5
+    assert can["merged"] is None and (can["lora"] is None) is as_lora  # said before the first step
+    assert export(str(run), "merged", tmp_path / "fold").checked.error < 1e-5
     if as_lora:
         assert export(str(run), "lora", tmp_path / "lora").checked.error < 1e-5
     else:
@@ -115,7 +115,7 @@ def test_a_start_that_rewrites_the_base_is_refused_before_training(options, star
 def test_what_cannot_be_exported_is_said_before_the_first_step(config, fold, as_lora, tmp_path, capsys):
     _, run = train(tmp_path, config)
     assert fold in next(line for line in capsys.readouterr().out.splitlines() if "note: this run cannot be" in line)
-    for format, reason in (("fold", fold), ("lora", as_lora)):
+    for format, reason in (("merged", fold), ("lora", as_lora)):
         said = run_json(run)["exports"][format]
         if reason is None:
             assert said is None and export(str(run), format, tmp_path / format).checked.error < 1e-5
@@ -151,7 +151,7 @@ def test_a_resized_vocabulary_folds(tune, connection, more_tokens, tmp_path):
     loaded = load(str(run))
     found = (loaded.connected or loaded.model)(ids).logits.detach()
     torch.testing.assert_close(found, trained, rtol=1e-4, atol=1e-4)
-    assert export(str(run), "fold", tmp_path / "fold").checked.error < 1e-5
+    assert export(str(run), "merged", tmp_path / "fold").checked.error < 1e-5
     with pytest.raises(UserError, match="fold"):
         export(str(run), "lora", tmp_path / "lora")
     assert run_json(run)["exports"]["lora"]
@@ -172,7 +172,7 @@ def test_tied_ends_and_added_tokens_are_refused_before_training(more_tokens, tmp
 # -- the check itself -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", ["fold", "lora"])
+@pytest.mark.parametrize("format", ["merged", "lora"])
 def test_an_export_that_is_wrong_is_an_error_and_leaves_nothing(format, tmp_path, monkeypatch, capsys):
     run = make(tmp_path, tune="lora")
     fold, factors = merge_files.merge_projection, lora.lora_from_connection

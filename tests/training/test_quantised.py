@@ -53,14 +53,14 @@ def recipe(base, tmp_path):
     ids=["4 bit", "nested fp4, rslora", "4 bit, dora", "8 bit"],
 )
 def test_a_quantised_base_is_trained_on_and_exported_without_quantisation(options, as_lora, base, recipe, tmp_path):
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'cc-tuning[quantised]'")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'cc-tuning[quantized]'")
     run = tmp_path / "run"
     done("train", "--config", recipe(**options), "--output_dir", run, "--max_steps", 30, "--learning_rate", "3e-3")
     losses = [line["loss"] for line in metrics(run) if "loss" in line]
     assert sum(losses[-6:]) < sum(losses[:6])
     can = run_json(run)["exports"]
-    assert can["fold"] is None and (can["lora"] is None) is as_lora
-    fold = export(str(run), "fold", tmp_path / "fold")
+    assert can["merged"] is None and (can["lora"] is None) is as_lora
+    fold = export(str(run), "merged", tmp_path / "fold")
     assert fold.checked.error < 1e-4
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "fold").eval()
     assert {parameter.dtype for parameter in plain.parameters()} == {torch.float32}
@@ -74,7 +74,7 @@ def test_a_quantised_base_is_trained_on_and_exported_without_quantisation(option
 
 def test_gradients_after_an_evaluation_are_those_before(base):
     """bitsandbytes repacks 4-bit weights in evaluation mode on some CPUs, into a form without a gradient."""
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'cc-tuning[quantised]'")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'cc-tuning[quantized]'")
     model = load_base(
         str(base), dtype="float32", quantisation=AdapterOptions(load_in_4bit=True).quantisation("float32")
     )

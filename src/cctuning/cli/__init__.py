@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cc-tuning {__version__}")
         return 0
     from cctuning.errors import UserError, nearest
+    from cctuning.extras import missing
     from cctuning.progress import as_lines
 
     try:
@@ -63,11 +64,13 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of a kernel it would like, at each import
         warnings.filterwarnings("ignore", category=FutureWarning)  # between TRL and transformers: nothing to be done
         importlib.import_module(f"cctuning.cli.{argv[0]}").main(argv[1:])
+    except ModuleNotFoundError as error:
+        told = missing(error, f"cctuning {argv[0]}", argv[0])
+        if told is None:
+            raise
+        return _refuse(told)
     except UserError as error:
-        print(f"cctuning: error: {error}", file=sys.stderr)
-        if ERRORS in os.environ:  # a process that `cctuning train --accelerate_config` launched
-            Path(os.environ[ERRORS]).write_text(str(error), encoding="utf-8")
-        return 2
+        return _refuse(error)
     except BrokenPipeError:  # `cctuning generate … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -84,3 +87,11 @@ def main(argv: list[str] | None = None) -> int:
         print("\ncctuning: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _refuse(error: Exception) -> int:
+    """Print a user's error and return the exit status."""
+    print(f"cctuning: error: {error}", file=sys.stderr)
+    if ERRORS in os.environ:  # a process that `cctuning train --accelerate_config` launched
+        Path(os.environ[ERRORS]).write_text(str(error), encoding="utf-8")
+    return 2

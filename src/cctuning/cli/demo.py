@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from cctuning.cli.options import Plain
+from cctuning.extras import require
 
 
 def main(argv: list[str]) -> None:
@@ -19,6 +20,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--cache_dir", default=str(home), help=f"where the base is kept (default {home})")
     parser.add_argument("--seed", type=int, default=0, help="of world, base and training")
     args = parser.parse_args(argv)
+    for module in ("lm_eval", "lingua"):  # the last step scores the models; say now that it cannot
+        require(module, "cctuning demo", "evaluate")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs a hub
     import warnings
 

@@ -1,4 +1,4 @@
-"""`cctuning export RUN --format {fold,lora,code} --output DIR`."""
+"""`cctuning export RUN --format {merged,lora,code} --output DIR`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="a run directory, one of its checkpoint-… folders, or RUN/model")
     parser.add_argument(
         "--format",
-        choices=("fold", "lora", "code"),
+        choices=("merged", "lora", "code", "fold"),
         required=True,
-        help="fold: plain checkpoint; lora: adapter; code: checkpoint with a modelling file (transform: nonlinear)",
+        metavar="{merged,lora,code}",
+        help="merged: plain checkpoint; lora: PEFT adapter; code: checkpoint with a model file (nonlinear transform)",
     )
     parser.add_argument("--output", required=True, help="directory to write; must not exist")
-    parser.add_argument("--dtype", default="auto", help="dtype of a folded checkpoint: auto (as trained), bfloat16, …")
-    parser.add_argument("--max_shard_size", metavar="SIZE", help="largest file of a folded checkpoint, like 5GB")
+    parser.add_argument("--dtype", default="auto", help="dtype of a merged checkpoint: auto (as trained), bfloat16, …")
+    parser.add_argument("--max_shard_size", metavar="SIZE", help="largest file of a merged checkpoint, like 5GB")
     parser.add_argument(
         "--results", nargs="+", default=[], metavar="DIR", help="directories of `cctuning evaluate`, for the card"
     )
@@ -27,6 +28,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--private", action="store_true", help="with --push_to_hub: a repository made now is private")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the base model's own code")
     args = parser.parse_args(argv)
+    if args.format == "merged":
+        print("note: --format merged is now --format merged; the old name will be removed in the next release")
+        args.format = "merged"
     from cctuning.serving.exporting import export
 
     done = export(
@@ -41,7 +45,7 @@ def main(argv: list[str]) -> None:
         trust_remote_code=args.trust_remote_code,
     )
     print(f"written: {args.output}\nchecked: loaded again from there, {done.checked}")
-    if args.format == "fold":
+    if args.format == "merged":
         print("load it: AutoModelForCausalLM.from_pretrained(DIR), or any server that loads a Hugging Face checkpoint")
     elif args.format == "code":
         print(

@@ -9,6 +9,7 @@ import yaml
 
 from cctuning.cli.options import parse
 from cctuning.errors import UserError, nearest
+from cctuning.extras import require
 
 if TYPE_CHECKING:
     from cctuning.pairing.options import PairOptions, PairSource
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> None:
     """Parse, pair, say what was made."""
+    for module in ("lingua", "sklearn"):  # now, and not after the rows were read
+        require(module, "cctuning pair", "pair")
     if argv and argv[0] in ACTIONS:
         return ACTIONS[argv[0]](argv[1:])
     meant = nearest(argv[0], ACTIONS) if argv and argv[0].isalpha() and not Path(argv[0]).exists() else ""

@@ -74,7 +74,7 @@ def main(argv: list[str], verb: str = "train") -> None:
         elif settled in ("align", "none"):
             print(f"try it:     cctuning generate {run} --prompt '…'")
         elif connection.mergeable:
-            print(f"next:       cctuning export {run} --format fold --output DIR")
+            print(f"next:       cctuning export {run} --format merged --output DIR")
         elif connection.connection == "gated" and connection.scope == "all":
             print(f"next:       cctuning export {run} --format code --output DIR (it cannot be folded)")
         else:

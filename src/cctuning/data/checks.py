@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 
 from cctuning.data.schema import CHUNK
 from cctuning.data.text import normalise
+from cctuning.extras import available
+from cctuning.identify import between, scripts, scripts_apart
 from cctuning.languages import language_name
 
 SAMPLE = 64  # rows of a language that are read by lingua
@@ -43,11 +45,20 @@ def doubts(table: pa.Table, language: str) -> list[str]:
         for origin in same[:1]
     ]
     found: dict[str, list[str]] = {}
+    unchecked = []
     for lang in pc.unique(foreign["lang"]).to_pylist():
+        if not available("lingua") and not scripts_apart(lang, language):
+            unchecked.append(language_name(lang))
+            continue
         read, signs = _read(foreign.filter(pc.equal(foreign["lang"], lang)), lang, language)
         for sign, count in signs.items():
             if count > SHARE * read:
                 found.setdefault(sign, []).append(f"{language_name(lang)} ({count} of {read})")
+    if unchecked:
+        notes.append(
+            f"whether prompts and parallels are in their languages was not checked for {', '.join(unchecked)}: that "
+            "needs lingua, which is not installed: pip install 'cc-tuning[langid]'."
+        )
     told = {
         "swapped": f"prompts read as {name} and parallels as the row's language: they seem to be swapped",
         "prompt": f"prompts read as {name}, not as the row's language: its lang is wrong, or they were not translated",
@@ -76,8 +87,6 @@ def _equal(row: dict[str, str]) -> bool:
 
 def _read(rows: pa.Table, lang: str, language: str) -> tuple[int, dict[str, int]]:
     """How many rows of one language could be read, and how many of those show each sign."""
-    from cctuning.identify import between, scripts  # lingua: not for whoever reads rows without a connection
-
     signs = dict.fromkeys(("swapped", "prompt", "reference"), 0)
     read, places = 0, np.linspace(0, rows.num_rows - 1, min(SAMPLE, rows.num_rows)).round().astype(int)
     for row in _texts(rows.take(places)):

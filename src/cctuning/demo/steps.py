@@ -142,7 +142,7 @@ def fold(run: Path, folded: Path, world: World) -> float:
     """Fold `run`, load it with plain transformers: the largest relative difference of logits over prompts."""
     if folded.exists():
         shutil.rmtree(folded)
-    export(str(run), "fold", folded)
+    export(str(run), "merged", folded)
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(folded).eval(), AutoTokenizer.from_pretrained(folded)
     connected = load(str(run)).connected
     assert connected is not None

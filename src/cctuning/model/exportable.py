@@ -62,11 +62,11 @@ def original_vocabulary(name: str | None) -> int | None:
 
 
 def obstacles(connected: ConnectedModel) -> dict[str, str | None]:
-    """Format (`fold`, `lora`) -> why a model that is about to be trained cannot be exported so; None: it can.
+    """Format (`merged`, `lora`) -> why a model that is about to be trained cannot be exported so; None: it can.
 
     Where weights are in memory the fold is tried on a layer of each kind, as an export does.
     """
-    return {"fold": _reason(_check_fold, connected), "lora": _reason(_check_lora, connected)}
+    return {"merged": _reason(_check_fold, connected), "lora": _reason(_check_lora, connected)}
 
 
 def _reason(check: Any, connected: ConnectedModel) -> str | None:

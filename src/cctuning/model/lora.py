@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FOLD_INSTEAD = "fold instead (merge_and_unload, or cctuning export --format fold)"
+FOLD_INSTEAD = "fold instead (merge_and_unload, or cctuning export --format merged)"
 # Starts of a LoRA that leave the base's weights as they were; the others (PiSSA, OLoRA, CorDA, LoftQ, …) rewrite them.
 HARMLESS_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 

@@ -86,7 +86,7 @@ def check_export(
     """Load the run and what was written of it, one after the other, and compare their logits.
 
     Args:
-        path: the run. directory: the export. kind: `fold`, `lora` or `code`.
+        path: the run. directory: the export. kind: `merged`, `lora` or `code`.
         base: of a LoRA: the model it is for.
 
     Raises:

@@ -78,11 +78,11 @@ def export(
 
     Args:
         path: as in `loading.load`.
-        format: `fold` (a plain checkpoint), `lora` (a PEFT LoRA for the untouched base) or `code` (a checkpoint with a
+        format: `merged` (a plain checkpoint), `lora` (a PEFT LoRA for the base) or `code` (a checkpoint with a
             modelling file, for a non-linear transform).
         directory: to write; must not exist.
-        dtype: of a folded checkpoint; `auto` keeps that of the trained weights.
-        max_shard_size: of a folded checkpoint's files, like `5GB`; None: as the fold goes, by file or in memory.
+        dtype: of a merged checkpoint; `auto` keeps that of the trained weights.
+        max_shard_size: of a merged checkpoint's files, like `5GB`; None: the default of transformers.
         results: directories of `cctuning evaluate`, for the card.
         push_to_hub, private: a repository to upload it to, and whether one that is made for it is private.
 
@@ -95,7 +95,7 @@ def export(
     kind = torch_dtype(dtype)
     if format == "lora" and (kind is not None or max_shard_size is not None):
         option = "--dtype" if kind is not None else "--max_shard_size"
-        raise UserError(f"{option}: of a folded checkpoint; a LoRA is one file in the dtype it was trained in.")
+        raise UserError(f"{option}: of a merged checkpoint; a LoRA is one file in the dtype it was trained in.")
     if max_shard_size is not None and not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", max_shard_size, re.IGNORECASE):
         raise UserError(f"--max_shard_size {max_shard_size!r}: expected a size like 5GB or 500MB.")
     if private and push_to_hub is None:
@@ -109,8 +109,8 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with _disk_errors(directory):
-            # A fold needs one module in memory at a time, unless figures are to be matched with the weights of all.
-            by_file = open_merge(path, trust_remote_code) if format == "fold" and not scored else None
+            # A merge needs one module in memory at a time, unless figures are to be matched with the weights of all.
+            by_file = open_merge(path, trust_remote_code) if format == "merged" and not scored else None
             loaded = by_file.loaded if by_file is not None else load(path, trust_remote_code=trust_remote_code)
             marks = _fingerprints(loaded, scored)
             encoder = encoder_of(loaded)
@@ -130,7 +130,7 @@ def export(
             else:
                 model: Any = _plain(loaded)
                 if kind is not None:
-                    model = model.to(kind)  # after folding, which is done in fp32
+                    model = model.to(kind)  # after merging, which is done in fp32
                 model.generation_config = ends
                 model.save_pretrained(partial, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
                 del model
@@ -206,7 +206,7 @@ def _write_lora(loaded: Loaded, path: str, directory: Path) -> None:
     elif isinstance(loaded.model, PeftModel):
         loaded.model.save_pretrained(str(directory))
     else:
-        raise UserError(f"{path}: neither connection nor LoRA in it; nothing to export as one. Use --format fold.")
+        raise UserError(f"{path}: neither connection nor LoRA in it; nothing to export as one. Use --format merged.")
 
 
 def _plain(loaded: Loaded) -> PreTrainedModel:

@@ -23,8 +23,8 @@ class Manifest:
     """What an export is.
 
     Attributes:
-        kind: `fold`, `lora` or `code`.
-        base: the base model: of a LoRA, its name or path; of a fold, its name on the hub; None where not known.
+        kind: `merged` (`fold` in older exports), `lora` or `code`.
+        base: the base model: name or path for a LoRA, else its name on the hub; None where not known.
         reference_language: the language that training borrowed from.
         languages: those trained in beside it, the most rows first; empty where not known.
         chat: prompts are rendered with the chat template that lies beside; False: given as they are.

@@ -46,7 +46,7 @@ def write_code(
     """
     connected = loaded.connected
     if connected is None:
-        raise UserError("--format code: no connection in this model; export it with --format fold.")
+        raise UserError("--format code: no connection in this model; export it with --format merged.")
     _check(connected.config)
     model: Any
     model, maps = _plain_and_maps(connected)
@@ -81,7 +81,7 @@ def write_code(
 
 def _check(config: ConnectionConfig) -> None:
     if config.mergeable:
-        raise UserError("--format code: this connection folds, and needs no code; export it with --format fold.")
+        raise UserError("--format code: this connection folds, and needs no code; export it with --format merged.")
     for name, needed in (("connection", "gated"), ("scope", "all"), ("transform", "nonlinear")):
         if (found := getattr(config, name)) != needed:
             raise UserError(

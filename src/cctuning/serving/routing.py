@@ -19,9 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lingua import Language, LanguageDetector, LanguageDetectorBuilder
 from peft import PeftModel
 
 from cctuning import identify
@@ -29,6 +28,9 @@ from cctuning.errors import UserError
 from cctuning.languages import base as language_of
 from cctuning.languages import canonical, is_code
 from cctuning.serving.manifest import EXPORT_FILE, read_manifest
+
+if TYPE_CHECKING:
+    from lingua import Language, LanguageDetector
 
 Prompt = str | Sequence[dict[str, Any]]
 PEFT_BASE = "__base__"  # what PEFT calls no adapter, in a batch
@@ -70,7 +72,7 @@ class Router:
         manifest = read_manifest(directory)
         if manifest.kind != "lora":
             raise UserError(
-                f"{directory}: a {manifest.kind} has one set of weights for all prompts; export with --format lora."
+                f"{directory}: its format is {manifest.kind}; only a LoRA leaves the base as it is. Use --format lora."
             )
         if base is None and manifest.base is None:
             raise UserError(f"{directory / EXPORT_FILE}: names no base; give `base`, its name on the server.")
@@ -121,6 +123,7 @@ class Router:
     @cached_property
     def _detector(self) -> tuple[LanguageDetector, Language]:
         """lingua's detector, made when first asked for, and the reference language as lingua has it."""
+        lingua = identify.lingua()
         reference = identify.lingua_language(self.reference_language)
         if reference is None:
             raise UserError(
@@ -131,8 +134,8 @@ class Router:
         alike = [name for name in identify.WIDESPREAD.split() if scripts & set(identify.expected_scripts(name))]
         known = {reference, *map(identify.lingua_language, self.languages), *map(identify.lingua_language, alike)}
         chosen = {language for language in known if language is not None}
-        chosen |= {Language.ENGLISH, Language.FRENCH} if len(chosen) == 1 else set()  # lingua wants two
-        return LanguageDetectorBuilder.from_languages(*sorted(chosen, key=str)).build(), reference
+        chosen |= {lingua.Language.ENGLISH, lingua.Language.FRENCH} if len(chosen) == 1 else set()  # lingua wants two
+        return lingua.LanguageDetectorBuilder.from_languages(*sorted(chosen, key=str)).build(), reference
 
 
 def _last(messages: Sequence[dict[str, Any]]) -> str:

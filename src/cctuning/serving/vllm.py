@@ -53,7 +53,7 @@ def check_vllm(directory: Path) -> Readiness:
     for key, told in (
         ("modules_to_save", "it carries whole modules (modules_to_save)"),
         ("use_dora", "it is a DoRA"),
-        ("lora_bias", "its LoRA has biases (lora_bias), because the base's projections have; fold instead"),
+        ("lora_bias", "its LoRA has biases (lora_bias), because the base's projections have; use --format merged"),
     ):
         if config.get(key):
             problems.append(told)
@@ -67,5 +67,5 @@ def check_vllm(directory: Path) -> Readiness:
     if rank == 0:
         problems.append("there is no LoRA weight in it")
     elif allowed is None:
-        problems.append(f"its rank is {rank}, and {RANKS[-1]} is the most; fold instead")
+        problems.append(f"its rank is {rank}, and {RANKS[-1]} is the most; use --format merged")
     return Readiness(problems, allowed)

@@ -9,6 +9,7 @@ import torch
 from trl import SFTConfig
 
 from cctuning.errors import UserError
+from cctuning.extras import available, require
 from cctuning.languages import canonical
 
 
@@ -133,6 +134,8 @@ class CCConfig(SFTConfig):
         if self.early_stopping_patience is not None:
             self._stop_early(self.early_stopping_patience)
         super().__post_init__()
+        if "tensorboard" in (self.report_to or []) and not available("tensorboardX"):
+            require("tensorboard", "report_to: tensorboard")
         self.reference_language = canonical(self.reference_language, "reference_language")
         for option in fields(self):
             value = getattr(self, option.name)

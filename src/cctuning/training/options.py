@@ -14,6 +14,7 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
 from cctuning.errors import UserError
+from cctuning.extras import require
 
 ALL_LINEAR = "all-linear"
 
@@ -112,11 +113,7 @@ class AdapterOptions:
         """
         if not (self.load_in_4bit or self.load_in_8bit):
             return None
-        try:
-            import bitsandbytes  # noqa: F401
-        except ImportError as error:
-            which = "load_in_4bit" if self.load_in_4bit else "load_in_8bit"
-            raise UserError(f"{which}: needs bitsandbytes: pip install 'cc-tuning[quantised]'.") from error
+        require("bitsandbytes", "load_in_4bit" if self.load_in_4bit else "load_in_8bit")
         if self.load_in_8bit:
             return BitsAndBytesConfig(load_in_8bit=True)
         compute: Any = getattr(torch, dtype, None) if dtype != "auto" else torch.bfloat16

@@ -60,7 +60,7 @@ class Plan:
         total = sum(self.rows.values())
         languages = ", ".join(f"{name or '?'} {count}" for name, count in Counter(self.rows).most_common())
         can = [
-            {"fold": "plain checkpoint", "lora": "LoRA"}[name] for name, reason in exports.items() if reason is None
+            {"merged": "plain checkpoint", "lora": "LoRA"}[name] for name, reason in exports.items() if reason is None
         ]
         trained = sum(self.trains.values())
         parts = ", ".join(f"{name} {_count(count)}" for name, count in self.trains.items() if count)
@@ -257,9 +257,9 @@ def unforeseen(obstacles: Mapping[str, str | None], tune: str) -> Iterator[str]:
         obstacles: of `model.exportable`.
         tune: `full` and `connection` are not asked for a LoRA by those who choose them.
     """
-    if obstacles["fold"] is not None:
-        yield f"this run cannot be exported as a plain checkpoint: {obstacles['fold']}"
-    if obstacles["lora"] is not None and tune == "lora" and obstacles["fold"] is None:
+    if obstacles["merged"] is not None:
+        yield f"this run cannot be exported as a plain checkpoint: {obstacles['merged']}"
+    if obstacles["lora"] is not None and tune == "lora" and obstacles["merged"] is None:
         yield f"this run cannot be exported as a LoRA, but as a fold: {obstacles['lora']}"
 
 

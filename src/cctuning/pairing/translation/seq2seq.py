@@ -118,7 +118,7 @@ class Seq2Seq:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(place, **kwargs)
         except ImportError as error:
             raise UserError(
-                f"{place}: its tokenizer needs a package that is missing; pip install sentencepiece. ({error})"
+                f"{place}: its tokenizer needs a package that is missing: pip install 'cc-tuning[pair]'. ({error})"
             ) from None
         except (OSError, ValueError) as error:
             if isinstance(error, UserError):
