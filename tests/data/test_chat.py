@@ -10,10 +10,10 @@ import trl
 from datasets import Dataset
 
 from cctuning import UserError
-from cctuning.data import Encoder, Reading, encode_dataset, load_rows
+from cctuning.data import Encoder, Reading, load_rows
 from cctuning.data.chat import settle, split_thinking
 from cctuning.serving.stops import Thoughts
-from tests.data.test_encode import OPEN, bpe
+from tests.data.test_encode import OPEN, bpe, encode_dataset
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 # Those of models for images refuse or drop plain text.
@@ -149,14 +149,14 @@ def test_thinking_of_messages_is_what_the_template_makes_of_it(tmp_path):
         tokenize=False,
     )
     for dataset in (load_rows([str(path)])[0], Dataset.from_list(ROWS)):
-        reading = Reading.of(dataset.column_names, "en", True, False, "rows")
+        reading = Reading.of(dataset, "en", True, False, "rows")
         assert reading.thinking(dataset)
         encoded, _ = encode_dataset(dataset, made, chat=True, thinking=True, reading=reading, **OPEN)
         assert {made.decode(row["input_ids"]) for row in encoded} == {theirs}
     plain = Dataset.from_list([{"prompt": "a", "response": "b", "prompt_en": "c"}])
-    assert not Reading.of(plain.column_names, "en", True, False, "rows").thinking(plain)
+    assert not Reading.of(plain, "en", True, False, "rows").thinking(plain)
     blocks = Dataset.from_list([{"prompt": "a", "response": "<think>x</think>b", "prompt_en": "c"}])
-    assert Reading.of(blocks.column_names, "en", True, False, "rows").thinking(blocks)
+    assert Reading.of(blocks, "en", True, False, "rows").thinking(blocks)
 
 
 def test_rows_whose_thinking_has_no_place_and_special_tokens_in_text_are_notes():

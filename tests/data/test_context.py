@@ -88,7 +88,7 @@ def test_a_data_set_that_is_handed_over_is_read_alike(tmp_path):
     for row in (ALPACA, SHAREGPT):
         handed = Dataset.from_list([row])
         made = tokenizer("qwen3")
-        reading = Reading.of(handed.column_names, "en", True, False, "rows")
+        reading = Reading.of(handed, "en", True, False, "rows")
         (encoded,) = encode_dataset(handed, made, chat=True, reading=reading, **OPEN)[0]
         assert made.decode(encoded["input_ids"]) == texts(loaded(tmp_path, row)[0][0])[0]
 

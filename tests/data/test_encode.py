@@ -7,8 +7,8 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from cctuning import UserError
-from cctuning.data import Encoder, encode_dataset, encode_row
+from cctuning import UserError, data
+from cctuning.data import Encoder
 
 CHATML = (
     "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
@@ -16,6 +16,15 @@ CHATML = (
 )
 TEXTS = ["Mji mkuu wa Kenya ni upi?", "What is the capital of Kenya?", "Nairobi ni mji mkuu.", "巴黎 是 法国 的 首都"]
 OPEN = {"max_length": None, "max_reference_length": None}
+
+
+def encode_row(row, tokenizer, **options):
+    return Encoder(tokenizer, **options).encode_row(row)
+
+
+def encode_dataset(rows, tokenizer, bad_rows="error", num_proc=None, reading=None, notes=None, **options):
+    how = {"bad_rows": bad_rows, "num_proc": num_proc, "reading": reading, "notes": notes}
+    return data.encode_dataset(rows, Encoder(tokenizer, **options), **how)
 
 
 def bpe(template=CHATML):

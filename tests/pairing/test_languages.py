@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cctuning.data.text import ngrams, plain, tokens
+from cctuning.data.text import ngrams, normalise, tokens
 from cctuning.identify import confidence, expected_scripts, identifiable, scripts
 
 
@@ -50,7 +50,7 @@ def test_tokens_are_words_or_characters():
     assert tokens("Habari, yako?  «Nzuri».") == ["habari", "yako", "nzuri"]
     assert tokens("我有2个") == ["我", "有", "2", "个"]
     assert tokens("कितने हैं।") == ["कितने", "हैं"]  # vowel signs belong to their word
-    assert plain("Ａ  b\n१२") == "a b 12"
+    assert normalise("Ａ  b\n१२") == "a b 12"
 
 
 def test_ngrams_are_of_order_and_of_content():

@@ -115,7 +115,7 @@ def measure(args: Any) -> list[dict[str, Any]]:
 
     from cctuning.analysis.diagnosis import diagnose, reference_losses
     from cctuning.analysis.observe import language_batches
-    from cctuning.data import encode_dataset, load_rows
+    from cctuning.data import Encoder, encode_dataset, load_rows
     from cctuning.model.loading import load_base, load_tokenizer
     from cctuning.serving.answering import chat_of
 
@@ -126,16 +126,16 @@ def measure(args: Any) -> list[dict[str, Any]]:
         tokenizer.pad_token = tokenizer.eos_token
     chat = chat_of({}, tokenizer) if CHAT[args.chat] is None else args.chat == "yes"
 
+    encoder = Encoder(
+        tokenizer,
+        max_length=args.max_length,
+        max_reference_length=args.max_length,
+        chat=chat,
+        chat_template_kwargs=args.chat_template_kwargs,
+    )
+
     def batches(some: list[dict[str, Any]]) -> list[Any]:
-        encoded, _ = encode_dataset(
-            Dataset.from_list(some),
-            tokenizer,
-            max_length=args.max_length,
-            max_reference_length=args.max_length,
-            chat=chat,
-            chat_template_kwargs=args.chat_template_kwargs,
-            bad_rows="skip",
-        )
+        encoded, _ = encode_dataset(Dataset.from_list(some), encoder, bad_rows="skip")
         return language_batches(encoded, tokenizer.pad_token_id, args.batch_size)
 
     foreign_batches = batches(foreign)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cctuning.data.collate import PairedCollator
-    from cctuning.data.encode import Encoder, encode_row
+    from cctuning.data.encode import Encoder
     from cctuning.data.in_memory import Reading
     from cctuning.data.loading import load_rows
     from cctuning.data.parallel.pairs import load_parallel
@@ -33,14 +33,13 @@ __all__ = [
     "Source",
     "SourceReport",
     "encode_dataset",
-    "encode_row",
     "load_parallel",
     "load_rows",
 ]
 
 _HOMES = {
     "collate": ("PairedCollator",),
-    "encode": ("Encoder", "encode_row"),
+    "encode": ("Encoder",),
     "in_memory": ("Reading",),
     "loading": ("load_rows",),
     "parallel.pairs": ("load_parallel",),

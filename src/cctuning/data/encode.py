@@ -185,6 +185,27 @@ class Encoder:
     def _special(self) -> re.Pattern[str]:
         return special_tokens(self.tokenizer)
 
+    def encode_row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Token ids of one row.
+
+        Args:
+            row: `prompt`, and optionally `response`, `reference`, `lang`, `row`, `origin` and the other columns of
+                `cctuning.data.schema`.
+
+        Returns:
+            `input_ids`; `labels`, -100 except for the response and earlier turns of the assistant, and everywhere
+            where there is no response; `reference_input_ids`, empty where there is no reference; `text` and
+            `reference_text`, the first position of the side's own text and the one after its last, without what the
+            template adds; `row`; `lang`.
+
+        Raises:
+            UserError: nothing is left of the prompt or the response, or the reference is too long; names the row.
+        """
+        encoded = self.encode([row])[0]
+        if isinstance(encoded, UserError):
+            raise encoded
+        return encoded
+
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | UserError]:
         """Ids of each row as `encode_row` gives them, or the `UserError` that says why it cannot be used."""
         texts: list[str] = []
@@ -301,36 +322,3 @@ def at(row: Mapping[str, Any], part: str, reason: str) -> UserError:
 
 def origin_of(row: Mapping[str, Any]) -> str:
     return str(row.get("origin") or f"row {row.get('row', '?')}")
-
-
-def encode_row(
-    row: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int | None,
-    max_reference_length: int | None,
-    chat: bool,
-    chat_template: str | None = None,
-    eos: bool = True,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    thinking: bool | None = None,
-    turns: str = "all",
-) -> dict[str, Any]:
-    """Token ids of one row; the options are those of `Encoder`.
-
-    Args:
-        row: `prompt`, and optionally `response`, `reference`, `lang`, `row`, `origin`.
-
-    Returns:
-        `input_ids`; `labels`, -100 but for the response and earlier turns of the assistant, and everywhere where there
-        is no response; `reference_input_ids`, empty where there is none; `text` and `reference_text`, first position
-        of either's own text and the one after its last, without what the template adds; `row`; `lang`.
-
-    Raises:
-        UserError: nothing is left of the prompt or the response, or the reference is too long; names the row.
-    """
-    options = (chat, chat_template, eos, chat_template_kwargs, thinking, turns)
-    encoded = Encoder(tokenizer, max_length, max_reference_length, *options).encode([row])[0]
-    if isinstance(encoded, UserError):
-        raise encoded
-    return encoded

@@ -1,8 +1,12 @@
-"""Rows handed to the trainer as a data set and not as files: the same layouts and the same checks."""
+"""Read data sets that are passed to the trainer from Python.
+
+Rows of `load_rows` are in the schema already and are not checked again. Any other data set may have any layout that
+files may have, and goes through the same parser and the same checks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cctuning.data.chat import NAMES
-from cctuning.data.layouts import Layout, missing_reference, parse
-from cctuning.data.messages import THINKING, plain
+from cctuning.data.layouts import Layout, missing_reference
+from cctuning.data.messages import THINKING
+from cctuning.data.row_reader import RowReader
 from cctuning.data.schema import CHUNK, BadRow
-from cctuning.data.tables import EXTRA
+from cctuning.data.tables import EXTRA, is_checked
 from cctuning.errors import UserError
 from cctuning.languages import UNKNOWN
 
@@ -21,68 +26,72 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-LOADED = "origin"  # a column that only a data set of `load_rows` has
-
-
-def check_handed(dataset: Any, where: str) -> None:
-    """Raise `UserError` where a data set handed to the trainer cannot be trained on at all.
+def check_dataset(dataset: Any, where: str) -> None:
+    """Raise `UserError` where the trainer cannot use a data set at all.
 
     Args:
-        where: what to call it in the message.
+        dataset: a `datasets.Dataset`, or a mapping of names to such.
+        where: what to call it in the error.
     """
     from datasets import Dataset
 
     for name, one in dataset.items() if isinstance(dataset, Mapping) else [(None, dataset)]:
         label = where if name is None else f"{where} ({name})"
         if not isinstance(one, Dataset):
-            advice = "a streamed one has no length and no order to draw from: load it whole (streaming=False)"
+            advice = "a streamed data set has no length and no order to draw from: load it whole (streaming=False)"
             streamed = "Iterable" in type(one).__name__
             raise UserError(
                 f"{label}: expected a datasets.Dataset, got {type(one).__name__}; "
                 f"{advice if streamed else 'make one with datasets.Dataset.from_list'}."
             )
         if not len(one):
-            raise UserError(f"{label}: it has no row; give at least one.")
+            raise UserError(f"{label}: it has no rows; give at least one.")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A record of the data set -> `prompt`, `response`, `reference`, `lang`, `row` and `origin`.
+    """Turns a record of a data set into a mapping with `prompt`, `response`, `reference`, `lang`, `row` and `origin`.
 
     Attributes:
+        reader: parses records, and says which column plays which part.
         layout: which column plays which part.
-        found: the data set's columns.
-        language: the reference language.
         required: a row in another language must have a reference.
-        itself: a row in the reference language is its own parallel (`reference_weights: start`).
+        itself: a row in the reference language is its own reference (`reference_weights: start`).
+        checked: the rows are those of `load_rows`.
     """
 
+    reader: RowReader
     layout: Layout
-    found: Sequence[str]
-    language: str
+    found: tuple[str, ...]
     required: bool
     itself: bool
+    checked: bool
 
     @classmethod
-    def of(cls, found: Sequence[str], language: str, required: bool, itself: bool, where: str) -> Reading:
-        """The reading of a data set with the columns `found`; `reference` is a name of its own beside `prompt_en`.
+    def of(cls, dataset: Dataset, language: str, required: bool, itself: bool, where: str) -> Reading:
+        """How to read a data set. A column `reference` holds references, as `prompt_<language>` does.
 
         Args:
-            where: what to call the data set in a message.
+            dataset: any data set of rows.
+            language: the reference language.
+            required: see above. itself: see above.
+            where: what to call the data set in an error.
 
         Raises:
             UserError: two columns could play one part, or none holds a reference where one is needed.
         """
+        found = tuple(dataset.column_names)
         columns = {"reference": "reference"} if "reference" in found else {}
+        reader = RowReader(language, columns)
         try:
-            layout = Layout.recognise(found, columns, language)
+            layout = reader.layout(found)
             if not (layout.prompt or layout.messages):
                 raise BadRow("prompt", f"no such column among {', '.join(found)}; nor messages, nor instruction.")
             if required and "lang" not in found and not (layout.reference or layout.reference_messages):
                 raise missing_reference(layout, found, language)
         except BadRow as bad:
             raise UserError(f"{where}: {bad}") from None
-        return cls(layout, found, language, required, itself)
+        return cls(reader, layout, found, required, itself, is_checked(dataset))
 
     @property
     def messages(self) -> bool:
@@ -90,10 +99,7 @@ class Reading:
         return self.layout.messages is not None
 
     def thinking(self, dataset: Dataset) -> bool:
-        """Whether any response of the data set thinks before it answers, in a key or column of its own or in its text.
-
-        Read column by column: no row is built.
-        """
+        """Whether any response has thinking, in a key or column of its own or in its text. Reads whole columns."""
         parts = (self.layout.messages, self.layout.response, self.layout.thinking, "thinking")
         columns = [name for name in dict.fromkeys(parts) if name is not None and name in dataset.column_names]
         if not columns:
@@ -104,26 +110,28 @@ class Reading:
     def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """
         Raises:
-            BadRow: as `parse` does, or a reference is needed and missing.
+            BadRow: as `layouts.parse` does, or a reference is needed and missing.
         """
+        row = dict(record) if self.checked else self._parsed(record)
+        language = self.reader.language
+        if row["reference"] is None and row["lang"] != language and self.required:
+            raise missing_reference(self.layout, self.found, language)
+        if self.itself and row["reference"] is None and row["lang"] == language:
+            row["reference"] = row["prompt"]
+        return row | {"lang": row["lang"] if record.get("lang") else ""}
+
+    def _parsed(self, record: Mapping[str, Any]) -> dict[str, Any]:
         field = self.layout.reference_messages or self.layout.reference
         alone = field is None or record.get(field) in (None, "")
-        lang = self.language if alone else UNKNOWN
-        row = parse(record, self.layout, "", found=self.found, lang=lang, language=self.language)
-        if self.required and row.reference is None and row.lang != self.language:
-            raise missing_reference(self.layout, self.found, self.language)
-        if LOADED in self.found and isinstance(record.get("prompt"), list):
-            row.prompt = [
-                plain(turn) for turn in record["prompt"]
-            ]  # which turns are learned was settled as it was read
-        if row.response is None and record.get("calls"):
-            row.response = ""
-        own = row.prompt if self.itself and row.lang == self.language else None
+        self.reader.lang = self.reader.language if alone else UNKNOWN
+        row = self.reader.parse(record, "", self.found)
+        if isinstance(row, BadRow):
+            raise row
         return {
             "prompt": row.prompt,
-            "response": row.response,
-            "reference": row.reference if row.reference is not None else own,
-            "lang": row.lang if record.get("lang") else "",
+            "response": "" if row.response is None and record.get("calls") else row.response,
+            "reference": row.reference,
+            "lang": row.lang,
             "row": record.get("row", -1),
             "origin": record.get("origin"),
             **{name: value for name in EXTRA if (value := getattr(row, name) or record.get(name))},

@@ -25,6 +25,7 @@ TEXT = pa.string()
 KEYS = {"role": TEXT, "content": TEXT, "thinking": TEXT, "tool_calls": TEXT, "name": TEXT, "tool_call_id": TEXT}
 KEYS |= {"train": pa.bool_()}
 MESSAGES = pa.list_(pa.struct([*KEYS.items()]))
+CHECKED = "Rows in the schema of cctuning.data.schema, checked as they were read."
 EXTRA = ("thinking", "calls", "tools", "arguments")
 # While reading, a text is kept in one of two columns: whether any row is a conversation is known only at the end.
 READ = pa.schema(
@@ -82,7 +83,14 @@ def dataset_of(table: pa.Table) -> datasets.Dataset:
             yield pa.RecordBatch.from_arrays([*arrays, rows], schema=schema)
             number += batch.num_rows
 
-    return on_disk(numbered(), schema)
+    dataset = on_disk(numbered(), schema)
+    dataset.info.description = CHECKED
+    return dataset
+
+
+def is_checked(dataset: datasets.Dataset) -> bool:
+    """Whether a data set is one of `load_rows`, or made of such by `select`, `map` and the like."""
+    return bool(dataset.info.description == CHECKED)
 
 
 def _keys(table: pa.Table) -> list[str]:

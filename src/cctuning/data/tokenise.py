@@ -1,4 +1,4 @@
-"""A whole data set of rows as token ids, with what is left out and what a person should know of the rest."""
+"""Tokenise a whole data set of rows, and list the rows that are left out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
-from transformers import PreTrainedTokenizerBase
 
 from cctuning.data.encode import Encoder, at, origin_of
 from cctuning.data.in_memory import Reading
@@ -27,29 +26,24 @@ FEATURES = {
 
 def encode_dataset(
     dataset: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
+    encoder: Encoder,
     *,
-    max_length: int | None,
-    max_reference_length: int | None,
-    chat: bool,
-    chat_template: str | None = None,
-    eos: bool = True,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    thinking: bool | None = None,
-    turns: str = "all",
     bad_rows: str = "error",
     reading: Reading | None = None,
     num_proc: int | None = None,
     desc: str = "Tokenising rows",
     notes: list[str] | None = None,
 ) -> tuple[Dataset, list[tuple[str, str]]]:
-    """`encode_row` over a data set of `load_rows`, with progress.
+    """`Encoder.encode_row` over a data set of rows, with progress.
 
     Args:
+        dataset: rows of `load_rows`, or of any layout with a `reading`.
+        encoder: tokenizer and lengths.
         bad_rows: `error` stops at the first row that cannot be used; `skip` leaves such rows out.
-        reading: of a data set that `load_rows` has not read and checked.
+        reading: how to read rows that are not in the schema.
         num_proc: processes; None: this one.
-        notes: what a person should see of the rows is added to it.
+        desc: label of the progress bar.
+        notes: warnings about rows are appended to it.
 
     Returns:
         The encoded rows, and (origin, reason) of those left out.
@@ -57,8 +51,6 @@ def encode_dataset(
     Raises:
         UserError: a bad row, or no row left.
     """
-    options = (chat, chat_template, eos, chat_template_kwargs, thinking, turns)
-    encoder = Encoder(tokenizer, max_length, max_reference_length, *options)
     encoded = dataset.map(
         _encode_batch,
         batched=True,

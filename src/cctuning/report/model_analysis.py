@@ -31,7 +31,7 @@ from cctuning.analysis import (
 from cctuning.analysis.observe import spread
 from cctuning.analysis.similarity import gather
 from cctuning.connection import ConnectionConfig
-from cctuning.data import Source, encode_dataset, load_rows
+from cctuning.data import Encoder, Source, encode_dataset, load_rows
 from cctuning.errors import UserError
 from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.connected import ConnectedModel
@@ -201,10 +201,12 @@ def _fitting(
     for run in runs:
         encoded[run.name], left_out[run.name] = encode_dataset(
             rows.table,
-            load_tokenizer(str(run.path / MODEL_FOLDER), trust_remote_code=options.trust_remote_code),
-            max_length=run.options.get("max_length", 1024),
-            max_reference_length=run.options.get("max_reference_length"),
-            chat=bool(run.record.get("chat")),
+            Encoder(
+                load_tokenizer(str(run.path / MODEL_FOLDER), trust_remote_code=options.trust_remote_code),
+                max_length=run.options.get("max_length", 1024),
+                max_reference_length=run.options.get("max_reference_length"),
+                chat=bool(run.record.get("chat")),
+            ),
             bad_rows="skip",
         )
     common = set.intersection(*(set(own["row"]) for own in encoded.values()))

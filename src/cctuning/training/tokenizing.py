@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
-from cctuning.data import Reading, encode_dataset
+from cctuning.data import Encoder, Reading, encode_dataset
 from cctuning.data.chat import Settled, own_template, settle
 from cctuning.errors import UserError
 from cctuning.training.config import CCConfig
@@ -52,7 +52,7 @@ class TokenizingTrainer(SFTTrainer):
         required = answered and self._connecting and self.parallel is None
         itself = training and self._own_references
         where = "train_dataset" if answered else name if training else f"eval_dataset ({name})"
-        reading = Reading.of(dataset.column_names, args.reference_language, required, itself, where)
+        reading = Reading.of(dataset, args.reference_language, required, itself, where)
         if self.chat is None:
             messages = reading.messages or not isinstance(dataset[0][reading.layout.prompt or "prompt"], str)
             self.chat = messages or processing_class.chat_template is not None
@@ -68,11 +68,13 @@ class TokenizingTrainer(SFTTrainer):
             self._origins = dict(zip(dataset["row"], dataset["origin"], strict=True))
         encoded, skipped = encode_dataset(
             dataset,
-            processing_class,
-            max_length=args.max_length,
-            max_reference_length=args.max_reference_length or args.max_length,
-            chat=self.chat,
-            turns=args.train_turns,
+            Encoder(
+                processing_class,
+                max_length=args.max_length,
+                max_reference_length=args.max_reference_length or args.max_length,
+                chat=self.chat,
+                turns=args.train_turns,
+            ),
             bad_rows=args.bad_rows,
             reading=reading,
             num_proc=args.dataset_num_proc,

@@ -27,7 +27,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 
 from cctuning.connection import ConnectionConfig, Fit
 from cctuning.data import PairedCollator
-from cctuning.data.in_memory import check_handed
+from cctuning.data.in_memory import check_dataset
 from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.adaptive_model import AdaptiveModel
@@ -95,7 +95,7 @@ class CCTrainer(SavingTrainer):
         handed = {"train_dataset": train_dataset, "parallel_dataset": parallel_dataset, "eval_dataset": eval_dataset}
         for given, rows in handed.items():
             if rows is not None:
-                check_handed(rows, given)
+                check_dataset(rows, given)
         tokenizer = ready_tokenizer(model, args, processing_class)
         self.fit: Fit | None = None
         self.chat = args.chat
