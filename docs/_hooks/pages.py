@@ -13,7 +13,7 @@ import html
 import importlib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -113,16 +113,14 @@ def _train() -> str:
     from cctuning.training import CCConfig
     from cctuning.training.options import RunOptions
 
-    lines = [
-        "# cctuning train, cctuning align",
-        f"{DESCRIPTIONS['train']} `cctuning align` is the same without `--data`.",
-        "Every option is a flag (`--learning_rate 1e-4`) and a key of a recipe (`learning_rate: 1.0e-4`). Flags override "
-        "recipes; of several recipes (`--config A --config B`) a later one overrides an earlier one.",
-    ]
-    left = {one.name: (one, kind) for kind in (RunOptions, ConnectionConfig, CCConfig) for one in fields(kind)}
-    hints = {name: hint for kind in (RunOptions, ConnectionConfig, CCConfig) for name, hint in get_type_hints(kind).items()}
+    about = """Every option is a flag (`--learning_rate 1e-4`) and a key of a recipe (`learning_rate: 1.0e-4`). Flags
+override recipes; of several recipes (`--config A --config B`) a later one overrides an earlier one."""
+    lines = ["# cctuning train, cctuning align", f"{DESCRIPTIONS['train']} `cctuning align` takes no `--data`.", about]
+    kinds = (RunOptions, ConnectionConfig, CCConfig)
+    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+    left = {one.name: one for kind in kinds for one in fields(kind) if one.init}
     for _, heading, has in groups():
-        own = [left.pop(name)[0] for name in list(left) if has(name) and left[name][0].init]
+        own = [left.pop(name) for name in list(left) if has(name)]
         lines += [f"## {heading}", _table(_field(one, hints[one.name]) for one in own)]
     return "\n\n".join(lines) + "\n"
 
@@ -133,34 +131,25 @@ def _pair() -> str:
     from cctuning.pairing.options import Checks, PairOptions, PairSource
     from cctuning.pairing.selecting import SelectOptions
 
-    return "\n\n".join(
-        [
-            "# cctuning pair",
-            "Options of `cctuning pair` and its sub-commands. Those of `cctuning pair` itself are also keys of its recipes.",
-            *_sections(
-                {
-                    "cctuning pair": PairOptions,
-                    "Checks": Checks,
-                    "A source in a recipe (`sources:`)": PairSource,
-                    "cctuning pair select": SelectOptions,
-                    "cctuning pair names": NamesOptions,
-                    "cctuning pair mine": MineOptions,
-                }
-            ),
-        ]
-    )
+    about = "Options of `cctuning pair` and its sub-commands. The first three tables are also keys of a recipe."
+    kinds = {
+        "cctuning pair": PairOptions,
+        "Checks": Checks,
+        "A source in a recipe (`sources:`)": PairSource,
+        "cctuning pair select": SelectOptions,
+        "cctuning pair names": NamesOptions,
+        "cctuning pair mine": MineOptions,
+    }
+    return "\n\n".join(["# cctuning pair", about, *_sections(kinds)])
 
 
 def _data() -> str:
     from cctuning.data import ParallelSource, Source
 
-    return "\n\n".join(
-        [
-            "# Sources in a recipe",
-            "Keys of an entry of `data:`, `eval_data:` and `parallel:` in a recipe of `cctuning train`. An entry may also be a path alone.",
-            *_sections({"`data`, `eval_data`": Source, "`parallel`": ParallelSource}),
-        ]
-    )
+    about = """Keys of an entry of `data:`, `eval_data:` and `parallel:` in a recipe of `cctuning train`. An
+entry may also be a path alone."""
+    kinds = {"`data`, `eval_data`": Source, "`parallel`": ParallelSource}
+    return "\n\n".join(["# Sources in a recipe", about, *_sections(kinds)])
 
 
 def _sections(kinds: dict[str, type]) -> list[str]:
@@ -227,7 +216,12 @@ def _field(option: Field[Any], hint: Any) -> Row:
     takes = " or ".join(map(str, option.metadata["choices"])) if "choices" in option.metadata else _kind(hint)
     named = {"true|false": "true or false", "N": "whole number", "X": "number", "TEXT …": "text, several"}
     shown = "required" if default is MISSING else _shown(getattr(default, "value", default))
-    return option.name, named.get(takes, takes.lower()), shown.replace(str(Path.home()), "~"), str(option.metadata.get("help", ""))
+    return (
+        option.name,
+        named.get(takes, takes.lower()),
+        shown.replace(str(Path.home()), "~"),
+        str(option.metadata.get("help", "")),
+    )
 
 
 def _shown(value: Any) -> str:
@@ -247,4 +241,4 @@ def _table(rows: Iterable[Row]) -> str:
 
 
 def _cell(text: str) -> str:
-    return html.escape(" ".join(str(text).split()), quote=False).replace("|", "\\|").replace("*", "\\*").replace("_", "\\_")
+    return re.sub(r"([|*_])", r"\\\1", html.escape(" ".join(text.split()), quote=False))

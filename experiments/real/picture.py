@@ -1,6 +1,6 @@
 """Draw the README's figure: accuracy by language with and without parallel text.
 
-    python -m experiments.real.picture docs/lab/results/real-sib200.jsonl.gz docs/results/sib200.svg
+python -m experiments.real.picture docs/lab/results/real-sib200.jsonl.gz docs/results/sib200.svg
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def picture(records: Sequence[Record]) -> str:
     ]
     x = float(LEFT)
     for mark, name in legend:
-        parts.append(f'<g transform="translate({x:.0f} 40)">{mark}<text x="{18 if mark else 0}" y="0">{name}</text></g>')
+        parts.append(
+            f'<g transform="translate({x:.0f} 40)">{mark}<text x="{18 if mark else 0}" y="0">{name}</text></g>'
+        )
         x += 40 + 6.6 * len(name)
     title = "Topics of sentences (SIB-200), Gemma 3 270M, % right"
     bottom = TOP + PLOT + 100
