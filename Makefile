@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers on two cores; one thread each, or they would fight over the cores.
 WORKERS ?= 2
 
-.PHONY: demo demo-real lab test test-slow wheel test-transformers4 test-engines bench check format clean
+.PHONY: demo demo-real lab test test-slow wheel test-transformers4 test-engines bench docs check format clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -64,6 +64,10 @@ bench: $(STAMP)  ## speed and memory against TRL and the base model: some 25 min
 			$(BIN)/python bench/$$name.py || exit 1; \
 	done
 	$(BIN)/python bench/tables.py --write
+
+docs: $(STAMP)  ## the documentation site: build/site/index.html
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 check: $(STAMP)  ## style, types, and that every import is declared
 	$(BIN)/ruff check .
