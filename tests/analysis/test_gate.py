@@ -93,5 +93,5 @@ def test_what_is_seen_in_training_is_refused():
     connected = attach(ConnectionConfig("gated"))
     with pytest.raises(ValueError, match="eval mode"):
         list(observe(connected.train(), batches()))
-    with pytest.raises(ValueError, match="no connection"):
+    with pytest.raises(ValueError, match="no Decision Maker"):
         gate_statistics(attach(ConnectionConfig(connection="none")), batches())

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from cctuning import ConnectionConfig, UserError
-from cctuning.connection import Reference, delta_matrix, predicting, prompt_ends, scope_mask
+from cctuning.connection import Reference, predicting, prompt_ends, scope_mask
 from cctuning.connection.decisions import FixedBlend, Gate, build_decision
-from cctuning.connection.references import last_real, offer, remember
+from cctuning.connection.references import ALIGNMENTS, Anchor, Attention, Mean, last_real
 from cctuning.connection.transforms import build_transform
 from cctuning.model.passes import uniform
 
@@ -19,7 +19,7 @@ def test_anchor_is_the_last_real_token_under_padding_on_either_side():
     mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0]])
     assert last_real(mask).tolist() == [1, 3, 3, 2]
     output = torch.randn(4, 4, 3)
-    values, keys = remember("anchor", output, output, Reference.from_mask(mask))
+    values, keys = Anchor().remember(output, output, Reference.from_mask(mask))
     assert keys is None
     assert torch.equal(values, output[torch.arange(4), torch.tensor([1, 3, 3, 2])])
 
@@ -34,7 +34,8 @@ def test_padding_of_a_reference_counts_for_nothing(alignment):
         padded, keys = output.clone(), inputs.clone()
         padded[0, 2:], keys[0, 2:] = noise, noise
         reference = Reference.from_mask(mask)
-        return offer(remember(alignment, padded, keys, reference), which, queries, reference)
+        kind = ALIGNMENTS[alignment]()
+        return kind.offer(kind.remember(padded, keys, reference), which, queries, reference)
 
     assert torch.equal(offered(0.0), offered(1e4))
 
@@ -43,9 +44,9 @@ def test_mean_and_attention_by_hand():
     output, inputs = torch.randn(1, 3, 4), torch.randn(1, 3, 6)
     reference = Reference.from_mask(torch.ones(1, 3))
     which, queries = torch.tensor([0, 0]), torch.randn(2, 6)
-    mean = offer(remember("mean", output, inputs, reference), which, queries, reference)
+    mean = Mean().offer(Mean().remember(output, inputs, reference), which, queries, reference)
     torch.testing.assert_close(mean, output[0].mean(dim=0).expand(2, 4))
-    attended = offer(remember("attention", output, inputs, reference), which, queries, reference)
+    attended = Attention().offer(Attention().remember(output, inputs, reference), which, queries, reference)
     expected = torch.nn.functional.scaled_dot_product_attention(queries[None], inputs, output)[0]
     torch.testing.assert_close(attended, expected)
 
@@ -55,7 +56,7 @@ def test_mean_and_attention_by_hand():
 
 @pytest.mark.parametrize("rank", [None, 3])
 def test_gate_starts_at_its_bias_and_is_a_share(rank):
-    gate = Gate(8, bias=-2.0, rank=rank)
+    gate = Gate(ConnectionConfig("gated", decision_bias=-2.0, decision_rank=rank), 8)
     first = gate(torch.randn(5, 8), torch.randn(5, 8))
     torch.testing.assert_close(first, torch.full((5, 8), 2.0).neg().sigmoid())
     gate.up.weight.data.normal_(std=5)
@@ -75,12 +76,12 @@ def test_delta_matrix_is_what_the_transform_does(kind):
     for parameter in transform.parameters():
         parameter.data.normal_()
     hidden = torch.randn(5, 8)
-    torch.testing.assert_close(hidden @ delta_matrix(transform), transform(hidden))
+    torch.testing.assert_close(hidden @ transform.matrix(), transform(hidden))
 
 
 def test_nonlinear_transform_has_no_matrix():
     with pytest.raises(UserError, match="not linear"):
-        delta_matrix(build_transform(ConnectionConfig("gated", transform="nonlinear"), 8))
+        build_transform(ConnectionConfig("gated", transform="nonlinear"), 8).matrix()
 
 
 # -- scopes and draws ---------------------------------------------------------------------------------------------

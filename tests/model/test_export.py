@@ -148,12 +148,12 @@ def test_the_folded_checkpoint_is_a_plain_one(tmp_path: Path) -> None:
         ({"scope": "response"}, "scope: response acts at some positions only"),
         ({"scope": "prompt_end"}, "scope: prompt_end acts at some positions only"),
         ({"transform": "nonlinear"}, "transform: nonlinear is not linear"),
-        ({"connection": "adaptive"}, "connection: adaptive runs the prompt's last token a second time"),
+        ({"connection": "adaptive"}, "connection: adaptive runs the prompt's last token twice"),
     ],
 )
 def test_what_cannot_be_folded_says_so(options: dict[str, str], reason: str, tmp_path: Path) -> None:
     connected = ConnectedModel.attach(build("llama"), ConnectionConfig(**{"connection": "gated", **options})).eval()
-    with pytest.raises(UserError, match=f"cannot be folded: {reason}"):
+    with pytest.raises(UserError, match=f"cannot be merged: {reason}"):
         connected.merge_and_unload()
     with pytest.raises(UserError, match=f"cannot be exported as a LoRA: {reason}"):
         connected.export_lora(tmp_path / "lora")
@@ -265,7 +265,7 @@ def test_a_family_whose_block_is_not_linear_in_its_projection_is_caught(kind: st
     connected = connected_and_shaken(model)
     before = logits(connected)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(UserError, match=r"model.layers.\d: folding is not exact in this family .llama, LlamaMLP."):
+    with pytest.raises(UserError, match=r"model.layers.\d: merging is not exact in this family .llama, LlamaMLP."):
         connected.merge_and_unload()
     assert torch.equal(logits(connected), before)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())

@@ -64,8 +64,8 @@ def test_references_take_one_vector_a_layer():
     run = Run(SHAPE, 1, rank=0, references=2, reference=7)
     made = connected(run)
     ids = torch.randint(2, 64, (2, 7))
-    recorded = made._reference_pass(Batch.build(ids, None, None, ids, None, None))
-    tensors = [t for kept in recorded.memory.values() for t in kept if isinstance(t, torch.Tensor)]
+    recorded = made.references.remember(Batch.build(ids, None, None, ids, None, None))
+    tensors = [t for kept in recorded.results.memory.values() for t in kept if isinstance(t, torch.Tensor)]
     assert sum(t.nbytes for t in tensors) == 2 * memory(run)["references"]  # fp32 here, bf16 in the plan
 
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from cctuning.analysis.observe import LanguageBatch, languages_of, observe
-from cctuning.connection import predicting
-from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.connected import ConnectedModel
 
 
@@ -60,11 +58,9 @@ def gate_statistics(connected: ConnectedModel, batches: Sequence[LanguageBatch])
         connected: a gated connection in eval mode.
         batches: of `language_batches`; rows the model was not trained on say most.
     """
-    if isinstance(connected, AdaptiveModel):
-        raise ValueError("connected: an adaptive connection has no gate; use layer_choice")
-    layers, languages = sorted(connected.connections), languages_of(batches)
+    layers, languages = sorted(connected.decisions), languages_of(batches)
     if not layers:
-        raise ValueError("connected: it has no connection (connection: none), so no gate")
+        raise ValueError("connected: it has no Decision Maker (connection: none, or adaptive: see layer_choice)")
     total = torch.zeros(0)
     squares, counts = total, torch.zeros(len(languages), dtype=torch.float64)
     for seen in observe(connected, batches):
@@ -92,15 +88,15 @@ class LayerChoice:
 
 
 @torch.no_grad()
-def layer_choice(connected: AdaptiveModel, batches: Sequence[LanguageBatch]) -> LayerChoice:
-    """The layers that an adaptive connection chooses, by language, when it is handed the references."""
+def layer_choice(connected: ConnectedModel, batches: Sequence[LanguageBatch]) -> LayerChoice | None:
+    """The layers that an adaptive connection chooses, by language, when it is given the references; None for another
+    connection, which does not choose layers."""
     languages = languages_of(batches)
-    counts = torch.zeros(len(languages), connected.adaptive.selector.out_features)
+    counts = torch.zeros(len(languages), len(connected.observed_layers))
     for batch in batches:
         rows = batch.build(connected.model.device)
-        assert rows.labels is not None
-        ids = batch.inputs["row"].to(connected.model.device)
-        plan = connected._plan(rows, predicting(rows.labels), True, rows.paired, ids)
-        share = torch.stack([plan.share[layer] for layer in sorted(plan.share)])
+        share = connected.layer_choice(rows)
+        if share is None:
+            return None
         counts[languages.index(batch.language)] += share.cpu() * int(rows.paired.sum())
     return LayerChoice(languages, counts.sum(dim=1).long(), counts / counts.sum(dim=1, keepdim=True).clamp(min=1))

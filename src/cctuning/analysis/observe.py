@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cctuning.connection import Reference, predicting, prompt_ends
 from cctuning.data import PairedCollator
 from cctuning.errors import UserError
-from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.connected import ConnectedModel
-from cctuning.model.passes import Batch, plan_inference
+from cctuning.model.passes import Batch
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,7 @@ class LanguageBatch:
 
     def build(self, device: torch.device | str = "cpu") -> Batch:
         """The rows as a model's pass takes them, on `device`."""
-        own = ("input_ids", "attention_mask", "labels")
-        names = (*own, "reference_input_ids", "reference_attention_mask", "reference_index")
-        return Batch.build(*(self.inputs[name].to(device) for name in names))
+        return Batch.of({name: tensor.to(device) for name, tensor in self.inputs.items()})
 
 
 def language_batches(
@@ -115,58 +111,6 @@ def observe(connected: ConnectedModel, batches: Iterable[LanguageBatch]) -> Iter
         raise ValueError("connected: put it in eval mode first; training draws passes, and dropout would be seen")
     for batch in batches:
         rows = batch.build(connected.model.device)
-        if isinstance(connected, AdaptiveModel):
-            yield from _adaptive(connected, batch.language, rows)
-        elif connected.connections:
-            yield from _gated(connected, batch.language, rows)
-
-
-def _gated(connected: ConnectedModel, language: str, batch: Batch) -> Iterator[Seen]:
-    assert batch.labels is not None
-    plan = plan_inference(batch, connected.config, predicting(batch.labels))
-    plan.fused = None  # nobody fused: the activations are those a tuned model has when it answers
-    recorded = connected._reference_pass(batch)
-    plan.reference, plan.memory = recorded.reference, recorded.memory
-    decided: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-
-    def keeper(layer: int) -> Any:
-        def keep(module: nn.Module, args: tuple[Tensor, Tensor], output: Tensor) -> None:
-            decided[layer] = (args[0], args[1], output)
-
-        return keep
-
-    layers = connected.connections
-    handles = [connection.decision.register_forward_hook(keeper(layer)) for layer, connection in layers.items()]
-    try:
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-        connected._run(None, plan, batch.input_ids.new_empty(0), **inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    assert plan.connect_row is not None
-    for layer, (reference, own, share) in decided.items():
-        transform = layers[layer].transform
-        changed = own if transform is None else own + transform(own)
-        yield Seen(
-            language,
-            layer,
-            reference.float(),
-            own.float(),
-            share.float().expand_as(own),
-            plan.connect_row,
-            plan.rows,
-            changed.float(),
-        )
-
-
-def _adaptive(connected: AdaptiveModel, language: str, batch: Batch) -> Iterator[Seen]:
-    assert batch.labels is not None and batch.reference_ids is not None and batch.reference_mask is not None
-    ends = prompt_ends(batch.attention_mask, predicting(batch.labels))
-    own = connected._vectors(batch.input_ids, batch.attention_mask, ends, False)
-    last = Reference.from_mask(batch.reference_mask).last
-    theirs = connected._vectors(batch.reference_ids, batch.reference_mask, last, False)[batch.reference_index]
-    changed = connected.adaptive.matrix(own.to(connected.adaptive.matrix.weight.dtype)).float()
-    row = torch.arange(len(own), device=own.device)
-    for layer in range(own.shape[1]):
-        e, h = theirs[:, layer].float(), own[:, layer].float()
-        yield Seen(language, layer, e, h, torch.ones_like(h), row, len(own), changed[:, layer])
+        for seen in connected.observe(rows):
+            found = (seen.reference, seen.own, seen.share, seen.row, len(rows.input_ids), seen.changed)
+            yield Seen(batch.language, seen.layer, *found)

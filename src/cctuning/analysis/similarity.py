@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from cctuning.analysis.observe import LanguageBatch, languages_of
 from cctuning.connection import last_real, predicting, prompt_ends
-from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.connected import ConnectedModel
-from cctuning.model.passes import Batch, plan_inference
 from cctuning.model.sites import find_sites
 
 
@@ -138,14 +136,9 @@ def prompt_activations(connected: ConnectedModel, batch: LanguageBatch) -> tuple
 
 
 def _run(connected: ConnectedModel, ids: Tensor, mask: Tensor, connect: bool) -> Tensor:
-    batch = Batch.build(ids, mask, None, None, None, None)
-    if isinstance(connected, AdaptiveModel):
-        who = torch.full((len(ids),), connect, device=ids.device)
-        plan = connected._plan(batch, None, False, who, torch.arange(len(ids), device=ids.device))
-    else:
-        plan = plan_inference(batch, connected.config)
+    who = torch.full((len(ids),), connect, device=ids.device)
     with _capturing(connected, last_real(mask.bool()), ids.shape[1]) as kept:
-        connected._run(None, plan, ids.new_empty(0), input_ids=ids, attention_mask=mask, use_cache=False)
+        connected.student_pass(ids, mask, who)
     return torch.stack([kept[layer] for layer in sorted(kept)], dim=1)
 
 

@@ -10,10 +10,7 @@ import torch
 from torch import Tensor
 
 from cctuning.analysis.observe import LanguageBatch, languages_of, observe
-from cctuning.connection import LowRankTransform, NonlinearTransform, delta_matrix
-from cctuning.connection.gated import TINY
-from cctuning.connection.plan import row_sums
-from cctuning.model.adaptive_model import AdaptiveModel
+from cctuning.connection.equations import ratio
 from cctuning.model.connected import ConnectedModel
 
 
@@ -53,32 +50,14 @@ def transform_shape(connected: ConnectedModel) -> TransformShape | None:
     A low-rank matrix is never formed: its singular values are those of a small factor. A dense one takes a d x d
     decomposition a layer.
     """
-    matrices: dict[int, Tensor] = {}
-    size = rank = 0
-    if isinstance(connected, AdaptiveModel):
-        weight = connected.adaptive.matrix.weight.detach().float().T
-        size = rank = weight.shape[0]
-        matrices[0] = weight - torch.eye(size, device=weight.device)
-    else:
-        for layer, connection in sorted(connected.connections.items()):
-            transform = connection.transform
-            if transform is None or isinstance(transform, NonlinearTransform):
-                return None
-            if isinstance(transform, LowRankTransform):
-                a, b = transform.factors()
-                size, rank = a.shape
-                matrices[layer] = torch.linalg.qr(a).R @ b  # A = QR: the same singular values as A B
-            else:
-                matrices[layer] = delta_matrix(transform)
-                size = rank = len(matrices[layer])
-    if not matrices:
+    values = connected.singular_values()
+    if not values:
         return None
-    values = [torch.linalg.svdvals(matrix.double()) for matrix in matrices.values()]
     return TransformShape(
-        list(matrices),
-        torch.tensor([float(one.square().sum().sqrt()) / math.sqrt(size) for one in values]),
-        torch.tensor([effective_rank(one) for one in values]),
-        rank,
+        list(values),
+        torch.tensor([float(one.square().sum().sqrt()) / math.sqrt(connected.width) for one in values.values()]),
+        torch.tensor([effective_rank(one) for one in values.values()]),
+        len(next(iter(values.values()))),
     )
 
 
@@ -115,9 +94,7 @@ def transform_errors(connected: ConnectedModel, batches: Sequence[LanguageBatch]
         batches: of `language_batches`; on rows it was trained on, the error is too small.
     """
     languages = languages_of(batches)
-    layers = sorted(connected.connections)
-    if isinstance(connected, AdaptiveModel):  # one matrix for the vectors of all layers
-        layers = list(range(connected.adaptive.selector.out_features))
+    layers = connected.observed_layers
     if not layers:
         raise ValueError("connected: it has no connection (connection: none), so nothing to imitate")
     sums = torch.zeros(3, len(languages), len(layers), dtype=torch.float64)
@@ -128,8 +105,8 @@ def transform_errors(connected: ConnectedModel, batches: Sequence[LanguageBatch]
         for kind, (missed, size) in enumerate(
             ((seen.changed - target, target), (seen.own - target, target), (seen.changed - seen.own, seen.own))
         ):
-            above, below = (row_sums(one.square().sum(dim=-1), seen.row, seen.rows) for one in (missed, size))
-            sums[kind][at] += float((above / (below + TINY)).sum())
+            above, below = (one.square().sum(dim=-1) for one in (missed, size))
+            sums[kind][at] += float(ratio(above, below, seen.row, seen.rows).sum())
         rows[at[0]] += seen.rows if at[1] == 0 else 0
     error, identity, moved = (sums / rows.clamp(min=1)[:, None]).float()
     return TransformErrors(layers, languages, rows, error, identity, moved)

@@ -119,7 +119,7 @@ def _writable(output: str, file: str | None) -> None:
 def _say_unknown(connected: ConnectedModel | None, languages: list[str | None]) -> None:
     """Tell whoever asks an adaptive model without saying in which language; a gated one answers alike either way."""
     unknown = sum(language in (None, UNKNOWN) for language in languages)
-    if connected is not None and connected.config.connection == "adaptive" and unknown:
+    if connected is not None and not connected.mixes_references and unknown:
         print(
             f"note: {unknown} of {len(languages)} prompts name no language and are connected; one in "
             f"{connected.reference_language!r} should not be: say so with --lang, or in a lang column.",

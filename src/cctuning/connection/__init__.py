@@ -1,39 +1,44 @@
-"""Floor 1: the method, on torch alone. What connects, how much, and what imitates it; no transformers here."""
+"""The method on torch alone, without transformers: its equations, its parts, and the layers that apply them."""
 
 from cctuning.connection.adaptive import AdaptiveConnection
 from cctuning.connection.align import Enough, LayerAlignment
 from cctuning.connection.config import ConnectionConfig
+from cctuning.connection.decisions import Decision, register_decision
 from cctuning.connection.gated import LayerConnection
 from cctuning.connection.least_squares import Fit, StreamingLeastSquares
 from cctuning.connection.plan import Plan, Wire, answering, predicting, prompt_ends, restore, scope_mask, total
 from cctuning.connection.pooled import Statistics, offered, spans
-from cctuning.connection.references import Reference, last_real, remember
-from cctuning.connection.transforms import DenseTransform, LowRankTransform, NonlinearTransform, delta_matrix
+from cctuning.connection.references import Alignment, Reference, last_real, register_alignment
+from cctuning.connection.registry import load_plugins
+from cctuning.connection.transforms import Transform, register_transform
 
 __all__ = [
     "AdaptiveConnection",
+    "Alignment",
     "ConnectionConfig",
-    "DenseTransform",
+    "Decision",
     "Enough",
     "Fit",
     "LayerAlignment",
     "LayerConnection",
-    "LowRankTransform",
-    "NonlinearTransform",
     "Plan",
     "Reference",
     "Statistics",
     "StreamingLeastSquares",
+    "Transform",
     "Wire",
     "answering",
-    "delta_matrix",
     "last_real",
     "offered",
     "predicting",
     "prompt_ends",
-    "remember",
+    "register_alignment",
+    "register_decision",
+    "register_transform",
     "restore",
     "scope_mask",
     "spans",
     "total",
 ]
+
+load_plugins()

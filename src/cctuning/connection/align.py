@@ -1,4 +1,4 @@
-"""One layer's alignment: no module and no weight of its own, only an error that rides on the layer's output."""
+"""One aligned layer: no module and no weight, only an error whose gradient is added at the layer's output."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ import torch
 from torch import Tensor
 
 from cctuning.connection.config import ConnectionConfig
-from cctuning.connection.plan import Wire, carry
-from cctuning.connection.pooled import Statistics, error, pool
+from cctuning.connection.equations import objective, pool
+from cctuning.connection.plan import Wire, add_objective
+from cctuning.connection.pooled import Statistics, error
 
 
 class Enough(Exception):
-    """Ends a forward above whose last aligned layer nothing is wanted."""
+    """Ends a forward after the last aligned layer."""
 
 
 class LayerAlignment:
     """Forward hook of a decoder layer (`align_at: residual`) or of its FFN block (`ffn`).
 
-    In a pass of mode `record` it keeps the pooled activations of the references; in one of mode `align` it adds the
-    gradient of its error (pooled.py) to the layer's output. `statistics` are None until references were recorded.
+    In a pass of mode `record` it keeps the pooled activations of the references; in one of mode `align` it adds its
+    error to the objective. `statistics` are None until references have been recorded.
     """
 
     def __init__(self, config: ConnectionConfig, index: int, number: int, wire: Wire) -> None:
         """
         Args:
-            config: the connection's options. index: the layer's number.
+            config: options of the connection. index: number of the layer.
             number: how many layers are aligned (the objective is their mean). wire: shared by all of them.
         """
         self.config, self.index, self.number, self.wire = config, index, number, wire
         self.statistics: Statistics | None = None
-        self._carry = torch.compiler.disable(carry)  # for the reason given in gated.py
+        self._add_objective = torch.compiler.disable(add_objective)  # for the reason given in gated.py
 
     def hook(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Registered with kwargs."""
@@ -41,16 +42,13 @@ class LayerAlignment:
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         grid = hidden.view(plan.rows, plan.positions, -1)
         if plan.mode == "record":
-            plan.memory[self.index] = pool(plan.spans, grid), None
+            plan.results.memory[self.index] = pool(grid, plan.spans), None
             return output
         if plan.row_weight is None:
             return output
-        pooled, offer, loss = pool(plan.spans, grid), plan.offered[self.index], self.config.loss
-        missed = error(loss, pooled, offer, self.statistics, self.config.align_temperature)
-        plan.align_error[self.index] = missed.detach()
-        objective = self.config.weight / self.number * (plan.row_weight * missed).sum()
-        if plan.stop:
-            plan.objective[self.index] = objective
-            return output
-        carried = self._carry(hidden, objective, plan)
-        return (carried, *output[1:]) if isinstance(output, tuple) else carried
+        config, offer = self.config, plan.offered[self.index]
+        missed = error(config.loss, pool(grid, plan.spans), offer, self.statistics, config.align_temperature)
+        plan.results.align_error[self.index] = missed.detach()
+        term = objective(missed, plan.row_weight, config.weight / self.number)
+        changed = self._add_objective(hidden, term, plan, self.index)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed

@@ -1,10 +1,10 @@
-"""Every option of the connection, said once.
+"""Options of the connection: the Python API, the flags of the command line and the keys of a recipe in one dataclass.
 
-The dataclass below is the Python API, the command line's flags and the recipe's YAML keys at the same time; the
-`help` of a field is its documentation in all three. `connection: align` has a few options of its own (`align_*`,
+The `help` of a field is its documentation in all three. `connection: align` has options of its own (`align_*`,
 `layers`). The defaults of `connection: gated` are the cheap recipe that did best on an untouched test split of the
-controlled worlds (docs/method): the fused pass annealed away over training, the transform at every position and of
-low rank so that it folds and exports, the reference pass without gradient through the model's start.
+controlled worlds (docs/method): the fused pass is annealed away over training, the transform acts at every position
+and is of low rank so that it can be merged and exported, and references run without gradient through the starting
+weights.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from cctuning.connection.decisions import DECISIONS
+from cctuning.connection.references import ALIGNMENTS
+from cctuning.connection.registry import PLUGINS, Registry
+from cctuning.connection.transforms import TRANSFORMS
 from cctuning.errors import UserError, nearest
 
 CONNECTIONS = ("align", "gated", "adaptive", "none")
-ALIGNMENTS = ("anchor", "mean", "attention")
 SCOPES = ("prompt_end", "response", "all")  # each contains the ones before it
-DECISIONS = ("gate", "fixed")
-TRANSFORMS = ("low_rank", "dense", "nonlinear", "none")
 REFERENCES = ("current", "start")
 PATHS = ("sampled", "both", "fused", "student")
 LOSSES = ("contrastive", "standardized", "relative")
@@ -38,10 +39,10 @@ ALIGN_OPTIONS = (
 WEIGHTS = {"contrastive": 1.0, "standardized": 1.0, "relative": 5.0}  # of the alignment, where none is given
 
 
-def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+def _option(default: Any, help: str, choices: tuple[str, ...] | Registry | None = None) -> Any:
     metadata: dict[str, Any] = {"help": help}
     if choices:
-        metadata["choices"] = list(choices)
+        metadata["choices"] = choices if isinstance(choices, Registry) else list(choices)
     return field(default=default, metadata=metadata)
 
 
@@ -55,8 +56,9 @@ class ConnectionConfig:
 
     connection: str = _option(
         "align",
-        "align: hidden states are aligned to those of the parallel; nothing is added to the model. gated: a gate and "
-        "a transform at every layer, per dimension. adaptive: the paper's code. none: plain SFT.",
+        "align: hidden states of a prompt are aligned to those of its reference; nothing is added to the model. "
+        "gated: the paper's connection, a gate and a transform in every layer. adaptive: the connection of the "
+        "authors' code. none: plain SFT.",
         CONNECTIONS,
     )
     align_loss: str | None = _option(
@@ -88,18 +90,18 @@ class ConnectionConfig:
     scope: str = _option(
         "all",
         "Where the transform acts, in training and at inference: the prompt's last token, every position that "
-        "predicts a response token, or all. Only `all` folds into the weights.",
+        "predicts a response token, or all positions. Only `all` can be merged into the weights.",
         SCOPES,
     )
     fusion_scope: str | None = _option(
         None,
-        "Where the reference is offered; elsewhere the transform is taught to be the identity. Unset: prompt_end when "
-        "scope is all, else the same as scope.",
+        "Where the activation is fused with the reference's; elsewhere the transform learns the identity. Unset: "
+        "prompt_end when scope is all, else the same as scope.",
         SCOPES,
     )
     decision: str = _option(
         "gate",
-        "Decision Maker: a trained weight per dimension (gate), or the same blend everywhere (fixed).",
+        "Decision Maker: a trained share per dimension (gate), or the same share everywhere (fixed).",
         DECISIONS,
     )
     decision_rank: int | None = _option(None, "Rank of the gate's map d -> r -> d; unset: a full d x d map per layer.")
@@ -109,18 +111,19 @@ class ConnectionConfig:
     decision_value: float = _option(0.5, "The reference's share in every dimension where decision is fixed.")
     transform: str = _option(
         "low_rank",
-        "Transform Matrix: low_rank (folds, exports as LoRA), dense (folds), nonlinear (does not fold), none.",
+        "Transform Matrix: low_rank (can be merged, or exported as a LoRA), dense (can be merged), nonlinear "
+        "(cannot), none.",
         TRANSFORMS,
     )
     transform_rank: int = _option(16, "Rank of the low_rank transform, and width of the nonlinear one.")
     layers: list[int] | None = _option(
         None,
-        "Layers that connect, from 0. Unset: all for gated; for align those from a sixth to half of the depth.",
+        "Numbers of the layers that connect, from 0. Unset: all for gated; for align, a sixth to half of the depth.",
     )
     paths: str = _option(
         "sampled",
-        "Passes in the loss: sampled (each row takes the fused or the student pass: one pass a row), both, student "
-        "(aligned, never fused), fused (the literal recipe: learns to need the reference; kept as an ablation).",
+        "Passes in the loss: sampled (one pass a row, fused or student, drawn), both, student (aligned, never fused), "
+        "or fused (as the paper describes it; an ablation, for it learns to need the reference).",
         PATHS,
     )
     fused_probability_start: float = _option(1.0, "sampled: probability of the fused pass at the first step.")
@@ -135,15 +138,13 @@ class ConnectionConfig:
         0.0, "both: weight of KL(fused pass || student pass) over response tokens, and at the end of answer-free rows."
     )
     reference_gradient: bool = _option(
-        False, "Backpropagate through the reference pass too (dearer: it runs padded in the same batch)."
+        False, "Backpropagate through the reference pass too (slower: references run in the same batch)."
     )
-
     reference_weights: str | None = _option(
         None,
-        "What the references run through: the model as it was when training began (start: what is aligned to stands "
-        "still, rows in the reference language are held to what they were, and a copy of the tuned weights is kept), "
-        "or as it trains (current, as in the paper). Unset: start, and current where that cannot be: under "
-        "DeepSpeed, with reference_gradient, with connection: adaptive.",
+        "Weights that references run through: those before training (start: the targets are constant, and rows in the "
+        "reference language are kept where they were) or the current ones (current, as in the paper). Unset: start, "
+        "but current under DeepSpeed, with reference_gradient and with connection: adaptive.",
         REFERENCES,
     )
 
@@ -156,6 +157,8 @@ class ConnectionConfig:
             value, choices = getattr(self, option.name), option.metadata.get("choices")
             if choices and value is not None and value not in choices:
                 hint = nearest(str(value), choices)
+                if isinstance(choices, Registry):
+                    hint += f" A class of your own must be imported first: name its module in {PLUGINS}."
                 raise UserError(f"{option.name}: {value!r} is not one of {', '.join(choices)}.{hint}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{option.name}: expected a number, got {value}.")
@@ -191,7 +194,6 @@ class ConnectionConfig:
             raise UserError(
                 "connection: adaptive trains on the fused pass of all layers; leave paths and layers unset."
             )
-
         if self.connection == "align" and self.reference_gradient:
             raise UserError("reference_gradient: references have no gradient with connection: align; leave it off.")
         if self.reference_weights == "start" and (self.reference_gradient or self.connection == "adaptive"):
@@ -199,10 +201,10 @@ class ConnectionConfig:
             raise UserError(f"reference_weights: start gives references no gradient, which {other} needs; unset one.")
 
     def settled(self, start_kept: bool) -> ConnectionConfig:
-        """The same with `reference_weights` said.
+        """A copy with `reference_weights` resolved.
 
         Args:
-            start_kept: the run can keep its weights' start.
+            start_kept: whether the run can keep a copy of the starting weights.
         """
         if self.reference_weights is not None:
             return self
@@ -223,7 +225,7 @@ class ConnectionConfig:
         """`layers` with its default resolved, in a model of `depth` layers."""
         if self.layers is not None:
             return list(self.layers)
-        if self.connection == "align":  # where languages meet, averaged over a prompt (docs/lab/real.md)
+        if self.connection == "align":  # where languages are closest (docs/lab/real.md)
             return list(range(depth // 6, depth // 2 + 1)) if depth > 1 else [0]
         return list(range(depth))
 
@@ -236,15 +238,20 @@ class ConnectionConfig:
 
     @property
     def plain(self) -> bool:
-        """Whether training leaves nothing beside the model's own weights."""
+        """Whether the trained model is a plain checkpoint or LoRA, with no part beside its own weights."""
         return self.connection in ("align", "none")
 
     @property
+    def inert(self) -> bool:
+        """Whether inference without a reference is the base model's: there is no transform."""
+        return self.plain or (self.connection == "gated" and self.transform == "none")
+
+    @property
     def mergeable(self) -> bool:
-        """Whether inference can run as a plain checkpoint: a linear map, at every position, at every layer alike."""
-        if self.plain or (self.connection == "gated" and self.transform == "none"):
+        """Whether inference can run as a plain checkpoint: the transform is linear and acts at every position."""
+        if self.inert:
             return True
-        return self.connection == "gated" and self.scope == "all" and self.transform in ("low_rank", "dense")
+        return self.connection == "gated" and self.scope == "all" and TRANSFORMS[self.transform].linear
 
     def to_dict(self) -> dict[str, Any]:
         """All options as plain JSON types."""

@@ -1,53 +1,79 @@
-"""Decision Makers: how much of the reference each dimension takes.
+"""Decision Makers: the share of the reference in each dimension of an activation.
 
-They see the difference between the two activations and nothing else, so what they learn does not depend on where in
-the row a position stands. Layer selection, the paper's other form of decision, is in adaptive.py.
+They see the difference between the two activations only, so what they learn does not depend on the position in the
+row. Layer selection, the paper's other form of decision, is in adaptive.py.
 """
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
-from cctuning.connection.config import ConnectionConfig
+from cctuning.connection.equations import decide
+from cctuning.connection.registry import Registry
+
+if TYPE_CHECKING:
+    from cctuning.connection.config import ConnectionConfig
 
 
-class Gate(nn.Module):
-    """`a = sigmoid(D(e - h))` in [0, 1]^d; D is affine, d -> d, or d -> r -> d where a rank is given.
+class Decision(nn.Module):
+    """Base class. `forward(e, h)` returns the share a in [0, 1], of a shape that broadcasts to (N, d).
 
-    The map starts at zero, so that at the first step every dimension takes `sigmoid(bias)` of the reference
-    (arXiv 2506.00875, section 3.2, read per layer and per dimension).
+    Register a class of your own with `@register_decision("name")`; every parameter of it must get a gradient whatever
+    its inputs, as DDP requires.
     """
 
-    def __init__(self, size: int, bias: float, rank: int | None = None) -> None:
+    def __init__(self, config: ConnectionConfig, size: int) -> None:
+        """
+        Args:
+            config: options of the connection. size: d, width of the activations.
+        """
         super().__init__()
+
+
+DECISIONS = Registry("decision", Decision)
+register_decision = DECISIONS.register
+
+
+@register_decision("gate")
+class Gate(Decision):
+    """`a = sigmoid(D(e - h))`: D is affine, d -> d, or d -> r -> d with `decision_rank`.
+
+    D starts at zero, so at the first step every dimension takes `sigmoid(decision_bias)` of the reference.
+    """
+
+    def __init__(self, config: ConnectionConfig, size: int) -> None:
+        super().__init__(config, size)
+        rank = config.decision_rank
         self.down = nn.Linear(size, rank, bias=False) if rank else None
         self.up = nn.Linear(rank or size, size)
         nn.init.zeros_(self.up.weight)
-        nn.init.constant_(self.up.bias, bias)
+        nn.init.constant_(self.up.bias, config.decision_bias)
 
     def forward(self, reference: Tensor, own: Tensor) -> Tensor:
-        """Weights (N, d) for reference activations `e` (N, d) and the row's own `h` (N, d)."""
-        difference = (reference - own).to(self.up.weight.dtype)
-        if self.down is not None:
-            difference = self.down(difference)
-        return torch.sigmoid(self.up(difference)).to(own.dtype)
+        """Shares (N, d) for activations `reference` e and `own` h, (N, d) each."""
+        return decide(own, reference, self._score).to(own.dtype)
+
+    def _score(self, difference: Tensor) -> Tensor:
+        difference = difference.to(self.up.weight.dtype)
+        return self.up(difference if self.down is None else self.down(difference))
 
 
-class FixedBlend(nn.Module):
-    """`a = c` everywhere: the ablation without a decision (0.5), and with 1 the plain alignment to the reference."""
+@register_decision("fixed")
+class FixedBlend(Decision):
+    """`a = decision_value` everywhere: 0.5 is the ablation without a decision, 1 the alignment to the reference."""
 
-    def __init__(self, value: float) -> None:
-        super().__init__()
-        self.value = value
+    def __init__(self, config: ConnectionConfig, size: int) -> None:
+        super().__init__(config, size)
+        self.value = config.decision_value
 
     def forward(self, reference: Tensor, own: Tensor) -> Tensor:
-        """A scalar tensor that broadcasts over (N, d)."""
+        """A scalar tensor."""
         return own.new_full((), self.value)
 
 
-def build_decision(config: ConnectionConfig, size: int) -> nn.Module:
-    """The Decision Maker that `config` names, for activations of width `size`."""
-    if config.decision == "fixed":
-        return FixedBlend(config.decision_value)
-    return Gate(size, config.decision_bias, config.decision_rank)
+def build_decision(config: ConnectionConfig, size: int) -> Decision:
+    """The Decision Maker of `config` for activations of width `size`."""
+    made: Decision = DECISIONS[config.decision](config, size)
+    return made

@@ -1,4 +1,4 @@
-"""One layer's connection: the modules that are registered inside a decoder layer and act on its FFN's output."""
+"""One layer of the gated connection: modules inside a decoder layer that act on its FFN's output."""
 
 from __future__ import annotations
 
@@ -7,56 +7,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cctuning.connection import equations
 from cctuning.connection.config import ConnectionConfig
 from cctuning.connection.decisions import build_decision
-from cctuning.connection.plan import Plan, Wire, carry, row_sums
-from cctuning.connection.references import offer, remember
+from cctuning.connection.plan import Plan, Wire, add_objective
+from cctuning.connection.references import ALIGNMENTS, Alignment
 from cctuning.connection.transforms import build_transform
-
-TINY = 1e-12  # keeps a row whose activations are all zero from dividing by zero
 
 
 class LayerConnection(nn.Module):
-    """The gated connection at one layer.
+    """Decide, fuse and transform (`equations`) at one layer, on all rows of a pass at once.
 
-    a_t = sigmoid(D(e_t - h_t))                    decision   (decisions.py)
-    f_t = a_t * e_t + (1 - a_t) * h_t              fusion
-    h_t W ~ f_t                                    transform  (transform.py)
-    error(row) = sum_t ||h_t W - sg(f_t)||^2 / sum_t ||f_t||^2                      relative
-                 mean over t and dimensions of ((h_t W - sg(f_t)) / spread)^2     standardized; D sees units of spread
-
-    h_t is the FFN block's output at position t, before any norm or residual that follows; e_t is the reference
-    activation the position is offered (references.py). Positions that are not connected, and rows that have no
-    reference because they are in its language, have f_t = h_t, not detached: the error there is the size of what W
-    adds. Rows on the fused path go on with f, the others with h W; both are taught h W ~ f.
-
-    Source: arXiv 2506.00875, section 3, read per layer and per dimension.
+    h is the FFN block's output before any norm or residual that follows; e is the reference activation that the
+    position is offered (`references`). Positions that are not connected, and rows that have no reference because they
+    are in its language, have f = h, not detached: the error there is the size of what W adds. Rows on the fused path
+    go on with f, the others with h W; both teach h W ~ f.
     """
 
     def __init__(self, config: ConnectionConfig, size: int, index: int, number: int, wire: Wire) -> None:
         """
         Args:
-            config: the connection's options.
+            config: options of the connection.
             size: d, the width of the FFN's output.
-            index: the decoder layer's number.
+            index: number of the decoder layer.
             number: how many layers connect (the objective is their mean).
             wire: shared with the other layers of the model.
         """
         super().__init__()
         self.config, self.index, self.number, self.wire = config, index, number, wire
+        self.alignment: Alignment = ALIGNMENTS[config.alignment]()
         self.decision = build_decision(config, size)
         self.transform = build_transform(config, size)
         self.spread: Tensor
         if config.loss == "standardized":  # of the references' activations, by dimension: see set_spread
             self.register_buffer("spread", torch.ones(size))
         # Traced by torch.compile, its backward would be compiled before the scale of the gradient is known. Here and
-        # not at import, which would load the compiler for a command line that trains nothing.
-        self._carry = torch.compiler.disable(carry)
+        # not at import, which would load the compiler for a command that trains nothing.
+        self._add_objective = torch.compiler.disable(add_objective)
         if config.paths == "student":  # the target is detached and no row is fused: nothing can train the gate
             self.decision.requires_grad_(False)
 
     def set_spread(self, spread: Tensor) -> None:
-        """The unit in which `align_loss: standardized` measures each dimension (d,): the references' own spread."""
+        """The unit in which `align_loss: standardized` measures each dimension (d,): the spread of the references."""
         if self.config.loss == "standardized":
             self.spread.copy_(spread)
 
@@ -79,16 +71,15 @@ class LayerConnection(nn.Module):
         if plan is None:
             if self.config.scope != "all":
                 raise RuntimeError(
-                    f"scope: {self.config.scope} needs to know where the prompt ends: call the ConnectedModel's own "
-                    "forward or generate, not the model inside it."
+                    f"scope: {self.config.scope} needs to know where the prompt ends: call forward or generate of the "
+                    "ConnectedModel, not of the model inside it."
                 )
-            return hidden if self.transform is None else hidden + self.transform(hidden)
+            return hidden if self.transform is None else equations.transform(hidden, self.transform)
         if plan.mode == "record":
             grid = (plan.rows, plan.positions, -1)
             assert plan.reference is not None
-            plan.memory[self.index] = remember(
-                self.config.alignment, hidden.reshape(grid), inputs.reshape(grid), plan.reference
-            )
+            kept = self.alignment.remember(hidden.reshape(grid), inputs.reshape(grid), plan.reference)
+            plan.results.memory[self.index] = kept
             return hidden
         flat = hidden.reshape(plan.rows * plan.positions, hidden.shape[-1])
         return self._connect(flat, inputs.reshape(flat.shape[0], -1), plan).view_as(hidden)
@@ -107,13 +98,15 @@ class LayerConnection(nn.Module):
             output = output.index_add(0, plan.connect_index, (target - own) * fused_here)
         if plan.row_weight is None:
             return output
-        plan.share[self.index] = share
-        return self._carry(output, self._error(own, target.detach(), h.detach(), moved, plan), plan)
+        plan.results.share[self.index] = share
+        return self._add_objective(
+            output, self._objective(own, target.detach(), h.detach(), moved, plan), plan, self.index
+        )
 
     def _transformed(self, h: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None]:
-        """`h W` where the transform acts, but on rows of the fused path `h`; and, where this pass has an objective,
-        how far W moves each position: (B*T,) fp32, 0 where it does not act. `h` is copied once: with four
-        copies and the errors read off them a whole step took 4 % longer (docs/results/performance.md)."""
+        """`h W` where the transform acts, but `h` on rows of the fused path; and, where this pass has an objective,
+        `||h W - h||^2` of each position: (B*T,) fp32, 0 where the transform does not act. `h` is copied once: with
+        four copies and the errors read off them a whole step took 4 % longer (docs/results/performance.md)."""
         if self.transform is None:
             return h, None
         at, moved = plan.transform_index, None
@@ -143,42 +136,41 @@ class LayerConnection(nn.Module):
             if plan.reference_rows is not None:
                 grid, start = (plan.rows, plan.positions, -1), plan.reference_rows
                 assert plan.reference is not None
-                memory = remember(self.config.alignment, h.view(grid)[start:], x.view(grid)[start:], plan.reference)
+                memory = self.alignment.remember(h.view(grid)[start:], x.view(grid)[start:], plan.reference)
             else:
                 memory = plan.memory[self.index]
-            offered = offer(memory, plan.connect_reference, x[plan.connect_index], plan.reference).to(own.dtype)
-        gate = self.decision(self._units(offered), self._units(own))
-        return own + gate * (offered - own), gate.detach().float().mean() if own.shape[0] else own.new_zeros(())
+            queries = x[plan.connect_index]
+            offered = self.alignment.offer(memory, plan.connect_reference, queries, plan.reference).to(own.dtype)
+        share = self.decision(self._units(offered), self._units(own))
+        mean = share.detach().float().mean() if own.shape[0] else own.new_zeros(())
+        return equations.fuse(own, offered, share), mean
 
     def _units(self, h: Tensor) -> Tensor:
         """`h` (N, d) in units of the references' spread, where the error is measured in them."""
         return h / self.spread.to(h.dtype) if self.config.loss == "standardized" else h
 
-    def _error(self, own: Tensor, target: Tensor, h: Tensor, moved: Tensor | None, plan: Plan) -> Tensor:
-        """This layer's part of the objective, a scalar; per-row values go to the plan.
+    def activations(self, units: Tensor) -> Tensor:
+        """The inverse of `_units`."""
+        return units * self.spread.to(units.dtype) if self.config.loss == "standardized" else units
 
-        Each row's error is relative to its own activations, so that it does not depend on the row's neighbours.
+    def _objective(self, own: Tensor, target: Tensor, h: Tensor, moved: Tensor | None, plan: Plan) -> Tensor:
+        """This layer's term of the loss, a scalar; the errors of the rows go to the results.
+
+        Each row's error is relative to its own activations, so it does not depend on the other rows of the batch.
         """
         assert plan.connect_row is not None and plan.row_weight is not None
-        missed = own.float() - target.float()
-        if self.transform is not None:  # the few connected positions again, rather than a copy out of all of them
-            missed = missed + self.transform(own).float()
-        if self.config.loss == "standardized":
-            each = self._units(missed).square().mean(dim=-1)
-            error = _relative(each, torch.ones_like(each), plan.connect_row, plan.rows)
-        else:
-            size = target.float().square().sum(dim=-1)
-            error = _relative(missed.square().sum(dim=-1), size, plan.connect_row, plan.rows)
-        plan.align_error[self.index] = error.detach()
-        objective = (plan.row_weight * error).sum()
+        # The few connected positions once more, rather than a copy out of all of them.
+        changed = own.float() if self.transform is None else equations.transform(own.float(), self.transform)
+        standardized = self.config.loss == "standardized"
+        measure = equations.standardized_error if standardized else equations.relative_error
+        error = measure(self._units(changed), self._units(target.float()), plan.connect_row, plan.rows)
+        plan.results.align_error[self.index] = error.detach()
+        scale = self.config.weight / self.number
+        term = equations.objective(error, plan.row_weight, scale)
         if plan.identity_index is not None and plan.identity_row is not None and moved is not None:
+            at, rows = plan.identity_index, plan.identity_row
             size = torch.linalg.vector_norm(h, dim=-1, dtype=torch.float32).square()
-            strayed = _relative(moved[plan.identity_index], size[plan.identity_index], plan.identity_row, plan.rows)
-            plan.identity_error[self.index] = strayed.detach()
-            objective = objective + plan.identity_weight * (plan.row_weight * strayed).sum()
-        return self.config.weight / self.number * objective
-
-
-def _relative(missed: Tensor, size: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Sum of `missed` over that of `size`, both (N,) squared, for each of `count` rows: (count,)."""
-    return row_sums(missed, rows, count) / (row_sums(size, rows, count) + TINY)
+            strayed = equations.ratio(moved[at], size[at], rows, plan.rows)  # relative_error(h W, sg(h))
+            plan.results.identity_error[self.index] = strayed.detach()
+            term = term + equations.objective(strayed, plan.row_weight, scale * plan.identity_weight)
+        return term

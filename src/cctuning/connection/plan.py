@@ -1,10 +1,10 @@
-"""The plan of one forward pass: who connects to whom, where, and what the error of it weighs.
+"""The plan of a forward pass (its inputs), what the layers found in it (its results), and how both reach backward.
 
-Every layer of a pass follows the same plan, so it is worked out once, from the masks and labels, and handed to the
-layers through a shared `Wire`. Positions are flat indices into (B*T,): that serves FFN blocks that flatten their
-input as well as those that do not, and lets a layer touch only the positions that connect.
+All layers of a pass follow one plan, made once from the masks and labels and handed to them through a shared `Wire`.
+Positions are flat indices into (B*T,): this serves FFN blocks that flatten their input as well as those that do not,
+and a layer touches only the positions that connect.
 
-Gradient checkpointing runs layers a second time during backward, when the wire may already carry another pass. So the
+Gradient checkpointing runs layers a second time during backward, when the wire may carry another pass already. So the
 plan travels with the autograd graph too: `restore` puts it back on the wire before any layer of its pass is
 recomputed, whichever kind of checkpointing does it.
 """
@@ -19,6 +19,26 @@ from torch import Tensor
 
 from cctuning.connection.pooled import Offered
 from cctuning.connection.references import LayerMemory, Reference, last_real
+
+
+@dataclass
+class Results:
+    """What the layers of one pass found.
+
+    Attributes:
+        memory: `record`: layer -> what it keeps of the references.
+        objective: layer -> its term of the loss, a scalar; detached where its gradient rides on the layer's output.
+        align_error, identity_error: layer -> (B,) errors of the rows, detached, 0 where nothing connects.
+        share: layer -> mean of the decision, a detached scalar.
+        gradient_scale: gradient of the total loss, known once backward begins.
+    """
+
+    memory: dict[int, LayerMemory] = field(default_factory=dict)
+    objective: dict[int, Tensor] = field(default_factory=dict)
+    align_error: dict[int, Tensor] = field(default_factory=dict)
+    identity_error: dict[int, Tensor] = field(default_factory=dict)
+    share: dict[int, Tensor] = field(default_factory=dict)
+    gradient_scale: Tensor | None = None
 
 
 @dataclass
@@ -37,11 +57,13 @@ class Plan:
         identity_weight: weight of the identity error within it.
         spans: (B, T) fp32, `record` and `align` of pooled rows: weights of the positions; None otherwise.
         offered: `align`: layer -> what its rows are aligned to.
-        stop: the forward ends after the last layer that is aligned: nothing above it is wanted.
-        objective: `align` with `stop`: layer -> its part of the objective, with its graph.
-        reference: masks of the reference batch; memory: what each layer kept of it, or was recorded before.
+        stop: the forward ends after the last aligned layer, for nothing above it is needed.
+        memory: layer -> what it kept of the references, in a pass before or in a recording.
+        reference: masks of the reference batch, where it ran.
         reference_rows: where the references run in this same batch (gradient through the reference): the number of
             rows before them; None otherwise.
+        injection: (N, d), adaptive connection: added after the first layer at `connect_index`.
+        results: what the layers find.
     """
 
     mode: str
@@ -59,15 +81,11 @@ class Plan:
     spans: Tensor | None = None
     offered: dict[int, Offered] = field(default_factory=dict)
     stop: bool = False
-    objective: dict[int, Tensor] = field(default_factory=dict)
+    memory: dict[int, LayerMemory] = field(default_factory=dict)
     reference: Reference | None = None
     reference_rows: int | None = None
-    injection: Tensor | None = None  # (N, d), adaptive connection: added after the first layer at `connect_index`
-    memory: dict[int, LayerMemory] = field(default_factory=dict)
-    align_error: dict[int, Tensor] = field(default_factory=dict)  # layer -> (B,) detached, 0 where nothing connects
-    identity_error: dict[int, Tensor] = field(default_factory=dict)
-    share: dict[int, Tensor] = field(default_factory=dict)  # layer -> mean of the decision, detached scalar
-    gradient_scale: Tensor | None = None  # gradient of the total loss, known once backward begins
+    injection: Tensor | None = None
+    results: Results = field(default_factory=Results)
 
 
 class Wire:
@@ -79,7 +97,7 @@ class Wire:
 
 
 class _Restore(torch.autograd.Function):
-    """Identity. Its backward runs before that of every layer upstream of it, and puts the plan back on the wire."""
+    """Identity whose backward, which runs before that of any layer upstream, puts the plan back on the wire."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, wire: Wire, plan: Plan) -> Tensor:
@@ -93,34 +111,34 @@ class _Restore(torch.autograd.Function):
 
 
 class _Total(torch.autograd.Function):
-    """`lm + error`; tells the plan the gradient of the sum, by which the layers scale their errors' gradients."""
+    """`lm + error`; keeps the gradient of the sum, by which the layers scale the gradients of their errors."""
 
     @staticmethod
-    def forward(ctx: Any, lm: Tensor, error: Tensor, plan: Plan) -> Tensor:
-        ctx.plan = plan
+    def forward(ctx: Any, lm: Tensor, error: Tensor, results: Results) -> Tensor:
+        ctx.results = results
         return lm + error
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        ctx.plan.gradient_scale = gradient
+        ctx.results.gradient_scale = gradient
         return gradient, None, None
 
 
 class _Carry(torch.autograd.Function):
-    """Identity on a layer's output that carries the layer's error into backward, scaled as the total loss is.
+    """Identity on a layer's output that adds the gradient of the layer's error in backward, scaled as the loss is.
 
     A loss collected on the side has no gradient under reentrant checkpointing, and is collected twice under either
-    kind; a gradient that rides on the output has neither fault (the idiom MoE models use for their auxiliary loss).
+    kind; a gradient that rides on the output has neither fault (as MoE models do for their auxiliary loss).
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, error: Tensor, plan: Plan) -> Tensor:
-        ctx.plan = plan
+    def forward(ctx: Any, output: Tensor, error: Tensor, results: Results) -> Tensor:
+        ctx.results = results
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        return gradient, ctx.plan.gradient_scale, None
+        return gradient, ctx.results.gradient_scale, None
 
 
 def restore(value: Tensor, wire: Wire, plan: Plan) -> Tensor:
@@ -128,14 +146,18 @@ def restore(value: Tensor, wire: Wire, plan: Plan) -> Tensor:
     return _Restore.apply(value, wire, plan)
 
 
-def total(lm: Tensor, error: Tensor, plan: Plan) -> Tensor:
-    """The whole objective: `lm` (scalar, with graph) plus `error` (scalar, detached; layers carry its gradient)."""
-    return _Total.apply(lm, error, plan)
+def add_objective(output: Tensor, objective: Tensor, plan: Plan, layer: int) -> Tensor:
+    """Add a layer's term of the loss, a scalar with its graph: the value to the results, the gradient to `output`.
+
+    In a pass that stops early no loss is computed from the output, so the term keeps its graph in the results.
+    """
+    plan.results.objective[layer] = objective if plan.stop else objective.detach()
+    return output if plan.stop else _Carry.apply(output, objective, plan.results)
 
 
-def carry(output: Tensor, error: Tensor, plan: Plan) -> Tensor:
-    """`output`, with the gradient of the scalar `error` added in backward."""
-    return _Carry.apply(output, error, plan)
+def total(lm: Tensor, plan: Plan) -> Tensor:
+    """The whole loss: `lm` (a scalar with graph) plus the terms of the layers, by `add_objective`."""
+    return _Total.apply(lm, torch.stack(list(plan.results.objective.values())).sum(), plan.results)
 
 
 def predicting(labels: Tensor) -> Tensor:
@@ -186,8 +208,3 @@ def scope_mask(scope: str, attention_mask: Tensor, predict: Tensor | None) -> Te
     if scope == "response" and predict is not None:
         chosen = chosen | (predict & (places > end))
     return chosen & real
-
-
-def row_sums(values: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Sums of `values` (N,) over the positions of each of `count` rows: (count,)."""
-    return values.new_zeros(count).index_add(0, rows, values)

@@ -1,17 +1,9 @@
-"""The alignment of whole prompts: one vector a row and layer, held against that of the row's reference.
+"""What `connection: align` compares: spans of prompts, statistics of the references, and what rows are aligned to.
 
-Of a pre-trained model's activation 80 to 99.9 % of the squared norm is the same for every prompt: the template, the
-position, a few outlier dimensions (docs/lab/real.md). So both sides are first put in units of the references' own
-variation, dimension by dimension:
-
-    z(h) = (h - mean) / spread           mean and spread over all references, of the model as it was
-
-    standardized   mean over dimensions of (z(h_x) - z(h_e))^2           1: no better than the mean reference
-    contrastive    -log  exp(cos(z(h_x), z(h_e)) / T) / sum over references r of exp(cos(z(h_x), z(h_r)) / T)
-    relative       ||h_x - h_e||^2 / ||h_e||^2                           on h itself
-
-h_x, h_e: (d,) activations of a row and of its reference, pooled over positions (`spans`). InfoNCE is van den Oord et
-al. 2018 (arXiv 1807.03748); on the mean of a middle layer, for languages: Liu and Niehues 2025 (arXiv 2502.14830).
+Of the activation of a pre-trained model 80 to 99.9 % of the squared norm is the same for every prompt: the template,
+the position, a few outlier dimensions (docs/lab/real.md). So both sides are first put in units of the references' own
+variation by dimension (`equations.standardize`). Aligning the mean of a middle layer across languages: Liu and Niehues
+2025, arXiv 2502.14830.
 """
 
 from __future__ import annotations
@@ -20,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from cctuning.connection import equations
 
 FLOOR = 0.01  # of the spread, in units of its root mean square over dimensions: a dimension that hardly moves is noise
 
@@ -33,8 +27,8 @@ def spans(pool: str, starts: Tensor, ends: Tensor, last: Tensor, width: int) -> 
         last: (B,) the prompt's last position, which may be the template's.
         width: T.
 
-    The first position of a row is left out of a mean that has another: it is an attention sink, of a norm that drowns
-    all else (Xiao et al. 2023, arXiv 2309.17453).
+    The first position of a row is left out of a mean over several: it is an attention sink, whose norm would dominate
+    (Xiao et al. 2023, arXiv 2309.17453).
     """
     places = torch.arange(width, device=starts.device)
     if pool == "mean":
@@ -43,15 +37,6 @@ def spans(pool: str, starts: Tensor, ends: Tensor, last: Tensor, width: int) -> 
     else:
         chosen = places == (last if pool == "last" else ends - 1)[:, None]
     return chosen.float() / chosen.sum(dim=1, keepdim=True).clamp(min=1)
-
-
-def pool(weights: Tensor, hidden: Tensor) -> Tensor:
-    """(B, d) fp32 averages of `hidden` (B, T, d) by `weights` (B, T).
-
-    In fp32 throughout: a spread that is a hundredth of the mean would be lost in bf16.
-    """
-    with torch.autocast(hidden.device.type, enabled=False):
-        return torch.bmm(weights[:, None], hidden.float()).squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -75,7 +60,7 @@ class Statistics:
 
     def z(self, vectors: Tensor) -> Tensor:
         """Pooled activations (N, d) in units of the references' variation."""
-        return (vectors.float() - self.mean) / self.spread
+        return equations.standardize(vectors, self.mean, self.spread)
 
 
 @dataclass(frozen=True)
@@ -115,15 +100,11 @@ def offered(
 
 
 def error(loss: str, pooled: Tensor, offer: Offered, statistics: Statistics | None, temperature: float) -> Tensor:
-    """The error (B,) of rows whose pooled activations are `pooled` (B, d); the equations stand above."""
+    """The error (B,) of rows whose pooled activations are `pooled` (B, d); see `equations`."""
     if loss == "relative" or statistics is None:
-        return (pooled - offer.target).square().sum(dim=-1) / (offer.target.square().sum(dim=-1) + 1e-12)
+        return equations.relative_error(pooled, offer.target)
     z = statistics.z(pooled)
     if loss == "standardized":
-        return (z - offer.target).square().mean(dim=-1)
+        return equations.standardized_error(z, offer.target)
     assert offer.others is not None and offer.same is not None
-    with torch.autocast(z.device.type, enabled=False):
-        unit = torch.nn.functional.normalize(z, dim=-1)
-        own = (unit * torch.nn.functional.normalize(offer.target, dim=-1)).sum(dim=-1, keepdim=True) / temperature
-        others = (unit @ offer.others.T / temperature).masked_fill(offer.same, -torch.inf)
-    return torch.cat([own, others], dim=1).logsumexp(dim=1) - own.squeeze(1)
+    return equations.contrastive_error(z, offer.target, offer.others, offer.same, temperature)

@@ -1,7 +1,7 @@
-"""Alignment: which reference activation each position of a row is offered.
+"""Which activation of the reference a position of the row is offered.
 
-A layer's memory of the reference pass is kept as small as the alignment allows: one vector a reference for `anchor`
-and `mean`, all of them (with the FFN inputs they are found by) only for `attention`.
+What a layer keeps of the reference is as small as the choice allows: one vector a reference for `anchor` and `mean`,
+all of them, with the FFN inputs they are found by, for `attention`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LayerMemory = tuple[Tensor, Tensor | None]  # offered values, and keys to find them by (attention)
+from cctuning.connection.registry import Registry
+
+LayerMemory = tuple[Tensor, Tensor | None]  # values that are offered, and keys to find them by (attention)
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Reference:
 
     Attributes:
         mask: (R, S) bool, true at real tokens.
-        last: (R,) int64, position of each reference's last real token: the anchor. Under padding that is not -1.
+        last: (R,) int64, position of each reference's last real token. Under right padding that is not -1.
     """
 
     mask: Tensor
@@ -40,45 +42,73 @@ def last_real(mask: Tensor) -> Tensor:
     return (mask * places).argmax(dim=1) if mask.shape[1] else mask.new_zeros(mask.shape[0], dtype=torch.long)
 
 
-def remember(alignment: str, output: Tensor, inputs: Tensor, reference: Reference) -> LayerMemory:
-    """What a layer keeps of the reference pass.
+class Alignment:
+    """Base class: what a layer keeps of the reference pass, and what it offers to a position. Has no weights.
 
-    Args:
-        alignment: `anchor`, `mean` or `attention`.
-        output: (R, S, d) FFN outputs of the reference pass.
-        inputs: (R, S, k) FFN inputs of the reference pass; read by `attention` only.
-        reference: the batch's masks.
-
-    Returns:
-        Values (R, d) and None; for `attention` values (R, S, d) and keys (R, S, k).
+    Register a class of your own with `@register_alignment("name")`. With one vector a reference (`recordable`) only
+    `remember` is needed, and the references can be recorded before training.
     """
-    if alignment == "anchor":
+
+    recordable = True
+
+    def remember(self, output: Tensor, inputs: Tensor, reference: Reference) -> LayerMemory:
+        """What a layer keeps of the reference pass.
+
+        Args:
+            output: (R, S, d) FFN outputs. inputs: (R, S, k) FFN inputs. reference: masks of the batch.
+
+        Returns:
+            Values (R, d) and None; where not `recordable`, whatever `offer` reads.
+        """
+        raise NotImplementedError
+
+    def offer(self, memory: LayerMemory, which: Tensor, queries: Tensor, reference: Reference | None) -> Tensor:
+        """The reference activation of each connected position: (N, d).
+
+        Args:
+            memory: of this layer, from `remember`. which: (N,) reference of each position.
+            queries: (N, k) FFN inputs at the connected positions. reference: masks of the batch.
+        """
+        return memory[0][which]
+
+
+ALIGNMENTS = Registry("alignment", Alignment)
+register_alignment = ALIGNMENTS.register
+
+
+@register_alignment("anchor")
+class Anchor(Alignment):
+    """The last token of the reference."""
+
+    def remember(self, output: Tensor, inputs: Tensor, reference: Reference) -> LayerMemory:
         return output[torch.arange(output.shape[0], device=output.device), reference.last], None
-    if alignment == "mean":
+
+
+@register_alignment("mean")
+class Mean(Alignment):
+    """The mean over the tokens of the reference."""
+
+    def remember(self, output: Tensor, inputs: Tensor, reference: Reference) -> LayerMemory:
         weights = reference.mask.to(output.dtype)
         weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
         return torch.einsum("rs,rsd->rd", weights, output), None
-    return output, inputs
 
 
-def offer(memory: LayerMemory, which: Tensor, queries: Tensor, reference: Reference | None) -> Tensor:
-    """The reference activation offered to each connected position.
+@register_alignment("attention")
+class Attention(Alignment):
+    """A mean weighted by the similarity of FFN inputs: `softmax_s(x_t x_s / sqrt(k))` over the tokens s."""
 
-    Args:
-        memory: of this layer, as `remember` returned it.
-        which: (N,) reference row of each connected position.
-        queries: (N, k) FFN inputs at the connected positions; read by `attention` only.
-        reference: the batch's masks; read by `attention` only.
+    recordable = False
 
-    Returns:
-        (N, d).
-    """
-    values, keys = memory
-    if keys is None or reference is None:
-        return values[which]
-    # One product against every reference's tokens, masked to the row's own: (N, R*S) instead of copies (N, S, k).
-    scores = queries.float() @ keys.flatten(0, 1).float().T / math.sqrt(queries.shape[-1])
-    owner = torch.arange(keys.shape[0], device=keys.device).repeat_interleave(keys.shape[1])
-    allowed = (owner[None, :] == which[:, None]) & reference.mask.flatten()[None, :]
-    weights = scores.masked_fill(~allowed, -torch.inf).softmax(dim=1)
-    return weights.to(values.dtype) @ values.flatten(0, 1)
+    def remember(self, output: Tensor, inputs: Tensor, reference: Reference) -> LayerMemory:
+        return output, inputs
+
+    def offer(self, memory: LayerMemory, which: Tensor, queries: Tensor, reference: Reference | None) -> Tensor:
+        values, keys = memory
+        assert keys is not None and reference is not None
+        # One product with the tokens of all references, masked to the row's own: (N, R*S), not copies of (N, S, k).
+        scores = queries.float() @ keys.flatten(0, 1).float().T / math.sqrt(queries.shape[-1])
+        owner = torch.arange(keys.shape[0], device=keys.device).repeat_interleave(keys.shape[1])
+        allowed = (owner[None, :] == which[:, None]) & reference.mask.flatten()[None, :]
+        weights = scores.masked_fill(~allowed, -torch.inf).softmax(dim=1)
+        return weights.to(values.dtype) @ values.flatten(0, 1)

@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cctuning.errors import UserError
-from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.connected import ConnectedModel
 from cctuning.serving.stops import Thoughts
 
@@ -241,9 +240,8 @@ class ConnectedLM(AnsweringLM):
         index = torch.tensor([-1 if not text else 0 for text in texts])
         index[index >= 0] = torch.arange(len(given))
         if not given:
-            # A gated row without a reference runs the student pass by itself; an adaptive one must be told.
-            alone = isinstance(self.connected, AdaptiveModel) and (self.apart or self.reference is not None)
-            return {"connect": torch.zeros(len(texts), dtype=torch.bool, device=self.device)} if alone else {}
+            apart = self.apart or self.reference is not None
+            return {"connect": torch.full((len(texts),), not apart, device=self.device)}
         ids = pad_sequence(given, batch_first=True)
         mask = pad_sequence([torch.ones_like(one) for one in given], batch_first=True)
         return {

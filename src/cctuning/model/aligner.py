@@ -1,4 +1,4 @@
-"""The alignment inside a model: hooks on its layers, what they are offered, and forwards that may end early."""
+"""`connection: align` inside a model: hooks on its layers, what they are aligned to, and forwards that end early."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from cctuning.model.sites import Site
 
 
 class Aligner:
-    """`connection: align` in one model. It has no weights; `handles` take its hooks out again.
+    """The hooks of one model. They have no weights.
 
     Attributes:
-        layers: layer number -> its alignment.
+        layers: layer number -> its alignment. handles: remove the hooks.
     """
 
     def __init__(self, config: ConnectionConfig, sites: Sequence[Site], every: Sequence[Site], wire: Wire) -> None:
@@ -45,12 +45,12 @@ class Aligner:
             self.layers[site.index] = alignment
 
     def _end(self, module: nn.Module, args: Any) -> None:
-        """Before the layer above the last that is aligned."""
+        """Runs before the layer above the last aligned one."""
         if self.wire.plan is not None and self.wire.plan.stop:
             raise Enough
 
     def may_end(self, whole: bool) -> bool:
-        """Whether a forward may end early: not where other processes take part. `whole`: it is not wrapped."""
+        """Whether a forward may end early: not with several processes. `whole`: the model is not wrapped."""
         return whole and self._may_end and not several_processes()
 
     def keep(self, recorded: RecordedReferences) -> None:
@@ -59,10 +59,10 @@ class Aligner:
             alignment.statistics = recorded.statistics[layer]
 
     def offer(self, batch: Batch, step: Step, others: Tensor | None) -> None:
-        """Put into the step's plan what its rows are aligned to, out of the vectors in its memory.
+        """Put what the rows are aligned to into the step's plan, from the vectors in its memory.
 
         Raises:
-            UserError: the error is in units of the references' spread, and that was never measured.
+            UserError: the error is in units of the references' spread, which has not been measured.
         """
         if step.plan.row_weight is None:
             return
@@ -78,9 +78,9 @@ class Aligner:
         step.plan.memory = {}
 
     def alone(self, batch: Batch, step: Step) -> ConnectedOutput | None:
-        """The output of a forward that ended early; None where it has to be run to its end after all.
+        """The output of a forward that ended early; None where it must be run to its end after all.
 
-        Reentrant checkpointing keeps no graph of what is collected on the side: there the gradient has to ride on the
+        Reentrant checkpointing keeps no graph of what is collected on the side: there the gradient is added to the
         layers' outputs.
         """
         result = aligned_alone(batch, step)

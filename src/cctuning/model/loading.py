@@ -11,21 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.quantised import keep_differentiable
+from cctuning.model.serialization import LOADING_ERRORS, LORA_CONFIG, first_line
 
 RUN_FILE = "run.json"
 MODEL_FOLDER = "model"
-LORA_CONFIG = "adapter_config.json"
-# What libraries raise for files that are missing, damaged, of another model, or in need of a package not installed.
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError)
 
 
 @dataclass
@@ -136,7 +131,7 @@ def load_base(
             **({} if quantisation is None else {"quantization_config": quantisation}),
         )
     except LOADING_ERRORS as error:
-        raise UserError(f"model {name!r}: cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"model {name!r}: cannot be loaded: {first_line(error)}") from error
     keep_differentiable(model)
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would start them at random and go on
@@ -154,7 +149,7 @@ def load_tokenizer(
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except LOADING_ERRORS as error:
-        raise UserError(f"tokenizer of {name!r}: cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"tokenizer of {name!r}: cannot be loaded: {first_line(error)}") from error
 
 
 def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> Loaded:
@@ -176,13 +171,14 @@ def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> 
         raise UserError(
             f"{folder}: its base {source!r} is no directory here, nor can it be had from the hub; if it is a path, "
             "relative to where training was started, start the command there, or write the whole path as "
-            f"base_model_name_or_path in {lora}. ({_first_line(error.__cause__)})"
+            f"base_model_name_or_path in {lora}. ({first_line(error.__cause__)})"
         ) from error
-    if (folder / LORA_CONFIG).is_file():
-        model = _with_lora(model, folder, source)
     connected = None
     if (folder / serialization.CONFIG_FILE).is_file():
         connected = ConnectedModel.from_pretrained(model, where)
+        model = connected.model
+    elif (folder / LORA_CONFIG).is_file():
+        model = serialization.load_lora(model, folder)
     own = base is None or not folder.is_dir() or (folder / "tokenizer_config.json").is_file()
     tokenizer = load_tokenizer(where if own else str(base), trust_remote_code=trust_remote_code)
     (connected or model).eval()
@@ -207,33 +203,3 @@ def base_of(folder: Path, run: dict[str, Any]) -> tuple[str | None, str]:
     if (folder / serialization.CONFIG_FILE).is_file():
         base = base or serialization.read_config(folder)["base"].get("name_or_path") or None
     return base, str(folder)
-
-
-def _with_lora(model: PreTrainedModel, folder: Path, base: str) -> Any:
-    try:
-        rows = _saved_vocabulary(folder)
-        if rows is not None and rows != model.config.get_text_config().vocab_size:  # resized before training
-            model.resize_token_embeddings(rows, mean_resizing=False)
-        return PeftModel.from_pretrained(model, str(folder))
-    except LOADING_ERRORS as error:
-        raise UserError(
-            f"{folder}: its LoRA cannot be laid on {base!r}, which {LORA_CONFIG} names as its base: "
-            f"{_first_line(error)} Half-written, or made for another model: copy it again, or mend that name."
-        ) from error
-
-
-def _saved_vocabulary(folder: Path) -> int | None:
-    """Rows of the embedding that a model was trained with, by what lies beside its adapter; None: its base's."""
-    if (folder / serialization.CONFIG_FILE).is_file():
-        rows = serialization.read_config(folder)["base"].get("vocab_size")
-        return rows if isinstance(rows, int) else None
-    ends = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out")
-    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118  # no mapping, and not iterable
-            if key.endswith(tuple(f".{end}.weight" for end in ends)):  # PEFT saves them where they were resized
-                return int(file.get_slice(key).get_shape()[0])
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

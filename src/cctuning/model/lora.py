@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from cctuning.connection import LowRankTransform
+from cctuning.connection import Transform
 from cctuning.errors import UserError
 from cctuning.model.merge import linear_transforms, plain_weight
 from cctuning.model.serialization import times_written
@@ -72,7 +72,7 @@ def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | 
 
 
 def write_lora(
-    model: nn.Module, transforms: Mapping[int, nn.Module], directory: Path, *, base_name: str | None
+    model: nn.Module, transforms: Mapping[int, Transform], directory: Path, *, base_name: str | None
 ) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`, for `PeftModel.from_pretrained(base, directory)`.
 
@@ -107,19 +107,20 @@ def write_lora(
     _save(base, config, factors, directory)
 
 
-def lora_from_connection(site: Site, projection: Projection, transform: nn.Module, lora: Factors | None) -> Factors:
+def lora_from_connection(site: Site, projection: Projection, transform: Transform, lora: Factors | None) -> Factors:
     """Factors of a projection under its layer's transform, and under its LoRA where it has one.
 
     Raises:
         UserError: fused experts, a transform that is not of low rank, or quantised weights.
     """
     possible_lora(site, transform)
-    assert isinstance(transform, LowRankTransform)
+    factors = transform.factors()
+    assert factors is not None
     weight = plain_weight(projection, "a LoRA export")
     # Products in fp64: small, done once, and this way the LoRA and the fold differ by the model's own rounding only.
     matrix = weight.detach().double()
     matrix = matrix.T if projection.kind == "conv1d" else matrix
-    v, u = (factor.to(weight.device, torch.float64) for factor in transform.factors())
+    v, u = (factor.to(weight.device, torch.float64) for factor in factors)
     v, u = v.T, u.T  # (r, d), (d, r)
     bias = None
     if projection.bias is not None:
@@ -139,12 +140,12 @@ def lora_from_connection(site: Site, projection: Projection, transform: nn.Modul
     return Factors(a, b, moved)
 
 
-def possible_lora(site: Site, transform: nn.Module) -> None:
+def possible_lora(site: Site, transform: Transform) -> None:
     """Raise `UserError` where a layer's transform cannot be a LoRA: fused experts, or not of low rank."""
     for projection in site.projections:
         if projection.kind == "experts":
             raise UserError(f"{projection.name}: fused experts are no target of an ordinary LoRA; {FOLD_INSTEAD}.")
-    if not isinstance(transform, LowRankTransform):
+    if transform.factors() is None:
         raise UserError(
             f"{site.name}: a {type(transform).__name__} is a LoRA of full rank {site.size} only; {FOLD_INSTEAD}, or "
             "train with transform: low_rank."

@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cctuning.connection import ConnectionConfig, delta_matrix
+from cctuning.connection import ConnectionConfig, Transform
 from cctuning.errors import UserError
 from cctuning.model.sites import Projection, Site, find_sites, innermost, unwrap
 
@@ -53,13 +53,13 @@ def merge(connected: ConnectedModel) -> PreTrainedModel:
         plain = plain.merge_and_unload()
     for site in find_sites(plain) if transforms else []:
         if site.index in transforms:
-            delta = delta_matrix(transforms[site.index])
+            delta = transforms[site.index].matrix()
             for projection in site.projections:
                 merge_projection(projection, delta)
     return plain
 
 
-def linear_transforms(connected: ConnectedModel, what: str) -> dict[int, nn.Module]:
+def linear_transforms(connected: ConnectedModel, what: str) -> dict[int, Transform]:
     """Layer -> its linear transform; empty where the connection has none. `what` is the verb of the error message."""
     check_config(connected.config, what)
     transforms = {number: part.transform for number, part in connected.connections.items()}

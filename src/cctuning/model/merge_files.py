@@ -30,7 +30,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 from transformers.pytorch_utils import Conv1D
 
-from cctuning.connection import ConnectionConfig, delta_matrix
+from cctuning.connection import ConnectionConfig, Transform
 from cctuning.connection.transforms import build_transform
 from cctuning.model import serialization
 from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, Loaded, base_of, load_tokenizer, resolve
@@ -109,7 +109,7 @@ class FileMerge:
             check_finite(site.index, self._transform(site))
             self.projections |= {projection.name: (projection, site) for projection in site.projections}
 
-    def _transform(self, site: Site) -> nn.Module:
+    def _transform(self, site: Site) -> Transform:
         """A layer's transform, read when it is needed: those of all layers together are large."""
         assert self.connection is not None
         transform = build_transform(self.connection, site.size)
@@ -164,7 +164,7 @@ class FileMerge:
             module.merge(safe_merge=False, adapter_names=None)
         if owner in self.projections:
             projection, site = self.projections[owner]
-            merge_projection(replace(projection, module=core), delta_matrix(self._transform(site)))
+            merge_projection(replace(projection, module=core), self._transform(site).matrix())
         tensors = {name: getattr(core, name.rpartition(".")[2]).detach() for name in names}
         core.to("meta")
         return tensors

@@ -1,4 +1,4 @@
-"""The language-model side of the objective: logits only where they are scored, and the losses read from them."""
+"""The loss of a batch: LM losses from logits at scored positions, and the terms that the layers added."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from cctuning.connection import ConnectionConfig, Plan, total
+from cctuning.connection import ConnectionConfig, Plan, equations, total
 from cctuning.model.passes import Batch, Step
 
 
@@ -22,12 +22,12 @@ class ConnectedOutput(ModelOutput):
         logits: (B, T, V), of the student pass, or of the live connection where a reference was given without labels;
             for `paths: sampled` in training, of the pass each row took. None where only the loss was asked for.
         student_loss, fused_loss: LM loss of either pass, mean per scored token; None where no row ran it.
-        align_loss: alignment error as `align_loss` has it, mean over paired rows and layers (before its weight).
-        identity_loss: how far the transform strays where it is taught to be the identity, likewise.
+        align_loss: alignment error of the option `align_loss`, mean over paired rows and layers (before its weight).
+        identity_loss: error of the transform where it learns the identity, likewise.
         distill_loss: KL from the fused to the student pass, mean per row that has both.
         aux_loss: the model's own load-balancing loss (MoE), before its coefficient.
         decision: mean share of the reference over connected positions and layers.
-        correct, scored: tokens predicted right and tokens scored, over all passes.
+        correct, scored: number of tokens predicted right and number of tokens scored, over all passes.
         row_loss: (B,) LM loss of each row, summed over its tokens and its passes, detached.
         student_row_loss: likewise, of the student pass alone.
     """
@@ -49,10 +49,10 @@ class ConnectedOutput(ModelOutput):
 
 
 def aligned_alone(batch: Batch, step: Step) -> ConnectedOutput:
-    """The objective of a batch without any answer, whose forward ended after the last layer that is aligned."""
+    """The loss of a batch without any answer, whose forward ended after the last aligned layer."""
     nothing = torch.zeros((), dtype=torch.long, device=batch.input_ids.device)
     result = ConnectedOutput(
-        loss=torch.stack(list(step.plan.objective.values())).sum(),
+        loss=torch.stack(list(step.plan.results.objective.values())).sum(),
         correct=nothing,
         scored=nothing,
         row_loss=torch.zeros(len(batch.input_ids), device=batch.input_ids.device),
@@ -67,77 +67,70 @@ def assemble(
     output: Any,
     config: ConnectionConfig,
     *,
-    training: bool,
     num_items: Tensor | int | None,
     num_rows: Tensor | int,
     router_coefficient: float,
     loss_only: bool,
 ) -> ConnectedOutput:
-    """The objective and its parts, from the output of the one forward that ran.
+    """The loss and its parts, from the output of the forward that ran.
 
     Args:
         batch, step, config: what ran. output: the model's, with logits (1, N, V) at scored positions if `loss_only`.
-        training: False: the loss is the student pass's LM loss alone.
         num_items, num_rows: response tokens and rows of the whole optimiser step; None for tokens: this batch's.
         router_coefficient: of the model's own auxiliary loss.
     """
     scored = output.logits[0] if loss_only else output.logits[step.score]
     running, rows = step.source.shape[0], len(batch.input_ids)
     nll, tokens, right = token_losses(scored, batch, step)
-    counted = torch.ones_like(step.on_fused) if training else ~step.on_fused  # evaluation is the student's
+    counted = torch.ones_like(step.on_fused) if step.trains else ~step.on_fused  # evaluation is the student's
     once = ~step.on_fused if running > rows else torch.ones_like(step.on_fused)  # count a row's tokens once
     divisor = torch.as_tensor(tokens[once].sum() if num_items is None else num_items, device=nll.device).clamp(min=1)
-    # Where nothing is scored this is a zero with a graph: the alignment's gradient still rides on it.
-    loss = (nll if training else nll[~step.on_fused]).sum() / divisor
+    # Where nothing is scored this is a zero with a graph: the gradient of the alignment is still added to it.
+    loss = nll[counted].sum() / divisor
+    row_loss = nll.detach().new_zeros(rows)
     result = ConnectedOutput(
         student_loss=_mean(nll, tokens, ~step.on_fused),
         fused_loss=_mean(nll, tokens, step.on_fused),
         aux_loss=getattr(output, "aux_loss", None),
         correct=right[counted].sum(),
         scored=tokens[counted].sum(),
-        row_loss=nll.detach().new_zeros(rows).index_add(0, step.source, nll.detach()),
-        student_row_loss=nll.detach().new_zeros(rows).index_add(0, step.source, nll.detach() * ~step.on_fused),
+        row_loss=row_loss.index_add(0, step.source, nll.detach()),
+        student_row_loss=row_loss.index_add(0, step.source, nll.detach() * ~step.on_fused),
         past_key_values=getattr(output, "past_key_values", None),
     )
     whole = torch.as_tensor(num_rows, device=nll.device)
     if config.distill_weight > 0 and bool(step.on_fused.any()):
         divergence, taught = distillation(scored, step)
         result.distill_loss = (divergence / taught.clamp(min=1)).detach()
-        if training:
+        if step.trains:
             loss = loss + config.distill_weight * divergence / whole
-    if result.aux_loss is not None and training:
+    if result.aux_loss is not None and step.trains:
         loss = loss + router_coefficient * result.aux_loss * rows / whole
     _report_alignment(step.plan, result)
-    if step.plan.row_weight is not None and training:
-        loss = total(loss, _alignment_objective(step.plan, config.weight), step.plan)
+    if step.plan.row_weight is not None and step.trains:
+        loss = total(loss, step.plan)
     result.loss = loss
     if not loss_only:  # the student copies come last; references that ran in the same batch come after them
         result.logits = output.logits[running - rows : running, : batch.input_ids.shape[1]]
     return result
 
 
-def _alignment_objective(plan: Plan, align_weight: float) -> Tensor:
-    """Value of what the layers carry into backward: align_weight * mean over layers of the weighted errors."""
-    assert plan.row_weight is not None
-    value = torch.stack([(plan.row_weight * error).sum() for error in plan.align_error.values()]).sum()
-    for error in plan.identity_error.values():
-        value = value + plan.identity_weight * (plan.row_weight * error).sum()
-    return align_weight / len(plan.align_error) * value
-
-
 def _report_alignment(plan: Plan, result: ConnectedOutput) -> None:
-    if plan.mode == "align" and plan.align_error and plan.row_weight is not None:
-        paired = plan.row_weight > 0
-        result.align_loss = torch.stack([error[paired].mean() for error in plan.align_error.values()]).mean()
-    if not plan.align_error or plan.connect_row is None:
+    found = plan.results
+    if found.identity_error:
+        result.identity_loss = torch.stack([error.mean() for error in found.identity_error.values()]).mean()
+    if not found.align_error or plan.row_weight is None:
         return
-    paired = torch.zeros(plan.rows, dtype=torch.bool, device=plan.connect_row.device)
-    paired[plan.connect_row] = True
+    if plan.mode == "align":
+        paired = plan.row_weight > 0
+    else:
+        assert plan.connect_row is not None
+        paired = torch.zeros(plan.rows, dtype=torch.bool, device=plan.connect_row.device)
+        paired[plan.connect_row] = True
     if bool(paired.any()):
-        result.align_loss = torch.stack([error[paired].mean() for error in plan.align_error.values()]).mean()
-        result.decision = torch.stack(list(plan.share.values())).mean()
-    if plan.identity_error:
-        result.identity_loss = torch.stack([error.mean() for error in plan.identity_error.values()]).mean()
+        result.align_loss = torch.stack([error[paired].mean() for error in found.align_error.values()]).mean()
+    if bool(paired.any()) and found.share:
+        result.decision = torch.stack(list(found.share.values())).mean()
 
 
 def _mean(nll: Tensor, tokens: Tensor, which: Tensor) -> Tensor | None:
@@ -183,9 +176,7 @@ def distillation(logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
     teachers = step.on_fused
     taught = torch.zeros_like(teachers)
     taught[~teachers] = torch.isin(step.source[~teachers], step.source[teachers])
-    teacher = logits[teachers[row]].detach().float().log_softmax(dim=-1)
-    student = logits[taught[row]].float().log_softmax(dim=-1)
-    divergence = (teacher.exp() * (teacher - student)).sum(dim=-1)
+    divergence = equations.distillation(logits[teachers[row]], logits[taught[row]])
     owner = row[taught[row]]
     sums = divergence.new_zeros(step.source.shape[0]).index_add(0, owner, divergence)
     counts = torch.bincount(owner, minlength=step.source.shape[0]).clamp(min=1)

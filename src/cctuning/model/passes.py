@@ -1,31 +1,34 @@
-"""From a batch to the plan of its pass: which rows run, which of them fused, and what each layer does where.
+"""From a batch to the inputs of its pass: which rows run, which of them fused, and what each layer does where.
 
-Everything a training step does beyond plain SFT is decided here, once a step, in a few small index tensors. All rows
-of a step, whichever path they take, run in one forward of the model: distributed wrappers then see one forward and
-one backward a step, and there is one plan for checkpointing to come back to.
+A training step differs from plain SFT only in what is decided here, once a step, in a few small index tensors. All
+rows of a step, whichever path they take, run in one forward of the model: distributed wrappers then see one forward
+and one backward a step, and there is one plan for checkpointing to come back to.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cctuning.connection import ConnectionConfig, Plan, Reference, predicting, prompt_ends, scope_mask, spans
+from cctuning.connection import ConnectionConfig, Plan, predicting, prompt_ends, scope_mask, spans
 from cctuning.errors import UserError
 
 
 @dataclass
 class Batch:
-    """A batch as `PairedCollator` gives it. B rows of T tokens, R distinct references of S tokens.
+    """A batch as `PairedCollator` returns it. B rows of T tokens, R distinct references of S tokens.
 
     Attributes:
         input_ids, attention_mask: (B, T). labels: (B, T), -100 where no loss; None at inference.
         reference_ids, reference_mask: (R, S); None where no reference is given.
-        reference_index: (B,) row of the references that is this row's; -1 for rows without one.
+        reference_index: (B,) row of the references that belongs to each row; -1 for rows without one.
+        reference_row: (B,) number of each row's recorded reference, -1 for none; None: nothing is recorded.
         text, reference_text: (B, 2) and (R, 2) span of a prompt's own text, first position and the one after its last;
             None: from the second token to the prompt's end.
+        row: (B,) ids of the rows, for random draws. connect: see `ConnectedModel.generate`.
     """
 
     input_ids: Tensor
@@ -34,8 +37,11 @@ class Batch:
     reference_ids: Tensor | None
     reference_mask: Tensor | None
     reference_index: Tensor
+    reference_row: Tensor | None = None
     text: Tensor | None = None
     reference_text: Tensor | None = None
+    row: Tensor | None = None
+    connect: Tensor | None = None
 
     @classmethod
     def build(
@@ -46,8 +52,9 @@ class Batch:
         reference_ids: Tensor | None,
         reference_mask: Tensor | None,
         reference_index: Tensor | None,
+        **more: Tensor | None,
     ) -> Batch:
-        """Fill in what a caller may leave out, and check the shapes.
+        """Fill in what a caller may leave out, and check the shapes; `more` are the other attributes.
 
         Raises:
             UserError: the references cannot be matched with the rows.
@@ -65,8 +72,8 @@ class Batch:
             if reference_index is None:
                 if reference_ids.shape[0] != rows:
                     raise UserError(
-                        f"reference_input_ids has {reference_ids.shape[0]} rows and input_ids {rows}: give one "
-                        "reference a row, or reference_index to say which row uses which (-1: none)."
+                        f"reference_input_ids has {reference_ids.shape[0]} rows and input_ids {rows}: expected one "
+                        "reference a row, or reference_index with the reference of each row (-1: none)."
                     )
                 reference_index = torch.arange(rows, device=input_ids.device)
             if reference_index.shape != (rows,) or int(reference_index.max()) >= reference_ids.shape[0]:
@@ -74,29 +81,12 @@ class Batch:
                     f"reference_index: expected {rows} numbers below {reference_ids.shape[0]}, got "
                     f"{reference_index.tolist()}."
                 )
-        return cls(input_ids, attention_mask, labels, reference_ids, reference_mask, reference_index)
-
-    @classmethod
-    def prompts(
-        cls,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        reference_ids: Tensor | None,
-        reference_mask: Tensor | None,
-        reference_index: Tensor | None,
-    ) -> Batch:
-        """Prompts to be answered: as `build`, and padded on the left, so that each ends at the last position.
-
-        Raises:
-            UserError: they are padded on the right, or the references cannot be matched with them.
-        """
-        batch = cls.build(input_ids, attention_mask, None, reference_ids, reference_mask, reference_index)
-        if not bool(batch.attention_mask[:, -1].all()):
-            raise UserError("generate: prompts are padded on the right; set tokenizer.padding_side = 'left'.")
-        return batch
+        if more.get("row") is None:
+            more["row"] = torch.arange(rows, device=input_ids.device)
+        return cls(input_ids, attention_mask, labels, reference_ids, reference_mask, reference_index, **more)
 
     def spans(self, pool: str) -> Tensor:
-        """(B, T) weights of the positions of each prompt that `pool` averages."""
+        """(B, T) weights of the positions of each prompt that `align_pool` averages."""
         predict = None if self.labels is None else predicting(self.labels)
         last = prompt_ends(self.attention_mask, predict)
         text = _text(self.text, last)
@@ -109,10 +99,49 @@ class Batch:
         text = _text(self.reference_text, last)
         return spans(pool, text[:, 0], text[:, 1], last, self.reference_mask.shape[1])
 
+    @classmethod
+    def of(cls, inputs: Mapping[str, Tensor]) -> Batch:
+        """From the tensors of `PairedCollator`, by their names there."""
+        names = ("attention_mask", "labels", "reference_input_ids", "reference_attention_mask", "reference_index")
+        more = {name: inputs.get(name) for name in ("text", "reference_text", "row", "reference_row")}
+        return cls.build(inputs["input_ids"], *(inputs.get(name) for name in names), **more)
+
+    @classmethod
+    def prompts(
+        cls,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        reference_ids: Tensor | None,
+        reference_mask: Tensor | None,
+        reference_index: Tensor | None,
+        connect: Tensor | None = None,
+    ) -> Batch:
+        """Prompts to be answered: as `build`, but padded on the left, so that each ends at the last position.
+
+        Raises:
+            UserError: they are padded on the right, or the references cannot be matched with them.
+        """
+        references = (reference_ids, reference_mask, reference_index)
+        batch = cls.build(input_ids, attention_mask, None, *references, connect=connect)
+        if not bool(batch.attention_mask[:, -1].all()):
+            raise UserError("generate: prompts are padded on the right; set tokenizer.padding_side = 'left'.")
+        return batch
+
     @property
     def paired(self) -> Tensor:
         """(B,) bool: rows that have a reference."""
         return self.reference_index >= 0
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask`, as a transformers model takes them."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+
+    @property
+    def ids(self) -> Tensor:
+        """(B,) `row`, filled in."""
+        assert self.row is not None
+        return self.row
 
 
 def _text(given: Tensor | None, last: Tensor) -> Tensor:
@@ -122,10 +151,13 @@ def _text(given: Tensor | None, last: Tensor) -> Tensor:
 
 @dataclass
 class Step:
-    """One forward of the model: its inputs, its plan, and where its losses are read.
+    """The inputs of one forward with labels. A running rows; each is a copy of a row of the batch.
 
-    `source` (A,) names the batch row that each of the A running rows is a copy of; `on_fused` (A,) says which run
-    fused. `score` (A, T) marks the positions whose logits are wanted, `predict` those among them that carry LM loss.
+    Attributes:
+        input_ids, attention_mask: (A, T). plan: what the layers do.
+        source: (A,) row of the batch. on_fused: (A,) bool, runs the fused pass.
+        score: (A, T) bool, positions whose logits are needed. predict: those among them with LM loss.
+        trains: the loss is the training objective; else the student pass's LM loss alone.
     """
 
     input_ids: Tensor
@@ -135,6 +167,7 @@ class Step:
     on_fused: Tensor
     score: Tensor
     predict: Tensor
+    trains: bool
 
 
 def uniform(seed: int, step: int, rows: Tensor) -> Tensor:
@@ -170,7 +203,7 @@ def plan_step(
     assert batch.labels is not None
     predict = predicting(batch.labels)
     if config.connection == "align":
-        return _aligned_step(batch, config, predict, row_share if training else None)
+        return _aligned_step(batch, config, predict, row_share, training)
     answered, paired = predict.any(dim=1), batch.paired
     every = torch.arange(batch.input_ids.shape[0], device=batch.input_ids.device)
     no_row = torch.zeros_like(paired)
@@ -192,19 +225,21 @@ def plan_step(
         plan.row_weight = torch.as_tensor(row_share, device=copies.device).float() / copies
         plan.identity_weight = config.identity_weight
     mask = batch.attention_mask[source]
-    return Step(batch.input_ids[source], mask, plan, source, on_fused, score[source], predict[source])
+    return Step(batch.input_ids[source], mask, plan, source, on_fused, score[source], predict[source], training)
 
 
-def _aligned_step(batch: Batch, config: ConnectionConfig, predict: Tensor, row_share: Tensor | float | None) -> Step:
+def _aligned_step(
+    batch: Batch, config: ConnectionConfig, predict: Tensor, row_share: Tensor | float | None, training: bool
+) -> Step:
     """Every row once; those with a reference weigh `row_share` in the alignment."""
     rows, positions = batch.input_ids.shape
     plan = Plan("align", rows, positions)
-    if row_share is not None and config.weight > 0 and bool(batch.paired.any()):
+    if training and row_share is not None and config.weight > 0 and bool(batch.paired.any()):
         plan.row_weight = batch.paired.float() * torch.as_tensor(row_share, device=predict.device)
         plan.spans = batch.spans(config.align_pool)
     every = torch.arange(rows, device=predict.device)
     fused = torch.zeros(rows, dtype=torch.bool, device=predict.device)
-    return Step(batch.input_ids, batch.attention_mask, plan, every, fused, predict, predict)
+    return Step(batch.input_ids, batch.attention_mask, plan, every, fused, predict, predict, training)
 
 
 def plan_inference(batch: Batch, config: ConnectionConfig, predict: Tensor | None = None) -> Plan:
@@ -241,47 +276,6 @@ def flat_index(mask: Tensor) -> tuple[Tensor, Tensor]:
     return row * mask.shape[1] + position, row
 
 
-def append_references(step: Step, batch: Batch, pad: int) -> tuple[Tensor, Tensor]:
-    """Put the references into the same batch, right-padded to a common length: inputs and mask (A + R, T').
-
-    For `reference_gradient`: inside one forward the reference's activations reach the connection as ordinary values
-    of the layer, so their gradient is exact under either kind of checkpointing. The step's plan is re-indexed.
-    """
-    assert batch.reference_ids is not None and batch.reference_mask is not None
-    old, width = step.plan.positions, max(step.plan.positions, batch.reference_ids.shape[1])
-
-    def widen(tensor: Tensor, fill: int) -> Tensor:
-        return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=fill)
-
-    plan = step.plan
-    if plan.transform_index is None:  # the references run bare, so "everywhere" becomes "every row before them"
-        everywhere = torch.zeros(plan.rows, width, dtype=torch.bool, device=step.input_ids.device)
-        everywhere[:, :old] = step.attention_mask.bool()
-        plan.transform_index = flat_index(everywhere)[0]
-    else:
-        plan.transform_index = _rewiden(plan.transform_index, old, width)
-    for name in ("connect_index", "identity_index"):
-        index = getattr(plan, name)
-        setattr(plan, name, None if index is None else _rewiden(index, old, width))
-    references = batch.reference_ids.shape[0]
-    plan.reference_rows, plan.rows, plan.positions = plan.rows, plan.rows + references, width
-    if plan.fused is not None:
-        plan.fused = torch.nn.functional.pad(plan.fused, (0, references))
-    if plan.row_weight is not None:
-        plan.row_weight = torch.nn.functional.pad(plan.row_weight, (0, references))
-    plan.reference = Reference.from_mask(widen(batch.reference_mask, 0))
-    ids = torch.cat([widen(step.input_ids, pad), widen(batch.reference_ids, pad)])
-    mask = torch.cat([widen(step.attention_mask, 0), widen(batch.reference_mask, 0)])
-    step.score, step.predict = (
-        torch.nn.functional.pad(part, (0, width - old, 0, references)) for part in (step.score, step.predict)
-    )
-    return ids, mask
-
-
-def _rewiden(index: Tensor, old: int, new: int) -> Tensor:
-    return torch.div(index, old, rounding_mode="floor") * new + index % old
-
-
 class GenerationPlanner:
     """Plans for the forwards of one `generate`: the prefill first, then a step a token (or several, where an assistant
     proposes them; the first may come with the prefill).
@@ -315,7 +309,7 @@ class GenerationPlanner:
             which = self.batch.reference_index.repeat_interleave(repeat)
             plan.connect_index, plan.connect_row = flat_index(connect & (which >= 0)[:, None])
             plan.connect_reference = which[plan.connect_row]
-            plan.fused, plan.reference, plan.memory = which >= 0, self.memory.reference, self.memory.memory
+            plan.fused, plan.reference, plan.memory = which >= 0, self.memory.reference, self.memory.results.memory
         return plan
 
     @staticmethod
@@ -332,15 +326,3 @@ class GenerationPlanner:
                 "generate: the prompt is not run at once (prefill_chunk_size, or a cache of its beginning), and the "
                 "connection cannot tell its end; leave those options out."
             )
-
-
-__all__ = [
-    "Batch",
-    "GenerationPlanner",
-    "Step",
-    "append_references",
-    "plan_inference",
-    "plan_step",
-    "prompt_ends",
-    "uniform",
-]

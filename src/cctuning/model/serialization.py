@@ -1,8 +1,7 @@
-"""The connection on disk: `connection_config.json` and `connection_model.safetensors`, beside or apart from the base.
+"""Save and load a connection: `connection_config.json` and `connection_model.safetensors`.
 
-JSON and safetensors only; nothing is pickled. Files are written under another name and renamed, so that a directory
-never holds half of one. The base is recognised by a fingerprint, so that a connection cannot be laid on a model it
-was not made for without a word.
+JSON and safetensors only; nothing is pickled. Files are written under another name and renamed, so a directory never
+holds half of one. A fingerprint of the base prevents loading a connection on a model it was not trained with.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftType
+from peft import PeftModel, PeftType
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -31,10 +32,13 @@ CONFIG_FILE = "connection_config.json"
 WEIGHTS_STEM = "connection_model"  # a sharded run may write several files: connection_model-0000i-of-0000n
 WEIGHTS_FILE = f"{WEIGHTS_STEM}.safetensors"
 FORMAT = 1
+LORA_CONFIG = "adapter_config.json"  # of PEFT
+# What libraries raise for files that are missing, damaged, of another model, or in need of a package not installed.
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError)
 
 
 def describe_base(model: PreTrainedModel) -> dict[str, Any]:
-    """What tells one base from another: family, sizes, name. (Weights change in training; see `fingerprint`.)"""
+    """Family, sizes and name of a base model. (Weights change in training; see `fingerprint`.)"""
     base = unwrap(model)
     text = base.config.get_text_config()
     return {
@@ -50,12 +54,10 @@ def base_hash(model: PreTrainedModel, embedding: torch.Tensor | None = None) -> 
     """Hash over a sample of the input embedding, rounded to bf16: the same in float32 and bfloat16 (float16 rounds
     otherwise; see `sample`).
 
-    Where the base is trained its embedding changes too, and the fingerprint with it; it is then taken from the
-    trained base, so it still tells whether the right copy is at hand.
+    Where the base is trained the embedding changes too, so the fingerprint is that of the trained base.
 
     Args:
-        model: the base.
-        embedding: its input embedding, gathered, where the model itself holds a shard.
+        model: the base. embedding: its input embedding, gathered, where the model holds a shard of it.
     """
     weight = _embedding(model, embedding)
     sample = weight.flatten()[:: max(1, weight.numel() // 4096)][:4096].float().cpu().bfloat16()
@@ -68,7 +70,7 @@ def _embedding(model: PreTrainedModel, given: torch.Tensor | None) -> torch.Tens
 
 
 def sample(embedding: torch.Tensor) -> list[float]:
-    """A few values of the input embedding: what is left to tell a base by in float16, which rounds otherwise."""
+    """A few values of the input embedding, to recognise a base in float16, which rounds otherwise."""
     values = embedding.flatten()[:: max(1, embedding.numel() // 64)][:64]
     return [float(f"{value:.5g}") for value in values.float().tolist()]
 
@@ -81,13 +83,6 @@ def _rounded(embedding: torch.Tensor, expected: list[float] | None) -> bool:
     return all(abs(a - b) <= 2e-3 * abs(b) + 1e-7 for a, b in zip(found, expected or [], strict=True))
 
 
-def save(connected: ConnectedModel, directory: Path, base_trained: bool | None) -> None:
-    """See `ConnectedModel.save_pretrained`."""
-    if base_trained is None:
-        base_trained = base_is_trained(connected)
-    save_state(connected, directory, connected.connection_state(), base_trained)
-
-
 def base_is_trained(connected: ConnectedModel) -> bool:
     """Whether any weight that is neither the connection's nor a LoRA's is trainable."""
     ours = {id(p) for c in connected.connections.values() for p in c.parameters()}
@@ -97,7 +92,7 @@ def base_is_trained(connected: ConnectedModel) -> bool:
 
 
 def check_adapter(model: PreTrainedModel) -> None:
-    """Raise `UserError` for a PEFT adapter that makes rows longer than their mask."""
+    """Raise `UserError` for a PEFT adapter that makes rows longer than their mask (virtual tokens)."""
     kind = getattr(getattr(model, "active_peft_config", None), "peft_type", None)
     if kind in (PeftType.PROMPT_TUNING, PeftType.P_TUNING, PeftType.MULTITASK_PROMPT_TUNING):
         raise UserError(f"{kind.value}: its virtual tokens move every prompt's end; use a LoRA or prefix tuning.")
@@ -106,7 +101,7 @@ def check_adapter(model: PreTrainedModel) -> None:
 def times_written(connected: ConnectedModel) -> int:
     """A count that grows when a weight of the base, neither the connection's nor a LoRA's, is written to.
 
-    It is autograd's own, `Tensor._version`, which is not public; `tests/model/test_connected.py` says when it changes.
+    It is autograd's `Tensor._version`, which is not public; `tests/model/test_connected.py` fails when it changes.
     """
     ours = {id(p) for c in connected.connections.values() for p in c.parameters()}
     named = connected.model.named_parameters()
@@ -131,7 +126,7 @@ def save_state(
 def save_config(
     connected: ConnectedModel, directory: Path, base_trained: bool, embedding: torch.Tensor | None = None
 ) -> None:
-    """Write the config alone; arguments as in `save_state`."""
+    """Write the config only; arguments as in `save_state`."""
     record = {
         "format": FORMAT,
         "connection": connected.config.to_dict(),
@@ -154,24 +149,24 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / CONFIG_FILE
     if not path.is_file():
-        raise UserError(f"{directory}: no {CONFIG_FILE} there; expected a directory that save_pretrained wrote.")
+        raise UserError(f"{directory}: no {CONFIG_FILE} in it; expected a directory written by save_pretrained.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise UserError(f"{path}: format {record['format']}, this version reads {FORMAT}; upgrade cc-tuning.")
         record["base"], record["connection"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a connection's config ({error!r}); train or copy it again.") from error
+        raise UserError(f"{path}: not the config of a connection ({error!r}); train or copy it again.") from error
     return record
 
 
 def check_base(
     model: PreTrainedModel, record: dict[str, Any], directory: Path, embedding: torch.Tensor | None = None
 ) -> None:
-    """Raise `UserError` unless `model` is the base of the connection of `record`, which `directory` holds.
+    """Raise `UserError` unless `model` is the base of the connection with config `record` in `directory`.
 
     Args:
-        embedding: its input embedding, where the model itself has no weights.
+        embedding: input embedding of the model, where the model itself has no weights.
     """
     found, expected = describe_base(model), record["base"]
     for key in ("model_type", "hidden_size", "num_hidden_layers"):
@@ -192,9 +187,11 @@ def check_base(
 def load(cls: type[ConnectedModel], model: PreTrainedModel, directory: Path) -> ConnectedModel:
     """See `ConnectedModel.from_pretrained`."""
     record = read_config(directory)
-    check_base(model, record, directory)
-    state = ShardReader(directory, WEIGHTS_STEM)
     config = ConnectionConfig.from_dict(record["connection"], str(directory / CONFIG_FILE))
+    state = ShardReader(directory, WEIGHTS_STEM)
+    if (directory / LORA_CONFIG).is_file() and not isinstance(model, PeftModel):
+        model = load_lora(model, directory)
+    check_base(model, record, directory)
     connected = cls.attach(model, config)
     try:
         connected.load_connection_state(state, str(directory / WEIGHTS_FILE))
@@ -204,3 +201,38 @@ def load(cls: type[ConnectedModel], model: PreTrainedModel, directory: Path) -> 
     connected.reference_language = record["reference_language"]
     connected.base_trained = record["base"]["trained"]
     return connected
+
+
+def load_lora(model: PreTrainedModel, directory: Path) -> Any:
+    """`model` with the LoRA in `directory`, as PEFT loads it; a vocabulary that training resized is resized first.
+
+    Raises:
+        UserError: it is incomplete, or made for another model.
+    """
+    try:
+        rows = _saved_vocabulary(directory)
+        if rows is not None and rows != model.config.get_text_config().vocab_size:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        return PeftModel.from_pretrained(model, str(directory))
+    except LOADING_ERRORS as error:
+        raise UserError(
+            f"{directory}: its LoRA cannot be loaded on {model.config.name_or_path!r}: {first_line(error)} The files "
+            f"are incomplete or made for another model: copy them again, or correct the base in {LORA_CONFIG}."
+        ) from error
+
+
+def _saved_vocabulary(directory: Path) -> int | None:
+    """Rows of the embedding that a model was trained with; None where the files do not tell: its base's."""
+    if (directory / CONFIG_FILE).is_file():
+        rows = read_config(directory)["base"].get("vocab_size")
+        return rows if isinstance(rows, int) else None
+    ends = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out")
+    with safe_open(directory / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118  # no mapping, and not iterable
+            if key.endswith(tuple(f".{end}.weight" for end in ends)):  # PEFT saves them where they were resized
+                return int(file.get_slice(key).get_shape()[0])
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -33,7 +33,6 @@ from cctuning.analysis.similarity import gather
 from cctuning.connection import ConnectionConfig
 from cctuning.data import Encoder, Source, encode_dataset, load_rows
 from cctuning.errors import UserError
-from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.loading import MODEL_FOLDER, Loaded, load, load_tokenizer
 from cctuning.report.runs import Run
@@ -237,9 +236,8 @@ def _inside(connected: ConnectedModel, batches: list[LanguageBatch]) -> Inside:
     inside = Inside(meeting(connected, batches), _plane(connected, batches))
     if connected.config.connection == "none":
         return inside
-    if isinstance(connected, AdaptiveModel):
-        inside.choice = layer_choice(connected, batches)
-    else:
+    inside.choice = layer_choice(connected, batches)
+    if connected.decisions:
         inside.gate = gate_statistics(connected, batches)
     inside.errors, inside.shape = transform_errors(connected, batches), transform_shape(connected)
     return inside
@@ -306,6 +304,6 @@ def _answer(
 
     ask(name)
     if loaded.connected is not None:
-        if run.connection.transform != "none" or run.connection.connection == "adaptive":
+        if not run.connection.inert:
             ask(f"{name}, without its connection", bypass=True)
         ask(f"{name}, given the parallel", live=True)

@@ -23,7 +23,6 @@ from cctuning.data.chat import own_template
 from cctuning.errors import UserError
 from cctuning.languages import is_code, same
 from cctuning.model import serialization
-from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.loading import Loaded, base_of, load_tokenizer, resolve
 from cctuning.model.sites import unwrap
 from cctuning.serving.stops import Thoughts, answer_end, stop_text, stop_tokens
@@ -226,7 +225,7 @@ class Answerer:
             given = [None if alone else reference for alone, reference in zip(apart, given, strict=True)]
         order = sorted(range(len(prompts)), key=lambda i: -len(str(prompts[i])))  # like lengths together
         groups = [order]
-        if isinstance(connected, AdaptiveModel):  # a batch of it reads references, or the matrix
+        if connected is not None and not connected.mixes_references:
             groups = [[i for i in order if given[i] is not None], [i for i in order if given[i] is None]]
         batches = [some[i : i + self.batch_size] for some in groups for i in range(0, len(some), self.batch_size)]
         answers = [""] * len(prompts)
@@ -258,7 +257,7 @@ class Answerer:
                     "reference_attention_mask": reference_mask,
                     "reference_index": index.to(ids.device),
                 }
-            elif isinstance(connected, AdaptiveModel):
+            else:
                 options["connect"] = ~torch.tensor(apart, device=ids.device)
             with connected.disable_adapter() if self.bypass else nullcontext():
                 tokens = connected.generate(ids, mask, **options)

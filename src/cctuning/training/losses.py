@@ -10,7 +10,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from cctuning.connection import LayerConnection
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.objective import ConnectedOutput
 
@@ -30,9 +29,8 @@ def watch_decisions(connected: ConnectedModel) -> dict[int, Tensor]:
 
         return keep
 
-    for layer, connection in connected.connections.items():
-        if isinstance(connection, LayerConnection):
-            connection.decision.register_forward_hook(keeper(layer))
+    for layer, decision in connected.decisions.items():
+        decision.register_forward_hook(keeper(layer))
     return means
 
 

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from cctuning.connection.references import ALIGNMENTS
 from cctuning.errors import UserError
 from cctuning.model.recorded import (
     SAMPLE,
@@ -134,8 +135,8 @@ def _why_not(trainer: CCTrainer) -> str | None:
         return ""
     if config.reference_weights != "start":
         return "" if args.record_references == "auto" else "reference_weights is not start"
-    if config.connection == "gated" and config.alignment == "attention":
-        return "alignment: attention keeps every token of a reference"
+    if config.connection == "gated" and not ALIGNMENTS[config.alignment].recordable:
+        return f"alignment: {config.alignment} keeps every token of a reference"
     return None
 
 

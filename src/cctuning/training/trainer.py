@@ -16,6 +16,7 @@ when one of them changes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from cctuning.data import PairedCollator
 from cctuning.data.in_memory import check_dataset
 from cctuning.errors import UserError
 from cctuning.model import serialization
-from cctuning.model.adaptive_model import AdaptiveModel
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.exportable import check_adapter_start
 from cctuning.model.starting_weights import StartingWeights
@@ -274,8 +274,9 @@ class CCTrainer(SavingTrainer):
         """As the parent's; afterwards the adaptive connection's matrix is fitted on the training prompts."""
         result = super().train(*args, **kwargs)
         self.connected.base_trained = serialization.base_is_trained(self.connected)
-        if isinstance(self.connected, AdaptiveModel):
-            self.model.eval()
-            loader = tqdm(self.get_train_dataloader(), desc="Fitting the transform", leave=False)
-            self.fit = self.connected.eval().fit_transform(self._prepare_inputs(inputs) for inputs in loader)
+        self.fit = self.connected.after_training(self._training_batches())
         return result
+
+    def _training_batches(self) -> Iterator[dict[str, Any]]:
+        for inputs in tqdm(self.get_train_dataloader(), desc="Fitting the transform", leave=False):
+            yield self._prepare_inputs(inputs)
