@@ -44,6 +44,10 @@ def beside(folder):
     return records(folder / "rows.jsonl", [{"text": sw, "text_en": en, "lang": "swh"} for sw, en in PAIRS])
 
 
+def as_in_python(folder):
+    return records(folder / "rows.jsonl", [{"text": sw, "reference": en, "lang": "sw"} for sw, en in PAIRS])
+
+
 def prompts(folder):
     rows = [{"prompt": sw, "response": "x", "prompt_en": en, "lang": "sw"} for sw, en in PAIRS]
     return records(folder / "rows.jsonl", rows)

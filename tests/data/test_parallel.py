@@ -24,7 +24,14 @@ from tests.pairing.world import lines
 DATA = Path(os.environ.get("CC_TUNING_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 CASES = DATA.parent / "cases"
 LAYOUTS = (
-    *(files.beside, files.prompts, files.conversations, files.translation, files.translation_parquet),
+    *(
+        files.beside,
+        files.as_in_python,
+        files.prompts,
+        files.conversations,
+        files.translation,
+        files.translation_parquet,
+    ),
     *(files.columns_csv, files.quoted_tsv, files.all_quoted_tsv, files.tico_tsv, files.sentence_transformers),
     *(files.many_things, files.many_things_zip, files.tatoeba_pairs, files.wikimatrix, files.nllb_tsv),
     *(files.tatoeba_challenge, files.moses, files.moses_by_reference, files.moses_prefix, files.moses_zst),

@@ -41,7 +41,8 @@ from cctuning.identify import identify_language
 from cctuning.languages import same
 
 EXPECTED = (
-    "expected columns text and text_{0}, prompt and prompt_{0}, translation, or one for each language ({0}, sw, ...)"
+    "expected columns text and text_{0} (or reference), prompt and prompt_{0}, translation, or one for each language "
+    "({0}, sw, ...)"
 )
 XML = {".tmx": ("TMX", read_tmx), ".tbx": ("TBX", read_tbx)}
 BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # what OPUS packs beside the text
