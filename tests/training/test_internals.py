@@ -26,6 +26,15 @@ OVERRIDDEN = {
         "epochs_trained",
         "steps_trained_in_current_epoch",
     ],
+    "_init_training_state": [
+        "self",
+        "max_steps",
+        "num_update_steps_per_epoch",
+        "num_train_epochs",
+        "resume_from_checkpoint",
+        "trial",
+    ],
+    "set_initial_training_values": ["self", "args", "dataloader"],
     "_prepare_dataset": ["self", "dataset", "processing_class", "args", "packing", "formatting_func", "dataset_name"],
     "_set_signature_columns_if_needed": ["self"],
     "_save": ["self", "output_dir", "state_dict"],
@@ -53,11 +62,27 @@ def test_overridden_members_keep_their_signature(name):
     assert list(inspect.signature(getattr(SFTTrainer, name)).parameters) == OVERRIDDEN[name]
 
 
-def test_every_override_is_listed_and_is_in_one_layer():
+def test_every_private_override_is_listed():
     layers = CCTrainer.__mro__[: CCTrainer.__mro__.index(SFTTrainer)]
     private = [name for layer in layers for name in vars(layer) if name.startswith("_") and name in dir(SFTTrainer)]
     private = [name for name in private if callable(getattr(SFTTrainer, name)) and not name.startswith("__")]
-    assert len(private) == len(set(private)) and set(private) <= set(OVERRIDDEN)
+    assert set(private) <= set(OVERRIDDEN)
+
+
+def test_a_dataloader_takes_a_sampler():
+    names = ["self", "dataset", "description", "batch_size", "sampler_fn", "is_training"]
+    assert list(inspect.signature(Trainer._get_dataloader).parameters)[:6] == names
+
+
+def test_initial_training_values_end_in_samples_batch_batches_and_steps():
+    source = inspect.getsource(Trainer.set_initial_training_values)
+    returned = source[source.rindex("return (") :].split("(")[1].split(")")[0]
+    assert [name.strip() for name in returned.split(",") if name.strip()][-4:] == [
+        "num_train_samples",
+        "total_train_batch_size",
+        "steps_in_epoch",
+        "max_steps",
+    ]
 
 
 def test_members_that_are_read_still_exist():

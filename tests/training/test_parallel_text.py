@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from cctuning import CCTrainer, ConnectionConfig, UserError
 from cctuning.training import CCConfig
@@ -124,6 +124,104 @@ def test_every_batch_holds_its_share_and_each_pair_comes_once_before_any_comes_t
     assert set(seen) <= places and max(seen.values()) - min(seen.values()) <= 1 and len(seen) == 48
 
 
+class Taken(TrainerCallback):
+    """Ids of the rows of each optimizer step, and the epoch that it is logged with."""
+
+    def __init__(self, made: CCTrainer) -> None:
+        self.steps, self.epochs, self.batch = {}, {}, []
+        loss = made.compute_loss
+
+        def watched(module, inputs, *args, **kwargs):
+            if module.training:
+                answered = (inputs["labels"] != -100).any(dim=1).tolist()
+                self.batch += zip(inputs["row"].tolist(), answered, strict=True)
+            return loss(module, inputs, *args, **kwargs)
+
+        made.compute_loss = watched
+        made.add_callback(self)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps[state.global_step], self.batch = self.batch, []
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "loss" in logs:
+            self.epochs[state.global_step] = logs["epoch"]
+
+
+FIRST = {"align_first": 3, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
+
+
+@pytest.mark.parametrize("strategy", ["random", "batch_rebalance"])
+@pytest.mark.parametrize("each", [0, 2])
+def test_parallel_text_comes_first_then_each_answered_row_once_an_epoch(each, strategy, tmp_path):
+    answered = english()
+    options = {**FIRST, "parallel_rows": each, "train_sampling_strategy": strategy, "parallel_temperature": 1.0}
+    made = trainer(tmp_path, None, answered, **options)
+    taken = Taken(made)
+    made.train()
+    assert [len(taken.steps[step]) for step in (1, 2, 3)] == [4, 4, 4]
+    assert not any(right for step in (1, 2, 3) for _, right in taken.steps[step])
+    later = [row for step, rows in taken.steps.items() if step > 3 for row in rows]
+    assert Counter(row for row, right in later if right) == Counter(dict.fromkeys(answered["row"], 2))
+    assert sum(not right for _, right in later) == 2 * each * len(answered)
+    pairs_taken = Counter(row for rows in taken.steps.values() for row, right in rows if not right)
+    assert max(pairs_taken.values()) - min([pairs_taken[row] for row in made.parallel["row"]]) <= 1
+    assert made.state.global_step == made.state.max_steps == 3 + 2 * -(-len(answered) // 4)
+    assert [taken.epochs[step] for step in (1, 2, 3)] == [0, 0, 0] and taken.epochs[made.state.max_steps] == 2
+    assert not set(answered["row"]) & set(made.parallel["row"])
+    if each == 0:
+        assert all("align_loss" not in entry for entry in made.state.log_history if entry["step"] > 3)
+
+
+def test_alignment_first_then_plain_sft_is_that(tmp_path):
+    """The answered rows' steps are those of connection: none on a model that was aligned, at the same rates."""
+    made = trainer(
+        tmp_path / "a", None, english(), **FIRST, parallel_rows=0, optim="sgd", lr_scheduler_type="constant"
+    )
+    made.train()
+    pack = trainer(tmp_path / "b", None, english(), **{**FIRST, "max_steps": 4}, parallel_rows=0, optim="sgd")
+    pack.args.max_steps = 3  # the alignment alone, over the same pairs
+    pack.args.lr_scheduler_type = made.args.lr_scheduler_type
+    pack.train()
+    plain = CCTrainer(
+        pack.model,
+        CCConfig(
+            str(tmp_path / "c"),
+            per_device_train_batch_size=2,
+            learning_rate=5e-3,
+            optim="sgd",
+            lr_scheduler_type="constant",
+            logging_steps=1,
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+            **{key: value for key, value in FIRST.items() if key != "align_first"},
+        ),
+        ConnectionConfig("none"),
+        train_dataset=english(),
+        processing_class=tokenizer(),
+    )
+    plain.train()
+    assert curve(plain) == pytest.approx(curve(made)[3:], rel=1e-5)
+
+
+@pytest.mark.parametrize("at", [2, 3, 4])
+@pytest.mark.parametrize("strategy", ["random", "batch_rebalance"])
+def test_a_run_with_alignment_first_resumes_exactly(strategy, at, tmp_path):
+    options = {**FIRST, "save_strategy": "steps", "save_steps": 1, "train_sampling_strategy": strategy}
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.3, target_modules="all-linear")
+    whole = trainer(tmp_path / "run", None, english(), **options, peft=lora)
+    through = Taken(whole)
+    whole.train()
+    cut = trainer(tmp_path / "run", None, english(), **options, peft=lora)
+    after = Taken(cut)
+    cut.train(resume_from_checkpoint=str(tmp_path / "run" / f"checkpoint-{at}"))
+    assert after.steps == {step: rows for step, rows in through.steps.items() if step > at}
+    assert curve(cut) == pytest.approx(curve(whole), rel=1e-6)
+    for name, parameter in whole.model.named_parameters():
+        assert torch.equal(parameter, cut.model.get_parameter(name)), name
+
+
 def test_a_small_language_is_raised_by_the_temperature():
     languages = ["sw"] * 90 + ["yo"] * 10
     for temperature, share in ((1.0, 0.1), (2.0, 0.25), (100.0, 0.49)):
@@ -162,6 +260,8 @@ def test_wrong_pairs_are_worse_than_right_ones_to_align_to(tmp_path):
             "expected the columns text and reference",
         ),
         ({"connection": {"connection": "none"}}, "connection: none reads no parallel text"),
+        ({"align_first": 5, "max_steps": 5}, "align_first: 5 of max_steps: 5 leave no step"),
+        ({"align_first": -1}, "align_first: expected at least 0"),
         ({"record_references": "true", "connection": {"reference_weights": "current"}}, "record_references: true"),
     ],
 )
@@ -174,3 +274,11 @@ def test_what_cannot_be_is_one_line(options, said, tmp_path):
 def test_neither_rows_nor_text(tmp_path):
     with pytest.raises(UserError, match="nothing to train on"):
         CCTrainer(model(), CCConfig(str(tmp_path), report_to="none", use_cpu=True), processing_class=tokenizer())
+
+
+def test_alignment_first_needs_both(tmp_path):
+    with pytest.raises(UserError, match="align_first: there are no answered rows"):
+        trainer(tmp_path, align_first=2)
+    args = CCConfig(str(tmp_path), report_to="none", use_cpu=True, align_first=2)
+    with pytest.raises(UserError, match="align_first: needs parallel text"):
+        CCTrainer(model(), args, train_dataset=english(), processing_class=tokenizer())

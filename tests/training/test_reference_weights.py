@@ -145,7 +145,7 @@ def test_the_start_is_the_default_where_it_can_be_kept(connection, settled, tmp_
         made = trainer(tmp_path, connection, record_references=record)
         assert made.connected.config.reference_weights == settled
         assert (made.connected.start is not None) == (settled == "start" and record == "false")
-        assert (made.connected.recorded is not None) == (settled == "start" and record == "auto")
+        assert made.records == (settled == "start" and record == "auto")
 
 
 def test_under_deepspeed_the_default_is_the_paper_s(monkeypatch):

@@ -38,6 +38,21 @@ def test_a_dry_run_says_all_and_writes_nothing(world, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.yaml"]
 
 
+def test_a_dry_run_records_no_references(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CC_TUNING_CACHE", str(tmp_path / "cache"))
+    train(world, tmp_path, "--dry_run", "true", connection="align", layers=[0, 1])
+    said = capsys.readouterr().out
+    assert re.search(
+        r"recording:  24 references \(\d+ tokens, 0 MB\), to be recorded in \S+ before .*: about .* s", said
+    )
+    assert not (tmp_path / "cache").exists()
+    train(world, tmp_path, connection="align", layers=[0, 1])
+    assert list((tmp_path / "cache" / "references").glob("*/*.safetensors"))
+    capsys.readouterr()
+    train(world, tmp_path, "--dry_run", "true", "--output_dir", tmp_path / "other", connection="align", layers=[0, 1])
+    assert re.search(r"recording:  24 references .*, recorded in \S+/cache/references/", capsys.readouterr().out)
+
+
 def test_a_trial_changes_nothing(world, tmp_path, capsys):
     """A run after a trial on the same trainer is the run without one."""
     from cctuning.training import summary
@@ -46,7 +61,7 @@ def test_a_trial_changes_nothing(world, tmp_path, capsys):
     plain = trainer(tmp_path / "a")
     plain.train()
     tried = trainer(tmp_path / "b")
-    seconds, _ = summary.trial(tried)
+    seconds, *_ = summary.trial(tried)
     assert seconds > 0
     tried.train()
     assert losses(tried) == losses(plain)

@@ -128,13 +128,12 @@ def bytes_needed(connected: ConnectedModel, references: int) -> int:
 
 
 def fits(connected: ConnectedModel, references: int, folder: Path) -> str | None:
-    """Why a recording cannot be kept in `folder`; None if it can."""
+    """Why a recording cannot be kept in `folder` (which need not exist yet); None if it can."""
     needed = bytes_needed(connected, references)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-    except OSError as error:
-        return f"{folder}: {error.strerror}"
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return f"{there}: not a directory that can be written to"
+    free = shutil.disk_usage(there).free
     if needed * 1.05 > free:
         return f"{references} references need {needed / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB free"
     return None

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from cctuning.training.trainer import CCTrainer
 
 logger = logging.getLogger(__name__)
-PAIRS = 64  # measured per language
+PAIRS, FEWEST = 64, 8  # measured per language, at most and at least
+SHARE = 0.075  # of the rows that a run trains on, measured twice with forward passes alone: some 5 % of its time
 LOOK_AT = 50  # step at which an alignment that has not moved is reported
 MOVED = 0.02  # of the first error
 SAMPLES_FILE = "samples.jsonl"
@@ -31,10 +32,13 @@ SKIPPED = 2  # steps before the first traced one, if the run has as many: they a
 
 
 class AlignmentByLanguage(TrainerCallback):
-    """Measures before and after, and warns once where the error stands still.
+    """Measure how well parallel text is aligned, by language, before and after training.
+
+    A sample of the training text is measured: it shows whether anything has moved, not whether the model answers
+    better (see `cctuning evaluate`). Warns once if the error does not fall.
 
     Attributes:
-        before, after: of the sample; None until measured (`before` of a resumed run is the start's, by the recording).
+        before, after: results; None until measured. `before` is not measured in a run that is resumed.
     """
 
     def __init__(self, trainer: CCTrainer, rows: Any) -> None:
@@ -42,34 +46,43 @@ class AlignmentByLanguage(TrainerCallback):
         Args:
             rows: encoded parallel text with `reference_row`.
         """
-        self.trainer = trainer
+        self.trainer, self.rows = trainer, rows
         self.before: Alignment | None = None
         self.after: Alignment | None = None
-        taken: dict[str, list[int]] = defaultdict(list)
-        for number, (lang, reference) in enumerate(zip(rows["lang"], rows["reference_row"], strict=True)):
-            if reference >= 0 and lang != trainer.args.reference_language:
-                taken[lang].append(number)
-        chosen = [places[:: math.ceil(len(places) / PAIRS)] for places in taken.values()]
-        sample = rows.select([place for places in chosen for place in places])
-        self._texts = Prompts(sample["input_ids"][:], torch.tensor(sample["text"][:]).reshape(-1, 2))
-        self._which, self._languages = torch.tensor(sample["reference_row"][:]), list(sample["lang"])
+        self._sample: Any = None
         self._losses: list[float] = []
         self._warned = False
 
-    def _measure(self) -> Alignment | None:
-        if not self._languages:
+    def _measure(self, steps: int) -> Alignment | None:
+        if self._sample is None:
+            self._sample = self._choose(steps)
+        sample = self._sample
+        if not len(sample):
             return None
+        texts = Prompts(sample["input_ids"][:], torch.tensor(sample["text"][:]).reshape(-1, 2))
+        which, languages = torch.tensor(sample["reference_row"][:]), list(sample["lang"])
         tokenizer: Any = self.trainer.processing_class
         with self.trainer.accelerator.autocast():
-            return measure(self.trainer.connected, self._texts, self._which, self._languages, tokenizer.pad_token_id)
+            return measure(self.trainer.connected, texts, which, languages, tokenizer.pad_token_id)
+
+    def _choose(self, steps: int) -> Any:
+        """Up to PAIRS pairs of each language, spread over the rows; fewer in a run of few steps."""
+        args, taken = self.trainer.args, defaultdict(list)
+        for number, (lang, reference) in enumerate(zip(self.rows["lang"], self.rows["reference_row"], strict=True)):
+            if reference >= 0 and lang != args.reference_language:
+                taken[lang].append(number)
+        trained = steps * args.train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
+        most = min(PAIRS, max(FEWEST, int(SHARE * trained / max(1, len(taken)))))
+        chosen = [places[:: math.ceil(len(places) / most)] for places in taken.values()]
+        return self.rows.select([place for places in chosen for place in places])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Nothing is measured of a run that is resumed: its weights are not the start's."""
+        """Measure, unless the run is resumed: its weights are not the start's."""
         if state.global_step == 0:
-            self.before = self._measure()
+            self.before = self._measure(state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Warn by step 50 where the error has not fallen."""
+        """Warn if the error has not fallen by step LOOK_AT."""
         logs = kwargs["logs"]
         if "align_loss" in logs:
             self._losses.append(float(logs["align_loss"]))
@@ -78,16 +91,16 @@ class AlignmentByLanguage(TrainerCallback):
             first, last = self._losses[0], sum(self._losses[-3:]) / len(self._losses[-3:])
             if last > (1 - MOVED) * first:
                 logger.warning(
-                    f"alignment error {first:.3g} at the first log, {last:.3g} by step {state.global_step}: it does "
-                    "not fall; raise learning_rate or align_weight, or see cctuning diagnose."
+                    f"the alignment error does not fall: {first:.3g} at the first log, {last:.3g} by step "
+                    f"{state.global_step}. Raise learning_rate or align_weight, or see cctuning diagnose."
                 )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure again, and log both."""
-        self.after = self._measure()
+        """Measure again."""
+        self.after = self._measure(state.max_steps)
 
     def as_dict(self) -> dict[str, Any] | None:
-        """Language -> pairs, and found and error (mean over layers) before and after; None where not measured."""
+        """Language -> pairs, and found and error (mean over layers) before and after; None if not measured."""
         if self.after is None:
             return None
         found: dict[str, Any] = {}
@@ -100,7 +113,7 @@ class AlignmentByLanguage(TrainerCallback):
         return found
 
     def table(self) -> str:
-        """The same as text; empty where not measured."""
+        """The same as text; empty if not measured."""
         lines = []
         for code, figures in (self.as_dict() or {}).items():
             parts = [f"{name} {figures[name]['found']:.0%}" for name in ("before", "after") if name in figures]
@@ -110,13 +123,17 @@ class AlignmentByLanguage(TrainerCallback):
 
 
 class SampleAnswers(TrainerCallback):
-    """At each evaluation the answers to a few of its prompts a language, greedy, by the pass that inference runs:
-    lines of RUN/samples.jsonl, and text in TensorBoard."""
+    """At each evaluation, answer a few of its prompts in each language, greedily and as inference does.
+
+    The answers go to RUN/samples.jsonl and, as text, to TensorBoard.
+    """
 
     def __init__(self, trainer: Any, path: Path, each: int) -> None:
         """
         Args:
-            trainer: a `CCTrainer` with evaluation rows. each: rows a language.
+            trainer: a `CCTrainer` with evaluation rows.
+            path: file that lines are appended to.
+            each: prompts per language.
         """
         self.trainer, self.path = trainer, path
         self.rows: list[dict[str, Any]] = []
@@ -130,7 +147,7 @@ class SampleAnswers(TrainerCallback):
 
     @torch.no_grad()
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Answer, write, and leave generators and modes as they were."""
+        """Answer and write; random generators and the model's mode are restored."""
         if not state.is_world_process_zero:
             return
         trainer, tokenizer = self.trainer, self.trainer.processing_class
@@ -179,7 +196,11 @@ class SampleAnswers(TrainerCallback):
 
 
 class StepProfiler(TrainerCallback):
-    """Traces `steps` optimiser steps and writes `directory`/trace.json, on the main process alone."""
+    """Trace `steps` optimizer steps of the main process into `directory`/trace.json.
+
+    The trace is in Chrome's format, for https://ui.perfetto.dev or chrome://tracing. It holds names, times and shapes
+    of operations, and nothing of the rows.
+    """
 
     def __init__(self, steps: int, directory: Path) -> None:
         self.steps, self.directory = steps, directory
@@ -190,7 +211,7 @@ class StepProfiler(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             skipped = max(0, min(SKIPPED, state.max_steps - state.global_step - self.steps))
-            warmup = min(1, skipped)  # traced and thrown away: tracing itself has a first time
+            warmup = min(1, skipped)  # traced and discarded: the profiler warms up too
             when = schedule(skip_first=skipped - warmup, wait=0, warmup=warmup, active=self.steps, repeat=1)
             self.profiler = profile(schedule=when, on_trace_ready=self._write, record_shapes=True)
             self.profiler.start()
@@ -205,7 +226,7 @@ class StepProfiler(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.profiler is not None:
-            self.profiler.stop()  # writes, where the run had fewer steps than were asked for
+            self.profiler.stop()  # writes the trace of a run with fewer steps than asked for
 
     def _write(self, profiler: profile) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)

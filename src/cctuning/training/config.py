@@ -33,6 +33,15 @@ class CCConfig(SFTConfig):
             "English and all else that no row rehearses. 0: off. Holds a copy of the tuned weights."
         },
     )
+    align_first: int = field(
+        default=0,
+        metadata={
+            "help": "Train this many optimizer steps on parallel text alone (per_device_train_batch_size pairs a "
+            "batch), then on the answered rows with parallel_rows pairs each; with connection: align and "
+            "parallel_rows: 0 by plain SFT. One learning rate schedule spans both. max_steps includes these steps, "
+            "num_train_epochs does not."
+        },
+    )
     parallel_rows: int = field(
         default=3, metadata={"help": "Pairs of the parallel text in a batch for each answered row; 0: none."}
     )
@@ -158,9 +167,14 @@ class CCConfig(SFTConfig):
             raise UserError(f"loss_type: {self.loss_type} is not supported beside the connection; use nll.")
         if self.label_smoothing_factor:
             raise UserError("label_smoothing_factor is not supported beside the connection; set it to 0.")
-        for name, least in (("parallel_rows", 0), ("parallel_temperature", 1.0)):
+        for name, least in (("align_first", 0), ("parallel_rows", 0), ("parallel_temperature", 1.0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}.")
+        if 0 < self.max_steps <= self.align_first:
+            raise UserError(
+                f"align_first: {self.align_first} of max_steps: {self.max_steps} leave no step for the answered rows; "
+                "raise max_steps, or align the parallel text alone (cctuning align)."
+            )
         if isinstance(self.record_references, bool):  # as YAML reads a bare true
             self.record_references = str(self.record_references).lower()
         if self.record_references not in ("auto", "true", "false"):

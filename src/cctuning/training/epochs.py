@@ -24,6 +24,7 @@ class EpochTrainer(TokenizingTrainer):
 
     _order: EpochOrder | BalancedOrder | None = None
     _rows_each = 1  # rows of a batch for each row of the epoch
+    _all_rows_count = False  # no row of a batch is a repetition
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._eval_losses = LossByLanguage()
@@ -47,7 +48,9 @@ class EpochTrainer(TokenizingTrainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """As the parent's, without the rows that accelerate repeats to complete an epoch's last batches."""
-        if isinstance(self._order, BalancedOrder):
+        if self._all_rows_count:
+            pass
+        elif isinstance(self._order, BalancedOrder):
             epoch_iterator = fillers_at_the_end(epoch_iterator, self.accelerator, self._order.fills)
         elif not self.args.dataloader_drop_last:
             rows: Any = self.train_dataset

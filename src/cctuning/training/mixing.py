@@ -1,4 +1,4 @@
-"""Mix parallel text into the batches of answered rows.
+"""Train on parallel text before and beside answered rows.
 
 Each answered row brings `parallel_rows` pairs of parallel text. Which ones depends only on epoch, row and seed, so a
 run that is resumed, or runs on more processes, takes the same.
@@ -11,8 +11,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
+from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 
 from cctuning.data import PairedCollator
@@ -24,26 +26,96 @@ TEXT = ("text", "prompt")
 
 
 class MixingTrainer(EpochTrainer):
-    """An `EpochTrainer` whose training batches hold parallel text beside each answered row."""
+    """An `EpochTrainer` with parallel text: alone in the first `align_first` steps, then beside each answered row.
+
+    The first steps come before the first epoch, whose number they leave at 0: a checkpoint's step says how many of
+    them are done. `parallel` then goes on where they ended, so that every pair comes once before any is repeated.
+    """
 
     args: CCConfig
 
     def get_train_dataloader(self) -> Any:
         """As the parent's; with parallel text each row brings its pairs."""
-        if self.parallel is None:
-            return super().get_train_dataloader()
-        rows: Any = self.train_dataset
         plain: Any = self.data_collator
-        mixture = Mixture(self.parallel["lang"], self.args.parallel_temperature, self.args.seed)
-        places = {row: place for place, row in enumerate(sorted(rows["row"]))}
-        mixing = MixingCollator(plain, self.parallel, mixture, self.args.parallel_rows, places)
-        self.add_callback(EpochOfMixture(mixing))
-        self._rows_each = 1 + self.args.parallel_rows
-        self.data_collator = mixing
+        self.data_collator = self.training_collator()
+        self._rows_each = self.data_collator.each + 1 if isinstance(self.data_collator, MixingCollator) else 1
         try:
             return super().get_train_dataloader()
         finally:
             self.data_collator = plain
+
+    def training_collator(self) -> Any:
+        """The collator of training batches."""
+        if self.parallel is None or not self.args.parallel_rows:
+            return self.data_collator
+        rows: Any = self.train_dataset
+        plain: Any = self.data_collator
+        places = {row: place for place, row in enumerate(sorted(rows["row"]))}
+        taken = self.args.align_first * self._rows_a_step()
+        mixing = MixingCollator(plain, self.parallel, self._mixture(), self.args.parallel_rows, places, taken)
+        self.add_callback(EpochOfMixture(mixing))
+        return mixing
+
+    def _mixture(self) -> Mixture:
+        assert self.parallel is not None
+        return Mixture(self.parallel["lang"], self.args.parallel_temperature, self.args.seed)
+
+    def _rows_a_step(self) -> int:
+        return self._train_batch_size * self.args.gradient_accumulation_steps * max(1, self.args.world_size)
+
+    # -- align_first -------------------------------------------------------------------------------------------------
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        """As the parent's; the steps of `align_first` come on top of the epochs' (`max_steps` counts them)."""
+        *others, samples, total, in_epoch, steps = super().set_initial_training_values(args, dataloader)
+        if args.align_first and args.max_steps <= 0:
+            samples, steps = samples + args.align_first * total, steps + args.align_first
+        return *others, samples, total, in_epoch, steps
+
+    def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, *args: Any) -> tuple[int, int]:
+        epochs, batches = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args)
+        if self.args.align_first:
+            epochs, steps = divmod(max(0, self.state.global_step - self.args.align_first), num_update_steps_per_epoch)
+            batches = 0 if self.args.ignore_data_skip else steps * self.args.gradient_accumulation_steps
+        return epochs, batches
+
+    def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step < self.args.align_first:
+            self._align_first(model, kwargs)
+            if self.control.should_training_stop:
+                return None
+            kwargs["resume_from_checkpoint"] = None  # the epoch begins at its first batch
+        return super()._run_epoch(model, epoch, *args, **kwargs)
+
+    def _align_first(self, model: Any, kwargs: dict[str, Any]) -> None:
+        """Run the steps of `align_first` that are left, as an epoch before the first."""
+        steps, parts = self.args.align_first, self.args.gradient_accumulation_steps
+        assert self.parallel is not None
+        order = self._mixture().rows(0, steps * self._rows_a_step())
+        rows = self.parallel.select(order)
+        loader: Any = self._get_dataloader(
+            rows,
+            "Alignment",
+            self._train_batch_size,
+            sampler_fn=lambda _: SequentialSampler(order),
+            is_training=True,
+        )
+        loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
+        before = {
+            "train_dataloader": loader,
+            "steps_in_epoch": steps * parts,
+            "num_update_steps_per_epoch": steps,
+            "epochs_trained": -1,
+            "steps_trained_in_current_epoch": self.state.global_step * parts,
+        }
+        still = EpochStaysZero()
+        self.callback_handler.callbacks.insert(0, still)
+        self._all_rows_count = True  # the steps are whole: accelerate repeats no row
+        try:
+            super()._run_epoch(model, -1, **kwargs | before)
+        finally:
+            self._all_rows_count = False
+            self.remove_callback(still)
 
 
 class Mixture:
@@ -88,7 +160,13 @@ class MixingCollator:
     """Collate answered rows, each followed by its pairs."""
 
     def __init__(
-        self, collate: PairedCollator, parallel: Dataset, mixture: Mixture, each: int, places: Mapping[int, int]
+        self,
+        collate: PairedCollator,
+        parallel: Dataset,
+        mixture: Mixture,
+        each: int,
+        places: Mapping[int, int],
+        taken: int = 0,
     ) -> None:
         """
         Args:
@@ -96,9 +174,10 @@ class MixingCollator:
             mixture: their order.
             each: pairs for each answered row.
             places: id of an answered row -> its number among the answered rows.
+            taken: pairs that came before.
         """
         self.collate, self.parallel, self.mixture, self.each, self.places = collate, parallel, mixture, each, places
-        self.epoch = 0
+        self.taken, self.epoch = taken, 0
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """As `PairedCollator`, with B * (1 + each) rows for B answered rows."""
@@ -106,7 +185,9 @@ class MixingCollator:
         for row in rows:
             place = self.epoch * len(self.places) + self.places[int(row["row"])]
             together.append(row)
-            together += [self.parallel[number] for number in self.mixture.rows(place * self.each, self.each)]
+            together += [
+                self.parallel[number] for number in self.mixture.rows(self.taken + place * self.each, self.each)
+            ]
         return self.collate(together)
 
 
@@ -121,19 +202,37 @@ class EpochOfMixture(TrainerCallback):
         self.collator.epoch = int((state.epoch or 0) + 1e-6)
 
 
+class EpochStaysZero(TrainerCallback):
+    """Log and save epoch 0 for the steps before the first epoch."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.epoch = 0.0
+
+
 def with_parallel(rows: Dataset | None, pairs: Dataset, args: CCConfig) -> tuple[Dataset, Dataset | None]:
     """The rows of an epoch, and the parallel rows beside them.
 
     Args:
         rows: answered rows; None: the parallel text is the epoch (and the second result is None).
         pairs: parallel text, as `as_rows` takes it.
+
+    Raises:
+        UserError: a column is missing, or `align_first` without answered rows.
     """
-    parallel = as_rows(pairs, args.reference_language, 0 if rows is None else len(rows))
+    first = 0 if rows is None else max(rows["row"]) + 1 if "row" in rows.column_names else len(rows)
+    parallel = as_rows(pairs, args.reference_language, first)
     if rows is not None:
-        return rows, parallel if args.parallel_rows else None
+        return rows, parallel if args.parallel_rows or args.align_first else None
+    if args.align_first:
+        raise UserError("align_first: there are no answered rows to come after the parallel text; leave it out.")
     mixture = Mixture(parallel["lang"], args.parallel_temperature, args.seed)
     chosen = parallel.select(mixture.cycle(0)).remove_columns("row")
     return chosen.add_column("row", list(range(len(chosen)))), None
+
+
+def without_references(rows: Dataset) -> Dataset:
+    """Encoded rows with their references removed."""
+    return rows.map(lambda row: {"reference_input_ids": [], "reference_text": []}, features=rows.features)
 
 
 def as_rows(parallel: Dataset, language: str, first: int) -> Dataset:

@@ -1,24 +1,28 @@
-"""Before the first step: which references there are, what they offer, and which row has which."""
+"""Record the references of a run before its first step."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import TrainerCallback
 
 from cctuning.connection.references import ALIGNMENTS
 from cctuning.errors import UserError
 from cctuning.model.recorded import (
+    INDEX,
     SAMPLE,
     Prompts,
     bytes_needed,
     cache_folder,
     fits,
+    key,
     record,
 )
 
@@ -30,20 +34,20 @@ FOLDER = "references"  # in a run whose weights are sharded
 
 
 def record_references(trainer: CCTrainer, sets: dict[str, Dataset]) -> dict[str, Dataset] | None:
-    """Record the distinct references of `sets` (encoded) for `trainer.connected`, or say why not.
+    """Plan the recording of the distinct references of `sets` (encoded), or log why they are not recorded.
 
-    Where the weights are to be sharded it is done when they have been, before the first step or the checkpoint.
+    Nothing runs yet: `trainer.recording` is made when training starts, before a checkpoint is loaded.
 
     Returns:
-        The sets with a column `reference_row`; None where the references are to run in every step.
+        The sets with a column `reference_row`; None if the references run in every step.
 
     Raises:
-        UserError: `record_references: true`, and they cannot be.
+        UserError: `record_references: true`, and they cannot be recorded.
     """
     why = _why_not(trainer)
     prompts, rows = distinct(sets)
     if why is None and not len(prompts):
-        why = ""  # nothing to record, and nothing to say
+        why = ""  # nothing to record, and nothing to log
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     folder = Path(str(trainer.args.output_dir)) / FOLDER if sharded else cache_folder()
     if why is None:
@@ -53,33 +57,33 @@ def record_references(trainer: CCTrainer, sets: dict[str, Dataset]) -> dict[str,
     if why:
         logger.warning(f"references run in every step and are not recorded: {why}.")
     if why is None or trainer.connected.config.loss != "relative":
-        recording = Recording(trainer, prompts, folder, whole=why is None, sharded=sharded)
-        trainer.recording = recording
-        if sharded:
-            trainer.add_callback(recording)
-        else:
-            recording.make()
-    return (
-        None
-        if why is not None
-        else {name: part.add_column("reference_row", rows[name]) for name, part in sets.items()}
-    )
+        trainer.recording = Recording(trainer, prompts, folder, whole=why is None, sharded=sharded)
+        trainer.add_callback(trainer.recording)
+    if why is not None:
+        return None
+    return {name: part.add_column("reference_row", rows[name]) for name, part in sets.items()}
 
 
 class Recording(TrainerCallback):
-    """One recording, made when its weights are there."""
+    """The recording of a run's references.
+
+    Attributes:
+        done: whether it has been made.
+    """
 
     def __init__(self, trainer: CCTrainer, prompts: Prompts, folder: Path, whole: bool, sharded: bool) -> None:
         """
         Args:
-            prompts: distinct references. folder: where they are kept.
-            whole: False: only the statistics are wanted, from a sample. sharded: weights are.
+            prompts: distinct references.
+            folder: where they are kept.
+            whole: False: only the statistics of a sample are needed.
+            sharded: the weights are; they are there when training begins.
         """
         self.trainer, self.prompts, self.folder, self.whole, self.sharded = trainer, prompts, folder, whole, sharded
         self.done = False
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Sharded weights are there now."""
+        """Record through weights that have just been sharded; others were recorded before."""
         self.make()
 
     def make(self) -> None:
@@ -88,25 +92,66 @@ class Recording(TrainerCallback):
             return
         self.done = True
         trainer, prompts = self.trainer, self.prompts
-        connected, tokenizer = trainer.connected, cast(Any, trainer.processing_class)
-        options: dict[str, Any] = {"pad": tokenizer.pad_token_id, "folder": None}
+        options: dict[str, Any] = {"folder": None}
         if self.whole:
             ours = {"rank": trainer.args.process_index, "world": trainer.args.world_size, "collective": self.sharded}
-            options |= {**ours, "folder": self.folder, "precision": _precision(trainer)}
-            size, tokens = bytes_needed(connected, len(prompts)) / 1e6, sum(map(len, prompts.ids))
-            logger.info(f"recording {len(prompts):,} references ({tokens:,} tokens; {size:,.0f} MB) in {self.folder}")
+            options = {**ours, "folder": self.folder, "precision": _precision(trainer)}
+            logger.info(f"recording {self._size()} in {self.folder}")
         else:
             prompts = prompts.of(list(range(0, len(prompts), max(1, len(prompts) // SAMPLE)))[:SAMPLE])
         started = time.time()
-        with trainer.accelerator.autocast():
-            recorded = record(connected, prompts, **options)
-        connected.keep_recorded(recorded, references=self.whole)
+        trainer.connected.keep_recorded(self._record(prompts, **options), references=self.whole)
         if self.whole:
             logger.info(f"recorded {len(prompts):,} references in {time.time() - started:.1f} s")
 
+    def try_out(self, batches: Sequence[dict[str, Any]]) -> str:
+        """Record the references of `batches` alone, in memory, for a dry run.
+
+        `reference_row` of the batches is numbered accordingly.
+
+        Returns:
+            What recording all of them would take.
+        """
+        given = [batch["reference_row"] for batch in batches if "reference_row" in batch]
+        own = torch.cat(given) if given else torch.zeros(0, dtype=torch.long)
+        numbers = own[own >= 0].unique() if self.whole else torch.arange(min(len(self.prompts), SAMPLE))
+        if not len(numbers):
+            numbers = torch.tensor([0])
+        sample = self.prompts.of(numbers.tolist())
+        recorded = self._record(sample, folder=None)
+        started = time.perf_counter()
+        self._record(sample, folder=None)  # timed; the first also warmed up
+        seconds = time.perf_counter() - started
+        self.trainer.connected.keep_recorded(recorded, references=self.whole)
+        if not self.whole:
+            return f"statistics of {len(sample):,} references are measured before the first step"
+        for batch in batches:
+            batch["reference_row"] = _renumbered(batch["reference_row"], numbers)
+        if not self.sharded:
+            there = self.folder / key(self.trainer.connected, self.prompts, _precision(self.trainer))
+            if (there / INDEX).is_file():
+                return f"{self._size()}, recorded in {there}"
+        needed = seconds * sum(map(len, self.prompts.ids)) / max(1, sum(map(len, sample.ids)))
+        needed /= max(1, self.trainer.args.world_size)
+        return f"{self._size()}, to be recorded in {self.folder} before the first step: about {needed:.3g} s"
+
+    def _record(self, prompts: Prompts, **options: Any) -> Any:
+        tokenizer = cast(Any, self.trainer.processing_class)
+        with self.trainer.accelerator.autocast():
+            return record(self.trainer.connected, prompts, pad=tokenizer.pad_token_id, **options)
+
+    def _size(self) -> str:
+        size, tokens = bytes_needed(self.trainer.connected, len(self.prompts)) / 1e6, sum(map(len, self.prompts.ids))
+        return f"{len(self.prompts):,} references ({tokens:,} tokens, {size:,.0f} MB)"
+
+
+def _renumbered(rows: Tensor, numbers: Tensor) -> Tensor:
+    """`rows`, -1 or one of the sorted `numbers`, as places among the latter."""
+    return torch.where(rows >= 0, torch.searchsorted(numbers, rows.clamp(min=int(numbers[0]))), rows)
+
 
 def distinct(sets: dict[str, Dataset]) -> tuple[Prompts, dict[str, list[int]]]:
-    """The distinct references, shortest first, and of each set the number of each row's reference, -1 for none."""
+    """The distinct references, shortest first, and for each set the number of each row's reference, -1 for none."""
     met: dict[tuple[bytes, bytes], int] = {}
     found: list[tuple[Any, Any]] = []
     rows: dict[str, list[int]] = {}

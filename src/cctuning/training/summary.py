@@ -38,6 +38,7 @@ class Plan:
         device: kind and bytes of the device; 0 bytes where that is not known.
         parallel: by language, pairs beside answered rows, with each reference once as a row of its own.
         beside: of them a batch takes for each answered row.
+        align_first: steps on parallel text alone.
     """
 
     rows: dict[str, int]
@@ -54,6 +55,7 @@ class Plan:
     device: tuple[str, int]
     parallel: dict[str, int]
     beside: int
+    align_first: int = 0
 
     def lines(self, exports: Mapping[str, str | None]) -> list[str]:
         """To be printed; `exports` is of `model.exportable.obstacles`."""
@@ -80,8 +82,10 @@ class Plan:
         if not self.parallel:
             return []
         languages = ", ".join(f"{name} {count}" for name, count in Counter(self.parallel).most_common())
+        first = f"alone in the first {self.align_first} steps, then " if self.align_first else ""
         return [
-            f"parallel:   {sum(self.parallel.values())} rows ({languages}); {self.beside} beside each answered row"
+            f"parallel:   {sum(self.parallel.values())} rows ({languages}); {first}{self.beside} beside each answered "
+            "row"
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -101,7 +105,7 @@ def plan(trainer: Any) -> Plan:
     if not args.dataloader_drop_last:
         batches = math.ceil(len(rows) / (args.train_batch_size * processes))
     per_epoch = max(1, math.ceil(batches / parts))
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch) + args.align_first
     trains = {"base": 0, "LoRA": 0, "connection": 0}
     held, weights, gradients, kept = 0, 0, 0, 0
     for name, parameter in trainer.model.named_parameters():
@@ -126,7 +130,7 @@ def plan(trainer: Any) -> Plan:
         tokens=sum(len(row) for row in labels),
         steps=steps,
         rows_a_step=rows_a_step,
-        epochs=steps / per_epoch,
+        epochs=(steps - args.align_first) / per_epoch,
         warmup=args.get_warmup_steps(steps),
         trains=trains,
         weights=weights,
@@ -134,6 +138,7 @@ def plan(trainer: Any) -> Plan:
         device=(device.type, size),
         parallel=dict(Counter(trainer.parallel["lang"])) if trainer.parallel is not None else {},
         beside=args.parallel_rows if trainer.parallel is not None else 0,
+        align_first=args.align_first,
     )
 
 
@@ -172,10 +177,14 @@ def log_often_enough(plan: Plan, args: Any) -> str | None:
     return f"logging_steps: {before:g} is more than the run's {plan.steps} steps; 1 is used"
 
 
-def trial(trainer: Any) -> tuple[float, int]:
-    """Run the longest batch forward and backward: seconds of an optimiser step, and the most bytes the device held.
+def trial(trainer: Any) -> tuple[float, int, str]:
+    """Run the longest batch forward and backward; only the references of these batches are recorded.
 
-    Bytes are 0 where the device does not tell. Weights, generators and the optimiser stay as they are.
+    Weights, generators and the optimizer stay as they are.
+
+    Returns:
+        Seconds of an optimizer step; the most bytes the device held (0 if unknown); what recording the references
+        takes (empty if nothing is recorded).
 
     Raises:
         UserError: it does not fit the device.
@@ -188,11 +197,14 @@ def trial(trainer: Any) -> tuple[float, int]:
     if args.activation_checkpointing:
         model.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
     cuda = args.device.type == "cuda"
-    seconds = 0.0
+    seconds, recording = 0.0, ""
+    collate = trainer.training_collator()
+    batches = [collate([rows[place] for place in places]) for places in (longest, middle, middle)]
     try:
         with undisturbed():
-            for places in (longest, middle, middle):  # the first also warms up; the last is timed
-                batch = trainer._prepare_inputs(trainer.data_collator([rows[place] for place in places]))
+            if trainer.recording is not None:
+                recording = trainer.recording.try_out(batches)
+            for batch in map(trainer._prepare_inputs, batches):  # the first also warms up; the last is timed
                 began = time.perf_counter()
                 model.train()
                 with trainer.compute_loss_context_manager():
@@ -207,14 +219,17 @@ def trial(trainer: Any) -> tuple[float, int]:
             "dry_run: the longest rows do not fit the accelerator: lower per_device_train_batch_size (and raise "
             "gradient_accumulation_steps) or max_length, or use tune: lora."
         ) from error
-    return seconds * args.gradient_accumulation_steps, torch.cuda.max_memory_allocated() if cuda else 0
+    seconds *= args.gradient_accumulation_steps
+    return seconds, torch.cuda.max_memory_allocated() if cuda else 0, recording
 
 
-def expected(plan: Plan, seconds: float, peak: int) -> list[str]:
-    """What a trial says of the whole run."""
+def expected(plan: Plan, seconds: float, peak: int, recording: str) -> list[str]:
+    """The results of a trial for the whole run, as lines."""
     lines = [
         f"time:       about {_time(seconds * plan.steps)}: {seconds:.3g} s a step, measured on rows of middle length"
     ]
+    if recording:
+        lines.append(f"recording:  {recording}")
     if peak:
         optimiser = sum(plan.trains.values()) * ADAM
         lines.append(f"peak:       {_bytes(peak + optimiser)} with the longest rows, measured, optimiser added")

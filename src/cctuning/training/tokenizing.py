@@ -65,7 +65,7 @@ class TokenizingTrainer(SFTTrainer):
         if "row" not in dataset.column_names:
             dataset = dataset.add_column("row", list(range(len(dataset))))
         if "origin" in dataset.column_names and training:
-            self._origins = dict(zip(dataset["row"], dataset["origin"], strict=True))
+            self._origins |= dict(zip(dataset["row"], dataset["origin"], strict=True))
         encoded, skipped = encode_dataset(
             dataset,
             Encoder(

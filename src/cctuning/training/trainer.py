@@ -39,7 +39,7 @@ from cctuning.training.callbacks import AlignmentByLanguage, StepProfiler
 from cctuning.training.config import CCConfig
 from cctuning.training.launch import check_engine, check_launch, under_deepspeed
 from cctuning.training.losses import batch_metrics, watch_decisions
-from cctuning.training.mixing import with_parallel
+from cctuning.training.mixing import with_parallel, without_references
 from cctuning.training.recording import record_references
 from cctuning.training.sampling import FILLER
 from cctuning.training.saving import SavingTrainer
@@ -109,6 +109,8 @@ class CCTrainer(SavingTrainer):
             if not self._connecting:
                 raise UserError("parallel_dataset: connection: none reads no parallel text; use connection: align.")
             train_dataset, self.parallel = with_parallel(train_dataset, parallel_dataset, args)
+        elif args.align_first:
+            raise UserError("align_first: needs parallel text (parallel_dataset / --parallel).")
         self._answered = train_dataset
         multiple = args.pad_to_multiple_of if isinstance(args.pad_to_multiple_of, int) else None
         super().__init__(
@@ -144,9 +146,11 @@ class CCTrainer(SavingTrainer):
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated step
 
     def _record_references(self) -> bool:
-        """Record what the layers are offered by all references; False if the references run in every step."""
+        """Plan the recording of all references; False if the references run in every step."""
         if self.connected.config.connection not in ("align", "gated"):
             return False
+        if self.args.align_first and not self.args.parallel_rows and self.connected.aligner is not None:
+            self.train_dataset = without_references(self.train_dataset)
         parts = {"train": self.train_dataset, "parallel": self.parallel}
         sets = record_references(self, {name: part for name, part in parts.items() if part is not None})
         if sets is not None:
@@ -156,7 +160,7 @@ class CCTrainer(SavingTrainer):
     def _watch_languages(self) -> AlignmentByLanguage | None:
         """Measure the alignment of recorded parallel text, if no weights are sharded."""
         rows: Any = self.train_dataset if self.parallel is None else self.parallel
-        recorded = self.connected.recorded is not None and self.connected.aligner is not None
+        recorded = self.records and self.connected.aligner is not None
         if not (recorded and self._has_parallel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return None
         watch = AlignmentByLanguage(self, rows)
@@ -189,6 +193,11 @@ class CCTrainer(SavingTrainer):
         self._rows_in_step = count
         return batches, num_items
 
+    def _make_recording(self) -> None:
+        """Record through the weights as they are, before a checkpoint is loaded; sharded ones are not there yet."""
+        if self.recording is not None and not self.recording.sharded:
+            self.recording.make()
+
     # -- loss --------------------------------------------------------------------------------------------------------
 
     def compute_loss(
@@ -219,6 +228,11 @@ class CCTrainer(SavingTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # DDP averages over processes
         return (loss, outputs) if return_outputs else loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the parent's."""
+        self._make_recording()
+        return super().evaluate(*args, **kwargs)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -271,7 +285,8 @@ class CCTrainer(SavingTrainer):
         return self.optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's; afterwards the adaptive connection's matrix is fitted on the training prompts."""
+        """As the parent's. References are recorded before; afterwards an adaptive connection's matrix is fitted."""
+        self._make_recording()
         result = super().train(*args, **kwargs)
         self.connected.base_trained = serialization.base_is_trained(self.connected)
         self.fit = self.connected.after_training(self._training_batches())
