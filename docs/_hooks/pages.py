@@ -16,12 +16,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 from unittest import mock
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -46,13 +47,13 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are not in docs/, and the pictures that pages show from outside it."""
+    from mkdocs.structure.files import File
+
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     for name, text in _verbs().items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))
-    pages = [(DOCS / file.src_uri, DOCS / file.src_uri) for file in files.documentation_pages()]
-    pages += [(ROOT / source, ROOT / source) for source in PAGES]
-    for path, _ in pages:
+    for path in [*(DOCS / file.src_uri for file in files.documentation_pages()), *(ROOT / name for name in PAGES)]:
         if path.is_file():
             for picture, _, target in LINK.findall(path.read_text(encoding="utf-8")):
                 outside = _inside(path, target)
@@ -103,7 +104,7 @@ def _verbs() -> dict[str, str]:
     made = {"train": _train(), "pair": _pair(), "data": _data()}
     for verb in VERBS:
         if verb not in ("train", "align", "pair"):
-            made[verb] = _arguments(f"cctuning {verb}", _parser(verb))
+            made[verb] = _arguments(f"cctuning {verb}", parser_of(verb))
     return made
 
 
@@ -164,7 +165,7 @@ class _Found(Exception):
     pass
 
 
-def _parser(verb: str) -> argparse.ArgumentParser:
+def parser_of(verb: str) -> argparse.ArgumentParser:
     """The parser that a verb's `main` makes."""
     from cctuning.cli.options import Plain
 
