@@ -13,7 +13,7 @@ EXTRAS = {
     "langid": ("lingua",),
     "evaluate": ("lm_eval", "scipy", "lingua"),
     "report": ("scipy",),
-    "pair": ("sklearn", "scipy", "lingua", "sentencepiece"),
+    "pair": ("sklearn", "scipy", "lingua", "openai", "sentencepiece"),
     "encoder": ("sentence_transformers",),
     "serve": ("fastapi", "uvicorn", "lingua"),
     "quantized": ("bitsandbytes",),

@@ -14,7 +14,7 @@ from cctuning.data.schema import Message, Text
 from cctuning.data.text import flat
 from cctuning.errors import UserError
 from cctuning.pairing.candidates import Candidate, Outcome, Problem, Rejected
-from cctuning.pairing.translation import ChatClient, Translated, Translator
+from cctuning.pairing.translation import Answer, ChatClient, Translator
 
 CHUNK = 5000  # rows held at once
 
@@ -124,7 +124,7 @@ def _carried(texts: Sequence[Text], translator: Translator, source: str, target:
         yield problem or [{"role": m["role"], "content": str(c)} for m, c in zip(text, contents, strict=True)]
 
 
-def _or_problem(done: Translated) -> str | Problem:
+def _or_problem(done: Answer) -> str | Problem:
     return done.text if done.text is not None else Problem("translation", done.problem or "no translation")
 
 

@@ -85,7 +85,7 @@ def test_a_wrong_set_up_ends_the_run_at_once(chat, server, tmp_path, monkeypatch
 def test_a_server_that_fails_for_good_ends_the_run_and_keeps_what_was_answered(chat, server, tmp_path):
     texts = ["kwanza", *(f"broken-always {number}" for number in range(100))]
     # 21 where the other of the two under way is the one that is heard of.
-    with pytest.raises(UserError, match=r"2[01] requests given up in a row"):
+    with pytest.raises(UserError, match=r"2[01] requests failed in a row"):
         list(chat(max_retries=0, concurrency=2).translate(texts, "sw", "en"))
     assert server.stats()["requests"] < 30
     assert Cache(tmp_path / "cache").count() == 1
@@ -229,7 +229,7 @@ def test_equal_conversations_share_a_failure_and_a_later_one_asks_again(server, 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"modle": "x"}, "unknown option 'modle'.*Did you mean 'model'"),
+        ({"modle": "x"}, "unknown key 'modle'.*Did you mean 'model'"),
         ({"model": "x"}, "base_url: missing"),
         ({"base_url": "localhost:8000", "model": "x"}, "base_url: expected an address"),
         ({"base_url": "http://me:pw@h/v1", "model": "x"}, "base_url: holds a name or password"),
@@ -238,7 +238,7 @@ def test_equal_conversations_share_a_failure_and_a_later_one_asks_again(server, 
             "NO_SUCH_VARIABLE_1.*not set",
         ),
         ({"base_url": "http://h/v1", "model": "x", "concurrency": 0}, "concurrency: expected at least 1"),
-        ({"base_url": "http://h/v1", "model": "x", "temperature": "hot"}, "temperature: expected float or nothing"),
+        ({"base_url": "http://h/v1", "model": "x", "temperature": "hot"}, "temperature: expected a number or null"),
         ({"base_url": "http://h/v1", "model": "x", "prompt": "hello"}, r"does not hold \{text\}"),
         ({"base_url": "http://h/v1", "model": "x", "body": {"stream": True}}, "body: 'stream'"),
         ({"base_url": "http://h/v1", "model": "x", "split": "words"}, "split: expected sentences or long"),

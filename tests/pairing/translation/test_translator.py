@@ -13,10 +13,9 @@ import time
 import pytest
 
 from cctuning.errors import UserError
-from cctuning.pairing.translation import Translated, open_translator
-from cctuning.pairing.translation.base import Answer
+from cctuning.pairing.translation import Answer, open_translator
 from cctuning.pairing.translation.cache import NAME, Cache
-from cctuning.pairing.translation.checks import problem_of
+from cctuning.pairing.translation.translator import problem_of
 from tests.pairing.translation import own_functions
 
 HERE = "tests.pairing.translation.own_functions"
@@ -84,7 +83,7 @@ def test_code_and_structure_come_through(translator):
 def test_what_cannot_be_a_translation_is_a_problem(translator, text, problem):
     results = list(translator("by_word", split="sentences").translate([f"Sawa! {text}.", "Sawa!"], "sw", "en"))
     assert results[0].text is None and problem in results[0].problem and text[:30] in results[0].problem
-    assert results[1] == Translated("<Sawa!>")
+    assert results[1] == Answer("<Sawa!>")
 
 
 def test_a_lost_marker_is_mended_by_the_second_way(translator):

@@ -15,8 +15,9 @@ from typing import Any
 
 from cctuning.errors import UserError
 from cctuning.pairing.translation import model_codes
-from cctuning.pairing.translation.base import Answer, Done, SegmentOptions, read_options
-from cctuning.pairing.translation.client import ChatClient, ClientOptions, Message
+from cctuning.pairing.translation.base import Answer, Done, SegmentOptions
+from cctuning.pairing.translation.chat_client import ChatClient, ClientOptions, Message
+from cctuning.settings import from_mapping
 
 PROMPT = """\
 Translate the text between <text> and </text> from {source} to {target}.
@@ -67,7 +68,7 @@ class Chat:
         Raises:
             UserError: an unknown option or a bad value.
         """
-        self.options = read_options(ChatOptions, options, "translation engine chat")
+        self.options = from_mapping(ChatOptions, options, "translation engine chat")
         names = [option.name for option in fields(ClientOptions)]
         self.client = ChatClient(ClientOptions(**{name: getattr(self.options, name) for name in names}))
         self.name = f"chat {self.options.model}"

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from cctuning.errors import UserError
-from cctuning.pairing.translation.base import Answer, Done, SegmentOptions, read_options
+from cctuning.pairing.translation.base import Answer, Done, SegmentOptions
+from cctuning.settings import from_mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Function:
         Raises:
             UserError: no such module or function, an unknown option, a bad value.
         """
-        self.options = read_options(FunctionOptions, options, "translation engine function")
+        self.options = from_mapping(FunctionOptions, options, "translation engine function")
         self.name = f"function {self.options.function}"
         self._function, self._file = _imported(self.options.function)
         self._calls = 0

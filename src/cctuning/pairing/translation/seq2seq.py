@@ -30,7 +30,8 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from cctuning.errors import UserError
 from cctuning.pairing.translation import model_codes
-from cctuning.pairing.translation.base import Answer, Done, SegmentOptions, read_options
+from cctuning.pairing.translation.base import Answer, Done, SegmentOptions
+from cctuning.settings import from_mapping
 
 BUCKET = 32  # source tokens: lengths are rounded up to this before the limit is set
 # how each family of models writes a language among its tokens
@@ -82,7 +83,7 @@ class Seq2Seq:
         Raises:
             UserError: an unknown option or a bad value.
         """
-        self.options = read_options(Seq2SeqOptions, options, "translation engine seq2seq")
+        self.options = from_mapping(Seq2SeqOptions, options, "translation engine seq2seq")
         self.device = torch.device(self.options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         default = "float32" if self.device.type == "cpu" else "bfloat16"
         self.dtype = self.options.dtype or default

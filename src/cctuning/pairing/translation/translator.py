@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import threading
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,13 +22,16 @@ from tqdm import tqdm
 
 from cctuning.errors import UserError, nearest
 from cctuning.pairing.translation import model_codes, protect
-from cctuning.pairing.translation.base import Answer, Engine, SegmentOptions, Translated, Translator
+from cctuning.pairing.translation.base import Answer, Engine, SegmentOptions, Translator
 from cctuning.pairing.translation.cache import Cache
-from cctuning.pairing.translation.checks import problem_of
 from cctuning.pairing.translation.segments import Piece, line_marks, split
 
 WINDOW = 1000  # texts
 ENGINES = ("seq2seq", "chat", "function")
+COPIED = 25  # from this length on, a copy is no longer a name or a title
+EXPLOSION = 6  # times as long as the source, beyond 200 characters
+REPEATS, LONGEST, LOOP = 6, 60, 30  # a phrase of up to 60 characters, six times in a row, 30 characters in all
+_ENDS = " \t\n.,;:!?。！？"
 _LINES = re.compile(r"(\s*\n\s*)")
 
 
@@ -78,8 +82,8 @@ class SegmentTranslator:
         self._counts: Counter[str] = Counter(texts=0, characters=0, segments=0, cache_hits=0, second_way=0)
         self._lock = threading.Lock()
 
-    def translate(self, texts: Sequence[str], source: str, target: str) -> Iterator[Translated]:
-        """One `Translated` for each text, in the same order. A text with nothing to read in it comes back as it is.
+    def translate(self, texts: Sequence[str], source: str, target: str) -> Iterator[Answer]:
+        """One `Answer` for each text, in the same order. A text with nothing to read in it comes back as it is.
 
         Raises:
             UserError: at once for a language that the engine does not know or that is both source and target; later
@@ -91,7 +95,7 @@ class SegmentTranslator:
 
     def _windows(
         self, texts: Sequence[str], source: str, target: str, identity: Mapping[str, Any]
-    ) -> Iterator[Translated]:
+    ) -> Iterator[Answer]:
         work = _Work(self, source, target, identity)
         total = sum(map(len, texts))
         with tqdm(total=total, unit="char", unit_scale=True, desc=f"{source}-{target}", disable=None) as work.bar:
@@ -129,7 +133,7 @@ class _Work:
         forms = model_codes.form(source), model_codes.form(target)
         self.same_language = forms[0] is not None and forms[1] is not None and forms[0][0] == forms[1][0]
 
-    def window(self, texts: Sequence[str]) -> list[Translated]:
+    def window(self, texts: Sequence[str]) -> list[Answer]:
         """Translate some texts."""
         options, counts = self.owner._options, self.owner._counts
         plans: list[list[Piece] | None] = []
@@ -157,7 +161,7 @@ class _Work:
                 plan, {part: self._outcome(part, answers) for part in plan if not part.kept}
             )
         return [
-            Translated(None, "the text is not valid Unicode") if plan is None else self._joined(plan, outcomes)
+            Answer(None, "the text is not valid Unicode") if plan is None else self._joined(plan, outcomes)
             for plan in plans
         ]
 
@@ -186,22 +190,22 @@ class _Work:
             owner._engine.run([masked for masked, _ in missing], self.source, self.target, done)
         return answers
 
-    def _outcome(self, piece: Piece, answers: Mapping[str, Answer]) -> Translated | None:
+    def _outcome(self, piece: Piece, answers: Mapping[str, Answer]) -> Answer | None:
         """What became of a segment; None if it has lost a marker or a line, and must go the second way."""
         masked, kept = protect.mask(piece.text, piece.spans)
         answer = answers[masked]
         if answer.text is None:
-            return Translated(None, answer.problem)
+            return Answer(None, answer.problem)
         problem = problem_of(masked, answer.text, self.same_language)
         if problem:
-            return Translated(None, problem)
+            return Answer(None, problem)
         text = protect.restore(_laid_out(masked, answer.text) or "", kept)
         if text:
-            return Translated(text)
+            return Answer(text)
         whole = not piece.spans and "\n" not in piece.text
-        return Translated(None, "the translation has more lines than the source") if whole else None
+        return Answer(None, "the translation has more lines than the source") if whole else None
 
-    def _joined(self, plan: Sequence[Piece], outcomes: Mapping[Piece, Translated | None]) -> Translated:
+    def _joined(self, plan: Sequence[Piece], outcomes: Mapping[Piece, Answer | None]) -> Answer:
         """Put a text together; the first problem of a segment is the text's."""
         wide, source_wide = model_codes.spaced(self.target), model_codes.spaced(self.source)
         parts: list[str] = []
@@ -211,14 +215,14 @@ class _Work:
                 outcome = outcomes[piece]
                 assert outcome is not None
                 if outcome.text is None:
-                    return Translated(None, f"{outcome.problem} (at {piece.text[:40]!r})")
+                    return Answer(None, f"{outcome.problem} (at {piece.text[:40]!r})")
                 text = outcome.text
             elif text == " " and source_wide and not wide and 0 < place < len(plan) - 1:
                 continue  # between two sentences; Chinese and Japanese have no space there
             if wide and not source_wide and parts and _apart(parts[-1][-1], text[0]):
                 parts.append(" ")
             parts.append(text)
-        return Translated("".join(parts))
+        return Answer("".join(parts))
 
 
 def _laid_out(source_text: str, translation: str) -> str | None:
@@ -236,3 +240,50 @@ def _laid_out(source_text: str, translation: str) -> str | None:
 def _apart(left: str, right: str) -> bool:
     """Whether a space belongs between two parts that had none in a script without spaces."""
     return (left.isalnum() or left in ".!?,;:)]\"'`”") and (right.isalnum() or right in "([\"'`“")
+
+
+def problem_of(source_text: str, translation: str, same_language: bool) -> str | None:
+    """What is wrong with a translation of a segment, or None.
+
+    Args:
+        source_text: the segment.
+        translation: what the engine made of it.
+        same_language: source and target are one language, so that a copy is right.
+    """
+    if not translation.strip():
+        return "empty translation"
+    copied = source_text.strip(_ENDS).casefold() == translation.strip(_ENDS).casefold()
+    if copied and not same_language and length(source_text) >= COPIED:
+        return "the translation is the source unchanged"
+    # most are settled without counting
+    if len(translation) > 200 + EXPLOSION * len(source_text) and len(translation) > 200 + EXPLOSION * length(
+        source_text
+    ):
+        return f"the translation has {len(translation)} characters for {len(source_text)} of the source"
+    phrase = _repeated(translation)
+    if phrase and not _repeated(source_text):
+        return f"the translation repeats {phrase.strip()!r} over and over"
+    return None
+
+
+def length(text: str) -> int:
+    """The number of characters, an ideograph counting three: it says about as much as three letters."""
+    return sum(3 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
+
+
+def _repeated(text: str) -> str | None:
+    """A phrase with a letter in it that stands `REPEATS` times in a row, if there is one.
+
+    A phrase repeated once more than that contains a place divisible by four from which it is found; looking at those
+    places alone is a hundred times as fast as a regular expression.
+    """
+    for start in range(0, len(text) - LOOP + 1, 4):
+        again = text.find(text[start : start + 4], start + 1, start + LONGEST + 4)
+        while again != -1:
+            phrase = text[start:again]
+            if text.startswith(phrase * max(REPEATS, -(-LOOP // len(phrase))), start) and any(
+                map(str.isalpha, phrase)
+            ):
+                return phrase
+            again = text.find(text[start : start + 4], again + 1, start + LONGEST + 4)
+    return None

@@ -1,28 +1,21 @@
-"""A small client of the OpenAI chat protocol, which vLLM, `transformers serve`, llama.cpp and hosted services speak.
+"""Ask a model behind an OpenAI-compatible chat endpoint (vLLM, `transformers serve`, llama.cpp, hosted services).
 
-What it takes care of: several requests at once, a rate limit, retries that honour what the server asks for, answers
-that are no answers (cut off, empty, garbled), the count of what was paid, and that an answer once received is on disk
-before anything else happens. It rests on the standard library: the endpoint is one POST, and the HTTP package that
-huggingface_hub brings has changed its name between releases.
+The `openai` package sends each request and retries it (429, 5xx, a timeout, a lost connection) with exponential
+back-off and the delay that `Retry-After` asks for. Added here: several requests at once, a rate limit that retries
+respect too, a cache that holds an answer on disk before anything else happens to it, and three kinds of failure:
 
-A fault is one of three. *Of the moment* (429, 5xx, a timeout, a lost connection, an answer that is no JSON): tried
-again with exponential back-off, and if it stays, a problem of this request that another run may not meet. *Of this
-request* (cut off, empty, withheld): a problem that would come again. *Of the set-up* (no such host, model or key;
-nothing but refusals): a `UserError` that ends the run before it costs more; what was answered is kept.
+- temporary: the retries were not enough. The request gets a problem that another run may not meet.
+- of the request: cut off, empty, filtered or refused. The request gets a problem.
+- of the setup: no such host, model or key, or nothing but failures. A `UserError` ends the run; answers are kept.
 """
 
 from __future__ import annotations
 
-import email.utils
-import http.client
 import json
 import os
-import random
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -30,15 +23,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import openai
+
 from cctuning.errors import UserError
-from cctuning.pairing.translation.base import Answer, read_options
+from cctuning.pairing.translation.base import Answer
 from cctuning.pairing.translation.cache import Cache
+from cctuning.settings import from_mapping
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}
 Request = Sequence[Message] | Answer
-LONGEST_WAIT = 300.0  # seconds: a server that asks for more is asked again after this
-HOPELESS = 20  # requests given up in a row, with none answered between, after which a run stops
+HOPELESS = 20  # failed requests in a row after which a run stops
 _SETUP = {401: "the key is not accepted", 403: "access is refused", 404: "there is no such address or model"}
+
+
+class _Stopped(openai.OpenAIError):
+    """The run was stopped before the request was sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,25 +81,34 @@ class ClientOptions:
 
 
 class ChatClient:
-    """Asks a chat endpoint; see the module for what it does about faults."""
+    """Asks a chat endpoint.
+
+    Args:
+        options: where and how.
+        cache: where `complete` looks before it asks, and keeps answers.
+    """
 
     def __init__(self, options: ClientOptions, cache: Cache | None = None) -> None:
-        """Nothing is sent yet.
-
-        Args:
-            options: where and how.
-            cache: where `complete` looks before it asks, and keeps what it was told.
-        """
         self.options = options
         self.cache = cache
-        self._key = os.environ[options.api_key_env] if options.api_key_env else None
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._key = os.environ[options.api_key_env] if options.api_key_env else ""
         self._lock = threading.Lock()
         self._next = 0.0  # when the next request may be sent, on the monotonic clock
         self._stop = threading.Event()
         self._counts: Counter[str] = Counter(requests=0, retries=0, prompt_tokens=0, completion_tokens=0, cache_hits=0)
-        self._given_up = 0  # requests in a row
+        self._asked = 0  # requests without retries
+        self._failed = 0  # requests in a row
         self._answered = False
+        self._client = openai.OpenAI(
+            api_key=self._key or "none",  # never a key from OPENAI_API_KEY, which nobody named here
+            base_url=options.base_url,
+            timeout=options.timeout,
+            max_retries=options.max_retries,
+            http_client=openai.DefaultHttpxClient(
+                follow_redirects=False,  # a redirected request could take the key to another host
+                event_hooks={"request": [self._wait_for_turn], "response": [self._hold]},
+            ),
+        )
 
     @classmethod
     def open(cls, options: Mapping[str, Any], cache_dir: Path | None, where: str = "chat") -> ChatClient:
@@ -109,7 +117,7 @@ class ChatClient:
         Raises:
             UserError: an unknown option, a bad value, a cache that cannot be used.
         """
-        return cls(read_options(ClientOptions, options, where), Cache(cache_dir) if cache_dir is not None else None)
+        return cls(from_mapping(ClientOptions, options, where), Cache(cache_dir) if cache_dir is not None else None)
 
     def identity(self) -> dict[str, Any]:
         """What decides an answer beside the messages. Not the address: the same model elsewhere is the same model."""
@@ -193,88 +201,85 @@ class ChatClient:
             self._stop.clear()
 
     def _ask(self, messages: Sequence[Message]) -> Answer:
-        """Ask until there is an answer or no more retries."""
-        reason = "stopped"
-        for attempt in range(self.options.max_retries + 1):
-            if attempt:
-                self._count("retries")
-            if not self._wait_for_turn():
-                return Answer(None, f"not asked: the run was stopped ({reason})", passing=True)
-            reason, pause = "", 0.0
+        """One answer; `openai` retries what is temporary, and here an answer that is not a chat completion."""
+        options, problem = self.options, ""
+        given: dict[str, Any] = {"temperature": options.temperature, "max_tokens": options.max_tokens}
+        body = {name: value for name, value in given.items() if value is not None} | options.body
+        create: Any = self._client.chat.completions.with_raw_response.create
+        with self._lock:
+            self._asked += 1
+        for _ in range(options.max_retries + 1):
             try:
-                with self._opener.open(self._request(messages), timeout=self.options.timeout) as response:
-                    answer = self._read(response.read())
-                if answer is not None:
-                    self._answered, self._given_up = True, 0
-                    return answer
-                reason = "the answer is not a chat completion"
-            except urllib.error.HTTPError as error:
-                said = self._said(error)
-                if error.code in _SETUP or 300 <= error.code < 400:
-                    what = _SETUP.get(error.code, f"redirected to {error.headers.get('Location')}; give that address")
-                    raise UserError(f"{self.options.base_url}: HTTP {error.code}: {what}. {said}") from None
-                if error.code not in (408, 409, 425, 429) and error.code < 500:
-                    # not paid for; a run in which nothing but refusals come has a field that this server does not take
-                    return self._give_up(f"refused with HTTP {error.code}: {said}", HOPELESS // 4, by_now=False)
-                reason, pause = f"HTTP {error.code}: {said}", _retry_after(error.headers.get("Retry-After"))
-            except TimeoutError:
-                reason = f"no answer in {self.options.timeout:g} s"
-            except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-                timed_out = isinstance(error, urllib.error.URLError) and isinstance(error.reason, TimeoutError)
-                reason = f"no answer in {self.options.timeout:g} s" if timed_out else f"no connection: {error}"
-            if pause:
-                self._hold(pause)
-            elif attempt < self.options.max_retries:  # jitter: clients that failed together do not come back together
-                self._stop.wait(random.uniform(0.5, 1.0) * min(0.5 * 2**attempt, 60.0))
-        never = not self._answered and reason.startswith("no connection")
-        problem = f"given up after {self.options.max_retries + 1} requests: {reason}"
-        return self._give_up(problem, 1 if never else HOPELESS)
+                response = create(model=options.model, messages=list(messages), extra_body=body)
+            except _Stopped:
+                return Answer(None, "not asked: the run was stopped", passing=True)
+            except openai.APIStatusError as error:
+                return self._status(error)
+            except openai.APITimeoutError:
+                return self._fail(f"no answer in {options.timeout:g} s")
+            except openai.APIConnectionError as error:
+                return self._fail(f"no connection: {error.__cause__ or error}", 1 if not self._answered else HOPELESS)
+            answer = self._read(response.content)
+            if answer is not None:
+                self._answered, self._failed = True, 0
+                return answer
+            problem = "the answer is not a chat completion"
+        return self._fail(problem)
 
-    def _give_up(self, problem: str, limit: int, by_now: bool = True) -> Answer:
-        """A passing problem, unless `limit` requests in a row were given up: then the run is hopeless.
+    def _status(self, error: openai.APIStatusError) -> Answer:
+        """What an error status means.
+
+        Raises:
+            UserError: the address, the key or the model is wrong.
+        """
+        code, body = error.status_code, " ".join(error.response.text.split())
+        said = (body.replace(self._key, "***") if self._key else body)[:300]
+        if code in _SETUP or 300 <= code < 400:
+            location = error.response.headers.get("Location")
+            what = _SETUP.get(code, f"redirected to {location}; give that address")
+            raise UserError(f"{self.options.base_url}: HTTP {code}: {what}. {said}") from None
+        if code not in (408, 409, 429) and code < 500:
+            # A run in which every request is refused has a field that this server does not take.
+            return self._fail(f"refused with HTTP {code}: {said}", HOPELESS // 4, once_answered=False)
+        return self._fail(f"failed {self.options.max_retries + 1} times: HTTP {code}: {said}")
+
+    def _fail(self, problem: str, limit: int = HOPELESS, once_answered: bool = True) -> Answer:
+        """A temporary problem.
 
         Args:
-            problem: what happened to this request.
-            limit: how many in a row are too many.
-            by_now: whether a server that has answered before may have become hopeless.
+            problem: what happened.
+            limit: how many in a row end the run.
+            once_answered: whether they do so after the server has answered other requests.
+
+        Raises:
+            UserError: `limit` requests failed in a row.
         """
         with self._lock:
-            self._given_up += by_now or not self._answered
-            if self._given_up < limit or (self._answered and not by_now):
+            self._failed += once_answered or not self._answered
+            if self._failed < limit or (self._answered and not once_answered):
                 return Answer(None, problem, passing=True)
             raise UserError(
-                f"{self.options.base_url}: {self._given_up} requests given up in a row; the last: {problem}. "
-                "Mend the server or the options and run the same command again: what was answered is kept."
+                f"{self.options.base_url}: {self._failed} requests failed in a row; the last: {problem}. Correct the "
+                "server or the options and run the same command again: what was answered is kept."
             )
 
-    def _wait_for_turn(self) -> bool:
-        """Wait until the rate limit, or the pause a server asked for, lets the next request go; False if stopped."""
+    def _wait_for_turn(self, request: Any) -> None:
+        """Before every request: wait until the rate limit, or the delay that a server asked for, has passed."""
         with self._lock:
             now = time.monotonic()
             turn = max(now, self._next)
             if self.options.requests_per_minute:
                 self._next = turn + 60.0 / self.options.requests_per_minute
         if self._stop.wait(max(0.0, turn - now)):
-            return False
+            raise _Stopped
         self._count("requests")
-        return True
 
-    def _hold(self, pause: float) -> None:
-        """Let no request go for so many seconds: the server said that it is too busy for all of us."""
-        with self._lock:
-            self._next = max(self._next, time.monotonic() + pause)
-
-    def _request(self, messages: Sequence[Message]) -> urllib.request.Request:
-        options = self.options
-        content: dict[str, Any] = {"model": options.model, "messages": list(messages), **options.body}
-        for name in ("temperature", "max_tokens"):
-            if getattr(options, name) is not None:
-                content.setdefault(name, getattr(options, name))
-        address = options.base_url.rstrip("/") + "/chat/completions"
-        request = urllib.request.Request(address, json.dumps(content).encode(), {"Content-Type": "application/json"})
-        if self._key:
-            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
-        return request
+    def _hold(self, response: Any) -> None:
+        """After every response: where the server is too busy, no request is sent before it says."""
+        seconds = response.headers.get("Retry-After", "")
+        if response.status_code >= 400 and seconds.isdecimal():
+            with self._lock:
+                self._next = max(self._next, time.monotonic() + min(int(seconds), 120))
 
     def _read(self, body: bytes) -> Answer | None:
         """The answer in a response, with its tokens counted; None if the response is no chat completion."""
@@ -295,47 +300,18 @@ class ChatClient:
             return Answer(None, f"empty answer (finish_reason: {reason})")
         return Answer(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
-    def _said(self, error: urllib.error.HTTPError) -> str:
-        """The first words of an error's body, without the key should the server repeat it."""
-        try:
-            text = error.read(2000).decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException):
-            return ""
-        text = " ".join(text.split())
-        return (text.replace(self._key, "***") if self._key else text)[:300]
-
     def _count(self, name: str, number: int = 1) -> None:
         with self._lock:
             self._counts[name] += number
 
     def usage(self) -> dict[str, int | float]:
-        """Requests sent (retries among them), retries, tokens as the server reports them, and cache hits."""
+        """Requests sent (with retries), retries, tokens as the server reports them, and cache hits."""
         with self._lock:
-            return dict(self._counts)
+            return {**self._counts, "retries": self._counts["requests"] - self._asked}
 
     def close(self) -> None:
-        """End the waits between retries, and close the cache."""
+        """Stop sending, and close the cache."""
         self._stop.set()
+        self._client.close()
         if self.cache is not None:
             self.cache.close()
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirected POST would arrive as a GET, perhaps at another host: it is reported as the error that it is."""
-
-    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
-        return None
-
-
-def _retry_after(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for, in either of its forms; 0 if there is none."""
-    if not value:
-        return 0.0
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else 0.0
