@@ -60,7 +60,7 @@ def test_unsupported_engines_are_an_error():
         check_engine(engine(fsdp_version=1), model(), "gated", "adamw_torch")
     with pytest.raises(UserError, match="fsdp_activation_checkpointing: true"):
         check_engine(engine(activation_checkpointing=True), model(), "gated", "adamw_torch")
-    with pytest.raises(UserError, match="connection: adaptive is not supported where weights are sharded"):
+    with pytest.raises(UserError, match="connection: adaptive is not supported with sharded weights"):
         check_engine(engine(), model(), "adaptive", "adamw_torch")
     with pytest.raises(UserError, match="optim: adafactor needs whole matrices"):
         check_engine(engine(), model(), "gated", CCConfig("unused", use_cpu=True, optim="adafactor").optim)

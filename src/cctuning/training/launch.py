@@ -58,8 +58,7 @@ def under_deepspeed(args: Any) -> bool:
 
 
 def check_checkpoint(checkpoint: str) -> None:
-    """Raise `UserError` if a checkpoint of DeepSpeed, whose optimizer format is its own, meets a run without it, or the
-    other way round."""
+    """Raise `UserError` unless both the checkpoint and the run use DeepSpeed, or neither: formats differ."""
     written = (Path(checkpoint) / "latest").is_file()  # names the folder of DeepSpeed's files
     running = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     if written and not running:

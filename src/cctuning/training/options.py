@@ -69,7 +69,7 @@ class AdapterOptions:
         if tune != "lora" and (self.load_in_4bit or self.load_in_8bit):
             which = "load_in_4bit" if self.load_in_4bit else "load_in_8bit"
             raise UserError(
-                f"{which}: with tune: {tune} the base itself is trained or saved, which a quantised one cannot be; set "
+                f"{which}: with tune: {tune} the base is trained or saved, which a quantised one cannot be; set "
                 "tune: lora."
             )
         if self.bnb_4bit_quant_type not in ("nf4", "fp4"):
