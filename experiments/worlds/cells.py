@@ -216,10 +216,10 @@ def check_rows(setup: str, base: int) -> None:
     """Raise `UserError` where rows that a world of real text will need are not there: now, and not after training."""
     world, benchmarks = SETUPS[setup].world(base), SETUPS[setup].benchmarks
     if benchmarks:
-        from cctuning.evaluation.suites import plan
+        from cctuning.evaluation.suite_tasks import load_suite
 
         wanted = asked(world, benchmarks)
-        plan("source", wanted["languages"], Path(wanted["data"]), wanted["benchmarks"])
+        load_suite("source", wanted["languages"], Path(wanted["data"]), wanted["benchmarks"])
 
 
 def flags_of(loaded: Loaded, world: World, split: str, **how: Any) -> dict[str, str]:

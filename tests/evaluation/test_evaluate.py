@@ -19,7 +19,8 @@ from cctuning import ConnectedModel, ConnectionConfig
 from cctuning.cli import main
 from cctuning.evaluation.models import Journal
 from cctuning.evaluation.run import Options, evaluate, score
-from cctuning.evaluation.suites import FOLDERS, plan
+from cctuning.evaluation.suite_tasks import load_suite
+from cctuning.evaluation.suites import FOLDERS
 from tests.cli.world import write_model
 from tests.conftest import shake
 from tests.evaluation.data import COUNT, Stub, data_directory, source_rows, write
@@ -80,7 +81,7 @@ def test_the_same_in_every_task_and_language_of_the_real_benchmarks(right, tmp_p
 
 def known_models(data: Path, right: bool, tmp_path: Path) -> int:
     """Score a stub on every task there; returns how many languages there were."""
-    items, _ = plan("all", None, data)
+    items, _ = load_suite("all", None, data)
     assert len({item.benchmark for item in items}) == 11
     assert not any(item.parallel for item in items if item.benchmark == "paper XLSum")  # other articles in each
     record = {"tasks": {}, "model": {"name": "stub", "fingerprint": ""}, "settings": {"mode": "student"}}
@@ -125,7 +126,7 @@ def test_samples_can_be_read_and_paired(data, model, tmp_path):
 
 def test_length_normalised_accuracy_by_hand(data, tmp_path):
     """lm-eval's definition, on log-likelihoods set by hand, and no request more than accuracy needs."""
-    items, _ = plan("source", ["sw"], data, ["XCOPA"])
+    items, _ = load_suite("source", ["sw"], data, ["XCOPA"])
     item = next(one for one in items if one.language == "sw")
 
     class Told(Stub):

@@ -21,7 +21,7 @@ from cctuning.evaluation import mkqa_xlsum
 from cctuning.evaluation.compare import compare
 from cctuning.evaluation.models import Journal
 from cctuning.evaluation.run import Options, evaluate, score
-from cctuning.evaluation.suites import plan
+from cctuning.evaluation.suite_tasks import load_suite
 from tests.cli.world import write_model
 from tests.evaluation.data import Stub
 
@@ -133,7 +133,7 @@ def fake(files, monkeypatch) -> None:
 
 
 def built(benchmark: str, *languages: str) -> dict[str, Any]:
-    return {item.language: item for item in plan("paper", list(languages), None, [benchmark])[0]}
+    return {item.language: item for item in load_suite("paper", list(languages), None, [benchmark])[0]}
 
 
 def docs(item) -> list[dict[str, Any]]:
@@ -182,7 +182,7 @@ def test_the_languages_are_the_papers_that_the_data_sets_have():
         *("da", "fi", "he", "hu", "it", "km", "ms", "nl", "no", "pl", "sv", "zh_hk", "zh_tw")
     }
     with pytest.raises(UserError, match="'xx'"):
-        plan("paper", ["xx"], None)
+        load_suite("paper", ["xx"], None)
 
 
 def scored(item, lm, folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from cctuning import ConnectedModel, ConnectionConfig
 from cctuning.cli import main
 from cctuning.errors import UserError
 from cctuning.evaluation.models import Journal
-from cctuning.evaluation.own_rows import own_items
+from cctuning.evaluation.own_rows import load_own_rows
 from cctuning.evaluation.run import Options, evaluate, score
 from tests.cli.world import write_model
 from tests.conftest import shake
@@ -37,7 +37,7 @@ def rows(tmp_path):
 
 @pytest.mark.parametrize("right", [True, False])
 def test_gold_answers_get_100_and_others_none(right, rows, tmp_path):
-    items, notes = own_items(rows, None)
+    items, notes = load_own_rows(rows, None)
     assert [(item.language, item.count(None)) for item in items] == [("en", 1), ("sw", 2)]
     assert notes == [f"{rows}: 1 rows without a response are left out."]
     record = {"tasks": {}, "model": {"name": "stub", "fingerprint": ""}, "settings": {"mode": "student"}}
@@ -53,7 +53,7 @@ def test_gold_answers_get_100_and_others_none(right, rows, tmp_path):
 
 
 def test_an_answer_of_several_lines_is_read_whole(tmp_path):
-    items, notes = own_items(write(tmp_path / "r.jsonl", [{**ROWS[1], "response": "w8\nw9"}]), ["sw"])
+    items, notes = load_own_rows(write(tmp_path / "r.jsonl", [{**ROWS[1], "response": "w8\nw9"}]), ["sw"])
     assert items[0].task.config.generation_kwargs["until"] == []
     assert "no row in English" in notes[0]
 
@@ -77,12 +77,12 @@ def test_other_rows_do_not_mix_and_bad_ones_are_named(rows, model, tmp_path):
     with pytest.raises(UserError, match="other settings: rows"):
         evaluate(str(model), tmp_path / "out", Options(rows=other))
     with pytest.raises(UserError, match="'fr'"):
-        own_items(rows, ["fr"])
+        load_own_rows(rows, ["fr"])
     with pytest.raises(UserError, match="no row has a response"):
-        own_items(write(tmp_path / "silent.jsonl", ROWS[3:]), None)
+        load_own_rows(write(tmp_path / "silent.jsonl", ROWS[3:]), None)
     turns = [{"role": role, "content": "w1"} for role in ("user", "assistant", "user")]
     with pytest.raises(UserError, match=r"t.jsonl:1: a conversation of 3 turns"):
-        own_items(write(tmp_path / "t.jsonl", [{"prompt": turns, "response": "w2", "lang": "en"}]), None)
+        load_own_rows(write(tmp_path / "t.jsonl", [{"prompt": turns, "response": "w2", "lang": "en"}]), None)
 
 
 def test_rows_and_a_suite_exclude_each_other(rows, model, tmp_path, capsys):

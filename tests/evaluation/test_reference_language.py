@@ -41,12 +41,12 @@ def known(monkeypatch) -> list:
     """The parallels that the model is handed."""
     kept = []
 
-    class Kept(evaluation.Parallels):
+    class Kept(evaluation.ReferencePrompts):
         def __init__(self, *args):
             super().__init__(*args)
             kept.append(self._known)
 
-    monkeypatch.setattr(evaluation, "Parallels", Kept)
+    monkeypatch.setattr(evaluation, "ReferencePrompts", Kept)
     return kept
 
 

@@ -16,9 +16,9 @@ from cctuning.errors import UserError
 from cctuning.evaluation import models
 from cctuning.evaluation import run as evaluation
 from cctuning.evaluation.models import AnsweringLM
-from cctuning.evaluation.reference_prompts import Parallels
+from cctuning.evaluation.reference_prompts import ReferencePrompts
 from cctuning.evaluation.run import Options, evaluate
-from cctuning.evaluation.suites import plan
+from cctuning.evaluation.suite_tasks import load_suite
 from tests.evaluation.data import COUNT
 
 CHOICES = ["XCOPA", "XNLI", "XStoryCloze"]
@@ -205,9 +205,9 @@ def test_parallels_are_those_of_the_items_ids(model, tmp_path):
     for lang, numbers in (("en", range(4)), ("sw", (1, 2, 9))):
         rows = [{"id": i, "prompt": f"{lang} {i}", "answer": ["w5"]} for i in numbers]
         (folder / f"{lang}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    items, _ = plan("paper", None, tmp_path / "data")
+    items, _ = load_suite("paper", None, tmp_path / "data")
     english, swahili = sorted(items, key=lambda item: item.language)
-    parallels = Parallels(chat=False, limit=None)
+    parallels = ReferencePrompts(chat=False, limit=None)
     assert parallels.add(english, None) == []
     assert parallels.add(swahili, None) == [f"{swahili.name}: 1 of 3 items have no English item of their id."]
     assert [parallels(swahili.name, place) for place in range(3)] == ["en 1", "en 2", None]

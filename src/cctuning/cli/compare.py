@@ -1,32 +1,31 @@
-"""`cctuning compare RUN RUN [RUN …] [--baseline RUN] [--output DIR]`."""
+"""`cctuning compare RUN RUN [RUN …]`: compare the results of `cctuning evaluate`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from cctuning.cli.options import Plain
 
 
 def main(argv: list[str]) -> None:
-    """Read the runs, compare, print tables, notes and, last, the summary in words."""
-    parser = Plain("cctuning compare", description="Say whether scored models differ, language by language.")
+    """Compare, and print tables, notes and a summary."""
+    parser = Plain("cctuning compare", description="Test whether scored models differ, language by language.")
     parser.add_argument(
         "runs",
         nargs="+",
-        metavar="RUN",
+        metavar="DIR",
         help="a directory of `cctuning evaluate`, or NAME=DIR; several with one NAME are training seeds of one system",
     )
-    parser.add_argument("--baseline", help="name or directory that the others are compared with; default the first")
+    parser.add_argument("--baseline", help="name or directory the others are compared with (default: the first)")
     parser.add_argument("--output", help="new directory for comparison.json and comparison.md")
     parser.add_argument("--draws", type=int, default=10_000, help="bootstrap and Monte Carlo draws")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--alpha", type=float, default=0.05, help="level of the verdicts; intervals stay at 95 %%")
+    parser.add_argument("--alpha", type=float, default=0.05, help="significance level; intervals stay at 95 %%")
     args = parser.parse_args(argv)
-    from rich.console import Console
-
     from cctuning.evaluation.compare import compare
-    from cctuning.evaluation.comparison_table import check_output, terminal, write
+    from cctuning.evaluation.comparison_table import check_output, write
     from cctuning.evaluation.saved_results import parse_runs
 
     output = Path(args.output) if args.output else None
@@ -35,12 +34,21 @@ def main(argv: list[str]) -> None:
     found = compare(parse_runs(args.runs), args.baseline, args.draws, args.seed, args.alpha)
     if output:
         write(found, output)
+    show(found, output)
+
+
+def show(comparison: Any, output: Path | None = None) -> None:
+    """Print a comparison."""
+    from rich.console import Console
+
+    from cctuning.evaluation.comparison_table import terminal
+
     console = Console(width=None if sys.stdout.isatty() else 140)  # a file is as wide as the table
-    for table in terminal(found):
+    for table in terminal(comparison):
         console.print(table)
-    for note in found.notes:
+    for note in comparison.notes:
         print(f"note: {note}")
     if output:
         print(f"comparison: {output}/comparison.json, table: {output}/comparison.md")
-    for line in found.summary:
+    for line in comparison.summary:
         print(line)

@@ -1,64 +1,65 @@
-"""`cctuning evaluate MODEL [--suite {source,paper,all} | --rows FILE] --output DIR`."""
+"""`cctuning evaluate MODEL [MODEL …] --output DIR`: score models per language."""
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from cctuning.cli.options import CHAT, Plain, add_chat
 
+BASE = "base"
+
 
 def main(argv: list[str]) -> None:
-    """Parse, score, print the table."""
+    """Score the models, print their results and, of several, the comparison."""
     parser = Plain(
-        "cctuning evaluate", description="Score a model per language, on public benchmarks or rows of your own."
+        "cctuning evaluate", description="Score models per language, on public benchmarks or on rows of your own."
     )
-    parser.add_argument("model", metavar="MODEL", help="a run, a fold, a LoRA, a model directory, or a hub name")
-    parser.add_argument("--suite", choices=("source", "paper", "all"), help="benchmarks; default source")
-    parser.add_argument("--rows", help="in place of a suite: held-out rows of your own, in any form that train reads")
     parser.add_argument(
-        "--tasks", nargs="+", metavar="NAME", help="in place of a suite: any of lm-eval's tasks or groups"
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="a run, a merged model, a LoRA, a model directory or a hub name, or NAME=MODEL; `base` stands for the "
+        "base of the runs. Several are scored one after the other and compared",
     )
-    parser.add_argument("--include_path", help="a directory with lm-eval tasks of your own, for --tasks")
+    parser.add_argument("--output", required=True, help="directory for results; of several models, DIR/NAME each")
+    parser.add_argument("--suite", choices=("source", "paper", "all", "current"), help="benchmarks (default: source)")
+    parser.add_argument("--rows", help="instead of a suite: held-out rows in any format that train reads")
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="instead of a suite: any lm-eval tasks or groups")
+    parser.add_argument("--include_path", help="directory with lm-eval tasks of your own, for --tasks")
     parser.add_argument(
-        "--languages", nargs="+", help="language codes; default all. The reference language is always added"
+        "--languages",
+        nargs="+",
+        help="language codes; the reference language is always added (default: all; of suite current, those that the "
+        "runs were trained in)",
     )
-    parser.add_argument("--benchmarks", nargs="+", help="names to keep, as the table shows them; default all")
-    parser.add_argument("--limit", type=int, help="items a task (MMMLU: a subject); default all")
-    parser.add_argument("--data", help="directory with the data sets; no network is used. Default: the hub")
-    parser.add_argument("--output", required=True, help="directory for results; an unfinished one is gone on with")
+    parser.add_argument("--benchmarks", nargs="+", help="names to keep, as the table shows them (default: all)")
+    parser.add_argument("--limit", type=int, help="items per task; of a group, per task in it (default: all)")
+    parser.add_argument("--data", help="directory with the data sets, without network access (default: the hub)")
     add_chat(parser)
-    parser.add_argument("--thinking_tokens", type=int, default=1024, help="room to think, where the model does")
+    parser.add_argument("--thinking_tokens", type=int, default=1024, help="additional tokens for models that think")
     parser.add_argument(
-        "--reference", choices=("parallel",), help="over the live connection, with the reference language's prompt"
+        "--reference", choices=("parallel",), help="use the live connection with the prompt in the reference language"
     )
     parser.add_argument("--bypass", action="store_true", help="without the connection's transform")
+    parser.add_argument("--baseline", help="model the others are compared with (default: base, else the first)")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--batch_size", type=int, help="default: the largest that fits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
     args = parser.parse_args(argv)
-    from cctuning.errors import UserError
-
-    if args.bypass and args.reference:
-        raise UserError("--bypass and --reference exclude each other: without the connection, nothing is borrowed.")
-    if args.rows:
-        given = [name for name in ("suite", "data", "benchmarks") if getattr(args, name)]
-        if given:
-            raise UserError(f"--rows: in place of a suite; leave out --{', --'.join(given)}.")
-    if args.tasks:
-        given = [name for name in ("suite", "rows", "benchmarks") if getattr(args, name)]
-        if given:
-            raise UserError(f"--tasks: in place of a suite; leave out --{', --'.join(given)}.")
-    os.environ["TQDM_DISABLE"] = "1"  # libraries' bars; ours, one a run, is shown in a log file too
+    _check(args)
+    os.environ["TQDM_DISABLE"] = "1"  # the libraries' bars; evaluate shows one of its own
     if args.data:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it tells each task's settings; results.json has them
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it logs the settings of each task
     from rich.console import Console
 
     from cctuning.evaluation.results_table import caption, terminal
-    from cctuning.evaluation.run import Options, evaluate
+    from cctuning.evaluation.run import Options, evaluate, evaluate_models
 
     options = Options(
         suite=args.suite or "source",
@@ -78,11 +79,64 @@ def main(argv: list[str]) -> None:
         batch_size=args.batch_size,
         trust_remote_code=args.trust_remote_code,
     )
-    record = evaluate(args.model, Path(args.output), options)
+    output, models = Path(args.output), _models(args.models)
+    baseline = _baseline(args.baseline, models)
+    if len(models) > 1:
+        done = evaluate_models(models, output, options)
+    else:
+        done = [(models[0][0], output, evaluate(models[0][1], output, options))]
     console = Console()
-    for table in terminal(record, console.width):
-        console.print(table)
-    console.print(caption(record))
-    for note in record["notes"]:
-        print(f"note: {note}")
-    print(f"results: {args.output}/results.json, table: {args.output}/results.md, samples: {args.output}/samples/")
+    for _, directory, record in done:
+        for table in terminal(record, console.width):
+            console.print(table)
+        console.print(caption(record))
+        for note in record["notes"]:
+            print(f"note: {note}")
+        print(f"results: {directory}/results.json, table: {directory}/results.md, samples: {directory}/samples/")
+    if len(done) > 1:
+        from cctuning.cli.compare import show
+        from cctuning.evaluation.compare import compare
+
+        show(compare([(name, directory) for name, directory, _ in done], baseline))
+
+
+def _check(args: argparse.Namespace) -> None:
+    from cctuning.errors import UserError
+
+    if args.bypass and args.reference:
+        raise UserError("--bypass and --reference exclude each other: --bypass turns the connection off.")
+    for option, others in (("rows", ("suite", "data", "benchmarks")), ("tasks", ("suite", "rows", "benchmarks"))):
+        given = [f"--{name}" for name in others if getattr(args, option) and getattr(args, name)]
+        if given:
+            raise UserError(f"--{option}: used instead of a suite; leave out {', '.join(given)}.")
+
+
+def _models(arguments: list[str]) -> list[tuple[str, str]]:
+    """Name and path of each model; `base` is replaced by the base of the runs beside it."""
+    from cctuning.errors import UserError
+    from cctuning.evaluation.saved_results import parse_named
+    from cctuning.model.loading import resolve
+
+    models = parse_named(arguments)
+    names = [name for name, _ in models]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise UserError(f"{twice}: the name of two models; name them apart, as in {twice}-2=PATH.")
+    bases: dict[str, Any] = {}
+    for name, path in models:
+        if path == BASE and not Path(path).exists():
+            bases |= {run["model"]: None for _, other in models if other != path and (run := resolve(other)[1])}
+            if len(bases) != 1:
+                raise UserError(
+                    f"{name}: base stands for the base of the runs, and these have {len(bases)}; give its path."
+                )
+    return [(name, next(iter(bases)) if path == BASE and bases else path) for name, path in models]
+
+
+def _baseline(wanted: str | None, models: list[tuple[str, str]]) -> str:
+    from cctuning.errors import UserError
+
+    names = [name for name, _ in models]
+    if wanted is not None and wanted not in names:
+        raise UserError(f"--baseline {wanted}: expected one of {', '.join(names)}.")
+    return wanted or (BASE if BASE in names else names[0])

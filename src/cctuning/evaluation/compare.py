@@ -20,7 +20,7 @@ import numpy as np
 
 from cctuning.errors import UserError
 from cctuning.evaluation.answer_language import compared
-from cctuning.evaluation.samples import said_alike
+from cctuning.evaluation.samples import uniform_answers
 from cctuning.evaluation.saved_results import ScoredRun, check_same, check_seeds, common_tasks, read_run
 from cctuning.evaluation.statistics import (
     Array,
@@ -165,7 +165,7 @@ def _answers(systems: Mapping[str, Sequence[ScoredRun]], tasks: Sequence[str]) -
         said = compared(shares, task, str(next(iter(abouts.values()))[0]["language"]))
         notes += [said] if said is not None else []
         notes += [
-            f"{name}: {said}" for name, one in abouts.items() for about in one for said in said_alike(task, about)
+            f"{name}: {said}" for name, one in abouts.items() for about in one for said in uniform_answers(task, about)
         ]
     return notes
 

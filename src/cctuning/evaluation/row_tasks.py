@@ -1,7 +1,7 @@
-"""Tasks that lm-eval does not have: prompt/answer rows (the paper's, `hub.py`'s, `own.py`'s), and English for XCOPA.
+"""Build lm-eval tasks from rows of `id`, `prompt` and `answer`, and the English task that XCOPA lacks.
 
-A row is `id`, `prompt`, `answer`. Where the answer is an option's label, the labels are compared by likelihood, as
-lm-eval does for multiple choice; else an answer is generated and scored by `metrics.py`.
+Where the answer is the label of a choice, labels are compared by likelihood; otherwise an answer is generated and
+scored by `metrics.py`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from lm_eval.api.task import ConfigurableTask
 from cctuning.evaluation.metrics import exact_match, rouge_l, token_f1
 
 CHOICES = {"XNLI": ("1", "2", "3"), "XStoryCloze": ("1", "2"), "MMMLU": ("A", "B", "C", "D")}
-ANSWER_TOKENS = 32  # short answers; the longest of MKQA's and XQuAD's are a phrase
-SUMMARY_TOKENS = 128  # one sentence, also where a tokenizer spends three tokens on a character
+ANSWER_TOKENS = 32  # a phrase, as in MKQA and XQuAD
+SUMMARY_TOKENS = 128  # one sentence, even at three tokens per character
 VERSION = 1.0
 
 
@@ -24,12 +24,12 @@ def _mean(name: str) -> dict[str, Any]:
     return {"metric": name, "aggregation": "mean", "higher_is_better": True}
 
 
-# lm-eval's own accuracy, and beside it the same with each choice's log-likelihood divided by its length in characters.
+# Accuracy, and accuracy with log-likelihoods divided by the choice's length in characters, as lm-eval defines them.
 ACCURACIES = [_mean("acc"), _mean("acc_norm")]
 
 
 def paper_task(benchmark: str, language: str, path: Path) -> ConfigurableTask:
-    """The task `paper_<benchmark>_<language>` over the rows of `path`."""
+    """The task `paper_<benchmark>_<language>` of the rows in `path`."""
     source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path.resolve())}}}
     return row_task(f"paper_{benchmark.lower()}_{language}", benchmark, language, source)
 
@@ -37,12 +37,12 @@ def paper_task(benchmark: str, language: str, path: Path) -> ConfigurableTask:
 def row_task(
     name: str, benchmark: str, language: str, source: dict[str, Any], long: int | None = None
 ) -> ConfigurableTask:
-    """A task over rows of `prompt` and `answer`, asked and scored as the benchmark is.
+    """A task of rows with `prompt` and `answer`, scored as `benchmark` is.
 
     Args:
-        source: where lm-eval finds the rows: `dataset_path`, `dataset_kwargs`, and `process_docs` where they must be
-            made of other columns; or `custom_dataset`.
-        long: tokens of an answer that may have several lines; None: one line, as short as the benchmark's.
+        source: lm-eval's settings for the rows: `dataset_path`, `dataset_kwargs` and `process_docs`, or
+            `custom_dataset`.
+        long: maximum tokens of an answer of several lines; None for one short line.
     """
     config: dict[str, Any] = {
         "task": name,
@@ -89,8 +89,8 @@ def _first_answer(doc: dict[str, Any]) -> str:
 
 
 def _score_answer(language: str, doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    said, targets = results[0].strip(), _answers(doc)
-    return {"f1": token_f1(said, targets, language), "em": exact_match(said, targets, language)}
+    answer, targets = results[0].strip(), _answers(doc)
+    return {"f1": token_f1(answer, targets, language), "em": exact_match(answer, targets, language)}
 
 
 def _score_summary(language: str, doc: dict[str, Any], results: list[str]) -> dict[str, float]:
@@ -98,7 +98,7 @@ def _score_summary(language: str, doc: dict[str, Any], results: list[str]) -> di
 
 
 def xcopa_english(folder: Path) -> ConfigurableTask:
-    """English rows of XCOPA's layout (COPA's own), prompted as lm-eval prompts the other languages."""
+    """English rows in XCOPA's layout (COPA), with prompts as lm-eval's for the other languages."""
     return ConfigurableTask(
         config={
             "task": "xcopa_en_local",

@@ -1,17 +1,21 @@
-"""Score a model on a suite, task by task, into a directory that a stopped run goes on from.
+"""Score models on a suite, on rows or on any lm-eval task, and save the results.
 
-DIR/results.json    every setting, version and seed, the model's fingerprint, and each finished task's figures
-DIR/samples/*.jsonl one line an item: prompt, target, what the model said, its metrics
-DIR/journal.jsonl   answers of the task that is running; removed when all are done
-DIR/results.md      the table
+A directory of results holds:
+
+- `results.json`: settings, versions, the hash of the model's weights, and the figures of each finished task
+- `results.md`: the same as a table
+- `samples/TASK.jsonl`: one line per item with prompt, target, answer and metrics
+- `journal.jsonl`: answers of the task at work; removed at the end
 """
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,29 +25,29 @@ import torch
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from lm_eval.tasks import TaskManager
 from tqdm.auto import tqdm
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from cctuning.data import Encoder
 from cctuning.data.chat import own_template
 from cctuning.errors import UserError
 from cctuning.evaluation.answer_language import answered_in
-from cctuning.evaluation.lm_eval_tasks import named_items
+from cctuning.evaluation.lm_eval_tasks import load_tasks
 from cctuning.evaluation.models import THINKING_TOKENS, AnsweringLM, ConnectedLM, Journal, writing
-from cctuning.evaluation.own_rows import own_items, rows_hash
-from cctuning.evaluation.reference_prompts import Parallels, with_parallels
+from cctuning.evaluation.own_rows import load_own_rows, rows_hash
+from cctuning.evaluation.reference_prompts import ReferencePrompts, with_reference_prompts
 from cctuning.evaluation.results_table import markdown
-from cctuning.evaluation.samples import answers_of, said_alike, sample_line
-from cctuning.evaluation.saved_results import model_hash
-from cctuning.evaluation.suites import SUITES, Item, plan
+from cctuning.evaluation.samples import answer_counts, sample_line, uniform_answers
+from cctuning.evaluation.saved_results import FORMAT, model_hash
+from cctuning.evaluation.suite_tasks import Item, load_suite
+from cctuning.evaluation.suites import SUITES, current
 from cctuning.files import write_atomically
-from cctuning.languages import ENGLISH, canonical
+from cctuning.languages import ENGLISH, canonical, same
 from cctuning.model.loading import Loaded, load, resolve
 from cctuning.model.serialization import CONFIG_FILE, read_config
 from cctuning.model.sites import unwrap
 from cctuning.serving.answering import chat_notes, chat_of, encoder_for, encoder_of, tokenizer_of
 from cctuning.serving.stops import Thoughts, answer_end, stop_tokens
 
-FORMAT = 1
 RESULTS_FILE, SAMPLES_FOLDER, JOURNAL_FILE, TABLE_FILE = "results.json", "samples", "journal.jsonl", "results.md"
 MODES = ("student", "bypass", "parallel")
 PACKAGES = ("cc-tuning", "lm_eval", "torch", "transformers", "peft", "datasets")
@@ -51,16 +55,21 @@ PACKAGES = ("cc-tuning", "lm_eval", "torch", "transformers", "peft", "datasets")
 
 @dataclass
 class Options:
-    """What is scored and how.
+    """What to score, and how.
 
     Attributes:
-        mode: `student` (as it will run), `bypass` (without the connection's transform), `parallel` (over the live
-            connection, with the benchmark's own prompt in the reference language).
-        rows: a user's own, in place of a suite's tasks.
-        tasks: lm-eval's, by name, likewise. include_path: a directory with more of them.
-        chat: render prompts with the chat template; None: as in training; where that is not known, if there is one.
-        chat_template_kwargs: its arguments, where they are to be others than in training.
-        thinking_tokens: room for thinking, where the model thinks before it answers.
+        suite: one of `SUITES`. languages, benchmarks: those to keep of it, None for all; of suite `current`, the
+            languages the models were trained in.
+        rows: path of held-out rows, instead of a suite.
+        tasks: names of lm-eval tasks, instead of a suite. include_path: directory with more of them.
+        data: directory with the data sets, None for the hub.
+        limit: items per task (for a group, per task of it).
+        mode: `student` (as the model will run), `bypass` (without the connection's transform) or `parallel` (over the
+            live connection, with each item's prompt in the reference language).
+        chat: render prompts with the chat template; None: as in training, or if there is a template.
+        chat_template_kwargs: arguments of the template, if other than in training.
+        thinking_tokens: additional tokens for a model that thinks before it answers.
+        batch_size: None for the largest that fits.
     """
 
     suite: str = "source"
@@ -91,10 +100,10 @@ class Options:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}.")
 
     def settings(self) -> dict[str, Any]:
-        """What decides the figures: all but where the data lie and how many rows run at once."""
+        """The options that affect the figures."""
         apart = ("data", "batch_size", "trust_remote_code", "rows", "tasks", "include_path")
         found = {key: value for key, value in asdict(self).items() if key not in apart}
-        if not self.chat_template_kwargs:  # a model that thinks unasked has it in its template
+        if not self.chat_template_kwargs:
             del found["chat_template_kwargs"]
         if self.thinking_tokens == THINKING_TOKENS:
             del found["thinking_tokens"]
@@ -104,91 +113,165 @@ class Options:
         return found | ({"suite": "rows", "rows": rows_hash(self.rows)} if self.rows else {})
 
 
-def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
-    """Score `path` (a run, a fold, a LoRA, any causal LM) and return what results.json holds.
+def evaluate_models(
+    models: Sequence[tuple[str, str]], directory: Path, options: Options
+) -> list[tuple[str, Path, dict[str, Any]]]:
+    """Score several models on the same tasks, each into a subdirectory of its name.
+
+    Args:
+        models: name and path of each.
+
+    Returns:
+        Name, directory and results of each.
 
     Raises:
-        UserError: bad options, data or model, or a directory that holds something else; what is done is kept.
+        UserError: as `evaluate`; a path that cannot be loaded is found before the first model is scored.
     """
-    tokenizer, run = tokenizer_of(path, options.trust_remote_code)
-    if options.chat and own_template(tokenizer) is None:
-        raise UserError(f"{path}: --chat: its tokenizer has no chat template; leave the option out.")
+    checked = [_check_model(path, options) for _, path in models]
+    runs = [run for _, run in checked]
+    chats = {
+        name: chat_of(run, tokenizer) if options.chat is None else options.chat
+        for (name, _), (tokenizer, run) in zip(models, checked, strict=True)
+    }
+    if len({*chats.values()}) > 1:
+        told = ", ".join(f"{name} {'with' if chat else 'without'}" for name, chat in chats.items())
+        raise UserError(f"prompts would be rendered with the chat template for some models only: {told}; use --chat.")
+    if options.suite == "current" and options.languages is None and not (options.rows or options.tasks):
+        options = replace(options, languages=_trained_languages(runs))
+    done = []
+    for name, path in models:
+        done.append((name, directory / name, evaluate(path, directory / name, options)))
+        gc.collect()  # the model is gone before the next is loaded
+    return done
+
+
+def _trained_languages(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """The languages that runs were trained in, without the reference language; of those that suite `current` has."""
+    found: dict[str, None] = {}
+    for run in runs:
+        for part in (run.get("data"), run.get("parallel")):
+            found |= dict.fromkeys((part or {}).get("languages", {}))
+    trained = [code for code in found if code not in {run.get("reference_language") for run in runs}]
+    known = {code for one in current() for code in one.tasks}
+    languages = [code for code in trained if any(same(code, one) for one in known)]
+    if not languages:
+        told = f" (trained in {', '.join(trained)}, which it lacks)" if trained else ""
+        raise UserError(f"--suite current: no language of the models is known{told}; name some with --languages.")
+    if len(languages) < len(trained):
+        lacking = ", ".join(code for code in trained if code not in languages)
+        logging.getLogger(__name__).warning("suite current has no %s", lacking)
+    return languages
+
+
+def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
+    """Score one model; a stopped run continues where it was.
+
+    Args:
+        path: a run, a merged model, a LoRA, or any causal LM.
+
+    Returns:
+        The content of `results.json`.
+
+    Raises:
+        UserError: bad options, data or model, or a directory with other results. Finished tasks are kept.
+    """
+    tokenizer, run = _check_model(path, options)
+    if options.suite == "current" and options.languages is None and not (options.rows or options.tasks):
+        options = replace(options, languages=_trained_languages([run]))
     options = replace(options, chat=chat_of(run, tokenizer) if options.chat is None else options.chat)
-    record = _claim(directory, path, options)
-    said = reference_language(path)
-    language = said or ENGLISH
+    record = _claim(directory, options)
+    own_reference = reference_language(path)
+    reference = own_reference or ENGLISH
     encoder = encoder_for(tokenizer, bool(options.chat), options.chat_template_kwargs)
-    if options.rows:
-        items, notes = own_items(options.rows, options.languages, language, encoder)
-    data = Path(options.data) if options.data else None
-    if options.tasks:
-        items, notes = named_items(options.tasks, data, options.languages, options.include_path)
-    elif not options.rows:
-        items, notes = plan(options.suite, options.languages, data, options.benchmarks, language)
-    if options.mode == "parallel":
-        items = with_parallels(items, notes, language)
+    items, notes = _load_items(options, reference, encoder)
     notes += chat_notes(run, encoder)
     for note in notes:
         logging.getLogger(__name__).warning(note)
     loaded = load(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
-    if options.mode != "student" and loaded.connected is None:
-        raise UserError(
-            f"{path}: no connection in it (folded or plain), so nothing to bypass and no reference to use."
-        )
     if torch.accelerator.is_available():
         module: Any = loaded.connected or loaded.model
         module.to(torch.accelerator.current_accelerator())
-    mark = model_hash(loaded, options.mode)
-    if record and record["model"]["fingerprint"] != mark:
+    weights = model_hash(loaded, options.mode)
+    if record and record["model"]["fingerprint"] != weights:
         raise UserError(f"{directory}: holds results of another model ({record['model']['name']}); name another.")
-    record = record or _new_record(path, loaded, mark, options)
+    record = record or _new_record(path, loaded, weights, options)
     _check_data(items, record, directory)
-    record["model"]["reference_language"] = said
+    record["model"]["reference_language"] = own_reference
     record["notes"], record["planned"] = notes, [item.name for item in items]
     encoder = encoder_of(loaded, options.chat, options.chat_template_kwargs)
-    end_as_trained(loaded, encoder)
-    parallels = Parallels(bool(options.chat), options.limit, language) if options.mode == "parallel" else None
-    lm, reference = _model(loaded, options, parallels, encoder)
+    _stop_as_trained(loaded, encoder)
+    prompts = ReferencePrompts(bool(options.chat), options.limit, reference) if options.mode == "parallel" else None
+    lm = _language_model(loaded, options, prompts, encoder)
     (directory / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
     _write(directory, record)
-    journal = directory / JOURNAL_FILE
     bypass = options.mode == "bypass" and loaded.connected is not None
     with (
         loaded.connected.disable_adapter() if bypass and loaded.connected else nullcontext(),
         _progress(items, record, options) as bar,
     ):
-        thinking = options.thinking_tokens if encoder.thinks else 0
-        asked = Journal(lm, journal, options.batch_size, reference, bar, answer_end(encoder), thinking)
+        journal = Journal(
+            lm,
+            directory / JOURNAL_FILE,
+            options.batch_size,
+            prompts,
+            bar,
+            stop=answer_end(encoder),
+            thinking=options.thinking_tokens if encoder.thinks else 0,
+        )
         for number, item in enumerate(items, 1):
             bar.set_description(f"[{number}/{len(items)}] {item.name}")
             if isinstance(lm, ConnectedLM):
                 lm.apart = item.language == lm.connected.reference_language
-            if parallels is not None:
-                for note in parallels.add(item, asked):
+            if prompts is not None:
+                for note in prompts.add(item, journal):
                     logging.getLogger(__name__).warning(note)
                     notes.append(note)
             if item.name not in record["tasks"]:
-                score(item, asked, options, directory, record)
-            notes += [note for note in said_alike(item.name, record["tasks"][item.name]) if note not in notes]
+                score(item, journal, options, directory, record)
+            notes += [note for note in uniform_answers(item.name, record["tasks"][item.name]) if note not in notes]
     record["status"] = "finished"
     _write(directory, record)
-    journal.unlink(missing_ok=True)
+    journal.path.unlink(missing_ok=True)
     return record
 
 
-def reference_language(path: str) -> str | None:
-    """The language that `path` borrows from, or its run names; None for a plain model. No weight is read.
+def _check_model(path: str, options: Options) -> tuple[PreTrainedTokenizerBase, dict[str, Any]]:
+    """The tokenizer of a model and the record of its run. Reads no weights.
 
     Raises:
-        UserError: nothing that can be loaded is there.
+        UserError: nothing that can be loaded is there, or it lacks what an option needs.
     """
+    tokenizer, run = tokenizer_of(path, options.trust_remote_code)
+    if options.chat and own_template(tokenizer) is None:
+        raise UserError(f"{path}: --chat: its tokenizer has no chat template; leave the option out.")
+    if options.mode != "student" and not (Path(resolve(path)[0]) / CONFIG_FILE).is_file():
+        raise UserError(f"{path}: has no connection, which --bypass and --reference need; leave the option out.")
+    return tokenizer, run
+
+
+def _load_items(options: Options, reference: str, encoder: Encoder) -> tuple[list[Item], list[str]]:
+    """The tasks, those that generate answers last, and notes on what is left out."""
+    data = Path(options.data) if options.data else None
+    if options.rows:
+        items, notes = load_own_rows(options.rows, options.languages, reference, encoder)
+    elif options.tasks:
+        items, notes = load_tasks(options.tasks, data, options.languages, options.include_path)
+    else:
+        items, notes = load_suite(options.suite, options.languages, data, options.benchmarks, reference)
+    if options.mode == "parallel":
+        items = with_reference_prompts(items, notes, reference)
+    return sorted(items, key=lambda item: item.generates), notes
+
+
+def reference_language(path: str) -> str | None:
+    """The reference language of a connection or its run, None for a plain model. Reads no weights."""
     where, run = resolve(path)
     folder = Path(where)
     return (read_config(folder) if (folder / CONFIG_FILE).is_file() else run).get("reference_language")
 
 
 def _check_data(items: list[Item], record: dict[str, Any], directory: Path) -> None:
-    """Raise `UserError` where a finished task's local file is another by now."""
+    """Raise a `UserError` if the local file of a finished task has changed."""
     for item in items:
         before = record["tasks"].get(item.name, {}).get("data")
         if before and item.file is not None and rows_hash(str(item.file)) != before:
@@ -196,21 +279,21 @@ def _check_data(items: list[Item], record: dict[str, Any], directory: Path) -> N
 
 
 def _progress(items: list[Item], record: dict[str, Any], options: Options) -> Any:
-    """One bar for the whole run, in items; what an earlier run did is done, and says nothing of this one's speed."""
+    """One bar for all tasks, in items. Items of an earlier run count as done but not towards the speed."""
     sizes = {item.name: item.count(options.limit) for item in items}
     terminal = sys.stderr.isatty()
     return tqdm(
         total=sum(sizes.values()),
         initial=sum(size for name, size in sizes.items() if name in record["tasks"]),
         unit="item",
-        smoothing=0,  # the mean speed: tasks differ, and the last one's says little of the next
-        mininterval=0.5 if terminal else 60,  # a log file has no use for a line a second
-        disable=False,  # lm-eval's own bars are off (TQDM_DISABLE); this one says what they would
+        smoothing=0,  # mean speed: tasks differ too much for the latest one to predict the next
+        mininterval=0.5 if terminal else 60,
+        disable=False,  # TQDM_DISABLE turns off those of lm-eval
     )
 
 
 def score(item: Item, lm: Journal, options: Options, directory: Path, record: dict[str, Any]) -> None:
-    """Run one task and put its figures and samples into the directory."""
+    """Score one task and save its figures and samples."""
     before = lm.asked
     done = _run(item, lm, options)
     main, _, chosen = item.metric.partition(",")
@@ -219,7 +302,7 @@ def score(item: Item, lm: Journal, options: Options, directory: Path, record: di
     kept: list[dict[str, Any]] = []
     for task in item.tasks:
         own = [sample_line(one) for one in done["samples"][task.task_name] if one.get("filter", "none") == chosen]
-        if item.grouped:  # each task counts its items from 0
+        if item.grouped:  # each task numbers its items from 0
             own = [one | {"id": len(kept) + place, "task": task.task_name} for place, one in enumerate(own)]
         kept += own
     path = directory / SAMPLES_FOLDER / f"{item.name}.jsonl"
@@ -234,7 +317,7 @@ def score(item: Item, lm: Journal, options: Options, directory: Path, record: di
         "chance": item.chance,
         "metrics": _metrics(figures, chosen),
         "requests": lm.asked - before,
-        **answers_of(kept),
+        **answer_counts(kept),
         "answered_in": answered_in(kept, item.language, record["model"].get("reference_language") or ENGLISH),
         "data": None if item.file is None else rows_hash(str(item.file)),
     }
@@ -242,14 +325,13 @@ def score(item: Item, lm: Journal, options: Options, directory: Path, record: di
 
 
 def _run(item: Item, lm: Journal, options: Options) -> dict[str, Any]:
-    """What lm-eval's `simple_evaluate` does of this, without its survey of the machine's packages after every task,
-    which takes seconds and prints an error of git's outside a repository."""
+    """Run one task as lm-eval's `simple_evaluate` does, without its slow list of the installed packages."""
     set_seed(options.seed)
     for task in item.tasks:
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=options.seed)
-    built = TaskManager(include_defaults=False).load([item.task])  # as it is; the whole index would take seconds
+    built = TaskManager(include_defaults=False).load([item.task])
     done = lm_eval_evaluate(
         lm=lm,
         task_dict=built,
@@ -258,13 +340,15 @@ def _run(item: Item, lm: Journal, options: Options) -> dict[str, Any]:
         apply_chat_template=bool(options.chat) and not item.rendered,
         fewshot_as_multiturn=True,
     )
-    assert done is not None  # only one process among several gets nothing
+    assert done is not None  # None on other processes than the first
     return dict(done)
 
 
 def _metrics(figures: dict[str, float], chosen: str) -> dict[str, dict[str, float | None]]:
-    """`acc,none` and `acc_stderr,none` as `{"acc": {"value": …, "stderr": …}}`, for the filter that counts; one item
-    has no standard error."""
+    """`acc,none` and `acc_stderr,none` as `{"acc": {"value": …, "stderr": …}}`, for one filter.
+
+    There is no standard error of a single item.
+    """
     return {
         key.partition(",")[0]: {"value": value, "stderr": figures.get(f"{key.partition(',')[0]}_stderr,{chosen}")}
         for key, value in figures.items()
@@ -272,8 +356,8 @@ def _metrics(figures: dict[str, float], chosen: str) -> dict[str, dict[str, floa
     }
 
 
-def end_as_trained(loaded: Loaded, encoder: Encoder) -> None:
-    """Have the model end its answers where the template ends a turn: a base's own config may know less."""
+def _stop_as_trained(loaded: Loaded, encoder: Encoder) -> None:
+    """Stop generation at the tokens that end a turn in the chat template; a base's own config may lack them."""
     if encoder.chat:
         stops = stop_tokens(encoder, unwrap(loaded.model))
         for model in (loaded.model, unwrap(loaded.model)):
@@ -281,30 +365,32 @@ def end_as_trained(loaded: Loaded, encoder: Encoder) -> None:
                 model.generation_config.eos_token_id = stops
 
 
-def _model(loaded: Loaded, options: Options, parallels: Parallels | None, encoder: Encoder) -> tuple[Any, Any]:
+def _language_model(
+    loaded: Loaded, options: Options, prompts: ReferencePrompts | None, encoder: Encoder
+) -> AnsweringLM:
     connected = loaded.connected
     how: dict[str, Any] = {"chat": encoder.chat, "thoughts": Thoughts.of(encoder)}
     if loaded.tokenizer.pad_token_id is None:
-        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token  # masked out: any id will do
+        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token  # masked, so any id will do
     plain = connected is None or options.mode == "bypass" or (options.mode == "student" and connected.config.mergeable)
     if connected is not None and not plain:
         lm = ConnectedLM(connected, loaded.tokenizer, **how)
-        lm.reference = parallels
-        return lm, lm.reference
-    return AnsweringLM(loaded.model, loaded.tokenizer, **how), None
+        lm.reference = prompts
+        return lm
+    return AnsweringLM(loaded.model, loaded.tokenizer, **how)
 
 
-def _claim(directory: Path, path: str, options: Options) -> dict[str, Any] | None:
-    """What an earlier run left, or None for a new directory.
+def _claim(directory: Path, options: Options) -> dict[str, Any] | None:
+    """The results of an earlier, unfinished run, None for a new directory.
 
     Raises:
-        UserError: it is not a directory of results, or of other settings.
+        UserError: the directory holds something else, or results of other settings.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--output {directory}: a file; name a directory.")
     file = directory / RESULTS_FILE
     if not file.is_file():
-        ours = (f".{RESULTS_FILE}.partial", SAMPLES_FOLDER)  # of a run that could not write its first file
+        ours = (f".{RESULTS_FILE}.partial", SAMPLES_FOLDER)  # left by a run that could not write results.json
         if directory.is_dir() and any(one.name not in ours for one in directory.iterdir()):
             raise UserError(f"--output {directory}: not empty, and no {RESULTS_FILE} in it; name another directory.")
         return None
@@ -326,7 +412,7 @@ def _claim(directory: Path, path: str, options: Options) -> dict[str, Any] | Non
 def _new_record(path: str, loaded: Loaded, mark: str, options: Options) -> dict[str, Any]:
     return {
         "format": FORMAT,
-        "status": "stopped",  # until it is finished
+        "status": "stopped",
         "model": {
             "name": path,
             "fingerprint": mark,

@@ -1,4 +1,4 @@
-"""What is kept of each item that was asked, and what the answers of a task say together."""
+"""Turn lm-eval's samples into the lines of `samples/TASK.jsonl`, and count empty and distinct answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def sample_line(sample: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of one item, for a person to read and for `compare` to pair."""
+    """One item as a line of `samples/TASK.jsonl`."""
     arguments = list(sample["arguments"].values()) if isinstance(sample["arguments"], dict) else sample["arguments"]
     texts = [list(one.values()) if isinstance(one, dict) else list(one) for one in arguments]
     likelihoods = len(texts) > 1 or not isinstance(texts[0][1], dict)
@@ -16,7 +16,7 @@ def sample_line(sample: dict[str, Any]) -> dict[str, Any]:
     if likelihoods:
         found = [one[0] if isinstance(one, (list, tuple)) else one for one in sample["filtered_resps"]]
         response = [{"choice": text[1], "loglikelihood": float(one)} for text, one in zip(texts, found, strict=True)]
-    else:  # a filter may keep a number out of a sentence, or white space off it
+    else:  # a filter may extract a number or strip white space
         response = {"said": sample["resps"][0][0], "scored": sample["filtered_resps"][0]}
     metrics = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample.get(name), (int, float))}
     return {
@@ -30,23 +30,23 @@ def sample_line(sample: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def answers_of(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of answers that were written: how many are empty, how many differ, and how many different ones were wanted."""
+def answer_counts(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Numbers of empty answers, distinct answers and distinct targets; empty for a task without generated answers."""
     written = [one for one in samples if isinstance(one["response"], dict)]
     if not written:
         return {}
-    said = [str(one["response"]["said"]).strip() for one in written]
+    answers = [str(one["response"]["said"]).strip() for one in written]
     targets = {json.dumps(one["target"], ensure_ascii=False) for one in written}
-    return {"answers": {"empty": said.count(""), "distinct": len({*said}), "targets": len(targets)}}
+    return {"answers": {"empty": answers.count(""), "distinct": len({*answers}), "targets": len(targets)}}
 
 
-def said_alike(name: str, task: dict[str, Any]) -> list[str]:
-    """A warning where all answers are empty, or one and the same: such a score is no measure of the model."""
+def uniform_answers(name: str, task: dict[str, Any]) -> list[str]:
+    """A warning if all answers of a task are empty or the same, which points to wrong prompts or settings."""
     found = task.get("answers")
     if not found or found["distinct"] > 1 or (not found["empty"] and found["targets"] < 2):
         return []
     what = "empty" if found["empty"] else "the same"
     return [
-        f"{name}: all {task['items']} answers are {what}, which says more of how the model was asked than of what it "
-        f"can do: read samples/{name}.jsonl, and see that prompts are rendered as in training (--chat)."
+        f"{name}: all {task['items']} answers are {what}, so the score does not measure the model: read "
+        f"samples/{name}.jsonl and check that prompts are rendered as in training (--chat)."
     ]

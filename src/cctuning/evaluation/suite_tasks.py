@@ -1,0 +1,318 @@
+"""Select the tasks of a suite, check their local files and load them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from lm_eval.api.group import Group
+from lm_eval.tasks import TaskManager
+from tqdm.auto import tqdm
+
+from cctuning.errors import UserError
+from cctuning.evaluation import mkqa_xlsum
+from cctuning.evaluation.row_tasks import ACCURACIES, CHOICES, paper_task, xcopa_english
+from cctuning.evaluation.suites import (
+    FOLDERS,
+    LM_EVAL_TASKS,
+    MMMLU,
+    PAPER_METRIC,
+    PAPER_ON_HUB,
+    PAPER_ROWS,
+    SOURCE,
+    XQUAD,
+    Benchmark,
+    current,
+)
+from cctuning.languages import ENGLISH, same
+
+
+@dataclass
+class Item:
+    """A task to score: an lm-eval task or a group of them.
+
+    Attributes:
+        metric: main metric and filter, as lm-eval's results name them.
+        chance: expected accuracy of a guess, None for generated answers.
+        parallel: item i is the same question in every language, and the choices do not contain the prompt.
+        references: reference prompt of each item, where the rows have them.
+        rendered: prompts are rendered with the chat template already.
+        file: local file that holds the items.
+    """
+
+    name: str
+    benchmark: str
+    language: str
+    metric: str
+    chance: float | None
+    parallel: bool
+    task: Any
+    references: dict[int, str] | None = None
+    rendered: bool = False
+    file: Path | None = None
+
+    @property
+    def grouped(self) -> bool:
+        return isinstance(self.task, Group)
+
+    @property
+    def tasks(self) -> list[Any]:
+        """The task, or those of the group."""
+        return self.task.get_all_tasks() if self.grouped else [self.task]
+
+    @property
+    def generates(self) -> bool:
+        """Whether answers are generated; otherwise choices are compared by likelihood."""
+        return any(task.OUTPUT_TYPE == "generate_until" for task in self.tasks)
+
+    @property
+    def version(self) -> str:
+        versions = sorted({str((task.config.metadata or {}).get("version", task.VERSION)) for task in self.tasks})
+        return f"{self.task.version} of {', '.join(versions)}" if self.grouped else versions[0]
+
+    def keys(self) -> list[Any]:
+        """Keys that are the same for an item in every language: its `id`, or its position where rows have no ids."""
+        ids = [doc.get("id") for task in self.tasks for doc in task.eval_docs]
+        return ids if None not in ids and len({*ids}) == len(ids) else list(range(len(ids)))
+
+    def count(self, limit: int | None) -> int:
+        """Number of items to score; `limit` counts for each task of a group."""
+        sizes = [len(task.eval_docs) for task in self.tasks]
+        return sum(size if limit is None else min(limit, size) for size in sizes)
+
+
+# Benchmark name, language, and the source of its task: a `Benchmark` of lm-eval, a local file of rows, or None for
+# MKQA and XLSum on the hub.
+Candidate = tuple[str, str, Any]
+
+
+def load_suite(
+    suite: str,
+    languages: Sequence[str] | None,
+    data: Path | None,
+    benchmarks: Sequence[str] | None = None,
+    reference: str = ENGLISH,
+) -> tuple[list[Item], list[str]]:
+    """Load the tasks of a suite, the reference language first within each benchmark.
+
+    Args:
+        suite: one of `SUITES`.
+        languages: language codes; None for all. The reference language is always added.
+        data: directory with the data sets (see docs/evaluation.md); None for the hub.
+        benchmarks: names to keep; None for all.
+        reference: code of the reference language.
+
+    Returns:
+        The tasks, and notes on what is left out.
+
+    Raises:
+        UserError: unknown language or benchmark, a missing or broken file, or data that cannot be loaded.
+    """
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data {data}: no such directory; docs/evaluation.md describes the layout.")
+    notes: list[str] = []
+    if suite == "current":
+        codes = sorted({code for one in current() for code in one.tasks})
+        alike = {one: [code for code in codes if same(code, one)] for one in languages or () if one not in codes}
+        languages = languages and [(alike.get(one) or [one])[0] for one in languages]
+        found = _current(languages, data, reference, notes)
+    else:
+        found = [] if suite == "paper" else [(b.name, lang, b) for b in SOURCE for lang in _languages(b, data, notes)]
+        found += [] if suite == "source" else _paper(suite, data, notes)
+    if not found and data is not None and suite != "current":
+        raise UserError(f"--data {data}: no files of suite {suite} there; docs/evaluation.md describes the layout.")
+    known = sorted({language for _, language, _ in found})
+    names = list(dict.fromkeys(name for name, _, _ in found))
+    for name in benchmarks or ():
+        if name not in names:
+            raise UserError(f"--benchmarks: {name!r} is not in suite {suite}; it has {', '.join(sorted(names))}.")
+    for language in languages or ():
+        if language not in known:
+            told = f"it has {', '.join(known)}" if suite != "current" else "`cctuning evaluate --tasks` takes any task"
+            raise UserError(f"--languages: suite {suite} has no {language!r}; {told}.")
+    kept = [
+        one
+        for one in found
+        if (benchmarks is None or one[0] in benchmarks) and (languages is None or one[1] in {*languages, reference})
+    ]
+    notes = [note for note in notes if benchmarks is None or note.partition(":")[0] in {*benchmarks, "paper"}]
+    notes += _missing_languages(kept, [*(languages or ()), reference])
+    if not kept:
+        raise UserError("--benchmarks, --languages: no task is left; name others.")
+    kept.sort(key=lambda one: (names.index(one[0]), one[1] != reference, one[1]))
+    if data is not None and suite != "current":
+        _check_files(kept, data)
+    return _load(kept, data), notes
+
+
+def _current(languages: Sequence[str] | None, data: Path | None, reference: str, notes: list[str]) -> list[Candidate]:
+    """The benchmarks that have at least one of the languages, and whose data set is there."""
+    found: list[Candidate] = []
+    for one in current():
+        if languages is not None and not {*one.tasks} & ({*languages} - {reference} or {reference}):
+            continue
+        # Global-MMLU has another owner in the tasks of some languages.
+        if data is not None and not any(data.glob(f"*/{Path(one.dataset).name}")):
+            notes.append(f"{one.name}: no {data / one.dataset}; left out.")
+            continue
+        found += [(one.name, language, one) for language in one.tasks]
+    return found
+
+
+def _languages(one: Benchmark, data: Path | None, notes: list[str]) -> list[str]:
+    """The languages of a benchmark that there is data for. XCOPA in English (COPA) exists in local files alone."""
+    if data is None:
+        return list(one.tasks)
+    languages = [*one.tasks, *(["en"] if one.name == "XCOPA" else [])]
+    there = [language for language in languages if local_file(one, language, data) is not None]
+    lacking = sorted({*one.tasks} - {*there})
+    if lacking:
+        notes.append(f"{one.name}: no file for {', '.join(lacking)} in {data / one.dataset / one.split}.")
+    return there
+
+
+def _paper(suite: str, data: Path | None, notes: list[str]) -> list[Candidate]:
+    found: list[Candidate] = []
+    if data is None:
+        on_hub = (XQUAD, MMMLU) if suite == "all" else PAPER_ON_HUB  # `all` has the others from `source`
+        found += [(one.name, language, one) for one in on_hub for language in one.tasks]
+        rows = mkqa_xlsum.LANGUAGES.items()
+        return found + [(name, language, None) for name, languages in rows for language in languages]
+    for name in PAPER_ROWS:
+        files = sorted((data / "paper" / name).glob("*.jsonl*"))
+        if not files:
+            notes.append(f"paper: no {data / 'paper' / name}; {name} is left out.")
+        found += [(f"paper {name}", path.name.split(".")[0], path) for path in files]
+    return found
+
+
+def _missing_languages(kept: list[Candidate], languages: Sequence[str]) -> list[str]:
+    notes = []
+    for name in dict.fromkeys(one[0] for one in kept):
+        has = {language for benchmark, language, _ in kept if benchmark == name}
+        lacking = [language for language in dict.fromkeys(languages) if language not in has]
+        if lacking:
+            notes.append(f"{name} has no {', '.join(lacking)}.")
+    return notes
+
+
+def local_file(one: Benchmark, language: str, data: Path) -> Path | None:
+    """The file with a benchmark's test split in one language, None where there is none."""
+    name = "jp" if one.name == "XWinograd" and language == "ja" else language
+    paths = (data / one.dataset / one.split / f"{name}{ending}" for ending in (".jsonl.gz", ".jsonl"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _check_files(kept: list[Candidate], data: Path) -> None:
+    """Read every local file before scoring, so that a broken line does not stop a run after hours."""
+    for name, language, one in kept:
+        if isinstance(one, Benchmark):
+            path = local_file(one, language, data)
+            assert path is not None  # `_languages` has looked
+            _check_file(path, one.fields)
+            if not (data / one.dataset / "README.md").is_file():
+                raise UserError(
+                    f"{data / one.dataset}/README.md: missing; `datasets` finds the data set's files by it."
+                )
+        else:
+            _check_file(one, ("id", "prompt", "answer"), CHOICES.get(name.removeprefix("paper ")))
+
+
+def _check_file(path: Path, fields: tuple[str, ...], labels: tuple[str, ...] | None = None) -> None:
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    number = 0
+    try:
+        with opened(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{path}:{number}: not JSON ({error}); fix or remove the line.") from None
+                lacking = [field for field in fields if not isinstance(row, dict) or row.get(field) is None]
+                if lacking:
+                    raise UserError(f"{path}:{number}: {lacking[0]}: missing; expected {', '.join(fields)}.")
+                if labels and row["answer"] not in labels:
+                    raise UserError(f"{path}:{number}: answer: {row['answer']!r} is not one of {', '.join(labels)}.")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}:{number + 1}: cannot be read ({error}); copy the file again.") from None
+    if not number:
+        raise UserError(f"{path}: empty; copy the file again.")
+
+
+def _load(kept: list[Candidate], data: Path | None) -> list[Item]:
+    files = {one.files[language].parent for _, language, one in kept if isinstance(one, Benchmark) and one.files}
+    folders = sorted(files) or [LM_EVAL_TASKS / folder for folder in FOLDERS]
+    manager = TaskManager(include_path=folders, include_defaults=False)  # the whole index takes 20 seconds
+    items = []
+    # From the hub, a benchmark has up to 57 tasks per language to download.
+    for name, language, one in tqdm(kept, "loading", leave=False, disable=not sys.stderr.isatty()):
+        with loading(f"{name}, {language}", data):
+            items.append(_item(manager, name, language, one, data))
+    return items
+
+
+class _Splits(datasets.DatasetDict):
+    """Local splits; other splits are empty, since tasks name those of their examples even where they use none."""
+
+    def __missing__(self, split: str) -> datasets.Dataset:
+        return next(iter(self.values())).select([])
+
+
+@contextmanager
+def loading(name: str, data: Path | None) -> Iterator[None]:
+    """Within this context, tasks load data sets from `data` where it has them; errors become a `UserError`."""
+    load_dataset = datasets.load_dataset
+
+    def load(path: str, *args: Any, **options: Any) -> Any:
+        if data is None or not (data / path).is_dir():
+            return load_dataset(path, *args, **options)
+        found = load_dataset(str((data / path).resolve()), *args, **options)
+        return _Splits(found) if isinstance(found, datasets.DatasetDict) else found
+
+    datasets.load_dataset = load
+    try:
+        yield
+    except Exception as error:  # datasets, the hub's client and its HTTP library have their own classes
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        advice = "" if data else " Without network access, use --data DIR."
+        raise UserError(f"{name}: its data cannot be loaded: {first}{advice}") from error
+    finally:
+        datasets.load_dataset = load_dataset
+
+
+def _item(manager: TaskManager, name: str, language: str, one: Any, data: Path | None) -> Item:
+    if isinstance(one, Benchmark):
+        task = _lm_eval_task(manager, one, language, data)
+        label = task.name if isinstance(task, Group) else task.config.task
+        file = local_file(one, language, data) if data is not None and one.fields else None
+        return Item(label, name, language, one.metric, one.chance, one.parallel, task, file=file)
+    short = name.removeprefix("paper ")
+    task = mkqa_xlsum.hub_task(short, language) if one is None else paper_task(short, language, one)
+    chance = 1 / len(CHOICES[short]) if short in CHOICES else None
+    parallel = short != "XLSum"  # its articles are different ones in each language
+    metric = PAPER_METRIC.get(short, "acc,none")
+    return Item(task.config.task, name, language, metric, chance, parallel, task, file=one)
+
+
+def _lm_eval_task(manager: TaskManager, one: Benchmark, language: str, data: Path | None) -> Any:
+    """lm-eval's own task or group; for XCOPA in English, ours after its model."""
+    if data is not None and (one.name, language) == ("XCOPA", "en"):
+        return xcopa_english(data / one.dataset)
+    name = one.tasks[language]
+    spec: dict[str, Any] = {"task": name}
+    if data is not None and one.fields:
+        spec |= {"dataset_path": str((data / one.dataset).resolve()), **dict(one.overrides)}
+    if one.metrics:
+        spec["metric_list"] = [metric for metric in ACCURACIES if metric["metric"] in one.metrics]
+    if spec == {"task": name}:
+        found: Any = manager.load([name])
+        return found.get("groups", {}).get(name) or found["tasks"][name]
+    # lm-eval overrides settings of a registered task only inside a group.
+    return manager.load([{"group": "cctuning", "task": [spec]}])["tasks"][name]
