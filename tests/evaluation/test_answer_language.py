@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cctuning import UserError
-from cctuning.evaluation.answer_language import answered_in, compared, language_of
+from cctuning.evaluation.answer_language import answered_in, compare_shares, language_of
 from cctuning.evaluation.compare import compare
 from cctuning.evaluation.lm_eval_tasks import language_in
 from cctuning.evaluation.results_table import markdown
@@ -44,10 +44,10 @@ def test_shares_of_answers_and_of_lines():
     assert found["found"] == {"en": 1}
     assert answered_in([{"response": [{"choice": "a"}]}], "de", "en") is None
     assert answered_in([{"response": {"said": GERMAN}}], "und", "en") is None
-    told = compared({"base": [{"answers": 0.5}], "cc": [{"answers": 1.0}, {"answers": 0.9}]}, "rows_de", "de")
+    told = compare_shares({"base": [{"answers": 0.5}], "cc": [{"answers": 1.0}, {"answers": 0.9}]}, "rows_de", "de")
     assert told == "rows_de: answers in German: base 50 %, cc 95 %."
-    assert compared({"base": [{"answers": 1.0}], "cc": [{"answers": 1.0}]}, "rows_de", "de") is None
-    assert compared({"base": [None], "cc": [{"answers": 1.0}]}, "rows_de", "de") is None
+    assert compare_shares({"base": [{"answers": 1.0}], "cc": [{"answers": 1.0}]}, "rows_de", "de") is None
+    assert compare_shares({"base": [None], "cc": [{"answers": 1.0}]}, "rows_de", "de") is None
 
 
 def test_evaluate_and_compare_say_it(tmp_path, monkeypatch):

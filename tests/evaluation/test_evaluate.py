@@ -119,7 +119,7 @@ def test_samples_can_be_read_and_paired(data, model, tmp_path):
     table = (tmp_path / "out" / "results.md").read_text()
     assert "| sw | low |" in table and "| chance |" in table and "33.3" in table
     first, second = table.split("## Length-normalised accuracy")
-    second = second.split("Each choice")[0]
+    second = second.split("Log-likelihood")[0]
     assert "XCOPA (accuracy)" in first and "MGSM" in first and "by length" not in first
     assert "XCOPA (acc. by length)" in second and "MGSM" not in second and "XWinograd" not in second
 

@@ -64,7 +64,9 @@ def test_own_rows_are_handed_the_language_it_was_trained_with(more, french, tmp_
     record = json.loads((tmp_path / "out" / "results.json").read_text())
     assert record["model"]["reference_language"] == "fr" and next(iter(record["tasks"])) == "rows_fr"
     printed = capsys.readouterr().out
-    assert "mean without fr" in printed and "French prompt as reference" in printed and "English prompt" not in printed
+    assert (
+        "mean without fr" in printed and "with the prompt in French" in printed and "prompt in English" not in printed
+    )
 
 
 def test_rows_without_a_parallel_in_it_are_refused(french, tmp_path, capsys):

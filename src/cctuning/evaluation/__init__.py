@@ -1,1 +1,1 @@
-"""Floor 3: measuring a model on public benchmarks, on lm-eval, and saying whether a difference is real."""
+"""Score models with lm-eval, and test whether their results differ."""

@@ -1,4 +1,4 @@
-"""A comparison as tables, as words and as files."""
+"""Show a comparison as tables, and save it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from cctuning.errors import UserError
-from cctuning.evaluation.compare import Comparison, difference_text, span
+from cctuning.evaluation.compare import Comparison, difference_text, interval_text
 from cctuning.files import write_atomically
 from cctuning.markdown import table
 
@@ -31,7 +31,7 @@ def _table(comparison: Comparison, system: str) -> tuple[list[str], list[list[st
                 str(row.items) if row.items else "-",
                 *("-" if one is None else f"{100 * one:.1f}" for one in (row.baseline, row.value)),
                 difference_text(row),
-                *([span(None, row.seed_low, row.seed_high)] if seeds else []),
+                *([interval_text(row.seed_low, row.seed_high)] if seeds else []),
                 "-" if row.p_adjusted is None else f"{row.p_adjusted:.2g}" if row.p_adjusted < 1 else "1",
                 row.verdict,
             ]
@@ -48,9 +48,9 @@ def _title(comparison: Comparison, system: str) -> str:
 def _caption(comparison: Comparison) -> str:
     settings = comparison.settings
     return (
-        "Values in %, differences in points, paired by item; means (how many) are without "
+        "Values in %, differences in points, paired by item; means (how many) leave out "
         f"{', '.join(settings['reference_languages'])}. 95 % intervals: [items] bootstrap, {settings['draws']} draws; "
-        "[seeds] Student's t of runs paired in order. p: sign-flip test, Holm "
+        "[seeds] Student's t of runs paired in order. p: sign-flip test, Holm-corrected "
         f"over a benchmark's languages; a mean's p is not corrected. Verdict: p < {settings['alpha']:g}. "
         f"Seed {settings['seed']}."
     )
@@ -61,7 +61,7 @@ def _names(comparison: Comparison) -> list[str]:
 
 
 def terminal(comparison: Comparison) -> list[Table]:
-    """A table for each system that is not the baseline."""
+    """A table per system except the baseline."""
     from rich.markup import escape
 
     tables = []
@@ -73,7 +73,7 @@ def terminal(comparison: Comparison) -> list[Table]:
                 escape(column),
                 justify="right" if 2 <= number < len(header) - 1 else "left",
                 no_wrap=number in (1, 2),
-                overflow="fold",  # in a narrow terminal, no figure is cut short
+                overflow="fold",  # a narrow terminal wraps figures instead of cutting them
             )
         for number, line in enumerate(body):
             last = number + 1 == len(body) or body[number + 1][0] != line[0]
@@ -83,7 +83,7 @@ def terminal(comparison: Comparison) -> list[Table]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The same with notes and summary, as Markdown."""
+    """The content of comparison.md."""
     lines = [f"# Comparison with {comparison.baseline}", ""]
     for name in _names(comparison):
         header, body = _table(comparison, name)
@@ -100,11 +100,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def check_output(directory: Path) -> None:
-    """Refuse before the work what would be refused after it.
-
-    Raises:
-        UserError: a file, or a directory that is not empty.
-    """
+    """Raise a `UserError` if `directory` is a file or not empty."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--output {directory}: a file; name a directory.")
     if directory.is_dir() and any(directory.iterdir()):
@@ -112,11 +108,7 @@ def check_output(directory: Path) -> None:
 
 
 def write(comparison: Comparison, directory: Path) -> None:
-    """Write comparison.json and comparison.md into a new or empty directory.
-
-    Raises:
-        UserError: see `check_output`.
-    """
+    """Write comparison.json and comparison.md into a new or empty directory."""
     check_output(directory)
     directory.mkdir(parents=True, exist_ok=True)
     record = {"format": FORMAT, **asdict(comparison)}

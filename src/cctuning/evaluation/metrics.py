@@ -1,10 +1,9 @@
-"""The metrics of short-answer and summary benchmarks: exact match, token F1 and ROUGE-L, in any script.
+"""Exact match, token F1 and ROUGE-L in any script.
 
-Pure functions of strings, standard library only, so that a score can be worked out by hand and does not change with a
-tokenizer's release. The usual implementations are English at heart: SQuAD's script splits at spaces only, and
-rouge-score drops every character outside ASCII, which scores a perfect Thai summary 0. Here the rules are those of
-SQuAD as MLQA carried them over to other languages, and of Lin's ROUGE-L, over tokens that exist in every language;
-where we part from the official scripts, the docstring says so. All scores lie between 0 and 1.
+The usual implementations are made for English: SQuAD's script splits at spaces only, and rouge-score drops every
+character outside ASCII, which scores a perfect Thai summary 0. Here the rules are SQuAD's as MLQA extended them, and
+Lin's ROUGE-L, over tokens that exist in every language; docstrings name the differences from the official scripts. All
+scores are in [0, 1].
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from cctuning.languages import parse
+
 # Articles by language, as in MLQA's script; Arabic's is a prefix and Hindi and Chinese have none.
 _ARTICLES = {
     "en": frozenset(("a", "an", "the")),
@@ -23,15 +24,9 @@ _ARTICLES = {
     "vi": frozenset(("của", "là", "cái", "chiếc", "những")),
 }
 _ARABIC_ARTICLE = "ال"
-# Written without spaces between words: a token is a character with its marks.
-_UNSPACED_LANGUAGES = frozenset(("zh", "ja", "th", "my", "km", "lo"))
+# Written without spaces between words, so a token is a character with its marks.
+_UNSPACED_LANGUAGES = frozenset(("zh", "yue", "ja", "th", "my", "km", "lo"))
 _TURKIC_CASING = frozenset(("tr", "az"))
-# Longer names of the languages that have a rule here, as data sets write them (`tha_Thai`, `arb_Arab`).
-_SHORT_CODES = {
-    **{"eng": "en", "spa": "es", "deu": "de", "ger": "de", "vie": "vi", "ara": "ar", "arb": "ar"},
-    **{"zho": "zh", "chi": "zh", "cmn": "zh", "yue": "zh", "jpn": "ja", "tha": "th"},
-    **{"mya": "my", "bur": "my", "khm": "km", "lao": "lo", "tur": "tr", "aze": "az", "azj": "az"},
-}
 
 _UNSPACED_SCRIPT = re.compile(
     "["
@@ -51,22 +46,21 @@ _VARIATION_SELECTORS = re.compile("[\ufe00-\ufe0f]")
 
 
 def normalise_answer(text: str, language: str) -> list[str]:
-    """Return an answer's tokens after SQuAD's normalisation, with MLQA's rules for the language.
+    """The tokens of an answer, with SQuAD's normalisation and MLQA's rules for the language.
 
     Source: `normalize_answer` of MLQA's script (Lewis et al. 2020, arXiv 1910.07475), which extends SQuAD's (Rajpurkar
     et al. 2016, arXiv 1606.05250): lower-case; delete punctuation (Unicode P* and ASCII's, nothing put in its place);
     drop the articles of en, es, de and vi; split at white space, and Chinese at each Han character. A language without
-    a rule gets white space alone. `language` may carry a script or region (`zh-TW`, `tha_Thai`); only its first part
-    counts.
+    a rule is split at white space alone. Script and region of `language` are ignored.
 
-    We part from MLQA in these points, all of which can move a score:
-    - Arabic: MLQA's pattern `\\sال^|ال` has a first branch that never matches and a second that cuts ال out of the
-      middle of words too (عالم becomes two tokens). We strip it at the start of a word only.
+    Differences from MLQA that can change a score:
+    - Arabic: MLQA's pattern `\\sال^|ال` also removes ال inside words (عالم becomes two tokens); here it is removed at
+      the start of a word only.
     - ja, th, my, km and lo, which MLQA lacks, are split like Chinese: Han, kana, Thai, Lao, Myanmar and Khmer
       characters one by one with their marks, while Latin letters and digits stay in runs.
     - Articles are whole white-space tokens (MLQA: between regex word boundaries, so also next to a symbol).
-    - Text is brought to NFC (not NFKC: full-width digits stay other than ASCII ones); invisible format characters go,
-      the zero-width space counts as a space; tr and az pair İ with i and I with ı.
+    - Text is normalised to NFC (not NFKC: full-width digits stay distinct from ASCII ones); invisible format
+      characters are removed, the zero-width space counts as a space; tr and az pair İ with i and I with ı.
     """
     code = _language_code(language)
     plain = "".join(character for character in _clean(text, code) if not _is_punctuation(character))
@@ -81,7 +75,7 @@ def normalise_answer(text: str, language: str) -> list[str]:
 
 
 def exact_match(prediction: str, targets: Sequence[str], language: str) -> float:
-    """Return 1.0 if the prediction has the same normalised tokens as any target, otherwise 0.0.
+    """1.0 if the prediction has the same normalised tokens as any target, otherwise 0.0.
 
     Source: SQuAD's exact match (Rajpurkar et al. 2016, section 6.1) with `normalise_answer`. Two empty sides match.
     """
@@ -89,7 +83,7 @@ def exact_match(prediction: str, targets: Sequence[str], language: str) -> float
 
 
 def token_f1(prediction: str, targets: Sequence[str], language: str) -> float:
-    """Return the best F1, over the targets, between the bags of normalised tokens.
+    """The best F1, over the targets, between the bags of normalised tokens.
 
     Source: SQuAD's macro-averaged F1, before the average (Rajpurkar et al. 2016, section 6.1), with
     `normalise_answer`. If either side has no tokens the score is 1 if both have none and 0 otherwise, as in SQuAD
@@ -99,13 +93,13 @@ def token_f1(prediction: str, targets: Sequence[str], language: str) -> float:
 
 
 def tokens_for_rouge(text: str, language: str) -> list[str]:
-    """Return the lower-cased words of a text in any script, for ROUGE.
+    """The lower-cased words of a text in any script, for ROUGE.
 
     Source: ours, after rouge-score's default tokenizer (lower-case, runs of letters and digits; no stemming), which
     keeps ASCII alone. A word is a run of letters, numbers and the combining marks on them, in every script; Han, kana,
-    Thai, Lao, Myanmar and Khmer characters are words of their own with their marks, whatever the language, as no
-    spaces part their words. `language` decides the case rule of tr and az only. XL-Sum's multilingual ROUGE (Hasan et
-    al. 2021, arXiv 2106.13822) segments those languages into words and stems some others, so its figures differ.
+    Thai, Lao, Myanmar and Khmer characters are words of their own with their marks, whatever the language. `language`
+    decides only the case rule of tr and az. XL-Sum's multilingual ROUGE (Hasan et al. 2021, arXiv 2106.13822) segments
+    those languages into words and stems some others, so its figures differ.
     """
     kept: list[str] = []
     for character in _clean(text, _language_code(language)):
@@ -116,7 +110,7 @@ def tokens_for_rouge(text: str, language: str) -> list[str]:
 
 
 def rouge_l(prediction: str, target: str, language: str) -> float:
-    """Return the ROUGE-L F-measure of a prediction against one target.
+    """The ROUGE-L F-measure of a prediction against one target.
 
     Source: sentence-level ROUGE-L (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", equations 2-4)
     with beta = 1, over `tokens_for_rouge`: R = LCS/m and P = LCS/n, so F = 2PR/(P+R) = 2 LCS/(m+n). It is 0 if either
@@ -129,13 +123,13 @@ def rouge_l(prediction: str, target: str, language: str) -> float:
 
 
 def _language_code(language: str) -> str:
-    """Return the first part of a language tag, in two letters where a rule here needs it."""
-    first = re.split("[-_]", language.lower(), maxsplit=1)[0]
-    return _SHORT_CODES.get(first, first)
+    """The language of a code without script and region; an unknown code stays."""
+    found = parse(language)
+    return found.language if found is not None else language.lower()
 
 
 def _clean(text: str, code: str) -> str:
-    """Lower-case, compose (NFC) and remove what cannot be seen."""
+    """Lower-case, normalise to NFC and remove invisible characters."""
     composed = unicodedata.normalize("NFC", text)
     if code in _TURKIC_CASING:
         composed = composed.replace("İ", "i").replace("I", "ı")
@@ -149,7 +143,7 @@ def _is_punctuation(character: str) -> bool:
 
 
 def _is_unspaced(character: str) -> bool:
-    """Tell whether a character is a letter, mark or letter-like number of a script that is written without spaces."""
+    """Whether a character is a letter, mark or letter-like number of a script without spaces between words."""
     if not _UNSPACED_SCRIPT.match(character):
         return False
     category = unicodedata.category(character)
@@ -157,13 +151,13 @@ def _is_unspaced(character: str) -> bool:
 
 
 def _split_unspaced(word: str) -> list[str]:
-    """Split off each unspaced character with what hangs on it; leave the runs between them whole."""
+    """Split off each unspaced character with its marks; keep the runs between them whole."""
     pieces: list[str] = []
     in_run = False
     for character in word:
-        hangs = unicodedata.category(character).startswith("M") or character in _ATTACHED_LETTERS
+        mark = unicodedata.category(character).startswith("M") or character in _ATTACHED_LETTERS
         unspaced = _is_unspaced(character)
-        if pieces and (hangs or (unspaced and pieces[-1][-1] in _STACKERS) or (in_run and not unspaced)):
+        if pieces and (mark or (unspaced and pieces[-1][-1] in _STACKERS) or (in_run and not unspaced)):
             pieces[-1] += character
         else:
             pieces.append(character)
@@ -192,7 +186,7 @@ def _bag_f1(predicted: list[str], wanted: list[str]) -> float:
 
 
 def _common_subsequence_length(first: list[str], second: list[str]) -> int:
-    """Return the length of the longest common subsequence, from two rows of the usual table."""
+    """Length of the longest common subsequence, with two rows of the usual table."""
     above = [0] * (len(second) + 1)
     for left in first:
         row = [0]

@@ -1,11 +1,11 @@
-"""MKQA and XLSum from the hub, for which lm-eval has no task that could be used: rows of ours over their data sets.
+"""Build tasks for MKQA and XLSum from the hub, for which lm-eval has no usable task.
 
-Both repositories hold a loading script, which `datasets` no longer runs. The Parquet files that the hub itself made of
-them (`refs/convert/parquet`) are read by name: beside those of a split, XLSum has older ones with the same rows.
-lm-eval's `afrobench` has XLSum in twelve languages, but its prompt puts the word "text" where the article should be.
+Both repositories hold a loading script, which `datasets` no longer runs, so the hub's own Parquet files
+(`refs/convert/parquet`) are read by name: XLSum also has older files with the same rows. lm-eval's `afrobench` has
+XLSum in twelve languages, but its prompt contains the word "text" instead of the article.
 
-The prompt is the question or the article between two words of the language itself, as in lm-eval's MGSM and XQuAD, and
-no instruction: a base model can be asked the same.
+The prompt is the question or article between two words of the language, as in lm-eval's MGSM and XQuAD, without an
+instruction, so that base models can be scored too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from cctuning.evaluation.row_tasks import row_task
 
-# The words before a question and its answer, in those of the paper's 22 languages that MKQA has.
+# The words before a question and its answer, in the paper's languages that MKQA has.
 QUESTIONS = {
     "en": ("Question", "Answer"),
     "ar": ("سؤال", "إجابة"),
@@ -64,11 +64,7 @@ NO_SHORT_ANSWER = (1, 2)  # MKQA's types `long_answer` and `unanswerable`, as it
 
 
 def hub_task(benchmark: str, language: str) -> ConfigurableTask:
-    """The task `mkqa_<language>_hub` or `xlsum_<language>_hub`.
-
-    Raises:
-        OSError, ValueError: the data set cannot be reached, or has other columns.
-    """
+    """The task `mkqa_<language>_hub` or `xlsum_<language>_hub`."""
     if benchmark == "MKQA":
         files, rows = FILES["MKQA"], partial(_questions, language)
     else:
@@ -78,8 +74,10 @@ def hub_task(benchmark: str, language: str) -> ConfigurableTask:
 
 
 def _questions(language: str, data: Any) -> Any:
-    """MKQA's rows as `id`, `prompt`, `answer`. Only questions with a short answer in every language are kept, so that
-    item i is the same question in each."""
+    """MKQA's rows as `id`, `prompt`, `answer`.
+
+    Only questions with a short answer in every language are kept, so that item i is the same question in each.
+    """
     kept = data.filter(_has_answers)
     return kept.map(partial(_question, language), remove_columns=kept.column_names)
 
@@ -100,7 +98,7 @@ def _column(language: str) -> str:
 
 
 def _short_answers(answers: list[dict[str, Any]]) -> list[str]:
-    """Every text and alias that counts as right, each once, in the data's order."""
+    """All texts and aliases that count as correct, without duplicates."""
     short = [one for one in answers if one["type"] not in NO_SHORT_ANSWER]
     texts = [text for one in short for text in (one["text"], *(one["aliases"] or ()))]
     return list(dict.fromkeys(text for text in texts if text))

@@ -1,8 +1,4 @@
-"""A model as lm-eval asks it: each answer kept as it comes, so that a stopped run repeats nothing.
-
-`Journal` stands before any lm-eval model. `ConnectedLM` is the model where a plain forward is not enough: a connection
-that must know where the prompt ends, or that is handed the prompt's parallel.
-"""
+"""Models for lm-eval: `Journal` saves answers as they come; `ConnectedLM` runs a live connection."""
 
 from __future__ import annotations
 
@@ -28,34 +24,34 @@ from cctuning.errors import UserError
 from cctuning.model.connected import ConnectedModel
 from cctuning.serving.stops import Thoughts
 
-CHUNK = 8  # batches between two writes to the journal: little is lost, and the GPU is not kept waiting
-THINKING_TOKENS = 1024  # for thinking, where a model thinks before it answers
-FIRST_BATCH = {"cpu": 16}  # tokens of memory are not the limit there; elsewhere start at 64 and halve while it fails
+CHUNK = 8  # batches between two writes to the journal
+THINKING_TOKENS = 1024  # for a model that thinks before it answers
+FIRST_BATCH = {"cpu": 16}  # on other devices 64, halved while memory runs out
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within: `path` is written, and a disk that is full (or fails) is one line that says how to go on."""
+    """Turn an error of writing `path`, such as a full disk, into a `UserError`."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); make room there, then give the same command "
+            f"{path}: cannot be written ({error.strerror or error}); free some space and give the same command "
             "again: what was scored is kept."
         ) from error
 
 
 class Journal(LM):
-    """An lm-eval model whose answers are written down (JSON lines) and not asked for twice.
+    """An lm-eval model that saves its answers as JSON lines and never runs a request twice.
 
     Args:
         inner: the model; `batch_size_per_gpu` is set to what fits.
-        path: the journal; read if it is there.
-        batch_size: rows at once; None: found by halving while memory runs out.
-        reference: task and item to the text of the prompt's parallel, or None.
-        bar: the whole run's progress, in items; None for none.
-        stop: text at which every answer ends, beside each task's own.
-        thinking: tokens that a model which thinks before it answers has for that; 0: it does not think.
+        path: the file of answers; read if it exists.
+        batch_size: None to halve it while memory runs out.
+        reference: returns the reference prompt of a task and item, or None.
+        bar: progress bar, in items.
+        stop: text that ends every answer, in addition to the stops of a task.
+        thinking: additional tokens for a model that thinks before it answers, 0 for others.
     """
 
     def __init__(
@@ -73,14 +69,16 @@ class Journal(LM):
         self.inner, self.path, self.reference, self.bar = inner, path, reference, bar
         device = getattr(getattr(inner, "device", None), "type", "cpu")
         self.size = batch_size or FIRST_BATCH.get(device, 64)
-        self.asked = 0  # requests that the model really ran
+        self.asked = 0  # requests that the model ran
         self.known: dict[str, Any] = {}
         if path.is_file():
-            for line in path.read_bytes().split(b"\n"):  # and nowhere else: U+2028 may stand inside an answer
+            for line in path.read_bytes().split(
+                b"\n"
+            ):  # splitlines() also splits at U+2028
                 try:
                     key, answer = json.loads(line)
                 except (ValueError, TypeError):
-                    continue  # half a line, cut off with the run, perhaps inside a character
+                    continue  # a line that was cut off with the run
                 self.known[key] = answer
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -91,7 +89,7 @@ class Journal(LM):
         return self._through("generate_until", requests)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        raise UserError("loglikelihood_rolling: no benchmark here asks for it.")
+        raise UserError("loglikelihood_rolling: tasks that measure perplexity are not supported.")
 
     @property
     def tokenizer_name(self) -> str:
@@ -101,7 +99,7 @@ class Journal(LM):
         return self.inner.apply_chat_template(chat_history, add_generation_prompt)
 
     def rendered(self, prompt: str, chat: bool) -> str:
-        """A prompt as a task would ask it."""
+        """A prompt as a task would render it."""
         return self.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
@@ -114,7 +112,7 @@ class Journal(LM):
 
     def _key(self, kind: str, request: Instance) -> str:
         asked = [kind, *request.args, self._reference(request)]
-        if getattr(self.inner, "apart", False):  # the same text is answered otherwise then
+        if getattr(self.inner, "apart", False):  # the same text has another answer then
             asked.append("apart")
         text = json.dumps(asked, ensure_ascii=False, sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
@@ -122,7 +120,7 @@ class Journal(LM):
     def _through(self, kind: str, requests: list[Instance]) -> list[Any]:
         keys = [self._key(kind, request) for request in requests]
         pending = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.known}
-        # The longest first: what does not fit fails at once, and the time left is overestimated, not underestimated.
+        # The longest first: what does not fit fails at once, and the remaining time is overestimated at worst.
         order = sorted(pending, key=lambda key: -len("".join(str(part) for part in pending[key].args)))
         items = len({(request.task_name, request.doc_id) for request in requests})
         known, shown, start = len(keys) - len(order), 0, 0
@@ -134,7 +132,7 @@ class Journal(LM):
                 for key, answer in zip(chunk, answers, strict=True):
                     _check_number(pending[key], answer)
                     self.known[key] = answer
-                    # The line's end comes first, so that half a line of a run that was cut off spoils no other.
+                    # The line break comes first, so that a line that was cut off does not damage the next one.
                     journal.write("\n" + json.dumps([key, answer], ensure_ascii=False))
             start += len(chunk)
             self.asked += len(chunk)
@@ -142,8 +140,7 @@ class Journal(LM):
         return [self.known[key] for key in keys]
 
     def _show(self, shown: int, now: int, known_before: bool) -> int:
-        """Move the bar from `shown` of this task's items to `now`. Those whose answers were known before, from an
-        earlier run or an equal prompt, are done, but say nothing of the speed."""
+        """Move the bar from `shown` of this task's items to `now`; items known before do not count for the speed."""
         if self.bar is not None:
             if known_before:
                 self.bar.initial += now - shown
@@ -151,7 +148,7 @@ class Journal(LM):
         return now
 
     def _answers(self, kind: str, requests: list[Instance]) -> list[Any]:
-        """As `_ask`; an answer that is written ends at its task's stops once thinking has ended, not within it."""
+        """As `_ask`; the stops of a task apply to an answer only after thinking has ended."""
         if kind != "generate_until" or not (self.stop or self.thinking):
             return self._ask(kind, requests)
         stops = []
@@ -185,7 +182,7 @@ class Journal(LM):
         except RuntimeError as error:
             if "No executable batch size" in str(error):
                 raise UserError(
-                    f"{requests[0].task_name}: one row alone does not fit in memory; use a smaller dtype or model."
+                    f"{requests[0].task_name}: a single row does not fit in memory; use a smaller dtype or model."
                 ) from error
             raise
 
@@ -199,17 +196,17 @@ def _check_number(request: Instance, answer: Any) -> None:
 
 
 class AnsweringLM(HFLM):
-    """An `HFLM` that knows what a model thought from what it answers.
+    """An `HFLM` that removes thinking from answers.
 
     Args:
-        chat: prompts are rendered with a chat template, which writes the opening token where one belongs.
+        chat: prompts are rendered with a chat template, which adds the first token where there should be one.
         thoughts: None for a model that does not think.
     """
 
     def __init__(
         self, model: Any, tokenizer: Any, chat: bool = False, thoughts: Thoughts | None = None, batch_size: int = 1
     ) -> None:
-        beginning = {"add_bos_token": False} if chat else {}  # as training tokenises; the template may write none
+        beginning = {"add_bos_token": False} if chat else {}  # as in training; the template may add none
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **beginning)
         self.thoughts = thoughts
 
@@ -220,14 +217,14 @@ class AnsweringLM(HFLM):
 
 
 class ConnectedLM(AnsweringLM):
-    """A connected model as it runs where the prompt's end matters, or over the live connection.
+    """A connected model whose connection needs the end of the prompt or a reference prompt.
 
-    Same tokens and stop rules as `HFLM`; the context is the prompt, the continuation its answer. Where both do not fit
-    the context loses one token more than there: the answer's last is fed too.
+    Tokens and stop rules are those of `HFLM`; the context is the prompt, the continuation its answer. If both do not
+    fit, the context loses one token more than in `HFLM`, because the last token of the answer is passed too.
     """
 
     reference: Callable[[str, int], str | None] | None = None
-    apart = False  # the items are in the reference language: of an adaptive connection they take no part
+    apart = False  # items are in the reference language and take no part in an adaptive connection
 
     def __init__(self, connected: ConnectedModel, tokenizer: Any, **options: Any) -> None:
         super().__init__(connected.model, tokenizer, **options)
@@ -265,7 +262,7 @@ class ConnectedLM(AnsweringLM):
             else:
                 prompt, answer = self._encode_pair(context, continuation)
             if len(answer) >= self.max_length:
-                raise UserError(f"an answer of {len(answer)} tokens does not fit the model's {self.max_length}.")
+                raise UserError(f"an answer of {len(answer)} tokens exceeds the model's {self.max_length} positions.")
             rows.append(torch.tensor([*prompt, *answer][-self.max_length :]))
             ends.append(len(rows[-1]) - len(answer))
         ids = pad_sequence(rows, batch_first=True).to(self.device)
@@ -294,7 +291,7 @@ class ConnectedLM(AnsweringLM):
         ids, mask = self.tok_batch_encode(
             [request.args[0] for request in requests], left_truncate_len=self.max_length - new
         )
-        # lm-eval's own, and not transformers' stop_strings, which fails on vocabularies of whole words.
+        # lm-eval's criteria, since transformers' stop_strings fails on vocabularies of whole words.
         ends = stop_sequences_criteria(self.tokenizer, until, ids.shape[1], len(requests))
         tokens = self.connected.generate(
             ids.to(self.device),

@@ -1,7 +1,7 @@
-"""Whether a difference is more than chance: intervals and tests for two systems that answered the same items.
+"""Intervals and significance tests for two systems on the same items.
 
-Pure functions of numpy arrays; the same seed gives the same figures. Draws are made in chunks, so that memory stays
-bounded; equal items are counted and not drawn one by one, which changes nothing in the distribution.
+All are functions of numpy arrays, and the same seed gives the same figures. Draws are made in chunks to bound memory;
+equal items are counted instead of drawn one by one, which does not change the distribution.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
 
 Array = NDArray[np.float64]
 
-EXACT_UP_TO = 16  # non-zero differences: 65,536 sign patterns are listed, more are drawn
-_CHUNK = 2**21  # numbers in memory at once
-_FEW = 8  # counting equal items pays where each value occurs this often on average
+EXACT_UP_TO = 16  # non-zero differences, with 65,536 sign patterns; patterns of more are drawn
+_CHUNK = 2**21  # numbers in memory
+_FEW = 8  # mean occurrences of a value from which counting equal items is faster
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def clustered_bootstrap(groups: Sequence[ArrayLike], draws: int = 10_000, seed: 
     """Mean over all columns' means, with a 95 % percentile interval from drawing whole rows.
 
     A row is one question in several languages: its columns are not independent, so they are drawn together. Groups
-    (benchmarks) are drawn independently of each other. Every column weighs the same, however many items it has.
+    (benchmarks) are drawn independently. Every column has the same weight, whatever its number of items.
 
     Args:
         groups: of [items, languages] differences; NaN where a language lacks the item.
@@ -79,7 +78,7 @@ def clustered_bootstrap(groups: Sequence[ArrayLike], draws: int = 10_000, seed: 
         start = 0
         for counts in _resamples(times, draws, rng):
             drawn = counts @ there
-            # A draw without any item of a small language says nothing about it: its own mean stands in.
+            # A draw without any item of a small language: use the language's own mean.
             means = np.where(drawn > 0, counts @ values / np.maximum(drawn, 1.0), np.nanmean(matrix, axis=0))
             total[start : start + len(counts)] += means.sum(axis=1)
             start += len(counts)
@@ -160,6 +159,8 @@ def t_interval(values: ArrayLike) -> Interval:
     if given.size < 2:
         raise ValueError("values: expected at least two, one has no spread")
     mean = float(given.mean())
+    from scipy.special import stdtrit
+
     half = float(stdtrit(given.size - 1, 0.975)) * float(given.std(ddof=1)) / math.sqrt(given.size)
     return Interval(mean, mean - half, mean + half, given.size)
 

@@ -105,7 +105,7 @@ def load_suite(
     Args:
         suite: one of `SUITES`.
         languages: language codes; None for all. The reference language is always added.
-        data: directory with the data sets (see docs/evaluation.md); None for the hub.
+        data: directory with the data sets (see docs/guides/evaluate.md); None for the hub.
         benchmarks: names to keep; None for all.
         reference: code of the reference language.
 
@@ -116,7 +116,7 @@ def load_suite(
         UserError: unknown language or benchmark, a missing or broken file, or data that cannot be loaded.
     """
     if data is not None and not data.is_dir():
-        raise UserError(f"--data {data}: no such directory; docs/evaluation.md describes the layout.")
+        raise UserError(f"--data {data}: no such directory; docs/guides/evaluate.md describes the layout.")
     notes: list[str] = []
     if suite == "current":
         codes = sorted({code for one in current() for code in one.tasks})
@@ -127,7 +127,7 @@ def load_suite(
         found = [] if suite == "paper" else [(b.name, lang, b) for b in SOURCE for lang in _languages(b, data, notes)]
         found += [] if suite == "source" else _paper(suite, data, notes)
     if not found and data is not None and suite != "current":
-        raise UserError(f"--data {data}: no files of suite {suite} there; docs/evaluation.md describes the layout.")
+        raise UserError(f"--data {data}: has no files of suite {suite}; docs/guides/evaluate.md describes the layout.")
     known = sorted({language for _, language, _ in found})
     names = list(dict.fromkeys(name for name, _, _ in found))
     for name in benchmarks or ():

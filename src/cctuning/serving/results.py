@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from cctuning.evaluation.results_table import MAIN
+from cctuning.evaluation.results_table import METRIC_NAMES
 from cctuning.evaluation.saved_results import ScoredRun, read_run
 from cctuning.markdown import table
 
@@ -54,5 +54,5 @@ def _cells(task: dict[str, Any]) -> list[Any]:
     figure = task["metrics"][task["metric"]]
     error = "" if figure["stderr"] is None else f" ± {100 * figure['stderr']:.1f}"
     chance = "" if task.get("chance") is None else f"{100 * task['chance']:.1f}"
-    metric = MAIN.get(task["metric"], task["metric"])
+    metric = METRIC_NAMES.get(task["metric"], task["metric"])
     return [task["benchmark"], task["language"], metric, task["items"], f"{100 * figure['value']:.1f}{error}", chance]
