@@ -216,7 +216,7 @@ def test_nan_stops_and_what_is_done_is_kept(data, model, tmp_path, capsys, monke
     monkeypatch.setattr(HFLM, "loglikelihood", broken)
     message = refused(capsys, model, "--data", data, "--output", tmp_path / "out")
     assert "xcopa_sw: item" in message and "nan" in message
-    assert "mgsm_direct_sw" in json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
+    assert "xcopa_en_local" in json.loads((tmp_path / "out" / "results.json").read_text())["tasks"]
 
 
 def test_another_model_or_other_settings_do_not_mix(data, model, connected, tmp_path, capsys):

@@ -72,9 +72,7 @@ class Journal(LM):
         self.asked = 0  # requests that the model ran
         self.known: dict[str, Any] = {}
         if path.is_file():
-            for line in path.read_bytes().split(
-                b"\n"
-            ):  # splitlines() also splits at U+2028
+            for line in path.read_bytes().split(b"\n"):  # splitlines() also splits at U+2028
                 try:
                     key, answer = json.loads(line)
                 except (ValueError, TypeError):

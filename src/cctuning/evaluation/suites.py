@@ -210,7 +210,7 @@ _ACCURACY_ALONE = ("AfriMMLU", "AfriXNLI", "SIB-200")
 @cache
 def current() -> tuple[Benchmark, ...]:
     """Multilingual benchmarks of recent years, in the languages that the installed lm-eval has."""
-    found = []
+    found: list[Benchmark] = []
     for name, dataset, metric, chance, folder, file, task in _CURRENT:
         tasks, files = _registered(folder, file, task)
         if name == "Global-MMLU":
