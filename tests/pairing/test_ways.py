@@ -243,7 +243,7 @@ def test_english_rows_carried_into_a_language(tmp_path, engine):
 
 @pytest.mark.parametrize("answers", ["row", "reference"])
 def test_answers_of_a_teacher(answers, tmp_path, engine, monkeypatch):
-    from cctuning.pairing import assemble
+    from cctuning.pairing.translation import chat_client
     from cctuning.pairing.translation import Answer
 
     class Teacher:
@@ -266,7 +266,7 @@ def test_answers_of_a_teacher(answers, tmp_path, engine, monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(assemble, "ChatClient", Teacher)
+    monkeypatch.setattr(chat_client, "ChatClient", Teacher)
     source = {
         "path": write(tmp_path / "r.jsonl", [{**row, "response": "zamani"} for row in paired()]),
         "way": "distillation",

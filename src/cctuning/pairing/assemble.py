@@ -18,7 +18,7 @@ from cctuning.pairing import synthesis
 from cctuning.pairing.candidates import Candidate, Outcomes, Problem, Rejected
 from cctuning.pairing.joining import INDEX, ReferenceSide, key_of
 from cctuning.pairing.options import PairSource
-from cctuning.pairing.translation import ChatClient, open_translator
+from cctuning.pairing.translation import open_translator
 
 PAIR_PARTS = {"prompt": "text", "reference": "reference", "lang": "lang"}  # a row's parts as parallel text names them
 
@@ -170,6 +170,8 @@ class Assembly:
             account.usage[translator.name] = translator.usage()
 
     def _distilled(self, number: int, account: Account) -> Outcomes:
+        from cctuning.pairing.translation.chat_client import ChatClient  # imports openai
+
         source = account.source
         with closing(ChatClient.open(source.teacher, self.cache_dir, f"source {source.path}: teacher")) as teacher:
             rows = self._given(number, account)

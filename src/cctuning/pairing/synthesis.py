@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from cctuning.data.schema import Message, Text
 from cctuning.data.text import flat
 from cctuning.errors import UserError
 from cctuning.pairing.candidates import Candidate, Outcome, Problem, Rejected
-from cctuning.pairing.translation import Answer, ChatClient, Translator
+from cctuning.pairing.translation import Answer, Translator
+
+if TYPE_CHECKING:
+    from cctuning.pairing.translation import ChatClient
 
 CHUNK = 5000  # rows held at once
 

@@ -93,7 +93,7 @@ def recognise(
     given = dict(columns)
     if "lang" not in given and "lang" in found:
         given["lang"] = "lang"
-    names = [("text", f"text_{language}"), ("prompt", f"prompt_{language}")]
+    names = [("text", f"text_{language}"), ("text", "reference"), ("prompt", f"prompt_{language}")]
     names += [(f"non_{name}", name) for name in found if canonical_or_none(name) == language]
     for text, reference in names:
         chosen = (given.get("text", text), given.get("reference", reference))
