@@ -211,6 +211,27 @@ def test_a_base_is_known_in_every_dtype(dtype, tmp_path):
         ConnectedModel.from_pretrained(other, tmp_path / "connection")
 
 
+@pytest.mark.parametrize("given", ["base", "peft"])
+def test_a_lora_beside_the_connection_is_loaded_with_it(given, batch, tmp_path):
+    made = attach(lora(tiny_llama(), target_modules=["q_proj", "down_proj"]))
+    made.model.save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path, base_trained=False)
+    base = tiny_llama() if given == "base" else PeftModel.from_pretrained(tiny_llama(), tmp_path)
+    again = ConnectedModel.from_pretrained(base, tmp_path).eval()
+    assert isinstance(again.model, PeftModel) and len(again.model.peft_config) == 1
+    ids = batch["input_ids"][:2, :6]
+    assert torch.equal(again(ids).logits, made(ids).logits)
+
+
+def test_a_damaged_lora_beside_the_connection_is_an_error(tmp_path):
+    made = attach(lora(tiny_llama(), target_modules=["q_proj"]))
+    made.model.save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path, base_trained=False)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"1234")
+    with pytest.raises(UserError, match="its LoRA cannot be loaded"):
+        ConnectedModel.from_pretrained(tiny_llama(), tmp_path)
+
+
 @pytest.mark.parametrize("connection", ["align", "gated"])
 def test_units_that_were_never_measured_are_an_error(connection, batch):
     """In a loop of one's own; in silence the error would be another one."""

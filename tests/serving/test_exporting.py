@@ -234,7 +234,7 @@ def test_records_that_are_missing_of_another_version_or_half_written_are_refused
             damaged("cut", lambda run: cut(run / "model" / "connection_model.safetensors")),
             "not a complete safetensors file",
         ),
-        (damaged("lora", lambda run: cut(run / "model" / "adapter_model.safetensors")), "LoRA cannot be laid on"),
+        (damaged("lora", lambda run: cut(run / "model" / "adapter_model.safetensors")), "LoRA cannot be loaded on"),
         (base, "neither a run's records .* nor a connection"),
     ]
     before = sorted(path.name for path in tmp_path.iterdir())

@@ -29,6 +29,7 @@ __all__ = [
     "Wire",
     "answering",
     "last_real",
+    "load_plugins",
     "offered",
     "predicting",
     "prompt_ends",

@@ -6,9 +6,8 @@ generate keep working, with the transform at work where its scope is `all`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,24 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cctuning.connection import ConnectionConfig, Enough, Fit, LayerConnection, Plan, Wire, answering, restore
-from cctuning.connection.equations import fused_probability
+from cctuning.connection import ConnectionConfig, Fit, LayerConnection, Plan
 from cctuning.errors import UserError
 from cctuning.model import lora, merge, serialization
 from cctuning.model.aligner import Aligner
-from cctuning.model.live_references import LiveReferences, append_references
-from cctuning.model.objective import ConnectedOutput, assemble
+from cctuning.model.forward import ConnectedForward
+from cctuning.model.live_references import LiveReferences
 from cctuning.model.observing import Observed, observe
-from cctuning.model.passes import Batch, GenerationPlanner, Step, flat_index, plan_inference, plan_step, uniform
+from cctuning.model.passes import Batch
 from cctuning.model.recorded import RecordedReferences
-from cctuning.model.runner import Runner, copy_output, several_processes, trainable_parameters, with_cache
+from cctuning.model.runner import Runner, copy_output, trainable_parameters
 from cctuning.model.shards import read_into
-from cctuning.model.sites import Site, find_sites, unwrap
+from cctuning.model.sites import Site, find_sites
 from cctuning.model.starting_weights import StartingWeights, evaluating
 
 ATTRIBUTE = "cross_lingual_connection"  # name under which the connection of a layer is registered in it
 
 
-class ConnectedModel(nn.Module):
+class ConnectedModel(ConnectedForward):
     """A causal LM whose activations are connected to those of each row's reference (arXiv 2506.00875).
 
     Create one with `attach` (new) or `from_pretrained` (saved). It starts in the mode (training or evaluation) of the
@@ -56,21 +54,11 @@ class ConnectedModel(nn.Module):
     mixes_references = True
 
     def __init__(self, model: PreTrainedModel, config: ConnectionConfig) -> None:
-        super().__init__()
-        self.model = model
-        self.config = config
-        self.wire = Wire()
-        self.step = 0
-        self.total_steps: int | None = None
-        self.seed = 0
+        super().__init__(model, config)
         self.reference_language = "en"
-        self.start: StartingWeights | None = None
-        self.recorded: RecordedReferences | None = None
-        self.measured = False  # the references' spread, where the gated connection's error is in units of it
         self.base_trained: bool | None = None
         self.layers: list[int] = []
         self.width = 0
-        self.aligner: Aligner | None = None
         self._handles: list[Any] = []
         self._sites: list[Site] = []
         serialization.check_adapter(self.model)
@@ -190,193 +178,6 @@ class ConnectedModel(nn.Module):
             self.aligner.keep(recorded)
         for layer, connection in self.connections.items():
             connection.set_spread(recorded.statistics[layer].spread)
-
-    # -- running -----------------------------------------------------------------------------------------------------
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        reference_input_ids: Tensor | None = None,
-        reference_attention_mask: Tensor | None = None,
-        reference_index: Tensor | None = None,
-        *,
-        reference_row: Tensor | None = None,
-        text: Tensor | None = None,
-        reference_text: Tensor | None = None,
-        row: Tensor | None = None,
-        connect: Tensor | None = None,
-        fused_rows: Tensor | None = None,
-        prompt_lengths: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        num_rows_in_batch: Tensor | int | None = None,
-        loss_only: bool = False,
-        through: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> ConnectedOutput:
-        """Loss and logits of a batch.
-
-        Args:
-            input_ids, attention_mask, labels: (B, T), right-padded in training; labels are -100 where no loss is. A
-                row whose labels are all -100 has no response: it trains the alignment alone.
-            reference_input_ids, reference_attention_mask: (R, S) the references, each ending where its prompt ends.
-            reference_index: (B,) reference of each row, -1 for none (a row in the reference language); may be left out
-                where R = B.
-            reference_row: (B,) recorded reference of each row, -1 for none; replaces the three above after
-                `keep_recorded`.
-            text, reference_text: (B, 2) and (R, 2) first position of each prompt's own text and the one after its
-                last; default: from the second token to the prompt's end.
-            row: (B,) row ids for the draw of `paths: sampled`; default 0..B-1.
-            connect: (B,) bool, see `generate`.
-            fused_rows: (B,) bool; overrides that draw.
-            prompt_lengths: (B,) without labels, tokens of each prompt where answers follow (rows padded on the right):
-                the answer is then scored as `generate` would write it. Default: prompts end where the rows do.
-            num_items_in_batch, num_rows_in_batch: response tokens and rows of the whole optimiser step, where it is
-                accumulated or distributed; default: this batch's.
-            loss_only: compute logits at scored positions only, and return none.
-            through: module to call in place of the model inside (its DDP or DeepSpeed wrapper).
-            kwargs: passed to the model.
-
-        Without labels: logits of the student pass, or, for rows with a reference, of the live connection.
-        """
-        references = (reference_input_ids, reference_attention_mask, reference_index, reference_row)
-        own = {"text": text, "reference_text": reference_text, "row": row, "connect": connect}
-        batch = Batch.build(input_ids, attention_mask, labels, *references[:3], reference_row=reference_row, **own)
-        if labels is None:
-            predict = None if prompt_lengths is None else answering(batch.attention_mask, prompt_lengths)
-            plan = self._plan_inference(batch, predict)
-            output = self._run(None, plan, None, **batch.inputs, **kwargs)
-            logits = restore(output.logits, self.wire, plan)
-            return ConnectedOutput(logits=logits, past_key_values=getattr(output, "past_key_values", None))
-        kwargs.setdefault("use_cache", False)
-        step, rows = self._plan_step(batch, fused_rows, num_rows_in_batch, through)
-        index = flat_index(step.score)[0] if loss_only else None
-        inputs = {"input_ids": step.input_ids, "attention_mask": step.attention_mask, **kwargs}
-        if step.plan.stop and self.aligner is not None:
-            with suppress(Enough):
-                self._run(through, step.plan, index, **inputs)
-            result = self.aligner.alone(batch, step)
-            if result is not None and result.loss is not None:
-                result.loss = restore(result.loss, self.wire, step.plan)
-                return result
-        output = self._run(through, step.plan, index, **inputs)
-        output.logits = restore(output.logits, self.wire, step.plan)
-        return assemble(
-            batch,
-            step,
-            output,
-            self.config,
-            num_items=num_items_in_batch,
-            num_rows=rows,
-            router_coefficient=getattr(unwrap(self.model).config.get_text_config(), "router_aux_loss_coef", 0.0),
-            loss_only=loss_only,
-        )
-
-    def _plan_step(
-        self, batch: Batch, fused_rows: Tensor | None, rows: Tensor | int | None, through: nn.Module | None
-    ) -> tuple[Step, Tensor | int]:
-        """The inputs of a forward with labels, and the number of rows that the alignment is averaged over."""
-        connecting = self.config.connection != "none" and self.wire.enabled
-        memory: dict[int, Tensor] = {}
-        others: Tensor | None = None  # recorded references that a row's own is told from
-        if not connecting or (self.aligner and not self.training):  # an alignment is not evaluated
-            batch = replace(batch, reference_ids=None, reference_index=torch.full_like(batch.reference_index, -1))
-        elif self.recorded is not None and self.training and batch.reference_row is not None:
-            most = self.config.align_negatives if self.config.loss == "contrastive" else 0
-            drawn = self.seed * 1_000_003 + self.step
-            memory, index, others = self.recorded.offer(batch.reference_row, most, drawn)
-            batch = replace(batch, reference_ids=None, reference_index=index)
-        if fused_rows is None and connecting and self.training and self.config.paths == "sampled" and self.connections:
-            fused_rows = uniform(self.seed, self.step, batch.ids) < self.fused_probability
-        if rows is None:  # an alignment is averaged over the rows that have a reference
-            rows = int(batch.paired.sum().clamp(min=1)) if self.aligner else len(batch.input_ids)
-        share = 1.0 / torch.as_tensor(rows, dtype=torch.float32, device=batch.input_ids.device) if connecting else None
-        step = plan_step(batch, self.config, training=self.training, fused_rows=fused_rows, row_share=share)
-        step.plan.memory = {layer: (vectors, None) for layer, vectors in memory.items()}
-        self._run_references(batch, step)
-        if self.aligner is not None:
-            self.aligner.offer(batch, step, others)
-            if step.plan.row_weight is not None and not bool(step.score.any()):
-                step.plan.stop = self.aligner.may_end(through is None or through is self.model)
-        return step, rows
-
-    def _run_references(self, batch: Batch, step: Step) -> None:
-        """Run the references of a step where they are not recorded."""
-        config, training = self.config, self.training
-        if training and self.connections and config.loss == "standardized" and not self.measured:
-            raise UserError("align_loss: standardized: call keep_recorded() before the first step, as CCTrainer does.")
-        start = self.start if training and config.reference_weights != "current" else None
-        if batch.reference_ids is not None and config.reference_gradient and training:
-            append_references(step, batch)
-        elif batch.reference_ids is not None:
-            if training and config.reference_weights == "start" and self.start is None:
-                raise UserError("reference_weights: start: call keep_start() before the first step.")
-            self.references.offer(batch, step.plan, start)
-        elif config.connection != "none" and several_processes():
-            elsewhere = self.recorded is None and not config.reference_gradient if training else self.aligner is None
-            if elsewhere:  # other processes may run references of theirs
-                self.references.join(batch, start)
-
-    def _plan_inference(self, batch: Batch, predict: Tensor | None) -> Plan:
-        """The plan of a forward without labels; `predict` (B, T) marks positions that predict an answer token."""
-        plan = plan_inference(batch, self.config, predict)
-        if batch.reference_ids is not None and self.wire.enabled:
-            self.references.offer(batch, plan)
-        return plan
-
-    @property
-    def fused_probability(self) -> float:
-        """Probability of the fused pass now (`paths: sampled`).
-
-        Raises:
-            UserError: it changes over training, and `total_steps` is not set.
-        """
-        start, end = self.config.fused_probability_start, self.config.fused_probability_end
-        if self.total_steps is None and start != end:
-            raise UserError(
-                "paths: sampled anneals over training: set total_steps once, and step before each optimiser step."
-            )
-        return fused_probability(self.step, self.total_steps or 1, start, end)
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        reference_input_ids: Tensor | None = None,
-        reference_attention_mask: Tensor | None = None,
-        reference_index: Tensor | None = None,
-        connect: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """`generate` of the model inside, as a student, or over the live connection for rows with a reference.
-
-        Args:
-            input_ids, attention_mask: (B, T) prompts, left-padded.
-            reference_input_ids, reference_attention_mask: (R, S) references, padded on either side.
-            reference_index: (B,) as in `forward`.
-            connect: (B,) bool, rows that are not in the reference language; default all. Read where no reference is
-                given, by the adaptive connection; a gated one answers alike either way.
-            kwargs: generation options of transformers.
-
-        Raises:
-            UserError: prompts padded on the right, or options under which the prompt's end is not known.
-        """
-        references = (reference_input_ids, reference_attention_mask, reference_index)
-        batch = Batch.prompts(input_ids, attention_mask, *references, connect=connect)
-        with self._run.planned(self._plan_generation(batch, kwargs)):
-            model: Any = self.model
-            return model.generate(**batch.inputs, **kwargs)
-
-    def _plan_generation(self, batch: Batch, options: dict[str, Any]) -> Callable[[int, int], Plan]:
-        """Plans of the forwards of one `generate`; `options` of it may be changed."""
-        live = batch.reference_ids is not None
-        if self.config.scope != "all" or live:
-            with_cache(options)
-        memory = self.references.remember(batch) if live and self.wire.enabled else None
-        return GenerationPlanner(self.config, batch.attention_mask, batch if memory else None, memory)
 
     # -- looking inside ----------------------------------------------------------------------------------------------
 
