@@ -8,29 +8,35 @@ import pytest
 import torch
 
 from cctuning.connection.equations import pool
-from cctuning.connection.pooled import Statistics, error, offered, spans
+from cctuning.connection.pooled import Spans, Statistics, error, offered, spans
 
 
 def cloud(count: int = 40, size: int = 6, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
 
 
+def dense(found: Spans, width: int) -> torch.Tensor:
+    """The weights of all positions (B, T)."""
+    rows = len(found.index)
+    return torch.zeros(rows * width).index_add(0, found.index.flatten(), found.weight.flatten()).view(rows, width)
+
+
 def test_a_mean_leaves_out_the_first_token_and_what_is_not_the_prompt_s_own():
     starts, ends, last = torch.tensor([0, 2, 0]), torch.tensor([4, 3, 1]), torch.tensor([5, 4, 0])
-    mean = spans("mean", starts, ends, last, 6)
+    mean = dense(spans("mean", starts, ends, last, 6), 6)
     third = 1 / 3
     expected = torch.tensor([[0, third, third, third, 0, 0], [0, 0, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
     torch.testing.assert_close(mean, expected)
-    assert spans("text_last", starts, ends, last, 6).argmax(dim=1).tolist() == [3, 2, 0]
-    assert spans("last", starts, ends, last, 6).argmax(dim=1).tolist() == [5, 4, 0]
+    assert dense(spans("text_last", starts, ends, last, 6), 6).argmax(dim=1).tolist() == [3, 2, 0]
+    assert dense(spans("last", starts, ends, last, 6), 6).argmax(dim=1).tolist() == [5, 4, 0]
 
 
 def test_a_huge_first_token_changes_nothing():
     hidden = torch.randn(2, 5, 3)
-    weights = spans("mean", torch.tensor([0, 0]), torch.tensor([5, 4]), torch.tensor([4, 3]), 5)
-    before = pool(hidden, weights)
+    found = spans("mean", torch.tensor([0, 0]), torch.tensor([5, 4]), torch.tensor([4, 3]), 5)
+    before = pool(found.take(hidden), found.weight)
     hidden[:, 0] = 1e6
-    assert torch.equal(before, pool(hidden, weights))
+    assert torch.equal(before, pool(found.take(hidden), found.weight))
     torch.testing.assert_close(before[1], hidden[1, 1:4].mean(dim=0))
 
 

@@ -230,11 +230,6 @@ def test_tokenizer_without_pad_token_pads_with_eos(tmp_path):
         )
 
 
-def test_packing_is_refused(tmp_path):
-    with pytest.raises(UserError, match="packing"):
-        config(tmp_path, packing=True)
-
-
 def test_a_row_in_the_reference_language_is_its_own_parallel(tmp_path):
     """Also where its parallel's column is filled with the prompt itself."""
     filled = rows().map(lambda row: {"reference": row["reference"] or row["prompt"]})

@@ -7,7 +7,7 @@ from cctuning.connection.decisions import Decision, register_decision
 from cctuning.connection.gated import LayerConnection
 from cctuning.connection.least_squares import Fit, StreamingLeastSquares
 from cctuning.connection.plan import Plan, Wire, answering, predicting, prompt_ends, restore, scope_mask, total
-from cctuning.connection.pooled import Statistics, offered, spans
+from cctuning.connection.pooled import Spans, Statistics, offered, spans
 from cctuning.connection.references import Alignment, Reference, last_real, register_alignment
 from cctuning.connection.registry import load_plugins
 from cctuning.connection.transforms import Transform, register_transform
@@ -23,6 +23,7 @@ __all__ = [
     "LayerConnection",
     "Plan",
     "Reference",
+    "Spans",
     "Statistics",
     "StreamingLeastSquares",
     "Transform",

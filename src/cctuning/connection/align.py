@@ -40,14 +40,14 @@ class LayerAlignment:
         if not self.wire.enabled or plan is None or plan.spans is None:
             return output
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
-        grid = hidden.view(plan.rows, plan.positions, -1)
         if plan.mode == "record":
-            plan.results.memory[self.index] = pool(grid, plan.spans), None
+            plan.results.memory[self.index] = pool(plan.spans.take(hidden), plan.spans.weight), None
             return output
         if plan.row_weight is None:
             return output
         config, offer = self.config, plan.offered[self.index]
-        missed = error(config.loss, pool(grid, plan.spans), offer, self.statistics, config.align_temperature)
+        pooled = pool(plan.spans.take(hidden), plan.spans.weight)
+        missed = error(config.loss, pooled, offer, self.statistics, config.align_temperature)
         plan.results.align_error[self.index] = missed.detach()
         term = objective(missed, plan.row_weight, config.weight / self.number)
         changed = self._add_objective(hidden, term, plan, self.index)

@@ -81,7 +81,7 @@ class LayerConnection(nn.Module):
             kept = self.alignment.remember(hidden.reshape(grid), inputs.reshape(grid), plan.reference)
             plan.results.memory[self.index] = kept
             return hidden
-        flat = hidden.reshape(plan.rows * plan.positions, hidden.shape[-1])
+        flat = hidden.reshape(-1, hidden.shape[-1])
         return self._connect(flat, inputs.reshape(flat.shape[0], -1), plan).view_as(hidden)
 
     def _connect(self, h: Tensor, x: Tensor, plan: Plan) -> Tensor:
@@ -115,16 +115,15 @@ class LayerConnection(nn.Module):
             delta = self.transform(acted)
         else:
             delta, moved = self.transform.moved(acted)
-        student = None if plan.fused is None else (~plan.fused).to(h.dtype)
+        student = None if plan.fused is None else plan.at_positions((~plan.fused).to(h.dtype))[:, None]
         if at is None:
             if student is None:
                 return h + delta, moved
-            grid = (plan.rows, plan.positions, -1)
-            return torch.addcmul(h.view(grid), delta.view(grid), student[:, None, None]).view_as(h), moved
+            return torch.addcmul(h, delta, student), moved
         if moved is not None:
             moved = moved.new_zeros(h.shape[0]).index_copy(0, at, moved)
         if student is not None:
-            delta = delta * student[torch.div(at, plan.positions, rounding_mode="floor"), None]
+            delta = delta * student[at]
         return h.index_add(0, at, delta), moved
 
     def _fuse(self, own: Tensor, h: Tensor, x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cctuning.connection.pooled import Offered
+from cctuning.connection.pooled import Offered, Spans
 from cctuning.connection.references import LayerMemory, Reference, last_real
 
 
@@ -49,13 +49,14 @@ class Plan:
         mode: `record` (a reference pass: remember, change nothing), `connect`, `align` (pooled rows against their
             references), or `rest` (no layer does anything).
         rows: B; positions: T.
+        row_of: (N,) row of each flat position, where rows run packed; None: T positions a row, in order.
         transform_index: (M,) positions where the transform acts; None for everywhere.
         connect_index, connect_row, connect_reference: (N,) each: position, its row, its row's reference.
         fused: (B,) bool, rows on the fused path; None where no row is.
         identity_index, identity_row: positions where the transform is taught the identity, and their rows.
         row_weight: (B,) fp32 share of each row in the alignment objective; None: no objective in this pass.
         identity_weight: weight of the identity error within it.
-        spans: (B, T) fp32, `record` and `align` of pooled rows: weights of the positions; None otherwise.
+        spans: `record` and `align` of pooled rows: the positions that are averaged; None otherwise.
         offered: `align`: layer -> what its rows are aligned to.
         stop: the forward ends after the last aligned layer, for nothing above it is needed.
         memory: layer -> what it kept of the references, in a pass before or in a recording.
@@ -69,6 +70,7 @@ class Plan:
     mode: str
     rows: int
     positions: int
+    row_of: Tensor | None = None
     transform_index: Tensor | None = None
     connect_index: Tensor | None = None
     connect_row: Tensor | None = None
@@ -78,7 +80,7 @@ class Plan:
     identity_row: Tensor | None = None
     row_weight: Tensor | None = None
     identity_weight: float = 1.0
-    spans: Tensor | None = None
+    spans: Spans | None = None
     offered: dict[int, Offered] = field(default_factory=dict)
     stop: bool = False
     memory: dict[int, LayerMemory] = field(default_factory=dict)
@@ -86,6 +88,10 @@ class Plan:
     reference_rows: int | None = None
     injection: Tensor | None = None
     results: Results = field(default_factory=Results)
+
+    def at_positions(self, values: Tensor) -> Tensor:
+        """The value of each flat position's row (N,), out of `values` (B,) of rows."""
+        return values.repeat_interleave(self.positions) if self.row_of is None else values[self.row_of]
 
 
 class Wire:

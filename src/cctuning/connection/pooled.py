@@ -18,25 +18,44 @@ from cctuning.connection import equations
 FLOOR = 0.01  # of the spread, in units of its root mean square over dimensions: a dimension that hardly moves is noise
 
 
-def spans(pool: str, starts: Tensor, ends: Tensor, last: Tensor, width: int) -> Tensor:
-    """Weights (B, T) fp32 by which each row's positions are averaged; they sum to 1.
+@dataclass(frozen=True)
+class Spans:
+    """The positions of each row that are averaged.
+
+    Attributes:
+        index: (B, W) int64 flat positions, W of the longest span; a shorter one repeats its first.
+        weight: (B, W) fp32, 0 at repeated positions; each row sums to 1.
+    """
+
+    index: Tensor
+    weight: Tensor
+
+    def take(self, hidden: Tensor) -> Tensor:
+        """Activations (B, W, d) at these positions, out of `hidden` (..., d)."""
+        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, self.index.flatten()).view(*self.index.shape, -1)
+
+
+def spans(pool: str, starts: Tensor, ends: Tensor, last: Tensor, width: int) -> Spans:
+    """The spans of B rows of `width` positions each.
 
     Args:
         pool: `mean`, `text_last` or `last`.
         starts, ends: (B,) first position of a prompt's own text and the one after its last.
         last: (B,) the prompt's last position, which may be the template's.
-        width: T.
 
     The first position of a row is left out of a mean over several: it is an attention sink, whose norm would dominate
     (Xiao et al. 2023, arXiv 2309.17453).
     """
-    places = torch.arange(width, device=starts.device)
     if pool == "mean":
-        begin = torch.where(ends - starts > 1, starts.clamp(min=1), starts)
-        chosen = (places >= begin[:, None]) & (places < ends[:, None])
+        first = torch.where(ends - starts > 1, starts.clamp(min=1), starts)
+        count = (ends - first).clamp(min=1)
     else:
-        chosen = places == (last if pool == "last" else ends - 1)[:, None]
-    return chosen.float() / chosen.sum(dim=1, keepdim=True).clamp(min=1)
+        first = last if pool == "last" else ends - 1
+        count = torch.ones_like(first)
+    offsets = torch.arange(int(count.max()), device=starts.device)
+    inside = offsets < count[:, None]
+    rows = torch.arange(len(starts), device=starts.device)
+    return Spans((rows * width + first)[:, None] + offsets * inside, inside.float() / count[:, None])
 
 
 @dataclass(frozen=True)

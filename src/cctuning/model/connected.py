@@ -48,6 +48,7 @@ class ConnectedModel(ConnectedForward):
         recorded: what references were recorded; see `keep_recorded`.
         base_trained: whether the base's own weights were trained; known after training and of a saved connection.
         layers, width: numbers of the layers that connect, and the width of their activations.
+        padding_free: run rows with labels end to end, without padding; see packing.py.
         mixes_references: a batch without references for all rows runs the others as students.
     """
 

@@ -17,6 +17,7 @@ from cctuning.errors import UserError
 from cctuning.model.aligner import Aligner
 from cctuning.model.live_references import LiveReferences, append_references
 from cctuning.model.objective import ConnectedOutput, assemble
+from cctuning.model.packing import check_connection, check_packing, pack
 from cctuning.model.passes import Batch, GenerationPlanner, Step, flat_index, plan_inference, plan_step, uniform
 from cctuning.model.recorded import RecordedReferences
 from cctuning.model.runner import Runner, several_processes, with_cache
@@ -39,6 +40,8 @@ class ConnectedForward(nn.Module):
         self.step = 0
         self.total_steps: int | None = None
         self.seed = 0
+        self.padding_free = False
+        self._packs = False  # known once check_padding_free has passed
         self.start: StartingWeights | None = None
         self.recorded: RecordedReferences | None = None
         self.measured = False  # the references' spread, where the gated connection's error is in units of it
@@ -48,6 +51,17 @@ class ConnectedForward(nn.Module):
     def connections(self) -> dict[int, Any]:
         """Layer number -> connection of that layer."""
         raise NotImplementedError
+
+    def check_padding_free(self) -> None:
+        """Raise `UserError` if the model cannot run packed rows, or the options do not allow it."""
+        check_connection(self.config)
+        if not self._packs:
+            before, self.wire.enabled = self.wire.enabled, False
+            try:
+                check_packing(self.model, lambda **inputs: self._run(None, None, None, use_cache=False, **inputs))
+            finally:
+                self.wire.enabled = before
+            self._packs = True
 
     def forward(
         self,
@@ -109,6 +123,12 @@ class ConnectedForward(nn.Module):
         step, rows = self._plan_step(batch, fused_rows, num_rows_in_batch, through)
         index = flat_index(step.score)[0] if loss_only else None
         inputs = {"input_ids": step.input_ids, "attention_mask": step.attention_mask, **kwargs}
+        if self.padding_free:
+            self.check_padding_free()
+            step.packed = pack(step.input_ids, step.attention_mask, unwrap(self.model).config.get_text_config())
+            step.packed.apply(step.plan)
+            index = None if index is None else step.packed.place[index]
+            inputs = {**step.packed.inputs, **kwargs}
         if step.plan.stop and self.aligner is not None:
             with suppress(Enough):
                 self._run(through, step.plan, index, **inputs)
@@ -117,6 +137,8 @@ class ConnectedForward(nn.Module):
                 result.loss = restore(result.loss, self.wire, step.plan)
                 return result
         output = self._run(through, step.plan, index, **inputs)
+        if step.packed is not None and not loss_only:
+            output.logits = step.packed.unpacked(output.logits)
         output.logits = restore(output.logits, self.wire, step.plan)
         return assemble(
             batch,

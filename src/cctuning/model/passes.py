@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cctuning.connection import ConnectionConfig, Plan, predicting, prompt_ends, scope_mask, spans
+from cctuning.connection import ConnectionConfig, Plan, Spans, predicting, prompt_ends, scope_mask, spans
 from cctuning.errors import UserError
+from cctuning.model.packing import Packed
 
 
 @dataclass
@@ -85,15 +86,15 @@ class Batch:
             more["row"] = torch.arange(rows, device=input_ids.device)
         return cls(input_ids, attention_mask, labels, reference_ids, reference_mask, reference_index, **more)
 
-    def spans(self, pool: str) -> Tensor:
-        """(B, T) weights of the positions of each prompt that `align_pool` averages."""
+    def spans(self, pool: str) -> Spans:
+        """The positions of each prompt that `align_pool` averages."""
         predict = None if self.labels is None else predicting(self.labels)
         last = prompt_ends(self.attention_mask, predict)
         text = _text(self.text, last)
         return spans(pool, text[:, 0], text[:, 1], last, self.input_ids.shape[1])
 
-    def reference_spans(self, pool: str) -> Tensor:
-        """(R, S), likewise."""
+    def reference_spans(self, pool: str) -> Spans:
+        """Those of each reference."""
         assert self.reference_mask is not None
         last = prompt_ends(self.reference_mask, None)
         text = _text(self.reference_text, last)
@@ -158,6 +159,7 @@ class Step:
         source: (A,) row of the batch. on_fused: (A,) bool, runs the fused pass.
         score: (A, T) bool, positions whose logits are needed. predict: those among them with LM loss.
         trains: the loss is the training objective; else the student pass's LM loss alone.
+        packed: the layout that the model runs, of which the plan is; None: the padded rows.
     """
 
     input_ids: Tensor
@@ -168,6 +170,7 @@ class Step:
     score: Tensor
     predict: Tensor
     trains: bool
+    packed: Packed | None = None
 
 
 def uniform(seed: int, step: int, rows: Tensor) -> Tensor:

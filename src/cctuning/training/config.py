@@ -119,6 +119,25 @@ class CCConfig(SFTConfig):
             "help": "Also log each layer's mean decision (decision_layer_<number>), for TensorBoard and reports."
         },
     )
+    padding_free: bool = field(
+        default=False,
+        metadata={
+            "help": "Run the rows of a batch end to end, without padding: the same rows, losses and gradients. Saves "
+            "the most where lengths differ much; FlashAttention suits it best."
+        },
+    )
+    packing: bool = field(
+        default=False,
+        metadata={
+            "help": "padding_free, with as many whole rows in a batch as fill per_device_train_batch_size times "
+            "max_length tokens (with their parallel text, on average). A step then has more rows: lower the batch "
+            "size or raise learning_rate."
+        },
+    )
+    packing_strategy: str = field(
+        default="bfd",
+        metadata={"help": "bfd: best-fit decreasing, which keeps rows whole; no other is supported."},
+    )
     profile_steps: int = field(
         default=0,
         metadata={
@@ -152,11 +171,7 @@ class CCConfig(SFTConfig):
                 raise UserError(f"{option.name}: expected a number, got {value}.")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise UserError(f"num_train_epochs: expected more than 0, got {self.num_train_epochs}; or set max_steps.")
-        if self.packing or self.padding_free:
-            raise UserError(
-                "packing / padding_free: true would part rows from their references; leave both off (group rows of "
-                "like length with train_sampling_strategy: group_by_length instead)."
-            )
+        self._check_packing()
         if self.completion_only_loss is False:
             raise UserError(
                 "completion_only_loss: what the assistant says alone carries loss, never the prompt; leave it unset "
@@ -185,6 +200,24 @@ class CCConfig(SFTConfig):
             raise UserError(f"connection_lr_scale: expected a positive number, got {self.connection_lr_scale}.")
         if self.eval_samples < 0:
             raise UserError(f"eval_samples: expected a number of rows, or 0 for none, got {self.eval_samples}.")
+
+    def _check_packing(self) -> None:
+        """Raise `UserError` for options that packing or padding_free exclude."""
+        if self.packing_strategy != "bfd":
+            raise UserError(
+                f"packing_strategy: {self.packing_strategy} cuts rows, and a row is aligned and scored whole; use bfd."
+            )
+        if self.eval_packing:
+            raise UserError("eval_packing: not supported, rows are evaluated in batches as they come; leave it out.")
+        if (self.packing or self.padding_free) and isinstance(self.pad_to_multiple_of, int):
+            raise UserError("pad_to_multiple_of: there is no padding with packing or padding_free; leave it out.")
+        if not self.packing:
+            return
+        if self.max_length is None:
+            raise UserError("packing: needs max_length, the tokens of a bin; set it.")
+        strategy = str(getattr(self.train_sampling_strategy, "value", self.train_sampling_strategy))
+        if strategy != "random":
+            raise UserError(f"train_sampling_strategy: {strategy} has no effect on packed rows; leave it out.")
 
     def _stop_early(self, patience: int) -> None:
         """Set what transformers asks of a run that keeps its best weights."""

@@ -11,6 +11,7 @@ from cctuning.training.losses import LossByLanguage
 from cctuning.training.sampling import (
     BalancedOrder,
     EpochOrder,
+    PackedOrder,
     fillers_at_the_end,
     order_of,
     undisturbed,
@@ -22,7 +23,7 @@ from cctuning.training.tokenizing import TokenizingTrainer
 class EpochTrainer(TokenizingTrainer):
     """A `TokenizingTrainer` whose order of rows depends on nothing but seed and epoch."""
 
-    _order: EpochOrder | BalancedOrder | None = None
+    _order: EpochOrder | BalancedOrder | PackedOrder | None = None
     _rows_each = 1  # rows of a batch for each row of the epoch
     _all_rows_count = False  # no row of a batch is a repetition
 
@@ -30,9 +31,18 @@ class EpochTrainer(TokenizingTrainer):
         self._eval_losses = LossByLanguage()
         super().__init__(*args, **kwargs)
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochOrder | BalancedOrder:
-        self._order = order_of(self.train_dataset if train_dataset is None else train_dataset, self.args)
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochOrder | BalancedOrder | PackedOrder:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        self._order = order_of(rows, self.args, self._tokens_beside())
         return self._order
+
+    def _tokens_beside(self) -> int:
+        """Tokens of parallel text in a batch for each row of the epoch, on average."""
+        return 0
+
+    def _tokens_beside(self) -> int:
+        """Tokens of other rows that come into a batch with each row, on average."""
+        return 0
 
     def get_train_dataloader(self) -> Any:
         """As the parent's, with a generator for the workers' seeds that dropout does not draw from."""
@@ -50,7 +60,7 @@ class EpochTrainer(TokenizingTrainer):
         """As the parent's, without the rows that accelerate repeats to complete an epoch's last batches."""
         if self._all_rows_count:
             pass
-        elif isinstance(self._order, BalancedOrder):
+        elif isinstance(self._order, BalancedOrder | PackedOrder):
             epoch_iterator = fillers_at_the_end(epoch_iterator, self.accelerator, self._order.fills)
         elif not self.args.dataloader_drop_last:
             rows: Any = self.train_dataset

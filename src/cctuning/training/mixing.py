@@ -51,7 +51,7 @@ class MixingTrainer(EpochTrainer):
         rows: Any = self.train_dataset
         plain: Any = self.data_collator
         places = {row: place for place, row in enumerate(sorted(rows["row"]))}
-        taken = self.args.align_first * self._rows_a_step()
+        taken = self.args.align_first * self._pairs_a_step() if self.args.align_first else 0
         mixing = MixingCollator(plain, self.parallel, self._mixture(), self.args.parallel_rows, places, taken)
         self.add_callback(EpochOfMixture(mixing))
         return mixing
@@ -60,8 +60,25 @@ class MixingTrainer(EpochTrainer):
         assert self.parallel is not None
         return Mixture(self.parallel["lang"], self.args.parallel_temperature, self.args.seed)
 
-    def _rows_a_step(self) -> int:
-        return self._train_batch_size * self.args.gradient_accumulation_steps * max(1, self.args.world_size)
+    def _tokens_a_pair(self) -> float:
+        """Mean number of tokens of a parallel row, as the mixture takes them."""
+        assert self.parallel is not None
+        lengths = np.asarray([len(ids) for ids in self.parallel["input_ids"]])
+        return float(lengths[self._mixture().cycle(0)].mean())
+
+    def _tokens_beside(self) -> int:
+        if self.parallel is None or not self.args.packing:
+            return 0
+        return round(self.args.parallel_rows * self._tokens_a_pair())
+
+    def _pairs_a_batch(self) -> int:
+        """Parallel rows in a batch of `align_first`; with `packing` as many as fill its bins, on average."""
+        if not self.args.packing:
+            return self._train_batch_size
+        return max(1, int(self._train_batch_size * self.args.max_length / self._tokens_a_pair()))
+
+    def _pairs_a_step(self) -> int:
+        return self._pairs_a_batch() * self.args.gradient_accumulation_steps * max(1, self.args.world_size)
 
     # -- align_first -------------------------------------------------------------------------------------------------
 
@@ -91,12 +108,12 @@ class MixingTrainer(EpochTrainer):
         """Run the steps of `align_first` that are left, as an epoch before the first."""
         steps, parts = self.args.align_first, self.args.gradient_accumulation_steps
         assert self.parallel is not None
-        order = self._mixture().rows(0, steps * self._rows_a_step())
+        order = self._mixture().rows(0, steps * self._pairs_a_step())
         rows = self.parallel.select(order)
         loader: Any = self._get_dataloader(
             rows,
             "Alignment",
-            self._train_batch_size,
+            self._pairs_a_batch(),
             sampler_fn=lambda _: SequentialSampler(order),
             is_training=True,
         )

@@ -40,6 +40,7 @@ from cctuning.errors import UserError
 from cctuning.files import write_atomically
 from cctuning.model.exportable import obstacles
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, load_base, load_tokenizer
+from cctuning.model.packing import check_connection
 from cctuning.model.sites import innermost, unwrap
 from cctuning.training.callbacks import SAMPLES_FILE, SampleAnswers
 from cctuning.training.config import CCConfig
@@ -97,6 +98,8 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise UserError(f"{name}: expected at least 1, got {getattr(args, name)}.")
+    if args.packing or args.padding_free:
+        check_connection(connection)
     directory, checkpoint, said = claim(args)
     if checkpoint is not None:
         check_checkpoint(checkpoint)

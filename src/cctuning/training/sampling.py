@@ -14,6 +14,7 @@ the collectives.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
+
+from cctuning.model.packing import best_fit
 
 FILLER = "filler"  # key of a batch whose loss does not count
 BY_ROW = ("input_ids", "attention_mask", "labels", "row", "text", "reference_index", "reference_row")
@@ -104,11 +107,64 @@ class BalancedOrder(BatchRebalanceSampler):
             self.grad_accum = slots
 
 
-def order_of(rows: Any, args: Any) -> EpochOrder | BalancedOrder:
-    """The order of the encoded `rows` in a run with the training options `args`."""
+class PackedOrder(BatchRebalanceSampler):
+    """Batches of bins that are filled with whole rows, best-fit decreasing; each row once.
+
+    Each epoch fills the bins anew. Their number is the same in all epochs, for it depends on the lengths alone.
+    """
+
+    def __init__(self, lengths: Sequence[int], capacity: int, bins: int, **options: Any) -> None:
+        """
+        Args:
+            lengths: tokens that each row takes. capacity: tokens of a bin. bins: of a batch.
+            options: `dp_size`, `grad_accum`, `rank`, `seed` and `drop_last` of the parent.
+        """
+        super().__init__(list(lengths), bins * options["dp_size"] * options["grad_accum"], **options)
+        self.capacity = capacity
+        self.whole, self.tail = divmod(len(best_fit(self.lengths, capacity)), self.effective_batch_size)
+        if self.drop_last:
+            self.tail = 0
+        # Batches a process in the last, incomplete step.
+        self.last_slots = math.ceil(self.tail * self.grad_accum / self.effective_batch_size)
+
+    def begin(self, epoch: int) -> None:
+        """Take the order of `epoch` from the next iteration on."""
+        self.set_epoch(epoch)
+
+    @property
+    def fills(self) -> bool:
+        """Whether this process's last batch is a filler."""
+        return self.tail > 0 and (self.last_slots - 1) * self.dp_size + self.rank >= self.tail
+
+    def __len__(self) -> int:
+        return self.whole * self.grad_accum + self.last_slots
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        rows = torch.randperm(len(self.lengths), generator=generator).tolist()
+        packed = best_fit([self.lengths[row] for row in rows], self.capacity)
+        bins = [[rows[place] for place in packed[one]] for one in torch.randperm(len(packed), generator=generator)]
+        for step in range(self.whole + (self.tail > 0)):
+            dealt = bins[step * self.effective_batch_size : (step + 1) * self.effective_batch_size]
+            slots = self.grad_accum if step < self.whole else self.last_slots
+            for slot in range(slots):
+                mine = dealt[slot * self.dp_size + self.rank :: slots * self.dp_size]
+                yield [row for rows in mine for row in rows] or dealt[0][:1]
+
+
+def order_of(rows: Any, args: Any, beside: int = 0) -> EpochOrder | BalancedOrder | PackedOrder:
+    """The order of the encoded `rows` in a run with the training options `args`.
+
+    Args:
+        beside: tokens of parallel text that come with each row, on average.
+    """
     lengths = pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
     seed = args.seed if args.data_seed is None else args.data_seed
     parts, processes = args.gradient_accumulation_steps, max(1, args.world_size)
+    if args.packing:
+        ways = {"dp_size": processes, "grad_accum": parts, "rank": args.process_index}
+        ways |= {"seed": seed, "drop_last": args.dataloader_drop_last}
+        return PackedOrder([length + beside for length in lengths], args.max_length, args.train_batch_size, **ways)
     step = args.train_batch_size * parts * processes  # rows of all processes: their number does not change the order
     if args.train_sampling_strategy != "batch_rebalance":
         return EpochOrder(lengths, args.train_sampling_strategy, step, seed)

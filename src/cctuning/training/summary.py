@@ -39,6 +39,7 @@ class Plan:
         parallel: by language, pairs beside answered rows, with each reference once as a row of its own.
         beside: of them a batch takes for each answered row.
         align_first: steps on parallel text alone.
+        packed: batches are packed, and `rows_a_step` is a mean.
     """
 
     rows: dict[str, int]
@@ -56,6 +57,7 @@ class Plan:
     parallel: dict[str, int]
     beside: int
     align_first: int = 0
+    packed: bool = False
 
     def lines(self, exports: Mapping[str, str | None]) -> list[str]:
         """To be printed; `exports` is of `model.exportable.obstacles`."""
@@ -72,7 +74,8 @@ class Plan:
             f"rows:       {total} ({languages}); {sum(self.paired.values())} with a parallel, {self.answered} with an "
             f"answer, {_count(self.tokens)} tokens",
             *self._parallel_line(),
-            f"steps:      {self.steps} of {self.rows_a_step} rows, {self.epochs:.3g} epochs, warmup {self.warmup}",
+            f"steps:      {self.steps} of {'about ' * self.packed}{self.rows_a_step} rows, {self.epochs:.3g} epochs, "
+            f"warmup {self.warmup}",
             f"trains:     {_count(trained)} of {_count(self.weights)} weights: {parts}",
             f"memory:     about {_bytes(self.memory)}{room} before activations, by arithmetic",
             f"becomes:    {' or '.join(can) or 'neither a plain checkpoint nor a LoRA'}",
@@ -102,7 +105,10 @@ def plan(trainer: Any) -> Plan:
     processes, parts = max(1, args.world_size), args.gradient_accumulation_steps
     rows_a_step = args.train_batch_size * processes * parts
     batches = len(rows) // (args.train_batch_size * processes)
-    if not args.dataloader_drop_last:
+    if args.packing:
+        batches = len(trainer._get_train_sampler())
+        rows_a_step = min(len(rows), round(len(rows) * parts / max(1, batches)))
+    elif not args.dataloader_drop_last:
         batches = math.ceil(len(rows) / (args.train_batch_size * processes))
     per_epoch = max(1, math.ceil(batches / parts))
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch) + args.align_first
@@ -139,6 +145,7 @@ def plan(trainer: Any) -> Plan:
         parallel=dict(Counter(trainer.parallel["lang"])) if trainer.parallel is not None else {},
         beside=args.parallel_rows if trainer.parallel is not None else 0,
         align_first=args.align_first,
+        packed=bool(args.packing),
     )
 
 
@@ -192,8 +199,12 @@ def trial(trainer: Any) -> tuple[float, int, str]:
     args, model = trainer.args, trainer.model
     rows = trainer.train_dataset
     lengths = [len(ids) for ids in rows["input_ids"]]
-    longest = sorted(range(len(rows)), key=lambda place: -lengths[place])[: args.train_batch_size]
-    middle = sorted(range(len(rows)), key=lambda place: lengths[place])[len(rows) // 2 :][: args.train_batch_size]
+    if args.packing:
+        batches = sorted(trainer._get_train_sampler(), key=lambda batch: sum(lengths[place] for place in batch))
+        longest, middle = batches[-1], batches[len(batches) // 2]
+    else:
+        places = sorted(range(len(rows)), key=lambda place: lengths[place])
+        longest, middle = (found[: args.train_batch_size] for found in (places[::-1], places[len(rows) // 2 :]))
     if args.activation_checkpointing:
         model.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
     cuda = args.device.type == "cuda"

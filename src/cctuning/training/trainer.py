@@ -17,6 +17,7 @@ when one of them changes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.exportable import check_adapter_start
+from cctuning.model.packing import check_connection
 from cctuning.model.starting_weights import StartingWeights
 from cctuning.training.base_decay import BaseDecay, check_start
 from cctuning.training.callbacks import AlignmentByLanguage, StepProfiler
@@ -44,6 +46,17 @@ from cctuning.training.recording import record_references
 from cctuning.training.sampling import FILLER
 from cctuning.training.saving import SavingTrainer
 from cctuning.training.tokenizing import ready_tokenizer
+
+
+@contextmanager
+def _hidden_packing(args: CCConfig) -> Iterator[None]:
+    """Within: TRL does not see packing and padding_free, which it supports with its own collator only."""
+    given = args.packing, args.padding_free
+    args.packing = args.padding_free = False
+    try:
+        yield
+    finally:
+        args.packing, args.padding_free = given
 
 
 class CCTrainer(SavingTrainer):
@@ -92,6 +105,8 @@ class CCTrainer(SavingTrainer):
     ) -> None:
         args = args if args is not None else CCConfig("cc-tuning-output")
         check_launch(args)
+        if args.packing or args.padding_free:
+            check_connection(connection_config or ConnectionConfig())
         handed = {"train_dataset": train_dataset, "parallel_dataset": parallel_dataset, "eval_dataset": eval_dataset}
         for given, rows in handed.items():
             if rows is not None:
@@ -113,16 +128,17 @@ class CCTrainer(SavingTrainer):
             raise UserError("align_first: needs parallel text (parallel_dataset / --parallel).")
         self._answered = train_dataset
         multiple = args.pad_to_multiple_of if isinstance(args.pad_to_multiple_of, int) else None
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=tokenizer,
-            peft_config=peft_config,
-            data_collator=PairedCollator(tokenizer.pad_token_id, multiple),
-            **kwargs,
-        )
+        with _hidden_packing(args):
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=tokenizer,
+                peft_config=peft_config,
+                data_collator=PairedCollator(tokenizer.pad_token_id, multiple),
+                **kwargs,
+            )
         if self.parallel is not None:
             self.parallel = self._prepare_dataset(self.parallel, tokenizer, self.args, False, None, "parallel_dataset")
         if self.is_distributed_loading_by_transformers:
@@ -132,6 +148,9 @@ class CCTrainer(SavingTrainer):
         self.connected = ConnectedModel.attach(self.model, settled)
         self.connected.seed = args.seed
         self.connected.reference_language = args.reference_language
+        self.connected.padding_free = args.packing or args.padding_free
+        if self.connected.padding_free and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self.connected.check_padding_free()  # sharded weights are not there yet: in the first step
         self._decisions = watch_decisions(self.connected) if args.log_connection else {}
         check_engine(self.accelerator, self.model, settled.connection, args.optim)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):

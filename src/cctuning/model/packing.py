@@ -1,0 +1,200 @@
+"""Run the rows of a batch without padding between them: TRL's `padding_free`, and the layout of its `packing`.
+
+A batch keeps its padded rows of token ids, and the plan of a pass is made from those. Only the model sees another
+layout: rows end to end, each with positions from 0, by which transformers keeps them apart: a block-diagonal mask for
+sdpa and eager (`masking_utils.find_packed_sequence_indices`), the varlen interface for FlashAttention. `Packed.place`
+maps the flat positions of the padded rows to those of the layout; the plan's indices go through it, and all that
+follows the forward is the same as for padded rows.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.generic import is_flash_attention_requested
+
+from cctuning.connection import ConnectionConfig, Plan
+from cctuning.errors import UserError
+from cctuning.model.runner import no_gradient
+from cctuning.model.sites import innermost, unwrap
+from cctuning.model.starting_weights import evaluating
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Best-fit decreasing: bins of places of `lengths`, each with at most `capacity` in all.
+
+    A length above the capacity gets a bin of its own. How many bins there are does not depend on the order of equal
+    lengths.
+    """
+    bins: list[list[int]] = []
+    with_room: dict[int, list[int]] = defaultdict(list)  # room left -> bins
+    rooms: list[int] = []  # sorted
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        length = lengths[place]
+        at = bisect_left(rooms, length)
+        if at == len(rooms):
+            number, room = len(bins), max(capacity, length)
+            bins.append([])
+        else:
+            room = rooms[at]
+            number = with_room[room].pop()
+            if not with_room[room]:
+                del rooms[at]
+        bins[number].append(place)
+        if room > length:
+            if not with_room[room - length]:
+                insort(rooms, room - length)
+            with_room[room - length].append(number)
+    return bins
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A rows of T positions, laid out as L sequences of W positions, N = L * W.
+
+    Attributes:
+        inputs: arguments of the model's forward.
+        place: (A * T,) flat position in the layout of each position of the padded rows; 0 at padding.
+        real: flat positions of the padded rows that are no padding.
+        row_of: (N,) row of each flat position of the layout; 0 at padding.
+        shape: A and T.
+    """
+
+    inputs: dict[str, Any]
+    place: Tensor
+    real: Tensor
+    row_of: Tensor
+    shape: tuple[int, int]
+
+    def apply(self, plan: Plan) -> None:
+        """Make `plan`, which is of the padded rows, one of this layout."""
+        for name in ("transform_index", "connect_index", "identity_index"):
+            index = getattr(plan, name)
+            setattr(plan, name, None if index is None else self.place[index])
+        if plan.spans is not None:
+            plan.spans = replace(plan.spans, index=self.place[plan.spans.index])
+        plan.row_of = self.row_of
+
+    def unpacked(self, values: Tensor) -> Tensor:
+        """`values` (L, W, V) of the layout at the padded rows (A, T, V), 0 at padding."""
+        found = values.new_zeros(self.shape[0] * self.shape[1], values.shape[-1])
+        return found.index_copy(0, self.real, values.flatten(0, 1)[self.place[self.real]]).view(*self.shape, -1)
+
+
+def pack(ids: Tensor, mask: Tensor, config: Any, one: bool = False) -> Packed:
+    """Lay out rows of tokens without padding.
+
+    Args:
+        ids, mask: (A, T) padded rows.
+        config: of the text part of the model that they are for.
+        one: all in one sequence, whatever the attention.
+    """
+    real = mask.bool()
+    lengths = real.sum(dim=1)
+    extra: dict[str, Any] = {}
+    square = config._attn_implementation in (None, "eager", "sdpa")
+    if square and not one and not getattr(config, "output_router_logits", False):
+        starts, shape = _lanes(lengths.tolist(), config.hidden_size)
+        first = torch.tensor(starts, device=ids.device)
+    else:  # nothing is computed between rows; and padding would count in the load balance of experts
+        first, shape = lengths.cumsum(dim=0) - lengths, (1, int(lengths.sum()))
+        if is_flash_attention_requested(config):
+            ends = torch.nn.functional.pad(lengths.cumsum(dim=0), (1, 0)).int()
+            longest = int(lengths.max())
+            extra = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+    within = real.cumsum(dim=1) - 1
+    place = ((first[:, None] + within) * real).flatten()
+    kept = real.flatten().nonzero()[:, 0]
+    at = place[kept]
+
+    def laid_out(values: Tensor) -> Tensor:
+        return values.new_zeros(shape[0] * shape[1]).index_copy(0, at, values.flatten()[kept])
+
+    rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
+    inputs = {"input_ids": laid_out(ids).view(shape), "position_ids": laid_out(within).view(shape)}
+    return Packed(inputs | extra, place, kept, laid_out(rows), (ids.shape[0], ids.shape[1]))
+
+
+def _lanes(lengths: list[int], size: int) -> tuple[list[int], tuple[int, int]]:
+    """Where each row starts, and the number and width of the sequences, for attention that computes a whole square.
+
+    Of some widths the one that computes least: a token costs 24 size^2 operations in the matrices of a layer, and
+    4 size * width in its attention.
+    """
+    best: tuple[int, list[list[int]], int] | None = None
+    for capacity in {max(lengths), 2 * max(lengths), 4 * max(lengths), sum(lengths)}:
+        bins = best_fit(lengths, capacity)
+        width = max(sum(lengths[row] for row in rows) for rows in bins)
+        cost = len(bins) * width * (6 * size + width)
+        if best is None or cost < best[0]:
+            best = cost, bins, width
+    assert best is not None
+    _, bins, width = best
+    starts = [0] * len(lengths)
+    for lane, rows in enumerate(bins):
+        at = lane * width
+        for row in rows:
+            starts[row], at = at, at + lengths[row]
+    return starts, (len(bins), width)
+
+
+def check_connection(config: ConnectionConfig) -> None:
+    """Raise `UserError` for a connection that cannot run on packed rows."""
+    if config.reference_gradient:
+        raise UserError("packing / padding_free: not supported with reference_gradient: true; leave both off.")
+
+
+def check_packing(model: nn.Module, run: Callable[..., Any]) -> None:
+    """Run a few tokens to see that rows packed into one sequence do not reach each other.
+
+    Args:
+        run: the forward of `model`, without a connection.
+
+    Raises:
+        UserError: the scores of a row depend on the row before it, or differ from those of the row alone.
+    """
+    base = unwrap(model)
+    config, device = base.config.get_text_config(), next(model.parameters()).device
+    embedding: Any = innermost(base.get_input_embeddings())
+    vocabulary = getattr(embedding, "original_module", embedding).num_embeddings
+    ids = torch.randint(vocabulary, (3, 9), generator=torch.Generator().manual_seed(0)).to(device)
+    mask = (torch.arange(9) < torch.tensor([7, 5, 9])[:, None]).long().to(device)
+    other = ids.clone()
+    other[0] = (other[0] + 1) % vocabulary
+
+    def scores(ids: Tensor, packed: bool) -> Tensor:
+        """Logits (N, V) at the tokens of all rows but the first."""
+        layout = pack(ids, mask, config, one=True)
+        logits = run(**(layout.inputs if packed else {"input_ids": ids, "attention_mask": mask})).logits
+        return (layout.unpacked(logits) if packed else logits)[1:][mask[1:].bool()]
+
+    why = None
+    with evaluating(model), no_gradient():
+        try:
+            alone, beside, moved = scores(ids, False), scores(ids, True), scores(other, True)
+        except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+            why = f"its forward fails on packed rows ({str(error).partition(chr(10))[0]})"
+        else:
+            tolerance = 1e-3 if alone.dtype == torch.float32 else 5e-2
+            if _apart(beside, moved) > tolerance:
+                why = "the scores of a row depend on the row before it"
+            elif _apart(beside, alone) > tolerance:
+                why = "the scores of a row differ from those of the row alone"
+    if why is not None:
+        instead = "" if is_flash_attention_requested(config) else ", or on a GPU try flash_attention_2"
+        raise UserError(
+            f"packing / padding_free: {base.config.model_type} with attn_implementation {config._attn_implementation} "
+            f"cannot run packed rows: {why}; leave both off{instead}."
+        )
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    """Median over positions of the relative difference: a tie in a router that falls otherwise changes only a few."""
+    one, other = one.float(), other.float()
+    return float(((one - other).norm(dim=1) / other.norm(dim=1).clamp(min=1e-9)).median())
