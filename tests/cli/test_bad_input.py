@@ -219,7 +219,7 @@ def test_tokenizers_that_lack_something(train, tmp_path, base):
     large.add_tokens([f"y{i}" for i in range(40)])
     large.save_pretrained(tmp_path / "large")
     data = write_jsonl(tmp_path / "y.jsonl", [row(prompt="y39")])
-    train("beyond the model's vocabulary of 64", tokenizer=str(tmp_path / "large"), data=str(data))
+    train("outside the model's vocabulary of 64", tokenizer=str(tmp_path / "large"), data=str(data))
 
 
 def test_tokenizer_without_pad_token_trains_and_answers(tmp_path, good, capsys):

@@ -61,7 +61,7 @@ def test_bf16_asked_for_without_an_accelerator_is_a_note(tmp_path, capsys):
     assert (
         main(["train", "--model", str(model), "--data", str(rows), "--output_dir", str(tmp_path / "r"), *flags]) == 0
     )
-    assert "note: bf16: off, as this machine has no accelerator." in capsys.readouterr().out
+    assert "note: bf16: off, because there is no accelerator." in capsys.readouterr().out
 
 
 def test_streams_and_empty_sets_are_one_line(tmp_path):

@@ -210,7 +210,7 @@ def test_a_run_that_was_interrupted_continues_exactly(tune, tmp_path, recipe, ca
     assert logged(run) == logged(tmp_path / "whole")
     assert run_json(run)["checkpoint"] == str(run / "checkpoint-3")
     said = refused(capsys, "train", "--config", recipe, "--output_dir", run, "--resume_from_checkpoint", "true")
-    assert "holds a finished run" in said
+    assert "contains a finished run" in said
 
 
 def test_a_resumed_run_has_the_time_of_all_its_legs(tmp_path, recipe, monkeypatch):
@@ -258,9 +258,9 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_is_taken(name, tmp_p
     said = refused(
         capsys, "train", "--config", recipe, "--output_dir", run, *options, "--resume_from_checkpoint", newest
     )
-    assert f"half of a checkpoint: {name} is missing or damaged" in said
+    assert f"incomplete: {name} is missing or damaged" in said
     done("train", "--config", recipe, "--output_dir", run, *options, "--resume_from_checkpoint", "true")
-    assert f"note: {newest.name} is not resumed from: {name} is missing or damaged." in capsys.readouterr().out
+    assert f"note: {newest.name} is skipped: {name} is missing or damaged." in capsys.readouterr().out
     assert same_weights(tmp_path / "whole", run)
 
 
@@ -300,12 +300,12 @@ def test_resuming_with_other_options_is_said(tmp_path, recipe, capsys, monkeypat
     options += ["--resume_from_checkpoint", "true"]
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     said = refused(capsys, "train", "--config", recipe, "--output_dir", run, *options, "--transform_rank", 2)
-    assert "has another transform_rank: its checkpoints would not fit" in said
+    assert "has another transform_rank, and its checkpoints do not fit" in said
     said = refused(capsys, "train", "--config", recipe, "--output_dir", run, *options[:-1], run / "checkpoint-9")
     assert "checkpoint-9: no such directory" in said
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     done("train", "--config", recipe, "--output_dir", run, *options, "--seed", 7)
-    assert "note: resumed with other options than the run was started with: seed." in capsys.readouterr().out
+    assert "note: resumed with options that differ from the original run's: seed." in capsys.readouterr().out
 
 
 def test_a_killed_process_continues_exactly(tmp_path, recipe):
@@ -334,13 +334,13 @@ def test_a_finished_run_is_not_overwritten(tmp_path, recipe, capsys):
     run = tmp_path / "run"
     done("train", "--config", recipe, "--output_dir", run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert f"output_dir: {run} holds a finished run" in refused(
+    assert f"output_dir: {run} contains a finished run" in refused(
         capsys, "train", "--config", recipe, "--output_dir", run
     )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     said = refused(capsys, "train", "--config", recipe, "--output_dir", tmp_path / "mine")
-    assert "not empty and holds no run" in said
+    assert "not empty and contains no run" in said
     said = refused(capsys, "train", "--config", recipe, "--output_dir", tmp_path / "mine" / "notes.txt")
     assert "is a file" in said
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

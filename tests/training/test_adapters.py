@@ -83,7 +83,7 @@ def test_an_adapter_is_exported_as_it_was_trained(case, tied, tmp_path):
     else:
         with pytest.raises(UserError, match="fold"):
             export(str(run), "lora", tmp_path / "lora")
-        assert any("cannot be exported as a LoRA, but as a fold" in note for note in run_json(run)["notes"])
+        assert any("cannot be exported as a LoRA, only merged" in note for note in run_json(run)["notes"])
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_no_process_holds_the_whole_model(tmp_path):
 
 
 def test_before_it_is_sharded_the_model_is_there_but_for_its_weights(tmp_path):
-    """What from_pretrained makes of the stand-ins: the model it makes otherwise, in no memory."""
+    """With placeholders from_pretrained makes the same model, without its memory."""
     saved = build("qwen2")  # tied
     saved.generation_config.max_new_tokens = 7
     saved.save_pretrained(tmp_path, max_shard_size="8KB")
@@ -91,10 +91,10 @@ def test_before_it_is_sharded_the_model_is_there_but_for_its_weights(tmp_path):
     buffers = dict(model.named_buffers())
     assert buffers and all(torch.equal(buffers[name], buffer) for name, buffer in expected.named_buffers())
     for name, parameter in expected.named_parameters():
-        stand_in = model.get_parameter(name)
-        assert (stand_in.shape, stand_in.dtype) == (parameter.shape, parameter.dtype)
-        assert stand_in.untyped_storage().nbytes() == stand_in.element_size()
-        assert stand_in.isnan().all(), "a weight that is never read must stop the run"
+        placeholder = model.get_parameter(name)
+        assert (placeholder.shape, placeholder.dtype) == (parameter.shape, parameter.dtype)
+        assert placeholder.untyped_storage().nbytes() == placeholder.element_size()
+        assert placeholder.isnan().all(), "a weight that is never read must stop the run"
 
 
 @pytest.mark.parametrize(("asked", "found"), [("auto", torch.bfloat16), ("float32", torch.float32)])
@@ -122,14 +122,14 @@ def refused(folder: Path, **options: str) -> str:
     return str(caught.value)
 
 
-def test_what_has_to_be_read_whole_says_why(tmp_path):
+def test_the_reason_for_loading_a_model_whole(tmp_path):
     build("mixtral").save_pretrained(tmp_path / "mixtral")
     assert "another layout than its modules" in refused(tmp_path / "mixtral")
     build("llama").save_pretrained(tmp_path / "llama")
     config, weights = tmp_path / "llama" / "config.json", tmp_path / "llama" / "model.safetensors"
     told, state = json.loads(config.read_text()), load_file(weights)
     config.write_text(json.dumps({**told, "dtype": None}))
-    assert "does not say which type" in refused(tmp_path / "llama")
+    assert "does not name the dtype" in refused(tmp_path / "llama")
     config.write_text(json.dumps({**told, "quantization_config": {"quant_method": "gptq", "bits": 4}}))
     assert "quantised" in refused(tmp_path / "llama")
     config.write_text(json.dumps(told))
@@ -143,7 +143,7 @@ def test_what_has_to_be_read_whole_says_why(tmp_path):
     assert "not one for weights" in refused(tmp_path / "llama", dtype="int8")
 
 
-def test_what_is_leaned_on_is_still_there():
+def test_accelerate_still_calls_this_function():
     """accelerate asks this function, by this name, for the weights of a model sharded on the meta device."""
     load = inspect.signature(fsdp_utils.fsdp2_load_full_state_dict)
     assert list(load.parameters) == ["accelerator", "model", "full_sd", "cpu_offload"]

@@ -28,12 +28,12 @@ def test_a_dry_run_says_all_and_writes_nothing(world, tmp_path, capsys):
     train(world, tmp_path, "--dry_run", "true", max_steps=-1, num_train_epochs=9, warmup_steps=0.1)
     said = capsys.readouterr().out
     assert (
-        "rows:       24 (qaa 18, en 6); 24 with a parallel, 21 with an answer" in said
+        "rows:       24 (qaa 18, en 6); 24 with a reference, 21 with an answer" in said
     )  # en: its own, by the default
     assert "steps:      54 of 4 rows, 9 epochs, warmup 6" in said
     assert re.search(r"trains:     [\d.]+ k of [\d.]+ k weights: LoRA [\d.]+ k, connection [\d.]+ k", said)
     assert re.search(r"memory:     about [\d.]+ MiB \(cpu\) before activations", said)
-    assert "becomes:    plain checkpoint or LoRA" in said
+    assert "exports to: plain checkpoint or LoRA" in said
     assert re.search(r"time:       about .* s a step, measured", said) and "dry_run: nothing was trained" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.yaml"]
 
@@ -71,7 +71,7 @@ def test_what_was_said_is_what_was_done(world, tmp_path, capsys):
     train(world, tmp_path, max_steps=-1, num_train_epochs=1, gradient_accumulation_steps=4, logging_steps=10)
     said, record = capsys.readouterr().out, run_json(tmp_path / "run")
     assert record["plan"]["steps"] == record["steps"] == 2
-    assert "note: 2 optimiser steps in all (24 rows, 16 a step): little is learned" in said
+    assert "note: only 2 optimizer steps (24 rows, 16 per step)" in said
     assert "note: logging_steps: 10 is more than the run's 2 steps; 1 is used" in said
     assert len(re.findall(r"'loss'", said)) == 2, "each step has its line"
     assert record["plan"]["trains"]["base"] == 0 and record["plan"]["rows"] == {"qaa": 18, "en": 6}
@@ -79,7 +79,7 @@ def test_what_was_said_is_what_was_done(world, tmp_path, capsys):
 
 def test_warmup_longer_than_the_run_is_told(world, tmp_path, capsys):
     train(world, tmp_path, max_steps=6, warmup_steps=5)
-    assert "warmup_steps: 5 of 6 steps: the learning rate hardly gets to its value" in capsys.readouterr().out
+    assert "warmup_steps: 5 of 6 steps: the learning rate hardly reaches its value" in capsys.readouterr().out
 
 
 def test_lines_in_place_of_bars():

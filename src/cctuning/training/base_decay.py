@@ -1,7 +1,7 @@
-"""Decay towards the base: what keeps English (and all else that no row rehearses) while other languages move.
+"""Decay towards the base: keeps English, and whatever else the rows do not rehearse, while other languages move.
 
-Aligning a language to English moves weights that English needs too, and the rows rehearse only a little of what the
-base knows. Weight decay towards zero does not help; decay towards where the weights started does.
+Aligning a language to English moves weights that English needs too. Weight decay towards zero does not help; decay
+towards the initial weights does.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ from cctuning.model.starting_weights import StartingWeights
 
 
 class BaseDecay(TrainerCallback):
-    """w <- w - lr * decay * (w - w_0), after each optimiser step, for every tuned weight w that started at w_0.
+    """w <- w - lr * decay * (w - w_0), after each optimizer step, for every trained weight w of the base.
 
-    Decoupled, as AdamW's decay is (Loshchilov and Hutter 2019), and towards the starting point rather than zero
-    (L2-SP: Li, Grandvalet and Davoine 2018, arXiv 1802.01483). `lr` is the step's own, so that the pull fades with the
-    schedule; under Adam no weight strays much further than 1 / decay. With LoRA, w are its two factors: B is drawn
-    back to 0. The connection's parts are left alone.
+    Decoupled, as in AdamW (Loshchilov and Hutter 2019), and towards the initial weights w_0, not zero (L2-SP: Li,
+    Grandvalet and Davoine 2018, arXiv 1802.01483). `lr` is the step's learning rate, so the decay fades with the
+    schedule; under Adam no weight moves much further than 1 / decay. With LoRA, w are its two factors, and B decays to
+    0. The connection's weights do not decay.
     """
 
     def __init__(self, start: StartingWeights, decay: float) -> None:
         """
         Args:
-            start: w_0 of every weight that is drawn back. decay: of the equation.
+            start: w_0.
+            decay: of the equation.
         """
         self.start, self.decay = start, decay
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        """Copy the weights, where they had to be sharded first."""
+        """Copy the weights, if they had to be sharded first."""
         self.start.take()
 
     @torch.no_grad()
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Pull every tuned weight back a little."""
+        """Apply the decay."""
         share = min(1.0, kwargs["optimizer"].param_groups[0]["lr"] * self.decay)
         for name, parameter in kwargs["model"].named_parameters():
             start = self.start.of(name.removeprefix("module."), parameter)
@@ -46,13 +47,13 @@ class BaseDecay(TrainerCallback):
 
 
 def check_start(decay: float, reference_weights: str | None, deepspeed: bool) -> None:
-    """Raise `UserError` for a decay that is negative, or for what a run of DeepSpeed's cannot keep."""
+    """Raise `UserError` for a negative decay, or if DeepSpeed manages weights whose start is needed."""
     if decay < 0:
         raise UserError(f"base_decay: expected 0 (off) or more, got {decay}.")
     wanted = {"base_decay": ("0", decay > 0), "reference_weights": ("current", reference_weights == "start")}
     for option, (instead, used) in wanted.items():
         if used and deepspeed:
             raise UserError(
-                f"{option}: the weights of this run are in DeepSpeed's hands, and their start is not kept; set it to "
-                f"{instead}, or launch with --accelerate_config fsdp2 or ddp."
+                f"{option}: not supported under DeepSpeed, which manages the weights; set it to {instead}, or launch "
+                "with --accelerate_config fsdp2 or ddp."
             )

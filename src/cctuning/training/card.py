@@ -1,7 +1,4 @@
-"""What a model card says of the method, and the card that training writes beside its model.
-
-The card of an export (serving/card.py) says more, and says these things in the same words: they are here once.
-"""
+"""Write the model card of a trained model; its parts are also used by the card of an export (serving/card.py)."""
 
 from __future__ import annotations
 
@@ -28,13 +25,12 @@ CITE = f"## Citation\n\nThe method:\n\n```bibtex\n{CITATION}\n```\n"
 
 
 def hub_name(base: str | None) -> str | None:
-    """The base's name where it is one of the hub's: a path of the machine it was trained on means nothing to a
-    reader."""
+    """The base's name if it is one on the hub, not a local path."""
     return base if base and not Path(base).is_absolute() and not Path(base).exists() else None
 
 
 def describe_method(config: ConnectionConfig, reference_language: str) -> str:
-    """What was done in training, in a sentence or two."""
+    """The method in a sentence or two."""
     if config.connection == "none":
         return "Plain joint multilingual supervised fine-tuning (no connection)."
     if config.connection == "align":
@@ -55,7 +51,7 @@ def describe_method(config: ConnectionConfig, reference_language: str) -> str:
 
 
 def option_table(config: ConnectionConfig) -> str:
-    """The connection's options, as Markdown."""
+    """The connection's options as a Markdown table."""
     options = config.to_dict()
     if config.connection == "align":
         options = {key: options[key] for key in ("connection", *ALIGN_OPTIONS)}
@@ -76,7 +72,8 @@ def write_model_card(
 
     Args:
         connected: the model and its connection.
-        model_name, dataset_name: as a reader should see them; the data set may be unknown.
+        model_name: title of the card.
+        dataset_name: None if unknown.
         tags: hub tags.
         args: the training options.
         peft: whether the base was trained through PEFT.

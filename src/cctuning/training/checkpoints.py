@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are whole, and which file keeps one from being resumed from."""
+"""Find the newest complete checkpoint of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INDEX = ".safetensors.index.json"
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end: the trainer's state is what transformers writes last."""
+    """Whether the trainer's state is there, which transformers writes last."""
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -28,10 +28,10 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def fault(checkpoint: Path, weights_only: bool = False) -> str | None:
-    """The first file that is missing or damaged (cut off, or not what its name says); None: it can be resumed from.
+    """The first file that is missing or damaged; None if the checkpoint can be resumed from.
 
     Args:
-        weights_only: it was saved without the optimiser (`save_only_model`).
+        weights_only: it was saved without the optimizer (`save_only_model`).
     """
     if not is_complete(checkpoint):
         return TRAINER_STATE_NAME
@@ -63,10 +63,10 @@ def _damaged(checkpoint: Path) -> Iterator[str]:
 def _missing(checkpoint: Path, weights_only: bool) -> Iterator[str]:
     names = {file.name for file in checkpoint.iterdir()}
 
-    def there(*starts: str) -> bool:
-        return any(name.startswith(starts) for name in names)
+    def there(*prefixes: str) -> bool:
+        return any(name.startswith(prefixes) for name in names)
 
-    if "latest" in names:  # DeepSpeed's own, in folders of its own
+    if "latest" in names:  # DeepSpeed's, in folders of its own
         return
     if not there("model", "adapter_model"):
         yield "model.safetensors"
@@ -83,12 +83,12 @@ def _missing(checkpoint: Path, weights_only: bool) -> Iterator[str]:
 
 
 def last_whole(directory: Path, weights_only: bool = False) -> tuple[str | None, list[str]]:
-    """The newest checkpoint of a run that can be resumed from, and what is wrong with those after it."""
+    """The newest checkpoint that a run can be resumed from, and notes on those after it."""
     found = [path for path in directory.glob("checkpoint-*") if path.name[11:].isdigit()]
     notes: list[str] = []
     for path in sorted(found, key=lambda path: -int(path.name[11:])):
         wrong = fault(path, weights_only)
         if wrong is None:
             return str(path), notes
-        notes.append(f"{path.name} is not resumed from: {wrong} is missing or damaged.")
+        notes.append(f"{path.name} is skipped: {wrong} is missing or damaged.")
     return None, notes

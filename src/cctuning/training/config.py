@@ -1,4 +1,4 @@
-"""CCConfig: TRL's SFTConfig with the few options that paired rows add."""
+"""CCConfig: TRL's SFTConfig with the options of rows with references and parallel text."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from cctuning.languages import canonical
 
 @dataclass
 class CCConfig(SFTConfig):
-    """Training options: all of `trl.SFTConfig`, and those below. Those of the method are in `ConnectionConfig`.
+    """Training options: those of `trl.SFTConfig` and those below. The method's are in `ConnectionConfig`.
 
-    One default differs: `bf16` is off on a machine without an accelerator, where it is slow; with `use_cpu: true`
-    it is as given.
+    One default differs: without an accelerator `bf16` is off, unless `use_cpu: true` is set with it.
     """
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "chat_template_kwargs"]
 
     connection_lr_scale: float = field(
-        default=2.0, metadata={"help": "Learning rate of the connection's own parts, as a multiple of learning_rate."}
+        default=2.0,
+        metadata={"help": "Learning rate of the connection's weights, as a multiple of learning_rate."},
     )
     base_decay: float = field(
         default=0.0,
         metadata={
-            "help": "Decay of the tuned weights towards where they started, as weight_decay is towards 0: keeps "
-            "English and all else that no row rehearses. 0: off. Holds a copy of the tuned weights."
+            "help": "Decay of the trained weights towards their initial values (weight_decay is towards 0). Keeps "
+            "English, and what the rows do not rehearse. 0: off. Needs a copy of the trained weights."
         },
     )
     align_first: int = field(
@@ -43,81 +43,79 @@ class CCConfig(SFTConfig):
         },
     )
     parallel_rows: int = field(
-        default=3, metadata={"help": "Pairs of the parallel text in a batch for each answered row; 0: none."}
+        default=3, metadata={"help": "Pairs of parallel text in a batch for each answered row. 0: none."}
     )
     parallel_temperature: float = field(
         default=2.0,
         metadata={
-            "help": "Share of a language with n pairs: in proportion to n^(1/temperature). 1: by size; more raises "
-            "the small ones."
+            "help": "The share of a language with n pairs is proportional to n^(1/temperature). 1: by size; higher "
+            "values raise small languages."
         },
     )
     record_references: str = field(
         default="auto",
         metadata={
-            "help": "Run the references once before training and read what they gave in each step (with "
-            "reference_weights: start). auto: where the disk holds it. false: run them in every step.",
+            "help": "Run the references once before training and read the result in each step (with "
+            "reference_weights: start). auto: if it fits on the disk. false: run them in every step.",
             "choices": ["auto", "true", "false"],
         },
     )
     max_reference_length: int | None = field(
         default=None,
         metadata={
-            "help": "Longest reference in tokens; a longer one is an error, never cut (its end is the anchor). Unset: "
-            "max_length."
+            "help": "Maximum tokens of a reference. A longer one is an error and never cut, as its end is used. "
+            "Unset: max_length."
         },
     )
     chat: bool | None = field(
         default=None,
         metadata={
-            "help": "Render prompts with the chat template (a plain prompt becomes one user message). Unset: yes if "
+            "help": "Render prompts with the chat template (a plain prompt becomes one user message). Unset: true if "
             "the rows are messages or the tokenizer has a template."
         },
     )
     chat_template_kwargs: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Arguments of the chat template, as a mapping: {enable_thinking: true}. They become its defaults "
-            "in what is saved. Unset: thinking is off unless answers of the rows think."
+            "help": "Arguments of the chat template, as a mapping: {enable_thinking: true}. They become the defaults "
+            "of the saved template. Unset: thinking is off unless answers of the rows contain it."
         },
     )
     train_turns: str = field(
         default="all",
         metadata={
-            "help": "Of conversations: all: every turn of the assistant is learned (but those with train: false or "
-            "weight: 0); last: the last alone. The connection acts at the last prompt's end in either case.",
+            "help": "Assistant turns of a conversation that carry loss. all: every turn (except those with train: "
+            "false or weight: 0). last: only the last. The connection acts at the end of the last prompt.",
             "choices": ["all", "last"],
         },
     )
     bad_rows: str = field(
         default="error",
         metadata={
-            "help": "error: stop at a row that cannot be used. skip: leave such rows out, count and list them.",
+            "help": "error: stop at a row that cannot be used. skip: leave out such rows, and list them in run.json.",
             "choices": ["error", "skip"],
         },
     )
     reference_language: str = field(
-        default="en", metadata={"help": "Language of the references (the model's strongest): en, fr, hi, ..."}
+        default="en", metadata={"help": "Language of the references, the model's strongest: en, fr, hi, ..."}
     )
     eval_samples: int = field(
         default=2,
         metadata={
-            "help": "At each evaluation answer this many of its prompts a language, into output_dir/samples.jsonl and "
-            "TensorBoard. 0: off."
+            "help": "At each evaluation, answer this many of its prompts in each language, in "
+            "output_dir/samples.jsonl and TensorBoard. 0: off."
         },
     )
     early_stopping_patience: int | None = field(
         default=None,
         metadata={
-            "help": "Stop when eval_loss has not fallen for this many evaluations, and keep the weights of the best. "
-            "Checkpoints are then written at each evaluation."
+            "help": "Stop when eval_loss has not fallen for this many evaluations, and keep the best weights. A "
+            "checkpoint is then saved at each evaluation."
         },
     )
     log_connection: bool = field(
         default=False,
-        metadata={
-            "help": "Also log each layer's mean decision (decision_layer_<number>), for TensorBoard and reports."
-        },
+        metadata={"help": "Also log each layer's mean decision (decision_layer_<number>)."},
     )
     padding_free: bool = field(
         default=False,
@@ -141,17 +139,16 @@ class CCConfig(SFTConfig):
     profile_steps: int = field(
         default=0,
         metadata={
-            "help": "Trace this many steps into output_dir/trace.json, after the first two; open it in "
-            "https://ui.perfetto.dev. 0: off. A traced step is slower, and large: two or three tell all."
+            "help": "Profile this many steps, after the first two, into output_dir/trace.json (open it in "
+            "https://ui.perfetto.dev). Two or three are enough: traces are large. 0: off."
         },
     )
 
     def __post_init__(self) -> None:
         self.not_here: list[str] = []
         if not torch.accelerator.is_available():
-            self.dataloader_pin_memory = False  # nothing to pin for, and a warning a run
-            # What a recipe asks of a GPU is no reason not to run on a CPU. Some CPUs are faster in bf16: use_cpu, said
-            # by hand, keeps it.
+            self.dataloader_pin_memory = False  # avoids a warning
+            # A recipe for a GPU also runs on a CPU. Some CPUs are fast in bf16: an explicit use_cpu keeps it.
             self.not_here = [name for name in ("bf16", "fp16", "tf32") if getattr(self, name)]
             if self.use_cpu and "bf16" in self.not_here:
                 self.not_here.remove("bf16")
@@ -174,14 +171,14 @@ class CCConfig(SFTConfig):
         self._check_packing()
         if self.completion_only_loss is False:
             raise UserError(
-                "completion_only_loss: what the assistant says alone carries loss, never the prompt; leave it unset "
-                "(which turns do: train_turns)."
+                "completion_only_loss: only assistant turns carry loss, never the prompt; leave it unset (train_turns "
+                "selects the turns)."
             )
-        self.assistant_only_loss = False  # it is so in any case, without TRL's way there
+        self.assistant_only_loss = False  # always so, but not by TRL's implementation
         if self.loss_type != "nll":
-            raise UserError(f"loss_type: {self.loss_type} is not supported beside the connection; use nll.")
+            raise UserError(f"loss_type: {self.loss_type} is not supported with a connection; use nll.")
         if self.label_smoothing_factor:
-            raise UserError("label_smoothing_factor is not supported beside the connection; set it to 0.")
+            raise UserError("label_smoothing_factor is not supported with a connection; set it to 0.")
         for name, least in (("align_first", 0), ("parallel_rows", 0), ("parallel_temperature", 1.0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}.")
@@ -190,7 +187,7 @@ class CCConfig(SFTConfig):
                 f"align_first: {self.align_first} of max_steps: {self.max_steps} leave no step for the answered rows; "
                 "raise max_steps, or align the parallel text alone (cctuning align)."
             )
-        if isinstance(self.record_references, bool):  # as YAML reads a bare true
+        if isinstance(self.record_references, bool):  # YAML's true
             self.record_references = str(self.record_references).lower()
         if self.record_references not in ("auto", "true", "false"):
             raise UserError(f"record_references: expected auto, true or false, got {self.record_references!r}.")
@@ -220,7 +217,7 @@ class CCConfig(SFTConfig):
             raise UserError(f"train_sampling_strategy: {strategy} has no effect on packed rows; leave it out.")
 
     def _stop_early(self, patience: int) -> None:
-        """Set what transformers asks of a run that keeps its best weights."""
+        """Set the options that transformers needs to keep the best weights."""
         if patience < 1:
             raise UserError(f"early_stopping_patience: expected at least 1, got {patience}.")
         strategy = str(getattr(self.eval_strategy, "value", self.eval_strategy))

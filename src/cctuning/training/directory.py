@@ -1,4 +1,4 @@
-"""The run directory as files: who may write in it, where it can be continued, what is kept of it."""
+"""The files of a run directory: claim and resume it, read and write its options, record, log and metrics."""
 
 from __future__ import annotations
 
@@ -26,18 +26,22 @@ from cctuning.training.config import CCConfig
 from cctuning.training.options import RunOptions
 
 METRICS_FILE = "metrics.jsonl"
-ALL_LEGS = "total_runtime"  # in it: seconds trained so far, by all legs of a run that was resumed
-# Options that decide which weights a checkpoint holds.
+TOTAL_RUNTIME = "total_runtime"  # in METRICS_FILE: seconds trained so far, also before the run was resumed
+# Options that decide which weights a checkpoint contains.
 SHAPING = {"model", "tune", "lora_rank", "lora_target_modules", "layers", "optim"}
 SHAPING |= {"lora_target_parameters", "lora_modules_to_save", "use_dora", "load_in_4bit", "load_in_8bit"}
 SHAPING |= {"connection", "decision", "decision_rank", "transform", "transform_rank"}
 
 
 def claim(args: CCConfig) -> tuple[Path, str | None, list[str]]:
-    """The run directory, checked, the checkpoint to resume from (None: start anew), and what to say of others.
+    """Check the run directory.
+
+    Returns:
+        The directory, the checkpoint to resume from (None: start from the beginning), and notes on other checkpoints.
 
     Raises:
-        UserError: the directory holds a finished run, or one that was cut off and is not to be resumed.
+        UserError: the directory contains a finished run, an interrupted one without `resume_from_checkpoint`, or
+            something else.
     """
     directory = Path(str(args.output_dir))
     resume = args.resume_from_checkpoint
@@ -46,32 +50,32 @@ def claim(args: CCConfig) -> tuple[Path, str | None, list[str]]:
         raise UserError(f"output_dir: {directory} is a file; name a directory.")
     if not (directory / RUN_FILE).is_file():
         if directory.is_dir() and any(directory.iterdir()):
-            raise UserError(f"output_dir: {directory} is not empty and holds no run; name another, or empty it.")
+            raise UserError(f"output_dir: {directory} is not empty and contains no run; name another, or empty it.")
         if resume:
-            raise UserError(f"resume_from_checkpoint: {directory} holds no run to resume; leave the option out.")
+            raise UserError(f"resume_from_checkpoint: {directory} contains no run to resume; leave the option out.")
         return directory, None, []
     if read_record(directory).get("status") == "finished":
-        raise UserError(f"output_dir: {directory} holds a finished run; name another, or remove it yourself.")
+        raise UserError(f"output_dir: {directory} contains a finished run; name another, or remove it.")
     if not resume:
         raise UserError(
-            f"output_dir: {directory} holds a run that was cut off; add --resume_from_checkpoint true to continue it, "
+            f"output_dir: {directory} contains an interrupted run; add --resume_from_checkpoint true to continue it, "
             "or name another directory."
         )
     if resume.lower() == "true":
-        return directory, *last_whole(directory, args.save_only_model)  # none where it was cut off before the first
+        return directory, *last_whole(directory, args.save_only_model)  # none before the first checkpoint
     if not Path(resume).is_dir():
-        raise UserError(f"resume_from_checkpoint: {resume}: no such directory; give true, or a checkpoint-… folder.")
+        raise UserError(f"resume_from_checkpoint: {resume}: no such directory; give true, or a checkpoint-* folder.")
     wrong = fault(Path(resume), args.save_only_model)
     if wrong:
         raise UserError(
-            f"resume_from_checkpoint: {resume}: half of a checkpoint: {wrong} is missing or damaged; give true for "
-            "the newest whole one, or name another."
+            f"resume_from_checkpoint: {resume}: incomplete: {wrong} is missing or damaged; give true for the newest "
+            "complete checkpoint, or name another."
         )
     return directory, resume, []
 
 
 def keep_metrics(path: Path, checkpoint: str | None) -> None:
-    """Leave in `path` the lines up to `checkpoint`: what came after it will come again."""
+    """Keep the lines of `path` up to `checkpoint`; later steps are run again."""
     if not path.is_file():
         return
     step = -1
@@ -83,17 +87,17 @@ def keep_metrics(path: Path, checkpoint: str | None) -> None:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
-            continue  # half a line, cut off with the run
+            continue  # an incomplete last line
     write_atomically(path, "".join(kept))
 
 
 def changes(
     directory: Path, options: RunOptions, connection: ConnectionConfig, args: CCConfig, record: dict[str, Any]
 ) -> Iterator[str]:
-    """What is not as it was when the run to be resumed was started: it will not end as it would have.
+    """Notes on options and rows that differ from those the run was started with.
 
     Raises:
-        UserError: what a checkpoint holds would not fit.
+        UserError: the checkpoints do not fit the options.
     """
     config = directory / "config.yaml"
     before = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
@@ -103,14 +107,14 @@ def changes(
         shaping = [name for name in names if name in SHAPING]
         if shaping:
             raise UserError(
-                f"resume_from_checkpoint: {config} has another {', '.join(shaping)}: its checkpoints would not fit; "
-                "resume with the options it was started with, or name another output_dir."
+                f"resume_from_checkpoint: {config} has another {', '.join(shaping)}, and its checkpoints do not fit; "
+                "resume with the options of the original run, or name another output_dir."
             )
-        yield f"resumed with other options than the run was started with: {', '.join(names)}."
+        yield f"resumed with options that differ from the original run's: {', '.join(names)}."
     old = read_record(directory)
     for part, name in (("data", "rows"), ("parallel", "parallel text")):
         if _sources(record.get(part)) != _sources(old.get(part)):
-            yield f"resumed on other {name} than the run was started on."
+            yield f"resumed on {name} that differ from the original run's."
 
 
 def _sources(report: dict[str, Any] | None) -> list[tuple[str, Any]]:
@@ -118,9 +122,9 @@ def _sources(report: dict[str, Any] | None) -> list[tuple[str, Any]]:
 
 
 def resolved(*parts: Any) -> str:
-    """The options as YAML: those that differ from their defaults, in the order they are declared.
+    """The options that differ from their defaults as YAML, in order of declaration.
 
-    `connection` is always said: its default has changed once.
+    `connection` is always included, as its default has changed once.
     """
     options: dict[str, Any] = {}
     for part in parts:
@@ -132,7 +136,7 @@ def resolved(*parts: Any) -> str:
                 options[option.name] = plain
     options.pop("resume_from_checkpoint", None)
     if "activation_checkpointing" in options:
-        options.pop("gradient_checkpointing", None)  # its old name, which the library fills in and warns of
+        options.pop("gradient_checkpointing", None)  # its old name, which transformers also sets, and warns about
     return yaml.safe_dump(options, sort_keys=False, allow_unicode=True)
 
 
@@ -145,10 +149,12 @@ def _writable(value: Any) -> bool:
 
 
 def check_record(file: Path, record: dict[str, Any], expected: Mapping[str, Any], what: str) -> None:
-    """Raise `UserError` where run.json lacks what a reader is made of, as another version's may.
+    """Raise `UserError` if run.json lacks what a reader needs, as that of another version may.
 
     Args:
-        file: run.json. expected: key, dotted, to its type. what: what the reader does, as in `report it`.
+        file: run.json.
+        expected: dotted key -> its type.
+        what: what the reader does, as in `report it`.
     """
     versions = record.get("versions")
     by = versions.get("cc-tuning", "unknown") if isinstance(versions, dict) else "unknown"
@@ -158,16 +164,16 @@ def check_record(file: Path, record: dict[str, Any], expected: Mapping[str, Any]
             value = value.get(part) if isinstance(value, dict) else None
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise UserError(
-                f"{file}: {key} is missing or not as this version writes it: written by cc-tuning {by}, this is "
+                f"{file}: {key} is missing or has another type: written by cc-tuning {by}, this is "
                 f"{__version__}; {what} with that version, or train again."
             )
 
 
 def read_options(directory: Path) -> dict[str, Any]:
-    """A run's config.yaml: its options that differ from their defaults.
+    """The options in a run's config.yaml, which are those that differ from their defaults.
 
     Raises:
-        UserError: it is not there, or no mapping.
+        UserError: the file is missing or not a mapping.
     """
     file = directory / "config.yaml"
     try:
@@ -184,7 +190,11 @@ def write_record(directory: Path, record: dict[str, Any]) -> None:
 
 
 class RunLog:
-    """What libraries and we log within, kept until there is a file for it; `notes` is what `logger` itself says."""
+    """Keeps what this package and its libraries log until there is a file for it.
+
+    Attributes:
+        notes: messages of `logger`.
+    """
 
     LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "cctuning")
 
@@ -213,7 +223,7 @@ class RunLog:
         return True
 
     def write_to(self, path: Path) -> None:
-        """From here on, and what was kept so far: to `path`, each line when it is said."""
+        """Write to `path`, starting with what was kept so far."""
         file = logging.FileHandler(path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.kept.setTarget(file)
@@ -222,8 +232,7 @@ class RunLog:
 
 
 class MetricsFile(TrainerCallback):
-    """One JSON line a log step, with the seconds trained so far; a resumed run counts on from its checkpoint, as its
-    tokens do."""
+    """Appends a JSON line per log step, with the seconds trained so far, also before the run was resumed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -234,12 +243,12 @@ class MetricsFile(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
-            line = {"step": state.global_step, **logs, ALL_LEGS: round(time.time() - self.began, 3)}
+            line = {"step": state.global_step, **logs, TOTAL_RUNTIME: round(time.time() - self.began, 3)}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
 
 def trained_before(metrics: Path) -> float:
-    """Seconds that the legs before trained for, by the lines that `keep_metrics` left."""
+    """Seconds trained before the run was resumed, from the lines that `keep_metrics` kept."""
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-    return max((float(json.loads(line).get(ALL_LEGS, 0.0)) for line in lines), default=0.0)
+    return max((float(json.loads(line).get(TOTAL_RUNTIME, 0.0)) for line in lines), default=0.0)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from cctuning.training.losses import LossByLanguage
+from cctuning.training.losses import EvaluationLoss
 from cctuning.training.sampling import (
     BalancedOrder,
     EpochOrder,
@@ -28,7 +28,7 @@ class EpochTrainer(TokenizingTrainer):
     _all_rows_count = False  # no row of a batch is a repetition
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._eval_losses = LossByLanguage()
+        self._eval_losses = EvaluationLoss()
         super().__init__(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochOrder | BalancedOrder | PackedOrder:

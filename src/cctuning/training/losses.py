@@ -65,10 +65,11 @@ def batch_metrics(
     return found
 
 
-class LossByLanguage:
-    """Loss per response token of the student pass in the current evaluation, for each language.
+class EvaluationLoss:
+    """Loss per response token of the student pass in the current evaluation: over all rows, and in each language.
 
-    Rows are kept by id, so that a row which accelerate gives to two processes counts once.
+    Rows are kept by id, so that a row which accelerate gives to two processes counts once. transformers' `eval_loss`,
+    a mean over batches, depends on how rows fall into batches; this one replaces it.
     """
 
     def __init__(self) -> None:
@@ -88,7 +89,7 @@ class LossByLanguage:
             self.rows[row] = (loss, count)
 
     def result(self, prefix: str) -> dict[str, float]:
-        """`<prefix>_loss_<language>` for each language, if there are several. A collective."""
+        """`<prefix>_loss`, and `<prefix>_loss_<language>` if there are several languages. A collective."""
         rows = self.rows
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             parts: list[Any] = [None] * torch.distributed.get_world_size()
@@ -100,5 +101,10 @@ class LossByLanguage:
                 own = sums[self.languages[row]]
                 own[0] += loss
                 own[1] += count
-        found = {f"{prefix}_loss_{language}": loss / count for language, (loss, count) in sorted(sums.items())}
-        return found if len(found) > 1 else {}
+        if not sums:
+            return {}
+        loss, count = (sum(part) for part in zip(*sums.values(), strict=True))
+        found = {f"{prefix}_loss": loss / count}
+        if len(sums) > 1:
+            found |= {f"{prefix}_loss_{language}": own / count for language, (own, count) in sorted(sums.items())}
+        return found

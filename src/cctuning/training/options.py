@@ -21,7 +21,7 @@ ALL_LINEAR = "all-linear"
 
 @dataclass
 class AdapterOptions:
-    """What `tune: lora` trains, and on what."""
+    """Options of `tune: lora`."""
 
     lora_rank: int = field(default=16, metadata={"help": "tune: lora: rank."})
     lora_alpha: int = field(default=32, metadata={"help": "tune: lora: alpha."})
@@ -29,47 +29,48 @@ class AdapterOptions:
     lora_target_modules: list[str] | None = field(
         default=None,
         metadata={
-            "help": "tune: lora: modules by name, or one regular expression of their full names; "
-            "unset: every linear layer of the decoder."
+            "help": "tune: lora: names of modules, or one regular expression of their full names. "
+            "Unset: all linear layers of the decoder."
         },
     )
     lora_target_parameters: list[str] | None = field(
-        default=None, metadata={"help": "tune: lora: parameters by name, for experts that are one tensor."}
+        default=None, metadata={"help": "tune: lora: names of parameters, for experts in one tensor."}
     )
     lora_modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "tune: lora: modules trained whole beside the LoRA; exported by a fold."}
+        default=None, metadata={"help": "tune: lora: modules trained whole beside the LoRA; exports merged only."}
     )
     use_rslora: bool = field(default=False, metadata={"help": "tune: lora: scale by alpha / sqrt(rank) (rsLoRA)."})
-    use_dora: bool = field(default=False, metadata={"help": "tune: lora: DoRA; exported by a fold."})
+    use_dora: bool = field(default=False, metadata={"help": "tune: lora: DoRA; exports merged only."})
     load_in_4bit: bool = field(
         default=False,
         metadata={
-            "help": "tune: lora: hold the frozen base in 4 bits (QLoRA; needs bitsandbytes). An export is for the "
+            "help": "tune: lora: load the frozen base in 4 bits (QLoRA; needs bitsandbytes). Exports are for the "
             "unquantised base."
         },
     )
     load_in_8bit: bool = field(
-        default=False, metadata={"help": "tune: lora: hold the frozen base in 8 bits (needs bitsandbytes)."}
+        default=False, metadata={"help": "tune: lora: load the frozen base in 8 bits (needs bitsandbytes)."}
     )
     bnb_4bit_quant_type: str = field(
-        default="nf4", metadata={"help": "load_in_4bit: kind of 4-bit numbers.", "choices": ["nf4", "fp4"]}
+        default="nf4", metadata={"help": "load_in_4bit: 4-bit data type.", "choices": ["nf4", "fp4"]}
     )
     use_bnb_nested_quant: bool = field(
-        default=False, metadata={"help": "load_in_4bit: quantise the scales too, half a bit a weight less."}
+        default=False, metadata={"help": "load_in_4bit: quantise the scales too (0.4 bits per weight less)."}
     )
 
     def check_adapter(self, tune: str) -> None:
-        """Raise `UserError` for adapter options that cannot go together, or with `tune`."""
+        """Raise `UserError` for adapter options that exclude each other, or that `tune` excludes."""
         for name in ("lora_target_modules", "lora_target_parameters", "lora_modules_to_save"):
             value = getattr(self, name)
             if isinstance(value, str):
                 setattr(self, name, [value])
         if self.load_in_4bit and self.load_in_8bit:
-            raise UserError("load_in_4bit and load_in_8bit exclude each other; choose one.")
+            raise UserError("load_in_4bit and load_in_8bit exclude each other; set one.")
         if tune != "lora" and (self.load_in_4bit or self.load_in_8bit):
             which = "load_in_4bit" if self.load_in_4bit else "load_in_8bit"
             raise UserError(
-                f"{which}: a quantised base cannot be trained or saved itself, and tune is {tune}; set tune: lora."
+                f"{which}: with tune: {tune} the base is trained or saved, which a quantised one cannot be; set "
+                "tune: lora."
             )
         if self.bnb_4bit_quant_type not in ("nf4", "fp4"):
             raise UserError(f"bnb_4bit_quant_type: {self.bnb_4bit_quant_type!r} is not one of nf4, fp4.")
@@ -106,10 +107,10 @@ class AdapterOptions:
         )
 
     def quantisation(self, dtype: str) -> BitsAndBytesConfig | None:
-        """How the base is quantised as it is read.
+        """transformers' config of the base's quantisation.
 
         Args:
-            dtype: of the run's weights; products are taken in it.
+            dtype: of the run's weights, and of the computation.
         """
         if not (self.load_in_4bit or self.load_in_8bit):
             return None
@@ -127,20 +128,20 @@ class AdapterOptions:
 
 @dataclass
 class RunOptions(AdapterOptions):
-    """What `cctuning train` runs on. YAML keys and flags of the same names."""
+    """Model, rows and tuning of `cctuning train`. YAML keys and flags have the same names."""
 
     model: str = field(default="", metadata={"help": "Directory or hub name of the base model."})
-    tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer, if not the model's own."})
+    tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer. Unset: the model's own."})
     revision: str | None = field(default=None, metadata={"help": "Revision of the model on the hub."})
     dtype: str = field(
         default="float32",
         metadata={
-            "help": "dtype of the weights: float32 (full fine-tuning, with bf16 autocast where the machine has it), "
-            "bfloat16 (LoRA on a large base), or auto."
+            "help": "dtype of the weights: float32 (full fine-tuning, with bf16 autocast on accelerators), bfloat16 "
+            "(LoRA on a large base), or auto."
         },
     )
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, flash_attention_2, eager, ..."})
-    data: list[str] = field(  # the type that the command line reads; a recipe may also hold mappings
+    data: list[str] = field(  # as on the command line; a recipe may also have mappings
         default_factory=list,
         metadata={
             "help": "Training rows: files, directories or hub names; in YAML also mappings (path, lang, ...).",
@@ -149,32 +150,29 @@ class RunOptions(AdapterOptions):
     parallel: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Parallel text without answers, of the languages to reach: JSON lines, TSV, TMX, two plain files, "
-            "hub names; in YAML also mappings (path, lang, ...). With data each row brings `parallel_rows` of it; "
-            "without, it is aligned alone: a language pack.",
+            "help": "Parallel text without answers, in the languages to reach: JSON Lines, TSV, TMX, two plain files, "
+            "hub names; in YAML also mappings (path, lang, ...). With data, parallel_rows of it go with each row; "
+            "without, it is aligned alone (a language pack).",
         },
     )
-    eval_data: list[str] = field(default_factory=list, metadata={"help": "Rows for the evaluation loss, likewise."})
+    eval_data: list[str] = field(default_factory=list, metadata={"help": "Evaluation rows, named like data."})
     tune: str = field(
         default="full",
         metadata={
-            "help": "What learns beside the connection: full (all weights), lora, or connection (nothing else).",
+            "help": "What is trained beside the connection: full (all weights), lora, or connection (nothing else).",
             "choices": ["full", "lora", "connection"],
         },
     )
 
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Say what the run would do, its time and memory measured on a batch, and stop there."},
+        metadata={"help": "Print what the run would do, its time and memory measured on a batch, and stop."},
     )
 
     def __post_init__(self) -> None:
-        if isinstance(self.data, (str, dict)):
-            self.data = [self.data]
-        if isinstance(self.parallel, (str, dict)):
-            self.parallel = [self.parallel]
-        if isinstance(self.eval_data, (str, dict)):
-            self.eval_data = [self.eval_data]
+        for name in ("data", "parallel", "eval_data"):
+            if isinstance(getattr(self, name), (str, dict)):
+                setattr(self, name, [getattr(self, name)])
         if self.tune not in ("full", "lora", "connection"):
             raise UserError(f"tune: {self.tune!r} is not one of full, lora, connection.")
         self.check_adapter(self.tune)

@@ -1,14 +1,14 @@
-"""A training run: from resolved options to a run directory that says all that is needed to repeat it.
+"""Run a training: from options to a run directory with all that is needed to repeat it.
 
-    RUN/config.yaml      every option that differs from its default, resolved; `cctuning train --config` runs it again
+    RUN/config.yaml      every option that differs from its default; `cctuning train --config` runs it again
     RUN/run.json         status, versions, seed, data fingerprints, counts, rows left out
-    RUN/metrics.jsonl    one line a log step
-    RUN/samples.jsonl    answers to a few evaluation prompts, at each evaluation
-    RUN/train.log        what the libraries said
-    RUN/checkpoint-N/    to resume from
+    RUN/metrics.jsonl    one line per log step
+    RUN/samples.jsonl    answers to a few evaluation prompts at each evaluation
+    RUN/train.log        the libraries' log
+    RUN/checkpoint-N/    checkpoints
     RUN/model/           the result: weights or LoRA, connection, tokenizer, model card
 
-The directory is claimed when training starts and `status` is `running` until the model is written whole.
+`status` in run.json is `running` until the model is written.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from peft import LoraConfig
 from transformers import PreTrainedModel
 from transformers.integrations import is_fsdp_enabled
 from transformers.trainer_utils import IntervalStrategy
@@ -75,12 +74,12 @@ PACKAGES = ("cc-tuning", "torch", "transformers", "trl", "peft", "accelerate", "
 
 
 def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> CCTrainer:
-    """Train as the options say and write the run directory `args.output_dir`.
+    """Train and write the run directory `args.output_dir`.
 
-    Everything that can be found wrong before the first step is, before anything is written.
+    Options, rows and model are checked before anything is written.
 
     Raises:
-        UserError: bad options or rows, a directory that holds another run, a loss that is not finite.
+        UserError: bad options or rows, a directory with another run, a loss that is not finite.
     """
     if not options.model:
         raise UserError("model: missing; name the base model in the recipe or with --model.")
@@ -108,22 +107,21 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
         try:
             trainer, record, start = prepare(options, connection, args, directory)
         except BaseException:
-            with suppress(FileNotFoundError):  # another process may have removed it
-                if new and directory.is_dir() and not any(directory.iterdir()):
-                    directory.rmdir()  # the trainer made it
+            if new:
+                _remove_empty(directory)
             raise
         todo = plan(trainer)
         log.notes += [*filter(None, [log_often_enough(todo, args)]), *doubts(todo, args)]
         if trainer.is_world_process_zero():
             print("\n".join(todo.lines(record["exports"])), flush=True)
         if options.dry_run:
-            if new and directory.is_dir() and not any(directory.iterdir()):
-                directory.rmdir()  # the trainer made it
+            if new:
+                _remove_empty(directory)
             dry(trainer, todo, log.notes)
             return trainer
         record["plan"] = todo.as_dict()
-        given, connection = connection, trainer.connected.config  # what was unset is settled now
-        trainer.accelerator.wait_for_everyone()  # every process has claimed the directory before one writes in it
+        given, connection = connection, trainer.connected.config  # with defaults that depend on the run
+        trainer.accelerator.wait_for_everyone()  # until every process has claimed the directory
         log.notes += [*said, *changes(directory, options, connection, args, record)] if checkpoint else said
         log.notes += without_effect(options, given, args)
         record |= {"checkpoint": checkpoint, "notes": log.notes}
@@ -159,8 +157,15 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     return trainer
 
 
+def _remove_empty(directory: Path) -> None:
+    """Remove the directory that the trainer made, if nothing was written."""
+    with suppress(FileNotFoundError):  # another process may have removed it
+        if directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+
+
 def dry(trainer: CCTrainer, todo: Plan, notes: list[str]) -> None:
-    """Say what else can be known before the first step, its time and memory; nothing was written."""
+    """Print time and memory of the run, measured on a batch."""
     if trainer.args.world_size == 1 and not trainer.is_deepspeed_enabled:
         print("\n".join(expected(todo, *trial(trainer))))
     if trainer.is_world_process_zero():
@@ -168,7 +173,7 @@ def dry(trainer: CCTrainer, todo: Plan, notes: list[str]) -> None:
 
 
 def run_steps(trainer: CCTrainer, checkpoint: str | None, start: ShardedLoader | None) -> None:
-    """Train; what only the first step can show to be impossible is a `UserError`."""
+    """Train; errors that only the first step can show become a `UserError`."""
     try:
         with start.reading(trainer.model, trainer.accelerator) if start else nullcontext():
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -177,16 +182,16 @@ def run_steps(trainer: CCTrainer, checkpoint: str | None, start: ShardedLoader |
             "out of memory on the accelerator: lower per_device_train_batch_size (and raise "
             "gradient_accumulation_steps) or max_length, or use tune: lora."
         ) from error
-    except ImportError as error:  # an optimiser of a package that is not installed
+    except ImportError as error:  # an optimizer whose package is not installed
         raise UserError(f"options: {error}") from error
 
 
 def prepare(
     options: RunOptions, connection: ConnectionConfig, args: CCConfig, directory: Path
 ) -> tuple[CCTrainer, dict[str, Any], ShardedLoader | None]:
-    """The trainer, ready to run, the record of what it runs on, and its weights where those are yet to be read."""
+    """The trainer, the record for run.json, and the loader of the weights if they are loaded sharded."""
     if args.not_here:
-        logger.warning(f"{', '.join(args.not_here)}: off, as this machine has no accelerator.")
+        logger.warning(f"{', '.join(args.not_here)}: off, because there is no accelerator.")
     paired = connection.connection != "none" and not options.parallel
     rows, report = read(options.data, args, paired) if options.data else (None, None)
     eval_rows, eval_report = read(options.eval_data, args, False) if options.eval_data else (None, None)
@@ -214,19 +219,17 @@ def prepare(
             parallel_dataset=pairs,
             eval_dataset=eval_rows,
             processing_class=tokenizer,
-            peft_config=lora(options),
+            peft_config=options.lora() if options.tune == "lora" else None,
             callbacks=[MetricsFile(directory / METRICS_FILE)],
         )
     except UserError:
         raise
-    except (ValueError, ImportError, RuntimeError, OSError) as error:  # how TRL, PEFT and report_to refuse options
+    except (ValueError, ImportError, RuntimeError, OSError) as error:  # TRL's, PEFT's and report_to's
         raise UserError(f"options: {error}") from error
     for note in trainer.notes:
         logger.warning(note)
     check_sizes(trainer)
-    whole = not (
-        trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    )  # a lone process cannot generate with a share
+    whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)  # one process cannot generate from a shard
     if eval_rows is not None and args.eval_samples and whole and connection.connection != "adaptive":
         trainer.add_callback(SampleAnswers(trainer, directory / SAMPLES_FILE, args.eval_samples))
     can = obstacles(trainer.connected)
@@ -235,7 +238,7 @@ def prepare(
     settled = trainer.connected.config
     moved = connection.reference_weights is None and settled.reference_weights == "current"
     if moved and settled.connection in ("align", "gated"):
-        logger.warning("reference_weights: current, as the start is not kept under DeepSpeed, nor with a gradient")
+        logger.warning("reference_weights: current, because the start is not kept under DeepSpeed or with a gradient")
     left_out = sum(len(found.skipped) for found in reports) + len(trainer.skipped)
     if left_out:
         logger.warning(f"{left_out} rows left out (bad_rows: skip); {RUN_FILE} lists them.")
@@ -259,7 +262,7 @@ def prepare(
 
 
 def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, ShardedLoader | None]:
-    """The base model; under FSDP with `fsdp_cpu_ram_efficient_loading` without its weights, where that can be."""
+    """The base model; under FSDP with `fsdp_cpu_ram_efficient_loading` without its weights, if possible."""
     loading: dict[str, Any] = {
         "dtype": options.dtype,
         "revision": options.revision,
@@ -276,7 +279,7 @@ def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, Sh
         except NotShardable as found:
             reason = str(found)
         reasons: list[str | None] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(reasons, reason)  # all start in one way, or they would wait for each other
+        torch.distributed.all_gather_object(reasons, reason)  # all processes load in the same way
         if start and not any(reasons):
             return start.model, start
         why = next(filter(None, reasons))
@@ -285,11 +288,11 @@ def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, Sh
 
 
 def check_sizes(trainer: CCTrainer) -> None:
-    """Raise `UserError` where a row has a token or a length that the model has no place for."""
+    """Raise `UserError` if a row has a token beyond the vocabulary, or more tokens than the model has positions."""
     model = unwrap(trainer.model)
-    embedding: Any = innermost(model.get_input_embeddings())  # beneath a LoRA, or tokens that are trained
+    embedding: Any = innermost(model.get_input_embeddings())  # inside a LoRA or trainable tokens
     embedding = getattr(embedding, "original_module", embedding)
-    vocabulary = embedding.num_embeddings  # not its weight's shape, which is 0 under ZeRO-3
+    vocabulary = embedding.num_embeddings  # its weight has shape 0 under ZeRO-3
     rows: Any = trainer.train_dataset
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for column in ("input_ids", "reference_input_ids"):
@@ -297,7 +300,7 @@ def check_sizes(trainer: CCTrainer) -> None:
         largest, longest = pc.max(pc.list_flatten(ids)).as_py(), pc.max(pc.list_value_length(ids)).as_py()
         if largest is not None and largest >= vocabulary:
             raise UserError(
-                f"tokenizer: token {largest} is beyond the model's vocabulary of {vocabulary}; use the model's own."
+                f"tokenizer: token {largest} is outside the model's vocabulary of {vocabulary}; use the model's own."
             )
         if positions is not None and longest > positions:
             option = "max_length" if column == "input_ids" else "max_reference_length"
@@ -308,7 +311,7 @@ def check_sizes(trainer: CCTrainer) -> None:
 
 
 def read(data: list[Any], args: CCConfig, require_reference: bool) -> tuple[Dataset, LoadReport]:
-    """The rows that `data` names (paths or mappings of `Source`'s fields)."""
+    """Load the rows of `data` (paths, or mappings of `Source`'s fields)."""
     sources = [Source.from_dict(entry, "data") for entry in data]
     if args.bad_rows == "skip":
         for source in sources:
@@ -322,31 +325,28 @@ def read(data: list[Any], args: CCConfig, require_reference: bool) -> tuple[Data
 
 
 def shared_with(eval_rows: Dataset | None, pairs: Dataset) -> list[str]:
-    """A note where parallel text holds prompts that are evaluated on: the alignment has then seen them."""
+    """A note if parallel text contains prompts of the evaluation rows."""
     if eval_rows is None:
         return []
     asked = {prompt for prompt in eval_rows["prompt"] if isinstance(prompt, str)}
     found = sum(
         text in asked or reference in asked for text, reference in zip(pairs["text"], pairs["reference"], strict=True)
     )
-    return [f"{found} pairs of the parallel text are prompts of eval_data; leave them out of one."] if found else []
-
-
-def lora(options: RunOptions) -> LoraConfig | None:
-    """PEFT's config where `tune` is `lora`."""
-    return options.lora() if options.tune == "lora" else None
+    return [f"{found} pairs of the parallel text are prompts of eval_data; remove them from one."] if found else []
 
 
 def finish(trainer: CCTrainer, directory: Path) -> None:
-    """Write RUN/model whole or not at all."""
+    """Write RUN/model, whole or not at all."""
     partial = directory / f".{MODEL_FOLDER}.partial"
     if trainer.is_world_process_zero() and partial.exists():
         shutil.rmtree(partial)
     trainer.accelerator.wait_for_everyone()
     trainer.save_model(str(partial))
     if trainer.is_world_process_zero():
-        (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml says the same
+        (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml has the same
         trainer.create_model_card(model_name=directory.name)
         os.replace(directory / "README.md", partial / "README.md")
-        shutil.rmtree(directory / MODEL_FOLDER, ignore_errors=True)  # of a run cut off before it was called finished
+        shutil.rmtree(
+            directory / MODEL_FOLDER, ignore_errors=True
+        )  # the run was interrupted before its status changed
         os.replace(partial, directory / MODEL_FOLDER)

@@ -1,9 +1,12 @@
-"""A run whose weights are sharded (FSDP2), on disk as if they were whole: any other run reads it, and it any other.
+"""Save and load sharded weights (FSDP2) in the files of an unsharded run, which any run can read.
 
-accelerate's own sharded format holds pickles, reads back under FSDP only, and leaves the connection out where the base
-has a LoRA; its full format gathers everything in one process. So weights are gathered one layer at a time, written by
-the first process and dropped, into the files an unsharded run writes; every process reads back its own share of them,
-one tensor at a time. Optimiser states go the same way, by the parameter's name.
+Weights are gathered one layer at a time, written by the first process and dropped; every process reads back its own
+share, one tensor at a time. Optimizer states are stored the same way, by parameter name.
+
+accelerate's sharded format contains pickles, can only be read under FSDP, and leaves out the connection of a base with
+a LoRA; its full format gathers all weights in one process. torch.distributed.checkpoint's `HuggingFaceStorageWriter`
+writes all shards into a folder of their own and then merges them into the final files, so a checkpoint is written
+twice, by the names and layout of the modules (some families have another on disk); it stores tensors only.
 """
 
 from __future__ import annotations
@@ -43,13 +46,13 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of `tensor`, detached. Of a shard: a collective, every process calls it."""
+    """The whole `tensor`, detached. A collective if it is sharded."""
     with torch.no_grad():
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and saved buffers by name; tied ones once."""
+    """Parameters and saved buffers by name, tied ones once."""
     saved = model.state_dict().keys()
     yield from model.named_parameters()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
@@ -64,14 +67,15 @@ def write(
     convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] = dict,
     desc: str,
 ) -> None:
-    """Write `tensors`, gathered a layer at a time. A collective.
+    """Write `tensors`, gathered one layer at a time. A collective.
 
     Args:
-        tensors: by name, the same in the same order in every process.
-        directory: exists. stem: of the files' names.
+        tensors: by name, in the same order in every process.
+        directory: an existing one.
+        stem: of the files' names.
         writer: whether this process writes.
-        convert: from the model's names and layout to those on disk, for a layer at a time.
-        desc: what a person reads beside the bar.
+        convert: from a layer's names and layout in the model to those on disk.
+        desc: of the progress bar.
     """
     files = ShardWriter(directory, stem)
     every = list(tensors)
@@ -94,15 +98,15 @@ def save_base(model: PreTrainedModel, directory: Path, *, skip: str, plain: bool
     """Write config and weights as `save_pretrained` does. A collective.
 
     Args:
-        skip: parameters with this in their name are saved elsewhere.
-        plain: with the names and layout that the family has on the hub, for `from_pretrained` and servers; False: as
-            the model has them in memory, to be read back by `read_weights`.
+        skip: leave out parameters with this in their name.
+        plain: with the names and layout of the family's checkpoints, for `from_pretrained` and servers; False: with
+            those of the modules, for `read_weights`.
         writer: whether this process writes.
     """
     if writer:
         directory.mkdir(parents=True, exist_ok=True)
         model.config.dtype = str(model.dtype).removeprefix("torch.")
-        model.config.architectures = [type(model).__name__.removeprefix("FSDP")]  # torch shards by subclassing
+        model.config.architectures = [type(model).__name__.removeprefix("FSDP")]  # FSDP2 subclasses the model
         model.config.save_pretrained(directory)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(directory)
@@ -115,7 +119,7 @@ def save_connection(connected: ConnectedModel, directory: Path, embedding: Tenso
     """Write the connection as `ConnectedModel.save_pretrained` does. A collective.
 
     Args:
-        embedding: the base's input embedding, gathered.
+        embedding: the base's whole input embedding.
         writer: whether this process writes.
     """
     state = connected.connection_state()
@@ -125,7 +129,7 @@ def save_connection(connected: ConnectedModel, directory: Path, embedding: Tenso
 
 
 def connection_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict's `…layers.<number>.<ATTRIBUTE>.<part>` as `layers.<number>.<part>`, the names on disk."""
+    """Rename a state dict's `...layers.<number>.<ATTRIBUTE>.<part>` to `layers.<number>.<part>`, as on disk."""
     result = {}
     for name, tensor in state.items():
         before, part = name.split(f".{ATTRIBUTE}.")
@@ -134,7 +138,7 @@ def connection_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def whole_embedding(model: nn.Module) -> Tensor:
-    """The base's input embedding, gathered where it is sharded, by which a saved connection knows its base again."""
+    """The base's whole input embedding, by which a saved connection recognises its base."""
     embedding = unwrap(model).get_input_embeddings().weight
     assert isinstance(embedding, Tensor)
     if is_deepspeed_zero3_enabled():
@@ -146,10 +150,10 @@ def whole_embedding(model: nn.Module) -> Tensor:
 
 
 def read_weights(model: nn.Module, directory: Path, skip: str) -> None:
-    """Load the weights that `write` (or an unsharded run) left in `directory`, each process its own share.
+    """Load all weights from `directory`, written by a sharded or an unsharded run; each process its own share.
 
     Args:
-        model: full weights. skip: parameters with this in their name are loaded elsewhere.
+        skip: leave out parameters with this in their name.
 
     Raises:
         UserError: names or shapes differ.
@@ -160,7 +164,7 @@ def read_weights(model: nn.Module, directory: Path, skip: str) -> None:
     odd = sorted(own.keys() ^ (files.keys() - tied))
     if odd:
         raise UserError(
-            f"{directory}: its weights have other names than the model's ({len(odd)}, first: {odd[0]}): a checkpoint "
+            f"{directory}: {len(odd)} weights do not match the model's by name (first: {odd[0]}): the checkpoint is "
             "of another family, or in a layout that only from_pretrained converts; start a new run from it."
         )
     for name, tensor in tqdm(own.items(), desc="Reading weights", disable=None, leave=False):
@@ -175,19 +179,19 @@ def read_adapter(model: nn.Module, file: Path, adapter: str) -> None:
     """
     own = dict(model.named_parameters())
     with safe_open(file, framework="pt") as weights_file:
-        for key in weights_file.keys():  # noqa: SIM118  # no mapping, and not iterable
+        for key in weights_file.keys():  # noqa: SIM118  # not iterable
             head, _, tail = key.rpartition(".")
             name = f"{head}.{adapter}.{tail}"
             if name not in own:
-                raise UserError(f"{file}: {key} is no part of this model's adapter.")
+                raise UserError(f"{file}: {key} is not part of this model's adapter.")
             read_into(own[name], weights_file.get_tensor(key), f"{file}: {key}")
 
 
-# -- optimiser -------------------------------------------------------------------------------------------------------
+# -- optimizer -------------------------------------------------------------------------------------------------------
 
 
 def write_optimizer(optimizer: Any, model: nn.Module, directory: Path, *, writer: bool) -> None:
-    """Write the optimiser's state by parameter name. A collective."""
+    """Write the optimizer's state by parameter name. A collective."""
     groups = _names(optimizer, model)
     tensors: list[tuple[str, Tensor]] = []
     numbers: dict[str, dict[str, Any]] = {}
@@ -198,7 +202,7 @@ def write_optimizer(optimizer: Any, model: nn.Module, directory: Path, *, writer
                     tensors.append((f"{name}/{key}", value))
                 else:
                     numbers.setdefault(name, {})[key] = value
-    write(tensors, directory, OPTIMIZER_STEM, writer=writer, desc="Writing optimiser")
+    write(tensors, directory, OPTIMIZER_STEM, writer=writer, desc="Writing optimizer")
     if writer:
         options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         record = {"groups": options, "names": groups, "state": numbers}
@@ -206,15 +210,15 @@ def write_optimizer(optimizer: Any, model: nn.Module, directory: Path, *, writer
 
 
 def has_optimizer(directory: Path) -> bool:
-    """Whether a sharded run wrote its optimiser in `directory`."""
+    """Whether a sharded run wrote its optimizer in `directory`."""
     return (directory / f"{OPTIMIZER_STEM}.json").is_file()
 
 
 def read_optimizer(optimizer: Any, model: nn.Module, directory: Path) -> None:
-    """Load the optimiser that a sharded or an unsharded run left in `directory`, each process its own share.
+    """Load the optimizer from `directory`, written by a sharded or an unsharded run; each process its own share.
 
     Raises:
-        UserError: it belongs to other parameters.
+        UserError: it is of other parameters.
     """
     groups = _names(optimizer, model)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -222,11 +226,11 @@ def read_optimizer(optimizer: Any, model: nn.Module, directory: Path) -> None:
     if has_optimizer(directory):
         record = json.loads((directory / f"{OPTIMIZER_STEM}.json").read_text(encoding="utf-8"))
         if record["names"] != groups:
-            raise UserError(f"{directory}: its optimiser's parameters are not those of this run; start a new run.")
+            raise UserError(f"{directory}: its optimizer's parameters are not those of this run; start a new run.")
         state: dict[int, dict[str, Any]] = {}
         places = {name: place for place, name in enumerate(flat)}
         for entry, value in tqdm(
-            ShardReader(directory, OPTIMIZER_STEM).items(), desc="Reading optimiser", leave=False
+            ShardReader(directory, OPTIMIZER_STEM).items(), desc="Reading optimizer", leave=False
         ):
             name, _, key = entry.rpartition("/")
             state.setdefault(places[name], {})[key] = _part(parameters[places[name]], value)
@@ -237,7 +241,7 @@ def read_optimizer(optimizer: Any, model: nn.Module, directory: Path) -> None:
         saved = torch.load(directory / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
         options = saved["param_groups"]
         if [len(group["params"]) for group in options] != [len(names) for names in groups]:
-            raise UserError(f"{directory}: its optimiser's parameters are not those of this run; start a new run.")
+            raise UserError(f"{directory}: its optimizer's parameters are not those of this run; start a new run.")
         state = {
             place: {key: _part(parameters[place], value) for key, value in values.items()}
             for place, values in saved["state"].items()
@@ -250,11 +254,11 @@ def read_optimizer(optimizer: Any, model: nn.Module, directory: Path) -> None:
 
 
 def _part(parameter: Tensor, value: Any) -> Any:
-    """This process's share of a parameter's state; what has another shape (a step count) is whole everywhere."""
+    """This process's share of a parameter's state. A state of another shape (a step count) is not sharded."""
     return shard_like(parameter, value) if isinstance(value, Tensor) and value.shape == parameter.shape else value
 
 
 def _names(optimizer: Any, model: nn.Module) -> list[list[str]]:
-    """Names of each group's parameters, in order."""
+    """Names of the parameters of each group, in order."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]

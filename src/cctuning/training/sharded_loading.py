@@ -1,18 +1,21 @@
-"""The start of a sharded run in which no process ever holds the whole model.
+"""Load a model for FSDP2 without holding all of it in any process.
 
-from_pretrained reads all weights in every process, accelerate's `fsdp2_prepare_model` then empties the model (meta
-device), shards it and deals the first process's weights out. Here from_pretrained is handed stand-ins in place of the
-weights: tensors of the right shape and type whose elements all share one place in memory. All that looks at a model
-before it is sharded (PEFT, the connection, the optimiser) sees a model on the CPU, made as ever: buffers computed,
-embeddings tied, LoRA initialised. When it has been sharded, every process reads its own rows of each weight from the
-safetensors files. What is not in the files (LoRA, connection) is dealt out by the first process, as accelerate does.
+from_pretrained reads all weights in every process; accelerate's `fsdp2_prepare_model` then empties the model (meta
+device), shards it and distributes the first process's weights (`fsdp_cpu_ram_efficient_loading`). Here from_pretrained
+gets placeholders for the weights: tensors of the right shape and dtype whose elements share one place in memory. What
+looks at the model before it is sharded (PEFT, the connection, the optimizer) sees a model on the CPU, made as usual:
+buffers computed, embeddings tied, LoRA initialised. After sharding, every process reads its own rows of each weight
+from the safetensors files. What is not in the files (LoRA, connection) is distributed by the first process, as
+accelerate does it.
 
-True meta tensors would not do: accelerate knows the optimiser's parameters again by their addresses, and those have
-none; PEFT puts a LoRA where its base is, and its initial values would be lost.
+Alternatives that do not work: with meta tensors accelerate cannot map the optimizer to the sharded parameters (it goes
+by their addresses), and PEFT creates a LoRA on the device of its base, so its initial values would be lost.
+transformers can shard as it loads (`DistributedConfig`), but a LoRA and a connection that are attached afterwards are
+not part of its FSDP units.
 
-What is not public and leaned on: accelerate calls `fsdp2_load_full_state_dict` once the model is sharded, and
-`from_pretrained` takes a state dict's tensors as they are (tests/training/test_meta_start.py). If a stand-in were ever
-left in place, its NaNs would stop the run at the first step.
+Private functions this depends on: accelerate calls `fsdp2_load_full_state_dict` once the model is sharded, and
+`from_pretrained` uses a state dict's tensors as they are (tests/training/test_sharded_loading.py). A placeholder that
+was left in place would stop the run at the first step, as it is NaN.
 """
 
 from __future__ import annotations
@@ -44,21 +47,21 @@ from cctuning.model.shards import ShardReader
 
 
 class NotShardable(Exception):
-    """Why a model has to be read whole."""
+    """Why every process has to load the whole model."""
 
 
 class Weight(NamedTuple):
-    """What a stand-in stands for: a tensor in a file."""
+    """A tensor in a file."""
 
     file: Path
     name: str
 
 
 class ShardedLoader:
-    """A model of stand-ins, and where its weights are.
+    """A model of placeholders, and the files of its weights.
 
     Attributes:
-        model: as from_pretrained gives it, but that its weights (and saved buffers) are stand-ins.
+        model: as from_pretrained returns it, with placeholders for its weights (and saved buffers).
     """
 
     def __init__(
@@ -73,10 +76,10 @@ class ShardedLoader:
         """Arguments as of `load_base`.
 
         Raises:
-            NotShardable: the model cannot be read so.
+            NotShardable: the model has to be loaded whole.
         """
-        self._weights: dict[int, Weight] = {}  # by the stand-in's address
-        self._stand_ins: list[Tensor] = []  # kept, lest another tensor comes to lie at such an address
+        self._weights: dict[int, Weight] = {}  # by the placeholder's address
+        self._placeholders: list[Tensor] = []  # kept, so that no other tensor gets such an address
         try:
             config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
             kind = torch_dtype(dtype) or config.dtype
@@ -86,53 +89,53 @@ class ShardedLoader:
                     config, trust_remote_code=trust_remote_code, **options
                 )
             _check(skeleton, kind)
-            self._dtype: torch.dtype = kind  # that was asked for; accelerate may make fp32 of it
+            self._dtype: torch.dtype = kind  # as requested; accelerate may convert it to fp32
             self.model, info = type(skeleton).from_pretrained(
                 None,
-                config=skeleton.config,  # of a model with other parts than text, that of the text
+                config=skeleton.config,  # of a multimodal model, that of the text
                 state_dict=self._open(_local(name, revision)),
                 output_loading_info=True,
                 **options,
             )
         except (*LOADING_ERRORS, UserError) as error:
             reason = str(error).partition("\n")[0].removesuffix(".")
-            raise NotShardable(reason) from error  # loading it whole will say what is wrong with it, if anything is
+            raise NotShardable(reason) from error  # if something is wrong, loading it whole raises the error
         if info["missing_keys"]:
             raise NotShardable(f"{min(info['missing_keys'])} is not in its files")
         changed = [key for key, tensor in self.model.state_dict().items() if tensor.data_ptr() not in self._weights]
         if changed:
-            raise NotShardable(f"{changed[0]} has another type in the model than was asked for")
+            raise NotShardable(f"{changed[0]} has another dtype in the model than requested")
         self.model.name_or_path = self.model.config.name_or_path = name
-        with suppress(OSError):  # it has none, and from_pretrained has made one of the config
+        with suppress(OSError):  # it has none: from_pretrained made one from the config
             self.model.generation_config = GenerationConfig.from_pretrained(name, revision=revision or "main")
 
     def _open(self, directory: Path) -> dict[str, Tensor]:
-        """A stand-in for each floating-point weight in the files of `directory`."""
+        """A placeholder for each floating-point weight in the files of `directory`."""
         files, state = ShardReader(directory), {}
         for name, file in files.file_of.items():
             dtype, shape = files.describe(name)
-            if dtype is not None:  # others are masks of old checkpoints: where a model wants one it will be missed
-                state[name] = self._stand_in(Weight(directory / file, name), shape, self._dtype)
+            if dtype is not None:  # others are masks of old checkpoints; if a model needs one, it is a missing key
+                state[name] = self._placeholder(Weight(directory / file, name), shape, self._dtype)
         return state
 
-    def _stand_in(self, weight: Weight, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def _placeholder(self, weight: Weight, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         made = torch.full((), math.nan, dtype=dtype).expand(shape)
         self._weights[made.data_ptr()] = weight
-        self._stand_ins.append(made)
+        self._placeholders.append(made)
         return made
 
     @contextmanager
     def reading(self, model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
-        """Within: where `accelerator` prepares `model`, every process reads its own shards of it.
+        """While `accelerator` prepares `model` within, every process reads its own shards.
 
         Args:
-            model: `self.model`, or what it has become a part of.
+            model: `self.model`, or a model that contains it.
         """
-        if accelerator.mixed_precision != "no":  # accelerate turns what trains to fp32, and would make it whole for it
+        if accelerator.mixed_precision != "no":  # accelerate converts trained weights to fp32, whole
             for parameter in model.parameters():
                 weight = self._weights.get(parameter.data_ptr())
                 if weight is not None and parameter.requires_grad:
-                    parameter.data = self._stand_in(weight, tuple(parameter.shape), torch.float32)
+                    parameter.data = self._placeholder(weight, tuple(parameter.shape), torch.float32)
         before = fsdp_utils.fsdp2_load_full_state_dict
         fsdp_utils.fsdp2_load_full_state_dict = self._fill
         try:
@@ -143,26 +146,26 @@ class ShardedLoader:
     def _fill(
         self, accelerator: Accelerator, model: nn.Module, full_sd: Mapping[str, Tensor], cpu_offload: bool = False
     ) -> nn.Module:
-        """Give the sharded `model` its weights; in place of accelerate's function of this signature. A collective.
+        """Load the sharded `model`; replaces accelerate's function of this signature. A collective.
 
         Args:
             model: on the meta device.
             full_sd: what it held before, by name.
-            cpu_offload: keep its shards on the CPU.
+            cpu_offload: keep the shards on the CPU.
         """
         device, shards = accelerator.device, model.state_dict()
         filled: dict[str, Tensor] = {}
-        wanted: dict[Weight, list[str]] = defaultdict(list)  # to names in the model: a tied weight has several
+        wanted: dict[Weight, list[str]] = defaultdict(list)  # -> names in the model: a tied weight has several
         for name, shard in shards.items():
             weight = self._weights.get(full_sd[name].data_ptr())
             if weight is not None:
                 wanted[weight].append(name)
             else:
-                filled[name] = _dealt_out(full_sd[name].to(device, shard.dtype), shard)
+                filled[name] = _distributed(full_sd[name].to(device, shard.dtype), shard)
         quiet = None if accelerator.is_main_process else True
         with tqdm(total=len(wanted), desc="Reading weights", disable=quiet, leave=False) as bar:
             for file, weights in groupby(sorted(wanted), key=lambda weight: weight.file):
-                with safe_open(file, framework="pt") as opened:  # closed after it, or all its pages would stay mapped
+                with safe_open(file, framework="pt") as opened:  # closed afterwards, so that its pages are unmapped
                     for weight in weights:
                         names = wanted[weight]
                         part = _own_part(opened, weight.name, shards[names[0]], self._dtype, device)
@@ -174,15 +177,15 @@ class ShardedLoader:
         return model
 
 
-def _dealt_out(value: Tensor, like: Tensor) -> Tensor:
+def _distributed(value: Tensor, like: Tensor) -> Tensor:
     """The first process's `value`, sharded as `like` is. A collective."""
     return distribute_tensor(value, like.device_mesh, like.placements) if isinstance(like, DTensor) else value
 
 
 def _own_part(opened: Any, name: str, like: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What this process holds of a weight in an opened file: its share where `like` is sharded, or all of it.
+    """This process's share of a weight in an opened file; all of it if `like` is not sharded.
 
-    A copy, as the file is mapped and must not be written to, in the type of `like`, rounded to `dtype` before.
+    A copy (the file is memory-mapped), rounded to `dtype` and then in the dtype of `like`.
     """
     if not isinstance(like, DTensor):
         return opened.get_tensor(name).to(dtype).to(device, like.dtype, copy=True)
@@ -197,19 +200,19 @@ def _own_part(opened: Any, name: str, like: Tensor, dtype: torch.dtype, device: 
 
 
 def _check(skeleton: Any, kind: Any) -> None:
-    """Raise `NotShardable` unless from_pretrained would put the tensors of the files into the model as they are."""
+    """Raise `NotShardable` unless from_pretrained uses the tensors of the files as they are."""
     if not isinstance(kind, torch.dtype):
-        raise NotShardable("its config does not say which type its weights have")
+        raise NotShardable("its config does not name the dtype of its weights")
     if getattr(skeleton.config, "quantization_config", None) is not None:
         raise NotShardable("its weights are quantised")
     if skeleton.is_remote_code():
-        raise NotShardable("its family brings code of its own")
+        raise NotShardable("it needs code from its repository")
     if any(isinstance(entry, WeightConverter) for entry in get_model_conversion_mapping(skeleton)):
         raise NotShardable("its files have another layout than its modules")
 
 
 def _local(name: str, revision: str | None) -> Path:
-    """The directory of the weights, fetched from the hub where `name` is one there."""
+    """The directory of the weights, downloaded from the hub if `name` is one there."""
     if Path(name).is_dir():
         return Path(name)
     patterns = ["model*.safetensors", "model.safetensors.index.json"]

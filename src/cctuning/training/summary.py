@@ -1,4 +1,4 @@
-"""What a run is going to do, said before its first step: rows, steps, what trains, memory, likely slips."""
+"""Summarise a run before its first step: rows, steps, trained weights, memory, and likely mistakes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from cctuning.training.options import RunOptions
 from cctuning.training.sampling import undisturbed
 
 FEW_STEPS = 20
-ADAM = 8  # bytes a trained weight, in fp32
-STATES = {"adafactor": 1, "sgd": 0, "adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2}  # bytes a weight
+ADAM = 8  # bytes per trained weight, in fp32
+STATES = {"adafactor": 1, "sgd": 0, "adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2}  # bytes per weight
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,20 @@ class Plan:
     """A run before it starts.
 
     Attributes:
-        rows: by language, of the training rows as they are tokenised. paired: those with a reference, likewise.
-        answered: rows with a response. tokens: of all rows, once, references not counted.
-        steps: of the optimiser. rows_a_step: in all processes together. epochs: as far as it gets.
+        rows: language -> training rows, as they are tokenised.
+        paired: language -> training rows with a reference.
+        answered: training rows with a response.
+        tokens: of all training rows, without references.
+        steps: optimizer steps.
+        rows_a_step: rows per step, over all processes.
+        epochs: may be a fraction.
         warmup: steps of it.
-        trains: part (`base`, `LoRA`, `connection`) -> weights that learn. weights: all that there are.
-        memory: bytes a device, by arithmetic: weights, gradients, optimiser and the start that is kept.
-        device: kind and bytes of the device; 0 bytes where that is not known.
-        parallel: by language, pairs beside answered rows, with each reference once as a row of its own.
-        beside: of them a batch takes for each answered row.
+        trains: part (`base`, `LoRA`, `connection`) -> trained weights.
+        weights: all weights.
+        memory: bytes per device for weights, gradients, optimizer and the copy of the start, calculated.
+        device: kind and bytes of the device; 0 bytes if unknown.
+        parallel: language -> parallel rows beside answered rows, with each reference once as a row of its own.
+        beside: parallel rows in a batch for each answered row.
         align_first: steps on parallel text alone.
         packed: batches are packed, and `rows_a_step` is a mean.
     """
@@ -60,7 +65,7 @@ class Plan:
     packed: bool = False
 
     def lines(self, exports: Mapping[str, str | None]) -> list[str]:
-        """To be printed; `exports` is of `model.exportable.obstacles`."""
+        """The plan as text; `exports` is the result of `model.exportable.obstacles`."""
         total = sum(self.rows.values())
         languages = ", ".join(f"{name or '?'} {count}" for name, count in Counter(self.rows).most_common())
         can = [
@@ -71,14 +76,14 @@ class Plan:
         kind, size = self.device
         room = f" of {_bytes(size)} on the device ({kind})" if size else f" ({kind})"
         return [
-            f"rows:       {total} ({languages}); {sum(self.paired.values())} with a parallel, {self.answered} with an "
-            f"answer, {_count(self.tokens)} tokens",
+            f"rows:       {total} ({languages}); {sum(self.paired.values())} with a reference, "
+            f"{self.answered} with an answer, {_count(self.tokens)} tokens",
             *self._parallel_line(),
             f"steps:      {self.steps} of {'about ' * self.packed}{self.rows_a_step} rows, {self.epochs:.3g} epochs, "
             f"warmup {self.warmup}",
             f"trains:     {_count(trained)} of {_count(self.weights)} weights: {parts}",
-            f"memory:     about {_bytes(self.memory)}{room} before activations, by arithmetic",
-            f"becomes:    {' or '.join(can) or 'neither a plain checkpoint nor a LoRA'}",
+            f"memory:     about {_bytes(self.memory)}{room} before activations, calculated",
+            f"exports to: {' or '.join(can) or 'neither a plain checkpoint nor a LoRA'}",
         ]
 
     def _parallel_line(self) -> list[str]:
@@ -97,7 +102,7 @@ class Plan:
 
 
 def plan(trainer: Any) -> Plan:
-    """The plan of a `CCTrainer`; nothing is run."""
+    """The plan of a `CCTrainer`."""
     args, rows = trainer.args, trainer.train_dataset
     languages, references = rows["lang"], [len(ids) for ids in rows["reference_input_ids"]]
     labels = rows["labels"]
@@ -150,15 +155,15 @@ def plan(trainer: Any) -> Plan:
 
 
 def doubts(plan: Plan, args: Any) -> Iterator[str]:
-    """What of a plan looks like a slip, a sentence each."""
+    """Warnings about a plan that looks like a mistake."""
     if plan.steps < FEW_STEPS:
         total = sum(plan.rows.values())
         yield (
-            f"{plan.steps} optimiser steps in all ({total} rows, {plan.rows_a_step} a step): little is learned in so "
-            "few; lower gradient_accumulation_steps or the batch, or raise num_train_epochs"
+            f"only {plan.steps} optimizer steps ({total} rows, {plan.rows_a_step} per step): lower "
+            "gradient_accumulation_steps or the batch size, or raise num_train_epochs"
         )
     if plan.warmup * 2 > plan.steps:
-        yield f"warmup_steps: {plan.warmup} of {plan.steps} steps: the learning rate hardly gets to its value"
+        yield f"warmup_steps: {plan.warmup} of {plan.steps} steps: the learning rate hardly reaches its value"
     elif plan.warmup and plan.steps <= 10:
         yield f"warmup_steps: the first of {plan.steps} steps has a learning rate of 0; set it to 0"
     if 0 < plan.device[1] < plan.memory:
@@ -170,13 +175,13 @@ def doubts(plan: Plan, args: Any) -> Iterator[str]:
         chosen, every = getattr(args, strategy), getattr(args, steps)
         if str(getattr(chosen, "value", chosen)) == "steps" and every and every > plan.steps:
             said = (
-                "no evaluation is made" if strategy == "eval_strategy" else "no checkpoint is written before the end"
+                "there is no evaluation" if strategy == "eval_strategy" else "no checkpoint is written before the end"
             )
             yield f"{steps}: {every:g} is more than the run's {plan.steps} steps: {said}"
 
 
 def log_often_enough(plan: Plan, args: Any) -> str | None:
-    """Lower `logging_steps` where a run would end before its first line; what was done."""
+    """Lower `logging_steps` if the run would end before its first log line; a note if so."""
     chosen = str(getattr(args.logging_strategy, "value", args.logging_strategy))
     if chosen != "steps" or args.logging_steps <= plan.steps:
         return None
@@ -227,7 +232,7 @@ def trial(trainer: Any) -> tuple[float, int, str]:
                 model.zero_grad()
     except torch.OutOfMemoryError as error:
         raise UserError(
-            "dry_run: the longest rows do not fit the accelerator: lower per_device_train_batch_size (and raise "
+            "dry_run: the longest rows do not fit on the accelerator: lower per_device_train_batch_size (and raise "
             "gradient_accumulation_steps) or max_length, or use tune: lora."
         ) from error
     seconds *= args.gradient_accumulation_steps
@@ -237,22 +242,22 @@ def trial(trainer: Any) -> tuple[float, int, str]:
 def expected(plan: Plan, seconds: float, peak: int, recording: str) -> list[str]:
     """The results of a trial for the whole run, as lines."""
     lines = [
-        f"time:       about {_time(seconds * plan.steps)}: {seconds:.3g} s a step, measured on rows of middle length"
+        f"time:       about {_time(seconds * plan.steps)}: {seconds:.3g} s a step, measured on rows of median length"
     ]
     if recording:
         lines.append(f"recording:  {recording}")
     if peak:
-        optimiser = sum(plan.trains.values()) * ADAM
-        lines.append(f"peak:       {_bytes(peak + optimiser)} with the longest rows, measured, optimiser added")
+        optimizer = sum(plan.trains.values()) * ADAM
+        lines.append(f"peak:       {_bytes(peak + optimizer)} with the longest rows, measured, plus the optimizer")
     return lines
 
 
 def without_effect(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> Iterator[str]:
-    """A line for each group of options that differ from their defaults and have no effect beside the others."""
+    """A note for each group of options that are set and have no effect together with the others."""
     if options.tune != "lora":
         yield from _line(options.adapter_given(), f"tune: {options.tune}")
     if options.tune == "connection" and args.base_decay:
-        yield from _line(["base_decay"], "tune: connection, where the base stays as it is")
+        yield from _line(["base_decay"], "tune: connection, which does not train the base")
     if connection.connection == "none" and options.parallel:
         yield from _line(["parallel"], "connection: none")
     if not (options.parallel and options.data):
@@ -277,16 +282,16 @@ def without_effect(options: RunOptions, connection: ConnectionConfig, args: CCCo
 
 
 def unforeseen(obstacles: Mapping[str, str | None], tune: str) -> Iterator[str]:
-    """What a run cannot be exported as, said before its first step.
+    """Notes on what the run cannot be exported to.
 
     Args:
         obstacles: of `model.exportable`.
-        tune: `full` and `connection` are not asked for a LoRA by those who choose them.
+        tune: option of the run; only `lora` is expected to export a LoRA.
     """
     if obstacles["merged"] is not None:
         yield f"this run cannot be exported as a plain checkpoint: {obstacles['merged']}"
     if obstacles["lora"] is not None and tune == "lora" and obstacles["merged"] is None:
-        yield f"this run cannot be exported as a LoRA, but as a fold: {obstacles['lora']}"
+        yield f"this run cannot be exported as a LoRA, only merged: {obstacles['lora']}"
 
 
 def _given(part: RunOptions | ConnectionConfig) -> list[str]:

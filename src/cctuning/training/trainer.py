@@ -279,7 +279,8 @@ class CCTrainer(SavingTrainer):
         """Keep the batch's metrics for the next log line."""
         gather, metrics = self.accelerator.gather, self._metrics[mode]
         for name, value in batch_metrics(outputs, gather, filler, self._decisions if mode == "train" else {}).items():
-            metrics[name].append(value)
+            if mode == "train" or name != "student_loss":  # in evaluation that is eval_loss
+                metrics[name].append(value)
         if mode == "train":
             tokens = inputs["attention_mask"].sum()
             if self.connected.config.connection != "none" and "reference_attention_mask" in inputs:
