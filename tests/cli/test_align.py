@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,33 @@ def test_parallel_text_that_is_evaluated_on_is_a_note(base, tmp_path, capsys):
     given = ("--data", rows, "--parallel", text, *evaluated, "--output_dir", tmp_path / "run", *SMALL)
     done("train", "--model", base, *given)
     assert "3 pairs of the parallel text are prompts of eval_data" in capsys.readouterr().out
+
+
+def test_a_damaged_recording_is_made_again(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("CC_TUNING_CACHE", str(tmp_path / "cache"))
+    text = pairs(tmp_path / "pairs.jsonl")
+    done("align", base, "--parallel", text, "--output_dir", tmp_path / "one", *SMALL)
+    (file,) = (tmp_path / "cache").rglob("*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    done("align", base, "--parallel", text, "--output_dir", tmp_path / "other", *SMALL)
+    assert file.read_bytes() == whole
+    assert metrics_of(tmp_path / "one" / "metrics.jsonl") == metrics_of(tmp_path / "other" / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("saving", [(), ("--save_strategy", "steps", "--save_steps", 2)], ids=["model", "checkpoint"])
+def test_a_full_disk_is_one_line_and_leaves_nothing_incomplete(saving, base, tmp_path, capsys):
+    """Files above 60 kB cannot be written, which is less than the model."""
+    text, run = pairs(tmp_path / "pairs.jsonl"), tmp_path / "run"
+    argv = ("align", base, "--parallel", text, "--output_dir", run, *SMALL, *saving)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))
+    try:
+        said = refused(capsys, *argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert f"output_dir: {run} cannot be written to" in said and "--resume_from_checkpoint true" in said
+    assert not list(run.glob("checkpoint-*")) and not list(run.glob("*model*")) and not list(run.glob(".*"))
+    assert run_json(run)["status"] == "stopped"
+    done(*argv, "--resume_from_checkpoint", True)
+    assert run_json(run)["status"] == "finished"

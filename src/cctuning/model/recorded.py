@@ -135,7 +135,9 @@ def fits(connected: ConnectedModel, references: int, folder: Path) -> str | None
         return f"{there}: not a directory that can be written to"
     free = shutil.disk_usage(there).free
     if needed * 1.05 > free:
-        return f"{references} references need {needed / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB free"
+        return (
+            f"{references:,} references need {needed / 1e6:,.1f} MB in {folder}, which has {free / 1e6:,.1f} MB free"
+        )
     return None
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from enum import Enum
 from logging.handlers import MemoryHandler
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -20,12 +24,13 @@ from cctuning import __version__
 from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
-from cctuning.model.loading import RUN_FILE, read_record
-from cctuning.training.checkpoints import fault, last_whole
+from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, read_record
+from cctuning.training.checkpoints import fault, is_complete, last_whole
 from cctuning.training.config import CCConfig
 from cctuning.training.options import RunOptions
 
 METRICS_FILE = "metrics.jsonl"
+PARTIAL_MODEL = f".{MODEL_FOLDER}.partial"  # the model while it is being written
 TOTAL_RUNTIME = "total_runtime"  # in METRICS_FILE: seconds trained so far, also before the run was resumed
 # Options that decide which weights a checkpoint contains.
 SHAPING = {"model", "tune", "lora_rank", "lora_target_modules", "layers", "optim"}
@@ -189,6 +194,29 @@ def write_record(directory: Path, record: dict[str, Any]) -> None:
     write_atomically(directory / RUN_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
+@contextmanager
+def full_disk(directory: Path) -> Iterator[None]:
+    """Turn a failed write within into a `UserError`, and remove the model or checkpoint that it left incomplete."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not _is_failed_write(error):
+            raise
+        for part in [directory / PARTIAL_MODEL, *directory.glob("checkpoint-*")]:
+            if not is_complete(part):
+                shutil.rmtree(part, ignore_errors=True)
+        raise UserError(
+            f"output_dir: {directory} cannot be written to ({error}): free some space, then continue the run with "
+            "--resume_from_checkpoint true."
+        ) from error
+
+
+def _is_failed_write(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+    return "I/O error" in str(error) or "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
+
+
 class RunLog:
     """Keeps what this package and its libraries log until there is a file for it.
 
@@ -225,6 +253,7 @@ class RunLog:
     def write_to(self, path: Path) -> None:
         """Write to `path`, starting with what was kept so far."""
         file = logging.FileHandler(path, encoding="utf-8")
+        file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk stops the run by itself
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         self.kept.setTarget(file)
         self.kept.flushLevel = logging.NOTSET

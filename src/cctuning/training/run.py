@@ -45,10 +45,12 @@ from cctuning.training.callbacks import SAMPLES_FILE, SampleAnswers
 from cctuning.training.config import CCConfig
 from cctuning.training.directory import (
     METRICS_FILE,
+    PARTIAL_MODEL,
     MetricsFile,
     RunLog,
     changes,
     claim,
+    full_disk,
     keep_metrics,
     resolved,
     trained_before,
@@ -137,12 +139,14 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
                 print(f"note: {note}", flush=True)
         started = time.time() - before
         try:
-            run_steps(trainer, checkpoint, start)
+            with full_disk(directory):
+                run_steps(trainer, checkpoint, start)
+                finish(trainer, directory)
         except UserError as error:
             if trainer.is_world_process_zero():
-                write_record(directory, record | {"status": "stopped", "error": str(error)})
+                with suppress(OSError):  # if the disk is full
+                    write_record(directory, record | {"status": "stopped", "error": str(error)})
             raise
-        finish(trainer, directory)
         record |= {
             "status": "finished",
             "steps": trainer.state.global_step,
@@ -241,7 +245,7 @@ def prepare(
         logger.warning("reference_weights: current, because the start is not kept under DeepSpeed or with a gradient")
     left_out = sum(len(found.skipped) for found in reports) + len(trainer.skipped)
     if left_out:
-        logger.warning(f"{left_out} rows left out (bad_rows: skip); {RUN_FILE} lists them.")
+        logger.warning(f"rows left out (bad_rows: skip): {left_out}; {RUN_FILE} lists them.")
     record = {
         "status": "running",
         "versions": {name: version(name) for name in PACKAGES}
@@ -337,7 +341,7 @@ def shared_with(eval_rows: Dataset | None, pairs: Dataset) -> list[str]:
 
 def finish(trainer: CCTrainer, directory: Path) -> None:
     """Write RUN/model, whole or not at all."""
-    partial = directory / f".{MODEL_FOLDER}.partial"
+    partial = directory / PARTIAL_MODEL
     if trainer.is_world_process_zero() and partial.exists():
         shutil.rmtree(partial)
     trainer.accelerator.wait_for_everyone()
