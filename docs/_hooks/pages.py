@@ -242,4 +242,7 @@ def _table(rows: Iterable[Row]) -> str:
 
 
 def _cell(text: str) -> str:
-    return re.sub(r"([|*_])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    """Text of a table's cell, where only code marks are Markdown."""
+    parts = " ".join(text.split()).split("`")
+    parts[::2] = (re.sub(r"([*_])", r"\\\1", html.escape(part, quote=False)) for part in parts[::2])
+    return "`".join(parts).replace("|", "\\|")
