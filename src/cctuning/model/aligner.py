@@ -22,20 +22,25 @@ class Aligner:
 
     Attributes:
         layers: layer number -> its alignment. handles: remove the hooks.
+        may_leave: rows without an answer skip the layers above the last aligned one.
     """
 
-    def __init__(self, config: ConnectionConfig, sites: Sequence[Site], every: Sequence[Site], wire: Wire) -> None:
+    def __init__(
+        self, config: ConnectionConfig, sites: Sequence[Site], every: Sequence[Site], wire: Wire, base_config: Any
+    ) -> None:
         """
         Args:
             sites: of the layers that are aligned; every: of all layers. wire: of the model.
+            base_config: configuration of the language model.
         """
         self.config, self.wire = config, wire
         self.layers: dict[int, LayerAlignment] = {}
         self.handles: list[Any] = []
         self._may_end = True
-        for site in every:
-            if site.index == sites[-1].index + 1:
-                self.handles.append(site.layer.register_forward_pre_hook(self._end))
+        above = [site for site in every if site.index > sites[-1].index]
+        for site in above:
+            self.handles.append(site.layer.register_forward_pre_hook(self._above, with_kwargs=True))
+        self.may_leave = bool(above) and rows_separable(base_config)
         for site in sites:
             alignment = LayerAlignment(config, site.index, len(sites), wire)
             at = site.layer if config.align_at == "residual" else site.block
@@ -44,10 +49,29 @@ class Aligner:
                 self.handles.append(at.register_forward_hook(copy_output))
             self.layers[site.index] = alignment
 
-    def _end(self, module: nn.Module, args: Any) -> None:
-        """Runs before the layer above the last aligned one."""
-        if self.wire.plan is not None and self.wire.plan.stop:
+    def _above(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs before each layer above the last aligned one, also when it is recomputed for a checkpoint."""
+        plan = self.wire.plan
+        if plan is None or (plan.kept is None and not plan.stop):
+            return None
+        if plan.stop:
             raise Enough
+        assert plan.kept is not None
+        return select_rows(args, plan.kept, plan.rows), select_rows(kwargs, plan.kept, plan.rows)
+
+    def shorten(self, step: Step, whole: bool, loss_only: bool) -> None:
+        """Let rows without an answer skip the layers above the last aligned one, where nothing of them is wanted.
+
+        Args:
+            whole: the model is not wrapped. loss_only: no logits are returned.
+        """
+        if step.plan.row_weight is None:
+            return
+        answered = step.score.any(dim=1)
+        if not bool(answered.any()):
+            step.plan.stop = self.may_end(whole)
+        elif self.may_leave and loss_only and not bool(answered.all()):
+            step.plan.kept = answered.nonzero().squeeze(1)
 
     def may_end(self, whole: bool) -> bool:
         """Whether a forward may end early: not with several processes. `whole`: the model is not wrapped."""
@@ -89,3 +113,26 @@ class Aligner:
             return result
         self._may_end = step.plan.stop = False
         return None
+
+
+def rows_separable(config: Any) -> bool:
+    """Whether the rows of a batch can be told apart in what a decoder layer is given: not in ALiBi biases (rows times
+    heads), in the block masks of FlexAttention, or where an auxiliary loss needs the routing of all rows."""
+    rotary = getattr(config, "rope_parameters", None) is not None
+    experts = getattr(config, "router_aux_loss_coef", None) is not None
+    return rotary and not experts and config._attn_implementation in ("eager", "sdpa", "flash_attention_2")
+
+
+def select_rows(given: Any, kept: Tensor, rows: int) -> Any:
+    """`given` with only the rows `kept` (K,) of each tensor that has one entry for each of `rows`.
+
+    Args:
+        given: arguments of a decoder layer: hidden states (rows or K, T, d), masks, positions.
+    """
+    if isinstance(given, Tensor):
+        return given[kept] if given.ndim > 1 and given.shape[0] == rows else given
+    if isinstance(given, tuple):
+        return tuple(select_rows(value, kept, rows) for value in given)
+    if isinstance(given, dict):
+        return {name: select_rows(value, kept, rows) for name, value in given.items()}
+    return given

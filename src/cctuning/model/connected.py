@@ -26,7 +26,7 @@ from cctuning.model.passes import Batch
 from cctuning.model.recorded import RecordedReferences
 from cctuning.model.runner import Runner, copy_output, trainable_parameters
 from cctuning.model.shards import read_into
-from cctuning.model.sites import Site, find_sites
+from cctuning.model.sites import Site, find_sites, unwrap
 from cctuning.model.starting_weights import StartingWeights, evaluating
 
 ATTRIBUTE = "cross_lingual_connection"  # name under which the connection of a layer is registered in it
@@ -100,7 +100,8 @@ class ConnectedModel(ConnectedForward):
         chosen = [site for site in sites if site.index in wanted]
         self.layers, self.width = [site.index for site in chosen], chosen[0].size
         if self.config.connection == "align":
-            self.aligner = Aligner(self.config, chosen, sites, self.wire)
+            base_config = unwrap(self.model).config.get_text_config()
+            self.aligner = Aligner(self.config, chosen, sites, self.wire, base_config)
             self._handles += self.aligner.handles
             return
         for site in chosen:

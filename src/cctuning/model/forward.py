@@ -120,8 +120,9 @@ class ConnectedForward(nn.Module):
             logits = restore(output.logits, self.wire, plan)
             return ConnectedOutput(logits=logits, past_key_values=getattr(output, "past_key_values", None))
         kwargs.setdefault("use_cache", False)
-        step, rows = self._plan_step(batch, fused_rows, num_rows_in_batch, through)
-        index = flat_index(step.score)[0] if loss_only else None
+        step, rows = self._plan_step(batch, fused_rows, num_rows_in_batch, through, loss_only)
+        kept = step.plan.kept
+        index = flat_index(step.score if kept is None else step.score[kept])[0] if loss_only else None
         inputs = {"input_ids": step.input_ids, "attention_mask": step.attention_mask, **kwargs}
         if self.padding_free:
             self.check_padding_free()
@@ -152,7 +153,12 @@ class ConnectedForward(nn.Module):
         )
 
     def _plan_step(
-        self, batch: Batch, fused_rows: Tensor | None, rows: Tensor | int | None, through: nn.Module | None
+        self,
+        batch: Batch,
+        fused_rows: Tensor | None,
+        rows: Tensor | int | None,
+        through: nn.Module | None,
+        loss_only: bool,
     ) -> tuple[Step, Tensor | int]:
         """The inputs of a forward with labels, and the number of rows that the alignment is averaged over."""
         connecting = self.config.connection != "none" and self.wire.enabled
@@ -175,8 +181,7 @@ class ConnectedForward(nn.Module):
         self._run_references(batch, step)
         if self.aligner is not None:
             self.aligner.offer(batch, step, others)
-            if step.plan.row_weight is not None and not bool(step.score.any()):
-                step.plan.stop = self.aligner.may_end(through is None or through is self.model)
+            self.aligner.shorten(step, through is None or through is self.model, loss_only)
         return step, rows
 
     def _run_references(self, batch: Batch, step: Step) -> None:

@@ -1,0 +1,106 @@
+"""Rows without an answer skip the layers above the last aligned one: the same loss and gradients for less work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from cctuning import ConnectionConfig
+from cctuning.model.connected import ConnectedModel
+from cctuning.model.recorded import RecordedReferences
+from cctuning.model.sites import find_sites, unwrap
+from tests.families import DENSE, FAMILIES, MOE, VOCABULARY, build
+
+ANSWERED = [0, 3]  # of five rows
+
+
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, VOCABULARY, (5, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 6:], mask[3, 8:] = 0, 0
+    labels = torch.full_like(ids, -100)
+    for row in ANSWERED:
+        labels[row, 5:8] = ids[row, 5:8]
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "labels": labels,
+        "reference_row": torch.tensor([-1, 1, 0, 2, 3]),
+    }
+
+
+def connect(name, skip, align_loss="contrastive", lora=False, checkpointing=None, **options):
+    model = build(name, **options)
+    if checkpointing is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+        model.enable_input_require_grads()
+    if lora:
+        torch.manual_seed(0)
+        peft = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", init_lora_weights=False)
+        model = get_peft_model(model, peft)
+    connected = ConnectedModel.attach(model, ConnectionConfig(align_loss=align_loss, layers=[0, 1]))
+    vectors = torch.randn(4, 2, connected.width, generator=torch.Generator().manual_seed(1))
+    connected.keep_recorded(RecordedReferences([vectors], connected.layers, vectors.device))
+    connected.aligner.may_leave &= skip
+    return connected.train()
+
+
+def step(connected):
+    seen = []
+    last = find_sites(connected.model)[-1].layer
+    handle = last.register_forward_hook(
+        lambda _, given, output: seen.append((output[0] if isinstance(output, tuple) else output).shape[0])
+    )
+    torch.manual_seed(0)  # some families drop out
+    result = connected(**batch(), loss_only=True)
+    result.loss.backward()
+    handle.remove()
+    gradients = {name: p.grad for name, p in connected.named_parameters() if p.grad is not None}
+    return result, gradients, seen[0]
+
+
+def same(one, other):
+    for name in ("loss", "align_loss", "student_loss", "row_loss", "correct", "scored"):
+        torch.testing.assert_close(getattr(one[0], name), getattr(other[0], name), msg=name)
+    assert one[1].keys() == other[1].keys()
+    for name, gradient in one[1].items():
+        torch.testing.assert_close(gradient, other[1][name], atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_loss_and_gradients_are_those_of_all_rows_in_all_layers(name):
+    layers = "n_layers" if name == "mpt" else "n_layer" if name in ("gpt2", "gptj", "gpt_bigcode", "bloom") else None
+    layers = layers or ("num_layers" if name == "xglm" else "num_hidden_layers")
+    connected = connect(name, True, **{layers: 4})
+    found = step(connected)
+    same(step(connect(name, False, **{layers: 4})), found)
+    rotary = getattr(unwrap(connected.model).config, "rope_parameters", None) is not None
+    assert found[2] == (len(ANSWERED) if rotary else 5)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("how", [{}, {"lora": True}, {"checkpointing": True}, {"checkpointing": False}], ids=str)
+def test_with_lora_checkpointing_and_either_attention(how, attention):
+    options = {"num_hidden_layers": 4, "align_loss": "standardized", "attn_implementation": attention}
+    attention_of = options.pop("attn_implementation")
+    pairs = []
+    for skip in (True, False):
+        connected = connect("gemma3", skip, **how, **options)
+        unwrap(connected.model).set_attn_implementation(attention_of)
+        pairs.append(step(connected))
+    same(pairs[1], pairs[0])
+    assert [pair[2] for pair in pairs] == [len(ANSWERED), 5]
+
+
+@pytest.mark.parametrize("name", sorted(MOE))
+def test_experts_see_all_rows(name):
+    """An auxiliary loss is taken over all rows; where a family has none, skipping changes nothing either."""
+    assert name in FAMILIES
+    same(step(connect(name, False)), step(connect(name, True)))
+
+
+def test_logits_that_are_asked_for_are_those_of_all_rows():
+    connected = connect("llama", True, num_hidden_layers=4)
+    assert connected(**batch()).logits.shape[:2] == (5, 9)
