@@ -44,7 +44,7 @@ test-transformers4: $(STAMP)  ## what `cctuning export` writes, in transformers 
 	test -x $(FOUR)/bin/python || $(PYTHON) -m venv $(FOUR)
 	$(FOUR)/bin/pip install --quiet --disable-pip-version-check 'torch==2.13.0' 'transformers<5' peft
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false CC_TUNING_TRANSFORMERS4=$(CURDIR)/$(FOUR)/bin/python \
-	  $(BIN)/pytest -rs -m "slow or not slow" tests/serving/test_compatible.py
+	  $(BIN)/pytest -rs -m "slow or not slow" tests/serving/test_base_files.py
 
 # llama.cpp is built from its source (half an hour on two cores); its converters lie in the same archive.
 ENGINES := $(VENV)/engines

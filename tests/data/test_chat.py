@@ -12,7 +12,7 @@ from datasets import Dataset
 from cctuning import UserError
 from cctuning.data import Encoder, Reading, load_rows
 from cctuning.data.chat import settle, split_thinking
-from cctuning.serving.stops import Thoughts
+from cctuning.serving.stop_tokens import Thoughts
 from tests.data.test_encode import OPEN, bpe, encode_dataset
 
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"

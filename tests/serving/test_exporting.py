@@ -23,7 +23,7 @@ from cctuning.model.loading import load
 from cctuning.serving.answering import encoder_of
 from cctuning.serving.exporting import export
 from cctuning.serving.manifest import EXPORT_FILE, read_manifest
-from cctuning.serving.stops import generation_config
+from cctuning.serving.stop_tokens import generation_config
 from tests.cli.world import done, refused
 from tests.conftest import tiny_llama
 from tests.serving.world import edit_json, make, make_turns
@@ -79,7 +79,7 @@ def test_a_run_without_a_template_is_given_none(run, tmp_path, capsys):
     assert "prompts: plain text, as in training; no chat template is written" in capsys.readouterr().out
     assert not (tmp_path / "fold" / "chat_template.jinja").exists()
     assert not read_manifest(tmp_path / "fold").chat
-    assert "with no chat template, and there is none here" in (tmp_path / "fold" / "README.md").read_text()
+    assert "there is no chat template: send the prompt as it is" in (tmp_path / "fold" / "README.md").read_text()
     made = AutoTokenizer.from_pretrained(tmp_path / "fold")
     assert made.chat_template is None
     assert made("x1 x2")["input_ids"] == encoder_of(load(str(tmp_path / "bare"))).prompt_ids("x1 x2")
@@ -130,7 +130,7 @@ def test_a_tokenizer_that_closes_prompts_by_itself_is_noted(copy, tmp_path):
     made.backend_tokenizer.post_processor = TemplateProcessing("$A <end>", special_tokens=[("<end>", 1)])
     made.save_pretrained(copy / "model")
     written = export(str(copy), "merged", tmp_path / "out")
-    assert [note for note in written.notes if "tokenisation of a prompt differs from that of training" in note]
+    assert [note for note in written.notes if "tokenizes a prompt differently from training" in note]
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_a_quantised_base_is_refused_by_name(format, method, copy, tmp_path):
     edit_json(copy / "model" / "adapter_config.json", base_model_name_or_path=str(base))
     tiny_llama(2).config.save_pretrained(base)
     edit_json(base / "config.json", quantization_config={"quant_method": method, "load_in_4bit": True, "bits": 4})
-    with pytest.raises(UserError, match=rf"{base}: its weights are quantised \({method}, says quantization_config"):
+    with pytest.raises(UserError, match=rf"{base}: the weights are quantized \({method}, see quantization_config"):
         export(str(copy), format, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -220,7 +220,7 @@ def test_records_that_are_missing_of_another_version_or_half_written_are_refused
         (damaged("options", lambda run: (run / "config.yaml").write_text("- a")), "expected a mapping of options"),
         (
             damaged("no-config", lambda run: (run / "model" / "connection_config.json").unlink()),
-            r"connection_config\.json is missing, and the run trained a connection",
+            r"connection_config\.json is missing, but the run trained a connection",
         ),
         (
             damaged("newer", lambda run: edit_json(run / "model" / "connection_config.json", format=7)),
@@ -235,7 +235,7 @@ def test_records_that_are_missing_of_another_version_or_half_written_are_refused
             "not a complete safetensors file",
         ),
         (damaged("lora", lambda run: cut(run / "model" / "adapter_model.safetensors")), "LoRA cannot be loaded on"),
-        (base, "neither a run's records .* nor a connection"),
+        (base, r"expected a run \(run\.json beside model/\) or a model with a connection"),
     ]
     before = sorted(path.name for path in tmp_path.iterdir())
     for run, pattern in cases:
@@ -247,15 +247,17 @@ def test_records_that_are_missing_of_another_version_or_half_written_are_refused
 def test_half_a_checkpoint_is_refused(run, copy, tmp_path, capsys):
     half = Path(shutil.copytree(copy / "model", copy / "checkpoint-3"))
     said = refused(capsys, "export", half, "--format", "merged", "--output", tmp_path / "out")
-    assert "half of a checkpoint (no whole trainer_state.json" in said
+    assert "incomplete checkpoint (no complete trainer_state.json" in said
 
 
 def test_a_model_apart_from_its_run_is_exported_and_its_card_says_what_it_lacks(copy, tmp_path):
     apart = (copy / "model").rename(tmp_path / "apart")
     written = export(str(apart), "merged", tmp_path / "out")
-    assert written.notes == ["The run's record was not found, so the card says nothing of data and options."]
+    assert written.notes == [
+        "The record of the run was not found; the model card has no data and no training options."
+    ]
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "The record of the run was not found at export" in card and "Not known (see above)" in card
+    assert "The record of the run was not found: data" in card and "Not known (see above)" in card
     assert written.manifest.reference_language == "en" and written.manifest.languages == []
 
 
@@ -263,9 +265,9 @@ def test_options_out_of_place_are_refused(run, tmp_path, capsys):
     out = tmp_path / "out"
     refusals = [
         (("--format", "merged", "--max_shard_size", "big"), "max_shard_size 'big': expected a size like 5GB"),
-        (("--format", "lora", "--max_shard_size", "1GB"), "--max_shard_size: of a merged checkpoint"),
-        (("--format", "lora", "--dtype", "bfloat16"), "--dtype: of a merged checkpoint"),
-        (("--format", "merged", "--private"), "--private: goes with --push_to_hub"),
+        (("--format", "lora", "--max_shard_size", "1GB"), "--max_shard_size: only for a merged checkpoint"),
+        (("--format", "lora", "--dtype", "bfloat16"), "--dtype: only for a merged checkpoint"),
+        (("--format", "merged", "--private"), "--private: only with --push_to_hub"),
         (("--format", "merged", "--results", tmp_path / "none"), r"results\.json: no such file"),
     ]
     for argv, pattern in refusals:
@@ -289,7 +291,7 @@ def test_a_disk_that_refuses_leaves_nothing(format, run, tmp_path):
     child.join()
     assert child.exitcode == 2, said.read_text()
     last = said.read_text().splitlines()[-1]
-    assert re.search(r"^cctuning: error: .*out: cannot be written: .*os error 27\); make room", last), last
+    assert re.search(r"^cctuning: error: .*out: cannot be written: .*os error 27\); free some space", last), last
     assert list(tmp_path.iterdir()) == [said]
 
 
@@ -300,7 +302,7 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
     good = {"kind": "lora", "base": "b", "reference_language": "en", "made_by": "x"}
     for text, pattern in (
         ("{", "cannot be read"),
-        (json.dumps({**good, "format": 9}), "not of format 1"),
+        (json.dumps({**good, "format": 9}), "has format 9, this version reads 1"),
         (json.dumps({**good, "format": 1, "extra": 1}), "cannot be read"),
         ("[]", "cannot be read"),
     ):
@@ -309,14 +311,14 @@ def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
             read_manifest(tmp_path)
 
 
-def test_a_fold_never_has_the_model_in_memory_where_its_files_allow_it(run, tmp_path, monkeypatch):
+def test_a_merge_by_file_is_the_merge_in_memory(run, tmp_path, monkeypatch):
     from cctuning.serving import exporting
 
     export(str(run), "merged", tmp_path / "files")
     monkeypatch.setattr(exporting, "open_merge", lambda *_: None)
     export(str(run), "merged", tmp_path / "memory")
     monkeypatch.undo()
-    monkeypatch.setattr(exporting, "_plain", lambda *_: pytest.fail("it was folded in memory"))
+    monkeypatch.setattr(exporting, "_merge_in_memory", lambda *_: pytest.fail("it was merged in memory"))
     export(str(run), "merged", tmp_path / "again", max_shard_size="20KB")
     made = {name: AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("files", "memory", "again")}
     for name in ("files", "again"):

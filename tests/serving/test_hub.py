@@ -56,7 +56,9 @@ def test_a_push_that_fails_is_one_line_and_the_export_stays(run, hub, tmp_path, 
     monkeypatch.setattr(HfApi, "upload_folder", fail)
     out = tmp_path / "out"
     said = refused(capsys, "export", run, "--format", "merged", "--output", out, "--push_to_hub", "me/sw")
-    assert re.search(rf"offline mode is enabled\. The export is whole in {out}; send it with `hf upload me/sw", said)
+    assert re.search(
+        rf"offline mode is enabled\. The export in {out} is complete; upload it with `hf upload me/sw", said
+    )
     export(str(run), "merged", tmp_path / "again")
     assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "again").iterdir()}
 
@@ -67,7 +69,7 @@ def test_what_cannot_be_pushed_is_refused_before_the_work(run, hub, tmp_path, ca
     assert "--push_to_hub 'a/b/c'" in said
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
-    monkeypatch.setattr("cctuning.serving.hub.get_token", lambda: None)
+    monkeypatch.setattr("cctuning.serving.exporting.get_token", lambda: None)
     said = refused(capsys, "export", run, "--format", "merged", "--output", out, "--push_to_hub", "me/sw")
     assert "not logged in to the hub; run `hf auth login`, or set HF_TOKEN" in said
     assert not list(tmp_path.iterdir()) and not hub

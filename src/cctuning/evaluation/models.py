@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cctuning.errors import UserError
 from cctuning.model.connected import ConnectedModel
-from cctuning.serving.stops import Thoughts
+from cctuning.serving.stop_tokens import Thoughts
 
 CHUNK = 8  # batches between two writes to the journal
 THINKING_TOKENS = 1024  # for a model that thinks before it answers

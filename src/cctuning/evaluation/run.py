@@ -46,7 +46,7 @@ from cctuning.model.loading import Loaded, load, resolve
 from cctuning.model.serialization import CONFIG_FILE, read_config
 from cctuning.model.sites import unwrap
 from cctuning.serving.answering import chat_notes, chat_of, encoder_for, encoder_of, tokenizer_of
-from cctuning.serving.stops import Thoughts, answer_end, stop_tokens
+from cctuning.serving.stop_tokens import Thoughts, answer_end, stop_tokens
 
 RESULTS_FILE, SAMPLES_FOLDER, JOURNAL_FILE, TABLE_FILE = "results.json", "samples", "journal.jsonl", "results.md"
 MODES = ("student", "bypass", "parallel")

@@ -25,7 +25,7 @@ from cctuning.languages import is_code, same
 from cctuning.model import serialization
 from cctuning.model.loading import Loaded, base_of, load_tokenizer, resolve
 from cctuning.model.sites import unwrap
-from cctuning.serving.stops import Thoughts, answer_end, stop_text, stop_tokens
+from cctuning.serving.stop_tokens import Thoughts, answer_end, stop_text, stop_tokens
 
 Text = str | list[dict[str, str]]
 

@@ -1,7 +1,7 @@
-"""A run, or a checkpoint of one, written out as what any server loads: everything it needs, whole or not at all.
+"""Export a run, or a checkpoint of one, as a directory that other software loads.
 
-Beside the weights: tokenizer, the chat template that training used (and no other), where generation ends, a model
-card, and a manifest for programs beside the server (manifest.py).
+Beside the weights it has the tokenizer with the chat template of training (and no other), the generation config with
+the stop tokens, a model card, a Modelfile and a manifest (manifest.py). A failed export leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils.hub import convert_file_size_to_int
@@ -29,18 +32,16 @@ from cctuning.model.merge_files import open_merge
 from cctuning.model.sites import unwrap
 from cctuning.model.verification import Agreement, check_export
 from cctuning.serving.answering import encoder_of
-from cctuning.serving.card import model_card
-from cctuning.serving.compatible import files_of, keep_config, keep_tokenizer
-from cctuning.serving.hub import check_push, push
+from cctuning.serving.base_files import base_files, write_config, write_tokenizer
+from cctuning.serving.engines import MODELFILE, Readiness, check_vllm, modelfile
 from cctuning.serving.manifest import Manifest
-from cctuning.serving.origin import Origin, read_origin, refuse_quantised
+from cctuning.serving.model_card import model_card, read_results, results_section
 from cctuning.serving.remote_code import write_code
-from cctuning.serving.results import read_results, results_section
-from cctuning.serving.stops import generation_config, stop_text
-from cctuning.serving.vllm import Readiness, check_vllm
+from cctuning.serving.stop_tokens import generation_config, stop_text
+from cctuning.serving.trained_run import TrainedRun, check_not_quantized, read_trained_run
 from cctuning.training.card import hub_name
 
-PROBES = ("?", "a b", "1 + 1 = ", "Habari gani?")
+PROBES = ("?", "a b", "1 + 1 = ", "Habari gani?")  # prompts that the saved tokenizer is checked with
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,18 @@ class Exported:
     """What was written.
 
     Attributes:
-        manifest: what it is.
-        notes: what a person who serves it should know, a sentence each.
-        vllm: of a LoRA, what vLLM will make of it.
-        checked: how what was written, loaded again, answers against the run.
-        url: on the hub, where it was pushed.
+        manifest: the manifest.
+        notes: sentences for whoever serves the model.
+        vllm: whether vLLM loads it; None unless it is a LoRA.
+        checked: how the export, loaded again, agrees with the run.
+        url: address on the hub, if it was uploaded.
     """
 
     manifest: Manifest
     notes: list[str]
     vllm: Readiness | None
     checked: Agreement
-    url: str | None
+    url: str | None = None
 
 
 def export(
@@ -74,111 +75,120 @@ def export(
     private: bool = False,
     trust_remote_code: bool = False,
 ) -> Exported:
-    """Write what `path` (a run or a checkpoint of one) becomes.
+    """Export the run, checkpoint or model directory `path`.
 
     Args:
         path: as in `loading.load`.
         format: `merged` (a plain checkpoint), `lora` (a PEFT LoRA for the base) or `code` (a checkpoint with a
-            modelling file, for a non-linear transform).
+            modeling file, for a nonlinear transform).
         directory: to write; must not exist.
-        dtype: of a merged checkpoint; `auto` keeps that of the trained weights.
+        dtype: of a merged checkpoint; `auto` keeps the dtype of the trained weights.
         max_shard_size: of a merged checkpoint's files, like `5GB`; None: the default of transformers.
-        results: directories of `cctuning evaluate`, for the card.
-        push_to_hub, private: a repository to upload it to, and whether one that is made for it is private.
+        results: directories of `cctuning evaluate`, for the model card.
+        push_to_hub, private: repository to upload to, and whether a new one is private.
 
     Raises:
-        UserError: `directory` exists, an option or a record is bad, or the model cannot be exported so; nothing is
-            left behind. Where only the upload fails, the directory is whole.
+        UserError: `directory` exists, an option or record is not valid, or the model cannot be exported in this
+            format; nothing is written. If only the upload fails, the directory is complete.
     """
     if directory.exists():
-        raise UserError(f"--output {directory}: exists already; name a directory that does not.")
+        raise UserError(f"--output {directory}: exists already; give a directory that does not exist.")
     kind = torch_dtype(dtype)
     if format == "lora" and (kind is not None or max_shard_size is not None):
         option = "--dtype" if kind is not None else "--max_shard_size"
-        raise UserError(f"{option}: of a merged checkpoint; a LoRA is one file in the dtype it was trained in.")
+        raise UserError(f"{option}: only for a merged checkpoint; a LoRA is one file in the dtype of training.")
     if max_shard_size is not None and not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", max_shard_size, re.IGNORECASE):
         raise UserError(f"--max_shard_size {max_shard_size!r}: expected a size like 5GB or 500MB.")
     if private and push_to_hub is None:
-        raise UserError("--private: goes with --push_to_hub.")
+        raise UserError("--private: only with --push_to_hub.")
     if push_to_hub is not None:
         check_push(push_to_hub)
-    origin = read_origin(path)
-    refuse_quantised(origin, trust_remote_code)
+    run = read_trained_run(path)
+    check_not_quantized(run, trust_remote_code)
     scored = read_results(results)
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with _disk_errors(directory):
-            # A merge needs one module in memory at a time, unless figures are to be matched with the weights of all.
-            by_file = open_merge(path, trust_remote_code) if format == "merged" and not scored else None
-            loaded = by_file.loaded if by_file is not None else load(path, trust_remote_code=trust_remote_code)
-            marks = _fingerprints(loaded, scored)
-            encoder = encoder_of(loaded)
-            ends = generation_config(encoder, unwrap(loaded.model))
-            if format == "lora":
-                _write_lora(loaded, path, partial)
-                ends.save_pretrained(partial)
-            elif format == "code":
-                if isinstance(loaded.model, PeftModel):
-                    untie(unwrap(loaded.model))
-                write_code(loaded, partial, kind, max_shard_size)
-                ends.save_pretrained(partial)
-            elif by_file is not None:
-                loaded.model.generation_config = ends
-                limit = {} if max_shard_size is None else {"limit": convert_file_size_to_int(max_shard_size.upper())}
-                by_file.write(partial, kind, **limit)
-            else:
-                model: Any = _plain(loaded)
-                if kind is not None:
-                    model = model.to(kind)  # after merging, which is done in fp32
-                model.generation_config = ends
-                model.save_pretrained(partial, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
-                del model
-            if not encoder.chat:  # a server would render with the base's, which training never saw
-                encoder.tokenizer.chat_template = None
-            base = loaded.base
-            own = files_of(base)
-            keep_tokenizer(partial, own, encoder.tokenizer)
-            if format != "lora":
-                keep_config(partial, own)
-            del loaded, by_file  # what was written is loaded next
-            checked = check_export(path, partial, format, base, trust_remote_code=trust_remote_code)
-            if scored:
-                own_code = trust_remote_code or format == "code"
-                marks |= _fingerprints(load(str(partial), trust_remote_code=own_code), scored)
-            stops = ends.eos_token_id
-            manifest = Manifest(
-                format,
-                base if format == "lora" else hub_name(base),
-                origin.reference_language,
-                origin.languages,
-                encoder.chat,
-                [] if stops is None else [stops] if isinstance(stops, int) else list(stops),
-                stop_text(encoder),
-            )
-            manifest.write(partial)
-            ready = check_vllm(partial) if format == "lora" else None
-            notes = _notes(origin, manifest, encoder, partial, trust_remote_code)
-            card = model_card(
-                origin,
-                manifest,
-                name=push_to_hub or directory.name,
-                base=base,
-                results=results_section(scored, marks),
-                notes=[*notes, f"{ready}."] if ready is not None else notes,
-            )
-            (partial / "README.md").write_text(card, encoding="utf-8")
+            exported, card = _write(run, format, partial, kind, max_shard_size, scored, trust_remote_code)
+            text = model_card(run, exported.manifest, name=push_to_hub or directory.name, **card)
+            (partial / "README.md").write_text(text, encoding="utf-8")
             partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    url = push(directory, push_to_hub, private=private) if push_to_hub is not None else None
-    return Exported(manifest, notes, ready, checked, url)
+    return exported if push_to_hub is None else replace(exported, url=push(directory, push_to_hub, private=private))
+
+
+def _write(
+    run: TrainedRun,
+    format: str,
+    directory: Path,
+    dtype: Any,
+    max_shard_size: str | None,
+    scored: Sequence[ScoredRun],
+    trust_remote_code: bool,
+) -> tuple[Exported, dict[str, Any]]:
+    """Write everything except the model card; returns what was written and the arguments of the card."""
+    # Merging file by file needs one module in memory, hashing for results the whole model.
+    by_file = open_merge(run.path, trust_remote_code) if format == "merged" and not scored else None
+    loaded = by_file.loaded if by_file is not None else load(run.path, trust_remote_code=trust_remote_code)
+    hashes = _hashes(loaded, scored)
+    encoder = encoder_of(loaded)
+    generation = generation_config(encoder, unwrap(loaded.model))
+    size = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    if by_file is not None:
+        limit = {} if max_shard_size is None else {"limit": convert_file_size_to_int(max_shard_size.upper())}
+        loaded.model.generation_config = generation
+        by_file.write(directory, dtype, **limit)
+    elif format == "merged":
+        model: Any = _merge_in_memory(loaded)
+        if dtype is not None:
+            model = model.to(dtype)  # after merging, which is done in float32
+        model.generation_config = generation
+        model.save_pretrained(directory, **size)
+        del model
+    else:
+        if format == "lora":
+            _write_lora(loaded, run.path, directory)
+        else:
+            if isinstance(loaded.model, PeftModel):
+                untie(unwrap(loaded.model))
+            write_code(loaded, directory, dtype, max_shard_size)
+        generation.save_pretrained(directory)
+    if not encoder.chat:  # a server would use the base's template, which was not used in training
+        encoder.tokenizer.chat_template = None
+    base = loaded.base
+    files = base_files(base)
+    write_tokenizer(directory, files, encoder.tokenizer)
+    if format != "lora":
+        write_config(directory, files)
+    del loaded, by_file  # before the export is loaded
+    checked = check_export(run.path, directory, format, base, trust_remote_code=trust_remote_code)
+    if scored:
+        hashes |= _hashes(load(str(directory), trust_remote_code=trust_remote_code or format == "code"), scored)
+    stops = generation.eos_token_id
+    manifest = Manifest(
+        kind=format,
+        base=base if format == "lora" else hub_name(base),
+        reference_language=run.reference_language,
+        languages=run.languages,
+        chat=encoder.chat,
+        stop_token_ids=[] if stops is None else [stops] if isinstance(stops, int) else list(stops),
+        stop=stop_text(encoder),
+    )
+    manifest.write(directory)
+    if format != "code":
+        (directory / MODELFILE).write_text(modelfile(manifest, encoder, generation), encoding="utf-8")
+    vllm = check_vllm(directory) if format == "lora" else None
+    notes = _notes(run, manifest, encoder, directory, trust_remote_code)
+    card_notes = notes if vllm is None else [*notes, f"{vllm}."]
+    card = {"base": base, "results": results_section(scored, hashes), "notes": card_notes}
+    return Exported(manifest, notes, vllm, checked), card
 
 
 @contextmanager
 def _disk_errors(directory: Path) -> Iterator[None]:
-    """Within: what safetensors and tokenizers raise where the disk refuses (errors of their own, which end in
-    `(os error 28)` or its like) is a `UserError`."""
+    """Turn errors of safetensors and tokenizers when writing fails (`… (os error 28)`) into `UserError`."""
     try:
         yield
     except UserError:
@@ -187,14 +197,12 @@ def _disk_errors(directory: Path) -> Iterator[None]:
         if isinstance(error, OSError) or not re.search(r"\(os error \d+\)", str(error)):
             raise
         raise UserError(
-            f"--output {directory}: cannot be written: {error}; make room, or name another place."
+            f"--output {directory}: cannot be written: {error}; free some space, or use another directory."
         ) from error
 
 
-def _fingerprints(loaded: Loaded, scored: Sequence[ScoredRun]) -> set[str]:
-    """Of this model, as `cctuning evaluate` would take them in the modes that were scored."""
-    if not scored:
-        return set()
+def _hashes(loaded: Loaded, scored: Sequence[ScoredRun]) -> set[str]:
+    """Hashes of a model's weights, as `cctuning evaluate` records them for the modes of these results."""
     return {model_hash(loaded, run.record["settings"].get("mode", "student")) for run in scored}
 
 
@@ -206,10 +214,10 @@ def _write_lora(loaded: Loaded, path: str, directory: Path) -> None:
     elif isinstance(loaded.model, PeftModel):
         loaded.model.save_pretrained(str(directory))
     else:
-        raise UserError(f"{path}: neither connection nor LoRA in it; nothing to export as one. Use --format merged.")
+        raise UserError(f"{path}: has no connection and no LoRA to export as a LoRA; use --format merged.")
 
 
-def _plain(loaded: Loaded) -> PreTrainedModel:
+def _merge_in_memory(loaded: Loaded) -> PreTrainedModel:
     if loaded.connected is not None:
         return loaded.connected.merge_and_unload()
     if isinstance(loaded.model, PeftModel):
@@ -220,39 +228,74 @@ def _plain(loaded: Loaded) -> PreTrainedModel:
 
 
 def _notes(
-    origin: Origin, manifest: Manifest, encoder: Encoder, directory: Path, trust_remote_code: bool
+    run: TrainedRun, manifest: Manifest, encoder: Encoder, directory: Path, trust_remote_code: bool
 ) -> list[str]:
-    """What there is to know beside the rules that the card gives for every export of its kind.
+    """Notes for this export; those for every export are in the model card.
 
     Raises:
-        UserError: the tokenizer as written renders chats otherwise than training did.
+        UserError: the saved tokenizer renders chats differently from training.
     """
     notes = []
-    if not origin.record:
-        notes.append("The run's record was not found, so the card says nothing of data and options.")
+    if not run.record:
+        notes.append("The record of the run was not found; the model card has no data and no training options.")
     written = load_tokenizer(str(directory), trust_remote_code=trust_remote_code)
     for probe in PROBES:
-        wanted = encoder.prompt_ids(probe)
+        expected = encoder.prompt_ids(probe)
         if encoder.chat:
             chat = [{"role": "user", "content": probe}]
-            served: Any = written.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+            found: Any = written.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
         else:
-            served = written(probe)["input_ids"]
-        if list(served) == wanted:
+            found = written(probe)["input_ids"]
+        if list(found) == expected:
             continue
         if encoder.chat:
             raise UserError(
-                f"{origin.path}: its tokenizer renders a chat otherwise once saved and loaded again ({served} for "
-                f"{wanted}); a server would ask the model what it never learned. Mend the tokenizer beside the run."
+                f"{run.path}: its tokenizer renders a chat differently after saving and loading ({found}, expected "
+                f"{expected}), so a server would send other prompts than in training; fix the tokenizer of the run."
             )
         notes.append(
-            f"A server's own tokenisation of a prompt differs from that of training ({list(served)} for {wanted}, of "
-            f"{probe!r}): send token ids, or prompts as training saw them."
+            f"A server tokenizes a prompt differently from training ({list(found)}, in training {expected}, for "
+            f"{probe!r}): send token ids."
         )
         break
     if manifest.kind == "lora" and manifest.base is not None and Path(manifest.base).exists():
         notes.append(
-            "The adapter's config names its base by a path, which holds where it was trained alone: hand the base to "
-            "PEFT yourself, or mend base_model_name_or_path."
+            "The adapter's config names its base by a local path: elsewhere, load the base yourself, or change "
+            "base_model_name_or_path."
         )
     return notes
+
+
+# -- upload -----------------------------------------------------------------------------------------------------------
+
+
+def check_push(repo_id: str) -> None:
+    """Raise `UserError` where `repo_id` is not a repository name, or the user is not logged in to the hub."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"--push_to_hub {repo_id!r}: {error}") from error
+    if get_token() is None:
+        raise UserError("--push_to_hub: not logged in to the hub; run `hf auth login`, or set HF_TOKEN.")
+
+
+def push(directory: Path, repo_id: str, *, private: bool) -> str:
+    """Upload `directory` to the model repository `repo_id`, which is created if needed; returns its address.
+
+    Args:
+        private: of a new repository; an existing one keeps its visibility.
+
+    Raises:
+        UserError: the upload failed; the directory is complete.
+    """
+    api = HfApi()
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message="Export of cctuning")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"--push_to_hub {repo_id}: {first} The export in {directory} is complete; upload it with "
+            f"`hf upload {repo_id} {directory}`."
+        ) from error
+    return str(url)

@@ -1,8 +1,4 @@
-"""`cctuning_export.json`: what a program beside a server must know of an export and no other file says.
-
-Above all the language that the base is left to answer in (routing.py), and whether prompts are rendered with a chat
-template at all.
-"""
+"""Read and write `cctuning_export.json`: what no other file of an export says to programs beside a server."""
 
 from __future__ import annotations
 
@@ -25,11 +21,11 @@ class Manifest:
     Attributes:
         kind: `merged` (`fold` in older exports), `lora` or `code`.
         base: the base model: name or path for a LoRA, else its name on the hub; None where not known.
-        reference_language: the language that training borrowed from.
-        languages: those trained in beside it, the most rows first; empty where not known.
-        chat: prompts are rendered with the chat template that lies beside; False: given as they are.
-        stop_token_ids: where generation ends; in generation_config.json too.
-        stop: text at which an answer ends, where the template ends a turn with ordinary text: send it as `stop`.
+        reference_language: of training.
+        languages: of training, without the reference language, most rows first; empty where not known.
+        chat: whether prompts are rendered with the chat template in the directory, or sent as they are.
+        stop_token_ids: EOS tokens, as in generation_config.json.
+        stop: stop string, where the template ends a turn with ordinary text.
     """
 
     kind: str
@@ -50,19 +46,18 @@ def read_manifest(directory: Path) -> Manifest:
     """The manifest of an export.
 
     Raises:
-        UserError: none there, or one that cannot be read.
+        UserError: there is none, or it cannot be read.
     """
     file = directory / EXPORT_FILE
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected a directory that `cctuning export` wrote.")
-    again = "export again with this version"
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
-        if record.pop("format") != FORMAT:
-            raise UserError(f"{file}: not of format {FORMAT}, which this version reads; {again}.")
+        version = record.pop("format")
         del record["made_by"]
-        return Manifest(**record)
-    except UserError:
-        raise
+        manifest = Manifest(**record) if version == FORMAT else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); {again}.") from error
+        raise UserError(f"{file}: cannot be read ({error}); export again with this version.") from error
+    if manifest is None:
+        raise UserError(f"{file}: has format {version}, this version reads {FORMAT}; export again with this version.")
+    return manifest

@@ -1,4 +1,4 @@
-"""The card of an export: true to the run's records, and silent on what nobody recorded."""
+"""Model cards of exports: what they take from records, results and the base's own card."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from cctuning.evaluation.saved_results import model_hash
 from cctuning.model.loading import load
 from cctuning.serving.exporting import export
-from cctuning.serving.licences import base_licence, row_licences
+from cctuning.serving.model_card import base_licence, row_licences
 from cctuning.training.card import CITATION
 from tests.cli.world import refused
 from tests.serving.world import edit_json, make
@@ -63,10 +63,10 @@ def test_the_card_says_what_the_records_say(format, run, tmp_path):
     assert told["language"] == ["qaa", "en"] and "cc-tuning" in told["tags"]
     assert told["library_name"] == ("peft" if format == "lora" else "transformers")
     assert "gated connection" in card and "| transform_rank | 16 |" in card and "seed: 7" in card
-    assert "24 rows: 21 with a response, 3 for the alignment alone" in card and "`qaa` 18" in card
+    assert "24 rows: 21 with a response, 3 for the alignment only" in card and "`qaa` 18" in card
     print_ = json.loads((run / "run.json").read_text())["data"]["sources"][0]["fingerprints"]
     assert all(value in card for value in print_.values())
-    assert "Nothing was measured for this card." in card and CITATION in card
+    assert "No results were given for this card." in card and CITATION in card
     assert str(run.parent) not in card  # no path of this machine
 
 
@@ -94,7 +94,7 @@ def test_figures_are_copied_with_n_and_error_and_are_this_models_only_where_its_
     export(str(run), "merged", tmp_path / "out", results=[str(own), str(other)])
     card = (tmp_path / "out" / "README.md").read_text()
     first, second = card.split("## Results")[1].split("## Licence")[0].split("### ")[1:]
-    assert first.startswith("This model\n") and second.startswith("Another model, for comparison: vanilla\n")
+    assert first.startswith("This model\n") and second.startswith("Another model: vanilla\n")
     assert "| XCOPA | sw | accuracy | 2 | 50.0 ± 35.4 | 50.0 |" in first and "/somewhere" not in card
     assert "limit 2" in first and "lm_eval version 0.4.13" in first
 
@@ -123,10 +123,10 @@ def test_the_bases_licence_is_named_as_its_card_names_it(run, tmp_path):
     edit_json(copy / "model" / "adapter_config.json", base_model_name_or_path=str(base))
     export(str(copy), "merged", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "licence of the base applies to this model: llama3.1 (other) (https://example.org/LICENSE)" in card
+    assert "licence of the base model applies to this model: llama3.1 (other) (https://example.org/LICENSE)" in card
     assert all(line in card.split("---")[1] for line in head.splitlines())
     export(str(run), "merged", tmp_path / "none")
-    assert "its card did not say here: look it up" in (tmp_path / "none" / "README.md").read_text()
+    assert "its card does not name one: look it up" in (tmp_path / "none" / "README.md").read_text()
     (base / "README.md").write_text("---\nlicense: [\n---\n")
     assert base_licence(str(base)) is None
 

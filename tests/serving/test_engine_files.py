@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cctuning.serving.engines import RANKS, check_vllm
 from cctuning.serving.exporting import export
-from cctuning.serving.vllm import RANKS, check_vllm
 from tests.cli.world import done
 from tests.serving.world import edit_json, make
 
@@ -31,9 +31,9 @@ def copy(lora, tmp_path):
 def test_a_lora_is_ready_and_the_server_is_told_its_rank(lora, tmp_path, capsys):
     ready = check_vllm(lora)
     assert (ready.problems, ready.max_rank) == ([], 32)  # 4 of the base's LoRA and 16 of the transform
-    assert "vLLM: ready (--enable-lora --max-lora-rank 32)" in (lora / "README.md").read_text()
+    assert "vLLM: supported (--enable-lora --max-lora-rank 32)" in (lora / "README.md").read_text()
     done("export", lora.parent / "run", "--format", "lora", "--output", tmp_path / "out")
-    assert "\nvLLM: ready (--enable-lora --max-lora-rank 32); checked from its files, not on a GPU" in (
+    assert "\nvLLM: supported (--enable-lora --max-lora-rank 32); checked from the files, not on a GPU" in (
         capsys.readouterr().out
     )
 
@@ -48,9 +48,10 @@ def test_any_rank_up_to_the_largest_is_served(rank, expected, copy):
     edit_json(copy / "adapter_config.json", r=rank)
     ready = check_vllm(copy)
     assert ready.max_rank == expected and bool(ready.problems) is (expected is None)
-    assert expected is not None or str(
-        ready
-    ) == f"vLLM: no, because its rank is 513, and {RANKS[-1]} is the most; " + ("use --format merged")
+    assert (
+        expected is not None
+        or str(ready) == f"vLLM: not supported: its rank is 513, above the maximum of {RANKS[-1]}; use --format merged"
+    )
 
 
 def test_what_vllm_refuses_is_named(lora, copy, tmp_path):
@@ -63,15 +64,15 @@ def test_what_vllm_refuses_is_named(lora, copy, tmp_path):
         folder = Path(shutil.copytree(copy, tmp_path / key))
         edit_json(folder / "adapter_config.json", **{key: value})
         said = str(check_vllm(folder))
-        assert said.startswith("vLLM: no, because ") and pattern in said
+        assert said.startswith("vLLM: not supported: ") and pattern in said
 
     weights = load_file(copy / "adapter_model.safetensors")
     save_file({**weights, "other.weight": torch.zeros(1)}, copy / "adapter_model.safetensors")
-    assert "1 of its tensors have names that it does not know (first: other.weight)" in str(check_vllm(copy))
+    assert "1 tensors have unknown names (first: other.weight)" in str(check_vllm(copy))
     (copy / "adapter_model.safetensors").write_bytes(b"half")
     assert "cannot be read" in str(check_vllm(copy))
     (copy / "adapter_config.json").unlink()
-    assert str(check_vllm(copy)) == "vLLM: no, because adapter_config.json is missing"
+    assert str(check_vllm(copy)) == "vLLM: not supported: adapter_config.json is missing"
 
 
 def test_a_base_with_biases_makes_a_lora_that_vllm_does_not_take(tmp_path, capsys):
@@ -81,4 +82,4 @@ def test_a_base_with_biases_makes_a_lora_that_vllm_does_not_take(tmp_path, capsy
         weights = {name: tensor + ("bias" in name) for name, tensor in load_file(file).items()}
         save_file(weights, file, metadata={"format": "pt"})
     done("export", run, "--format", "lora", "--output", tmp_path / "out")
-    assert "\nvLLM: no, because its LoRA has biases (lora_bias)" in capsys.readouterr().out
+    assert "\nvLLM: not supported: it has biases (lora_bias)" in capsys.readouterr().out

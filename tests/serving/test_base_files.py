@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cctuning.serving.compatible import _add_older
+from cctuning.serving.base_files import add_old_keys
 from cctuning.serving.exporting import export
 from tests.serving.world import edit_json, make
 
@@ -90,10 +90,10 @@ def test_what_training_changed_is_written(tmp_path):
 )
 def test_older_keys(new, old):
     config = {"rope_parameters": new}
-    _add_older(config)
+    add_old_keys(config)
     assert config["rope_parameters"] == new and old.items() <= config.items()
     config = {"rope_parameters": new, "rope_theta": 7.0}
-    _add_older(config)
+    add_old_keys(config)
     assert config["rope_theta"] == 7.0, "what the publisher wrote stays"
 
 

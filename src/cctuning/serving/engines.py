@@ -1,0 +1,181 @@
+"""What other engines need of an export: a check for vLLM, and a Modelfile for Ollama with the commands for llama.cpp.
+
+Sources: for what vLLM accepts of an adapter, its vllm/config/lora.py, vllm/lora/peft_helper.py and vllm/lora/utils.py
+(whether it supports LoRA on a family of models is not checked); for how Ollama renders a prompt, template/template.go.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import GenerationConfig
+
+from cctuning.data import Encoder
+from cctuning.data.chat import render
+from cctuning.errors import UserError
+from cctuning.serving.manifest import Manifest
+from cctuning.training.card import hub_name
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of vLLM's --max-lora-rank; an adapter may have any rank up to it
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+WEIGHT = re.compile(r"base_model\.model\..+\.(lora_A|lora_B)\.weight|base_model\.model\..+\.lora_embedding_[AB]")
+MODELFILE = "Modelfile"
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")  # parameters of Ollama that generation configs have too
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """Whether vLLM loads an adapter.
+
+    Attributes:
+        problems: why it does not; empty where it does.
+        max_rank: the --max-lora-rank that it needs; None where that is among the problems.
+    """
+
+    problems: list[str]
+    max_rank: int | None
+
+    def __str__(self) -> str:
+        if self.problems:
+            return f"vLLM: not supported: {'; '.join(self.problems)}"
+        return f"vLLM: supported (--enable-lora --max-lora-rank {self.max_rank}); checked from the files, not on a GPU"
+
+
+def check_vllm(directory: Path) -> Readiness:
+    """Check the files of a PEFT LoRA as vLLM does when it loads them."""
+    missing = [name for name in FILES if not (directory / name).is_file()]
+    if missing:
+        return Readiness([f"{', '.join(missing)} is missing"], None)
+    try:
+        config = json.loads((directory / FILES[0]).read_text(encoding="utf-8"))
+        with safe_open(directory / FILES[1], framework="pt") as weights:
+            shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 (no mapping)
+    except (ValueError, SafetensorError) as error:
+        return Readiness([f"the files cannot be read ({error})"], None)
+    unsupported = {
+        "modules_to_save": "it contains whole modules (modules_to_save)",
+        "use_dora": "it is a DoRA",
+        "lora_bias": "it has biases (lora_bias), because the base's projections have; use --format merged",
+    }
+    problems = [problem for key, problem in unsupported.items() if config.get(key)]
+    if config.get("bias", "none") != "none":
+        problems.append(f"biases of the base were trained (bias: {config['bias']})")
+    odd = sorted(name for name in shapes if not WEIGHT.fullmatch(name) and not name.endswith(".lora_B.bias"))
+    if odd:
+        problems.append(f"{len(odd)} tensors have unknown names (first: {odd[0]})")
+    rank = max((shape[0] for name, shape in shapes.items() if name.endswith("lora_A.weight")), default=0)
+    allowed = next((one for one in RANKS if max(rank, config.get("r", 0)) <= one), None)
+    if rank == 0:
+        problems.append("it has no LoRA weights")
+    elif allowed is None:
+        problems.append(f"its rank is {rank}, above the maximum of {RANKS[-1]}; use --format merged")
+    return Readiness(problems, allowed)
+
+
+def modelfile(manifest: Manifest, encoder: Encoder, generation: GenerationConfig) -> str:
+    """The Modelfile of an export: where Ollama finds the weights, the prompt template, stop strings and sampling.
+
+    Args:
+        encoder: with the chat template of training.
+        generation: of the export. Without sampling in it, Ollama decodes greedily, as `cctuning generate` does.
+    """
+    base = hub_name(manifest.base) or "BASE"
+    lines = ["# Ollama: run `ollama create NAME -f Modelfile` in this directory, then `ollama run NAME`."]
+    if manifest.kind == "lora":
+        lines += [
+            "# First convert the base and the adapter with the scripts of llama.cpp:",
+            f"#   python llama.cpp/convert_hf_to_gguf.py {base} --outtype bf16 --outfile base.gguf",
+            f"#   python llama.cpp/convert_lora_to_gguf.py . --base {base} --outfile lora.gguf",
+            "# llama.cpp by itself: llama-server -m base.gguf --lora lora.gguf",
+            "FROM ./base.gguf",
+            "ADAPTER ./lora.gguf",
+        ]
+    else:
+        lines += [
+            "# Ollama reads these files where it supports the architecture. Otherwise, or to quantize them, convert",
+            "# them with llama.cpp and write FROM ./model.gguf:",
+            "#   python llama.cpp/convert_hf_to_gguf.py . --outtype bf16 --outfile model.gguf",
+            "#   llama-quantize model.gguf model-q4.gguf Q4_K_M",
+            "# llama.cpp by itself: llama-server -m model.gguf",
+            "FROM .",
+        ]
+    template = go_template(encoder) if manifest.chat else "{{ .Prompt }}"
+    if template is None:
+        lines.append("# This chat template cannot be written for Ollama, which takes the most similar one it knows.")
+    else:
+        lines.append(f'TEMPLATE """{template}"""')
+    stops = [str(encoder.tokenizer.decode([token])) for token in manifest.stop_token_ids]
+    for stop in dict.fromkeys([*stops, *([manifest.stop] if manifest.stop else [])]):
+        quotes = '"""' if '"' in stop else '"'
+        lines.append(f"PARAMETER stop {quotes}{stop}{quotes}")
+    sampling: dict[str, Any] = {"temperature": 0}
+    if generation.do_sample:
+        sampling = {name: getattr(generation, name) for name in SAMPLING}
+    sampling["repeat_penalty"] = generation.repetition_penalty or 1.0  # Ollama's default is not 1
+    lines += [f"PARAMETER {name} {value}" for name, value in sampling.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def go_template(encoder: Encoder) -> str | None:
+    """The chat template in Ollama's language (Go templates over `.Messages`), from what it writes around messages.
+
+    Returns:
+        None where a conversation is more than fixed texts around each message. Tools are not rendered, and a date that
+        the template writes is that of today.
+    """
+    system, *turns = [f"CCTUNING{number}MESSAGE" for number in range(6)]
+
+    def around(*contents: str) -> list[str]:
+        """The texts before, between and after messages of a conversation that the assistant answers next."""
+        roles = ["system"] * (contents[0] == system) + ["user", "assistant"] * 3
+        messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
+        text = render(encoder.tokenizer, messages, encoder.chat_template, prompt=True)
+        parts = re.split("|".join(contents), text)
+        if re.findall("|".join(contents), text) != list(contents):
+            raise UserError("the template changes, moves or leaves out a message.")
+        return parts
+
+    try:
+        start, answer, turn, asked = around(*turns[:3])  # user, assistant, user
+        if around(*turns[:1]) != [start, asked] or around(*turns[:5]) != [start, *[answer, turn] * 2, asked]:
+            return None
+    except UserError:
+        return None
+    rules = f'{{{{- if eq .Role "user" }}}}{{{{ $before }}}}{{{{ .Content }}}}{_asked(answer, asked)}\n'
+    rules += f'{{{{- else if eq .Role "assistant" }}}}{{{{ .Content }}}}{{{{ $before = {_go(turn)} }}}}\n'
+    opening = _without_bos(start, encoder)
+    try:
+        first, after, system_asked = around(system, turns[0])
+        if system_asked == asked and around(system, *turns[:3]) == [first, after, answer, turn, asked]:
+            first = _without_bos(first, encoder)
+            rules += f'{{{{- else if eq .Role "system" }}}}{{{{ {_go(first)} }}}}{{{{ .Content }}}}'
+            rules += f"{{{{ $before = {_go(after)} }}}}\n"
+    except UserError:
+        pass  # a template without system messages (Gemma): they are left out
+    head = f"{{{{- $before := {_go(opening)} }}}}\n{{{{- range $i, $_ := .Messages }}}}\n"
+    return f"{head}{rules}{{{{- end }}}}\n{{{{- end }}}}"
+
+
+def _asked(answer: str, asked: str) -> str:
+    """What follows a user's message: `asked` after the last one, `answer` after others."""
+    if answer == asked:
+        return f"{{{{ {_go(asked)} }}}}"
+    last = "{{ if eq (len (slice $.Messages $i)) 1 }}"
+    return f"{last}{{{{ {_go(asked)} }}}}{{{{ else }}}}{{{{ {_go(answer)} }}}}{{{{ end }}}}"
+
+
+def _without_bos(text: str, encoder: Encoder) -> str:
+    """A prompt's beginning without the BOS token where the engine adds it, as the tokenizer does to plain text."""
+    tokenizer = encoder.tokenizer
+    adds = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(str(tokenizer.bos_token)) if adds else text
+
+
+def _go(text: str) -> str:
+    """A string literal of Go; JSON's escapes are among Go's."""
+    return json.dumps(text, ensure_ascii=False)

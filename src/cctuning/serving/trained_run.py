@@ -1,0 +1,124 @@
+"""Read and check the records of a run before its weights are loaded for an export.
+
+A missing or outdated record would otherwise give an export that looks complete: without the connection where its file
+was not copied, or with a model card that does not name the data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from cctuning.connection import ConnectionConfig
+from cctuning.errors import UserError
+from cctuning.model import serialization
+from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, MODEL_FOLDER, RUN_FILE, resolve
+from cctuning.training.checkpoints import is_complete
+from cctuning.training.directory import check_record, read_options
+
+# Keys of run.json (dotted) that an export needs, and their types.
+EXPECTED: dict[str, Any] = {
+    "versions": dict,
+    "model": str,
+    "reference_language": str,
+    "chat": bool,
+    "data.sources": list,
+    "data.languages": dict,
+    "data.rows": int,
+    "data.with_response": int,
+    "data.without_response": int,
+}
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run, or a model directory of one.
+
+    Attributes:
+        path: as the user gave it. weights: the directory with the weights.
+        record: run.json; empty where the model directory is not inside its run.
+        options: config.yaml, likewise: the options that differ from the defaults.
+        connection: options of the connection.
+        reference_language: of the connection.
+    """
+
+    path: str
+    weights: Path
+    record: dict[str, Any]
+    options: dict[str, Any]
+    connection: ConnectionConfig
+    reference_language: str
+
+    @property
+    def languages(self) -> list[str]:
+        """Languages of the rows except the reference language, most rows first; empty where not known."""
+        counts: Counter[str] = Counter()
+        for part in (self.record.get("data"), self.record.get("parallel")):
+            counts.update(part["languages"] if part else {})
+        return sorted((code for code in counts if code != self.reference_language), key=lambda code: -counts[code])
+
+
+def read_trained_run(path: str) -> TrainedRun:
+    """Read the records of a run, of one of its checkpoints, or of a model directory that CC-Tuning wrote.
+
+    Raises:
+        UserError: there is no such run, it is incomplete, it is of another version, or CC-Tuning did not train it.
+    """
+    where, record = resolve(path)
+    weights = Path(where)
+    if weights.name.startswith("checkpoint-") and weights.is_dir() and not is_complete(weights):
+        raise UserError(f"{path}: incomplete checkpoint (no complete trainer_state.json); use another checkpoint.")
+    saved = serialization.read_config(weights) if (weights / serialization.CONFIG_FILE).is_file() else None
+    if not record and saved is None:
+        raise UserError(
+            f"{path}: expected a run ({RUN_FILE} beside {MODEL_FOLDER}/) or a model with a connection "
+            f"({serialization.CONFIG_FILE}), found neither; give a directory that cctuning train wrote."
+        )
+    options: dict[str, Any] = {}
+    if record:
+        run = weights.parent
+        check_record(run / RUN_FILE, record, EXPECTED, "export")
+        options = read_options(run)
+        # The first version did not record `gated`, its default.
+        if saved is None and options.get("connection", "gated") not in ("align", "none"):
+            raise UserError(
+                f"{weights}: {serialization.CONFIG_FILE} is missing, but the run trained a connection (config.yaml); "
+                "the directory is incomplete. Copy it again, or use another checkpoint."
+            )
+    if saved is None:
+        kind = options.get("connection", "none")
+        return TrainedRun(path, weights, record, options, ConnectionConfig(kind), record["reference_language"])
+    connection = ConnectionConfig.from_dict(saved["connection"], str(weights / serialization.CONFIG_FILE))
+    return TrainedRun(path, weights, record, options, connection, str(saved["reference_language"]))
+
+
+def check_not_quantized(run: TrainedRun, trust_remote_code: bool = False) -> None:
+    """Raise `UserError` where the files of the base are quantized, according to their config.
+
+    The transform is multiplied with the base's weights, which needs them in floating point. The config is read before
+    the weights because reading quantized ones may need a package that is not installed.
+    """
+    name = str(run.weights)
+    if (run.weights / LORA_CONFIG).is_file():
+        try:
+            name = json.loads((run.weights / LORA_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # loading raises a better error
+    try:
+        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except LOADING_ERRORS:
+        return
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        known = isinstance(quantization, dict)
+        method = quantization.get("quant_method") if known else getattr(quantization, "quant_method", None)
+        raise UserError(
+            f"{name}: the weights are quantized ({getattr(method, 'value', method) or 'unknown method'}, see "
+            "quantization_config in its config.json); an export needs them in floating point. Set "
+            f"base_model_name_or_path in {run.weights / LORA_CONFIG} to the unquantized model, or train on that model."
+        )
