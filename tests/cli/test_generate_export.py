@@ -102,7 +102,7 @@ def test_what_cannot_be_exported_is_refused(runs, tmp_path, capsys):
     out = tmp_path / "out"
     refusals = [
         (runs("full"), "lora", out, "the base's own weights were trained.*--format merged"),
-        (runs("plain"), "lora", out, "neither connection nor LoRA"),
+        (runs("plain"), "lora", out, "has no connection and no LoRA to export as a LoRA"),
         (
             runs("adaptive"),
             "merged",
@@ -243,7 +243,7 @@ def test_bad_requests_are_refused(runs, tmp_path, capsys):
         ((base, "--prompt", "x1", "--reference", "w1"), "--reference: .* has no connection"),
         ((base, "--prompt", "x1", "--bypass"), "--bypass: .* has no connection"),
         ((run, "--prompt", "x1", "--bypass", "--reference", "w1"), "exclude each other"),
-        ((run, "--prompt", ""), "the tokenizer makes no token of it"),
+        ((run, "--prompt", ""), "has no tokens; give some text"),
         ((run, "--prompt", "x1 " * 128), "128 tokens, and the model has 128 positions; shorten it"),
         ((run, "--prompt", "x1", "--chat", "yes"), "no chat template"),
         ((run, "--prompt", "x1", "--system", "x2"), "--system"),

@@ -96,7 +96,7 @@ def test_a_setting_that_is_not_trainings_is_a_note(tmp_path, capsys):
     assert "note: prompts are rendered without the chat template" in capsys.readouterr().err
     thinking = ["--chat_template_kwargs", '{"enable_thinking": true}', "--max_new_tokens", "2"]
     assert main(["generate", str(run), "--prompt", "Mji?", *thinking]) == 0
-    assert "note: the model may think first, otherwise than in training" in capsys.readouterr().err
+    assert "note: thinking is on; in training it was off" in capsys.readouterr().err
     assert "expected JSON" in refused(capsys, "generate", run, "--prompt", "a", "--chat_template_kwargs", "{")
     off = ("--chat", "no", "--chat_template_kwargs", '{"enable_thinking": true}')
     assert "not rendered with the chat template" in refused(capsys, "generate", run, "--prompt", "a", *off)

@@ -78,7 +78,7 @@ def _reason(check: Any, connected: ConnectedModel) -> str | None:
 
 
 def _check_fold(connected: ConnectedModel) -> None:
-    check_config(connected.config, "folded")
+    check_config(connected.config, "merged")
     model: Any = connected.model
     check_adapter_mergeable(model)
     has_transform = connected.config.transform != "none" and not connected.config.plain

@@ -94,7 +94,7 @@ class FileMerge:
         embedding = next(name for name, parameter in skeleton.named_parameters() if parameter is table)
         serialization.check_base(skeleton, record, self.folder, self.files[embedding])
         config = ConnectionConfig.from_dict(record["connection"], str(self.folder / serialization.CONFIG_FILE))
-        check_config(config, "folded")
+        check_config(config, "merged")
         if config.transform == "none" or config.connection == "none":
             return
         chosen = [site for site in find_sites(skeleton) if config.layers is None or site.index in config.layers]
