@@ -90,7 +90,7 @@ def test_thinking_that_was_trained_is_cut_before_it_is_scored(tmp_path, name):
 def test_a_setting_that_is_not_trainings_is_a_note(tmp_path, capsys):
     run = train(tmp_path, "qwen3", max_steps=2)
     _, record = scored(tmp_path, run, chat=False)
-    assert any("without the chat template, and the run was trained with it" in note for note in record["notes"])
+    assert any("without the chat template; the run was trained with it" in note for note in record["notes"])
     capsys.readouterr()
     assert main(["generate", str(run), "--prompt", "Mji?", "--chat", "no", "--max_new_tokens", "2"]) == 0
     assert "note: prompts are rendered without the chat template" in capsys.readouterr().err
@@ -99,7 +99,7 @@ def test_a_setting_that_is_not_trainings_is_a_note(tmp_path, capsys):
     assert "note: thinking is on; in training it was off" in capsys.readouterr().err
     assert "expected JSON" in refused(capsys, "generate", run, "--prompt", "a", "--chat_template_kwargs", "{")
     off = ("--chat", "no", "--chat_template_kwargs", '{"enable_thinking": true}')
-    assert "not rendered with the chat template" in refused(capsys, "generate", run, "--prompt", "a", *off)
+    assert "only with the chat template, which is off" in refused(capsys, "generate", run, "--prompt", "a", *off)
 
 
 def test_the_template_of_training_is_saved_with_its_arguments(tmp_path):

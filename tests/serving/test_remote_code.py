@@ -1,4 +1,4 @@
-"""A non-linear run as a checkpoint with a modelling file: transformers alone loads it, and only where it may."""
+"""Checkpoints with a modeling file for nonlinear transforms: loaded by transformers alone, with consent."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_what_cannot_be_written_so_is_refused(tmp_path):
     broken = attached(tiny_llama())
     broken.connected.connections[1].transform.up.weight.data[0, 0] = torch.nan
     refusals = [
-        (attached(tiny_llama(), ConnectionConfig("gated")), "this connection folds"),
+        (attached(tiny_llama(), ConnectionConfig("gated")), "this connection can be merged"),
         (
             attached(tiny_llama(), ConnectionConfig("gated", transform="nonlinear", scope="response")),
             "scope: all",
@@ -180,8 +180,8 @@ def test_what_cannot_be_written_so_is_refused(tmp_path):
             attached(tiny_llama(), ConnectionConfig("gated", scope="response")),
             "scope: all, and this run has scope: response",
         ),
-        (attached(foreign), "Foreign is not one of transformers' own"),
-        (Loaded(tiny_llama(), None, None, {}), "no connection in this model"),
+        (attached(foreign), "Foreign is not a class of transformers"),
+        (Loaded(tiny_llama(), None, None, {}), "the model has no connection"),
         (broken, "layer 1: .* NaN"),
     ]
     for loaded, pattern in refusals:

@@ -83,9 +83,9 @@ def test_the_export_tells_the_router(exported, tmp_path):
 def test_bad_requests_are_named(router):
     for call, pattern in (
         (lambda: router.model("x", "Swahily"), "lang: unknown language 'Swahily'; .*Did you mean 'sw'"),
-        (lambda: router.model([{"role": "system", "content": "x"}]), "no message of the user's"),
+        (lambda: router.model([{"role": "system", "content": "x"}]), "none is the user's"),
         (lambda: Router("en", base="a", adapter="b", sure=1.5), "sure: expected a confidence"),
-        (lambda: Router("ha", base="a", adapter="b").model("x"), "lingua has no model of it"),
+        (lambda: Router("ha", base="a", adapter="b").model("x"), "lingua cannot detect it"),
     ):
         with pytest.raises(UserError, match=pattern):
             call()

@@ -1,1 +1,1 @@
-"""Floor 3: a trained model at work: answering prompts, and written out for others to serve."""
+"""Use a trained model: generate answers, and export it for other software."""

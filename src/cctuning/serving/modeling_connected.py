@@ -1,8 +1,8 @@
-"""A causal language model with a small non-linear map after the feed-forward block of each of its layers.
+"""A causal language model with a small nonlinear map after the feed-forward block of its connected layers.
 
-`cctuning export --format code` puts this file into a checkpoint, with the base model's own classes imported below, so
-that `AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)` loads it with transformers and torch alone. It
-reads no file, opens no connection and imports nothing else. Source of the method: arXiv 2506.00875.
+`cctuning export --format code` copies this file into a checkpoint and imports the classes of its base model below, so
+that `AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True)` needs only transformers and torch. It reads no
+files and opens no network connections. Method: arXiv 2506.00875.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from transformers import LlamaConfig as BaseConfig
 from transformers import LlamaForCausalLM as BaseModel
 
-NAME = "connection"  # of the map, inside the layer it belongs to
+NAME = "connection"  # of the map, as a submodule of its layer
 
 
 class ConnectedConfig(BaseConfig):
-    """The base's config, and `connection`: {"rank": width of the map, "blocks": {layer's path: its FFN's path}}.
+    """Config of the base with `connection`: {"rank": width of the map, "blocks": {path of layer: path of its FFN}}.
 
-    The model type is one that transformers does not know. Under the base's own, it would load the base's class from
-    this checkpoint without a question, and drop the maps.
+    transformers does not know the model type. With that of the base it would load the base's class from this
+    checkpoint, without the maps and without an error.
     """
 
     model_type = f"connected_{BaseConfig.model_type}"
 
 
 class Transform(nn.Module):
-    """`h -> h + silu(h A + c) B` on the feed-forward block's output h (..., d), before any norm or residual."""
+    """`h -> h + silu(h A + c) B` on the output h (..., d) of the feed-forward block, before norm and residual."""
 
     def __init__(self, size: int, rank: int) -> None:
         super().__init__()
@@ -39,15 +39,15 @@ class Transform(nn.Module):
         return hidden + delta.to(hidden.dtype)
 
     def hook(self, block: nn.Module, args: Any, output: Any) -> Any:
-        """Forward hook of the block: its output, changed; what a mixture of experts returns beside it is kept."""
+        """Forward hook of the block; further outputs of a mixture of experts are kept."""
         return (self(output[0]), *output[1:]) if isinstance(output, tuple) else self(output)
 
 
 class ConnectedForCausalLM(BaseModel):
-    """The base's model with a `Transform` in each connected layer."""
+    """The base model with a `Transform` in each connected layer."""
 
     config_class = ConnectedConfig
-    # As they were trained. In half precision small weights would be lost.
+    # The dtype of training: half precision would lose small weights.
     _keep_in_fp32_modules_strict = [*(BaseModel._keep_in_fp32_modules_strict or ()), NAME]
 
     def __init__(self, config: Any) -> None:

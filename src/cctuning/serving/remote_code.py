@@ -1,9 +1,8 @@
-"""A run with a non-linear transform as a checkpoint with a modelling file of its own.
+"""Write a run with a nonlinear transform as a checkpoint with its own modeling file.
 
-Such a transform folds into nothing, but the pass that inference runs is the base and one small map a layer. So the
-checkpoint carries the base's weights, the maps, and `modeling_connected.py` (beside this file), which says in some
-sixty lines what is done with them. Code in a checkpoint is for its user to allow: the config names a model type that
-transformers does not know, so that without `trust_remote_code=True` it loads nothing at all.
+A nonlinear transform cannot be merged, but inference needs only the base and one small map per layer. The checkpoint
+has the base's weights, the maps and a copy of `modeling_connected.py`. transformers does not know its model type and
+therefore loads it with `trust_remote_code=True` or not at all.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ def write_code(
 ) -> None:
     """Write a checkpoint that `AutoModelForCausalLM` loads with `trust_remote_code=True` and without this package.
 
-    A LoRA on the base is merged first. The model in `loaded` is taken apart.
+    A LoRA on the base is merged first. The model in `loaded` cannot be used afterwards.
 
     Args:
         loaded: a run with `transform: nonlinear` and `scope: all`.
         directory: created if missing. The tokenizer is not written.
-        dtype: of the base's weights; None keeps theirs. The maps stay in the precision they were trained in.
-        max_shard_size: of the weights' files, like `5GB`; None: transformers' own.
+        dtype: of the base's weights; None keeps it. The maps keep the dtype of training.
+        max_shard_size: of the files, like `5GB`; None: the default of transformers.
 
     Raises:
-        UserError: the run's transform needs no code or cannot be written so, or the base is not transformers' own.
+        UserError: the run needs no code or cannot be written with it, or transformers does not have the base's class.
     """
     connected = loaded.connected
     if connected is None:
-        raise UserError("--format code: no connection in this model; export it with --format merged.")
+        raise UserError("--format code: the model has no connection; use --format merged.")
     _check(connected.config)
     model: Any
     model, maps = _plain_and_maps(connected)
@@ -54,8 +53,8 @@ def write_code(
     for kind in (base, config):
         if getattr(transformers, kind.__name__, None) is not kind:
             raise UserError(
-                f"--format code: {kind.__name__} is not one of transformers' own classes, which the modelling file "
-                "builds on; serve the run with cctuning generate."
+                f"--format code: {kind.__name__} is not a class of transformers, which the modeling file imports; "
+                "use cctuning generate."
             )
     if dtype is not None:
         model.to(dtype)
@@ -69,7 +68,7 @@ def write_code(
         site.layer.add_module(template.NAME, moved)
         blocks[site.name] = next(name for name, module in site.layer.named_modules() if module is site.block)
     size = {"max_shard_size": max_shard_size} if max_shard_size else {}
-    # Not in the base's published layout: transformers would look up how to read that by the model type.
+    # In the layout of transformers: how to read a published layout depends on the model type, which changes here.
     model.save_pretrained(directory, save_original_format=False, **size)
     _write_config(directory, {"rank": connected.config.transform_rank, "blocks": blocks})
     source = Path(template.__file__).read_text(encoding="utf-8")
@@ -81,17 +80,16 @@ def write_code(
 
 def _check(config: ConnectionConfig) -> None:
     if config.mergeable:
-        raise UserError("--format code: this connection folds, and needs no code; export it with --format merged.")
+        raise UserError("--format code: this connection can be merged and needs no code; use --format merged.")
     for name, needed in (("connection", "gated"), ("scope", "all"), ("transform", "nonlinear")):
         if (found := getattr(config, name)) != needed:
             raise UserError(
-                f"--format code: made for {name}: {needed}, and this run has {name}: {found}; serve it with cctuning "
-                "generate."
+                f"--format code: needs {name}: {needed}, and this run has {name}: {found}; use cctuning generate."
             )
 
 
 def _plain_and_maps(connected: ConnectedModel) -> tuple[PreTrainedModel, dict[int, NonlinearTransform]]:
-    """The base by itself, adapters merged, and each connected layer's map."""
+    """The base with adapters merged, and the map of each connected layer."""
     maps = {index: part.transform for index, part in connected.connections.items()}
     for index, part in maps.items():
         check_finite(index, part)
@@ -103,7 +101,7 @@ def _plain_and_maps(connected: ConnectedModel) -> tuple[PreTrainedModel, dict[in
 
 
 def _write_config(directory: Path, connection: dict[str, Any]) -> None:
-    """Make the base's config.json, just written, that of the modelling file's classes."""
+    """Change config.json, saved for the base, to the classes of the modeling file."""
     path = directory / "config.json"
     module = Path(template.__file__).stem
     config = json.loads(path.read_text(encoding="utf-8"))

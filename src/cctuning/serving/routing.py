@@ -1,16 +1,15 @@
-"""Which of the two answers: the base, prompts in the reference language; the LoRA on it, all others.
+"""Route prompts in the reference language to the base model, and all others to the LoRA.
 
-A fold has changed the weights for every prompt, English ones too, and costs English a little. A LoRA need not: where
-one server holds the base and the adapter, each request names the one it wants, and English can have the base as it
-was. What stands here runs beside the client and changes no server.
+A merged checkpoint has one set of weights for all prompts. A server with base and adapter takes the choice from each
+request, so that the reference language can keep the unchanged base. The router runs in the client.
 
     router = Router.from_export("adapters/sw", base="Qwen/Qwen2.5-7B-Instruct", adapter="sw")
     client.chat.completions.create(model=router.model(prompt), messages=…)     # vLLM, or any server of both
     model.generate(**inputs, adapter_names=router.adapter_names(prompts))      # PEFT, a mixed batch
 
-A prompt whose language nobody names is shown to lingua, against the languages trained in and the widespread ones of
-the same script. In doubt it goes to the adapter: a prompt in Swahili that misses its adapter loses all of the
-fine-tuning, one in English that meets it loses little.
+Where the caller does not give a prompt's language, lingua detects it among the languages of training and widespread
+languages of the same script. In doubt the adapter answers: a Swahili prompt without its adapter loses the fine-tuning,
+an English prompt with it loses little.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ if TYPE_CHECKING:
     from lingua import Language, LanguageDetector
 
 Prompt = str | Sequence[dict[str, Any]]
-PEFT_BASE = "__base__"  # what PEFT calls no adapter, in a batch
+PEFT_BASE = "__base__"  # PEFT's name for no adapter in a batch
 
 
 class Router:
-    """Sends prompts in the reference language to the base and the others to the adapter.
+    """Chooses between base and adapter by the language of a prompt.
 
-    Attributes:
-        reference_language: the language that training borrowed from.
-        base, adapter: their names in a server's requests.
-        languages: those the adapter was trained in; only detection looks at them.
-        sure: confidence of the detection in the reference language from which a prompt goes to the base.
+    Args:
+        reference_language: of training.
+        base, adapter: their model names in requests to the server.
+        languages: of the adapter's training, for the detection.
+        sure: confidence in the reference language from which a prompt goes to the base.
     """
 
     def __init__(
@@ -62,11 +61,11 @@ class Router:
         """The router of a LoRA that `cctuning export` wrote.
 
         Args:
-            base: the base's name on the server; default: the one that the export gives.
-            adapter: the adapter's (vLLM: NAME of `--lora-modules NAME=DIR`); default: the directory's.
+            base: name of the base on the server; default: the one in the export.
+            adapter: name of the adapter (vLLM: NAME in `--lora-modules NAME=DIR`); default: that of the directory.
 
         Raises:
-            UserError: no export of a LoRA is there, or it does not name its base and `base` is not given.
+            UserError: there is no export of a LoRA, or neither it nor `base` names the base.
         """
         directory = Path(directory)
         manifest = read_manifest(directory)
@@ -75,7 +74,7 @@ class Router:
                 f"{directory}: its format is {manifest.kind}; only a LoRA leaves the base as it is. Use --format lora."
             )
         if base is None and manifest.base is None:
-            raise UserError(f"{directory / EXPORT_FILE}: names no base; give `base`, its name on the server.")
+            raise UserError(f"{directory / EXPORT_FILE}: does not name the base; give `base`, its name on the server.")
         return cls(
             manifest.reference_language,
             base=base or str(manifest.base),
@@ -85,11 +84,11 @@ class Router:
         )
 
     def is_reference(self, prompt: Prompt, lang: str | None = None) -> bool:
-        """Whether a prompt is in the reference language, region and script aside.
+        """Whether a prompt is in the reference language, whatever its region and script.
 
         Args:
-            prompt: text, or messages, of which the user's last counts.
-            lang: its language, where the caller knows; else it is detected.
+            prompt: text, or messages, of which the last one of the user counts.
+            lang: its language; None: it is detected.
         """
         if lang and lang != "und":
             return language_of(canonical(lang, "lang")) == language_of(self.reference_language)
@@ -98,17 +97,17 @@ class Router:
         return detector.compute_language_confidence(text, reference) >= self.sure
 
     def model(self, prompt: Prompt, lang: str | None = None) -> str:
-        """The model that an OpenAI-style request should name; arguments as of `is_reference`."""
+        """The `model` of an OpenAI-style request; arguments as of `is_reference`."""
         return self.base if self.is_reference(prompt, lang) else self.adapter
 
     def adapter_names(
         self, prompts: Sequence[Prompt], langs: Sequence[str | None] | None = None, adapter: str = "default"
     ) -> list[str]:
-        """PEFT's `adapter_names` for a batch of `generate` or `forward`.
+        """The argument `adapter_names` of PEFT's `generate` and `forward` for a batch.
 
         Args:
-            langs: the prompts' languages, where the caller knows them.
-            adapter: the LoRA's name in the PEFT model.
+            langs: languages of the prompts; None: they are detected.
+            adapter: name of the LoRA in the PEFT model.
         """
         told = langs if langs is not None else [None] * len(prompts)
         pairs = zip(prompts, told, strict=True)
@@ -116,33 +115,33 @@ class Router:
 
     @contextmanager
     def on(self, model: PeftModel, prompt: Prompt, lang: str | None = None) -> Iterator[PeftModel]:
-        """Within: `model` answers `prompt` with the adapter, or, in the reference language, without it."""
+        """A context in which `model` has the adapter on, or off for a prompt in the reference language."""
         with model.disable_adapter() if self.is_reference(prompt, lang) else nullcontext():
             yield model
 
     @cached_property
     def _detector(self) -> tuple[LanguageDetector, Language]:
-        """lingua's detector, made when first asked for, and the reference language as lingua has it."""
+        """lingua's detector, and the reference language in lingua."""
         lingua = identify.lingua()
         reference = identify.lingua_language(self.reference_language)
         if reference is None:
             raise UserError(
-                f"reference_language {self.reference_language!r}: lingua has no model of it, so prompts cannot be "
-                "told apart by themselves; give each prompt's `lang`."
+                f"reference_language {self.reference_language!r}: lingua cannot detect it; give the "
+                "`lang` of each prompt."
             )
         scripts = set(identify.expected_scripts(self.reference_language))
         alike = [name for name in identify.WIDESPREAD.split() if scripts & set(identify.expected_scripts(name))]
         known = {reference, *map(identify.lingua_language, self.languages), *map(identify.lingua_language, alike)}
         chosen = {language for language in known if language is not None}
-        chosen |= {lingua.Language.ENGLISH, lingua.Language.FRENCH} if len(chosen) == 1 else set()  # lingua wants two
+        chosen |= {lingua.Language.ENGLISH, lingua.Language.FRENCH} if len(chosen) == 1 else set()  # lingua needs two
         return lingua.LanguageDetectorBuilder.from_languages(*sorted(chosen, key=str)).build(), reference
 
 
 def _last(messages: Sequence[dict[str, Any]]) -> str:
-    """The text of the user's last message; of one in parts (images among them), the parts that are text."""
+    """The text of the user's last message; of a message in parts, those that are text."""
     said = [message.get("content") for message in messages if message.get("role") == "user"]
     if not said:
-        raise UserError("messages: no message of the user's among them; give one, or the prompt's `lang`.")
+        raise UserError("messages: none is the user's; add one, or give the prompt's `lang`.")
     content = said[-1]
     if isinstance(content, str):
         return content
