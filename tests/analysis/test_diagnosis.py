@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from cctuning.analysis.diagnosis import FOLDS, follows
+from cctuning.analysis.diagnosis import FOLDS, predict_reference
 from cctuning.cli import main
 from cctuning.cli.diagnose import ADVICE, verdict
 from tests.cli.world import write_model
@@ -18,28 +18,28 @@ def test_a_planted_map_is_found_and_noise_is_not():
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(120, 16, generator=draw)
     y = x @ torch.randn(16, 16, generator=draw) + 3.0
-    seen = follows(x, y)
+    seen = predict_reference(x, y)
     assert seen.explained > 0.99 and seen.found == 1.0 and seen.rows == 120
-    apart = follows(x, torch.randn(120, 16, generator=draw))
+    apart = predict_reference(x, torch.randn(120, 16, generator=draw))
     assert apart.explained < 0.1 and apart.found < 0.1
 
 
 def test_half_of_the_variance_is_said_to_be_half():
     draw = torch.Generator().manual_seed(1)
     x = torch.randn(2000, 8, generator=draw)
-    seen = follows(x, x + torch.randn(2000, 8, generator=draw))
+    seen = predict_reference(x, x + torch.randn(2000, 8, generator=draw))
     assert seen.explained == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_common_offset_explains_nothing():
     draw = torch.Generator().manual_seed(2)
     x, y = torch.randn(80, 8, generator=draw) + 100, torch.randn(80, 8, generator=draw) + 100
-    assert follows(x, y).explained < 0.1
+    assert predict_reference(x, y).explained < 0.1
 
 
 def test_too_few_rows():
     with pytest.raises(ValueError, match="expected at least"):
-        follows(torch.randn(2 * FOLDS - 1, 4), torch.randn(2 * FOLDS - 1, 4))
+        predict_reference(torch.randn(2 * FOLDS - 1, 4), torch.randn(2 * FOLDS - 1, 4))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_of_few_rows_noise_is_no_way_across():
     """Where one right prompt of eight is more than `FOUND`."""
     for seed in range(20):
         draw = torch.Generator().manual_seed(seed)
-        seen = follows(torch.randn(8, 16, generator=draw), torch.randn(8, 16, generator=draw))
+        seen = predict_reference(torch.randn(8, 16, generator=draw), torch.randn(8, 16, generator=draw))
         figures = {"own": 2.0, "reference": 1.0, "explained": seen.explained, "found": seen.found}
         assert verdict(figures, seen.rows) == "rows"
 
@@ -88,7 +88,7 @@ def test_the_command(tmp_path, capsys):
     assert same["own"] == pytest.approx(same["reference"], rel=1e-5) and same["verdict"] == "gap"
     assert silent["language"] == "qab" and silent["own"] is None and silent["rows"] == 20
     printed = capsys.readouterr().out
-    assert "plain SFT will do" in printed
+    assert "connection: none (plain fine-tuning)" in printed
 
 
 @pytest.mark.parametrize("repeated", ["prompt", "prompt_en"])
@@ -114,8 +114,8 @@ def test_rows_that_repeat_a_side_do_not_count_again(repeated, tmp_path):
     ("argv", "says"),
     [
         (["--limit", "0"], "--limit: expected at least 1"),
-        (["--output", "nowhere/x.json"], "is no directory"),
-        (["--output", __file__], "exists already; name a file that does not"),
+        (["--output", "nowhere/x.json"], "is not a directory"),
+        (["--output", __file__], "exists already; name a new file"),
     ],
 )
 def test_bad_input(argv, says, tmp_path, capsys):
@@ -125,7 +125,7 @@ def test_bad_input(argv, says, tmp_path, capsys):
     assert main(["diagnose", str(base), str(data), *argv]) == 2
     assert says in capsys.readouterr().err
     assert main(["diagnose", str(base), str(data), "--chat", "no"]) == 2
-    assert "no row has a parallel" in capsys.readouterr().err
+    assert "no row has a reference prompt" in capsys.readouterr().err
 
 
 def test_another_reference_language_is_called_by_its_name(tmp_path, capsys):
@@ -135,9 +135,9 @@ def test_another_reference_language_is_called_by_its_name(tmp_path, capsys):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["diagnose", str(base), str(data), "--chat", "no", "--reference_language", "fr"]) == 0
     printed = capsys.readouterr().out
-    assert "French ┃" in printed and "own, French: nats" in printed and "English" not in printed
+    assert "French ┃" in printed and "own, French: loss" in printed and "English" not in printed
     assert "{" not in printed
-    assert all("English" not in line.format(name="French") for line in ADVICE.values())
+    assert all("English" not in line.format(name="French") for lines in ADVICE.values() for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -158,4 +158,4 @@ def test_what_training_left_is_refused_and_its_base_named(file, record, kind, tm
     (made / file).write_text(json.dumps(record))
     assert main(["diagnose", str(made), "rows.jsonl"]) == 2
     said = capsys.readouterr().err
-    assert f"made: {kind}; diagnose takes the untrained base: name the one it was made from, org/base." in said
+    assert f"made: {kind}; diagnose expects the untrained model: use its base, org/base." in said

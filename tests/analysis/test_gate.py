@@ -85,7 +85,7 @@ def test_the_layer_an_adaptive_connection_chooses():
 def test_rows_without_a_reference_are_left_out_and_none_is_refused():
     rows = [row([5, 6], "en", []), row([7, 8], "aa", [9, 10]), row([7, 8], "aa", [9, 10])]
     assert [one.language for one in language_batches(rows, 0, batch_size=1)] == ["aa", "aa"]
-    with pytest.raises(UserError, match="no row has a parallel"):
+    with pytest.raises(UserError, match="no row has a reference prompt"):
         language_batches(rows[:1], 0)
 
 

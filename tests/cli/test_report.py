@@ -68,16 +68,21 @@ def test_the_whole_page(world, tmp_path):
     look = page(world, tmp_path, *argv)
     said = " ".join(look.text.split())
     assert (
-        "cc against plain on paper MKQA, 2 languages but English: better in 1 (Swahili), not distinguishable in 1"
+        "cc against plain, paper MKQA: better in 1 of 2 languages (Swahili), worse in 0, not distinguishable in 1"
         in said
     )
     assert "English: cc 75.0 % after 75.0 % on paper MKQA" in said
-    for title in ("What came of it", "Where English is borrowed", "What the transform does", "Whether languages meet"):
+    for title in (
+        "Results",
+        "Where English activations are used",
+        "What the transform does",
+        "Similarity of languages",
+    ):
         assert title in said
     assert (
-        "They were given with --data" in said
+        "given with --data" in said
         and "cc, without its connection" in said
-        and "cc, given the parallel" in said
+        and "cc, with the reference prompt" in said
     )
     assert look.levels[0] == 1 and all(b <= a + 1 for a, b in zip(look.levels, look.levels[1:], strict=False))
     pictures = [tag for tag, attributes in look.tags if tag == "svg" and attributes.get("role") == "img"]
@@ -102,21 +107,21 @@ def test_the_gate_is_logged_by_layer_where_it_is_asked_for(world, tmp_path):
             assert both == pytest.approx(line["decision"], rel=1e-4)
     assert not any("decision_layer" in key for line in metrics(world("dense")) for key in line)
     assert "It changed most in layer" in page(world, tmp_path, world("cc")).text
-    assert "Set log_connection: true" in page(world, tmp_path / "..", world("dense")).text
+    assert "Train with log_connection: true" in page(world, tmp_path / "..", world("dense")).text
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "cc"])
 def test_every_kind_of_run_has_a_page(world, tmp_path, name):
     said = " ".join(page(world, tmp_path, world(name), "--examples", 1).text.split())
     expected = {
-        "plain": "plain has no connection: it borrows nothing.",
-        "dense": "directions, of 32 possible",
+        "plain": "plain has no connection.",
+        "dense": ", of 32 possible",
         "nonlinear": "Over all layers the transform closes",
-        "align": "every dimension takes the same share, 1.00",
+        "align": "the share is fixed at 1.00",
         "adaptive": "is chosen for",
     }
-    assert expected[name] in said and "They are rows that the first run was trained on" in said
-    assert ("0 (folds)" in said) is False
+    assert expected[name] in said and "on which the first run was trained" in said
+    assert ("0 (can be merged)" in said) is False
     if name in ("dense", "nonlinear", "adaptive"):
         assert "parameters added at inference 0" not in said
 
@@ -124,7 +129,7 @@ def test_every_kind_of_run_has_a_page(world, tmp_path, name):
 def test_rows_with_columns_of_their_own_names(world, tmp_path):
     rows = [{"text": f"x{i} x{i + 1}", "text_en": f"w{i} w{i + 1}", "lang": "sw"} for i in range(8)]
     data = ("--data", write_jsonl(tmp_path / "rows.jsonl", rows), "--columns", "prompt=text", "reference=text_en")
-    assert "Measured on 8 rows in Swahili from rows.jsonl." in page(world, tmp_path, world("cc"), *data).text
+    assert "Measured on 8 rows in Swahili from rows.jsonl, given" in page(world, tmp_path, world("cc"), *data).text
 
 
 def test_runs_are_looked_at_on_the_rows_that_fit_them_all(world, tmp_path):
@@ -149,14 +154,14 @@ def test_runs_are_looked_at_on_the_rows_that_fit_them_all(world, tmp_path):
 
 def test_without_models_or_with_their_base_gone(world, tmp_path, capsys):
     said = page(world, tmp_path, world("cc"), "--no_analysis").text
-    assert "not looked into (--no_analysis)" in said and "Losses of both passes" in said
+    assert "not analysed (--no_analysis)" in said and "Losses of both passes" in said
     run = copy(world("cc"), tmp_path / "moved")
     rewrite(run / "run.json", lambda record: record.update(model=str(tmp_path / "gone")))
     capsys.readouterr()
     output = tmp_path / "gone.html"
     done("report", run, "--output", output)
-    assert "note: the models were not looked into" in capsys.readouterr().out
-    assert "The models were not looked into: " in output.read_text()
+    assert "note: the models were not analysed" in capsys.readouterr().out
+    assert "The models were not analysed: " in output.read_text()
     message = refused(capsys, "report", run, "--examples", 1, "--output", tmp_path / "no.html")  # asked for
     assert "gone" in message and not (tmp_path / "no.html").exists()
 
@@ -210,7 +215,7 @@ def test_a_run_that_is_no_run(world, tmp_path, capsys):
     assert "line 7: not JSON" in broken("cut", put("metrics.jsonl", lines[: lines.rindex("epoch")]))
     assert "cannot be read" in broken("config", lambda run: (run / "config.yaml").unlink())
     weights = "model/adapter_model.safetensors"
-    assert "not a whole safetensors" in broken("weights", lambda run: (run / weights).write_bytes(b"\x10"))
+    assert "damaged safetensors" in broken("weights", lambda run: (run / weights).write_bytes(b"\x10"))
     file = "model/connection_config.json"
     newer = broken("format", lambda run: rewrite(run / file, lambda one: one.update(format=2)))
     assert "format 2, this version reads 1" in newer
@@ -226,7 +231,7 @@ def test_other_bad_input(world, tmp_path, capsys):
     assert (tmp_path / "there.html").read_text() == "kept"
     assert "no such file" in refused(capsys, "report", run, "--data", tmp_path / "none.jsonl", *output)
     english = write_jsonl(tmp_path / "en.jsonl", [{"prompt": "w1", "response": "w2", "lang": "en"}])
-    assert "no row with a parallel in 'en'" in refused(capsys, "report", run, "--data", english, *output)
+    assert "no row with a reference prompt in 'en'" in refused(capsys, "report", run, "--data", english, *output)
     assert "two or more systems" in refused(
         capsys, "report", run, "--evaluation", write_evaluation(tmp_path / "e", "m", {"en": [1]}), *output
     )

@@ -99,10 +99,10 @@ def test_end_to_end(pair, tmp_path, capsys):
     assert printed.splitlines()[-3:] == record["summary"]
     xcopa, xnli = record["summary"][:2]
     assert xcopa.startswith(
-        "ours against base, XCOPA: better in 1 of 2 languages (sw), worse in 0, not distinguishable in 1; mean +"
+        "ours against base, XCOPA: better in 1 of 2 languages (Swahili), worse in 0, not distinguishable in 1; mean +"
     )
     assert "]: better; English " in xcopa and xcopa.endswith("]: not distinguishable.")
-    assert "XNLI: better in 0 of 1 languages, worse in 1 (sw), not distinguishable in 0; mean -" in xnli
+    assert "XNLI: better in 0 of 1 languages, worse in 1 (Swahili), not distinguishable in 0; mean -" in xnli
     assert xnli.endswith("]: worse; English -: not measured.")
     assert "overall without English" in printed.splitlines()[-1]
     rows = {(row["kind"], row["benchmark"], row["language"]): row for row in record["rows"]}

@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cctuning.analysis import GateStatistics, Meeting, TransformErrors, TransformShape
+from cctuning.analysis import GateStatistics, Similarity, TransformErrors, TransformShape
 from cctuning.connection import ConnectionConfig
 from cctuning.report import svg
-from cctuning.report.connection_sections import borrowing, meeting_section, transforming
-from cctuning.report.examples_section import said
+from cctuning.report.connection_sections import gate_section, similarity_section, transform_section
+from cctuning.report.examples_section import answer_text
 from cctuning.report.formatting import (
     count,
     duration,
-    interval,
     language_name,
     language_names,
     listed,
@@ -26,11 +25,11 @@ from cctuning.report.formatting import (
     percent,
     points,
 )
-from cctuning.report.model_analysis import Findings, Inside, Plane, Rows
-from cctuning.report.results_section import answer, read_evaluations
+from cctuning.report.model_analysis import Findings, ModelAnalysis, Plane, Rows
+from cctuning.report.results_section import read_evaluations, results_section
 from cctuning.report.runs import Run, Sizes
 from cctuning.report.style import STYLE
-from cctuning.report.training_section import data, tokens_a_second, training
+from cctuning.report.training_section import data_section, tokens_a_second, training_section
 from tests.report.world import Look, write_evaluation
 
 LANGUAGES = ["sw", "th"]
@@ -50,7 +49,7 @@ def run(name="cc", path=Path("runs/cc"), metrics=(), **options):
     return Run(name, path, record, {}, list(metrics), config, Sizes(100, 60, 0, 1000))
 
 
-def inside(cka=0.5, languages=LANGUAGES, **parts) -> Inside:
+def inside(cka=0.5, languages=LANGUAGES, **parts) -> ModelAnalysis:
     flat = torch.as_tensor(cka).expand(3, len(languages)).T
     plane = Plane(
         1,
@@ -60,10 +59,10 @@ def inside(cka=0.5, languages=LANGUAGES, **parts) -> Inside:
         [(0, 0), (1, 0)],
     )
     rows = torch.full((len(languages),), 9)
-    return Inside(Meeting([0, 1, 2], languages, rows, flat, flat / 2, flat), plane, **parts)
+    return ModelAnalysis(Similarity([0, 1, 2], languages, rows, flat, flat / 2, flat), plane, **parts)
 
 
-def findings(tuned: Inside, base: Inside | None = None) -> Findings:
+def findings(tuned: ModelAnalysis, base: ModelAnalysis | None = None) -> Findings:
     return Findings(Rows([None] * 18, "held.jsonl", True), {"cc": tuned}, {"base": base or inside()})
 
 
@@ -76,13 +75,13 @@ def test_a_gate_open_in_one_place_is_what_the_page_says():
     mean[1, 2] = 0.75  # Thai, layer 2
     mean[:, 1, 3] = 0.9  # dimension 3 of layer 1
     gate = GateStatistics([0, 1, 2], LANGUAGES, torch.tensor([9, 9]), mean, torch.zeros(2, 3))
-    text = Look(html(borrowing([run(decision_bias=0.0)], findings(inside(gate=gate)), "English"))).text
+    text = Look(html(gate_section([run(decision_bias=0.0)], findings(inside(gate=gate)), "English"))).text
     assert (
-        "opens widest for Thai in layer 2, where 75 % of English is taken, and least for Swahili in layer 0 (10 %)"
-        in text
+        "most open for Thai in layer 2, where 75 % of the activation is English, and least for Swahili in layer 0 "
+        "(10 %)" in text
     )
     assert "started at 50 % everywhere" in text
-    assert "The strongest dimension is number 3 of layer 1, which takes 90 %" in text
+    assert "The largest share is that of dimension 3 in layer 1, 90 %" in text
 
 
 def test_what_the_transform_misses_is_named():
@@ -90,29 +89,31 @@ def test_what_the_transform_misses_is_named():
     error = torch.tensor([[0.1, 0.1, 0.1], [0.5, 0.4, 0.4]])
     errors = TransformErrors([0, 1, 2], LANGUAGES, torch.tensor([9, 9]), error, identity, identity)
     shape = TransformShape([0, 1, 2], torch.tensor([0.1, 0.3, 0.2]), torch.tensor([2.0, 4.0, 3.0]), 16)
-    text = Look(html(transforming([run()], findings(inside(errors=errors, shape=shape)), "English"))).text
-    assert "closes 75 % of the gap to its target for Swahili, the most, and −8 % for Thai, the least" in text
-    assert "no better than doing nothing for Thai." in text
-    assert "The matrix of layer 1 stands 30 % of the identity away from it, the most." in text
-    assert "spread over 2.0 to 4.0 directions, of 16 possible" in text
+    text = Look(html(transform_section([run()], findings(inside(errors=errors, shape=shape)), "English"))).text
+    assert "closes between −8 % (Thai) and 75 % (Swahili) of the gap to its target" in text
+    assert "For Thai it is no better than the identity." in text
+    assert "The matrix of layer 1 is 30 % of the identity's norm away from it, the largest distance." in text
+    assert "an effective rank of 2.0 to 4.0, of 16 possible" in text
 
 
 def test_languages_that_came_closer_and_that_did_not():
-    closer = Look(html(meeting_section([run()], findings(inside(0.8)), "English"))).text
-    assert "base 0.50, cc 0.80" in closer and "Swahili came closest to English (0.30 over the layers)" in closer
-    assert "a prompt lies 2.00 times as far from its English parallel" in closer  # 1 apart, 0.5 from the middle
-    apart = Look(html(meeting_section([run()], findings(inside(0.2)), "English"))).text
-    assert "No language came closer to English: the best is Swahili with −0.30" in apart
+    closer = Look(html(similarity_section([run()], findings(inside(0.8)), "English"))).text
+    assert "base 0.50, cc 0.80" in closer and "increased most for Swahili (0.30, mean over layers)" in closer
+    assert "to its English reference prompt is 2.00 times" in closer  # 1 apart, 0.5 from the middle
+    apart = Look(html(similarity_section([run()], findings(inside(0.2)), "English"))).text
+    assert "increased for no language: the largest change is Swahili with −0.30" in apart
 
 
 def test_languages_are_told_apart_by_their_code_and_not_by_their_place():
     base = inside(torch.tensor([0.2, 0.8]), ["sw", "th"])
-    turned = html(meeting_section([run()], findings(inside(torch.tensor([0.8, 0.2]), ["th", "sw"]), base), "English"))
-    assert "No language came closer to English: the best is Swahili with 0.00" in Look(turned).text
+    turned = html(
+        similarity_section([run()], findings(inside(torch.tensor([0.8, 0.2]), ["th", "sw"]), base), "English")
+    )
+    assert "increased for no language: the largest change is Swahili with 0.00" in Look(turned).text
     rows = re.findall(r"<tr><th[^>]*>(?:base|cc)</th>(.*?)</tr>", turned)[:6]  # three layers each
     assert rows[:3] == rows[3:] and "0.200" in rows[0]
-    lost = html(meeting_section([run()], findings(inside(torch.tensor([0.9]), ["th"]), base), "English"))
-    assert "Thai came closest to English (0.10 over the layers)" in Look(lost).text
+    lost = html(similarity_section([run()], findings(inside(torch.tensor([0.9]), ["th"]), base), "English"))
+    assert "increased most for Thai (0.10, mean over layers)" in Look(lost).text
 
 
 def test_codes_of_one_name_stay_apart():
@@ -127,7 +128,7 @@ def test_codes_of_one_name_stay_apart():
         },
         skipped_in_tokenisation=[],
     )
-    text = Look(html(data([own], None))).text
+    text = Look(html(data_section([own], None))).text
     assert "in 3 languages" in text and "Arabic (arb)" in text and "Arabic (ara)" in text
 
 
@@ -141,27 +142,27 @@ def test_gains_losses_and_english_before_and_after(tmp_path):
     named = [f"{name}={write_evaluation(tmp_path / name, *rest)}" for name, rest in given.items()]
     evaluated = read_evaluations(named, None, [run()])
     assert evaluated.base == "start"  # known by the path the run was tuned from
-    text = Look(html(answer([run("plain", connection="none"), run()], evaluated))).text
-    assert "cc against plain on paper MKQA, 2 languages but English: better in 1 (Swahili), worse in 1 (Thai)" in text
-    assert "English −50.0" in text and "cc 0.0 % after 66.7 % on paper MKQA (−66.7" in text
+    text = Look(html(results_section([run("plain", connection="none"), run()], evaluated))).text
+    assert "cc against plain, paper MKQA: better in 1 of 2 languages (Swahili), worse in 1 (Thai)" in text
+    assert "English -50.0 [" in text and "cc 0.0 % after 66.7 % on paper MKQA (−66.7" in text
     assert "2.0 times the time" in text
     without = read_evaluations(named[:2], None, [run()])
-    assert "The base was not among the evaluations" in Look(html(answer([run()], without))).text
-    assert "cannot say which languages gained" in Look(html(answer([run()], None))).text
+    assert "The evaluations do not include the base" in Look(html(results_section([run()], without))).text
+    assert "cannot tell which languages improved" in Look(html(results_section([run()], None))).text
 
 
 def test_an_evaluation_of_english_alone(tmp_path):
     flags = {"a": [0, 0] * 30, "b": [0, 1] * 30}
     named = [f"{name}={write_evaluation(tmp_path / name, name, {'en': own})}" for name, own in flags.items()]
-    text = Look(html(answer([run()], read_evaluations(named, None, [run()])))).text
-    assert "b against a on paper MKQA: English +50.0" in text and "0 languages" not in text
+    text = Look(html(results_section([run()], read_evaluations(named, None, [run()])))).text
+    assert "b against a, paper MKQA: no language but English; English +50.0" in text
 
 
 def test_which_of_two_choices_alike_was_chosen():
     choices = [{"choice": " is too big.", "loglikelihood": -3.0}, {"choice": " is too big.", "loglikelihood": -2.0}]
-    assert said(choices) == "is too big. (choice 2 of 2)"
+    assert answer_text(choices) == "is too big. (choice 2 of 2)"
     choices[0]["choice"] = " is too small."
-    assert said(choices) == "is too big."
+    assert answer_text(choices) == "is too big."
 
 
 def test_a_resumed_run_costs_what_all_its_legs_cost():
@@ -170,19 +171,19 @@ def test_a_resumed_run_costs_what_all_its_legs_cost():
     summary = {"step": 60, "train_runtime": 40.0, "train_steps_per_second": 1.5, "train_samples_per_second": 12.0}
     resumed = run(metrics=[*metrics, summary | {"total_runtime": 120.0}])
     assert tokens_a_second(resumed) == 50  # not 150
-    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html(training([resumed]))))
-    assert "steps a second 0.50" in text and "rows a second 4.0" in text
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html(training_section([resumed]))))
+    assert "steps per second 0.50" in text and "rows per second 4.0" in text
     assert tokens_a_second(run(metrics=[{"step": 60, "num_tokens": 6000.0}, summary])) == 150  # of an older version
 
 
 def test_curves_and_what_was_not_recorded():
     metrics = [{"step": step, "student_loss": 2.0 - step / 10, "grad_norm": 1.0} for step in (1, 2, 3)]
     metrics.append({"step": 3, "train_runtime": 2.0, "train_steps_per_second": 1.5, "student_loss": 9.0})
-    text = Look(html(training([run(metrics=metrics)]))).text
+    text = Look(html(training_section([run(metrics=metrics)]))).text
     assert "Student pass: 1.900 at the first log, 1.700 at the last." in text  # the summary is no log step
     assert "Memory was not recorded" in text and "fewer than three times" not in text
     metrics[-1]["train_mem_gpu_peaked_delta"] = 3 * 2**20
-    recorded = Look(html(training([run(metrics=metrics[:1] + metrics[-1:])]))).text
+    recorded = Look(html(training_section([run(metrics=metrics[:1] + metrics[-1:])]))).text
     assert "3 MiB" in recorded and "cc logged fewer than three times" in recorded
 
 
@@ -278,6 +279,6 @@ def test_words():
         "–",
     ]
     assert [points(0.0131), points(0.574, False), points(None)] == ["+1.3", "57.4", "–"]
-    assert interval(-0.013, 0.022) == "[−1.3, +2.2]" and [percent(0.174), percent(0.0042)] == ["17 %", "0.4 %"]
+    assert [percent(0.174), percent(0.0042)] == ["17 %", "0.4 %"]
     assert [duration(x) for x in (3.21, 23, 245, 12000)] == ["3.2 s", "23 s", "4 min 05 s", "3 h 20 min"]
     assert listed(["a", "b", "c"], 2) == "a and 2 more" and listed([]) == "none" and count(1, "row") == "1 row"

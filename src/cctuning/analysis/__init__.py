@@ -1,33 +1,43 @@
-"""Floor 3: looking inside a connection. Every figure of the report is a public function here, on torch alone."""
+"""Analyse connections and models. Every figure of the report is a public function here, on torch alone."""
 
-from cctuning.analysis.gate import GateStatistics, LayerChoice, gate_statistics, layer_choice
-from cctuning.analysis.observe import LanguageBatch, Seen, language_batches, observe
-from cctuning.analysis.projection import Projection, principal_plane
-from cctuning.analysis.similarity import Meeting, cosine, linear_cka, meeting, prompt_activations
-from cctuning.analysis.transform import (
+from cctuning.analysis.connection_statistics import (
+    GateStatistics,
+    LayerChoice,
     TransformErrors,
     TransformShape,
     effective_rank,
+    gate_statistics,
+    layer_choice,
     transform_errors,
     transform_shape,
+)
+from cctuning.analysis.observe import LanguageBatch, Seen, language_batches, observe
+from cctuning.analysis.similarity import (
+    Projection,
+    Similarity,
+    cosine,
+    language_similarity,
+    linear_cka,
+    principal_plane,
+    prompt_activations,
 )
 
 __all__ = [
     "GateStatistics",
     "LanguageBatch",
     "LayerChoice",
-    "Meeting",
     "Projection",
     "Seen",
+    "Similarity",
     "TransformErrors",
     "TransformShape",
     "cosine",
     "effective_rank",
     "gate_statistics",
     "language_batches",
+    "language_similarity",
     "layer_choice",
     "linear_cka",
-    "meeting",
     "observe",
     "principal_plane",
     "prompt_activations",

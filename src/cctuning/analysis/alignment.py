@@ -1,8 +1,8 @@
-"""How far parallel text is aligned already: by layer and language, on a model and text of one's own.
+"""Measure how well parallel text is aligned in a model, by layer and language.
 
-Two figures, of prompts pooled as `connection: align` pools them and in units of the references' spread
-(`connection/pooled.py`). *error*: the mean squared error by dimension; 1 is no better than the mean reference.
-*found*: the share of texts whose nearest reference by cosine, among all, is their own; chance is 1 / references.
+Texts are pooled as `connection: align` pools them, in units of the spread of the references (`connection/pooled.py`).
+*error* is the mean squared error per dimension; 1 is no better than the mean reference. *found* is the share of texts
+whose nearest reference by cosine is the right one; chance is 1 / references.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from cctuning.model.recorded import Prompts, RecordedReferences, record
 class Alignment:
     """
     Attributes:
-        layers: L numbers. languages: G codes. pairs: G counts. references: how many there are to choose among.
+        layers: L numbers. languages: G codes. pairs: G counts. references: number of distinct references.
         error, found: (G, L).
-        spread: (L,) share of the references' squared norm that differs between them; the rest is the same for all.
+        spread: (L,) share of the references' squared norm that differs between them.
     """
 
     layers: list[int]
@@ -41,18 +41,18 @@ class Alignment:
     spread: Tensor
 
     def best_layers(self, width: int) -> list[int]:
-        """The `width` layers in a row in which texts are found best, averaged over languages."""
+        """The `width` consecutive layers in which most texts are found, averaged over languages."""
         mean = self.found.mean(dim=0)
         start = max(range(len(self.layers) - width + 1), key=lambda first: float(mean[first : first + width].sum()))
         return self.layers[start : start + width]
 
 
 def measure(connected: ConnectedModel, texts: Prompts, which: Tensor, languages: Sequence[str], pad: int) -> Alignment:
-    """Of texts and their references, through the weights as they are.
+    """Measure texts against recorded references, with the current weights.
 
     Args:
-        connected: with `connection: align`; its layers and pooling are measured. Its recording is left alone.
-        texts: (N) encoded. which: (N,) each text's reference among those recorded (`connected.recorded`).
+        connected: with `connection: align`, whose layers and pooling are used; its recording is left unchanged.
+        texts: (N) encoded. which: (N,) index of each text's reference in `connected.recorded`.
         languages: (N,) code of each.
         pad: token id for padding.
     """
@@ -63,7 +63,7 @@ def measure(connected: ConnectedModel, texts: Prompts, which: Tensor, languages:
 def compare(
     references: RecordedReferences, texts: RecordedReferences, which: Tensor, languages: Sequence[str]
 ) -> Alignment:
-    """Of vectors that are recorded on both sides; the other arguments as in `measure`."""
+    """Measure recorded texts against recorded references; other arguments as in `measure`."""
     codes = sorted(set(languages))
     rows = {code: torch.tensor([n for n, lang in enumerate(languages) if lang == code]) for code in codes}
     candidates, own = torch.unique(which, return_inverse=True)
@@ -98,11 +98,11 @@ def of_text(
     chat: bool,
     max_length: int | None = None,
 ) -> Alignment:
-    """Of parallel text on a model as it is, in all its layers.
+    """Measure parallel text in all layers of a model.
 
     Args:
-        pairs: `text`, `reference` and `lang` of each. A pair that is too long is left out.
-        chat: render both sides with the chat template, as training would.
+        pairs: `text`, `reference` and `lang` of each; pairs that are too long are left out.
+        chat: render both sides with the chat template, as in training.
     """
     encoder = Encoder(tokenizer, max_length, max_length, chat)
     rows = [{"prompt": pair["text"], "reference": pair["reference"], "lang": pair["lang"]} for pair in pairs]

@@ -1,14 +1,12 @@
-"""Before anyone pays for training: does this model know more in the reference language, and can it be reached?
+"""Measure, before training, whether a connection has something to transfer from the reference language.
 
-Three conditions decide whether the connection can help (docs/lab/ shows each fail):
+Three conditions, all measured on the untrained model with rows of the kind it would be trained on (docs/lab/ shows
+what happens without each):
 
 1. a gap: the model answers the same questions better in the reference language;
-2. a way across: the reference's activations follow from the prompt's own, on rows held out, so that a linear matrix
-   has something to learn. Where languages share no concepts they do not, and nothing transfers;
-3. something to buy: with the reference at hand the answers get better, before any training.
-
-All three are measured on the untrained model, on rows of the kind it would be trained on; the way across on each
-prompt and each reference once.
+2. predictable activations: those of the reference prompt can be predicted linearly from those of the prompt, on
+   held-out rows. Prompts and reference prompts that repeat are used once;
+3. a benefit: answers improve when the reference prompt is available, before any training.
 """
 
 from __future__ import annotations
@@ -25,18 +23,18 @@ from cctuning.analysis.similarity import prompt_activations
 from cctuning.connection import ConnectionConfig, predicting, prompt_ends
 from cctuning.model.connected import ConnectedModel
 
-SHARES = (0.1, 0.25, 0.5)  # of the reference, tried at the prompt's end in every layer
+SHARES = (0.1, 0.25, 0.5)  # fixed shares of the reference at the end of the prompt, in every layer
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # relative to the mean eigenvalue of the Gram matrix
 FOLDS = 4
 
 
 @dataclass(frozen=True)
-class Follows:
-    """How well the reference's activations follow from the prompt's own at one layer, held out (FOLDS-fold).
+class Prediction:
+    """How well the activations of reference prompts are predicted from those of prompts, in one layer.
 
     Attributes:
-        explained: share of the variance around the mean, of the best ridge; at most 1, 0 or less is nothing.
-        found: how often the mapped activation is nearest to its own parallel among all `rows` of them.
+        explained: share of the held-out variance that the best ridge regression explains, at most 1.
+        found: share of predictions whose nearest reference prompt, among all `rows`, is the right one.
     """
 
     explained: float
@@ -46,15 +44,15 @@ class Follows:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was measured for one language.
+    """Measurements for one language.
 
     Attributes:
-        own: mean negative log-likelihood of a response given its prompt, nats a response; NaN without responses.
-        reference: the same for the same questions asked and answered in the reference language; NaN where the rows
-            hold none. Both say the same, so nats a response compare although the tokens differ.
-        live: the smallest of `own` over `SHARES`, with the reference at hand and nothing trained.
-        share: the share that gave it; 0 where none helps.
-        layers: layer -> how its reference activations follow, over the rows whose prompt and reference are new.
+        own: mean negative log-likelihood of a response given its prompt, in nats per response; NaN without responses.
+        reference: the same for the same questions and answers in the reference language; NaN without such rows. The
+            content is the same, so nats per response compare although the tokens differ.
+        live: `own` over an untrained live connection, with the best of `SHARES`.
+        share: the best of `SHARES`; 0 if none helps.
+        layers: layer to prediction, over rows whose prompt and reference prompt do not repeat.
     """
 
     language: str
@@ -63,13 +61,13 @@ class Diagnosis:
     reference: float
     live: float
     share: float
-    layers: dict[int, Follows]
+    layers: dict[int, Prediction]
 
 
-def follows(own: Tensor, reference: Tensor) -> Follows:
-    """Ridge regression from `own` to `reference` (N, d), each fold predicted from the others; dual form, N x N.
+def predict_reference(own: Tensor, reference: Tensor) -> Prediction:
+    """Ridge regression from `own` to `reference` (N, d), each fold predicted from the others, in the dual form N x N.
 
-    Rows that repeat one another are for the caller to leave out (`new_rows`).
+    Rows must not repeat, see `distinct_rows`.
 
     Raises:
         ValueError: fewer rows than 2 * FOLDS.
@@ -95,18 +93,18 @@ def follows(own: Tensor, reference: Tensor) -> Follows:
     errors = {ridge: float((y - guess).square().sum() / variance) for ridge, guess in predicted.items()}
     best = min(errors, key=lambda ridge: errors[ridge])
     nearest = torch.cdist(predicted[best], y).argmin(dim=1)
-    return Follows(1 - errors[best], float((nearest == torch.arange(rows)).double().mean()), rows)
+    return Prediction(1 - errors[best], float((nearest == torch.arange(rows)).double().mean()), rows)
 
 
 def diagnose(
     model: Any, batches: Sequence[LanguageBatch], own_language: Mapping[str, float] | None = None
 ) -> Iterator[Diagnosis]:
-    """Measure language by language.
+    """Measure one language after the other.
 
     Args:
-        model: a plain causal LM in eval mode; connected for the while and left as it was.
-        batches: of `language_batches`.
-        own_language: language -> `Diagnosis.reference`, from `reference_losses`.
+        model: a causal LM in eval mode; it is left unchanged.
+        batches: from `language_batches`.
+        own_language: language to `Diagnosis.reference`, from `reference_losses`.
     """
     for language in languages_of(batches):
         mine = [batch for batch in batches if batch.language == language]
@@ -115,7 +113,7 @@ def diagnose(
         own = torch.cat([row_losses(with_plain, batch, live=False) for batch in mine])
         with_plain.unload()
         x, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-        new = new_rows(mine)
+        new = distinct_rows(mine)
         best, share = float(own.nanmean()), 0.0
         for value in SHARES:
             loss = _live(model, mine, value)
@@ -123,15 +121,15 @@ def diagnose(
                 best, share = loss, value
         layers = {}
         if len(new) >= 2 * FOLDS:
-            layers = {layer: follows(x[new, layer], y[new, layer]) for layer in range(x.shape[1])}
+            layers = {layer: predict_reference(x[new, layer], y[new, layer]) for layer in range(x.shape[1])}
         reference = (own_language or {}).get(language, float("nan"))
         yield Diagnosis(language, len(x), float(own.nanmean()), reference, best, share, layers)
 
 
-def new_rows(batches: Sequence[LanguageBatch]) -> list[int]:
-    """Places of the rows whose prompt and whose reference no row before them has.
+def distinct_rows(batches: Sequence[LanguageBatch]) -> list[int]:
+    """Positions of the rows whose prompt and reference prompt have not occurred before.
 
-    A row that is seen in one fold and held out in another would make any two languages follow from each other.
+    A row that occurs in two folds would make any two languages predictable from each other.
     """
     prompts, references, new = set[tuple[int, ...]](), set[tuple[int, ...]](), list[int]()
     place = 0
@@ -152,7 +150,7 @@ def new_rows(batches: Sequence[LanguageBatch]) -> list[int]:
 
 
 def reference_losses(model: Any, batches: Mapping[str, Sequence[LanguageBatch]]) -> dict[str, float]:
-    """Language -> mean nats a response of the rows given for it: the same questions in the reference language."""
+    """Mean nats per response of each language's rows, which hold the same questions in the reference language."""
     plain = ConnectedModel.attach(model, ConnectionConfig(connection="none")).eval()
     try:
         return {
@@ -176,10 +174,10 @@ def _live(model: Any, batches: Sequence[LanguageBatch], share: float) -> float:
 
 @torch.no_grad()
 def row_losses(connected: ConnectedModel, batch: LanguageBatch, live: bool) -> Tensor:
-    """(B,) negative log-likelihood of each row's response, in nats; NaN where a row has none.
+    """(B,) negative log-likelihood of each row's response, in nats; NaN without a response.
 
     Args:
-        live: over the live connection; else as a plain model.
+        live: use the live connection.
     """
     rows = batch.build(connected.model.device)
     assert rows.labels is not None

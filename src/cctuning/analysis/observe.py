@@ -1,10 +1,4 @@
-"""What a connection sees: batches of one language each, and every layer's activations at the connected positions.
-
-A batch holds rows of one language, so that a figure by language is a sum over batches and no row's language has to be
-carried into a layer. The passes are those of training and inference: the reference pass records, then the rows run as
-students, as a tuned model answers. A decision is a module that is called with both activations at exactly the
-connected positions; a hook on it is all that is needed to see them.
-"""
+"""Batches of one language each, and the activations at the connected positions of every layer."""
 
 from __future__ import annotations
 
@@ -29,17 +23,17 @@ class LanguageBatch:
     inputs: dict[str, Tensor]
 
     def build(self, device: torch.device | str = "cpu") -> Batch:
-        """The rows as a model's pass takes them, on `device`."""
+        """The batch of a model's pass, on `device`."""
         return Batch.of({name: tensor.to(device) for name, tensor in self.inputs.items()})
 
 
 def language_batches(
     rows: Iterable[Mapping[str, Any]], pad_token_id: int, batch_size: int = 16
 ) -> list[LanguageBatch]:
-    """Batches of one language each, languages in the order they are met; rows without a reference are left out.
+    """Batches of one language each, in the order of the rows; rows without a reference are left out.
 
     Args:
-        rows: of `encode_dataset`.
+        rows: from `encode_dataset`.
         pad_token_id: as for `PairedCollator`.
 
     Raises:
@@ -50,7 +44,7 @@ def language_batches(
         if row["reference_input_ids"]:
             by_language.setdefault(row["lang"] or "und", []).append(row)
     if not by_language:
-        raise UserError("no row has a parallel in the reference language; give rows with one (prompt_en, say).")
+        raise UserError("no row has a reference prompt; use rows with one, for example in a column prompt_en.")
     collate = PairedCollator(pad_token_id)
     return [
         LanguageBatch(language, collate(own[start : start + batch_size]))
@@ -66,19 +60,19 @@ def spread(items: Sequence[Any], limit: int) -> list[Any]:
 
 
 def languages_of(batches: Sequence[LanguageBatch]) -> list[str]:
-    """The languages, each once, in order."""
+    """The languages without duplicates, in order."""
     return list(dict.fromkeys(batch.language for batch in batches))
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One layer's connection over one batch: N connected positions of `rows` rows.
+    """Activations of one layer at the N connected positions of a batch of `rows` rows.
 
     Attributes:
         language: of the batch. layer: the decoder layer's number.
         reference, own: (N, d) activations e and h. share: (N, d) the decision a in [0, 1].
         row: (N,) row of each position.
-        changed: (N, d) h W, what the transform makes of h; h itself where there is none.
+        changed: (N, d) h W, the output of the transform; h without a transform.
     """
 
     language: str
@@ -92,23 +86,23 @@ class Seen:
 
     @property
     def target(self) -> Tensor:
-        """(N, d) f = a e + (1 - a) h, what the transform is taught."""
+        """(N, d) f = a e + (1 - a) h, the target of the transform."""
         return self.share * self.reference + (1 - self.share) * self.own
 
 
 @torch.no_grad()
 def observe(connected: ConnectedModel, batches: Iterable[LanguageBatch]) -> Iterator[Seen]:
-    """Run `batches` as students and yield what each layer's connection saw, in fp32; nothing is kept between batches.
+    """Run batches through the student pass and yield the activations of each layer's connection, in fp32.
 
-    Of an adaptive connection every layer's vector is seen, with a share of 1: its matrix is fitted to the reference's
-    vectors as they are.
+    An adaptive connection yields the vectors of every layer with a share of 1, since its matrix is fitted to the
+    reference's vectors.
 
     Args:
-        connected: in eval mode; one with `connection: none` sees nothing.
-        batches: of `language_batches`, on any device.
+        connected: in eval mode; nothing is yielded for `connection: none`.
+        batches: from `language_batches`, on any device.
     """
     if connected.training:
-        raise ValueError("connected: put it in eval mode first; training draws passes, and dropout would be seen")
+        raise ValueError("connected: expected eval mode, since training samples passes and uses dropout")
     for batch in batches:
         rows = batch.build(connected.model.device)
         for seen in connected.observe(rows):

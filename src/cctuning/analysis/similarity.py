@@ -1,8 +1,8 @@
-"""Whether languages meet: how alike the activations of a prompt and of its parallel are, layer by layer.
+"""Similarity of the activations of prompts and their reference prompts, layer by layer.
 
-Two measures, because either alone misleads. The cosine of a pair is high wherever all activations share a direction,
-so it stands beside that of unrelated pairs. CKA compares the two languages' geometry and cannot be fooled so, but its
-usual estimate goes to 1 for anything when there are fewer prompts than dimensions; the unbiased one does not.
+Either measure alone misleads. The cosine of a pair is high wherever all activations share a direction, so it is shown
+beside that of unrelated pairs. CKA compares the geometry of two languages, but its usual estimate tends to 1 if there
+are fewer prompts than dimensions, so the unbiased estimate is used.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from cctuning.model.sites import find_sites
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """How alike each language's activations are to those of the parallels, at the last token of the prompt.
+class Similarity:
+    """Similarity of each language's activations to those of the reference prompts, at the last token of the prompt.
 
     Attributes:
         layers: L numbers. languages: G codes. rows: (G,) pairs.
-        cosine: (G, L) mean cosine of a prompt and its own parallel.
-        unrelated: (G, L) mean cosine of a prompt and another prompt's parallel; NaN with fewer than two pairs.
+        cosine: (G, L) mean cosine of a prompt and its own reference prompt.
+        unrelated: (G, L) mean cosine of a prompt and another one's reference prompt; NaN with fewer than two pairs.
         cka: (G, L) unbiased linear CKA; NaN with fewer than four pairs.
     """
 
@@ -39,18 +39,18 @@ class Meeting:
     unrelated: Tensor
     cka: Tensor
 
-    def of(self, languages: Sequence[str]) -> Meeting:
-        """The same of these languages, in this order."""
+    def of(self, languages: Sequence[str]) -> Similarity:
+        """The same for these languages, in this order."""
         places = [self.languages.index(code) for code in languages]
         figures = (one[places] for one in (self.rows, self.cosine, self.unrelated, self.cka))
-        return Meeting(self.layers, list(languages), *figures)
+        return Similarity(self.layers, list(languages), *figures)
 
 
 def cosine(x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Mean cosine of the pairs (x_i, y_i), and of the pairs (x_i, y_j) with i and j apart (NaN with fewer than two).
+    """Mean cosine of the pairs (x_i, y_i), and of the pairs (x_i, y_j) with i != j (NaN with fewer than two).
 
     Args:
-        x, y: (n, d), row by row parallels.
+        x, y: (n, d), paired by row.
     """
     x, y = (one.double() / one.double().norm(dim=1, keepdim=True).clamp(min=1e-30) for one in (x, y))
     own = (x * y).sum()
@@ -62,17 +62,17 @@ def linear_cka(x: Tensor, y: Tensor, unbiased: bool = True) -> float:
     """Linear centred kernel alignment of two sets of activations: 1 for equal up to rotation and scale.
 
     Args:
-        x, y: (n, d) and (n, e), row by row of the same inputs.
-        unbiased: with the unbiased HSIC of Song et al. (2012), near 0 for unrelated activations at any n and possibly
-            below; NaN with fewer than four rows. False: as published, between 0 and 1, and near 1 for anything where
-            n is small beside d.
+        x, y: (n, d) and (n, e), activations of the same inputs by row.
+        unbiased: use the unbiased HSIC of Song et al. (2012): near 0 for unrelated activations at any n, possibly
+            below; NaN with fewer than four rows. False: as published, between 0 and 1, and near 1 for any activations
+            if n is small compared with d.
 
     Source: Kornblith et al., Similarity of Neural Network Representations Revisited, ICML 2019; the estimator as in
     Nguyen et al., Do Wide and Deep Networks Learn the Same Things?, ICLR 2021.
     """
     if len(x) != len(y):
         raise ValueError(f"x has {len(x)} rows and y {len(y)}: give activations of the same inputs, in the same order")
-    # Centring first changes neither estimate, and keeps a common offset from eating the digits.
+    # Centring first changes neither estimate and avoids a loss of precision from a common offset.
     grams = [one @ one.T for one in ((side - side.mean(dim=0)) for side in (x.double(), y.double()))]
     hsic = _unbiased_hsic if unbiased else lambda k, m: float((k * m).sum())
     if unbiased and len(x) < 4:
@@ -90,9 +90,9 @@ def _unbiased_hsic(k: Tensor, m: Tensor) -> float:
 
 @contextmanager
 def _capturing(connected: ConnectedModel, last: Tensor, positions: int) -> Iterator[dict[int, Tensor]]:
-    """Within: each FFN's output at position `last` (N,) of each row, as it goes on, in fp32 on the CPU.
+    """Within this context, the output of each FFN at position `last` (N,) of each row, in fp32 on the CPU.
 
-    Hooks run in the order they were registered, so these see what a connection made of the output.
+    Hooks run in the order of registration, so these see the output after the connection.
     """
     kept: dict[int, Tensor] = {}
     rows = torch.arange(len(last), device=last.device)
@@ -114,16 +114,16 @@ def _capturing(connected: ConnectedModel, last: Tensor, positions: int) -> Itera
 
 @torch.no_grad()
 def prompt_activations(connected: ConnectedModel, batch: LanguageBatch) -> tuple[Tensor, Tensor]:
-    """Activations of a batch's prompts and of their parallels at their last tokens, layer by layer.
+    """Activations of prompts and their reference prompts at their last tokens, layer by layer.
 
-    Both run as the model answers: as students, through the transform, without a reference. An adaptive connection
-    adds what it chose to the prompts, and nothing to the parallels.
+    Both run as at inference: in the student pass, through the transform, without a reference. An adaptive connection
+    adds to prompts only.
 
     Args:
         connected: in eval mode; a plain model is attached with `ConnectionConfig(connection="none")`.
 
     Returns:
-        (N, L, d) each, fp32, on the CPU, row by row parallels.
+        (N, L, d) each, fp32, on the CPU, paired by row.
     """
     rows = batch.build(connected.model.device)
     assert rows.labels is not None and rows.reference_ids is not None and rows.reference_mask is not None
@@ -142,10 +142,10 @@ def _run(connected: ConnectedModel, ids: Tensor, mask: Tensor, connect: bool) ->
     return torch.stack([kept[layer] for layer in sorted(kept)], dim=1)
 
 
-def meeting(connected: ConnectedModel, batches: Sequence[LanguageBatch]) -> Meeting:
+def language_similarity(connected: ConnectedModel, batches: Sequence[LanguageBatch]) -> Similarity:
     """Cosine and CKA between each language and the reference language, by layer.
 
-    One language's activations are held at a time: 2 x N x L x d floats for N prompts.
+    Memory is 2 x N x L x d floats for the N prompts of a language.
 
     Args:
         connected: as in `prompt_activations`.
@@ -158,10 +158,34 @@ def meeting(connected: ConnectedModel, batches: Sequence[LanguageBatch]) -> Meet
         counts.append(len(own))
         found.append([(*cosine(x, y), linear_cka(x, y)) for x, y in zip(own.unbind(1), theirs.unbind(1), strict=True)])
     cosines, unrelated, cka = torch.tensor(found).permute(2, 0, 1)
-    return Meeting(list(range(cka.shape[1])), languages, torch.tensor(counts), cosines, unrelated, cka)
+    return Similarity(list(range(cka.shape[1])), languages, torch.tensor(counts), cosines, unrelated, cka)
 
 
 def gather(connected: ConnectedModel, batches: Iterable[LanguageBatch]) -> tuple[Tensor, Tensor]:
-    """`prompt_activations` of several batches, one after the other."""
+    """`prompt_activations` of several batches, concatenated."""
     parts = [prompt_activations(connected, batch) for batch in batches]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+@dataclass(frozen=True)
+class Projection:
+    """`points`: (n, 2) on the principal plane. `explained`: (2,) share of the variance of each axis."""
+
+    points: Tensor
+    explained: Tensor
+
+
+def principal_plane(activations: Tensor) -> Projection:
+    """The first two principal components of `activations` (n, d), n at least 2.
+
+    The sign of each axis makes its largest coordinate positive, so that the plane is the same on every machine. Points
+    that are close in the plane may be far apart in the other dimensions.
+    """
+    centred = activations.double() - activations.double().mean(dim=0)
+    left, values, _ = torch.linalg.svd(centred, full_matrices=False)
+    points = torch.zeros(len(centred), 2, dtype=torch.float64)
+    points[:, : min(2, len(values))] = (left * values)[:, :2]
+    points *= torch.where(points.gather(0, points.abs().argmax(dim=0, keepdim=True)) < 0, -1.0, 1.0)
+    variance = torch.zeros(2, dtype=torch.float64)
+    variance[: min(2, len(values))] = values.square()[:2]
+    return Projection(points.float(), (variance / values.square().sum().clamp(min=1e-30)).float())

@@ -1,4 +1,4 @@
-"""`cctuning diagnose MODEL DATA [DATA …]`: whether the connection has something to carry over, before training."""
+"""`cctuning diagnose MODEL DATA [DATA …]`: measure, before training, whether a connection can help."""
 
 from __future__ import annotations
 
@@ -14,50 +14,68 @@ from cctuning.cli.options import CHAT, Plain, add_chat
 from cctuning.errors import UserError
 from cctuning.languages import canonical, language_name
 
-# Where the lab's conditions part (docs/lab/): below FOUND and EXPLAINED nothing transferred; where the language's own
-# loss was less than GAP (nats a response) above the reference language's, there was nothing to gain.
+# Thresholds between the conditions of the lab (docs/lab/), not calibrated on real models: below FOUND and EXPLAINED
+# nothing transferred; with a gap below GAP (nats per response) there was nothing to gain.
 FOUND, EXPLAINED, GAP = 0.1, 0.2, 0.5
-# Chance finds one right prompt, however many rows there are, and so many of them once in 270 times (Poisson).
+# One right prompt is found by chance, whatever the number of rows, and HITS of them once in 270 times (Poisson).
 HITS = 5
 
+# Verdict: what to expect, and what to set.
 ADVICE = {
-    "rows": "too few different rows with a parallel to tell",
-    "gap": "no gap to speak of: the model answers nearly as well in this language; plain SFT will do",
-    "apart": "no way across: {name} activations do not follow from this language's; expect no transfer",
-    "open": "a gap and a way across: the connection has something to carry over",
-    "across": "a way across; whether there is a gap is not known (the rows hold no {name} answers)",
+    "rows": ("too few different rows with a reference prompt to tell", "use more rows"),
+    "gap": (
+        "expect little: the model answers almost as well in this language as in {name}",
+        "connection: none (plain fine-tuning)",
+    ),
+    "apart": (
+        "expect no transfer: {name} activations cannot be predicted from those of this language",
+        "connection: none, or first align the languages with parallel text (cctuning align)",
+    ),
+    "open": (
+        "transfer is possible: answers are worse than in {name}, whose activations can be predicted",
+        "connection: gated",
+    ),
+    "across": (
+        "transfer is possible, but the gap is unknown: the rows have no answers in {name}",
+        "connection: gated; add rows in {name} to measure the gap",
+    ),
 }
 
 
 def main(argv: list[str]) -> None:
-    """Measure and print a table, or write JSON too."""
-    parser = Plain("cctuning diagnose", description="Measure, before training, what the connection could carry over.")
-    parser.add_argument("model", metavar="MODEL", help="the untrained base: a directory or hub name")
+    """Measure, print a table with advice, and save the figures if asked."""
+    parser = Plain("cctuning diagnose", description="Measure, before training, whether a connection can help.")
+    parser.add_argument("model", metavar="MODEL", help="the untrained model: a directory or hub name")
     parser.add_argument(
-        "data", nargs="*", metavar="DATA", help="rows as for `cctuning train`; some in the reference language help"
+        "data",
+        nargs="*",
+        metavar="DATA",
+        help="rows as for `cctuning train`, best with some in the reference language",
     )
-    parser.add_argument("--parallel", nargs="+", default=[], metavar="FILE", help="parallel text without answers")
-    parser.add_argument("--limit", type=int, default=256, help="rows a language (default 256)")
+    parser.add_argument("--parallel", nargs="+", default=[], metavar="FILE", help="instead of DATA: parallel text")
+    parser.add_argument("--limit", type=int, default=256, help="rows per language (default: 256)")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--max_length", type=int, default=1024)
     parser.add_argument("--reference_language", default="en")
     add_chat(parser)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--output", help="write the figures as JSON here, a file that does not exist yet")
+    parser.add_argument("--output", help="new JSON file for the figures")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
     args = parser.parse_args(argv)
     for name in ("limit", "batch_size", "max_length"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}: expected at least 1, got {getattr(args, name)}.")
     if args.output and Path(args.output).exists():
-        raise UserError(f"--output {args.output}: exists already; name a file that does not.")
+        raise UserError(f"--output {args.output}: exists already; name a new file.")
     if args.output and not Path(args.output).resolve().parent.is_dir():
-        raise UserError(f"--output: {Path(args.output).parent} is no directory; make it, or name another place.")
+        raise UserError(f"--output: {Path(args.output).parent} is not a directory; create it or use another path.")
     from rich.console import Console
     from rich.table import Table
 
     if bool(args.data) == bool(args.parallel):
-        raise UserError("DATA or --parallel: give answered rows with a parallel, or parallel text; one of the two.")
+        raise UserError(
+            "expected either DATA (rows with answers and reference prompts) or --parallel (parallel text)."
+        )
     check_base(args.model)
     args.reference_language = canonical(args.reference_language, "--reference_language")
     if args.parallel:
@@ -67,7 +85,7 @@ def main(argv: list[str]) -> None:
         return
     found = measure(args)
     name = language_name(args.reference_language)
-    table = Table(title=f"{args.model}: what a connection could carry over", caption=CAPTION.format(name=name))
+    table = Table(title=f"{args.model}: what a connection could transfer", caption=CAPTION.format(name=name))
     for column in ("language", "rows", "own", name, "live", "share", "explained", "found", "layer"):
         table.add_column(column, justify="left" if column == "language" else "right")
     for one in found:
@@ -80,21 +98,26 @@ def main(argv: list[str]) -> None:
         )
     Console(width=None if Console().is_terminal else 120).print(table)
     for one in found:
-        print(f"{one['language']}: {ADVICE[one['verdict']].format(name=name)}")
+        expect, setting = (text.format(name=name) for text in ADVICE[one["verdict"]])
+        print(
+            f"{language_name(one['language'])}: {expect}.\n  set {setting}"
+            if one["verdict"] != "rows"
+            else f"{language_name(one['language'])}: {expect}; {setting}."
+        )
     if args.output:
         text = json.dumps(_plain(found), indent=1, allow_nan=False)
         Path(args.output).write_text(text + "\n", encoding="utf-8")
 
 
 CAPTION = (
-    "own, {name}: nats a response, asked in the language and in {name}. live: own with the {name} prompt at hand, "
-    "untrained, at its best share. explained: variance of {name} activations that follows from the language's own, "
-    "held out, at the best layer; found: how often the right {name} prompt is the nearest."
+    "own, {name}: loss in nats per response, for prompts in the language and in {name}. live: own with the {name} "
+    "prompt over an untrained connection, at the best share. explained: held-out variance of {name} activations that is "
+    "predicted from those of the language, at the best layer; found: how often the right {name} prompt is the nearest."
 )
 
 
 def check_base(model: str) -> None:
-    """Raise `UserError` where `model` is what training left: what is asked here is asked of what it starts from."""
+    """Raise a `UserError` if `model` is the result of training: the question is about the model to start from."""
     from cctuning.model.loading import LORA_CONFIG, RUN_FILE, base_of, read_record
     from cctuning.model.serialization import CONFIG_FILE
 
@@ -105,12 +128,12 @@ def check_base(model: str) -> None:
         return
     run = read_record(folder) if (folder / RUN_FILE).is_file() else {}
     base, _ = base_of(folder, run)
-    told = f"the one it was made from, {base}" if base else "the one it was made from"
-    raise UserError(f"{model}: {found}; diagnose takes the untrained base: name {told}.")
+    told = f"its base, {base}" if base else "its base"
+    raise UserError(f"{model}: {found}; diagnose expects the untrained model: use {told}.")
 
 
 def measure(args: Any) -> list[dict[str, Any]]:
-    """One entry a language, with a verdict in the words of `ADVICE`."""
+    """The figures of each language, with a key of `ADVICE` as verdict."""
     from datasets import Dataset
 
     from cctuning.analysis.diagnosis import diagnose, reference_losses
@@ -156,14 +179,14 @@ def measure(args: Any) -> list[dict[str, Any]]:
 
 
 def choose(rows: Any, limit: int) -> tuple[list[dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """Up to `limit` rows a language, evenly spread; and for each the same questions in the reference language.
+    """Up to `limit` rows per language, evenly spread, and the same questions in the reference language for each.
 
-    A row in the reference language is made its own parallel, so that both sides go through the same code.
+    A row in the reference language becomes its own reference, so that both sides are processed alike.
     """
     from cctuning.analysis.observe import spread
 
     every = rows.to_list()
-    at_home = {
+    in_reference = {
         json.dumps(row["prompt"]): {**row, "reference": row["prompt"]} for row in every if row["reference"] is None
     }
     by_language: dict[str, list[dict[str, Any]]] = {}
@@ -171,23 +194,23 @@ def choose(rows: Any, limit: int) -> tuple[list[dict[str, Any]], dict[str, list[
         if row["reference"] is not None:
             by_language.setdefault(row["lang"] or "und", []).append(row)
     if not by_language:
-        raise UserError("data: no row has a parallel in the reference language; `cctuning pair` makes them.")
+        raise UserError("data: no row has a reference prompt; `cctuning pair` adds them.")
     chosen, english = [], {}
     for lang, own in by_language.items():
-        paired = [row for row in own if json.dumps(row["reference"]) in at_home] or own
+        paired = [row for row in own if json.dumps(row["reference"]) in in_reference] or own
         some = spread(paired, limit)
         chosen += [{**row, "lang": lang} for row in some]
         keys = (json.dumps(row["reference"]) for row in some)
-        english[lang] = [at_home[key] for key in keys if key in at_home]
+        english[lang] = [in_reference[key] for key in keys if key in in_reference]
     return chosen, english
 
 
 def verdict(entry: dict[str, Any], rows: int) -> str:
-    """Which line of `ADVICE` the figures speak for, of which `explained` and `found` come from so many `rows`."""
+    """The key of `ADVICE` for the figures of one language; `rows`: those behind `explained` and `found`."""
     if math.isnan(entry["explained"]):
         return "rows"
     clear = entry["found"] >= max(FOUND, HITS / rows)
-    if rows < HITS / FOUND and not clear:  # of so few, FOUND may be chance, and so may EXPLAINED
+    if rows < HITS / FOUND and not clear:  # with so few rows, either may be chance
         return "rows"
     if entry["explained"] < EXPLAINED and not clear:
         return "apart"
@@ -197,7 +220,7 @@ def verdict(entry: dict[str, Any], rows: int) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON can hold it: null for what is no number."""
+    """Values for JSON, with null for NaN."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list):

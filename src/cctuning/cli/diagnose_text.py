@@ -1,4 +1,4 @@
-"""`cctuning diagnose MODEL --parallel FILE …`: how far each language is aligned already, layer by layer."""
+"""`cctuning diagnose MODEL --parallel FILE …`: how well each language is aligned already, layer by layer."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from typing import Any
 
 from cctuning.languages import language_name
 
-COLUMNS = 9  # layers that the table shows, from the first to the last
-# Share of texts found among some 64 to 256 references, and what it says.
+COLUMNS = 9  # layers in the table, from the first to the last
+# Least share of texts found among some 64 to 256 references; what to expect, and what to set.
 ADVICE = (
-    (0.8, "close to {name} already: expect little from alignment"),
-    (0.2, "partly aligned: alignment has something to start from"),
-    (0.0, "far from {name}: the model hardly knows it, or the text is not parallel"),
+    (0.8, "close to {name} already: expect little from alignment", "connection: none (plain fine-tuning)"),
+    (0.2, "partly aligned: alignment can start from this", "connection: align"),
+    (
+        0.0,
+        "far from {name}: the model hardly knows the language, or the text is not parallel",
+        "connection: align if the text is parallel; more text, or a model that knows the language, may help more",
+    ),
 )
 
 
 def diagnose_text(args: Any) -> None:
-    """Measure, print a table and a line a language, and write JSON where `--output` asks for it."""
+    """Measure, print a table with advice, and save the figures if asked."""
     from rich.console import Console
     from rich.table import Table
 
@@ -46,7 +50,7 @@ def diagnose_text(args: Any) -> None:
     usual = ConnectionConfig().layers_of(depth)
     shown = sorted({round(place * (depth - 1) / (COLUMNS - 1)) for place in range(COLUMNS)})
     title = (
-        f"{args.model}: own {name} text found among {found.references}, by layer (chance {1 / found.references:.1%})"
+        f"{args.model}: right {name} text found among {found.references}, by layer (chance {1 / found.references:.1%})"
     )
     table = Table(title=title)
     for column in ("language", "pairs", *map(str, shown), "error"):
@@ -57,14 +61,13 @@ def diagnose_text(args: Any) -> None:
         table.add_row(code, str(found.pairs[number]), *by_layer, error)
     Console(width=None if Console().is_terminal else 120).print(table)
     print(
-        f"error: mean over layers {usual[0]} to {usual[-1]}, in units of the references' spread; 1 is no better than\n"
-        f"the mean reference. {float(found.spread[usual].mean()):.1%} of the squared norm differs between references\n"
-        "there; the rest is the same for all."
+        f"error: mean over layers {usual[0]} to {usual[-1]}, in units of the spread of {name} texts; 1 is no better\n"
+        f"than their mean. In these layers {float(found.spread[usual].mean()):.1%} of the squared norm differs between texts."
     )
     for number, code in enumerate(found.languages):
         best = float(found.found[number, usual].mean())
-        said = next(said for least, said in ADVICE if best >= least).format(name=name)
-        print(f"{code}: {said} ({best:.0%} found)")
+        expect, setting = next(texts for least, *texts in ADVICE if best >= least)
+        print(f"{language_name(code)}: {expect.format(name=name)} ({best:.0%} found).\n  set {setting}")
     print(f"layers: {found.best_layers(len(usual))} find most; the default is {usual}")
     if args.output:
         values = {key: getattr(found, key) for key in ("layers", "languages", "pairs", "references")}

@@ -357,10 +357,10 @@ def _summary(name: str, base: str, rows: Sequence[Row], apart: Sequence[str]) ->
         others = [row for row in of if row.kind == "language" and row.language not in apart]
         parts = []
         for verdict in (BETTER, WORSE, SAME) if others else ():
-            found = [str(row.language) for row in others if row.verdict == verdict]
+            found = [language_name(str(row.language)) for row in others if row.verdict == verdict]
             total = f" of {len(others)} languages" if verdict == BETTER else ""
-            codes = f" ({', '.join(found)})" if found and verdict != SAME else ""
-            parts.append(f"{verdict} in {len(found)}{total}{codes}")
+            named = f" ({', '.join(found)})" if found and verdict != SAME else ""
+            parts.append(f"{verdict} in {len(found)}{total}{named}")
         told = ", ".join(parts) or f"no language but {without}"
         means = [f"mean {difference_text(row)}: {row.verdict}" for row in of if row.kind == "mean"]
         references = [row for row in of if row.kind == "language" and row.language in apart]

@@ -3,46 +3,53 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
 
 from cctuning.errors import UserError
-from cctuning.evaluation.compare import Comparison, difference_text, interval_text
+from cctuning.evaluation.compare import Comparison, Row, difference_text, interval_text
 from cctuning.files import write_atomically
 from cctuning.markdown import table
 
 FORMAT = 1  # of comparison.json
 
 
-def _table(comparison: Comparison, system: str) -> tuple[list[str], list[list[str]]]:
-    own = [row for row in comparison.rows if row.system == system]
-    seeds = any(row.seed_low is not None for row in own)
-    header = ["benchmark", "language", "n", comparison.baseline, system, "difference [items]"]
+def table_cells(comparison: Comparison, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the rows of one system."""
+    seeds = any(row.seed_low is not None for row in rows)
+    header = ["benchmark", "language", "n", comparison.baseline, rows[0].system, "difference [items]"]
     header += (["[seeds]"] if seeds else []) + ["p (Holm)", "verdict"]
     body = []
-    for row in own:
-        means = f"mean ({row.languages})"
+    for row in rows:
+        p = "-" if row.p_adjusted is None else f"{row.p_adjusted:.2g}" if row.p_adjusted < 1 else "1"
         body.append(
             [
                 row.benchmark or "all",
-                row.language or means,
+                row.language or f"mean ({row.languages})",
                 str(row.items) if row.items else "-",
                 *("-" if one is None else f"{100 * one:.1f}" for one in (row.baseline, row.value)),
                 difference_text(row),
                 *([interval_text(row.seed_low, row.seed_high)] if seeds else []),
-                "-" if row.p_adjusted is None else f"{row.p_adjusted:.2g}" if row.p_adjusted < 1 else "1",
+                p,
                 row.verdict,
             ]
         )
     return header, body
 
 
-def _title(comparison: Comparison, system: str) -> str:
-    counts = [len(comparison.systems[name]) for name in (system, comparison.baseline)]
-    seeds = "" if counts == [1, 1] else f" ({counts[0]} and {counts[1]} seeds)"
-    return f"{system} against {comparison.baseline}{seeds}"
+def _tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, header and cells for each system except the baseline."""
+    found = []
+    for system, members in comparison.systems.items():
+        if system != comparison.baseline:
+            counts = [len(members), len(comparison.systems[comparison.baseline])]
+            seeds = "" if counts == [1, 1] else f" ({counts[0]} and {counts[1]} seeds)"
+            rows = [row for row in comparison.rows if row.system == system]
+            found.append((f"{system} against {comparison.baseline}{seeds}", *table_cells(comparison, rows)))
+    return found
 
 
 def _caption(comparison: Comparison) -> str:
@@ -56,20 +63,15 @@ def _caption(comparison: Comparison) -> str:
     )
 
 
-def _names(comparison: Comparison) -> list[str]:
-    return [name for name in comparison.systems if name != comparison.baseline]
-
-
 def terminal(comparison: Comparison) -> list[Table]:
     """A table per system except the baseline."""
     from rich.markup import escape
 
     tables = []
-    for name in _names(comparison):
-        header, body = _table(comparison, name)
-        table = Table(title=escape(_title(comparison, name)), caption=escape(_caption(comparison)))
+    for title, header, body in _tables(comparison):
+        shown = Table(title=escape(title), caption=escape(_caption(comparison)))
         for number, column in enumerate(header):
-            table.add_column(
+            shown.add_column(
                 escape(column),
                 justify="right" if 2 <= number < len(header) - 1 else "left",
                 no_wrap=number in (1, 2),
@@ -77,17 +79,16 @@ def terminal(comparison: Comparison) -> list[Table]:
             )
         for number, line in enumerate(body):
             last = number + 1 == len(body) or body[number + 1][0] != line[0]
-            table.add_row(*map(escape, line), end_section=last)
-        tables.append(table)
+            shown.add_row(*map(escape, line), end_section=last)
+        tables.append(shown)
     return tables
 
 
 def markdown(comparison: Comparison) -> str:
     """The content of comparison.md."""
     lines = [f"# Comparison with {comparison.baseline}", ""]
-    for name in _names(comparison):
-        header, body = _table(comparison, name)
-        lines += [f"## {_title(comparison, name)}", "", table(header, body, f"ll{'r' * (len(header) - 3)}"), ""]
+    for title, header, body in _tables(comparison):
+        lines += [f"## {title}", "", table(header, body, f"ll{'r' * (len(header) - 3)}"), ""]
     lines += [_caption(comparison), ""]
     lines += [f"- note: {note}" for note in comparison.notes]
     for name, members in comparison.systems.items():

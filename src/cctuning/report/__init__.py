@@ -1,1 +1,1 @@
-"""Floor 4: one self-contained HTML page out of run directories, held-out rows and evaluation results."""
+"""Build one self-contained HTML page from runs, held-out rows and evaluation results."""

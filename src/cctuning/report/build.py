@@ -1,4 +1,4 @@
-"""From arguments to the page: read everything, look into the models, put the sections in their order."""
+"""Build the report: read runs and evaluations, analyse the models, and write the page."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from cctuning.data import Source
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
 from cctuning.languages import language_name
-from cctuning.report.connection_sections import borrowing, meeting_section, transforming
-from cctuning.report.examples_section import examples
+from cctuning.report.connection_sections import gate_section, similarity_section, transform_section
+from cctuning.report.examples_section import examples_section
 from cctuning.report.formatting import listed
-from cctuning.report.model_analysis import Findings, Options, look, read_rows
+from cctuning.report.model_analysis import Findings, Options, analyse, read_rows
 from cctuning.report.page import Section, document, paragraph
-from cctuning.report.results_section import answer, read_evaluations
+from cctuning.report.results_section import read_evaluations, results_section
 from cctuning.report.runs import Run, read_runs
-from cctuning.report.training_section import data as data_section
-from cctuning.report.training_section import settings, training
+from cctuning.report.training_section import data_section, settings_section, training_section
 
 
 def build(
@@ -32,56 +31,59 @@ def build(
     analysis: bool = True,
     options: Options | None = None,
 ) -> list[str]:
-    """Write the report of `runs` to `output`.
+    """Write the report on `runs` to `output`.
 
     Args:
         runs, evaluations: `NAME=DIR` or `DIR`.
-        data: rows to look at the connection with; None: the first run's own, where they are still there.
-        baseline: of the evaluations.
-        analysis: whether models are loaded at all.
+        data: rows to analyse the connection on; None for the training rows of the first run.
+        baseline: name or directory of an evaluation; None for the first.
+        analysis: load the models; otherwise use records and evaluations alone.
 
     Returns:
-        Notes a person should see: what could not be shown, and why.
+        Notes on what could not be shown.
 
     Raises:
-        UserError: bad input, or an output that exists already. Where rows or examples were asked for, also whatever
-            keeps them from being shown; else that is a note.
+        UserError: bad input, or an existing output. A model or rows that cannot be loaded are an error if `data` or
+            examples were asked for, otherwise a note.
     """
     options = options or Options()
     if output.exists():
-        raise UserError(f"--output {output}: exists already; name a file that does not.")
+        raise UserError(f"--output {output}: exists already; name a new file.")
     if not output.parent.is_dir():
-        raise UserError(f"--output {output}: no directory {output.parent}; make it first.")
+        raise UserError(f"--output {output}: no directory {output.parent}; create it first.")
     read = read_runs(runs)
     languages = {str(run.record["reference_language"]) for run in read}
     if len(languages) > 1:
-        raise UserError(f"runs: their reference languages differ ({', '.join(sorted(languages))}); report them apart.")
+        raise UserError(f"runs: reference languages differ ({', '.join(sorted(languages))}); report them separately.")
     reference = languages.pop()
     evaluated = read_evaluations(evaluations, baseline, read)
     notes: list[str] = []
     found: Findings | None = None
     if analysis:
         try:
-            found = look(read, read_rows(read, data, options.rows), options)
+            found = analyse(read, read_rows(read, data, options.rows), options)
         except UserError as error:
             if data is not None or options.examples:
                 raise
-            notes.append(f"the models were not looked into: {error}")
-    sections = [answer(read, evaluated), *_inside(read, found, language_name(reference), notes)]
-    sections += [training(read), data_section(read, found), examples(found, evaluated, reference), settings(read)]
+            notes.append(f"the models were not analysed: {error}")
+    sections = [results_section(read, evaluated), *_connection_sections(read, found, language_name(reference), notes)]
+    sections += [training_section(read), data_section(read, found)]
+    sections += [examples_section(found, evaluated, reference), settings_section(read)]
     names = listed([run.name for run in read])
-    lead = f"{names}, tuned from {listed(list(dict.fromkeys(Path(run.base).name for run in read)))}."
+    lead = f"{names}, trained from {listed(list(dict.fromkeys(Path(run.base).name for run in read)))}."
     footer = f"Written on {date.today().isoformat()} by cc-tuning {__version__}."
     write_atomically(output, document(f"Report on {names}", lead, sections, footer))
     return notes
 
 
-def _inside(runs: Sequence[Run], found: Findings | None, language: str, notes: list[str]) -> list[Section]:
+def _connection_sections(
+    runs: Sequence[Run], found: Findings | None, language: str, notes: list[str]
+) -> list[Section]:
     if found is None:
-        why = f"{notes[0][0].upper()}{notes[0][1:]}" if notes else "The models were not looked into (--no_analysis)."
-        return [Section("borrowed", f"Where {language} is borrowed").add(paragraph(why, "note"))]
+        why = f"{notes[0][0].upper()}{notes[0][1:]}" if notes else "The models were not analysed (--no_analysis)."
+        return [Section("gate", f"Where {language} activations are used").add(paragraph(why, "note"))]
     return [
-        borrowing(runs, found, language),
-        transforming(runs, found, language),
-        meeting_section(runs, found, language),
+        gate_section(runs, found, language),
+        transform_section(runs, found, language),
+        similarity_section(runs, found, language),
     ]

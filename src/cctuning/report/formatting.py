@@ -1,4 +1,4 @@
-"""Numbers, languages and lists as a reader sees them."""
+"""Format numbers, languages and lists for the page."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from cctuning.languages import language_name
 
 
 def language_names(codes: Iterable[str]) -> dict[str, str]:
-    """Each code's name; with the code where another has the same."""
+    """Name of each code; with the code if several have the same name."""
     names = {code: language_name(code) for code in codes}
     often = Counter(names.values())
     return {code: name if often[name] == 1 else f"{name} ({code})" for code, name in names.items()}
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """`1,234`, `0.17`, `-0.20`; a dash where there is no figure. Small figures keep `digits` significant digits."""
+    """`1,234`, `0.17`, `-0.20`; a dash for None. Small values keep `digits` significant digits."""
     if value is None or not math.isfinite(value):
         return "–"
     if isinstance(value, int) or (abs(value) >= 1000 and float(value).is_integer()):
@@ -28,15 +28,10 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def points(value: float | None, signed: bool = True) -> str:
-    """A share in [-1, 1] in points, `+1.3`, or in %, `57.4`, where it is not `signed`."""
+    """A value in [-1, 1] in points, as `+1.3`; without sign, as `57.4`."""
     if value is None or not math.isfinite(value):
         return "–"
     return f"{100 * value:{'+' if signed else ''}.1f}".replace("-", "−")
-
-
-def interval(low: float | None, high: float | None) -> str:
-    """`[−1.3, +2.2]`, in points."""
-    return "–" if low is None or high is None else f"[{points(low)}, {points(high)}]"
 
 
 def percent(value: float) -> str:
@@ -52,7 +47,7 @@ def count(value: int, noun: str) -> str:
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """`a, b and c`; of more than `most`, the first and how many are left."""
+    """`a, b and c`; of more than `most`, the first ones and the number of others."""
     if len(names) > most:
         names = [*names[: most - 1], f"{len(names) - most + 1} more"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"

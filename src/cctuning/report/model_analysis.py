@@ -1,4 +1,4 @@
-"""Looking into the runs' models: one model in memory at a time, everything measured on it while it is there."""
+"""Load the models of runs one at a time, and measure their connections, activations and answers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from cctuning.analysis import (
     GateStatistics,
     LanguageBatch,
     LayerChoice,
-    Meeting,
-    Projection,
+    Similarity,
     TransformErrors,
     TransformShape,
     gate_statistics,
     language_batches,
+    language_similarity,
     layer_choice,
-    meeting,
     principal_plane,
     transform_errors,
     transform_shape,
@@ -38,13 +37,13 @@ from cctuning.model.loading import MODEL_FOLDER, Loaded, load, load_tokenizer
 from cctuning.report.runs import Run
 from cctuning.serving.answering import Answerer
 
-IN_PLANE = 10  # parallel prompts a language in the projection: more hide each other
+IN_PLANE = 10  # prompts per language in the projection
 ANSWER_TOKENS = 64
 
 
 @dataclass(frozen=True)
 class Options:
-    """How much is looked at. `rows`: a language. `examples`: prompts answered live, 0 for none."""
+    """How much to measure. `rows`: per language. `examples`: number of prompts that each model answers."""
 
     rows: int = 128
     batch_size: int = 16
@@ -55,7 +54,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows that are looked at: `table` of `load_rows`, `where` they are from, whether they were `held_out`."""
+    """The rows to measure on. `where`: their files. `held_out`: whether they were given for the report."""
 
     table: Any
     where: str
@@ -64,35 +63,39 @@ class Rows:
 
 @dataclass(frozen=True)
 class Plane:
-    """Prompts and their parallels at one layer, on the principal plane of both.
+    """Prompts and reference prompts at one layer, on the principal plane of both.
 
-    `points`: by language, each with the place of its parallel; `parallels`: those of all, each once.
+    Attributes:
+        points: prompts by language. links: the reference prompt of each. references: all reference prompts, without
+            duplicates.
     """
 
     layer: int
     explained: tuple[float, float]
     points: dict[str, list[tuple[float, float]]]
     links: dict[str, list[tuple[float, float]]]
-    parallels: list[tuple[float, float]]
+    references: list[tuple[float, float]]
 
 
 @dataclass
-class Inside:
-    """What was measured in one model; None where it has no such part."""
+class ModelAnalysis:
+    """Measurements of one model; None for parts that it lacks."""
 
-    meeting: Meeting
+    similarity: Similarity
     plane: Plane
     gate: GateStatistics | None = None
     choice: LayerChoice | None = None
     errors: TransformErrors | None = None
     shape: TransformShape | None = None
-    lengths: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # medians, tokens
-    left_out: list[tuple[str, str]] = field(default_factory=list)  # (origin, reason) of rows it could not take
+    lengths: dict[str, tuple[float, float, float]] = field(
+        default_factory=dict
+    )  # median tokens of prompt, reference prompt, response
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # origin and reason of rows that do not fit
 
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt, and what each model answered, by name."""
+    """One prompt, and the answer of each model by name."""
 
     language: str
     prompt: Any
@@ -103,30 +106,31 @@ class Example:
 
 @dataclass
 class Findings:
-    """All that the models showed: by run, and by base (under its name or path)."""
+    """Measurements by name of the run, and by name or path of the base."""
 
     rows: Rows
-    runs: dict[str, Inside] = field(default_factory=dict)
-    bases: dict[str, Inside] = field(default_factory=dict)
+    runs: dict[str, ModelAnalysis] = field(default_factory=dict)
+    bases: dict[str, ModelAnalysis] = field(default_factory=dict)
     examples: list[Example] = field(default_factory=list)
 
 
 def read_rows(runs: Sequence[Run], data: Source | None, limit: int) -> Rows:
-    """Up to `limit` rows a language with a parallel, spread over the file: of `data`, or of the first run's own rows.
+    """Up to `limit` rows per language with a reference prompt, evenly spread, sorted by language.
 
-    Languages follow each other by their codes, so that every figure has them in one order.
+    Args:
+        data: None for the training rows of the first run.
 
     Raises:
-        UserError: they cannot be read, or none has a parallel.
+        UserError: rows that cannot be read, or none with a reference prompt.
     """
     run = runs[0]
     sources = [data] if data is not None else run.options.get("data") or []
     if not sources:
-        raise UserError(f"{run.path}/config.yaml names no rows; give some with --data.")
+        raise UserError(f"{run.path}/config.yaml names no rows; use --data.")
     named = [Source.from_dict(source, "data") for source in sources]
     if data is None:
         for source in named:
-            source.bad_rows = "skip"  # training has told of them
+            source.bad_rows = "skip"  # training has reported them
     language = run.record["reference_language"]
     table, _ = load_rows(named, reference_language=language, require_reference=data is not None)
     places: dict[str, list[int]] = {}
@@ -137,17 +141,17 @@ def read_rows(runs: Sequence[Run], data: Source | None, limit: int) -> Rows:
     chosen = [place for lang in sorted(places) for place in spread(places[lang], limit)]
     if not chosen:
         raise UserError(
-            f"{', '.join(source.path for source in named)}: no row with a parallel in {language!r}; give rows with a "
-            f"prompt_{language} column with --data."
+            f"{', '.join(source.path for source in named)}: no row with a reference prompt in {language!r}; use "
+            f"--data with rows that have a column prompt_{language}."
         )
     return Rows(table.select(chosen), ", ".join(source.path for source in named), data is not None)
 
 
-def look(runs: Sequence[Run], rows: Rows, options: Options) -> Findings:
-    """Load each run's model and each base in turn, and measure.
+def analyse(runs: Sequence[Run], rows: Rows, options: Options) -> Findings:
+    """Measure the model of each run, and each base.
 
     Raises:
-        UserError: one of them cannot be loaded, or no row fits all.
+        UserError: a model that cannot be loaded, or no row that fits all runs.
     """
     rows, encoded, left_out = _fitting(runs, rows, options)
     found = Findings(rows)
@@ -157,21 +161,21 @@ def look(runs: Sequence[Run], rows: Rows, options: Options) -> Findings:
     for run in runs:
         bases.setdefault(run.base, run)
     work = [(run.base, run) for run in bases.values()] + [(str(run.path), run) for run in runs]
-    for path, run in tqdm(work, desc="Looking into the models", unit="model"):
+    for path, run in tqdm(work, desc="Analysing models", unit="model"):
         is_base = path == run.base
         loaded = _load(path, options)
-        if is_base:  # asked in the run's tokens and with its chat template
+        if is_base:  # with the run's tokens and chat template
             loaded.tokenizer = load_tokenizer(
                 str(run.path / MODEL_FOLDER), trust_remote_code=options.trust_remote_code
             )
         connected = loaded.connected or ConnectedModel.attach(loaded.model, ConnectionConfig(connection="none"))
         batches = language_batches(encoded[run.name], loaded.tokenizer.pad_token_id or 0, options.batch_size)
-        inside = _inside(connected.eval(), batches)
-        inside.lengths, inside.left_out = _lengths(encoded[run.name]), left_out[run.name]
+        model = _measure(connected.eval(), batches)
+        model.lengths, model.left_out = _lengths(encoded[run.name]), left_out[run.name]
         if is_base:
-            found.bases[path] = inside
+            found.bases[path] = model
         else:
-            found.runs[run.name] = inside
+            found.runs[run.name] = model
         if examples:
             base = "base" if len(bases) == 1 else f"base {Path(run.base).name}"
             _answer(base if is_base else run.name, run, loaded, examples, answers, options)
@@ -195,7 +199,7 @@ def _load(path: str, options: Options) -> Loaded:
 def _fitting(
     runs: Sequence[Run], rows: Rows, options: Options
 ) -> tuple[Rows, dict[str, Any], dict[str, list[tuple[str, str]]]]:
-    """The rows that fit every run, so that figures compare; by run, these in its tokens, and what does not fit it."""
+    """The rows that fit every run, the same encoded for each run, and the rows that do not fit each run."""
     encoded, left_out = {}, {}
     for run in runs:
         encoded[run.name], left_out[run.name] = encode_dataset(
@@ -211,7 +215,7 @@ def _fitting(
     common = set.intersection(*(set(own["row"]) for own in encoded.values()))
     if not common:
         raise UserError(
-            f"{rows.where}: no row fits every run; give shorter ones with --data, or report the runs apart."
+            f"{rows.where}: no row fits every run; use shorter ones with --data, or report the runs separately."
         )
 
     def kept(table: Any) -> Any:
@@ -221,7 +225,7 @@ def _fitting(
 
 
 def _lengths(encoded: Any) -> dict[str, tuple[float, float, float]]:
-    """By language, the median tokens of prompt, parallel and response."""
+    """Median tokens of prompt, reference prompt and response, by language."""
     lengths: dict[str, list[tuple[int, int, int]]] = {}
     for row in encoded:
         response = sum(label != -100 for label in row["labels"])
@@ -232,19 +236,19 @@ def _lengths(encoded: Any) -> dict[str, tuple[float, float, float]]:
     return {code: (float(a), float(b), float(c)) for code, (a, b, c) in medians.items()}
 
 
-def _inside(connected: ConnectedModel, batches: list[LanguageBatch]) -> Inside:
-    inside = Inside(meeting(connected, batches), _plane(connected, batches))
+def _measure(connected: ConnectedModel, batches: list[LanguageBatch]) -> ModelAnalysis:
+    found = ModelAnalysis(language_similarity(connected, batches), _plane(connected, batches))
     if connected.config.connection == "none":
-        return inside
-    inside.choice = layer_choice(connected, batches)
+        return found
+    found.choice = layer_choice(connected, batches)
     if connected.decisions:
-        inside.gate = gate_statistics(connected, batches)
-    inside.errors, inside.shape = transform_errors(connected, batches), transform_shape(connected)
-    return inside
+        found.gate = gate_statistics(connected, batches)
+    found.errors, found.shape = transform_errors(connected, batches), transform_shape(connected)
+    return found
 
 
 def _plane(connected: ConnectedModel, batches: list[LanguageBatch]) -> Plane:
-    """The first prompts of each language, at the layer half way up."""
+    """The first prompts of each language, at the middle layer."""
     activations: dict[str, tuple[Tensor, Tensor]] = {}
     for language in dict.fromkeys(batch.language for batch in batches):
         first: list[LanguageBatch] = []
@@ -255,7 +259,7 @@ def _plane(connected: ConnectedModel, batches: list[LanguageBatch]) -> Plane:
         layer = own.shape[1] // 2
         activations[language] = own[:IN_PLANE, layer], theirs[:IN_PLANE, layer]
     everything = torch.cat([torch.cat(pair) for pair in activations.values()])
-    flat: Projection = principal_plane(everything)
+    flat = principal_plane(everything)
     pairs = [(float(x), float(y)) for x, y in flat.points]
     points, links = {}, {}
     for language, (own, _) in activations.items():
@@ -266,7 +270,7 @@ def _plane(connected: ConnectedModel, batches: list[LanguageBatch]) -> Plane:
 
 
 def _examples(rows: Rows, wanted: int) -> list[dict[str, Any]]:
-    """`wanted` rows, one language after the other; chosen by their place and by nothing else."""
+    """`wanted` rows, one language after the other, chosen by their position alone."""
     by_language: dict[str, list[dict[str, Any]]] = {}
     for row in rows.table:
         by_language.setdefault(row["lang"], []).append(row)
@@ -306,4 +310,4 @@ def _answer(
     if loaded.connected is not None:
         if not run.connection.inert:
             ask(f"{name}, without its connection", bypass=True)
-        ask(f"{name}, given the parallel", live=True)
+        ask(f"{name}, with the reference prompt", live=True)

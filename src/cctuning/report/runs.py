@@ -1,4 +1,4 @@
-"""A run directory as the report reads it: everything checked here, so that a broken one is a line and not a page."""
+"""Read and check run directories."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, read_record, resolve
 from cctuning.training.directory import METRICS_FILE, check_record, read_options
 
 LORA_WEIGHTS = "adapter_model.safetensors"
-# Key of run.json (dotted) to its type: what the page is made of.
+# Dotted key of run.json to its type: what the report needs.
 EXPECTED: dict[str, Any] = {
     "versions": dict,
     "model": str,
@@ -38,12 +38,12 @@ EXPECTED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters by part, from the headers of the weights' files: none is loaded."""
+    """Numbers of parameters, from the headers of the weight files."""
 
     connection: int
-    transform: int  # of the connection's: what stays at inference
+    transform: int  # part of the connection
     lora: int
-    base: int  # of a run that keeps its base: full fine-tuning
+    base: int  # full fine-tuning
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class Run:
     """A finished run.
 
     Attributes:
-        name: on the page. path: its directory. record: run.json. options: config.yaml. metrics: the log steps.
-        connection: the connection's options. sizes: parameters.
+        record: content of run.json. options: content of config.yaml. metrics: log steps.
     """
 
     name: str
@@ -72,14 +71,14 @@ class Run:
         return str(self.record["model"])
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
-        """Steps and values of a metric, where it was logged; the summary that ends a run is left out."""
+        """Steps and values of a logged metric, without the summary at the end of training."""
         found = [
             (line["step"], line[key]) for line in self.metrics if _is_number(line.get(key)) and not _summary(line)
         ]
         return [float(step) for step, _ in found], [float(value) for _, value in found]
 
     def last(self, key: str) -> float | None:
-        """The latest value of a metric, the summary included."""
+        """The last value of a metric, including the summary."""
         values = [line[key] for line in self.metrics if _is_number(line.get(key))]
         return float(values[-1]) if values else None
 
@@ -93,23 +92,22 @@ def _summary(line: dict[str, Any]) -> bool:
 
 
 def read_runs(arguments: Sequence[str]) -> list[Run]:
-    """Runs from `NAME=DIR` or `DIR`.
+    """Read runs from `NAME=DIR` or `DIR`.
 
     Raises:
-        UserError: a name twice, or a directory that is not a whole run of this version.
+        UserError: two runs with one name, or a directory that is not a finished run of this version.
     """
     named = parse_runs(arguments)
     for place, (name, path) in enumerate(named):
         for other, earlier in named[:place]:
             if other == name:
                 raise UserError(
-                    f"{earlier}, {path}: two runs are called {name!r}; name each apart, as in {name}-2={path}."
+                    f"{earlier}, {path}: two runs are called {name!r}; use different names, as in {name}-2={path}."
                 )
     return [read_run(name, path) for name, path in named]
 
 
 def read_run(name: str, path: Path) -> Run:
-    """One run; see `read_runs`."""
     if not path.is_dir():
         raise UserError(f"{path}: no such directory; expected a run that `cctuning train` wrote.")
     if not (path / RUN_FILE).is_file():
@@ -120,7 +118,7 @@ def read_run(name: str, path: Path) -> Run:
             f"{path}: the run stopped before its end ({record.get('error', 'no reason recorded')}); continue it with "
             "cctuning train --config … --resume_from_checkpoint true, then report it."
         )
-    resolve(str(path))  # says what to do about a run that has not finished
+    resolve(str(path))  # raises an error for an unfinished run
     check_record(path / RUN_FILE, record, EXPECTED, "report it")
     model = path / MODEL_FOLDER
     has_connection = (model / serialization.CONFIG_FILE).is_file()
@@ -145,9 +143,9 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
         try:
             entry = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{file}, line {place}: not JSON: half written or damaged; copy the run again.") from error
+            raise UserError(f"{file}, line {place}: not JSON: truncated or damaged; copy the run again.") from error
         if not isinstance(entry, dict) or not _is_number(entry.get("step")):
-            raise UserError(f"{file}, line {place}: no step in it: not a log of cctuning train; copy the run again.")
+            raise UserError(f"{file}, line {place}: no step: not a log of cctuning train; copy the run again.")
         lines.append(entry)
     return lines
 
@@ -161,7 +159,7 @@ def _sizes(model: Path) -> Sizes:
                     names = [name for name in weights.keys() if within in name]  # noqa: SIM118 (not a mapping)
                     total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
             except (SafetensorError, OSError) as error:
-                raise UserError(f"{file}: not a whole safetensors file ({error}); copy the run again.") from error
+                raise UserError(f"{file}: damaged safetensors file ({error}); copy the run again.") from error
         return total
 
     ours = sorted(model.glob(f"{serialization.WEIGHTS_STEM}*.safetensors"))

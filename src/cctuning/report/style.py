@@ -1,4 +1,4 @@
-"""The style sheet, in the page itself. Text keeps a contrast of 4.5:1 and marks 3:1, light and dark."""
+"""The style sheet of the page. Text has a contrast of at least 4.5:1 and marks 3:1, light and dark."""
 
 STYLE = """
 :root{--ground:#fff;--ink:#1b1f24;--dim:#50575f;--rule:#d5d9de;--soft:#f3f5f7;--link:#0b57a4;--heat:#74b4ee;

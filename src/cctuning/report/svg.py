@@ -1,9 +1,8 @@
-"""Charts as inline SVG, in the few forms the report needs.
+"""Draw charts as inline SVG.
 
-Drawn here and not by a library, because they have to carry titles for a screen reader, take their colours from the
-page's style sheet (light, dark, print) and be readable 328 pixels wide, with nothing loaded from anywhere. A chart is
-360 units wide and grows to its place; text in it is 11 units, so that a phone shows it at some 10 pixels. Series are
-told apart by dash and shape as well as by colour. What a chart shows stands in a table below it.
+No library is used because charts need titles for screen readers, the colours of the page's style sheet (light, dark,
+print) and legible text at a width of 328 pixels, without loading anything. A chart is 360 units wide and scales to its
+place; text is 11 units high. Series differ in dash and shape as well as in colour.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ SHAPES = ("circle", "square", "triangle", "diamond", "down", "plus", "cross", "r
 
 @dataclass(frozen=True)
 class Chart:
-    """A drawing of WIDTH x `height` units. `legend`: (name, swatch) of each series; `title` and `description` are for
-    those who do not see it."""
+    """A drawing of WIDTH x `height` units. `title`, `description`: for screen readers. `legend`: (name, swatch)."""
 
     title: str
     description: str
@@ -42,13 +40,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class Series:
-    """A line. `style`: number of its colour and dash; the same for the same thing on every chart."""
+    """A line. `style`: number of its colour and dash."""
 
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
     style: int = 0
-    quiet: bool = False  # thin, unmarked and not in the legend: something to compare with
+    quiet: bool = False  # thin, without marks and legend
 
 
 def _f(value: float) -> str:
@@ -56,7 +54,7 @@ def _f(value: float) -> str:
 
 
 def text(x: float, y: float, content: str, anchor: str = "start", style: str = "") -> str:
-    """A line of text whose baseline stands at (x, y)."""
+    """A line of text with its baseline at (x, y)."""
     kind = f' class="{style}"' if style else ""
     return f'<text x="{_f(x)}" y="{_f(y)}" text-anchor="{anchor}"{kind}>{escape(content)}</text>'
 
@@ -88,7 +86,7 @@ def marker(x: float, y: float, shape: str, style: str, size: float = 3.5) -> str
 
 
 def swatch(style: int, shape: str | None = None) -> str:
-    """The key of a legend entry: a dash of the line, or the shape of the points."""
+    """The key of a legend entry: a dash of the line, or a point."""
     kind = f"s{style % 8}"
     inside = (
         marker(12, 7, shape, kind)
@@ -116,11 +114,11 @@ def _tick_text(value: float, around: Sequence[float]) -> str:
 
 
 def lines(title: str, description: str, series: Sequence[Series], x_label: str, y_label: str) -> Chart:
-    """Lines over a common x. The y axis begins at 0 where no value is below."""
+    """Lines over a common x axis. The y axis includes 0."""
     left, right, top, bottom, height = 44, WIDTH - 8, 22, 176, 212
     ys = [y for one in series for y in one.ys if math.isfinite(y)]
     xs = [x for one in series for x in one.xs]
-    low, high = min(ys, default=0.0), max(ys, default=1.0)  # without a figure: an empty frame
+    low, high = min(ys, default=0.0), max(ys, default=1.0)  # an empty frame without values
     low = min(low, 0.0)
     if high <= low:
         low, high = low - 0.5, high + 0.5
@@ -162,22 +160,22 @@ def lines(title: str, description: str, series: Sequence[Series], x_label: str, 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A row of `forest`: a value with its interval, and how it is shown (`better`, `worse`, `same`)."""
+    """A row of `forest`: a value with its interval. `kind`: `better`, `worse` or `same`."""
 
     label: str
     value: float
     low: float
     high: float
     kind: str
-    summary: bool = False  # a mean, set apart
+    summary: bool = False  # a mean, below a rule
 
 
 def forest(title: str, description: str, rows: Sequence[Estimate], label: str) -> Chart:
-    """Values with intervals against zero, one below the other; in the unit they are given in, here points."""
+    """Values with intervals around zero, one per row."""
     labels = [_short(one.label, 22) for one in rows]
     figures = [f"{one.value:+.1f} [{one.low:+.1f}, {one.high:+.1f}]".replace("-", "−") for one in rows]
-    left, row = max(92.0, 6.2 * max(map(len, labels))), 22  # 6.2: a letter's width, roomily
-    right = min(236.0, WIDTH - 8 - 5.6 * max(map(len, figures)))  # 5.6: a small one's; a mark never meets its figures
+    left, row = max(92.0, 6.2 * max(map(len, labels))), 22  # 6.2: width of a letter
+    right = min(236.0, WIDTH - 8 - 5.6 * max(map(len, figures)))  # 5.6: width of a small letter
     low = min(0.0, *(one.low for one in rows))
     high = max(0.0, *(one.high for one in rows))
     pad = (high - low or 1) * 0.06
@@ -218,12 +216,12 @@ def heatmap(
     high: float,
     digits: int = 2,
 ) -> Chart:
-    """A cell a row and column; depth of colour from `low` (none) to `high`; below `low`, another colour."""
+    """A cell per row and column, coloured from `low` to `high`; another colour below `low`."""
     left, top = 46, 20
     cell = (WIDTH - left) / len(columns)
     tall = 20 if len(rows) <= 16 else 14
     written = cell >= 29 and tall == 20
-    every = max(1, math.ceil(24 / cell))  # a column too narrow for its name goes without
+    every = max(1, math.ceil(24 / cell))  # narrow columns have no name
     body = [text(left + cell * (c + 0.5), 13, name, "middle") for c, name in enumerate(columns) if not c % every]
     for r, name in enumerate(rows):
         y = top + tall * r
@@ -239,7 +237,7 @@ def heatmap(
             if written:
                 body.append(text(x + cell / 2, y + tall / 2 + 4, number(value, digits), "middle", "small"))
     legend = []
-    if not written:  # the depths need a key
+    if not written:
         legend = [(number(low, digits), _depth("heat", 0.0)), (number(high, digits), _depth("heat", 1.0))]
         if any(math.isfinite(value) and value < low for row in values for value in row):
             legend.insert(0, (number(2 * low - high, digits), _depth("cold", 1.0)))
@@ -254,7 +252,7 @@ def _depth(kind: str, depth: float) -> str:
 
 
 def ranges(title: str, description: str, rows: Sequence[tuple[str, Sequence[float]]], label: str) -> Chart:
-    """Five quantiles a row: a thin line over the outer two, a thick one over the inner two, a mark at the middle."""
+    """Five quantiles per row: a thin line over the outer two, a thick one over the inner two, a mark at the median."""
     left, right = 46, WIDTH - 10
     tall = 20 if len(rows) <= 16 else 14
     low, high = 0.0, max(quantiles[-1] for _, quantiles in rows) * 1.05 or 1.0
@@ -277,7 +275,7 @@ def ranges(title: str, description: str, rows: Sequence[tuple[str, Sequence[floa
 
 @dataclass(frozen=True)
 class Points:
-    """A group of `scatter`: (x, y) each, and for each the point it is linked to, if it is."""
+    """A group of `scatter`. `links`: the point that each point is linked to."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -286,12 +284,12 @@ class Points:
 
 
 def scatter(title: str, description: str, groups: Sequence[Points], x_label: str, y_label: str) -> Chart:
-    """Groups of points by shape and colour, with thin lines to what they are linked to; the last group on top."""
+    """Groups of points by shape and colour, with thin lines to linked points; the last group is on top."""
     left, right, top, bottom = 16, WIDTH - 4, 4, 268
     every = [point for group in groups for point in group.points]
     bounds = [(min(one[axis] for one in every), max(one[axis] for one in every)) for axis in (0, 1)]
     scale = max(bounds[0][1] - bounds[0][0], (bounds[1][1] - bounds[1][0]) * (right - left) / (bottom - top)) or 1.0
-    unit = (right - left - 16) / scale  # one unit for both axes: distances in the picture are distances
+    unit = (right - left - 16) / scale  # one unit for both axes
 
     def place(point: tuple[float, float]) -> tuple[float, float]:
         x, y = (value - sum(bounds[axis]) / 2 for axis, value in enumerate(point))
@@ -315,7 +313,7 @@ def scatter(title: str, description: str, groups: Sequence[Points], x_label: str
 
 
 def bars(title: str, description: str, rows: Sequence[tuple[str, float]], digits: int = 0) -> Chart:
-    """A horizontal bar a row, from zero, with its value."""
+    """A horizontal bar per row, with its value."""
     left, right, tall = 92, WIDTH - 52, 20
     high = max(value for _, value in rows) or 1.0
     body = []

@@ -1,4 +1,4 @@
-"""The sections on training, data and settings: what the run's own records say."""
+"""The sections on training, its cost, the data, and the settings."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from cctuning.report.page import Section, bullets, figure, heading, paragraph, s
 from cctuning.report.runs import Run
 from cctuning.report.svg import Series, bars, lines
 
-# Picture, its axis, and which metrics are drawn in it under which name.
+# Title and axis of each chart, and the label of each metric in it.
 CURVES = (
     (
         "Losses of both passes",
-        "loss a token",
+        "loss per token",
         {"student_loss": "student pass", "fused_loss": "fused pass", "eval_loss": "student pass, evaluation rows"},
     ),
     (
         "Alignment",
         "relative error",
-        {"align_loss": "alignment error", "identity_loss": "straying from the identity"},
+        {"align_loss": "alignment error", "identity_loss": "distance from the identity"},
     ),
     ("Gradient norm", "norm", {"grad_norm": "gradient norm"}),
 )
 
 
-def training(runs: Sequence[Run]) -> Section:
-    """Curves of each run, then throughput and memory."""
+def training_section(runs: Sequence[Run]) -> Section:
+    """Curves, throughput and memory."""
     section = Section("training", "Training")
     short = []
     for title, axis, metrics in CURVES:
@@ -51,22 +51,22 @@ def training(runs: Sequence[Run]) -> Section:
             )
         if figures:
             section.add(heading(title), side_by_side(figures))
-            if axis == "loss a token":
+            if axis == "loss per token":
                 section.add(*(paragraph(_sampled(run), "note") for run in runs if _draws(run)))
     if short:
         names = listed(list(dict.fromkeys(short)))
-        section.add(paragraph(f"{names} logged fewer than three times; set logging_steps lower for curves.", "note"))
+        section.add(paragraph(f"{names} logged fewer than three times; use smaller logging_steps for curves.", "note"))
     rows = [
-        ["steps a second", *(number(_overall(run, "train_steps_per_second")) for run in runs)],
-        ["rows a second", *(number(_overall(run, "train_samples_per_second"), 1) for run in runs)],
-        ["tokens a second, references included", *(number(tokens_a_second(run), 0) for run in runs)],
+        ["steps per second", *(number(_overall(run, "train_steps_per_second")) for run in runs)],
+        ["rows per second", *(number(_overall(run, "train_samples_per_second"), 1) for run in runs)],
+        ["tokens per second, with reference prompts", *(number(tokens_a_second(run), 0) for run in runs)],
     ]
     memory = {key for run in runs for line in run.metrics for key in line if "_mem_" in key}
     rows += [[_memory_name(key), *(_mebibytes(run.last(key)) for run in runs)] for key in sorted(memory)]
     section.add(heading("Throughput and memory"))
     section.add(table("Throughput and memory over the whole run", ["figure", *(run.name for run in runs)], rows))
     if not memory:
-        section.add(paragraph("Memory was not recorded; set skip_memory_metrics: false in training for it.", "note"))
+        section.add(paragraph("Memory was not recorded; train with skip_memory_metrics: false to record it.", "note"))
     return section
 
 
@@ -75,11 +75,11 @@ def _draws(run: Run) -> bool:
 
 
 def _sampled(run: Run) -> str:
-    config, own = run.connection, language_name(run.record["reference_language"])
+    config, reference = run.connection, language_name(run.record["reference_language"])
     return (
-        f"In {run.name} each row takes one of the passes: the fused one with a probability that goes from "
-        f"{config.fused_probability_start:g} to {config.fused_probability_end:g}, and rows in {own} "
-        "never. So the two curves are of different rows."
+        f"In {run.name} each row takes one of the two passes, the fused one with a probability that changes from "
+        f"{config.fused_probability_start:g} to {config.fused_probability_end:g}, and rows in {reference} never do. "
+        "The two curves are of different rows."
     )
 
 
@@ -101,24 +101,24 @@ def _mebibytes(value: float | None) -> str:
 
 
 def tokens_a_second(run: Run) -> float | None:
-    """Tokens read a second of training, references included."""
+    """Tokens per second of training, with reference prompts."""
     tokens, seconds = run.last("num_tokens"), _trained(run)
     return tokens / seconds if tokens is not None and seconds else None
 
 
 def _trained(run: Run) -> float | None:
-    """Seconds of training; of a resumed run, of all its legs."""
+    """Seconds of training, including those before a resumption."""
     return run.last("total_runtime") or run.last("train_runtime")
 
 
 def _overall(run: Run, key: str) -> float | None:
-    """A rate of transformers': all that a run did, over the time of its last leg; here over that of all legs."""
+    """A rate over the whole training; transformers divides by the time since the last resumption."""
     rate, leg, seconds = run.last(key), run.last("train_runtime"), _trained(run)
     return rate * leg / seconds if rate is not None and leg and seconds else rate
 
 
 def cost(runs: Sequence[Run]) -> list[str]:
-    """What each run cost, as a sentence and a table."""
+    """The cost of each run, as a sentence and a table."""
     rows: list[list[str]] = [
         ["parameters trained: connection", *(_count(run.sizes.connection) for run in runs)],
         ["parameters trained: LoRA", *(_count(run.sizes.lora) for run in runs)],
@@ -126,8 +126,8 @@ def cost(runs: Sequence[Run]) -> list[str]:
         ["parameters added at inference", *(added(run) for run in runs)],
         ["steps", *(_count(int(run.record["steps"])) for run in runs)],
         ["time", *(duration(float(run.record["seconds"])) for run in runs)],
-        ["tokens read, references included", *(number(run.last("num_tokens"), 0) for run in runs)],
-        ["tokens a second", *(number(tokens_a_second(run), 0) for run in runs)],
+        ["tokens read, with reference prompts", *(number(run.last("num_tokens"), 0) for run in runs)],
+        ["tokens per second", *(number(tokens_a_second(run), 0) for run in runs)],
     ]
     kept = [row for row in rows if any(cell not in ("0", "–") for cell in row[1:])]
     first = plain(runs)
@@ -147,7 +147,7 @@ def cost(runs: Sequence[Run]) -> list[str]:
 
 
 def plain(runs: Sequence[Run]) -> Run:
-    """The run that the others are measured against: the first without a connection, else the first."""
+    """The run to compare costs with: the first without a connection, else the first."""
     return next((run for run in runs if not run.connected), runs[0])
 
 
@@ -160,14 +160,14 @@ def _base_trained(run: Run) -> int:
 
 
 def added(run: Run) -> str:
-    """What the connection leaves at inference: nothing where it folds."""
+    """Parameters of the connection at inference; none if it can be merged."""
     if run.connection.mergeable:
-        return "0 (folds)" if run.sizes.transform else "0"
+        return "0 (can be merged)" if run.sizes.transform else "0"
     return _count(run.sizes.transform if run.connection.connection == "gated" else run.sizes.connection)
 
 
-def data(runs: Sequence[Run], found: Findings | None) -> Section:
-    """Languages, lengths and rejects."""
+def data_section(runs: Sequence[Run], found: Findings | None) -> Section:
+    """Languages, lengths, and rows that were left out."""
     section = Section("data", "Data")
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -183,7 +183,7 @@ def data(runs: Sequence[Run], found: Findings | None) -> Section:
         without = record["rows"] - record["with_response"]
         says = f"{count(record['rows'], 'row')} from {listed(files)} in {count(len(languages), 'language')}"
         says += f", {count(without, 'row')} of them without a response." if without else ", all with a response."
-        title = f"{name}: rows a language"
+        title = f"{name}: rows per language"
         rows = [[language, f"{rows:,}", percent(rows / record["rows"])] for language, rows in languages.items()]
         chart = bars(title, says, list(languages.items()))
         figures.append(figure(name, says, chart, table(title, ["language", "rows", "share"], rows)))
@@ -202,12 +202,12 @@ def _lengths(run: Run, found: Findings) -> list[str]:
     most, least = max(ratio, key=ratio.__getitem__), min(ratio, key=ratio.__getitem__)
     names = language_names(lengths)
     says = (
-        f"In {run.name}'s tokenizer a prompt in {names[most]} takes {number(ratio[most], 1)} times the tokens "
-        f"of its parallel, the most; in {names[least]} {number(ratio[least], 1)} times, the least."
+        f"With the tokenizer of {run.name}, a prompt in {names[most]} has {number(ratio[most], 1)} times the tokens "
+        f"of its reference prompt, the most; in {names[least]} {number(ratio[least], 1)} times, the least."
     )
     rows = [[names[code], *(number(value, 0) for value in values)] for code, values in lengths.items()]
-    header = ["language", "prompt", "parallel", "response"]
-    return [paragraph(says), table("Median tokens of the rows looked at", header, rows)]
+    header = ["language", "prompt", "reference prompt", "response"]
+    return [paragraph(says), table("Median tokens per row", header, rows)]
 
 
 def _rejects(own: Sequence[Run]) -> list[str]:
@@ -233,8 +233,8 @@ def _shown(value: Any) -> str:
     return listed([_shown(one) for one in value], 12) if isinstance(value, list) else str(value)
 
 
-def settings(runs: Sequence[Run]) -> Section:
-    """Options that differ from their defaults, versions, and what training noted."""
+def settings_section(runs: Sequence[Run]) -> Section:
+    """Options that differ from their defaults, versions, and notes of training."""
     section = Section("settings", "Settings and versions")
 
     def rows(of: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -247,7 +247,7 @@ def settings(runs: Sequence[Run]) -> Section:
     header = [run.name for run in runs] + (["compared"] if len(runs) > 1 else [])
     words = tuple(range(len(header) + 1))
     options = rows([run.options for run in runs])
-    section.add(table("Options that are not at their defaults", ["option", *header], options, words))
+    section.add(table("Options that differ from their defaults", ["option", *header], options, words))
     versions = rows([run.record["versions"] for run in runs])
     section.add(table("Versions", ["package", *header], versions, words))
     for run in runs:

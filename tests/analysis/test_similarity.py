@@ -7,7 +7,14 @@ import math
 import pytest
 import torch
 
-from cctuning.analysis import cosine, language_batches, linear_cka, meeting, principal_plane, prompt_activations
+from cctuning.analysis import (
+    cosine,
+    language_batches,
+    language_similarity,
+    linear_cka,
+    principal_plane,
+    prompt_activations,
+)
 from cctuning.connection import ConnectionConfig
 from tests.analysis.world import PROMPTS, REFERENCE, attach, batches, ffn, random_rows
 from tests.conftest import shake
@@ -28,7 +35,7 @@ def test_two_languages_made_identical(options):
         connected.adaptive.selector.weight.data.zero_()
         connected.adaptive.matrix.weight.data.zero_()
         connected.adaptive.fitted.fill_(True)
-    found = meeting(connected, language_batches(random_rows("aa", 12, 1, same=True), 0, batch_size=5))
+    found = language_similarity(connected, language_batches(random_rows("aa", 12, 1, same=True), 0, batch_size=5))
     torch.testing.assert_close(found.cosine, torch.ones_like(found.cosine))
     torch.testing.assert_close(found.cka, torch.ones_like(found.cka))
     assert found.layers == [0, 1, 2] and found.rows.tolist() == [12] and float(found.unrelated.max()) < 0.9
@@ -36,7 +43,7 @@ def test_two_languages_made_identical(options):
 
 def test_unrelated_prompts_do_not_meet():
     connected = attach(PLAIN)
-    found = meeting(connected, language_batches(random_rows("aa", 60, 2), 0))
+    found = language_similarity(connected, language_batches(random_rows("aa", 60, 2), 0))
     assert float(found.cka.abs().max()) < 0.25
     assert float((found.cosine - found.unrelated).abs().max()) < 0.1
 
