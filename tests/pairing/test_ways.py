@@ -243,8 +243,7 @@ def test_english_rows_carried_into_a_language(tmp_path, engine):
 
 @pytest.mark.parametrize("answers", ["row", "reference"])
 def test_answers_of_a_teacher(answers, tmp_path, engine, monkeypatch):
-    from cctuning.pairing.translation import chat_client
-    from cctuning.pairing.translation import Answer
+    from cctuning.pairing.translation import Answer, chat_client
 
     class Teacher:
         """Stands for the endpoint, whose client has tests of its own."""

@@ -111,8 +111,8 @@ def main(argv: list[str]) -> None:
 
 CAPTION = (
     "own, {name}: loss in nats per response, for prompts in the language and in {name}. live: own with the {name} "
-    "prompt over an untrained connection, at the best share. explained: held-out variance of {name} activations that is "
-    "predicted from those of the language, at the best layer; found: how often the right {name} prompt is the nearest."
+    "prompt over an untrained connection, at the best share. explained: held-out variance of {name} activations that "
+    "is predicted from those of the language, at the best layer; found: how often the right {name} prompt is nearest."
 )
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cctuning.cli.options import CHAT
 from cctuning.languages import language_name
 
 COLUMNS = 9  # layers in the table, from the first to the last
@@ -31,6 +32,7 @@ def diagnose_text(args: Any) -> None:
     from cctuning.connection import ConnectionConfig
     from cctuning.data.parallel.pairs import load_parallel
     from cctuning.model.loading import load_base, load_tokenizer
+    from cctuning.serving.answering import chat_of
 
     pairs, report = load_parallel(args.parallel, reference_language=args.reference_language, bad_rows="skip")
     for note in report.notes:
@@ -42,7 +44,7 @@ def diagnose_text(args: Any) -> None:
     tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    chat = tokenizer.chat_template is not None if args.chat == "auto" else args.chat == "yes"
+    chat = chat_of({}, tokenizer) if CHAT[args.chat] is None else args.chat == "yes"
     model = load_base(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code).eval()
     print(f"measuring {len(chosen)} pairs in {len(by_language)} languages", flush=True)
     found = of_text(model, tokenizer, chosen, chat=chat, max_length=args.max_length)
@@ -60,9 +62,10 @@ def diagnose_text(args: Any) -> None:
         error = f"{float(found.error[number, usual].mean()):.2f}"
         table.add_row(code, str(found.pairs[number]), *by_layer, error)
     Console(width=None if Console().is_terminal else 120).print(table)
+    spread_share = float(found.spread[usual].mean())
     print(
         f"error: mean over layers {usual[0]} to {usual[-1]}, in units of the spread of {name} texts; 1 is no better\n"
-        f"than their mean. In these layers {float(found.spread[usual].mean()):.1%} of the squared norm differs between texts."
+        f"than their mean. In these layers {spread_share:.1%} of the squared norm differs between texts."
     )
     for number, code in enumerate(found.languages):
         best = float(found.found[number, usual].mean())
