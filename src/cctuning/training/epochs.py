@@ -40,10 +40,6 @@ class EpochTrainer(TokenizingTrainer):
         """Tokens of parallel text in a batch for each row of the epoch, on average."""
         return 0
 
-    def _tokens_beside(self) -> int:
-        """Tokens of other rows that come into a batch with each row, on average."""
-        return 0
-
     def get_train_dataloader(self) -> Any:
         """As the parent's, with a generator for the workers' seeds that dropout does not draw from."""
         loader: Any = super().get_train_dataloader()

@@ -75,7 +75,7 @@ class MixingTrainer(EpochTrainer):
         """Parallel rows in a batch of `align_first`; with `packing` as many as fill its bins, on average."""
         if not self.args.packing:
             return self._train_batch_size
-        return max(1, int(self._train_batch_size * self.args.max_length / self._tokens_a_pair()))
+        return max(1, int(self._train_batch_size * (self.args.max_length or 0) / self._tokens_a_pair()))
 
     def _pairs_a_step(self) -> int:
         return self._pairs_a_batch() * self.args.gradient_accumulation_steps * max(1, self.args.world_size)
