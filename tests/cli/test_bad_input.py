@@ -192,7 +192,7 @@ def test_models_that_cannot_be_loaded(train, tmp_path, base):
     state = load_file(partial / "model.safetensors")
     state.pop("model.layers.1.mlp.down_proj.weight")
     save_file(state, partial / "model.safetensors", {"format": "pt"})
-    train("1 of its weights are not there .*down_proj", model=str(partial))
+    train("1 of its weights are missing .*down_proj", model=str(partial))
     (partial / "config.json").write_text("{")
     train(r"partial'.*cannot be loaded", model=str(partial))
     train("tokenizer of .*cannot be loaded", tokenizer=str(tmp_path / "empty"))
@@ -276,8 +276,12 @@ def test_runs_that_are_half_there(tmp_path, base, good, capsys):
     damaged("run.json", b'{"status": "fin', r"run\.json: cannot be read")
     damaged("run.json", b"[]", r"run\.json: expected an object")
     damaged("run.json", b'{"status": "running"}', "has not finished .*--resume_from_checkpoint true")
-    damaged("model/connection_config.json", b"{", r"connection_config\.json: not a connection's config")
-    damaged("model/connection_model.safetensors", None, r"connection_model\.safetensors is missing: a half-written")
+    damaged("model/connection_config.json", b"{", r"connection_config\.json: not the config of a connection")
+    damaged(
+        "model/connection_model.safetensors",
+        None,
+        r"connection_model\.safetensors is missing, so the directory is incomplete",
+    )
     damaged("model/connection_model.safetensors", b"1234", r"connection_model\.safetensors: not a complete")
     damaged("model/adapter_config.json", b"{", r"adapter_config\.json: cannot be read")
     damaged("model/adapter_model.safetensors", b"1234", "its LoRA cannot be loaded on")

@@ -283,7 +283,7 @@ def test_a_base_of_a_relative_path_is_told_where_it_cannot_be_found(tmp_path, ca
     out = tmp_path / "out"
     for argv in (("export", run, "--format", "merged", "--output", out), ("generate", run, "--prompt", "x1")):
         said = refused(capsys, *argv)
-        assert "its base './base' is no directory here" in said and "where training was started" in said
+        assert "its base model './base' is neither a directory here" in said and "where training was started" in said
         assert f"base_model_name_or_path in {path}" in said and not out.exists()
     assert "dtype: 'int7'" in refused(capsys, "generate", run, "--prompt", "x1", "--dtype", "int7")
 

@@ -68,7 +68,7 @@ def test_a_bias_on_the_projection_and_none_elsewhere(tmp_path: Path) -> None:
 def test_dora_folds_though_it_does_not_export(tmp_path: Path) -> None:
     connected = connected_and_shaken(with_lora("llama", target_modules=["down_proj"], use_dora=True))
     student = logits(connected)
-    with pytest.raises(UserError, match=r"down_proj: Dora\w+ is no plain LoRA; fold instead"):
+    with pytest.raises(UserError, match=r"down_proj: Dora\w+ is no plain LoRA; merge instead"):
         connected.export_lora(tmp_path / "lora")
     assert apart(logits(connected.merge_and_unload()), student) <= PARITY
 
@@ -164,7 +164,7 @@ def test_dense_transforms_experts_and_nothing_are_no_lora(tmp_path: Path) -> Non
     dense = ConnectedModel.attach(build("llama"), ConnectionConfig("gated", transform="dense"))
     with pytest.raises(UserError, match=r"model.layers.0: a DenseTransform is a LoRA of full rank 32 only; fold"):
         dense.export_lora(tmp_path / "lora")
-    with pytest.raises(UserError, match=r"model.layers.0.mlp.experts: fused experts .*; fold instead"):
+    with pytest.raises(UserError, match=r"model.layers.0.mlp.experts: fused experts .*; merge instead"):
         connected_and_shaken(build("mixtral")).export_lora(tmp_path / "lora")
     with pytest.raises(UserError, match="nothing to export"):
         ConnectedModel.attach(build("llama"), ConnectionConfig("gated", transform="none")).export_lora(
@@ -197,14 +197,14 @@ def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
 )
 def test_a_lora_that_changed_the_base_is_not_exported(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
     model = get_peft_model(build("llama"), LoraConfig(r=2, target_modules=["q_proj"], **options))
-    with pytest.raises(UserError, match=rf"cannot be part of a LoRA export: .*{reason}.*fold instead"):
+    with pytest.raises(UserError, match=rf"cannot be part of a LoRA export: .*{reason}.*merge instead"):
         ConnectedModel.attach(model, ConnectionConfig("gated", transform_rank=4)).export_lora(tmp_path / "lora")
 
 
 def test_a_merged_lora_is_not_exported_twice(tmp_path: Path) -> None:
     model = with_lora("llama", target_modules=["down_proj"])
     model.merge_adapter()
-    with pytest.raises(UserError, match="merged into the weights at present"):
+    with pytest.raises(UserError, match="the LoRA is merged into the weights"):
         connected_and_shaken(model).export_lora(tmp_path / "lora")
 
 

@@ -228,7 +228,7 @@ def test_records_that_are_missing_of_another_version_or_half_written_are_refused
         ),
         (
             damaged("no-weights", lambda run: (run / "model" / "connection_model.safetensors").unlink()),
-            "half-written directory",
+            "is missing, so the directory is incomplete",
         ),
         (
             damaged("cut", lambda run: cut(run / "model" / "connection_model.safetensors")),

@@ -185,7 +185,7 @@ def test_an_export_that_is_wrong_is_an_error_and_leaves_nothing(format, tmp_path
     monkeypatch.setattr(lora, "lora_from_connection", wrong)
     before = sorted(path.name for path in tmp_path.iterdir())
     said = refused(capsys, "export", run, "--format", format, "--output", tmp_path / "out")
-    assert "the export does not answer as the run does" in said and "nothing was kept" in said
+    assert "the export does not answer as the run does" in said and "It was deleted" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     monkeypatch.undo()
     done("export", run, "--format", format, "--output", tmp_path / "out")

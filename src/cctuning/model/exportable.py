@@ -1,7 +1,7 @@
-"""What a model can be exported as once it is trained, asked before it is: nobody should learn it hours later.
+"""Check, before training, what a model can be exported as afterwards.
 
-What would be wrong, and not only impossible, is refused (`check_adapter_start`); what is impossible is named, format
-by format (`obstacles`).
+`check_adapter_start` raises an error for what would be exported wrongly; `obstacles` lists what cannot be exported, by
+format.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from torch import nn
 from transformers import AutoConfig
 
 from cctuning.errors import UserError
-from cctuning.model.loading import LOADING_ERRORS
+from cctuning.model.loading import LOADING_ERRORS, is_quantised
 from cctuning.model.lora import HARMLESS_STARTS, check_vocabulary, existing_lora, plain_adapter, possible_lora
 from cctuning.model.merge import check_adapter_mergeable, check_config, check_merge_exact
-from cctuning.model.quantised import is_quantised
 from cctuning.model.serialization import base_is_trained, times_written
 from cctuning.model.sites import find_sites, unwrap
 
@@ -26,12 +25,11 @@ if TYPE_CHECKING:
 
 
 def check_adapter_start(model: nn.Module) -> None:
-    """Raise `UserError` where what an adapter starts from could not be had again.
+    """Raise `UserError` for an adapter whose initialisation rewrites the base's weights (PiSSA, OLoRA, CorDA, LoftQ,
+    LoRA-GA, KaSA).
 
-    That is where its start has rewritten the base's weights (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA, KaSA).
-
-    What is saved of such a run is the adapter alone, to be laid on weights that no file holds; they would have to be
-    made anew from the base, which not all of these starts can do, and a plain LoRA of the base it never was.
+    Only the adapter of such a run is saved, and the weights that it belongs to are in no file; not all of these
+    initialisations can compute them again.
     """
     for config in getattr(model, "peft_config", {}).values():
         if not isinstance(config, LoraConfig):
@@ -39,9 +37,9 @@ def check_adapter_start(model: nn.Module) -> None:
         start = "kasa" if getattr(config, "kasa_config", None) is not None else config.init_lora_weights
         if start not in HARMLESS_STARTS:
             raise UserError(
-                f"init_lora_weights: {start!r} rewrites the base's weights, which are saved with no checkpoint and no "
-                "export, so that neither would be the model that was trained; use True (the default), 'gaussian', "
-                "'orthogonal' or 'eva'."
+                f"init_lora_weights: {start!r} rewrites the base's weights, which are not saved with checkpoints and "
+                "exports, so neither would be the trained model; use True (the default), 'gaussian', 'orthogonal' or "
+                "'eva'."
             )
         saved = config.modules_to_save or []
         tied = getattr(unwrap(model).config.get_text_config(), "tie_word_embeddings", False)
@@ -54,7 +52,7 @@ def check_adapter_start(model: nn.Module) -> None:
 
 
 def original_vocabulary(name: str | None) -> int | None:
-    """Rows of the embedding that the files of the base `name` have; None where they cannot be asked."""
+    """Vocabulary size in the config of the base model `name`; None if it cannot be read."""
     try:
         return AutoConfig.from_pretrained(name).get_text_config().vocab_size if name else None
     except LOADING_ERRORS:
@@ -66,7 +64,7 @@ def obstacles(connected: ConnectedModel) -> dict[str, str | None]:
 
     Where weights are in memory the fold is tried on a layer of each kind, as an export does.
     """
-    return {"merged": _reason(_check_fold, connected), "lora": _reason(_check_lora, connected)}
+    return {"merged": _reason(_check_merge, connected), "lora": _reason(_check_lora, connected)}
 
 
 def _reason(check: Any, connected: ConnectedModel) -> str | None:
@@ -77,11 +75,11 @@ def _reason(check: Any, connected: ConnectedModel) -> str | None:
     return None
 
 
-def _check_fold(connected: ConnectedModel) -> None:
+def _check_merge(connected: ConnectedModel) -> None:
     check_config(connected.config, "merged")
     model: Any = connected.model
     check_adapter_mergeable(model)
-    has_transform = connected.config.transform != "none" and not connected.config.plain
+    has_transform = not connected.config.inert
     weights = [*model.parameters()]
     # Weights that are yet to be read are one value, seen everywhere (training/sharded_loading.py).
     there = all(not p.is_meta and p.numel() and not hasattr(p, "full_tensor") and p.is_contiguous() for p in weights)
@@ -90,7 +88,7 @@ def _check_fold(connected: ConnectedModel) -> None:
     sites = [site for site in find_sites(model) if site.index in connected.connections]
     with connected.disable_adapter(), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
         check_merge_exact(model, sites)
-    connected.written = times_written(connected)  # the trial wrote to weights, and put them back
+    connected.written = times_written(connected)  # the trial wrote to weights, and restored them
 
 
 def _check_lora(connected: ConnectedModel) -> None:
@@ -101,7 +99,9 @@ def _check_lora(connected: ConnectedModel) -> None:
     else:
         existing = existing_lora(model)
     if base_is_trained(connected):
-        raise UserError("tune: full trains the base's own weights, which a LoRA does not carry; export it as a fold.")
+        raise UserError(
+            "tune: full trains the base's own weights, which a LoRA does not carry; export with --format merged."
+        )
     check_vocabulary(connected.model, original_vocabulary(unwrap(connected.model).config.name_or_path))
     transforms = {index: part.transform for index, part in connected.connections.items()}
     found = {index: transform for index, transform in transforms.items() if transform is not None}

@@ -1,6 +1,6 @@
-"""From a directory or a hub name to a model that answers: a run, a checkpoint of one, a fold, a LoRA, anybody's model.
+"""Load what a path or hub name stands for: a run, a checkpoint of one, an export, a LoRA, or any model.
 
-Nothing remote is executed unless `trust_remote_code` is asked for, and weights are read from safetensors.
+No remote code runs unless `trust_remote_code` is set, and weights are read from safetensors.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.connected import ConnectedModel
-from cctuning.model.quantised import keep_differentiable
 from cctuning.model.serialization import LOADING_ERRORS, LORA_CONFIG, first_line
+from cctuning.model.sites import unwrap
 
 RUN_FILE = "run.json"
 MODEL_FOLDER = "model"
@@ -29,10 +30,10 @@ class Loaded:
 
     Attributes:
         model: a transformers or PEFT model (the one inside `connected`, where there is one).
-        connected: the connected model, or None for a model without a connection.
-        tokenizer: of the model.
-        run: the record of the training run it came from, if it came from one.
-        base: name or path of the model it was trained from, where that is known.
+        connected: the connected model; None for a model without a connection.
+        tokenizer: tokenizer of the model.
+        run: record of the training run it came from; empty if it came from none.
+        base: name or path of the model it was trained from; None if unknown.
     """
 
     model: PreTrainedModel
@@ -43,10 +44,10 @@ class Loaded:
 
 
 def resolve(path: str) -> tuple[str, dict[str, Any]]:
-    """Where the weights of `path` are, and the record of the run that they belong to, if to one.
+    """Where the weights of `path` are, and the record of their run (empty if there is none).
 
     Raises:
-        UserError: a run that has not finished, or a local path that holds no model.
+        UserError: the run has not finished, or there is no model at the path.
     """
     folder = Path(path)
     if (folder / RUN_FILE).is_file():
@@ -58,7 +59,7 @@ def resolve(path: str) -> tuple[str, dict[str, Any]]:
             )
         return str(folder / MODEL_FOLDER), run
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", LORA_CONFIG)):
-        raise UserError(f"{path}: no {RUN_FILE}, config.json or {LORA_CONFIG} there; expected a run or a model.")
+        raise UserError(f"{path}: no {RUN_FILE}, config.json or {LORA_CONFIG} in it; expected a run or a model.")
     if folder.is_file():
         raise UserError(f"{path}: a file; expected a run, a model directory, or a hub name like org/name.")
     if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
@@ -68,7 +69,7 @@ def resolve(path: str) -> tuple[str, dict[str, Any]]:
 
 
 def read_record(run: Path) -> dict[str, Any]:
-    """The record of a run directory; `UserError` where it is damaged."""
+    """The record of a run directory; `UserError` if it is damaged."""
     return _read_json(run / RUN_FILE, "the run directory is damaged")
 
 
@@ -76,23 +77,23 @@ def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): {otherwise}; copy it again, or name another.") from error
+        raise UserError(f"{path}: cannot be read ({error}): {otherwise}; copy it again, or use another.") from error
     if not isinstance(record, dict):
         raise UserError(f"{path}: expected an object, found {type(record).__name__}: {otherwise}; copy it again.")
     return record
 
 
 def torch_dtype(name: str) -> torch.dtype | None:
-    """The dtype of that name, None for `auto`.
+    """The dtype with this name; None for `auto`.
 
     Raises:
-        UserError: there is none, or weights cannot have it.
+        UserError: there is no such floating-point dtype.
     """
     dtype = getattr(torch, name, None)
     if name == "auto":
         return None
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise UserError(f"dtype: {name!r} is not one for weights; expected auto, float32, bfloat16 or float16.")
+        raise UserError(f"dtype: {name!r} is no dtype of weights; expected auto, float32, bfloat16 or float16.")
     return dtype
 
 
@@ -114,7 +115,7 @@ def load_base(
         quantisation: a quantization_config of transformers; None: as the files are.
 
     Raises:
-        UserError: it cannot be found, is not a causal LM or lacks weights; where the library says why, in its words.
+        UserError: it cannot be found, is not a causal LM, or lacks weights.
     """
     kind = torch_dtype(dtype)
     try:
@@ -136,16 +137,35 @@ def load_base(
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would start them at random and go on
         raise UserError(
-            f"model {name!r}: {len(missing)} of its weights are not there (first: {missing[0]}): not a causal LM's "
-            "checkpoint, or half of one; copy it again, or name another."
+            f"model {name!r}: {len(missing)} of its weights are missing (first: {missing[0]}): the checkpoint is "
+            "incomplete or not that of a causal LM; copy it again, or use another model."
         )
     return model
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Stop bitsandbytes (0.50) from repacking 4-bit weights on a CPU the first time they run in evaluation mode.
+
+    Its kernel for the other packing has no gradient, and torch only warns: after one evaluation, or one reference
+    pass, nothing below the last layer would learn.
+    """
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether the base's weights are quantised, by any method of transformers."""
+    base: Any = unwrap(model)
+    quantised = getattr(base, "hf_quantizer", None), getattr(base.config, "quantization_config", None)
+    return any(found is not None for found in quantised)
 
 
 def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of `name`; `UserError` where it has none."""
+    """The tokenizer of `name`; `UserError` if it cannot be loaded."""
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except LOADING_ERRORS as error:
@@ -153,10 +173,10 @@ def load_tokenizer(
 
 
 def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> Loaded:
-    """Load whatever `path` names, with its connection if it has one.
+    """Load the model at `path`, with its connection if it has one.
 
     Raises:
-        UserError: nothing that can be loaded is there.
+        UserError: there is no model that can be loaded.
     """
     where, run = resolve(path)
     folder = Path(where)
@@ -169,8 +189,8 @@ def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> 
         if error.__cause__ is None or not lora.is_file() or Path(source).is_absolute() or Path(source).exists():
             raise
         raise UserError(
-            f"{folder}: its base {source!r} is no directory here, nor can it be had from the hub; if it is a path, "
-            "relative to where training was started, start the command there, or write the whole path as "
+            f"{folder}: its base model {source!r} is neither a directory here nor on the hub. If it is a path "
+            "relative to where training was started, start the command there, or write the absolute path as "
             f"base_model_name_or_path in {lora}. ({first_line(error.__cause__)})"
         ) from error
     connected = None
@@ -186,19 +206,19 @@ def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> 
 
 
 def base_of(folder: Path, run: dict[str, Any]) -> tuple[str | None, str]:
-    """What the model in `folder` was trained from, where that is known, and where its base's weights are.
+    """The model that the one in `folder` was trained from (None if unknown), and where its base's weights are.
 
     Args:
-        run: the record of the run that it belongs to, or an empty one.
+        run: record of its run, or an empty one.
 
     Raises:
-        UserError: a LoRA that does not say what it lies on.
+        UserError: a LoRA that does not name its base model.
     """
     base: str | None = run.get("model")
     if (folder / LORA_CONFIG).is_file():
         base = _read_json(folder / LORA_CONFIG, "not an adapter's config").get("base_model_name_or_path") or base
         if base is None:
-            raise UserError(f"{folder / LORA_CONFIG}: base_model_name_or_path: missing; name the base model there.")
+            raise UserError(f"{folder / LORA_CONFIG}: base_model_name_or_path is missing; add the base model's name.")
         return base, base
     if (folder / serialization.CONFIG_FILE).is_file():
         base = base or serialization.read_config(folder)["base"].get("name_or_path") or None

@@ -1,4 +1,4 @@
-"""The transform as an ordinary PEFT LoRA, alone or together with a LoRA that is on the base already.
+"""Export the transform as an ordinary PEFT LoRA, alone or combined with a LoRA on the base.
 
 Columns, as PEFT has them: y = D z + b, and y' = W^T y with W^T = I + U V^T, U = B^T (d, r) and V = A (d, r) of the
 transform's W = I + A B. Then
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FOLD_INSTEAD = "fold instead (merge_and_unload, or cctuning export --format merged)"
-# Starts of a LoRA that leave the base's weights as they were; the others (PiSSA, OLoRA, CorDA, LoftQ, …) rewrite them.
+MERGE_INSTEAD = "merge instead (merge_and_unload, or cctuning export --format merged)"
+# LoRA initialisations that leave the base's weights unchanged; others (PiSSA, OLoRA, CorDA, LoftQ, …) rewrite them.
 HARMLESS_STARTS = (True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 class Factors(NamedTuple):
-    """A LoRA of one module, of scaling 1: a (r, in), b (out, r), bias (out,) or None."""
+    """A LoRA of one module with scaling 1: a (r, in), b (out, r), bias (out,) or None."""
 
     a: Tensor
     b: Tensor
@@ -79,14 +79,14 @@ def write_lora(
     Args:
         model: the base, or a PEFT model with one LoRA around it; unchanged.
         transforms: layer number -> its transform.
-        directory: missing or empty; appears whole or not at all.
+        directory: missing or empty; written atomically.
         base_name: name or path of the base model, for the adapter's config.
 
     Raises:
-        UserError: no LoRA can say what this model computes, or the directory holds something.
+        UserError: this model cannot be expressed as a LoRA, or the directory is not empty.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory}: exists and is not an empty directory; nothing is overwritten, name another.")
+        raise UserError(f"{directory}: exists and is not an empty directory; nothing is overwritten, choose another.")
     base = unwrap(model)
     factors = existing_lora(model)
     sites = [site for site in find_sites(model) if site.index in transforms]
@@ -100,8 +100,8 @@ def write_lora(
     config = _config(base, factors, base_name)
     if config.lora_bias:
         log.warning(
-            "%s: the base has biases, so this LoRA needs one (lora_bias): vLLM does not serve it, and PEFT merges it "
-            "only where every module it targets has a bias.",
+            "%s: the base has biases, so this LoRA needs one (lora_bias): vLLM does not support that, and PEFT merges "
+            "it only where every module it targets has a bias.",
             directory,
         )
     _save(base, config, factors, directory)
@@ -117,7 +117,7 @@ def lora_from_connection(site: Site, projection: Projection, transform: Transfor
     factors = transform.factors()
     assert factors is not None
     weight = plain_weight(projection, "a LoRA export")
-    # Products in fp64: small, done once, and this way the LoRA and the fold differ by the model's own rounding only.
+    # In fp64: the products are small, and LoRA and merge then differ by the model's own rounding only.
     matrix = weight.detach().double()
     matrix = matrix.T if projection.kind == "conv1d" else matrix
     v, u = (factor.to(weight.device, torch.float64) for factor in factors)
@@ -141,32 +141,32 @@ def lora_from_connection(site: Site, projection: Projection, transform: Transfor
 
 
 def possible_lora(site: Site, transform: Transform) -> None:
-    """Raise `UserError` where a layer's transform cannot be a LoRA: fused experts, or not of low rank."""
+    """Raise `UserError` if a layer's transform cannot be a LoRA: fused experts, or not of low rank."""
     for projection in site.projections:
         if projection.kind == "experts":
-            raise UserError(f"{projection.name}: fused experts are no target of an ordinary LoRA; {FOLD_INSTEAD}.")
+            raise UserError(f"{projection.name}: an ordinary LoRA cannot target fused experts; {MERGE_INSTEAD}.")
     if transform.factors() is None:
         raise UserError(
-            f"{site.name}: a {type(transform).__name__} is a LoRA of full rank {site.size} only; {FOLD_INSTEAD}, or "
+            f"{site.name}: a {type(transform).__name__} is a LoRA of full rank {site.size} only; {MERGE_INSTEAD}, or "
             "train with transform: low_rank."
         )
 
 
 def check_vocabulary(model: nn.Module, original: int | None) -> None:
-    """Raise `UserError` where the embedding has other rows than the base's files: no LoRA carries those."""
+    """Raise `UserError` if the vocabulary size differs from the base's, `original`: a LoRA does not carry new rows."""
     rows = unwrap(model).config.get_text_config().vocab_size
     if original is not None and rows != original:
         raise UserError(
-            f"the vocabulary was resized from {original} to {rows} tokens, and a LoRA is laid on the base as it is; "
-            f"{FOLD_INSTEAD}."
+            f"the vocabulary was resized from {original} to {rows} tokens, which a LoRA for the base does not carry; "
+            f"{MERGE_INSTEAD}."
         )
 
 
 def existing_lora(model: nn.Module) -> dict[str, Factors]:
-    """The LoRA on `model`, by module name from the unwrapped model; scaling multiplied into b. Empty without one.
+    """The LoRA on `model`, by module name in the unwrapped model, with the scaling in b; empty if there is none.
 
     Raises:
-        UserError: what is on the model is not one plain LoRA.
+        UserError: the adapter is not one plain LoRA.
     """
     found = {name: module for name, module in unwrap(model).named_modules() if isinstance(module, BaseTunerLayer)}
     if not isinstance(model, PeftModel):
@@ -181,10 +181,10 @@ def existing_lora(model: nn.Module) -> dict[str, Factors]:
 
 
 def plain_adapter(model: PeftModel) -> str:
-    """The name of the one LoRA on `model`, by its config a plain one.
+    """Name of the one LoRA on `model`.
 
     Raises:
-        UserError: it is another kind of adapter, trains weights of the base, or there are several.
+        UserError: there are several adapters, or it is no plain LoRA.
     """
     active = model.active_adapters
     config = model.peft_config[active[0]]
@@ -196,23 +196,23 @@ def plain_adapter(model: PeftModel) -> str:
     elif config.modules_to_save or config.trainable_token_indices or config.target_parameters or config.bias != "none":
         unfit = "it trains weights of the base (modules_to_save, trainable tokens, target_parameters or bias)"
     elif config.init_lora_weights not in HARMLESS_STARTS:
-        unfit = f"its start ({config.init_lora_weights}) has rewritten the base's weights"
+        unfit = f"its initialisation ({config.init_lora_weights}) has rewritten the base's weights"
     elif config.layer_replication:
         unfit = "it replicates layers"
     if unfit:
-        raise UserError(f"the adapter on the base cannot be part of a LoRA export: {unfit}; {FOLD_INSTEAD}.")
+        raise UserError(f"the adapter on the base cannot be part of a LoRA export: {unfit}; {MERGE_INSTEAD}.")
     for name, module in unwrap(model).named_modules():
         variant = getattr(module, "lora_variant", {}).get(active[0])
         if variant is not None:  # DoRA and its like are not of the form s B A
-            raise UserError(f"{name}: {type(variant).__name__} is no plain LoRA; {FOLD_INSTEAD}.")
+            raise UserError(f"{name}: {type(variant).__name__} is no plain LoRA; {MERGE_INSTEAD}.")
     return str(active[0])
 
 
 def _factors(name: str, module: BaseTunerLayer, adapter: str) -> Factors | None:
     if not isinstance(module, LoraLinear):
-        raise UserError(f"{name}: a {type(module).__name__} is no plain linear LoRA; {FOLD_INSTEAD}.")
+        raise UserError(f"{name}: a {type(module).__name__} is no plain linear LoRA; {MERGE_INSTEAD}.")
     if module.merged:
-        raise UserError(f"{name}: the LoRA is merged into the weights at present; call unmerge_adapter() first.")
+        raise UserError(f"{name}: the LoRA is merged into the weights; call unmerge_adapter() first.")
     if adapter not in module.lora_A:
         return None
     a, b = module.lora_A[adapter], module.lora_B[adapter]
@@ -223,10 +223,10 @@ def _factors(name: str, module: BaseTunerLayer, adapter: str) -> Factors | None:
 
 
 def _of_one_rank(factors: Mapping[str, Factors]) -> dict[str, Factors]:
-    """The factors, filled up with zeros to the largest rank.
+    """The factors, padded with zeros to the largest rank.
 
-    Engines differ in how they scale a module whose rank is not the config's `r`: vLLM by alpha / r, llama.cpp by alpha
-    over the module's own rank, and neither reads `alpha_pattern`. With one rank all of them scale by 1.
+    Engines scale a module whose rank is not the config's `r` differently (vLLM by alpha / r, llama.cpp by alpha over
+    the module's own rank), and neither reads `alpha_pattern`. With one rank all of them scale by 1.
     """
     rank = max(factor.a.shape[0] for factor in factors.values())
     pad = torch.nn.functional.pad
@@ -237,7 +237,7 @@ def _of_one_rank(factors: Mapping[str, Factors]) -> dict[str, Factors]:
 
 
 def _config(base: PreTrainedModel, factors: Mapping[str, Factors], base_name: str | None) -> LoraConfig:
-    """PEFT's config, of one rank and scaling 1 for every module."""
+    """PEFT's config, with one rank and scaling 1 for all modules."""
     rank = next(iter(factors.values())).a.shape[0]
     modules = dict(base.named_modules())
     return LoraConfig(
@@ -254,7 +254,7 @@ def _config(base: PreTrainedModel, factors: Mapping[str, Factors], base_name: st
 
 
 def _ends(modules: list[str], wanted: set[str]) -> list[str]:
-    """The shortest suffixes that name exactly `wanted` (servers like `down_proj`); else the full names."""
+    """The shortest suffixes that match exactly `wanted` (servers expect names like `down_proj`); else full names."""
     for length in (1, 2):
         suffixes = {".".join(name.split(".")[-length:]) for name in wanted}
         named = {name for name in modules if any(name == end or name.endswith(f".{end}") for end in suffixes)}
@@ -264,7 +264,7 @@ def _ends(modules: list[str], wanted: set[str]) -> list[str]:
 
 
 def _save(base: PreTrainedModel, config: LoraConfig, factors: Mapping[str, Factors], directory: Path) -> None:
-    """Save through PEFT itself, on a weightless copy of the base: names and layout are then what PEFT loads."""
+    """Save through PEFT, with a weightless copy of the base: names and layout are then those that PEFT loads."""
     with torch.device("meta"):
         weightless = type(base)(copy.deepcopy(base.config))
         weightless.name_or_path = config.base_model_name_or_path  # PEFT writes this one into the adapter's config

@@ -1,13 +1,12 @@
-"""A fold that goes from file to file: the model is never in memory, only one of its modules at a time.
+"""Merge from file to file: the model is never in memory, only one of its modules at a time.
 
-What has to be known of the model beside its weights (which projections there are, whether a fold is exact in its
-family, how PEFT merges a LoRA) is asked of the model's own code, built without weights on the meta device; each module
-is filled from the files when its turn comes, changed by the very functions that change it in memory, written, and
-emptied. So both ways give the same bits.
+What has to be known beside the weights (the projections, whether a merge is exact in this family, how PEFT merges a
+LoRA) comes from the model's own code, built without weights on the meta device. Each module is filled from the files,
+changed by the functions that change it in memory, written and emptied, so both ways give the same bits.
 
-Not every checkpoint can be read so: a family whose files have another layout than its modules (experts that
-from_pretrained stacks), weights of several types, adapters that are no plain layers. `open_merge` then says no, and
-the model is folded in memory.
+Not every checkpoint can be read so: not a family whose files have another layout than its modules (experts that
+from_pretrained stacks), weights of several dtypes, or adapters other than plain LoRA. `open_merge` then returns None,
+and the model is merged in memory.
 """
 
 from __future__ import annotations
@@ -48,26 +47,26 @@ from cctuning.model.shards import ShardReader, ShardWriter
 from cctuning.model.sites import Projection, Site, find_sites, innermost
 
 log = logging.getLogger(__name__)
-FILE_BYTES = 1024**3  # of a written file, which is held while it fills: about a layer of a 70B model
+FILE_BYTES = 1024**3  # of a written file, which is in memory while it fills: about a layer of a 70B model
 
 
 class NotByFile(Exception):
-    """Why a checkpoint cannot be folded file by file."""
+    """Why a checkpoint cannot be merged file by file."""
 
 
 class FileMerge:
-    """A run (or a checkpoint of one) opened to be folded file by file.
+    """A run (or a checkpoint of one) opened to be merged file by file.
 
     Attributes:
-        loaded: as `loading.load` gives it, but for the model, which has no weights (meta device), and without its
-            connection. What is set on `loaded.model`'s config and generation config is written.
+        loaded: as returned by `loading.load`, but the model has no weights (meta device) and no connection. Changes to
+            the config and generation config of `loaded.model` are written.
     """
 
     def __init__(self, path: str, trust_remote_code: bool = False) -> None:
         """
         Raises:
-            NotByFile: the checkpoint has to be folded in memory.
-            UserError: it cannot be read, or not folded at all.
+            NotByFile: the checkpoint has to be merged in memory.
+            UserError: it cannot be read or merged.
         """
         where, run = resolve(path)
         self.folder = Path(where)
@@ -110,7 +109,7 @@ class FileMerge:
             self.projections |= {projection.name: (projection, site) for projection in site.projections}
 
     def _transform(self, site: Site) -> Transform:
-        """A layer's transform, read when it is needed: those of all layers together are large."""
+        """The transform of a layer, read when it is needed: those of all layers together are large."""
         assert self.connection is not None
         transform = build_transform(self.connection, site.size)
         assert transform is not None
@@ -120,18 +119,18 @@ class FileMerge:
         return transform
 
     def write(self, directory: Path, dtype: torch.dtype | None = None, limit: int = FILE_BYTES) -> None:
-        """Write the folded checkpoint: config, generation config, weights.
+        """Write the merged checkpoint: config, generation config, weights.
 
         Args:
             directory: created where missing.
-            dtype: of the floating-point weights; None: as they are.
-            limit: bytes of a file, and of what is held before it is written.
+            dtype: of the floating-point weights; None: unchanged.
+            limit: bytes of a file.
         """
         skeleton, output = self.skeleton, ShardWriter(directory, limit=limit)
         directory.mkdir(parents=True, exist_ok=True)
         modules = dict(skeleton.named_modules())
         done: set[str] = set()
-        for name in tqdm(self.files, desc="Folding", disable=None):
+        for name in tqdm(self.files, desc="Merging", disable=None):
             owner = name.rpartition(".")[0]
             if owner in done:
                 continue
@@ -152,7 +151,7 @@ class FileMerge:
             skeleton.generation_config.save_pretrained(directory)
 
     def _finished(self, owner: str, module: nn.Module) -> dict[str, Tensor]:
-        """The weights of one module as they are to be written, by their names in the files."""
+        """The merged weights of one module, by their names in the files."""
         core = innermost(module)
         names = [name for name in _own_names(owner, core) if name in self.files]
         if not isinstance(module, BaseTunerLayer) and owner not in self.projections:
@@ -171,15 +170,15 @@ class FileMerge:
 
 
 def open_merge(path: str, trust_remote_code: bool = False) -> FileMerge | None:
-    """`path` opened to be folded file by file; None where it has to be folded in memory.
+    """Open `path` to be merged file by file; None if it has to be merged in memory.
 
     Raises:
-        UserError: nothing that can be folded is there.
+        UserError: it cannot be read or merged.
     """
     try:
         return FileMerge(path, trust_remote_code)
     except NotByFile as reason:
-        log.info("%s: folded in memory: %s.", path, reason)
+        log.info("%s: merged in memory: %s.", path, reason)
         return None
 
 
@@ -188,30 +187,30 @@ def _skeleton(source: str, trust_remote_code: bool) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         if not isinstance(config.dtype, torch.dtype):
-            raise NotByFile("its config does not say which type its weights have")
+            raise NotByFile("its config does not give the dtype of its weights")
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 config, dtype=config.dtype, trust_remote_code=trust_remote_code
             ).eval()
         model.name_or_path = model.config.name_or_path = source
     except LOADING_ERRORS as error:
-        raise NotByFile(str(error)) from error  # loading it whole will say what is wrong with it
+        raise NotByFile(str(error)) from error  # loading it in memory raises the error
     if model.is_remote_code() or model._keys_to_ignore_on_save:
-        raise NotByFile("its family saves itself in a way of its own")
+        raise NotByFile("its family has its own way of saving")
     with suppress(OSError):  # it has none, and from_config has made one of the config
         model.generation_config = GenerationConfig.from_pretrained(source)
     return model
 
 
 def _local(source: str) -> Path:
-    """The directory of the weights of `source`, fetched from the hub where it is a name there."""
+    """The directory of the weights of `source`, downloaded if it is a name on the hub."""
     if Path(source).is_dir():
         return Path(source)
     return Path(snapshot_download(source, allow_patterns=["model*.safetensors", "model.safetensors.index.json"]))
 
 
 def _check_layout(model: PreTrainedModel, files: ShardReader) -> None:
-    """Raise `NotByFile` unless the files hold the model's weights as they are in memory."""
+    """Raise `NotByFile` unless the files hold the weights in the layout that they have in memory."""
     if any(isinstance(entry, WeightConverter) for entry in get_model_conversion_mapping(model)):
         raise NotByFile("its files have another layout than its modules")
     saved = model.state_dict().keys()
@@ -224,7 +223,7 @@ def _check_layout(model: PreTrainedModel, files: ShardReader) -> None:
 
 
 def _check_plain_lora(folder: Path) -> None:
-    """Raise `NotByFile` unless the adapter of `folder` is a LoRA that leaves all else of its base as it is."""
+    """Raise `NotByFile` unless the adapter of `folder` is a plain LoRA that changes nothing else of its base."""
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except LOADING_ERRORS as error:
@@ -244,19 +243,19 @@ def _check_plain_lora(folder: Path) -> None:
 
 
 def _inject_lora(model: PreTrainedModel, folder: Path) -> None:
-    """Lay the LoRA of `folder` on `model`, in place; its own weights are read, those of the base are not.
+    """Inject the LoRA of `folder` into `model`, and read its weights (not those of the base).
 
     Raises:
-        NotByFile: it is no plain LoRA, or on a weight that two modules share.
+        NotByFile: it is no plain LoRA, or it is on a weight that two modules share.
     """
     try:
         wrapped = PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=True)
-        # PEFT has put the LoRA where the base is, which is nowhere; so it is read once more.
+        # PEFT has put the LoRA on the device of the base, meta; so it is read once more.
         for key, value in load_peft_weights(str(folder), device="cpu").items():
             path, _, name = key.rpartition(".")
             if not path.endswith((".lora_A", ".lora_B")):
                 raise NotByFile(f"{key} is no part of a linear layer's LoRA")
-            # In float32, as PEFT has them: their product is rounded once, when it is merged.
+            # In float32, as in PEFT: their product is rounded once, in the merge.
             _put(wrapped.get_submodule(f"{path}.{wrapped.active_adapter}"), name, value.to(_at_least_float32(value)))
     except LOADING_ERRORS as error:
         raise NotByFile(str(error)) from error
@@ -281,22 +280,22 @@ def _own_names(owner: str, module: nn.Module) -> list[str]:
 
 
 def _put(module: nn.Module, name: str, value: Tensor) -> None:
-    """Set a parameter or buffer of `module` to a copy of `value`: the files are mapped, and must not be written to."""
+    """Set a parameter or buffer of `module` to a copy of `value`, for the files are memory-mapped."""
     value = value.clone()
     setattr(module, name, nn.Parameter(value, requires_grad=False) if name in module._parameters else value)
 
 
 def _fill(block: nn.Module, prefix: str, files: ShardReader) -> None:
-    """Put the weights of a block and of all in it into memory."""
+    """Read the weights of a block into memory."""
     for path, module in block.named_modules(prefix=prefix):
         for name in _own_names(path, module):
             if name not in files:
-                raise NotByFile(f"{name} is made and not read")
+                raise NotByFile(f"{name} is not in its files")
             _put(module, name.rpartition(".")[2], files[name])
 
 
 def _probe(site: Site) -> Tensor:
-    """An input to a site's block: (1, PROBE_TOKENS, width), random."""
+    """A random input of a site's block: (1, PROBE_TOKENS, width)."""
     needed = [
         parameter
         for parameter in inspect.signature(site.block.forward).parameters.values()

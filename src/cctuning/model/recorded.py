@@ -1,10 +1,9 @@
-"""What each layer is offered by every reference, recorded once before training.
+"""Record what each layer is offered by every reference, once before training.
 
-The references run through weights that never change (`reference_weights: start`), so what a layer is offered, one
-vector a reference, is data. Recording it takes the reference pass, and the copy of the weights that it ran through,
-out of every step. The vectors lie in safetensors files, memory-mapped, in a folder named after all that they depend
-on: weights, layers, pooling, tokens, precision. A second run on the same rows reads them; a recording that was cut off
-goes on with the files that are missing.
+With `reference_weights: start` the references run through weights that never change, so what they offer a layer, one
+vector each, is data. Recording it takes the reference pass, and a copy of the weights, out of every step. The vectors
+are memory-mapped safetensors files in a folder named after all that they depend on: weights, layers, pooling, tokens,
+precision. A second run on the same rows reads them; an interrupted recording is completed.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ INDEX = "index.json"
 
 @dataclass(frozen=True)
 class Prompts:
-    """Distinct references: `ids` token ids of each, `text` (R, 2) int64 the span of its own text among them."""
+    """Distinct references: token ids of each, and the span of its own text among them, (R, 2) int64."""
 
     ids: Sequence[Sequence[int]]
     text: Tensor
@@ -51,7 +50,7 @@ class Prompts:
         return len(self.ids)
 
     def of(self, places: Sequence[int]) -> Prompts:
-        """Those at `places`."""
+        """The prompts at `places`."""
         return Prompts([self.ids[place] for place in places], self.text[list(places)])
 
 
@@ -61,7 +60,7 @@ class RecordedReferences:
     def __init__(self, files: Sequence[Tensor], layers: Sequence[int], device: torch.device) -> None:
         """
         Args:
-            files: (n, L, d) each, consecutive references. layers: their numbers. device: of the model.
+            files: (n, L, d) each, consecutive references. layers: numbers of the layers. device: of the model.
         """
         self.layers, self.device, self._files = list(layers), device, list(files)
         self._starts = np.cumsum([0] + [len(file) for file in files])
@@ -84,15 +83,15 @@ class RecordedReferences:
         return {layer: found[:, n] for n, layer in enumerate(self.layers)}
 
     def offer(self, rows: Tensor, others: int, seed: int) -> tuple[dict[int, Tensor], Tensor, Tensor | None]:
-        """What a batch is offered: its own references, and others to tell them from.
+        """The references of a batch, and others to tell them from.
 
         Args:
-            rows: (B,) the reference of each row, -1 for none.
+            rows: (B,) reference of each row, -1 for none.
             others: at most this many, drawn from all. seed: of the draw, the same in all processes of a step.
 
         Returns:
-            Layer -> (R', d); (B,) the place of each row's reference among them, -1 for none; and (K,) the places of
-            the others, None for all R'.
+            Layer -> (R', d); (B,) place of each row's reference among them, -1 for none; (K,) places of the others,
+            None for all R'.
         """
         if self.size <= others and self._whole is not None:
             return {layer: self._whole[:, n] for n, layer in enumerate(self.layers)}, rows, None
@@ -105,7 +104,7 @@ class RecordedReferences:
 
 
 def _statistics(files: Sequence[Tensor], layer: int, device: torch.device) -> Statistics:
-    """Of one layer over all files, which need not fit into memory together."""
+    """Statistics of one layer over all files, which need not fit into memory together."""
     if len(files) == 1:
         found = Statistics.of(files[0][:, layer])
     else:
@@ -117,13 +116,13 @@ def _statistics(files: Sequence[Tensor], layer: int, device: torch.device) -> St
 
 
 def cache_folder() -> Path:
-    """Where recordings are kept: `CC_TUNING_CACHE`, else `cctuning` in the user's cache directory."""
+    """Folder of the recordings: in `CC_TUNING_CACHE`, else in `cctuning` in the user's cache directory."""
     home = os.environ.get("CC_TUNING_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "cctuning"
     return Path(home).expanduser() / "references"
 
 
 def bytes_needed(connected: ConnectedModel, references: int) -> int:
-    """Size of a recording."""
+    """Size of a recording of so many references."""
     return references * len(connected.layers) * connected.width * 4
 
 
@@ -142,7 +141,7 @@ def fits(connected: ConnectedModel, references: int, folder: Path) -> str | None
 
 
 def key(connected: ConnectedModel, prompts: Prompts, precision: str) -> str:
-    """Names a recording by all that it depends on. A change of a weight shows in 256 of its values."""
+    """Name of a recording: a hash over all that it depends on, with 256 values of each weight."""
     mark = hashlib.sha256()
     config = connected.config
     about = (config.connection, config.align_at, config.align_pool, config.alignment, connected.layers, precision)
@@ -170,18 +169,17 @@ def record(
     collective: bool = False,
     quiet: bool | None = None,
 ) -> RecordedReferences:
-    """Run the references through the model as it is and keep what its layers are offered.
+    """Run the references through the model as it is, and keep what its layers are offered.
 
     Args:
-        connected: in any mode; it is put back into it.
+        connected: in any mode, which is restored.
         prompts: distinct, best sorted by length. pad: token id for padding.
-        folder: where recordings are kept; None: in memory alone.
-        precision: of the arithmetic (`bf16` under autocast); a part of the recording's name.
-        rank, world: of several processes, each records its share; all read what is there after `torch.distributed`'s
-            barrier.
-        collective: the weights are sharded, so that all processes run every forward together; `folder` is then the
-            recording's own, since its name cannot be taken from the weights.
-        quiet: show no progress bar (None: where the output is no terminal).
+        folder: where recordings are kept; None: in memory only.
+        precision: of the arithmetic (`bf16` under autocast); part of the recording's name.
+        rank, world: of several processes; each records its share, and all read the files after a barrier.
+        collective: the weights are sharded, so all processes run every forward together; `folder` is then this
+            recording's own, for its name cannot be computed from the weights.
+        quiet: show no progress bar (None: where the output is not a terminal).
 
     Raises:
         UserError: a file of the recording cannot be written.
@@ -197,7 +195,7 @@ def record(
     shape = (len(connected.layers), connected.width)
     paths = [folder / f"{number:05d}.safetensors" for number in range(len(chunks))]
     there = [_read(path, len(chunk), shape) is not None for path, chunk in zip(paths, chunks, strict=True)]
-    if collective:  # each forward is everybody's: all record, or none does
+    if collective:  # all processes record, or none does
         told: list[Any] = [all(there)]
         torch.distributed.broadcast_object_list(told)
         there = [told[0]] * len(chunks)
@@ -219,7 +217,7 @@ def record(
             found = _read(path, len(chunk), shape)
         if found is None:
             raise UserError(
-                f"{path}: cannot be read back; all processes must see one disk. Check it, or set "
+                f"{path}: cannot be read back; all processes must share one file system. Check it, or set "
                 "record_references: false."
             )
         files.append(found)
@@ -230,7 +228,7 @@ def record(
 
 
 def _read(path: Path, rows: int, shape: tuple[int, int]) -> Tensor | None:
-    """The vectors in `path`, memory-mapped; None where they are not whole."""
+    """The vectors in `path`, memory-mapped; None where the file is missing or incomplete."""
     if not path.is_file():
         return None
     try:
@@ -248,13 +246,13 @@ def _write(path: Path, vectors: Tensor) -> None:
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise UserError(
-            f"{path}: the recording of the references cannot be written ({error}); make room, set CC_TUNING_CACHE to "
-            "another place, or set record_references: false."
+            f"{path}: the recording of the references cannot be written ({error}); free disk space, set "
+            "CC_TUNING_CACHE to another folder, or set record_references: false."
         ) from None
 
 
 def batches(prompts: Prompts) -> list[list[int]]:
-    """Places of the prompts of each forward: like lengths together, up to BATCH_TOKENS padded tokens."""
+    """Places of the prompts of each forward: similar lengths together, up to BATCH_TOKENS padded tokens."""
     found: list[list[int]] = []
     for place in sorted(range(len(prompts)), key=lambda place: len(prompts.ids[place])):
         if not found or (len(found[-1]) + 1) * len(prompts.ids[place]) > BATCH_TOKENS:

@@ -1,8 +1,8 @@
-"""Weights in safetensors files, written and read one tensor at a time.
+"""Read and write weights in safetensors files, one tensor at a time.
 
-Two users: a sharded run, which gathers, writes and drops its weights so that no process ever holds them all
-(training/sharded_checkpoints.py), and a fold that goes from file to file (merge_files.py). The files are those that
-`save_pretrained` writes: `STEM.safetensors`, or `STEM-0000i-of-0000n.safetensors` with `STEM.safetensors.index.json`.
+Used by a sharded run, which gathers, writes and drops its weights so that no process holds them all
+(training/sharded_checkpoints.py), and by a merge from file to file (merge_files.py). The files are those of
+`save_pretrained`: `STEM.safetensors`, or `STEM-0000i-of-0000n.safetensors` with `STEM.safetensors.index.json`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from cctuning.errors import UserError
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-SHARD_BYTES = 4 * 1024**3  # of one file, and so of what the writing process holds
+SHARD_BYTES = 4 * 1024**3  # of one file, which the writing process holds
 
 
 class ShardWriter:
-    """Writes tensors to files of at most `limit` bytes (more only where one batch of tensors is larger)."""
+    """Writes tensors to files of at most `limit` bytes, or of one `add`, if that is larger."""
 
     def __init__(self, directory: Path, stem: str = "model", limit: int = SHARD_BYTES) -> None:
         self.directory, self.stem, self.limit = directory, stem, limit
@@ -36,7 +36,7 @@ class ShardWriter:
         self.names: list[list[str]] = []
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take CPU tensors, by name; they go into one file together."""
+        """Add CPU tensors by name; they go into one file together."""
         size = sum(tensor.nbytes for tensor in tensors.values())
         if self.held and self.held_bytes + size > self.limit:
             self._flush()
@@ -45,7 +45,7 @@ class ShardWriter:
         self.total += size
 
     def close(self) -> None:
-        """Write the rest, give the files their names and write the index where there are several."""
+        """Write the rest, name the files, and write the index if there are several."""
         self._flush()
         count = len(self.files)
         weight_map: dict[str, str] = {}
@@ -69,12 +69,12 @@ class ShardWriter:
 
 
 class ShardReader(Mapping[str, Tensor]):
-    """The tensors of such files by name, each read (to the CPU) when it is asked for."""
+    """The tensors of such files by name, each read to the CPU when it is looked up."""
 
     def __init__(self, directory: Path, stem: str = "model") -> None:
         """
         Raises:
-            UserError: no such files, or half of them.
+            UserError: the files are missing or incomplete.
         """
         single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
         self.directory = directory
@@ -90,7 +90,7 @@ class ShardReader(Mapping[str, Tensor]):
             weight_map = dict.fromkeys(self._handle(single.name).keys(), single.name)
         else:
             raise UserError(
-                f"{directory}: {single.name} is missing: a half-written directory; train or copy it again."
+                f"{directory}: {single.name} is missing, so the directory is incomplete; train or copy it again."
             )
         for name in self.files:
             self._handle(name)
@@ -111,7 +111,7 @@ class ShardReader(Mapping[str, Tensor]):
         return self._handle(self.file_of[name]).get_tensor(name)
 
     def describe(self, name: str) -> tuple[torch.dtype | None, tuple[int, ...]]:
-        """Type (None for one that no floating-point weight has) and shape, without reading it."""
+        """Dtype (None if it is not floating-point) and shape, without reading the tensor."""
         part = self._handle(self.file_of[name]).get_slice(name)
         return FLOATS.get(part.get_dtype()), tuple(part.get_shape())
 
@@ -123,10 +123,10 @@ class ShardReader(Mapping[str, Tensor]):
 
 
 def read_into(parameter: Tensor, value: Tensor, where: str) -> None:
-    """Copy `value` (whole) into `parameter`, of which this process may hold a shard.
+    """Copy the whole `value` into `parameter`, of which this process may hold a shard.
 
     Raises:
-        UserError: they differ in shape.
+        UserError: the shapes differ.
     """
     if parameter.shape != value.shape:
         raise UserError(f"{where}: has shape {tuple(value.shape)}, expected {tuple(parameter.shape)}.")
@@ -135,7 +135,7 @@ def read_into(parameter: Tensor, value: Tensor, where: str) -> None:
 
 
 def shard_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value` (whole, the same in every process) placed and sharded as `parameter` is; its dtype is kept."""
+    """The whole `value` (the same in every process), on the device of `parameter` and sharded like it."""
     if isinstance(parameter, DTensor):
         mesh = parameter.device_mesh
         local = value.to(parameter.to_local().device)

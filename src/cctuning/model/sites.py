@@ -1,13 +1,13 @@
-"""Where each decoder layer's FFN is, and which weights produce its output.
+"""Find the FFN of each decoder layer, and the weights that produce its output.
 
-One rule finds both in most of transformers: the decoder's layers are the shallowest `ModuleList` of
-`num_hidden_layers` entries, the FFN is a child of the layer by one of a few exact names, and its output comes from
-modules by one of a few exact names (or from a fused 3-D expert weight). The families that need more than the rule
-stand in `EXCEPTIONS`, those that cannot be served in `REFUSED`; each entry says why.
+One rule covers most of transformers: the decoder's layers are the shallowest `ModuleList` of `num_hidden_layers`
+entries, the FFN is a child of the layer with one of a few exact names, and its output comes from modules with one of a
+few exact names (or from a fused 3-D expert weight). Families that need more are in `EXCEPTIONS`, families that are not
+supported in `REFUSED`; each entry says why.
 
 The connection acts on the output of the FFN block, not of its projection: a LoRA that is injected into the projection
-later is then part of what the connection sees, and an MoE block is one activation and not one per expert. A fold
-multiplies every projection of the block, so it is exact because the block's output is linear in all of them together.
+later is then part of what the connection sees, and an MoE block is one activation and not one per expert. A merge
+multiplies every projection of the block, which is exact because the block's output is linear in all of them together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cctuning.errors import UserError
 
-# Exact names: a substring match would take GPT-NeoX's `post_mlp_dropout` for its FFN.
+# Exact names: a substring match would find GPT-NeoX's `post_mlp_dropout`.
 BLOCK_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "mlp_block", "shared_mlp")  # first one wins
 PROJECTION_NAMES = ("down_proj", "w2", "fc2", "c_proj", "dense_4h_to_h", "fc_out", "output_linear")
 EXPERT_WEIGHT = "down_proj"  # of fused experts: (E, d, d_ff), or (E, d_ff, d) where transposed
@@ -30,7 +30,7 @@ QUANTISED_WEIGHTS = ("qweight", "down_proj_blocks")  # names under which GPTQ/AW
 
 
 class Family(NamedTuple):
-    """What the rule cannot see about a family."""
+    """What the rule does not find out about a family."""
 
     why: str
     block: str | None = None  # path from the layer to the module whose output is the activation
@@ -45,7 +45,7 @@ EXCEPTIONS = {
     "xglm": Family("the layer holds its FFN's matrices without a block around them", block="fc2"),
     "biogpt": Family("the layer holds its FFN's matrices without a block around them", block="fc2"),
     "falcon": Family("its layer adds the attention's output to the FFN's in place", in_place=True),
-    "llama4_text": Family("its experts do not say that they are stored (E, d_ff, d)", transposed=True),
+    "llama4_text": Family("its experts have no attribute that says they are stored (E, d_ff, d)", transposed=True),
 }
 REFUSED = {
     "mamba": "its layers are state-space mixers without an FFN",
@@ -61,7 +61,7 @@ class Projection:
 
     Attributes:
         name: dotted path of the module from the unwrapped transformers model.
-        module: as it stands now; a PEFT layer where one is injected.
+        module: the module; a PEFT layer where one is injected.
         kind: `linear` (weight (d, d_ff)), `conv1d` (weight (d_ff, d)) or `experts` (fused, 3-D).
         weight, bias: names of the parameters on `module` (on its innermost base layer under PEFT).
         transposed: experts only: the weight is (E, d_ff, d) and not (E, d, d_ff).
@@ -77,7 +77,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Site:
-    """One decoder layer's place for a connection.
+    """Where a connection acts in one decoder layer.
 
     Attributes:
         index: the layer's number.
@@ -85,8 +85,8 @@ class Site:
         layer: the decoder layer; the connection is registered inside it.
         block: the module whose output is the FFN activation, before any norm or residual that follows.
         size: d, the width of that activation.
-        projections: every projection that a fold has to multiply.
-        in_place: the layer writes into the block's output, so what a hook keeps or returns has to be a copy.
+        projections: the projections that a merge multiplies.
+        in_place: the layer writes into the block's output, so hooks must keep and return copies.
     """
 
     index: int
@@ -110,7 +110,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
 
 
 def innermost(module: nn.Module) -> nn.Module:
-    """`module` without the PEFT layers around it."""
+    """The base layer of `module` inside PEFT layers."""
     while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
         module = inner
     return module
@@ -120,7 +120,7 @@ def find_sites(model: nn.Module) -> list[Site]:
     """One site per decoder layer, in order.
 
     Raises:
-        UserError: the family cannot be served; the message names it and the reason.
+        UserError: the family is not supported; the message gives the reason.
     """
     base = unwrap(model)
     text = base.config.get_text_config()
@@ -128,16 +128,18 @@ def find_sites(model: nn.Module) -> list[Site]:
     if family in REFUSED:
         raise _unsupported(family, REFUSED[family])
     if base.config.is_encoder_decoder:
-        raise _unsupported(family, "it is an encoder-decoder, and the connection is made for decoder-only models")
+        raise _unsupported(family, "it is an encoder-decoder; the connection needs a decoder-only model")
     if family == "bloom" and text.pretraining_tp > 1 and text.slow_but_exact:
         raise _unsupported(
-            family, "slow_but_exact goes past its FFN's modules; set slow_but_exact=False in its config"
+            family, "slow_but_exact bypasses the modules of its FFN; set slow_but_exact=False in its config"
         )
     names = {id(module): name for name, module in base.named_modules()}
     sites = [_site(base, family, index, names[id(layer)], layer) for index, layer in enumerate(_layers(base, family))]
     modules = [id(projection.module) for site in sites for projection in site.projections]
     if len(set(modules)) < len(modules):
-        raise _unsupported(family, "several of its layers share one FFN, so a layer's own transform cannot be folded")
+        raise _unsupported(
+            family, "several of its layers share one FFN, so the transform of one layer cannot be merged"
+        )
     return sites
 
 
@@ -147,7 +149,7 @@ def _layers(base: PreTrainedModel, family: str) -> nn.ModuleList:
     lists = [(name, module) for name, module in decoder.named_modules() if isinstance(module, nn.ModuleList)]
     fitting = [(name.count("."), order, module) for order, (name, module) in enumerate(lists) if len(module) == number]
     if not fitting:
-        raise _unsupported(family, f"no ModuleList of its decoder has num_hidden_layers = {number} entries")
+        raise _unsupported(family, f"its decoder has no ModuleList of num_hidden_layers = {number} entries")
     return min(fitting, key=lambda found: found[:2])[2]
 
 
@@ -162,7 +164,7 @@ def _site(base: PreTrainedModel, family: str, index: int, name: str, layer: nn.M
         if not path:
             raise _unsupported(
                 family,
-                f"layer {index} ({type(layer).__name__}) has no FFN: no child by the name {', '.join(BLOCK_NAMES)}",
+                f"layer {index} ({type(layer).__name__}) has no FFN: no child is named {', '.join(BLOCK_NAMES)}",
             )
         block = children[path]
     hidden = base.config.get_text_config().hidden_size
@@ -175,16 +177,16 @@ def _site(base: PreTrainedModel, family: str, index: int, name: str, layer: nn.M
     if not projections:
         raise _unsupported(
             family,
-            f"layer {index}'s FFN ({type(block).__name__}) has no output projection by the name "
-            f"{', '.join(PROJECTION_NAMES)}, nor fused experts",
+            f"layer {index}'s FFN ({type(block).__name__}) has no output projection named "
+            f"{', '.join(PROJECTION_NAMES)}, and no fused experts",
         )
     return Site(index, name, layer, block, hidden, projections, exception is not None and exception.in_place)
 
 
 def _projection(family: str, name: str, module: nn.Module, hidden: int, transposed: bool | None) -> Projection | None:
-    """`module` as an output projection; None where it is none."""
+    """`module` as an output projection; None if it is not one."""
     last = name.rpartition(".")[2]
-    if last == "base_layer":  # met before, inside its PEFT layer
+    if last == "base_layer":  # seen already, as its PEFT layer
         return None
     core = innermost(module)
     fused = getattr(core, EXPERT_WEIGHT, None)
@@ -196,7 +198,7 @@ def _projection(family: str, name: str, module: nn.Module, hidden: int, transpos
             flag = columns == hidden
         if flag is None or (columns if flag else rows) != hidden:
             raise _unsupported(
-                family, f"the layout of {name}.{EXPERT_WEIGHT} {tuple(fused.shape)} is not known for d = {hidden}"
+                family, f"the layout of {name}.{EXPERT_WEIGHT} {tuple(fused.shape)} is unknown for d = {hidden}"
             )
         has_bias = isinstance(getattr(core, bias, None), nn.Parameter)
         return Projection(name, module, "experts", EXPERT_WEIGHT, bias if has_bias else None, flag)

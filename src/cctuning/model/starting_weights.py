@@ -1,4 +1,4 @@
-"""The tuned weights as they were when training began: what `reference_weights: start` and `base_decay` go back to."""
+"""Keep the trainable weights as they were before training, for `reference_weights: start` and `base_decay`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Within: every part of `model` is in evaluation mode; afterwards each is as it was."""
+    """Context manager: every module of `model` is in evaluation mode, and in its former mode afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -25,10 +25,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class StartingWeights:
-    """A copy of every weight that trains, in its dtype and on its device; frozen weights need none.
+    """A copy of every weight that trains, in its dtype and on its device.
 
-    Of a LoRA that is its two factors alone, of full fine-tuning the whole model once more; of sharded weights (FSDP2)
-    each process copies its own shards.
+    Of a LoRA this is its two factors, of full fine-tuning the whole model; of sharded weights (FSDP2) each process
+    copies its own shards.
     """
 
     def __init__(self, model: nn.Module, skip: str, later: bool = False) -> None:
@@ -36,7 +36,7 @@ class StartingWeights:
         Args:
             model: before its first step, and before a checkpoint is loaded into it.
             skip: parameters with this in their name are left out.
-            later: the weights are yet to be sharded: they are copied by `take`, or when first run through.
+            later: copy the weights in `take` or at the first forward, for they are not sharded yet.
         """
         self._model, self._skip = model, skip
         self.by_name: dict[str, Tensor] = {}
@@ -44,7 +44,7 @@ class StartingWeights:
             self.take()
 
     def take(self) -> None:
-        """Copy the weights as they are now, unless they have been copied before."""
+        """Copy the weights as they are now, unless that has been done."""
         if not self.by_name:
             self.by_name = {
                 name: parameter.detach().clone()
@@ -53,15 +53,14 @@ class StartingWeights:
             }
 
     def of(self, name: str, parameter: Tensor) -> Tensor | None:
-        """Where `parameter` started, on the device it is on now; None if it is not among the copied."""
+        """Starting value of `parameter`, on its current device; None if it was not copied."""
         start = self.by_name.get(name)
         if start is not None and start.device != parameter.device:
             start = self.by_name[name] = start.to(parameter.device)
         return start
 
     def __call__(self, **inputs: Any) -> Any:
-        """One forward of the model as it was, without gradient or dropout: what is aligned to stands still. Its own
-        weights stay where they are."""
+        """One forward with the starting weights, without dropout. The model's own weights are unchanged afterwards."""
         self.take()
         with evaluating(self._model):
             return self._run(inputs)
@@ -73,10 +72,10 @@ class StartingWeights:
         return torch.func.functional_call(self._model, self._in_place(), (), inputs, tie_weights=False)
 
     def _in_place(self) -> dict[str, Tensor]:
-        """Each slot that holds a copied weight -> its start, every slot once.
+        """Name of each slot that holds a copied weight -> its starting value, every slot once.
 
-        A module that sits in the model under two names (PEFT's trainable tokens of tied embeddings) would be exchanged
-        twice by its names, and be left with the start.
+        A module that the model holds under two names (PEFT's trainable tokens of tied embeddings) would be exchanged
+        twice by its names, and be left with the starting value.
         """
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
         slots: dict[str, Tensor] = {}
@@ -89,7 +88,8 @@ class StartingWeights:
 
     @contextmanager
     def _exchanged(self) -> Iterator[None]:
-        """Within: the shards hold the start. FSDP2 gathers a layer from them by itself, so nothing else will do."""
+        """Context manager: the shards hold the starting weights. FSDP2 gathers each layer from its shards, so they
+        have to be exchanged in place."""
         self._exchange()
         try:
             yield
