@@ -162,9 +162,9 @@ def test_what_cannot_be_folded_says_so(options: dict[str, str], reason: str, tmp
 
 def test_dense_transforms_experts_and_nothing_are_no_lora(tmp_path: Path) -> None:
     dense = ConnectedModel.attach(build("llama"), ConnectionConfig("gated", transform="dense"))
-    with pytest.raises(UserError, match=r"model.layers.0: a DenseTransform is a LoRA of full rank 32 only; fold"):
+    with pytest.raises(UserError, match=r"model.layers.0: a DenseTransform is a LoRA of full rank 32 only; merge"):
         dense.export_lora(tmp_path / "lora")
-    with pytest.raises(UserError, match=r"model.layers.0.mlp.experts: fused experts .*; merge instead"):
+    with pytest.raises(UserError, match=r"model.layers.0.mlp.experts: .* cannot target fused experts; merge instead"):
         connected_and_shaken(build("mixtral")).export_lora(tmp_path / "lora")
     with pytest.raises(UserError, match="nothing to export"):
         ConnectedModel.attach(build("llama"), ConnectionConfig("gated", transform="none")).export_lora(
@@ -192,7 +192,7 @@ def test_an_export_overwrites_nothing(tmp_path: Path) -> None:
     [
         ({"modules_to_save": ["lm_head"]}, "trains weights of the base"),
         ({"bias": "all"}, "trains weights of the base"),
-        ({"init_lora_weights": "pissa"}, "its start .pissa. has rewritten"),
+        ({"init_lora_weights": "pissa"}, "its initialisation .pissa. has rewritten"),
     ],
 )
 def test_a_lora_that_changed_the_base_is_not_exported(options: dict[str, Any], reason: str, tmp_path: Path) -> None:
