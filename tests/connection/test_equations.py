@@ -9,9 +9,10 @@ import torch
 
 from cctuning import ConnectionConfig
 from cctuning.connection import LayerAlignment, LayerConnection, Plan, Statistics, Wire, equations, offered, total
+from cctuning.connection.pooled import Spans
 
 D, ROWS, LENGTH = 6, 3, 4
-CONNECTED = torch.tensor([1, 3, 4, 11])  # flat positions: one in row 0, two in row 1 (at 3: row 0), one in row 2
+CONNECTED = torch.tensor([1, 3, 4, 11])  # flat positions: two of row 0, one each of rows 1 and 2
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -113,8 +114,9 @@ def test_an_aligned_layer(loss):
     layer.statistics = Statistics.of(references)
     h = drawn(ROWS, LENGTH, D, seed=8).requires_grad_()
     spans = torch.tensor([[0, 0.5, 0.5, 0], [0, 1.0, 0, 0], [0, 1 / 3, 1 / 3, 1 / 3]])
+    taken = Spans(torch.arange(ROWS * LENGTH).view(ROWS, LENGTH), spans)
     weight, probe = torch.tensor([0.5, 0.0, 0.25]), drawn(ROWS, LENGTH, D, seed=9)
-    wire.plan = plan = Plan("align", ROWS, LENGTH, row_weight=weight, spans=spans)
+    wire.plan = plan = Plan("align", ROWS, LENGTH, row_weight=weight, spans=taken)
     plan.offered[4] = offered(loss, references, which, layer.statistics)
     fast = total((layer.hook(None, (), {}, h) * probe).sum(), plan)
 
