@@ -132,7 +132,7 @@ def row(**changes):
         (row(lang=...), r"rows\.jsonl:2: lang: no language"),
         (row(response={"a": 1}), r"rows\.jsonl:2: response: expected text, found dict"),
         ([1], r"rows\.jsonl:2: line: expected a JSON object, found list"),
-        (row(prompt="x1 " * 30), r"rows\.jsonl:2: response: no token of it would be left.*max_length"),
+        (row(prompt="x1 " * 30), r"rows\.jsonl:2: response: no tokens of it would be left.*max_length"),
         (row(prompt_en="w1 " * 30), r"rows\.jsonl:2: reference: 30 tokens, and max_reference_length is 20.*raise"),
     ],
 )
@@ -150,7 +150,7 @@ def test_files(train, tmp_path):
     train(
         r"latin\.jsonl:2: line: byte 0xe9 at place \d+ .*not UTF-8", data=file("latin.jsonl", good + b'\n{"a":"\xe9"}')
     )
-    train(r"utf16\.jsonl:1: the file is in UTF-16", data=file("utf16.jsonl", '{"a":1}'.encode("utf-16")))
+    train(r"utf16\.jsonl:1: the file is UTF-16", data=file("utf16.jsonl", '{"a":1}'.encode("utf-16")))
     train(r"half\.jsonl:2: line: malformed JSON", data=file("half.jsonl", good + b"\n" + good[:20]))
     train(r"x\.csv:2: line: 1 cells where the header has 2", data=file("x.csv", b"prompt,lang\nx1\n"))
     train(r"x\.parquet: not a Parquet file", data=file("x.parquet", b"PAR1"))
@@ -329,7 +329,7 @@ def test_a_process_says_one_line(tmp_path, base):
     made = subprocess.run(command, capture_output=True, text=True)
     assert made.returncode == 2
     assert len(made.stderr.splitlines()) == 1 and made.stderr.startswith("cctuning: error: "), made.stderr
-    assert f"{data}:2: response: no token of it would be left" in made.stderr
+    assert f"{data}:2: response: no tokens of it would be left" in made.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -158,7 +158,7 @@ def test_rows_may_be_skipped_where_the_recipe_says_so(tmp_path, base):
     assert [skip["origin"] for skip in record["data"]["skipped"]] == [f"{data}:2", f"{data}:5"]
     assert [skip["field"] for skip in record["data"]["skipped"]] == ["prompt", "prompt_en"]
     assert len(record["skipped_in_tokenisation"]) == 1
-    assert record["skipped_in_tokenisation"][0].startswith(f"{data}:7: response: no token of it would be left")
+    assert record["skipped_in_tokenisation"][0].startswith(f"{data}:7: response: no tokens of it would be left")
     assert any("3 rows left out" in note for note in record["notes"])
 
 

@@ -45,7 +45,7 @@ BAD = {
     "response bool": ({**GOOD, "response": True}, "response: expected text, found bool"),
     "language": (without("lang"), "lang: no language"),
     "surrogate": ({**GOOD, "response": "\ud800"}, "response: half a surrogate pair"),
-    "leak": ({**GOOD, "response": LONG, "prompt_en": f"c? {LONG}."}, "prompt_en: the response stands in it"),
+    "leak": ({**GOOD, "response": LONG, "prompt_en": f"c? {LONG}."}, "prompt_en: it contains the response"),
     "leak at the end": (
         {**GOOD, "response": "Paris", "prompt_en": "c? Answer: Paris."},
         "prompt_en: it ends with the",
@@ -114,9 +114,9 @@ def test_a_bad_line_names_file_and_line(name, content, message, tmp_path):
 
 
 FILES = {
-    "utf-16": ("x.jsonl", LINE.decode().encode("utf-16"), r"x.jsonl:1: the file is in UTF-16"),
-    "cut gzip": ("x.jsonl.gz", gzip.compress(LINE * 500)[:-20], r"x.jsonl.gz:\d+: cannot be read on from here"),
-    "no gzip": ("x.jsonl.gz", LINE, r"x.jsonl.gz:1: cannot be read on from here"),
+    "utf-16": ("x.jsonl", LINE.decode().encode("utf-16"), r"x.jsonl:1: the file is UTF-16"),
+    "cut gzip": ("x.jsonl.gz", gzip.compress(LINE * 500)[:-20], r"x.jsonl.gz:\d+: cannot be read from here on"),
+    "no gzip": ("x.jsonl.gz", LINE, r"x.jsonl.gz:1: cannot be read from here on"),
     "cut array": ("x.json", b"[" + LINE + b',\n{"prompt"', r"x.json:3: malformed JSON array"),
     "array comma": ("x.json", b"[" + LINE + LINE + b"]", r"x.json:1: malformed JSON array .expected a comma"),
     "quote": ("x.csv", HEAD + b'a,"b,sw,c\n', r"x.csv:2: malformed CSV"),

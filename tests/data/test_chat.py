@@ -71,7 +71,7 @@ def test_thinking_is_trained_once_and_cut_from_the_answer(name, apart):
     encoder, prompt, answer = encode(made, row, thinking=True)
     if encoder.settled.ending is None:
         assert "Mji ni upi" not in answer if apart else answer.startswith("<think>\nMji ni upi\n</think>\n\nNairobi.")
-        assert (encoder.doubt(row) is not None) == apart
+        assert (encoder.warning(row) is not None) == apart
         return
     if encoder.settled.opening is None:  # Gemma 4 renders no thinking but beside tool calls
         return

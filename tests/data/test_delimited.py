@@ -70,7 +70,7 @@ def test_a_row_that_swallows_rows_is_bad(tmp_path):
     """Beside a cell that needs its quotes, so that the file as a whole is one that quotes."""
     lines = ['"a, b?",c,sw,d', 'Mwanzo?,Ndiyo.,sw,"Start?', "Katikati?,Hapana.,sw,Middle?", 'Mwisho?,Sawa.,sw,End?"']
     path = written(tmp_path / "rows.csv", [",".join(HEAD), *lines])
-    with pytest.raises(UserError, match=r"rows.csv:3: line: a quotation mark takes 3 lines into one row"):
+    with pytest.raises(UserError, match=r"rows.csv:3: line: a quotation mark joins 3 lines into one row"):
         read(path)
     rows, report = read(path, bad_rows="skip")
     assert rows == [("a, b?", "c", "d")] and len(report.skipped) == 1

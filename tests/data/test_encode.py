@@ -175,16 +175,16 @@ def test_the_reference_has_a_budget_of_its_own():
 
 NO_TEMPLATE = "tokenizer .* has no chat template; set chat_template_path"
 ERRORS = {
-    "no room": (ROW, {"max_length": 3}, r"f.jsonl:3: response: no token .*prompt has 3 tokens.*max_length is 3"),
+    "no room": (ROW, {"max_length": 3}, r"f.jsonl:3: response: no tokens .*prompt has 3 tokens.*max_length is 3"),
     "long prompt": ({**ROW, "response": None}, {"max_length": 2}, r"f.jsonl:3: prompt: 3 tokens, .* never cut"),
     "long reference": (
         ROW,
         {"max_reference_length": 3},
         r"f.jsonl:3: reference: 4 tokens, and max_reference_length is",
     ),
-    "empty prompt": ({**ROW, "prompt": " "}, {}, r"f.jsonl:3: prompt: the tokenizer makes no token of it"),
-    "empty reference": ({**ROW, "reference": " "}, {}, r"f.jsonl:3: reference: the tokenizer makes no token of it"),
-    "empty response": ({**ROW, "response": " "}, {}, r"f.jsonl:3: response: the tokenizer makes no token of it"),
+    "empty prompt": ({**ROW, "prompt": " "}, {}, r"f.jsonl:3: prompt: the tokenizer makes no tokens of it"),
+    "empty reference": ({**ROW, "reference": " "}, {}, r"f.jsonl:3: reference: the tokenizer makes no tokens of it"),
+    "empty response": ({**ROW, "response": " "}, {}, r"f.jsonl:3: response: the tokenizer makes no tokens of it"),
     "messages": ({**ROW, "prompt": [{"role": "user", "content": "a"}]}, {}, r"f.jsonl:3: prompt: .* chat is off"),
     "no template": (ROW, {"chat": True}, NO_TEMPLATE),
 }
@@ -238,12 +238,12 @@ def test_a_data_set_is_encoded_as_its_rows(num_proc):
 @pytest.mark.parametrize("num_proc", [None, 2])
 def test_bad_rows_of_a_data_set(num_proc):
     options = {"chat": False, "max_length": 3, "max_reference_length": None, "num_proc": num_proc}
-    with pytest.raises(UserError, match=r"f:\d: response: no token of it would be left"):
+    with pytest.raises(UserError, match=r"f:\d: response: no tokens of it would be left"):
         encode_dataset(Dataset.from_list(ROWS), words(), **options)
     encoded, skipped = encode_dataset(Dataset.from_list(ROWS), words(), bad_rows="skip", **options)
     assert encoded["row"] == [3, 6]
     assert [origin for origin, _ in skipped] == [f"f:{i}" for i in (1, 2, 4, 5, 7, 8)]
-    assert all(reason.startswith("response: no token") for _, reason in skipped)
+    assert all(reason.startswith("response: no tokens") for _, reason in skipped)
     with pytest.raises(UserError, match=r"no usable row of 8, the first: f:1: "):
         encode_dataset(Dataset.from_list(ROWS), words(), bad_rows="skip", **{**options, "max_length": 2})
 

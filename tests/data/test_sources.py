@@ -66,7 +66,7 @@ def test_hub_failure_is_one_line(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", fetch)
     with pytest.raises(
-        UserError, match=r"me/rows: no such file here, and the hub gave no data set.*network"
+        UserError, match=r"me/rows: no such file, and no data set on the hub.*network"
     ) as caught:
         load("me/rows")
     assert "\n" not in str(caught.value)

@@ -160,7 +160,7 @@ def test_a_damaged_archive_is_one_line(kept, tmp_path):
     text = "".join(f"Habari namba {number}.\n" for number in range(5000))
     (tmp_path / "t.en").write_text(text, encoding="utf-8")
     plain = {"path": spoiled("t.sw.gz", text), "way": "parallel", "lang": "sw"}
-    with pytest.raises(UserError, match=r"t.sw.gz:\d+: cannot be read on from here"):
+    with pytest.raises(UserError, match=r"t.sw.gz:\d+: cannot be read from here on"):
         run(tmp_path, {**plain, "english": {"path": str(tmp_path / "t.en")}})
     units = "<tu><tuv xml:lang='en'><seg>One.</seg></tuv><tuv xml:lang='sw'><seg>Moja.</seg></tuv></tu>" * 5000
     tmx = spoiled("m.tmx.gz", f"<tmx><body>{units}</body></tmx>")

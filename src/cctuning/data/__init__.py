@@ -1,8 +1,7 @@
-"""Floor 2: rows in, batches out.
+"""Read rows and parallel text, tokenise them and collate batches.
 
-`load_rows` reads, checks and mixes the sources of a recipe; `encode_dataset` makes token ids of the rows;
-`PairedCollator` makes batches of those. A name is imported when it is first used: `cctuning pair` works on rows alone
-and need not hold torch in every process.
+`load_rows` reads, checks and mixes sources of rows, `load_parallel` parallel text; `encode_dataset` tokenises rows;
+`PairedCollator` makes batches. Names are imported on first use, because `cctuning pair` reads rows without torch.
 """
 
 from __future__ import annotations

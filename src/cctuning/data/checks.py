@@ -1,6 +1,6 @@
-"""Signs, in rows that are each well formed, that a run would train without what the method needs; said, never refused.
+"""Warn about rows that are valid one by one but would train without a connection: wrong languages, wrong sides.
 
-Languages are told by lingua on a sample of each language's rows.
+Languages are identified by lingua on a sample of each language's rows.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from cctuning.extras import available
 from cctuning.identify import between, scripts, scripts_apart
 from cctuning.languages import language_name
 
-SAMPLE = 64  # rows of a language that are read by lingua
-LETTERS = 20  # of a text that is told by its language
+SAMPLE = 64  # rows of a language that lingua reads
+LETTERS = 20  # fewest letters of a text whose language is identified
 SURE = 0.8
-SHARE = 0.2  # of the sampled rows from which it is worth a note: single names and formulas mislead lingua
+SHARE = 0.2  # of the sampled rows that makes a warning: names and formulas mislead lingua
 
 
-def doubts(table: pa.Table, language: str) -> list[str]:
-    """Notes on rows as `sources` reads them, which train a connection to `language`.
+def warnings_of(table: pa.Table, language: str) -> list[str]:
+    """Warnings about rows that are to train a connection to `language`.
 
     Args:
         table: columns `prompt` and `reference` (null where there are none, or messages in `prompt_messages` and
@@ -36,12 +36,12 @@ def doubts(table: pa.Table, language: str) -> list[str]:
     if not foreign.num_rows:
         return [
             f"all {rows} rows are labelled {language} ({name}), the reference language, so each is its own parallel "
-            "and no language borrows from it; if the rows are in another language, mend their lang."
+            "and nothing is aligned; if the rows are in another language, correct their lang."
         ]
     same = [row["origin"] for row in _texts(foreign) if row["reference"] and _equal(row)]
     notes = [
         f"{len(same)} of {foreign.num_rows} rows outside {name} have their own prompt as the parallel (the first: "
-        f"{origin}): such a row borrows nothing; give the prompt in {name}."
+        f"{origin}): nothing is aligned by such a row; give the prompt in {name}."
         for origin in same[:1]
     ]
     found: dict[str, list[str]] = {}
@@ -60,9 +60,9 @@ def doubts(table: pa.Table, language: str) -> list[str]:
             "needs lingua, which is not installed: pip install 'cc-tuning[langid]'."
         )
     told = {
-        "swapped": f"prompts read as {name} and parallels as the row's language: they seem to be swapped",
-        "prompt": f"prompts read as {name}, not as the row's language: its lang is wrong, or they were not translated",
-        "reference": f"parallels read as the row's language, not as {name}: give the prompts in {name}",
+        "swapped": f"prompts are in {name} and parallels in the row's language: they seem to be swapped",
+        "prompt": f"prompts are in {name}, not in the row's language: its lang is wrong, or they were not translated",
+        "reference": f"parallels are in the row's language, not in {name}: give the prompts in {name}",
     }
     return notes + [
         f"{what}; of rows sampled in {', '.join(found[sign])}." for sign, what in told.items() if sign in found
@@ -70,7 +70,7 @@ def doubts(table: pa.Table, language: str) -> list[str]:
 
 
 def _texts(table: pa.Table) -> Iterator[dict[str, str]]:
-    """`origin`, `prompt` and `reference` of each row as text: of a conversation its last turn, empty for none."""
+    """`origin`, `prompt` and `reference` of each row as text: the last turn of messages, empty for none."""
     columns = [f"{part}{kind}" for part in ("prompt", "reference") for kind in ("", "_messages")]
     for batch in table.select(["origin", *columns]).to_batches(CHUNK):
         for row in batch.to_pylist():
@@ -86,7 +86,7 @@ def _equal(row: dict[str, str]) -> bool:
 
 
 def _read(rows: pa.Table, lang: str, language: str) -> tuple[int, dict[str, int]]:
-    """How many rows of one language could be read, and how many of those show each sign."""
+    """How many rows of one language could be identified, and how many of those show each problem."""
     signs = dict.fromkeys(("swapped", "prompt", "reference"), 0)
     read, places = 0, np.linspace(0, rows.num_rows - 1, min(SAMPLE, rows.num_rows)).round().astype(int)
     for row in _texts(rows.take(places)):

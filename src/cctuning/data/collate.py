@@ -1,4 +1,4 @@
-"""From encoded rows to a batch: the two sides padded each to its own length, a shared reference kept once."""
+"""Collate encoded rows; prompts and references are padded separately, and a shared reference is kept once."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class PairedCollator:
     """Collates rows of `encode_dataset`.
 
     Attributes:
-        pad_token_id: fills the padding; masks and labels, not the id, say what is padding.
+        pad_token_id: fills the padding; attention masks and labels mark it, not the id.
         pad_to_multiple_of: pad lengths up to a multiple of this.
 
     A call returns int64 tensors, padded on the right: `input_ids`, `attention_mask`, `labels` (B, T); `row` (B,);
     `text` (B, 2); `reference_input_ids`, `reference_attention_mask` (R, S) and `reference_text` (R, 2) over the
     batch's distinct references, and `reference_index` (B,), each row's reference among them, -1 for none. Where no
-    row has one, R is 0 and S is 1: a batch has the same keys whatever rows it holds. Rows whose references were
-    recorded say which by `reference_row`: the batch then holds that (B,) in place of the references. `input_ids`
-    comes first, because accelerate takes the batch's size from the first tensor.
+    row has one, R is 0 and S is 1, so that every batch has the same keys. Rows with recorded references have
+    `reference_row` instead: the batch then holds that (B,) in place of the references. `input_ids` comes first,
+    because accelerate takes the batch size from the first tensor.
     """
 
     pad_token_id: int

@@ -1,8 +1,8 @@
-"""CSV, TSV and files with semicolons: which delimiter, and whether a quotation mark quotes or is a letter.
+"""Read CSV and TSV: detect the delimiter, and whether quotation marks quote cells or are ordinary characters.
 
 Spreadsheets and pandas quote a cell that holds a delimiter, a line break or a quotation mark (RFC 4180). Tatoeba, OPUS
-and most corpora in TSV quote nothing: there `"No" he said.` is a cell as written, and a parser that takes its marks
-for quotes merges rows, with one row's answer in another's prompt. So each file is looked through before it is read.
+and most corpora in TSV quote nothing: `"No" he said.` is a cell as it stands, and a parser that takes its marks for
+quotes merges rows, with one row's answer in another's prompt. So the whole file is scanned before it is read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a whole cell
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a file is written. `skip`: lines before its header (Excel's `sep=;`)."""
+    """The format of a file. `skip`: number of lines before its header (Excel's `sep=;`)."""
 
     delimiter: str
     quotes: bool
@@ -31,11 +31,11 @@ class Dialect:
 
 
 def dialect(lines: Iterator[str], usual: str) -> Dialect:
-    """How the file with these lines is written.
+    """Detect the format of a file.
 
     Args:
         lines: with their line ends.
-        usual: the delimiter by the file's name; another where the header has none of it.
+        usual: the delimiter that the file's name suggests; another is chosen where the header does not contain it.
     """
     head = next(lines, "").rstrip("\r\n")
     skip = 0
@@ -43,10 +43,10 @@ def dialect(lines: Iterator[str], usual: str) -> Dialect:
         usual, skip, head = head[-1], 1, next(lines, "").rstrip("\r\n")
     delimiter = usual if usual in head else max(DELIMITERS, key=head.count)
     if delimiter != "\t":
-        return Dialect(delimiter, True, skip)  # in files of commas quoting is the rule
+        return Dialect(delimiter, True, skip)  # with commas, quoting is the rule
     count = head.count(delimiter)
     plain, opened, cells = True, False, 0
-    # whether every cell that begins with a mark had to be quoted, for the doubled marks in it; whether all cells are
+    # Whether every cell that begins with a mark has doubled marks in it, and whether every cell begins with one.
     reasons = whole = True
     for line in _with(head, lines):
         found = line.split(delimiter)
@@ -61,8 +61,8 @@ def dialect(lines: Iterator[str], usual: str) -> Dialect:
         whole = whole and len(marked) == len(found)
     if not plain or not cells:
         return Dialect(delimiter, True, skip)
-    # Line by line the file is whole. A mark that does not close in its own cell is then a letter, and one that does is
-    # a letter where nothing asked for quotes.
+    # Every line has the right number of cells by itself. A mark that does not close in its own cell is then an
+    # ordinary character, and so is one that does where no cell needed quotes.
     return Dialect(delimiter, not opened and (reasons or whole), skip)
 
 
@@ -72,12 +72,12 @@ def _with(head: str, lines: Iterator[str]) -> Iterator[str]:
 
 
 def table(path: Path, lines: Iterator[str], how: Dialect) -> Iterator[tuple[int, list[str] | str]]:
-    """The number of each record's first line, with its cells, or with what is wrong with it.
+    """The number of each record's first line, with its cells or with an error message.
 
     Raises:
-        UserError: a quoted cell that is not well formed.
+        UserError: a quoted cell is malformed.
     """
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default would refuse a response above 128 KiB
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default limit is 128 KiB
     held: list[str] = []
 
     def kept() -> Iterator[str]:
@@ -99,8 +99,8 @@ def table(path: Path, lines: Iterator[str], how: Dialect) -> Iterator[tuple[int,
                     yield (
                         start,
                         (
-                            f"a quotation mark takes {len(rows)} lines into one row, and each could be a row itself; "
-                            "close it in its own line, or double it if it is a letter."
+                            f"a quotation mark joins {len(rows)} lines into one row, and each could be a row; "
+                            "close the quote on its line, or double the mark if it is an ordinary character."
                         ),
                     )
                 else:

@@ -1,8 +1,8 @@
-"""From rows to token ids: the prompt exactly as it will be seen at inference, the response, the reference by itself.
+"""Encode rows as token ids: prompt, response and reference prompt.
 
-Each side is rendered and tokenised on its own and has a length budget of its own: a long response can never cut the
-reference, and a reference is never cut at all, because its end is the anchor that the row connects to. No prompt's end
-is looked for by token id: the prompt is tokenised alone, and its length is where the response starts.
+Prompt and reference are tokenised separately, exactly as at inference, and each has its own length limit. A reference
+is never truncated, because the row connects to its last token. The response starts after the tokens of the prompt
+alone; no token id is searched for.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from cctuning.errors import UserError
 
 @dataclass
 class Encoder:
-    """Turns rows into token ids with one tokenizer; build it once and use it for many rows.
+    """Encodes rows with one tokenizer.
 
     Attributes:
         tokenizer: of the model.
-        max_length: tokens of prompt and response together; the response's end is cut. None: no limit.
-        max_reference_length: tokens of a reference; a longer one is an error. None: no limit.
+        max_length: most tokens of prompt and response together; the end of the response is cut. None: no limit.
+        max_reference_length: most tokens of a reference; a longer one is an error. None: no limit.
         chat: render with the chat template; a plain prompt becomes one user message.
-        chat_template: Jinja text to use instead of the tokenizer's own. Settled (`chat.py`) on construction.
-        eos: end each response with the eos token, unless the template ends it with a mark of its own.
-        chat_template_kwargs: arguments of the template, as `enable_thinking`.
-        thinking: responses think first; None: no, unless the template or its arguments say so.
-        turns: `all`: earlier turns of the assistant are learned too, but those with `train: false`; `last`: none is.
-        opening: (found out) the special tokens that this tokenizer puts before a plain text.
-        closing: (found out) what the template writes after a response.
-        settled: (found out) the template as it is rendered; None without chat.
-        frame: (found out) how many tokens the template writes before and after a prompt's own text.
+        chat_template: Jinja template to use instead of the tokenizer's own.
+        eos: end each response with the eos token, unless the template ends it with a token of its own.
+        chat_template_kwargs: arguments of the template, for example `enable_thinking`.
+        thinking: responses contain thinking; None: no, unless the template or its arguments say so.
+        turns: `all`: earlier assistant turns have a loss too, except those with `train: false`; `last`: they have not.
+        opening: (set) special tokens that the tokenizer puts before plain text.
+        closing: (set) text that the template writes after a response.
+        settled: (set) the template as it is rendered (`chat.settle`); None without chat.
+        frame: (set) numbers of tokens that the template writes before and after a prompt's own text.
 
     Raises:
-        UserError: on construction, where the tokenizer lacks the chat template or the eos token that is needed.
+        UserError: the tokenizer has no chat template or no eos token, and one is needed.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -87,7 +87,7 @@ class Encoder:
 
     @property
     def thinks(self) -> bool:
-        """Whether a prompt leaves it to the model to think before it answers."""
+        """Whether prompts leave it to the model to think before it answers."""
         return self.settled is not None and self.settled.thinks
 
     def _find_opening(self) -> list[int]:
@@ -99,10 +99,10 @@ class Encoder:
         return []
 
     def _find_frame(self) -> tuple[int, int]:
-        """Tokens that two unlike prompts share at their start and at their end."""
+        """Numbers of tokens that two different prompts share at their start and at their end."""
         try:
             one, other = self._ids([self.render("a word"), self.render("0.")])
-        except UserError:  # a template that insists on turns of its own
+        except UserError:  # a template that requires other turns
             return 0, 0
         before, after = (
             next((place for place, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), 0)
@@ -111,25 +111,25 @@ class Encoder:
         return before, after
 
     def _text(self, prompt: list[int]) -> list[int]:
-        """First position of the prompt's own text and the one after its last: what is not the template's."""
+        """First position of the prompt's own text, without the template's, and the one after its last."""
         start, end = self.frame[0], len(prompt) - self.frame[1]
         return [start, end] if start < end else [0, len(prompt)]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids without special tokens beyond those written in the text; one call, which fast tokenizers parallelise."""
+        """Token ids, with only the special tokens that are in the text; one call for all."""
         if not texts:
             return []
         return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
 
     def render(self, prompt: Text, row: Mapping[str, Any] | None = None) -> str:
-        """The text of a prompt as the model sees it, up to where its answer starts.
+        """The text of a prompt as the model sees it, up to the start of its answer.
 
         Args:
             prompt: text or messages.
-            row: the row that it is of, which may have tools and arguments of the template.
+            row: its row, which may have tools and template arguments.
 
         Raises:
-            UserError: messages where `chat` is off, or the template refuses them.
+            UserError: messages where `chat` is off, or the template rejects them.
         """
         if self.chat:
             return self._apply(_messages(prompt), row, prompt=True)
@@ -142,15 +142,15 @@ class Encoder:
         return render(self.tokenizer, messages, self.chat_template, prompt, arguments, tools)
 
     def prompt_ids(self, prompt: Text, row: Mapping[str, Any] | None = None) -> list[int]:
-        """Ids of a prompt or a reference, as training and inference both see it."""
+        """Token ids of a prompt or a reference, the same in training and inference."""
         return self._opened(self._ids([self.render(prompt, row)])[0])
 
     def _opened(self, ids: list[int]) -> list[int]:
-        # A text may bring its own opening (a bos written into it): never twice.
+        # A text may begin with a bos of its own: not twice.
         return ids if self.opening and ids[: len(self.opening)] == self.opening else self.opening + ids
 
     def _rest(self, row: Mapping[str, Any], text: str) -> str:
-        """What follows the rendered prompt `text`: the response, and what the template closes it with."""
+        """The text after the rendered prompt `text`: the response, and what the template writes after it."""
         response = str(row["response"])
         if not self.chat:
             return response
@@ -162,18 +162,18 @@ class Encoder:
         rest = whole[len(text) :] if whole.startswith(text) else None
         if rest is not None and (thinking is None or thinking.strip() in rest):
             return rest
-        # The template renders a turn otherwise once it is answered (without its thinking, say), and the model will be
-        # asked with the prompt alone. So that is kept, and a block of thinking that it opens is closed.
+        # The template renders the prompt differently once it is answered (without its thinking, for example). The
+        # model will be asked with the prompt alone, so that rendering is kept, and an open thinking block is closed.
         if row.get("calls"):
-            raise UserError("the chat template renders this prompt otherwise once its tool calls are answered.")
+            raise UserError("the chat template renders this prompt differently once its tool calls are answered.")
         opened = closes(text)
         if opened:
             thought = "" if thinking is None else thinking.strip("\n")
             return f"{thought}{opened}{content}{self.closing}"
         return (content if row.get("thinking") else response) + self.closing
 
-    def doubt(self, row: Mapping[str, Any]) -> str | None:
-        """What a person should know of a row that is used all the same."""
+    def warning(self, row: Mapping[str, Any]) -> str | None:
+        """What the user should know about a row that is used all the same."""
         if row.get("thinking") and not (self.settled is not None and self.settled.ending):
             return "their thinking is left out: the chat template has no place for it"
         parts = (row["prompt"], row.get("response"), row.get("reference"))
@@ -207,9 +207,9 @@ class Encoder:
         return encoded
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | UserError]:
-        """Ids of each row as `encode_row` gives them, or the `UserError` that says why it cannot be used."""
+        """Each row as `encode_row` returns it, or the `UserError` that says why it cannot be used."""
         texts: list[str] = []
-        slots: list[UserError | tuple[str, int]] = []  # of a good row: its rest, and where its texts start
+        slots: list[UserError | tuple[str, int]] = []  # of a good row: its response text, and the index of its texts
         for row in rows:
             try:
                 prompt = self.render(row["prompt"], row)
@@ -236,7 +236,7 @@ class Encoder:
     def _earlier(
         self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str], slots: Sequence[UserError | tuple[str, int]]
     ) -> Iterator[list[tuple[int, int]]]:
-        """Of each good row, the token spans of the earlier turns to be learned, in its bare prompt."""
+        """For each good row, the token spans of the earlier turns that have a loss, in its prompt."""
         for row, slot in zip(rows, slots, strict=True):
             if not isinstance(slot, UserError):
                 yield self._turns(row, texts[slot[1]])
@@ -259,30 +259,32 @@ class Encoder:
         earlier: Sequence[tuple[int, int]] = (),
     ) -> dict[str, Any]:
         if not bare:
-            raise at(row, "prompt", "the tokenizer makes no token of it; mend the row.")
+            raise at(row, "prompt", "the tokenizer makes no tokens of it; correct the row.")
         prompt, response = self._opened(bare), []
         if row.get("response") is not None:
-            # Where tokens merge across the border (an unknown one swallows what touches it), the prompt keeps those of
-            # inference and the response its own.
+            # Where tokens merge across the border, prompt and response are tokenised separately, so that the prompt
+            # has the tokens of inference. An unknown token may absorb what follows it.
             merged = whole[: len(bare)] != bare or len(whole) == len(bare) or bare[-1] == self.tokenizer.unk_token_id
             response = self._ids([rest])[0] if merged else whole[len(bare) :]
             if not response:
-                raise at(row, "response", "the tokenizer makes no token of it; mend the row.")
+                raise at(row, "response", "the tokenizer makes no tokens of it; correct the row.")
             if self._appends_eos and response[-1] != self.tokenizer.eos_token_id:
                 response.append(self.tokenizer.eos_token_id)
         limit, advice = self.max_length, "raise max_length or shorten the prompt."
         if limit is not None and response and len(prompt) >= limit:
             lengths = f"the prompt has {len(prompt)} tokens, the response {len(response)}, and max_length is {limit}"
-            raise at(row, "response", f"no token of it would be left: {lengths}; {advice}")
+            raise at(row, "response", f"no tokens of it would be left: {lengths}; {advice}")
         if limit is not None and len(prompt) > limit:
-            why = "its end is where the row connects, so it is never cut"
+            why = "the row connects at its last token, so it is never cut"
             raise at(row, "prompt", f"{len(prompt)} tokens, and max_length is {limit}; {why}: {advice}")
         if row.get("reference") is not None:
             if not reference:
-                raise at(row, "reference", "the tokenizer makes no token of it; mend the row.")
+                raise at(row, "reference", "the tokenizer makes no tokens of it; correct the row.")
             reference, most = self._opened(reference), self.max_reference_length
             if most is not None and len(reference) > most:
-                why = "its end is the anchor, so it is never cut: raise max_reference_length or shorten the reference."
+                why = (
+                    "the row connects to its last token, so it is never cut: raise max_reference_length or shorten it."
+                )
                 raise at(row, "reference", f"{len(reference)} tokens, and max_reference_length is {most}; {why}")
         labels = [-100] * len(prompt)
         for start, end in earlier:
@@ -300,7 +302,7 @@ class Encoder:
 
 
 def _messages(prompt: Text) -> list[dict[str, Any]]:
-    """Messages as templates read them: thinking under every key that they may read it from, and no key of ours."""
+    """Messages as templates read them: thinking under every key that a template may read, and without `train`."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     found = []
@@ -312,7 +314,7 @@ def _messages(prompt: Text) -> list[dict[str, Any]]:
 
 
 def _loaded(value: Any) -> Any:
-    """What a table holds as JSON."""
+    """A value that tables hold as JSON."""
     return json.loads(value) if isinstance(value, str) else value
 
 

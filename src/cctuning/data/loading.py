@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cctuning.data.checks import doubts
+from cctuning.data.checks import warnings_of
 from cctuning.data.messages import context_columns
 from cctuning.data.reports import LoadReport, SourceReport, drawn
 from cctuning.data.row_reader import RowReader
@@ -69,7 +69,7 @@ def load_rows(
         tables.append(table)
     table = pa.concat_tables(tables)
     if require_reference:
-        report.notes += doubts(table, reference_language)
+        report.notes += warnings_of(table, reference_language)
     return dataset_of(table), report
 
 

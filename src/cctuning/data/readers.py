@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # all but Parquet also compressed
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-# What reading a damaged file raises beside OSError; Arrow's Zstandard raises OSError.
+# What reading a damaged file raises
 DAMAGED = (EOFError, lzma.LZMAError, OSError)
 
 
@@ -41,8 +41,8 @@ DAMAGED = (EOFError, lzma.LZMAError, OSError)
 class Records:
     """An opened file or data set.
 
-    `columns` is None where every record may have columns of its own (JSON lines). `iterate(wanted)` yields each
-    record's origin with the record, or with the `BadRow` that it is; `wanted` are the columns worth reading.
+    `columns` is None where records may differ in their columns (JSON Lines). `iterate(wanted)` yields the origin of
+    each record with the record or a `BadRow`; only the columns `wanted` need be read.
     """
 
     columns: list[str] | None
@@ -56,7 +56,7 @@ def local_path(path: str) -> Path:
 
 
 def uncompressed_name(name: str) -> str:
-    """The name without the ending that says how the file is compressed."""
+    """The name without `.gz`, `.bz2`, `.xz` or `.zst`."""
     for ending in COMPRESSED:
         if name.lower().endswith(ending):
             return name[: -len(ending)]
@@ -64,7 +64,7 @@ def uncompressed_name(name: str) -> str:
 
 
 def open_binary(path: Path) -> IO[bytes]:
-    """The file's bytes, decompressed."""
+    """Open a file and decompress it by its suffix."""
     ending = path.suffix.lower()
     if ending == ".gz":
         return cast(IO[bytes], gzip.open(path, "rb"))
@@ -80,15 +80,15 @@ def open_binary(path: Path) -> IO[bytes]:
 
 
 def open_records(path: str, name: str | None = None, split: str = "train") -> list[Records]:
-    """Open what a recipe calls `path`: a file, a directory, or a data set on the hub.
+    """Open a file, a directory or a data set on the hub.
 
     Args:
         path: environment variables and `~` are expanded in a local one.
-        name: the hub data set's configuration.
-        split: of a hub data set or a saved one; in a directory of files, those whose name begins with it are read.
+        name: configuration of a hub data set.
+        split: of a hub or saved data set; in a directory, files whose names begin with it are read.
 
     Raises:
-        UserError: there is no such file or split, or its format is not known.
+        UserError: there is no such file or split, or its format is unknown.
     """
     local = local_path(path)
     if local.is_file():
@@ -103,7 +103,7 @@ def open_records(path: str, name: str | None = None, split: str = "train") -> li
 
 
 def check_place(path: str) -> None:
-    """Raise `UserError` where `path` names nothing that is there, and cannot be the name of a data set on the hub."""
+    """Raise `UserError` where `path` does not exist and cannot be the name of a data set on the hub."""
     local = local_path(path)
     if not local.exists() and (not re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", path) or _format(local)):
         raise _not_found(path, local)
@@ -135,10 +135,10 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
 
 
 def of_split(files: list[Path], split: str, folder: Path) -> list[Path]:
-    """The files whose names begin with the split's; all of them where no name begins with one of `SPLITS`.
+    """The files whose names begin with the split's name; all of them where no name begins with one of `SPLITS`.
 
     Raises:
-        UserError: there are splits, and not this one.
+        UserError: there are splits, but not this one.
     """
 
     def is_part_of(file: Path, name: str) -> bool:
@@ -146,7 +146,7 @@ def of_split(files: list[Path], split: str, folder: Path) -> list[Path]:
 
     chosen = [file for file in files if is_part_of(file, split.lower())]
     if not chosen and any(is_part_of(file, name) for file in files for name in SPLITS):
-        names = ", ".join(file.name for file in files)  # reading all of them could train on a test set
+        names = ", ".join(file.name for file in files)  # reading all files could train on a test set
         raise UserError(f"{folder}: no file of the split {split!r} among {names}. Name the split or the file.")
     return chosen or files
 
@@ -166,29 +166,31 @@ def _open_file(path: Path) -> Records:
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file, plain or compressed, as `numbered` has them."""
+    """The numbered lines of a file, plain or compressed; see `numbered`."""
     return numbered(str(path), lambda: open_binary(path))
 
 
 def numbered(name: str, opened: Callable[[], IO[bytes]]) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines, split at line feeds alone: U+2028 may stand inside a JSON string.
+    """Lines numbered from 1, split only at line feeds, because U+2028 may occur inside a JSON string.
 
     Args:
-        name: for messages.
+        name: for errors.
         opened: opens the file.
 
     Raises:
-        UserError: the file is in UTF-16, or cannot be read to its end.
+        UserError: the file is UTF-16, or cannot be read to its end.
     """
     number = 0
     try:
         with opened() as file:
             for number, line in enumerate(file, 1):
                 if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise UserError(f"{name}:1: the file is in UTF-16; save it as UTF-8.")
+                    raise UserError(f"{name}:1: the file is UTF-16; save it as UTF-8.")
                 yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     except (*DAMAGED, zlib.error) as error:
-        raise UserError(f"{name}:{number + 1}: cannot be read on from here ({error}); fetch the file again.") from None
+        raise UserError(
+            f"{name}:{number + 1}: cannot be read from here on ({error}); download the file again."
+        ) from None
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
@@ -219,7 +221,7 @@ def _json(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
 
 
 def _json_array(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
-    """One array of objects, the form Alpaca and ShareGPT are published in. The text is held, the objects are not."""
+    """One array of objects, as Alpaca and ShareGPT are published. The text is in memory, one object at a time."""
     lines = []
     for number, raw in numbered_lines(path):
         try:
@@ -240,14 +242,14 @@ def _json_array(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
             if text[place : place + 1] not in (",", "]"):
                 raise ValueError("expected a comma or the array's end after this object")
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{line}: malformed JSON array ({error}); mend it, or use JSON lines.") from None
+            raise UserError(f"{path}:{line}: malformed JSON array ({error}); correct it, or use JSON Lines.") from None
         yield f"{path}:{line}", record if isinstance(record, dict) else BadRow("line", "expected a JSON object.")
         place += text[place] == ","
 
 
 def _csv(path: Path, delimiter: str, fingerprints: dict[str, str]) -> Records:
     def lines() -> Iterator[str]:
-        # A byte that is no UTF-8 becomes a surrogate and is reported by the row that has it: commas still separate.
+        # A byte that is not UTF-8 becomes a surrogate, which is reported for its row.
         return (line.decode(errors="surrogateescape") for _, line in numbered_lines(path))
 
     how = dialect(lines(), delimiter)
@@ -276,7 +278,7 @@ def _parquet(path: Path, fingerprints: dict[str, str]) -> Records:
     try:
         columns = pq.read_schema(path).names
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file that can be read ({error}); fetch it again.") from None
+        raise UserError(f"{path}: not a readable Parquet file ({error}); download it again.") from None
 
     def iterate(wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
         number = 0
@@ -292,7 +294,9 @@ def _parquet(path: Path, fingerprints: dict[str, str]) -> Records:
 def _of_dataset(dataset: datasets.Dataset, label: str, fingerprints: dict[str, str]) -> Records:
     def iterate(wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
         number = 0
-        chosen = [name for name in dataset.column_names if name in wanted]  # the others may be images: leave undecoded
+        chosen = [
+            name for name in dataset.column_names if name in wanted
+        ]  # others may be images, which are slow to decode
         for batch in dataset.select_columns(chosen).with_format(None).iter(CHUNK):
             for values in zip(*(batch[name] for name in chosen), strict=True):
                 yield f"{label}:{number}", dict(zip(chosen, values, strict=True))
@@ -324,8 +328,8 @@ def _hub(path: str, name: str | None, split: str) -> Records:
         dataset = datasets.load_dataset(path, name, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
-            f"{path}: no such file here, and the hub gave no data set (name {name!r}, split {split!r}): {error} "
-            "Check the path or the three names, and the network."
+            f"{path}: no such file, and no data set on the hub (name {name!r}, split {split!r}): {error} "
+            "Check the path, the names and the network."
         ) from None
     label = f"{path}{f'/{name}' if name else ''}[{split}]"
     return _of_dataset(dataset, label, {label: f"datasets:{dataset._fingerprint}"})

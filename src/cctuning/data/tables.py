@@ -1,8 +1,6 @@
-"""Rows as Arrow tables: while a file is read, and as the data set that training reads.
+"""Rows as Arrow tables on disk, in the schema of `cctuning.data.schema`.
 
-Beside the columns of every row there are those that few data sets need, and a data set has them only where some row
-does: `thinking` (text), and as JSON `calls` (tool calls of the response), `tools` and `arguments` (of the chat
-template). The same holds of the keys of a message; its `tool_calls` are JSON.
+Optional columns, and optional keys of messages, exist only where some row has a value.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ KEYS |= {"train": pa.bool_()}
 MESSAGES = pa.list_(pa.struct([*KEYS.items()]))
 CHECKED = "Rows in the schema of cctuning.data.schema, checked as they were read."
 EXTRA = ("thinking", "calls", "tools", "arguments")
-# While reading, a text is kept in one of two columns: whether any row is a conversation is known only at the end.
+# While reading, text and messages have separate columns: whether any row has messages is known only at the end.
 READ = pa.schema(
     [(name, TEXT) for name in ("prompt", "response", "lang", "reference", "origin", *EXTRA)]
     + [("prompt_messages", MESSAGES), ("reference_messages", MESSAGES)]
@@ -35,7 +33,7 @@ READ = pa.schema(
 
 
 def batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
-    """Rows in the columns of `READ`; at least one batch."""
+    """Rows as batches with the columns of `READ`; at least one batch."""
     held: list[dict[str, Any]] = []
     for row in rows:
         held.append(_record(row))
@@ -62,7 +60,7 @@ def _json(value: Any) -> str | None:
 
 
 def dataset_of(table: pa.Table) -> datasets.Dataset:
-    """The rows of a table of `READ`, each with its place; prompts are messages where any row has messages."""
+    """The rows of a table of `READ`, numbered; all prompts are messages where any row has messages."""
     chat = table["prompt"].null_count > 0 or table["reference_messages"].null_count < table.num_rows
     kind = pa.list_(pa.struct([(key, KEYS[key]) for key in _keys(table)])) if chat else TEXT
     kinds = {"prompt": kind, "response": TEXT, "lang": TEXT, "reference": kind, "origin": TEXT}
@@ -94,7 +92,7 @@ def is_checked(dataset: datasets.Dataset) -> bool:
 
 
 def _keys(table: pa.Table) -> list[str]:
-    """The keys that any message uses."""
+    """The keys that any message has."""
     used = ["role", "content"]
     for key in KEYS:
         parts = (pc.list_flatten(table[name]) for name in ("prompt_messages", "reference_messages"))
@@ -108,9 +106,12 @@ def _as_messages(text: str) -> Text:
 
 
 def on_disk(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> datasets.Dataset:
-    """Write the batches as they come and map the file."""
+    """Write batches to a temporary Arrow file and map it into memory.
+
+    `TMPDIR` says where. The file is removed when the process ends; nothing is cached between runs.
+    """
     folder = Path(tempfile.mkdtemp(prefix="cctuning-rows-"))
-    # Not atexit: a forked worker of multiprocessing ends without it. In a child of this process it does nothing.
+    # Not atexit, which forked multiprocessing workers skip. In a child process this does nothing.
     Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=0)
     path = folder / "rows.arrow"
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:

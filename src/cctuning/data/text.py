@@ -1,7 +1,6 @@
-"""Texts as the checks compare them: normalised, cut into tokens, hashed into n-grams.
+"""Compare texts: normalisation, tokens, hashed n-grams, leaks of a response, and a set of hashes.
 
-Where words are not spaced (Chinese, Japanese, Thai, Lao, Khmer, Burmese), each character is a token: a word segmenter
-per language would be a dependency each for little.
+In scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character is a token.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ Hashes = NDArray[np.uint64]
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 STOPS = r",.!?:;()\[\]\"“”、。，．！？：；「」『』（）،؛؟।"
 TOKEN = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}{STOPS}]+")
-# ½ and its like, ², ₂, ①: to NFKC `2½` is 21⁄2 and `5²` is 52
+# Fractions, powers and circled digits: NFKC makes `2½` 21⁄2 and `5²` 52.
 AFTER_DIGIT = re.compile(r"(?<=\d)(?=[\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u2189\u2460-\u2473])")
 DIGITS = {place: str(unicodedata.digit(chr(place))) for place in range(sys.maxunicode) if chr(place).isdecimal()}
 LONG = 12  # characters from which a response does not stand in the reference by chance
-MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that multiplication modulo 2**64 loses nothing
+MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that multiplication modulo 2**64 is invertible
 
 
 def flat(text: Text) -> str:
-    """A text, or a conversation's contents one after the other."""
+    """A text, or the contents of messages joined by line breaks."""
     return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
 
 
 class _Spaced(dict[int, str]):
-    """For `str.translate`: all but letters, marks and digits become spaces. Only characters that were met are held."""
+    """For `str.translate`: everything but letters, marks and digits becomes a space; filled on demand."""
 
     def __missing__(self, place: int) -> str:
         self[place] = " " if unicodedata.category(chr(place))[0] in "PSZC" else chr(place)
@@ -55,7 +54,7 @@ def ascii_digits(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Without differences of case, spacing, width and forms of digits."""
+    """The text without differences of case, spacing, width and digit forms."""
     return " ".join(ascii_digits(text).casefold().split())
 
 
@@ -65,10 +64,7 @@ def tokens(text: str) -> list[str]:
 
 
 def ngrams(words: list[str], n: int) -> Hashes:
-    """A 64-bit hash of every n tokens in a row, in order: `len(words) - n + 1` of them, or none.
-
-    The same in every process and run, unlike `hash`.
-    """
+    """A 64-bit hash of every n consecutive tokens, in order; unlike `hash`, the same in every process."""
     if len(words) < n:
         return np.empty(0, np.uint64)
     each = np.array([zlib.crc32(word.encode(errors="replace")) for word in words], np.uint64)
@@ -80,22 +76,22 @@ def ngrams(words: list[str], n: int) -> Hashes:
 
 
 def found(part: Hashes, whole: Hashes) -> float:
-    """The share of the n-grams `part` that stand in `whole`; 0 where there are none."""
+    """The share of the n-grams `part` that are in `whole`; 0 where there are none."""
     return float(np.isin(part, whole).mean()) if len(part) and len(whole) else 0.0
 
 
 def leak(prompt: Text, response: str, reference: Text) -> str | None:
-    """How the reference gives the response away, or None.
+    """How the reference contains the response, or None.
 
-    Two signs, on texts without case, spacing and forms of digits: a response of `LONG` characters or more stands in
-    the reference and not in the prompt; or the reference ends with it as a word of its own, and the prompt does not
-    have it (after a mark such as `:`, `#` or `?`: does not end with it). A short response inside the reference says
-    nothing: the answer to a sum may be among its terms.
+    On normalised texts: a response of `LONG` characters or more is in the reference and not in the prompt; or the
+    reference ends with it as a whole word, and the prompt does not contain it (after a mark such as `:`, `#` or `?`:
+    does not end with it). A short response inside the reference means nothing: the answer to a sum may be one of its
+    terms.
     """
     answer, asked, given = (normalise(flat(text)) for text in (response, prompt, reference))
-    advice = "The model would read the answer and not learn it; give the parallel of the prompt alone."
+    advice = "The model would read the answer instead of learning it; give the parallel of the prompt only."
     if len(answer) >= LONG and answer in given and answer not in asked:
-        return f"the response stands in it ({answer[:40]!r}). {advice}"
+        return f"it contains the response ({answer[:40]!r}). {advice}"
     answer, asked, given = (re.sub(r"[\W_]+$", "", text) for text in (answer, asked, given))
     if answer and given.endswith(answer):
         before = given[: -len(answer)]
@@ -107,13 +103,13 @@ def leak(prompt: Text, response: str, reference: Text) -> str | None:
 
 
 class Seen:
-    """A set of 64-bit hashes at about 16 bytes each: sorted, with a small set of the latest beside."""
+    """A set of 64-bit hashes of texts at about 16 bytes each: a sorted array, and a small set of the latest."""
 
     def __init__(self) -> None:
         self._sorted, self._latest = np.empty(0, np.uint64), set[int]()
 
     def add(self, *words: str) -> bool:
-        """Add what the words hash to; whether it is new."""
+        """Add the hash of some words; return whether it is new."""
         text = "\x1f".join(words).encode(errors="surrogatepass")
         value = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
         place = int(np.searchsorted(self._sorted, np.uint64(value)))

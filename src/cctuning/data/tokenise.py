@@ -56,10 +56,10 @@ def encode_dataset(
         batched=True,
         fn_kwargs={"encoder": encoder, "skip": bad_rows == "skip", "reading": reading},
         remove_columns=dataset.column_names,
-        features=Features({**FEATURES, **dict.fromkeys(("origin", "problem", "doubt"), Value("string"))}),
+        features=Features({**FEATURES, **dict.fromkeys(("origin", "problem", "warning"), Value("string"))}),
         num_proc=num_proc if num_proc and 1 < num_proc <= len(dataset) else None,
         desc=desc,
-        load_from_cache_file=False,  # the cache's key does not see a change in this module
+        load_from_cache_file=False,  # a change in this module would not change the cache key
     )
     problems = encoded.data.column("problem").to_pylist()
     bad = [number for number, problem in enumerate(problems) if problem is not None]
@@ -71,17 +71,17 @@ def encode_dataset(
     if bad:
         encoded = encoded.select([number for number, problem in enumerate(problems) if problem is None])
     if notes is not None:
-        notes += _doubts(encoded)
-    return encoded.remove_columns(["origin", "problem", "doubt"]), skipped
+        notes += _warnings(encoded)
+    return encoded.remove_columns(["origin", "problem", "warning"]), skipped
 
 
-def _doubts(encoded: Dataset) -> list[str]:
-    """Each doubt about some rows with their number and the first of them."""
+def _warnings(encoded: Dataset) -> list[str]:
+    """Each warning with the number of its rows and the first of them."""
     found: dict[str, list[str]] = {}
-    for doubt, origin in zip(encoded["doubt"], encoded["origin"], strict=True):
-        if doubt is not None:
-            found.setdefault(doubt, []).append(origin)
-    return [f"{len(rows)} of {len(encoded)} rows (the first: {rows[0]}): {doubt}" for doubt, rows in found.items()]
+    for warning, origin in zip(encoded["warning"], encoded["origin"], strict=True):
+        if warning is not None:
+            found.setdefault(warning, []).append(origin)
+    return [f"{len(rows)} of {len(encoded)} rows (the first: {rows[0]}): {warning}" for warning, rows in found.items()]
 
 
 def _read(row: Mapping[str, Any], reading: Reading) -> dict[str, Any] | UserError:
@@ -97,7 +97,7 @@ def _encode_batch(
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     read = rows if reading is None else [_read(row, reading) for row in rows]
     good = iter(encoder.encode([row for row in read if not isinstance(row, UserError)]))
-    result: dict[str, list[Any]] = {name: [] for name in (*FEATURES, "origin", "problem", "doubt")}
+    result: dict[str, list[Any]] = {name: [] for name in (*FEATURES, "origin", "problem", "warning")}
     for row, found in zip(rows, read, strict=True):
         encoded = found if isinstance(found, UserError) else next(good)
         origin, problem = origin_of(row), None
@@ -106,7 +106,7 @@ def _encode_batch(
                 raise encoded
             problem = str(encoded).removeprefix(f"{origin}: ")
             encoded = {**{name: [] for name in FEATURES}, "row": -1, "lang": ""}
-        doubt = None if isinstance(found, UserError) else encoder.doubt(found)
-        for name, value in {**encoded, "origin": origin, "problem": problem, "doubt": doubt}.items():
+        warning = None if isinstance(found, UserError) else encoder.warning(found)
+        for name, value in {**encoded, "origin": origin, "problem": problem, "warning": warning}.items():
             result[name].append(value)
     return result

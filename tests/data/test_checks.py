@@ -61,9 +61,9 @@ def test_parallels_that_are_the_prompt_or_in_its_language(tmp_path):
     (same,) = notes(tmp_path, [*ROWS, ROWS[0] | {"prompt_en": ROWS[0]["prompt"].upper() + " "}])
     assert same.startswith("1 of 6 rows outside English have their own prompt as the parallel (the first: F:6)")
     (own,) = notes(tmp_path, [row | {"prompt_en": "Je? " + row["prompt"]} for row in ROWS])
-    assert own.startswith("parallels read as the row's language, not as English") and "Swahili (3 of 3)" in own
+    assert own.startswith("parallels are in the row's language, not in English") and "Swahili (3 of 3)" in own
     (foreign,) = notes(tmp_path, [row | {"prompt": "Tell me. " + row["prompt_en"]} for row in ROWS])
-    assert foreign.startswith("prompts read as English, not as the row's language")
+    assert foreign.startswith("prompts are in English, not in the row's language")
 
 
 def test_conversations_are_read_as_well(tmp_path):
