@@ -1,8 +1,7 @@
-"""Errors a user can mend.
+"""Errors that the user can correct.
 
-Floor 0: imported by every room, imports none. A `UserError` carries one line that says what is wrong, where, what was
-expected and what to do next; the command line prints that line alone and exits with status 2. Everything else that is
-raised is a defect of ours and keeps its traceback.
+The message of a `UserError` is one line: what is wrong, where, what was expected and what to do. The command line
+prints it and exits with status 2. Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from collections.abc import Collection
 
 
 class UserError(ValueError):
-    """Bad input: the message is one line that names the place, the value, what was expected and the next step."""
+    """Bad input or options; line breaks in the message become spaces."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
 
 
 def nearest(name: str, known: Collection[str], otherwise: str = "") -> str:
-    """A hint for a person who mistyped `name`, starting with a space; `otherwise` where nothing is near."""
+    """' Did you mean ...?' with the known name closest to `name`, or `otherwise` where none is close."""
     near = difflib.get_close_matches(name, known, 1)
     return f" Did you mean {near[0]!r}?" if near else otherwise

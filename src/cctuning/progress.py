@@ -1,7 +1,7 @@
-"""Progress where nobody sees a bar: every quarter of a minute a line that says how far a wait has come.
+"""Print progress as lines where there is no terminal.
 
-A bar rewrites its line, which makes a log file unreadable; without one, minutes pass in silence. `as_lines` turns all
-bars of tqdm, ours and the libraries', into lines; a wait that is over before the first is due prints nothing.
+A progress bar rewrites its line, which is unreadable in a log file. `as_lines` turns all tqdm bars of this process,
+also those of libraries, into a line every 15 seconds; a shorter wait prints nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ EVERY = 15.0  # seconds
 
 
 def as_lines(every: float = EVERY) -> None:
-    """From here on, in this process: bars print lines."""
+    """Make every tqdm bar print a line every `every` seconds."""
     from tqdm import std
 
     if hasattr(std.tqdm, "lines"):
@@ -22,7 +22,7 @@ def as_lines(every: float = EVERY) -> None:
     std.tqdm.lines = True
 
     def start(bar: Any, *args: Any, **kwargs: Any) -> None:
-        if kwargs.get("disable", False) is None:  # "off where there is no terminal", which is where we are
+        if kwargs.get("disable", False) is None:  # tqdm: no bar without a terminal
             kwargs["disable"] = False
         kwargs.setdefault("mininterval", min(1.0, every))
         begun(bar, *args, **kwargs)
@@ -35,11 +35,9 @@ def as_lines(every: float = EVERY) -> None:
         return True
 
     def close(bar: Any) -> None:
-        if not getattr(bar, "disable", True) and hasattr(
-            bar, "last_line"
-        ):  # whoever read of it is told that it is over
+        if not getattr(bar, "disable", True) and hasattr(bar, "last_line"):
             print(_line(bar.format_dict), file=bar.fp, flush=True)
-        bar.leave, bar.fp = False, io.StringIO()  # what it would write on its way out
+        bar.leave, bar.fp = False, io.StringIO()  # discards what tqdm writes when it closes
         ended(bar)
 
     begun, ended = std.tqdm.__init__, std.tqdm.close

@@ -1,4 +1,4 @@
-"""What every pool of worker processes needs: not to outlive the process that made it."""
+"""End worker processes with the process that started them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 
 def leave_with(parent: int) -> None:
-    """End this process when `parent` (its process id) is gone: one that is killed says nothing to its workers."""
+    """End this process when the process `parent` is gone; a killed process cannot tell its workers."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -64,7 +64,7 @@ BAD = {
     "ambiguous": ({**GOOD, "messages": [user("a")]}, "prompt: prompt and messages could each be it"),
     "two responses": ({**GOOD, "output": "x"}, "response: response and output could each be it"),
     "assistant prompt": ({**GOOD, "prompt": [assistant("a")]}, "prompt: ends with an assistant turn"),
-    "assistant reference": ({**GOOD, "prompt_en": [assistant("a")]}, "prompt_en: holds assistant turns alone"),
+    "assistant reference": ({**GOOD, "prompt_en": [assistant("a")]}, "prompt_en: has only assistant turns"),
     "completions": (
         {**without("response"), "completion": [user("a")]},
         "completion: expected turns that begin and",
@@ -122,7 +122,7 @@ FILES = {
     "quote": ("x.csv", HEAD + b'a,"b,sw,c\n', r"x.csv:2: malformed CSV"),
     "header": ("x.csv", b"a,a\n1,2\n", r"x.csv:1: expected a header line of distinct column names"),
     "no header": ("x.csv", b"", r"x.csv:1: expected a header"),
-    "parquet": ("x.parquet", b"no", r"x.parquet: not a Parquet file"),
+    "parquet": ("x.parquet", b"no", r"x.parquet: not a readable Parquet file"),
     "empty": ("x.jsonl", b"\n", r"x.jsonl: no row to train on: it is empty"),
     "all bad": ("x.jsonl", b"1\n2\n", r"x.jsonl: no row to train on: all 2 are bad, the first: .*x.jsonl:1: line"),
     "format": ("x.txt", LINE, r"x.txt: unknown format; expected a name ending in .jsonl"),

@@ -116,7 +116,7 @@ def test_a_row_may_have_arguments_of_its_own():
 
 
 def test_a_template_that_drops_plain_text_is_refused():
-    with pytest.raises(UserError, match="leaves out a message that is plain text"):
+    with pytest.raises(UserError, match="leaves out messages of plain text"):
         Encoder(tokenizer("smolvlm"), chat=True)
     with pytest.raises(UserError, match="no Jinja that can be read"):
         Encoder(bpe("{% if %}"), chat=True)

@@ -207,7 +207,7 @@ def test_a_template_that_refuses_names_the_row():
     refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     tokenizer = bpe(refusal + "{{ messages[-1].content }}")
     row = {"prompt": [{"role": "system", "content": "s"}], "origin": "f.jsonl:9"}
-    with pytest.raises(UserError, match=r"f.jsonl:9: prompt: the chat template refuses .*no system turn"):
+    with pytest.raises(UserError, match=r"f.jsonl:9: prompt: the chat template rejects .*no system turn"):
         encode_row(row, tokenizer, chat=True, **OPEN)
 
 

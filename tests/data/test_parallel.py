@@ -195,20 +195,20 @@ def test_bad_pairs_stop_or_are_listed(tmp_path):
     assert pairs(dataset) == PAIRS[:3] and report.sources[0].skipped == 2
     assert [skip.origin for skip in report.skipped] == [f"{path}:4", f"{path}:5"]
     (tmp_path / "y.en").write_bytes(b"good\nb\xff\n"), text(tmp_path / "y.sw", ["nzuri", "x"])
-    refused("y.sw:2: line: not UTF-8", tmp_path / "y.sw")
+    refused("y.sw:2: line: is not UTF-8", tmp_path / "y.sw")
     (tmp_path / "z.en-sw.tsv").write_bytes("".join(f"{e}\t{s}\n" for s, e in PAIRS).encode() + b"a\xff\tb\n")
     refused("z.en-sw.tsv:7: text|reference: is not UTF-8", tmp_path / "z.en-sw.tsv")
 
 
 def test_languages_on_their_sides(tmp_path):
     english = [{"text": f"{en} Indeed.", "text_en": en, "lang": "sw"} for en in ENGLISH]
-    refused("the text of [4-6] of [4-6] pairs looked at is not in sw", records(tmp_path / "a.jsonl", english))
+    refused("in [4-6] of [4-6] pairs checked the text is not in sw", records(tmp_path / "a.jsonl", english))
     swapped = [{"text": en, "text_en": sw, "lang": "sw"} for sw, en in PAIRS]
     refused("the sides are swapped", records(tmp_path / "b.jsonl", swapped))
     same = [{"text": en, "text_en": en, "lang": "sw"} for en in ENGLISH]
     refused("in 6 of 6 pairs both sides are the same", records(tmp_path / "c.jsonl", same))
     wrong = [{"text": zh, "text_en": en, "lang": "sw"} for zh, en in zip(CHINESE, ENGLISH, strict=True)]
-    refused("the text of [4-6] of [4-6] pairs looked at is not in sw", records(tmp_path / "d.jsonl", wrong))
+    refused("in [4-6] of [4-6] pairs checked the text is not in sw", records(tmp_path / "d.jsonl", wrong))
     names = [
         *({"text": sw, "text_en": en, "lang": "sw"} for sw, en in PAIRS),
         {"text": "Nairobi", "text_en": "Nairobi", "lang": "sw"},
@@ -237,26 +237,26 @@ def test_what_is_no_parallel_text(tmp_path):
     refused("is empty", text(tmp_path / "d.tsv", []))
     refused("neither of them en", text(tmp_path / "e.de-fr.tsv", ["a\tb", "c\td"]))
     refused("no text in en; it has fr, sw", records(tmp_path / "f.jsonl", [{"translation": {"fr": "a", "sw": "b"}}]))
-    refused("it cannot be told which of columns 1 and 2 is in en", text(tmp_path / "g.tsv", ["1a\t2b", "3c\t4d"]))
+    refused("cannot tell which of columns 1 and 2 is in en", text(tmp_path / "g.tsv", ["1a\t2b", "3c\t4d"]))
     text(tmp_path / "h.en", ENGLISH), text(tmp_path / "h.sw", SWAHILI[:3])
-    refused("h.sw: ends before line 4, .*h.en goes on", tmp_path / "h.sw")
+    refused("h.sw: ends before line 4, .*h.en does not", tmp_path / "h.sw")
     (tmp_path / "empty").mkdir()
     refused("no parallel text in this directory", tmp_path / "empty")
     with zipfile.ZipFile(tmp_path / "i.zip", "w") as archive:
         archive.writestr("README", "x")
     refused("no parallel text among its files", tmp_path / "i.zip")
     (tmp_path / "j.zip").write_bytes(b"PK no")
-    refused("not a zip that can be read", tmp_path / "j.zip")
+    refused("not a readable zip file", tmp_path / "j.zip")
     refused(
         "columns: text: no column 'txt' among text, text_en. Did you mean 'text'",
         records(tmp_path / "k.jsonl", [{"text": "a", "text_en": "b"}]),
         columns={"text": "txt"},
     )
     refused(
-        "its language cannot be told", text(tmp_path / "l.txt", ["42"]), reference=text(tmp_path / "m.txt", ["42"])
+        "its language cannot be identified", text(tmp_path / "l.txt", ["42"]), reference=text(tmp_path / "m.txt", ["42"])
     )
     text(tmp_path / "n.fr", SWAHILI), text(tmp_path / "n.en", ENGLISH), text(tmp_path / "n.sw", SWAHILI)
-    refused("more than one file lies beside it: n.fr, n.sw", tmp_path / "n.en")
+    refused("more than one file matches it: n.fr, n.sw", tmp_path / "n.en")
 
 
 @pytest.mark.parametrize(

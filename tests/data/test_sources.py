@@ -65,9 +65,7 @@ def test_hub_failure_is_one_line(monkeypatch):
         raise datasets.exceptions.DatasetNotFoundError("Dataset 'me/rows' doesn't exist\non the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", fetch)
-    with pytest.raises(
-        UserError, match=r"me/rows: no such file, and no data set on the hub.*network"
-    ) as caught:
+    with pytest.raises(UserError, match=r"me/rows: no such file, and no data set on the hub.*network") as caught:
         load("me/rows")
     assert "\n" not in str(caught.value)
 

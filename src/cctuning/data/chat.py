@@ -1,11 +1,10 @@
-"""A chat template as one text that says all: what a prompt looks like up to where its answer starts, settled once.
+"""Settle a chat template: fix its arguments, and the prompt up to the first token of the answer.
 
-Today's templates write more than turns. Some open a block of thinking in the prompt (`<think>`), some write an empty
-one before an answer that has none, or a channel's name (`<|channel|>final<|message|>`), and most take arguments. A
-model that is trained or asked without regard to this is trained and scored on it. So a template is *settled* before
-anything is rendered: its arguments become defaults, and what it writes before every plain answer becomes part of its
-prompt. The settled template is saved with the tokenizer, so that every verb, and every server, renders what training
-saw.
+Templates write more than turns. Some open a thinking block in the prompt (`<think>`), some write an empty one before
+an answer without thinking, or the name of a channel (`<|channel|>final<|message|>`), and most take arguments. Ignored,
+all of this would be trained on and scored. So a template is *settled* before anything is rendered: its arguments
+become defaults, and what it writes before every plain answer becomes part of the prompt. The settled template is saved
+with the tokenizer, so that every command and every server renders what training saw.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ from cctuning.data.messages import THINKING
 from cctuning.data.schema import Message
 from cctuning.errors import UserError
 
-ANSWER, THOUGHT, QUESTION = "CCTUNINGANSWER", "CCTUNINGTHOUGHT", "CCTUNINGQUESTION"  # stand for texts in a rendering
-SWITCHES = ("enable_thinking", "thinking")  # arguments by which templates turn thinking on and off
+ANSWER, THOUGHT, QUESTION = "CCTUNINGANSWER", "CCTUNINGTHOUGHT", "CCTUNINGQUESTION"  # placeholders in a rendering
+SWITCHES = ("enable_thinking", "thinking")  # template arguments that turn thinking on and off
 MARK, THINKS = "{# settled by cctuning #}", "{# settled by cctuning, thinking #}"
 NAMES = "think|thinking|thought|reasoning"
-CHANNEL = "\n<channel|>"  # how Gemma ends thinking, which some of its templates do not write out again
-# A text that brings its own thinking: the block, and the answer after it. The prompt may have opened the block.
+CHANNEL = "\n<channel|>"  # ends Gemma's thinking; some of its templates leave it out
+# Text with thinking in it: the block, which the prompt may have opened, and the answer after it
 OWN = re.compile(rf"\s*(?:<(?:{NAMES})>)?(.*?)</(?:{NAMES})>\s*", re.DOTALL)
-ELSE = "\ue000CCTUNING\ue001"  # what no turn says: its ends are no text's characters
-END = re.compile(r"\s*<[^<>\s]{1,40}>")  # the mark that ends a turn, which its assistant has to write
+PLACEHOLDER = "\ue000CCTUNING\ue001"  # in no text: it begins and ends with private-use characters
+END = re.compile(r"\s*<[^<>\s]{1,40}>")  # the token that ends a turn, which the model has to learn
 OPEN = re.compile(rf"<({NAMES})>\s*\Z")
 
 
@@ -44,12 +43,12 @@ class Settled:
     Attributes:
         template: Jinja text.
         thinks: a prompt leaves it to the model whether to think before the answer.
-        before: what was put into the prompt: what the template itself writes before a plain answer.
-        arguments: the template's arguments that are set in it.
-        closing: what follows an answer.
-        lead: what stands before an answer without thinking, after a prompt that leaves it to the model to think.
-        opening: what a model writes before it thinks, after a prompt that leaves it to it; empty: the prompt has it.
-        ending: what stands between thinking and answer. Both None where the template knows no thinking.
+        before: text that was moved into the prompt: what the template writes before a plain answer.
+        arguments: the template arguments that are set in it.
+        closing: text after an answer.
+        lead: text before an answer without thinking, after a prompt that leaves thinking to the model.
+        opening: text that a model writes before it thinks, after such a prompt; empty: the prompt has it.
+        ending: text between thinking and answer. `opening` and `ending` are None for templates without thinking.
     """
 
     template: str
@@ -62,7 +61,7 @@ class Settled:
     ending: str | None
 
     def notes(self) -> list[str]:
-        """What it does to prompts that another's rendering would not."""
+        """What differs from the rendering of the original template."""
         said = [f"it is given {', '.join(f'{k}={v!r}' for k, v in self.arguments.items())}"] if self.arguments else []
         said += [f"prompts end with {self.before!r}, which it writes before a plain answer"] if self.before else []
         return [f"chat template: {'; '.join(said)}. It is saved so, with the tokenizer."] if said else []
@@ -76,10 +75,10 @@ def render(
     arguments: Mapping[str, Any] | None = None,
     tools: list[Any] | None = None,
 ) -> str:
-    """The text of messages; `prompt`: with what opens the assistant's turn.
+    """Render messages; `prompt`: with the opening of the assistant's turn.
 
     Raises:
-        UserError: the template refuses them.
+        UserError: the template rejects them.
     """
     given: list[Any] = list(messages)
     options: dict[str, Any] = {"tools": tools} if tools else {}
@@ -93,24 +92,24 @@ def render(
             **(arguments or {}),
         )
     except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
-        raise UserError(f"the chat template refuses these messages ({error}); mend them or the template.") from None
+        raise UserError(f"the chat template rejects these messages ({error}); correct them or the template.") from None
     return str(text)
 
 
 def own_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The tokenizer's template; of several, the one for chats."""
+    """The tokenizer's template; the default one of several."""
     found: Any = tokenizer.chat_template
     return found.get("default") if isinstance(found, dict) else found
 
 
 def answer_message(content: str | None, thinking: str | None = None) -> dict[str, Any]:
-    """An assistant's turn, its thinking under every key that a template may read it from."""
+    """An assistant turn, with its thinking under every key that a template may read."""
     message: dict[str, Any] = {"role": "assistant", "content": content or ""}
     return message | (dict.fromkeys(THINKING, thinking) if thinking else {})
 
 
 def split_thinking(text: str) -> tuple[str | None, str]:
-    """An answer that brings its own block of thinking, apart: the thinking (None for none) and what follows it."""
+    """Split an answer into its thinking block (None for none) and the text after it."""
     found = OWN.match(text) if "</" in text else None
     return (found.group(1).strip("\n"), text[found.end() :]) if found else (None, text)
 
@@ -121,13 +120,14 @@ def settle(
     arguments: Mapping[str, Any] | None = None,
     thinking: bool | None = None,
 ) -> Settled:
-    """Make a template say all that its prompts are to look like; one that is settled already stays.
+    """Settle a template; one that is settled already keeps its settings.
 
     Args:
+        tokenizer: renders the template.
         template: None: the tokenizer's own.
-        arguments: of the template, as `enable_thinking`. A template that is settled takes others on top.
-        thinking: whether answers think first. None: no, unless `arguments` turn it on or a settled template has it on:
-            then prompts ask for the answer itself, the way the template knows, or by an empty block.
+        arguments: of the template, for example `enable_thinking`.
+        thinking: whether answers contain thinking. None: no, unless `arguments` turn it on or a settled template has
+            it on. Without thinking, prompts ask for the answer itself, by the template's own means or an empty block.
 
     Raises:
         UserError: there is no template, or it cannot render a question.
@@ -150,8 +150,8 @@ def settle(
     probe = [{"role": "user", "content": QUESTION}]
     if QUESTION not in render(tokenizer, probe, source, True, given):
         raise UserError(
-            "the chat template leaves out a message that is plain text (as those of models for images do); give "
-            "another with chat_template_path."
+            "the chat template leaves out messages of plain text (as those of image models do); give another with "
+            "chat_template_path."
         )
     if render(tokenizer, probe, settled, True) != render(tokenizer, probe, source, True, given) + before:
         raise UserError(
@@ -181,22 +181,22 @@ def _described(
         ending = between.group(1) if between else ending
         if between and whole.startswith(prompt):
             opening = whole[len(prompt) :].partition(THOUGHT)[0]
-    except UserError:  # a template that insists on turns of its own
+    except UserError:  # a template that requires other turns
         pass
     return Settled(template, thinks, before, given, closing, lead, opening, ending)
 
 
 def _variables(template: str) -> set[str]:
-    """The arguments that a template reads."""
+    """The variables that a template reads."""
     environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols", _Generation])
     try:
         return set(meta.find_undeclared_variables(environment.parse(template)))
     except TemplateError as error:
-        raise UserError(f"the chat template is no Jinja that can be read ({error}); mend it.") from None
+        raise UserError(f"the chat template is not valid Jinja ({error}); correct it.") from None
 
 
 class _Generation(Extension):
-    """`{% generation %}`, by which templates mark what an assistant says; read over here."""
+    """Ignores `{% generation %}`, with which templates mark assistant turns."""
 
     tags = {"generation"}
 
@@ -206,12 +206,12 @@ class _Generation(Extension):
 
 
 def _before(tokenizer: PreTrainedTokenizerBase, template: str, arguments: Mapping[str, Any]) -> str:
-    """What the template writes between a prompt and a plain answer; where it only opens a block, what closes that."""
+    """What the template writes between a prompt and a plain answer; where it only opens a block, the end of that."""
     question = {"role": "user", "content": QUESTION}
     asked = render(tokenizer, [question], template, True, arguments)
     try:
         whole = render(tokenizer, [question, answer_message(ANSWER)], template, False, arguments)
-    except UserError:  # it insists on turns of its own
+    except UserError:  # it requires other turns
         whole = ""
     if whole.startswith(asked) and ANSWER in whole[len(asked) :]:
         return whole[len(asked) :].partition(ANSWER)[0]
@@ -219,7 +219,7 @@ def _before(tokenizer: PreTrainedTokenizerBase, template: str, arguments: Mappin
 
 
 def closes(prompt: str) -> str:
-    """What ends the block of thinking that a prompt ends in; empty where it ends in none."""
+    """The end of the thinking block that a prompt opens; empty where it opens none."""
     found = OPEN.search(prompt)
     if found is None:
         return ""
@@ -227,7 +227,7 @@ def closes(prompt: str) -> str:
 
 
 def _bake(template: str, arguments: Mapping[str, Any], before: str, switch: str) -> str:
-    """The template with its arguments as defaults, and with `before` after a prompt that is not to think."""
+    """The template with its arguments as defaults, and `before` after prompts without thinking."""
     defaults = "".join(
         f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}"
         for name, value in arguments.items()
@@ -239,7 +239,7 @@ def _bake(template: str, arguments: Mapping[str, Any], before: str, switch: str)
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Finds the special tokens in a text, but for the opening one that it may begin with."""
+    """Matches special tokens in a text, except a bos at its start."""
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     named = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
     tokens = sorted({str(token) for token in named if str(token).strip()})
@@ -247,28 +247,37 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile(opening + f"(?:{'|'.join(map(re.escape, tokens))})" if tokens else r"(?!)")
 
 
-def learned(prompt: Sequence[Message], text: str, render: Callable[[list[Message]], str]) -> list[tuple[int, int]]:
-    """The places in `text` (first character, and the one after the last) of the turns that are to be learned.
+def assistant_spans(
+    prompt: Sequence[Message], text: str, render: Callable[[list[Message]], str]
+) -> list[tuple[int, int]]:
+    """Where the assistant turns that have a loss are in a rendered prompt, as TRL's `assistant_only_loss` has it.
+
+    TRL needs templates with `{% generation %}` marks. Here each turn is rendered once more with another text in its
+    place, and is where the two renderings differ, which works with any template.
 
     Args:
         prompt: the messages that `text` renders.
-        render: renders others in the same way.
+        text: the rendering.
+        render: renders other messages in the same way.
+
+    Returns:
+        The first character of each turn, and the one after its last.
     """
     places = []
     for turn, message in enumerate(prompt):
         if message["role"] != "assistant" or message.get("train") is False:
             continue
-        other = render([*prompt[:turn], {"role": "assistant", "content": ELSE}, *prompt[turn + 1 :]])
-        start = _alike(text, other)
-        end = len(text) - _alike(text[start:][::-1], other[start:][::-1])
-        if end > start and ELSE in other[start:]:
+        other = render([*prompt[:turn], {"role": "assistant", "content": PLACEHOLDER}, *prompt[turn + 1 :]])
+        start = _common(text, other)
+        end = len(text) - _common(text[start:][::-1], other[start:][::-1])
+        if end > start and PLACEHOLDER in other[start:]:
             closing = END.match(text, end)
             places.append((start, closing.end() if closing else end))
     return places
 
 
-def _alike(one: str, other: str) -> int:
-    """How many characters the two begin with alike."""
+def _common(one: str, other: str) -> int:
+    """The length of the common prefix."""
     return next(
         (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
     )

@@ -16,7 +16,16 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from cctuning.data.chat import Settled, answer_message, closes, learned, render, settle, special_tokens, split_thinking
+from cctuning.data.chat import (
+    Settled,
+    answer_message,
+    assistant_spans,
+    closes,
+    render,
+    settle,
+    special_tokens,
+    split_thinking,
+)
 from cctuning.data.messages import THINKING, plain
 from cctuning.data.schema import Text
 from cctuning.errors import UserError
@@ -245,7 +254,7 @@ class Encoder:
         prompt = row["prompt"]
         if self.turns != "all" or not self.chat or isinstance(prompt, str) or row.get("response") is None:
             return []
-        places = learned(prompt, text, lambda other: self._apply(_messages(other), row, prompt=True))
+        places = assistant_spans(prompt, text, lambda other: self._apply(_messages(other), row, prompt=True))
         counts = [len(ids) for ids in self._ids([text[:place] for span in places for place in span])]
         return list(zip(counts[::2], counts[1::2], strict=True))
 

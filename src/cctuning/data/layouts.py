@@ -1,12 +1,11 @@
-"""From a record, in any of the layouts people publish, to a row.
+"""Recognise the layout of a record by its columns and parse the record into a row.
 
 Layouts: `prompt` / `response`; Alpaca's `instruction` + `input` / `output`; TRL's `prompt` / `completion` (text or
-messages); `messages`; ShareGPT's `conversations`. They are told apart by column names, or by the recipe where the
-names differ. In each the reference stands beside the prompt, its column named after the reference language
-(`prompt_en`, `instruction_en`, `messages_en`).
+messages); `messages`; ShareGPT's `conversations`. A recipe maps columns with other names. The reference is in a column
+named after the reference language (`prompt_en`, `instruction_en`, `messages_en`).
 
-The one rule that must not break: the reference never holds the response. A last assistant turn is cut off the
-reference, and `leak` looks for the response in what is left.
+The reference must never contain the response: assistant turns at its end are removed, and `leak` looks for the
+response in the rest.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from cctuning.languages import canonical, is_code, same, unknown
 
 @dataclass(frozen=True)
 class Layout:
-    """Which column of a file plays which part, None where none does; the parts are a recipe's `columns`."""
+    """Which column plays which part of a row, None where none does; parts are the keys of a recipe's `columns`."""
 
     prompt: str | None = None
     input: str | None = None
@@ -47,10 +46,10 @@ class Layout:
 
     @classmethod
     def recognise(cls, found: Sequence[str], columns: Mapping[str, str], language: str) -> Layout:
-        """Tell the layout from the columns found; what `columns` maps is taken as it says.
+        """Recognise the layout from column names; `columns` overrides it.
 
         Args:
-            found: the file's column names, or a record's.
+            found: column names of a file, or keys of a record.
             columns: part to column name, as in a recipe.
             language: the reference language, which names the reference's columns.
 
@@ -96,13 +95,13 @@ class Layout:
         return cls(**parts)
 
     def used(self) -> dict[str, str]:
-        """The parts that a column plays, with its name."""
+        """Each part with its column."""
         values = {part.name: getattr(self, part.name) for part in fields(self)}
         return {part: name for part, name in values.items() if name is not None}
 
 
 def _beside(found: Sequence[str], language: str, *stems: str) -> list[str]:
-    """The columns named after a stem and the reference language, however that is written: `prompt_eng_Latn`."""
+    """The columns named after a stem and the reference language in any spelling: `prompt_en`, `prompt_eng_Latn`."""
     exact = [f"{stem}_{language}" for stem in stems]
     if any(name in found for name in exact):
         return exact
@@ -123,19 +122,19 @@ def parse(
     language: str,
     unread: dict[str, int] | None = None,
 ) -> Row:
-    """Turn a record into a row and check everything but whether it needs a reference.
+    """Parse and check a record; whether it needs a reference is not checked.
 
     Args:
         record: column names to values.
         layout: which column plays which part.
         origin: where the record stands.
-        found: all of the file's columns, for messages; the record may hold those in use alone.
+        found: all columns of the file, for errors; the record may hold only those in use.
         lang: the language of a record that names none.
-        language: the reference language. A row in it is its own parallel and has no reference.
-        unread: counts keys of messages that hold something and are not read.
+        language: the reference language. A row in it has no reference.
+        unread: counts non-empty keys of messages that are not read.
 
     Raises:
-        BadRow: a field is missing, empty, of the wrong type, or the reference holds the response.
+        BadRow: a field is missing, empty or of the wrong type, or the reference contains the response.
     """
     prompt, response, prompt_field = _sides(record, layout, found, unread)
     _filled(prompt, prompt_field)
@@ -166,7 +165,7 @@ def parse(
 def _sides(
     record: Mapping[str, Any], layout: Layout, found: Sequence[str], unread: dict[str, int] | None
 ) -> tuple[Text, Message | None, str]:
-    """The prompt with all its context, the message that answers it, and the column that holds the prompt."""
+    """The prompt with all its context, the answering message, and the column of the prompt."""
     prompt: Text
     if layout.messages is not None:
         field = layout.messages
@@ -176,7 +175,7 @@ def _sides(
     else:
         field, answer = layout.prompt or "prompt", layout.response or "response"
         prompt = _join(_required(record, field, "prompt", found), record, layout.input, field)
-        if isinstance(prompt, list):  # the answer alone is to be learned
+        if isinstance(prompt, list):  # only the response has a loss
             prompt = [{**turn, "train": False} if turn["role"] == "assistant" else turn for turn in prompt]
             if prompt[-1]["role"] == "assistant":
                 raise BadRow(field, "ends with an assistant turn; put that turn in the response.")
@@ -188,7 +187,7 @@ def _sides(
 
 
 def _answered(prompt: Text, value: Any, field: str, unread: dict[str, int] | None) -> tuple[Text, Message | None]:
-    """Prompt and answer where the answer stands by itself: text, or messages, of which the last is the answer."""
+    """Prompt and answer where the answer has its own column: text, or messages, of which the last is the answer."""
     if not isinstance(value, list):
         text = _response(value, field)
         return prompt, None if text is None else {"role": "assistant", "content": text}
@@ -200,7 +199,7 @@ def _answered(prompt: Text, value: Any, field: str, unread: dict[str, int] | Non
 
 
 def _in_context(prompt: Text, record: Mapping[str, Any], system: str | None, history: str | None) -> Text:
-    """The prompt after the system message and the earlier turns that columns of their own hold."""
+    """The prompt after the system message and the history, which have columns of their own."""
     told = text_of(record.get(system), system) if system else ""
     turns = history_of(record.get(history), history) if history else []
     if not told.strip() and not turns:
@@ -223,7 +222,7 @@ def _arguments(value: Any, field: str) -> dict[str, Any]:
 
 
 def unused_parallel(record: Mapping[str, Any], layout: Layout, row: Row, language: str) -> bool:
-    """Whether a row in the reference language has a parallel, which is not used, that says something else."""
+    """Whether a row in the reference language has a parallel with another text, which is not used."""
     if row.lang != language:
         return False
     reference, _ = _reference(record, layout, language)
@@ -231,7 +230,7 @@ def unused_parallel(record: Mapping[str, Any], layout: Layout, row: Row, languag
 
 
 def missing_reference(layout: Layout, found: Sequence[str], language: str) -> BadRow:
-    """What to say of a row that needs a reference and has none."""
+    """The error for a row that needs a reference and has none."""
     field = layout.reference_messages or layout.reference
     if field is None:
         field = f"messages_{language}" if layout.messages else f"prompt_{language}"
@@ -253,7 +252,7 @@ def _required(record: Mapping[str, Any], field: str, part: str, found: Sequence[
 
 
 def _response(value: Any, field: str) -> str | None:
-    """Text or a whole number (an answer to a sum); None for empty."""
+    """Text, or a whole number as text; None for empty."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     text = text_of(value, field)
@@ -269,7 +268,7 @@ def _join(value: Any, record: Mapping[str, Any], input_field: str | None, field:
 
 
 def _split(messages: list[Message]) -> tuple[list[Message], Message | None]:
-    """The turns before the assistant's last, and that one; None where it says nothing or is not the last."""
+    """The turns before the last assistant turn, and that turn; None where it is empty or not the last."""
     if messages[-1]["role"] != "assistant":
         return messages, None
     last = messages[-1]
@@ -283,7 +282,7 @@ def _filled(prompt: Text, field: str) -> None:
 
 
 def _reference(record: Mapping[str, Any], layout: Layout, language: str) -> tuple[Text | None, str | None]:
-    """The reference without any assistant turn at its end, and the response in the reference language."""
+    """The reference without assistant turns at its end, and the response in the reference language."""
     field = layout.reference_messages or layout.reference
     value = record.get(field) if field else None
     if field is None or value is None or value == "":
@@ -297,7 +296,7 @@ def _reference(record: Mapping[str, Any], layout: Layout, language: str) -> tupl
             reference, last = _split(reference)
             answer = answer or (last["content"] if last is not None else None)
         if not reference:
-            raise BadRow(field, "holds assistant turns alone; give the parallel of the prompt.")
+            raise BadRow(field, "has only assistant turns; give the parallel of the prompt.")
     _filled(reference, field)
     return _in_context(reference, record, layout.reference_system, layout.reference_history), answer
 

@@ -1,8 +1,8 @@
-"""Conversations as people publish them, as the chat template takes them.
+"""Read conversations in the formats they are published in.
 
-A message is `role` and `content`, and where the data have it: `thinking` (what the assistant thought, under whichever
-key), `tool_calls`, `name` and `tool_call_id` (of tools), and `train` (False: this turn of the assistant carries no
-loss). Other spellings are ShareGPT's `from` and `value`, with LLaMA-Factory's `function_call` and `observation`.
+A message has `role` and `content`, and where the data give them `thinking`, `tool_calls`, `name` and `tool_call_id`
+(of tools), and `train` (False: no loss on this assistant turn). ShareGPT's `from` and `value` are read too, with
+LLaMA-Factory's `function_call` and `observation`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from cctuning.data.schema import BadRow, Message
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 SHAREGPT |= {"function_call": "assistant", "observation": "tool", "tool": "tool"}
-THINKING = ("thinking", "reasoning_content", "reasoning")  # keys that thinking is published under
+THINKING = ("thinking", "reasoning_content", "reasoning")  # names of keys and columns
 READ = {"role", "from", "content", "value", "tool_calls", "name", "tool_call_id", "train", "weight", *THINKING}
-# Names of columns that hold a part of what the assistant was told or thought, whatever else is in their names.
+# Words in the names of columns that hold context of the prompt, or thinking.
 CONTEXT: tuple[str, ...] = ("system", "developer", "history", "tool", "function", "context", "document", "passage")
 CONTEXT += ("knowledge", "think", "reason", "analysis", "image", "audio", "video", "chat_template")
 
@@ -36,22 +36,22 @@ def text_of(value: Any, field: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        byte = ord(value[error.start])  # the reader leaves a byte that is no UTF-8 as U+DC80 and above
+        byte = ord(value[error.start])  # readers decode a byte that is not UTF-8 as U+DC80 and above
         what = f"byte 0x{byte - 0xDC00:02x}" if 0xDC80 <= byte <= 0xDCFF else f"half a surrogate pair (U+{byte:04X})"
         raise BadRow(field, f"{what} at character {error.start + 1} is not UTF-8; re-encode the file.") from None
     return value
 
 
 def messages_of(value: Any, field: str, unread: dict[str, int] | None = None) -> list[Message]:
-    """The messages of a conversation in any spelling.
+    """The messages of a conversation in any format.
 
     Args:
         value: a list of mappings.
-        field: what to call it in a message to the user.
-        unread: counts keys that hold something and are not read.
+        field: what to call it in an error.
+        unread: counts non-empty keys that are not read.
 
     Raises:
-        BadRow: no list, an unknown role, content that is not text.
+        BadRow: it is not a list, a role is unknown, or content is not text.
     """
     if not isinstance(value, list) or not value:
         raise BadRow(field, f"expected a list of messages, found {type(value).__name__}.")
@@ -95,7 +95,7 @@ def _message(message: Mapping[str, Any], place: str) -> Message:
 
 
 def _joined(content: Any, place: str) -> Any:
-    """Content in parts as one text."""
+    """Content in several parts as one text."""
     if not isinstance(content, list):
         return content
     if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
@@ -104,7 +104,7 @@ def _joined(content: Any, place: str) -> Any:
 
 
 def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
-    """Tool calls with their arguments as mappings, which is what templates write out; OpenAI has them as JSON text."""
+    """Tool calls with arguments as mappings, as templates expect them; OpenAI has them as JSON text."""
     found = []
     for call in _list(calls, place):
         named = call.get("function", call) if isinstance(call, Mapping) else None
@@ -118,9 +118,9 @@ def _calls(calls: Any, place: str) -> list[dict[str, Any]]:
 
 
 def tools_of(value: Any, field: str) -> list[Any] | None:
-    """The tools that a row offers: a list of JSON schemas, or such a list as JSON text; None for none.
+    """The tools of a row from a list of JSON schemas, or such a list as JSON text; None for none.
 
-    A bare schema (`name`, `parameters`) is wrapped as a function, which is what templates expect.
+    A bare schema (`name`, `parameters`) is wrapped as a function, as templates expect it.
     """
     if value in (None, "", []):
         return None
@@ -136,7 +136,7 @@ def _bare(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def history_of(value: Any, field: str) -> list[Message]:
-    """Earlier turns: pairs of what was asked and answered (Alpaca as LLaMA-Factory has it), or messages."""
+    """Earlier turns: pairs of question and answer (LLaMA-Factory's Alpaca), or messages."""
     if value in (None, "", []):
         return []
     turns = _list(_json(value, field) if isinstance(value, str) else value, field)
@@ -165,12 +165,12 @@ def _json(value: Any, place: str) -> Any:
 
 
 def context_columns(found: list[str], used: set[str]) -> list[str]:
-    """Columns that hold context by their names and that no part of the layout reads."""
+    """Columns whose names suggest context and that are not read."""
     return [name for name in found if name not in used and any(word in name.lower() for word in CONTEXT)]
 
 
 def plain(message: Mapping[str, Any]) -> Message:
-    """A message without the keys that it does not use, and its calls as they are, which a table holds as JSON."""
+    """A message without empty keys, its tool calls decoded from JSON."""
     found = {key: value for key, value in message.items() if value is not None}
     if isinstance(found.get("tool_calls"), str):
         found["tool_calls"] = json.loads(found["tool_calls"])

@@ -1,4 +1,4 @@
-"""From a record with named columns, or a line of cells without names, to its two sides."""
+"""Recognise which columns of a record, or of a line without column names, are the two sides of a pair."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ PARTS = ("text", "reference", "lang")
 # Columns of two sides and their languages, as TICO-19 and others name them.
 SIDES = (("sourceString", "sourceLang", "targetString", "targetLang"), ("src", "src_lang", "tgt", "tgt_lang"))
 CLEAR = 0.2  # how much likelier one column must be in the reference language than the other
-SAMPLE = 200  # lines that a file's columns are told from
+SAMPLE = 200  # lines from which columns are recognised
 
 
 class Pair(NamedTuple):
-    """A text and its counterpart in the reference language."""
+    """A text and its translation in the reference language; `reference_origin` where that is in another file."""
 
     text: str
     reference: str
     lang: str  # canonical
     origin: str
-    reference_origin: str | None = None  # where it stands in another file
+    reference_origin: str | None = None
     id: Any = None
 
 
 class Absent(BadRow):
-    """A record without this pair of languages: passed over, which is no error in a file of many languages."""
+    """A record without this pair of languages, which is skipped: no error in a file of many languages."""
 
 
 Reader = Callable[[Mapping[str, Any]], list[tuple[str, str, str]]]  # record to (text, reference, lang)
@@ -40,7 +40,7 @@ Reader = Callable[[Mapping[str, Any]], list[tuple[str, str, str]]]  # record to 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file's records are read: `said` for the report, the columns in use, and the reader."""
+    """How records are read: `said` describes it for the report, `used` are the columns."""
 
     said: str
     used: tuple[str, ...]
@@ -48,15 +48,15 @@ class Layout:
 
 
 def pairs_of(texts: Mapping[str, str], language: str, wanted: str | None) -> list[tuple[str, str, str]]:
-    """The pairs in texts by language: one for each language beside the reference language.
+    """The pairs of a text in several languages: one for each language besides the reference language.
 
     Args:
-        texts: canonical code to text; empty ones count as missing.
+        texts: canonical code to text; empty text counts as missing.
         language: the reference language.
-        wanted: take this language alone.
+        wanted: take only this language.
 
     Raises:
-        Absent: there is none.
+        Absent: there is no pair.
         BadRow: one of two sides is empty.
     """
     given = {code: text for code, text in texts.items() if text}
@@ -75,17 +75,17 @@ def pairs_of(texts: Mapping[str, str], language: str, wanted: str | None) -> lis
 def recognise(
     found: Sequence[str], columns: Mapping[str, str], language: str, lang: str | None, default: str | None = None
 ) -> Layout | None:
-    """Tell the layout from the names of the columns; None where they hold no parallel text.
+    """Recognise the layout from column names; None where they hold no parallel text.
 
     Args:
-        found: the names.
+        found: column names.
         columns: part to column, as the source maps them.
         language: the reference language.
-        lang: the source's own language: of records that name none, and the one to take of several.
-        default: the language of records that name none, by the file's name.
+        lang: the source's `lang`: language of records that name none, and the one to take of several.
+        default: language of records that name none, from the file's name.
 
     Raises:
-        UserError: a mapped column is not there.
+        UserError: a mapped column does not exist.
     """
     for part, name in columns.items():
         if name not in found:
@@ -116,7 +116,7 @@ def _beside(text: str, reference: str, lang_column: str | None, lang: str | None
             raise BadRow("lang", "no language; give the source a lang:.")
         code = _code(said, lang_column or "lang") if said else str(lang)
         if same(code, language):
-            raise Absent("lang", f"is in {code} itself, the reference language.")
+            raise Absent("lang", f"is in the reference language, {code}.")
         sides = (_said(record.get(text), text), _said(record.get(reference), reference))
         for side, column in zip(sides, (text, reference), strict=True):
             if not side:
@@ -142,12 +142,12 @@ def _of_sides(
 
 
 def _by_language(found: Sequence[str], language: str, lang: str | None) -> Layout | None:
-    """A column for each language: `en`, `sw`; `sentence_eng_Latn`, `sentence_swh_Latn`; `English`, `Swahili`."""
+    """One column per language: `en`, `sw`; `sentence_eng_Latn`, `sentence_swh_Latn`; `English`, `Swahili`."""
     for before in ("", "sentence_", "text_"):
         codes = {name: canonical_or_none(name.removeprefix(before)) for name in found if name.startswith(before)}
         columns = {name: code for name, code in codes.items() if code}
         if len(columns) > 1 and any(same(code, language) for code in columns.values()):
-            return Layout("a column for each language", tuple(columns), partial(_of_columns, columns, language, lang))
+            return Layout("one column per language", tuple(columns), partial(_of_columns, columns, language, lang))
     return None
 
 
@@ -160,12 +160,12 @@ def _of_columns(
 def _code(value: str, field: str) -> str:
     code = canonical_or_none(value)
     if code is None:
-        raise BadRow(field, f"{value!r} is no language that is known; expected a code, e.g. sw, zh-Hant, pt-BR.")
+        raise BadRow(field, f"unknown language {value!r}; expected a code, e.g. sw, zh-Hant, pt-BR.")
     return code
 
 
 def _said(value: Any, field: str) -> str:
-    """Text, or a conversation's contents, without space around it."""
+    """Text, or the contents of messages, stripped."""
     if value is None:
         return ""
     if isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value):
@@ -184,7 +184,7 @@ def _said(value: Any, field: str) -> str:
 
 @dataclass(frozen=True)
 class Cells:
-    """Which cells of a line without column names are which; `count` of them make a line."""
+    """Which cells of a line are text and reference; a line has `count` cells."""
 
     text: int
     reference: int
@@ -192,7 +192,7 @@ class Cells:
     lang: str
 
     def read(self, cells: Sequence[str]) -> tuple[str, str, str]:
-        """The pair in a line.
+        """The pair of a line.
 
         Raises:
             BadRow: another number of cells, or an empty side.
@@ -221,21 +221,21 @@ def recognise_cells(
     language: str,
     lang: str | None,
 ) -> Cells:
-    """Tell the columns of a file without names by what stands in them.
+    """Recognise the columns of a file without column names from their content.
 
-    Scores and numbers, codes, links and attributions are passed over. Which of the two texts is in the reference
-    language is told from columns of codes, from the text itself, then from the file's name.
+    Scores, numbers, language codes, links and attributions are ignored. Which of the two texts is in the reference
+    language is decided by columns of codes, then the text itself, then the file's name.
 
     Args:
         sample: the cells of the first lines.
-        path: for messages.
+        path: for errors.
         stem: the file's name without endings.
-        columns: part to place from 1, where the source says.
+        columns: part to column number from 1, where the source gives them.
         language: the reference language.
-        lang: the other language, where the source says.
+        lang: the other language, where the source gives it.
 
     Raises:
-        UserError: there are not two columns of text, or it cannot be told which is which.
+        UserError: there are not two columns of text, or the reference language cannot be identified.
     """
     counts = [len(cells) for cells in sample]
     count = max(set(counts), key=counts.count) if counts else 0
@@ -244,7 +244,9 @@ def recognise_cells(
         raise UserError(f"{path}: no parallel text; expected two columns with a tab between, or names of columns.")
     named = in_name(stem)
     if lang is None and named and not any(same(code, language) for code in named):
-        raise UserError(f"{path}: its name says {' and '.join(named)}, neither of them {language}; see --help.")
+        raise UserError(
+            f"{path}: its name says {' and '.join(named)}, neither of them {language}; set reference_language."
+        )
     other = lang or named_by(stem, language)
     if columns:
         text, reference = (_place(columns, part, count, path) for part in ("text", "reference"))
@@ -276,22 +278,19 @@ def recognise_cells(
     if told is None:
         what = f"which of columns {texts[0] + 1} and {texts[1] + 1} is in {language}"
         raise UserError(
-            f"{path}: it cannot be told {what}; give lang: and columns: {{text: '{texts[1] + 1}', reference: "
+            f"{path}: cannot tell {what}; give lang: and columns: {{text: '{texts[1] + 1}', reference: "
             f"'{texts[0] + 1}'}}."
         )
     return Cells(texts[1 - told[0]], texts[told[0]], count, told[1])
 
 
 def side_of_reference(texts: Sequence[str], language: str, other: str | None) -> tuple[int, str] | None:
-    """Which of two columns is in the reference language, and the language of the other.
+    """Which of two columns is in the reference language, and the language of the other; None where it is not clear.
 
     Args:
         texts: a sample of each column.
         language: the reference language.
-        other: what the other column is in, where it is known.
-
-    Returns:
-        None where it cannot be told.
+        other: the language of the other column, where it is known.
     """
     if other is None:
         found = [identify_language(text) for text in texts]
@@ -315,5 +314,5 @@ def _place(columns: Mapping[str, str], part: str, count: int, path: str) -> int:
 def _identified(lines: Sequence[Sequence[str]], place: int, path: str) -> str:
     code = identify_language(" ".join(line[place] for line in lines[:40]))
     if code is None:
-        raise UserError(f"{path}: its language cannot be told; give the source a lang:.")
+        raise UserError(f"{path}: its language cannot be identified; give the source a lang:.")
     return code

@@ -1,6 +1,4 @@
-"""Files that are the two sides of one corpus, by their names: `corpus.sw` and `corpus.en`, `swh_Latn.dev` and
-`eng_Latn.dev`.
-"""
+"""Languages in file names: the sides of a corpus (`corpus.sw`, `corpus.en`), the pair of `WikiMatrix.en-sw.tsv`."""
 
 from __future__ import annotations
 
@@ -22,14 +20,17 @@ TABLES = (*SUFFIXES, ".tmx", ".tbx", ".zip")
 
 @cache
 def known_in_name(part: str) -> str | None:
-    """A part of a file's name as a language. Nearly every three letters are some language's code (`txt`, `dev`), so
-    that one without a script must be a language that CLDR names."""
+    """The language that a part of a file's name names, or None.
+
+    Nearly every three letters are the code of some language (`txt`, `dev`), so a code without a script must be one of
+    a language that CLDR names.
+    """
     code = canonical_or_none(part) if re.fullmatch(CODE, part) else None
     return code if code and ("_" in part or base(code) in Locale("en").languages) else None
 
 
 def in_name(stem: str) -> tuple[str, str] | None:
-    """The two languages that a file's name joins, in its order: `WikiMatrix.en-sw` has `en` and `sw`."""
+    """The two languages in a file's name, in order: `WikiMatrix.en-sw` has `en` and `sw`."""
     for match in PAIR.finditer(stem):
         one, other = known_in_name(match[1]), known_in_name(match[2])
         if one and other:
@@ -38,7 +39,7 @@ def in_name(stem: str) -> tuple[str, str] | None:
 
 
 def named_by(stem: str, language: str) -> str | None:
-    """The language beside the reference language that a file's name gives: `en-sw`, `fra`, `sw.train`."""
+    """The language other than the reference language in a file's name: `en-sw`, `fra`, `sw.train`."""
     pair = in_name(stem)
     if pair is not None:
         others = [code for code in pair if not same(code, language)]
@@ -48,18 +49,18 @@ def named_by(stem: str, language: str) -> str | None:
 
 
 def suffix_of(name: str) -> str:
-    """The ending that tells the format, before that of the compression."""
+    """The suffix of the format, without that of the compression."""
     return Path(uncompressed_name(name)).suffix.lower()
 
 
 def stem_of(name: str) -> str:
-    """The name without the endings of format and compression; the language of a plain file stays."""
+    """The name without the suffixes of format and compression; the language of a plain text file stays."""
     name = uncompressed_name(name)
     return name[: -len(suffix_of(name))] if suffix_of(name) in (*TABLES, ".txt") else name
 
 
 def languages_in(name: str) -> list[tuple[int, list[str], str]]:
-    """The parts of a file's name (between dots) that are languages, the last first: place, the other parts, code."""
+    """The parts of a file's name (between dots) that are languages, last first: position, the other parts, code."""
     parts = uncompressed_name(name).split(".")
     found = []
     for place in reversed(range(len(parts))):
@@ -70,7 +71,7 @@ def languages_in(name: str) -> list[tuple[int, list[str], str]]:
 
 
 def other_side(path: Path, language: str) -> tuple[Path, Path, str] | None:
-    """The two files, and the language, of a pair like `corpus.sw` and `corpus.en`, of which one is named."""
+    """Text file, reference file and language of a pair such as `corpus.sw` and `corpus.en`, given one of the two."""
     for place, rest, code in languages_in(path.name):
         own = same(code, language)
         found = []
@@ -80,14 +81,14 @@ def other_side(path: Path, language: str) -> tuple[Path, Path, str] | None:
                     found.append((file, other[2]))
         if own and len(found) > 1:
             names = ", ".join(file.name for file, _ in found)
-            raise UserError(f"{path}: more than one file lies beside it: {names}; name one of them.")
+            raise UserError(f"{path}: more than one file matches it: {names}; name one of them.")
         if found:
             return (found[0][0], path, found[0][1]) if own else (path, found[0][0], code)
     return None
 
 
 def pair_of_paths(paths: list[Any], language: str) -> list[Any]:
-    """Paths as a command line gives them: `FILE.sw FILE.en` is one source and not two."""
+    """Paths from a command line, with `FILE.sw FILE.en` joined into one source."""
     joined: list[Any] = []
     for path in paths:
         before = joined[-1] if joined else None
@@ -100,7 +101,7 @@ def pair_of_paths(paths: list[Any], language: str) -> list[Any]:
 
 
 def is_in(path: str, language: str) -> bool:
-    """Whether the name says that a file is in this language."""
+    """Whether a file's name says that it is in this language."""
     return any(same(code, language) for _, _, code in languages_in(Path(path).name)[:1])
 
 

@@ -1,4 +1,4 @@
-"""From what a source of parallel text names to its pairs, as they stream: one reader for each layout on disk."""
+"""Open a source of parallel text and stream its pairs: Moses files, tables, TMX, TBX, zip, Tatoeba, records."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ EXPECTED = (
     "({0}, sw, ...)"
 )
 XML = {".tmx": ("TMX", read_tmx), ".tbx": ("TBX", read_tbx)}
-BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # what OPUS packs beside the text
+BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # other files in the archives of OPUS
 DOCUMENTS = ("readme", "license", "licence", "_about", "changelog")
 Found = Iterator[Pair | tuple[str, BadRow]]
 
@@ -70,7 +70,7 @@ class Part:
 
 @dataclass
 class Opened:
-    """One file of a source. `layout` says how it is read; `notes` may grow while `pairs` runs."""
+    """One file of a source. `layout` describes how it is read; `notes` may grow while `pairs` runs."""
 
     path: str
     layout: str
@@ -80,10 +80,10 @@ class Opened:
 
 
 def open_parallel(source: ParallelSource, language: str) -> list[Opened]:
-    """Open what a source names.
+    """Open the files of a source.
 
     Raises:
-        UserError: there is no such file, or nothing in it that is parallel text.
+        UserError: there is no such file, or no parallel text in it.
     """
     local = local_path(source.path)
     if source.reference is not None:
@@ -105,10 +105,10 @@ def open_parallel(source: ParallelSource, language: str) -> list[Opened]:
 
 
 def read_pairs(source: ParallelSource, language: str) -> Iterator[tuple[Opened, Pair | tuple[str, BadRow]]]:
-    """Every pair of a source as it stands in its files, with the file, or the origin of a bad one and what it is.
+    """Every pair of a source with its file, or the origin and error of a bad one.
 
     Raises:
-        UserError: a file cannot be read or is no parallel text.
+        UserError: a file cannot be read or holds no parallel text.
     """
     for opened in open_parallel(source, language):
         for found in opened.pairs():
@@ -119,7 +119,7 @@ def _prints(*paths: Path) -> dict[str, str]:
     try:
         return {str(path): file_hash(path) for path in paths}
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}; name a file.") from None
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}; give a file.") from None
 
 
 def _file(path: Path, source: ParallelSource, language: str) -> list[Opened]:
@@ -140,7 +140,7 @@ def _file(path: Path, source: ParallelSource, language: str) -> list[Opened]:
 
 
 def _directory(folder: Path, source: ParallelSource, language: str) -> list[Opened]:
-    """Every file of a directory that can be parallel text, those of one split where names tell splits apart."""
+    """The files of parallel text in a directory; those of one split, where file names have splits."""
     files = [file for file in sorted(folder.iterdir()) if file.is_file()]
     chosen = [file for file in files if suffix_of(file.name) in TABLES]
     opened: list[Opened] = []
@@ -189,7 +189,7 @@ def _two_files(path: Path, reference: Path, source: ParallelSource, language: st
     if code is None:
         code = identify_language(" ".join(raw.decode(errors="replace") for _, raw in islice(parts[0].lines(), 40)))
     if code is None:
-        raise UserError(f"{path}: its language cannot be told; give the source a lang:.")
+        raise UserError(f"{path}: its language cannot be identified; give the source a lang:.")
     return _moses(*parts, code, prints)
 
 
@@ -200,13 +200,13 @@ def _moses(text: Part, reference: Part, lang: str, prints: dict[str, str]) -> Op
                 shorter, longer = (text, reference) if left is None else (reference, text)
                 line = (left or right)[0]
                 raise UserError(
-                    f"{shorter.label}: ends before line {line}, {longer.label} goes on; the two must be line by line."
+                    f"{shorter.label}: ends before line {line}, {longer.label} does not; they must match line by line."
                 )
             origin = f"{text.label}:{left[0]}"
             try:
                 sides = left[1].decode().strip(), right[1].decode().strip()
             except UnicodeDecodeError:
-                yield origin, BadRow("line", "not UTF-8; re-encode the file.")
+                yield origin, BadRow("line", "is not UTF-8; re-encode the file.")
                 continue
             if not all(sides):
                 yield origin, BadRow("line", "one side is empty.")
@@ -217,12 +217,12 @@ def _moses(text: Part, reference: Part, lang: str, prints: dict[str, str]) -> Op
 
 
 def _zip(path: Path, source: ParallelSource, language: str) -> list[Opened]:
-    """What OPUS packs: two plain files, or a TMX; or one table, as ManyThings does."""
+    """The text in a zip: two plain files or a TMX, as OPUS has them, or a table, as ManyThings has it."""
     prints = _prints(path)
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path}: not a zip that can be read ({error}); fetch it again.") from None
+        raise UserError(f"{path}: not a readable zip file ({error}); download it again.") from None
 
     def part(name: str) -> Part:
         return Part(f"{path}/{name}", Path(name).name, lambda: archive.open(name))
@@ -261,8 +261,8 @@ def _export(sentences: Path, links: Path, source: ParallelSource, language: str)
 
 
 def _cells(raw: bytes) -> list[str]:
-    """The cells of a line. A quotation mark is a letter here; only a cell that is quoted as CSV does it, its own
-    marks doubled, is taken out of its quotes."""
+    """The cells of a line. Quotation marks are ordinary characters, except in a cell that is quoted as in CSV and has
+    doubled marks in it."""
     cells = raw.decode(errors="surrogateescape").rstrip("\r\n").split("\t")
     return [
         cell[1:-1].replace('""', '"') if '""' in cell and re.fullmatch(r'"(?:[^"]|"")*"', cell) else cell
@@ -271,7 +271,7 @@ def _cells(raw: bytes) -> list[str]:
 
 
 def _table(part: Part, source: ParallelSource, language: str, prints: dict[str, str]) -> Opened:
-    """Lines of cells with tabs between, with names of columns or without."""
+    """A tab-separated file, with or without a header."""
     sample = [_cells(raw) for _, raw in islice(part.lines(), SAMPLE) if raw.strip()]
     if not sample:
         raise UserError(f"{part.label}: it is empty.")
@@ -286,7 +286,7 @@ def _table(part: Part, source: ParallelSource, language: str, prints: dict[str, 
     if layout and len(sample) > 1 and len(sample[1]) == len(header):
         again = dict(zip(header, sample[1], strict=True))
         if any(again[name] == name for name in layout.used):
-            layout = None  # columns of codes (`eng`, `swh`) look like names of columns
+            layout = None  # columns of language codes (`eng`, `swh`) look like column names
 
     def lines() -> Iterator[tuple[str, list[str]]]:
         for number, raw in part.lines():
@@ -356,7 +356,7 @@ def _records(
             if not opened.layout:
                 opened.layout = layout.said
             if "response" in (records.columns or record) and not opened.notes:
-                opened.notes.append(f"{path}: its answers (response) are not used here: text alone is read.")
+                opened.notes.append(f"{path}: its responses are not used; only the parallel text is read.")
             try:
                 for pair in layout.read(record):
                     yield Pair(*pair, origin, None, record.get("id"))

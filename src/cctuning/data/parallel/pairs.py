@@ -1,8 +1,6 @@
-"""Parallel text without answers: the one reader of it for every verb.
+"""Load parallel text without answers as a `datasets.Dataset` on disk, with a report.
 
-A source is a file, a directory or a hub data set in any layout that parallel text is published in (docs/start/data.md
-lists them); what comes out is a `datasets.Dataset` of pairs on disk, with an account. Pairs stream: what is held of
-each is eight bytes, by which a repeated one is known.
+Pairs are streamed; eight bytes of each stay in memory, to find duplicates. docs/start/data.md lists the formats.
 """
 
 from __future__ import annotations
@@ -31,11 +29,11 @@ from cctuning.identify import between, scripts_apart
 from cctuning.languages import canonical_or_none, same
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "reference", "lang", "origin")])
-LISTED = 1000  # skipped pairs of a source that the report lists; all are counted
-FEW = 4  # pairs below which a language is noted
-LOOKED_AT = 40  # pairs of a language whose two sides are held against their languages
-SENTENCE = 5  # words from which a text's language is asked for: lingua takes names for any language
-WRONG = 0.1  # likeness to its own language below which a side is in the other's
+LISTED = 1000  # skipped pairs that the report lists for a source
+FEW = 4  # pairs of a language below which a note is written
+LOOKED_AT = 40  # pairs of a language whose sides are identified
+SENTENCE = 5  # fewest words of a text whose language is identified: names confuse lingua
+WRONG = 0.1  # likelihood of its own language below which a side is in the other's
 
 
 def load_parallel(
@@ -48,23 +46,23 @@ def load_parallel(
     """Read and check parallel text.
 
     Args:
-        sources: in the order in which their pairs follow each other. Two bare paths one after the other that are the
-            two sides of a corpus (`corpus.sw`, `corpus.en`) are one source.
-        reference_language: what one side of every pair is in.
-        seed: of the samples that weights draw.
-        bad_rows: `skip`: leave bad pairs out in all sources.
+        sources: in order. Two paths in a row that are the two sides of a corpus (`corpus.sw`, `corpus.en`) are one
+            source.
+        reference_language: language of one side of every pair.
+        seed: of the samples that `weight` draws.
+        bad_rows: `skip`: leave out bad pairs in all sources.
 
     Returns:
-        The data set, its columns `text`, `reference`, `lang` (canonical) and `origin` (file:line), all text; and the
-        account. A pair that an earlier one repeats is left out.
+        The data set with the columns `text`, `reference`, `lang` (canonical) and `origin` (file:line), all text; and
+        the report. Repeated pairs are left out.
 
     Raises:
-        UserError: a file cannot be read or holds no parallel text; a pair is bad and its source does not say to skip
-            such pairs; both sides are in one language.
+        UserError: a file cannot be read or holds no parallel text; a pair is bad and its source does not skip bad
+            pairs; both sides are in one language.
     """
     language = canonical_or_none(reference_language)
     if language is None:
-        raise UserError(f"reference_language: {reference_language!r} is no language; expected a code, e.g. en.")
+        raise UserError(f"reference_language: unknown language {reference_language!r}; expected a code, e.g. en.")
     if isinstance(sources, (str, Mapping, ParallelSource)):
         sources = [sources]
     if not sources:
@@ -111,7 +109,7 @@ def load_parallel(
 def _drawn(source: ParallelSource, count: int, seed: list[int]) -> NDArray[np.int64]:
     """Places of the pairs that take part, after `weight`."""
     if not count:
-        return np.empty(0, np.int64)  # all of it stands in earlier sources
+        return np.empty(0, np.int64)  # all of them are in earlier sources
     copies, places = drawn(source, count, seed, "pairs")
     return np.concatenate([np.tile(np.arange(count), copies), places]).astype(np.int64)
 
@@ -153,7 +151,7 @@ def _pairs(
         if why or not account.duplicates:
             raise UserError(f"{source.path}: no parallel text with {language}: {why or 'it is empty.'}")
     if account.absent:
-        report.notes.append(f"{source.path}: {account.absent} records were passed over, the first: {absent}")
+        report.notes.append(f"{source.path}: {account.absent} records were skipped, the first: {absent}")
     if account.duplicates:
         report.notes.append(f"{source.path}: {account.duplicates} repeated pairs were left out.")
 
@@ -168,10 +166,10 @@ def _are_sentences(pair: Pair) -> bool:
 
 
 def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: ParallelReport) -> Iterator[Pair]:
-    """The pairs as they come; at the end, whether their two sides are in two languages.
+    """Pass pairs on; at the end check that the two sides are in two languages.
 
     Raises:
-        UserError: most pairs are the same on both sides, or a side is in the other side's language.
+        UserError: most pairs have the same text on both sides, or a side is in the other side's language.
     """
     looked: dict[str, list[tuple[str, str]]] = {}
     for pair in pairs:
@@ -199,8 +197,8 @@ def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: Paral
         if not what or times < FEW or times <= len(sample) / 2:
             continue
         if what == "both":
-            raise UserError(f"{path}: the sides are swapped: the text reads as {language}, the reference as {lang}.")
+            raise UserError(f"{path}: the sides are swapped: the text is in {language}, the reference in {lang}.")
         raise UserError(
-            f"{path}: the {what} of {times} of {len(sample)} pairs looked at is not in "
-            f"{lang if what == 'text' else language}; check lang:, and that both sides are not in one language."
+            f"{path}: in {times} of {len(sample)} pairs checked the {what} is not in "
+            f"{lang if what == 'text' else language}; check lang:, and that the sides are in two languages."
         )

@@ -1,6 +1,6 @@
-"""Tatoeba's weekly export: sentences (id, language, text) and links (id, id of a translation), joined.
+"""Read Tatoeba's weekly export: join sentences (id, language, text) by links (id, id of a translation).
 
-The sentences of the languages at hand lie in an SQLite file while they are joined; memory holds their ids alone.
+The sentences are joined in a temporary SQLite file; only their ids are in memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LINKS = ("links.csv", "links.tsv")
 
 
 def export_in(folder: Path) -> tuple[Path, Path] | None:
-    """The sentences and links of an export that lies in a directory."""
+    """The files of sentences and links in a directory, or None."""
     files = {uncompressed_name(file.name): file for file in sorted(folder.iterdir()) if file.is_file()}
     sentences = next((files[name] for name in SENTENCES if name in files), None)
     links = next((files[name] for name in LINKS if name in files), None)
@@ -30,10 +30,10 @@ def export_in(folder: Path) -> tuple[Path, Path] | None:
 
 
 def read_tatoeba(sentences: Path, links: Path, language: str, lang: str | None) -> Iterator[Pair | tuple[str, BadRow]]:
-    """Every link from a sentence of `lang` (None: of any language) to one of the reference language.
+    """The pairs of linked sentences in `lang` (None: any language) and the reference language.
 
     Raises:
-        UserError: a file has another layout.
+        UserError: a file has another format.
     """
     with (
         tempfile.TemporaryDirectory(prefix="cctuning-tatoeba-") as folder,
@@ -47,7 +47,7 @@ def read_tatoeba(sentences: Path, links: Path, language: str, lang: str | None) 
         for number, raw in numbered_lines(links):
             one, _, other = raw.decode(errors="replace").strip().partition("\t")
             if not one.isdecimal() or not other.isdecimal():
-                raise UserError(f"{links}:{number}: expected two ids with a tab between.")
+                raise UserError(f"{links}:{number}: expected two tab-separated ids.")
             if int(one) not in own:
                 continue
             find = "select line, lang, text from sentences where id = ?"
@@ -58,12 +58,12 @@ def read_tatoeba(sentences: Path, links: Path, language: str, lang: str | None) 
 
 
 def _read(path: Path, language: str, lang: str | None) -> Iterator[tuple[int, int, str | None, str]]:
-    """Id, line, language (None: the reference language) and text of the sentences that may be needed."""
-    wanted: dict[str, str | None] = {}  # Tatoeba's code to ours, None for one that is not needed
+    """Id, line, language (None: the reference language) and text of the sentences in the languages needed."""
+    wanted: dict[str, str | None] = {}  # Tatoeba's code to the canonical one, or None where the language is not needed
     for number, raw in numbered_lines(path):
         cells = raw.decode(errors="replace").rstrip("\r\n").split("\t")
         if len(cells) < 3 or not cells[0].isdecimal():
-            raise UserError(f"{path}:{number}: expected id, language and text with tabs between.")
+            raise UserError(f"{path}:{number}: expected tab-separated id, language and text.")
         code = cells[1]
         if code not in wanted:
             name = canonical_or_none(code)
