@@ -253,7 +253,9 @@ def test_what_is_no_parallel_text(tmp_path):
         columns={"text": "txt"},
     )
     refused(
-        "its language cannot be identified", text(tmp_path / "l.txt", ["42"]), reference=text(tmp_path / "m.txt", ["42"])
+        "its language cannot be identified",
+        text(tmp_path / "l.txt", ["42"]),
+        reference=text(tmp_path / "m.txt", ["42"]),
     )
     text(tmp_path / "n.fr", SWAHILI), text(tmp_path / "n.en", ENGLISH), text(tmp_path / "n.sw", SWAHILI)
     refused("more than one file matches it: n.fr, n.sw", tmp_path / "n.en")
