@@ -1,4 +1,4 @@
-"""Write the model card of a trained model; its parts are also used by the card of an export (serving/model_card.py)."""
+"""Write the model card of a trained model; the card of an export uses its parts too (serving/model_card.py)."""
 
 from __future__ import annotations
 
