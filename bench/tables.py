@@ -115,6 +115,16 @@ def fitting(result: Result) -> str:
     return table(head, rows) + origin(result)
 
 
+def packing(result: Result) -> str:
+    rates = table(["case", "row tokens a second"], [[name, f"{rate:,}"] for name, rate in result["rates"].items()])
+    data = result["data"]
+    about = (
+        f"{data['rows']} rows of {data['tokens']:,} tokens in all, the longest of {data['longest']}; {data['batch']} "
+        f"rows a batch, or one bin of {data['bin']:,} tokens."
+    )
+    return "\n\n".join([ratios(result["cases"]), rates, about]) + origin(result)
+
+
 def startup(result: Result) -> str:
     read, per = result["tokens"], result["ratio_per_token"]
     more = (
@@ -160,6 +170,7 @@ def gpu(result: Result) -> str:
 
 TABLES: dict[str, Callable[[Result], str]] = {
     "training_step": listed,
+    "packing": packing,
     "memory": memory,
     "inference": listed,
     "fitting": fitting,

@@ -213,8 +213,8 @@ class CCConfig(SFTConfig):
         if self.max_length is None:
             raise UserError("packing: needs max_length, the tokens of a bin; set it.")
         strategy = str(getattr(self.train_sampling_strategy, "value", self.train_sampling_strategy))
-        if strategy != "random":
-            raise UserError(f"train_sampling_strategy: {strategy} has no effect on packed rows; leave it out.")
+        if strategy == "sequential":
+            raise UserError("train_sampling_strategy: sequential: packing orders rows by length; leave one out.")
 
     def _stop_early(self, patience: int) -> None:
         """Set the options that transformers needs to keep the best weights."""

@@ -73,7 +73,7 @@ class MixingTrainer(EpochTrainer):
 
     def _pairs_a_batch(self) -> int:
         """Parallel rows in a batch of `align_first`; with `packing` as many as fill its bins, on average."""
-        if not self.args.packing:
+        if not self.args.packing or self.args.max_length is None:
             return self._train_batch_size
         return max(1, int(self._train_batch_size * (self.args.max_length or 0) / self._tokens_a_pair()))
 

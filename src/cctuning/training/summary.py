@@ -263,6 +263,10 @@ def without_effect(options: RunOptions, connection: ConnectionConfig, args: CCCo
     if not (options.parallel and options.data):
         mixed = [name for name in ("parallel_rows",) if getattr(args, name) != CCConfig.parallel_rows]
         yield from _line(mixed, "data without parallel text, or parallel text alone")
+    if args.packing and args.train_sampling_strategy != "random":
+        yield from _line(["train_sampling_strategy"], "packing: true")
+    if args.padding_free and not args.packing and args.per_device_train_batch_size == 1 and not options.parallel:
+        yield from _line(["padding_free"], "per_device_train_batch_size: 1")
     if connection.connection == "align":
         known = {"connection", "reference_weights", *ALIGN_OPTIONS}
         given = [name for name in _given(connection) if name not in known]
