@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from cctuning.cli import main
 from cctuning.cli.options import parse
 from cctuning.cli.pair import sources_of
+from cctuning.data import load_parallel
 from cctuning.pairing.options import Checks, PairOptions
 from tests.cli.world import done, records, refused, run_json, write_model, write_recipe
 from tests.pairing.world import ENGLISH, SWAHILI, ids, lines, paired, write
@@ -122,3 +125,18 @@ def test_mistakes_of_recipes_are_one_line(tmp_path, rows, capsys):
         recipe.write_text(yaml.safe_dump({"sources": [source]}), encoding="utf-8")
         assert says in refused(capsys, "pair", "--config", recipe, "--output", tmp_path / "o", "--workers", 1)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.skipif(shutil.which("apertium") is None, reason="needs apertium and apertium-eng-spa")
+def test_text_of_a_language_alone_becomes_parallel_text(tmp_path, capsys, monkeypatch):
+    """A real translator from rows without answers to parallel text that training reads."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples"))
+    texts = ["Los niños juegan al fútbol fuera de su escuela.", "El médico dijo que bebamos agua cada día.\nY leche."]
+    rows, output = tmp_path / "es.jsonl", tmp_path / "pairs"
+    rows.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    engine = ["--translate", "function", "function=apertium_translator:translate"]
+    assert main(["pair", str(rows), "--lang", "es", *engine, "--output", str(output)]) == 0
+    assert f"cctuning align MODEL --parallel {output}/rows.jsonl" in capsys.readouterr().out
+    pairs, _ = load_parallel([str(output / "rows.jsonl")])
+    assert pairs["text"] == texts and set(pairs["lang"]) == {"es"}
+    assert "football" in pairs["reference"][0] and "water" in pairs["reference"][1]

@@ -142,7 +142,8 @@ def test_from_the_command_line(tmp_path, capsys):
     done("pair", "names", "--lang", "sw", "te", "--kinds", "month", "day", "--output", tmp_path / "n.jsonl.gz")
     said = capsys.readouterr().out
     assert (
-        "sw: 19 names (month 12, day 7)" in said and f"next: cctuning align --parallel {tmp_path}/n.jsonl.gz" in said
+        "sw: 19 names (month 12, day 7)" in said
+        and f"next: cctuning align MODEL --parallel {tmp_path}/n.jsonl.gz" in said
     )
     dataset, report = load_parallel(str(tmp_path / "n.jsonl.gz"))
     assert report.languages == {"sw": 19, "te": 19} and dataset["text"][0] == "Januari"

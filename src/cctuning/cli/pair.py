@@ -41,7 +41,8 @@ def main(argv: list[str]) -> None:
     print(f"rows:     {card['rows']} ({languages}) with {card['parallels']} distinct parallels: {rows}")
     reasons = ", ".join(f"{reason} {times}" for reason, times in card["rejected"].items()) or "none"
     print(f"rejected: {card['rejected_rows']} ({reasons}): {options.output}/{REJECTS}")
-    print(f"card:     {options.output}/card.md\nnext:     cctuning train --config RECIPE --data {rows}")
+    print(f"card:     {options.output}/card.md")
+    print(f"next:     {train_on(rows) if card['with_response'] else align_to(rows)}")
 
 
 def _named(argv: list[str], flag: str) -> list[str]:
@@ -63,7 +64,7 @@ def select(argv: list[str]) -> None:
     languages = ", ".join(f"{lang} {told['pairs']}" for lang, told in card["languages"].items())
     print(f"rows:     {card['rows']} ({languages}): {options.output}/rows.jsonl")
     print(f"card:     {options.output}/card.md")
-    print(f"next:     cctuning train --config RECIPE --parallel {options.output}/rows.jsonl")
+    print(f"next:     {align_to(f'{options.output}/rows.jsonl')}")
 
 
 def names(argv: list[str]) -> None:
@@ -80,7 +81,7 @@ def names(argv: list[str]) -> None:
         print(f"note: left out: {report.same} the same in both languages, {report.elsewhere} not in the task's rows.")
     for lang, counts in report.counts.items():
         print(f"{lang}: {counts.total()} names ({', '.join(f'{kind} {times}' for kind, times in counts.items())})")
-    print(f"next: cctuning align --parallel {options.output} (docs/start/data.md)")
+    print(f"next: {align_to(options.output)}")
 
 
 def mine(argv: list[str]) -> None:
@@ -92,7 +93,7 @@ def mine(argv: list[str]) -> None:
     (options,) = parse("cctuning pair mine", description, (MineOptions,), _named(argv, "--files"))
     found, (texts, references) = join(options)
     print(f"rows: {len(found.pairs)} of {texts} and {references} sentences, margin {found.threshold:.3f} and above")
-    print(f"next: read some of {options.output}, the least sure stand last; then cctuning train --parallel")
+    print(f"next: read some of {options.output} (the least certain stand last), then {align_to(options.output)}")
 
 
 ACTIONS = {"select": select, "names": names, "mine": mine}
@@ -152,3 +153,16 @@ def _engine(words: list[str]) -> dict[str, Any]:
             raise UserError(f"--translate: {word!r}: expected OPTION=VALUE after the engine's name.")
         engine[name] = yaml.safe_load(value)
     return engine
+
+
+def train_on(rows: str) -> str:
+    """The command that trains on rows with answers."""
+    return f"cctuning train --model MODEL --data {rows} --output_dir DIR"
+
+
+def align_to(text: str) -> str:
+    """The commands that use parallel text without answers."""
+    return (
+        f"cctuning align MODEL --parallel {text} --output_dir DIR, or beside rows with answers: "
+        f"cctuning train --model MODEL --data ROWS --parallel {text} --output_dir DIR"
+    )
