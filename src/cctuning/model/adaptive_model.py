@@ -77,7 +77,12 @@ class AdaptiveModel(ConnectedModel):
     # -- plans -------------------------------------------------------------------------------------------------------
 
     def _plan_step(
-        self, batch: Batch, fused_rows: Tensor | None, rows: Tensor | int | None, through: nn.Module | None
+        self,
+        batch: Batch,
+        fused_rows: Tensor | None,
+        rows: Tensor | int | None,
+        through: nn.Module | None,
+        loss_only: bool,
     ) -> tuple[Step, Tensor | int]:
         assert batch.labels is not None
         predict = predicting(batch.labels)
