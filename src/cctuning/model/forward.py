@@ -181,7 +181,8 @@ class ConnectedForward(nn.Module):
         self._run_references(batch, step)
         if self.aligner is not None:
             self.aligner.offer(batch, step, others)
-            self.aligner.shorten(step, through is None or through is self.model, loss_only)
+            # Packed rows share sequences, so they go through the layers together.
+            self.aligner.shorten(step, through is None or through is self.model, loss_only and not self.padding_free)
         return step, rows
 
     def _run_references(self, batch: Batch, step: Step) -> None:
