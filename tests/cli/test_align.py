@@ -89,7 +89,7 @@ def test_diagnose_says_how_far_text_is(base, tmp_path, capsys):
 def test_bad_input_is_one_line(base, tmp_path, capsys):
     text = pairs(tmp_path / "p.jsonl")
     run = ("--output_dir", tmp_path / "run", *SMALL)
-    assert "reads parallel text alone" in refused(capsys, "align", base, "--data", text, *run)
+    assert "reads parallel text only" in refused(capsys, "align", base, "--data", text, *run)
     assert "missing; name the training rows" in refused(capsys, "train", "--model", base, *run)
     assert "trains on answered rows alone" in refused(
         capsys, "align", base, "--parallel", text, "--connection", "none", *run

@@ -24,7 +24,7 @@ def test_a_missing_model_or_file_is_named_before_torch_is_imported(tmp_path):
     for flags, said in (
         (["--model", "./models/none", "--data", "rows.jsonl"], "model: ./models/none: no such directory."),
         (["--model", "org/name", "--data", "none.jsonl"], "none.jsonl: no such file or directory"),
-        (["--config", str(RECIPES[0]), "--model", str(tmp_path)], "no config.json there"),
+        (["--config", str(RECIPES[0]), "--model", str(tmp_path)], "no config.json in it"),
     ):
         code = (
             "import sys; from cctuning.cli import main; status = main(sys.argv[1:]); "

@@ -84,10 +84,10 @@ def test_deepspeed_and_the_others_do_not_read_each_others_checkpoints(tmp_path, 
 
 def test_launch_options_are_checked(capsys):
     assert "no such file" in refused(capsys, "train", "--accelerate_config", "fsdp9.yaml", "--config", "r.yaml")
-    assert "goes with --accelerate_config" in refused(capsys, "train", "--num_processes", "2")
+    assert "needs --accelerate_config" in refused(capsys, "train", "--num_processes", "2")
     config = Path(__file__).parents[2] / "recipes" / "accelerate" / "ddp.yaml"
     said = refused(capsys, "train", f"--accelerate_config={config}", "--num_processes", "two")
-    assert "expected a whole number" in said
+    assert "expected an integer of at least 1" in said
 
 
 def test_the_error_of_a_launched_process_is_the_last_line(tmp_path, capfd):

@@ -1,6 +1,6 @@
-"""What of a training run can be found missing before anything slow: torch and TRL take seconds to import.
+"""Check that the paths in a command exist before torch and TRL, which take seconds to import, are loaded.
 
-Recipes are read here for a few keys, and read again in full by whoever parses the options.
+Recipes are read here for a few keys only; the parser of the options reads them in full.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cctuning.errors import UserError, nearest
 
 
 def check_paths(argv: list[str]) -> None:
-    """Raise `UserError` where the model or rows that a command names are paths, and nothing is there."""
+    """Raise `UserError` if a path of the model or the rows does not exist."""
     model: Any = None
     data: list[Any] = []
     for name, values in _given(argv):
@@ -37,7 +37,7 @@ def check_paths(argv: list[str]) -> None:
 
 
 def check_model(name: str) -> None:
-    """Raise `UserError` where a model's name is a path, and nothing is there."""
+    """Raise `UserError` if a model's name is a path that is not a model's directory."""
     folder = Path(name).expanduser()
     if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         near = nearest(str(folder), [str(one) for one in folder.parent.iterdir()] if folder.parent.is_dir() else [])
@@ -45,7 +45,7 @@ def check_model(name: str) -> None:
             f"model: {name}: no such directory.{near} Give a model directory, or a hub name like org/name."
         )
     if folder.is_dir() and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
-        raise UserError(f"model: {name}: no config.json there; give the directory of a model, or a hub name.")
+        raise UserError(f"model: {name}: no config.json in it; give the directory of a model, or a hub name.")
 
 
 def _given(argv: list[str]) -> Iterator[tuple[str, list[str]]]:
@@ -62,7 +62,7 @@ def _given(argv: list[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _recipe(path: str) -> dict[str, Any]:
-    """A recipe's keys; none where it cannot be read, which is said when options are parsed."""
+    """A recipe's keys; none if it cannot be read, which the parser of the options reports."""
     try:
         found = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

@@ -15,7 +15,7 @@ from cctuning.cli.packaged import find, launchers
 from cctuning.cli.paths import check_paths
 from cctuning.errors import UserError
 
-# Of the libraries' options those that most runs set.
+# Common options of TRL and transformers, listed by --help.
 # fmt: off
 USUAL = [
     "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps",
@@ -26,18 +26,18 @@ USUAL = [
     "eos_token", "use_cpu",
 ]
 # fmt: on
-LAUNCHING = ("accelerate_config", "num_processes")  # for accelerate's launcher, and no options of a run
+LAUNCHING = ("accelerate_config", "num_processes")  # options of accelerate's launcher
 
 
 DESCRIPTIONS = {
-    "train": "Fine-tune a causal LM on rows, with parallel text (--parallel) of the languages to reach.",
-    "align": "Make a language pack: align a model's other languages to English by parallel text alone. "
+    "train": "Fine-tune a causal LM on rows, with parallel text (--parallel) in the languages to reach.",
+    "align": "Make a language pack: align other languages of a model to English by parallel text alone. "
     "cctuning align MODEL --parallel FILE ... --output_dir DIR.",
 }
 
 
 def main(argv: list[str], verb: str = "train") -> None:
-    """Parse, train, say where everything lies; with --accelerate_config do so in several processes."""
+    """Train, and print where the results are; with --accelerate_config in several processes."""
     launching, argv = launch_options(argv)
     if launching:
         raise SystemExit(launch(launching, argv))
@@ -59,7 +59,7 @@ def main(argv: list[str], verb: str = "train") -> None:
         trainer = train(options, connection, args)
     except KeyboardInterrupt:
         print(
-            f"\n{args.output_dir}: to go on from its last checkpoint add --resume_from_checkpoint true",
+            f"\n{args.output_dir}: to continue from the last checkpoint add --resume_from_checkpoint true",
             file=sys.stderr,
         )
         raise
@@ -72,17 +72,17 @@ def main(argv: list[str], verb: str = "train") -> None:
         if settled == "align" and not options.data:
             print(f"next:       cctuning train --model {run}/model --connection none --data ROWS (or any SFT)")
         elif settled in ("align", "none"):
-            print(f"try it:     cctuning generate {run} --prompt '…'")
+            print(f"try it:     cctuning generate {run} --prompt '...'")
         elif connection.mergeable:
             print(f"next:       cctuning export {run} --format merged --output DIR")
         elif connection.connection == "gated" and connection.scope == "all":
-            print(f"next:       cctuning export {run} --format code --output DIR (it cannot be folded)")
+            print(f"next:       cctuning export {run} --format code --output DIR (it cannot be merged)")
         else:
-            print(f"next:       cctuning generate {run} --prompt '…' (this connection cannot be folded)")
+            print(f"next:       cctuning generate {run} --prompt '...' (this connection cannot be merged)")
 
 
 def groups() -> list[Group]:
-    """The options of a run, ours first."""
+    """The options in groups, this package's first."""
     from trl import SFTConfig
 
     from cctuning.connection import ConnectionConfig
@@ -96,15 +96,15 @@ def groups() -> list[Group]:
     names = {
         "run": ("Model and rows", of(RunOptions, without=AdapterOptions) | {"output_dir"}),
         "connection": ("The connection", of(ConnectionConfig)),
-        "lora": ("A LoRA, and a quantised base", of(AdapterOptions)),
+        "lora": ("LoRA and quantisation", of(AdapterOptions)),
         "training": ("Training", of(CCConfig, without=SFTConfig) | set(USUAL)),
-        "library": ("All others, of TRL and transformers", of(CCConfig)),
+        "library": ("Other options of TRL and transformers", of(CCConfig)),
     }
     return [(name, heading, own.__contains__) for name, (heading, own) in names.items()]
 
 
 def launch_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The options of `LAUNCHING` that are given, and the other arguments."""
+    """Split `argv` into the options of `LAUNCHING` and the other arguments."""
     given, rest = {}, []
     arguments = iter(argv)
     for argument in arguments:
@@ -117,20 +117,20 @@ def launch_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def launch(launching: dict[str, str], argv: list[str]) -> int:
-    """Run `cctuning train` in the processes that accelerate's configuration describes; the exit status."""
+    """Run `cctuning train` under accelerate's launcher; returns the exit status."""
     config, processes = launching.get("accelerate_config"), launching.get("num_processes")
     if config is None:
-        raise UserError("--num_processes: goes with --accelerate_config.")
+        raise UserError("--num_processes: needs --accelerate_config.")
     config = str(find(config, launchers(), "--accelerate_config"))
     if processes is not None and not (processes.isdigit() and int(processes) > 0):
-        raise UserError(f"--num_processes {processes!r}: expected a whole number, at least 1.")
+        raise UserError(f"--num_processes {processes!r}: expected an integer of at least 1.")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
     command += ["--num_processes", processes] if processes is not None else []
     with tempfile.TemporaryDirectory() as scratch:
-        told = Path(scratch) / "error"
+        error = Path(scratch) / "error"
         status = subprocess.run(
-            [*command, "-m", "cctuning", "train", *argv], env={**os.environ, ERRORS: str(told)}
+            [*command, "-m", "cctuning", "train", *argv], env={**os.environ, ERRORS: str(error)}
         ).returncode
-        if status and told.is_file():  # said by a process, and buried under the launcher's own account of it
-            raise UserError(told.read_text(encoding="utf-8"))
+        if status and error.is_file():  # printed by a process, above the launcher's own message
+            raise UserError(error.read_text(encoding="utf-8"))
     return status
