@@ -18,7 +18,7 @@ from cctuning.model.recorded import Prompts
 from cctuning.training.sampling import undisturbed
 
 if TYPE_CHECKING:
-    from cctuning.training.trainer import CCTrainer
+    from cctuning.training.recording import RecordingTrainer
 
 logger = logging.getLogger(__name__)
 PAIRS, FEWEST = 64, 8  # measured per language, at most and at least
@@ -41,7 +41,7 @@ class AlignmentByLanguage(TrainerCallback):
         before, after: results; None until measured. `before` is not measured in a run that is resumed.
     """
 
-    def __init__(self, trainer: CCTrainer, rows: Any) -> None:
+    def __init__(self, trainer: RecordingTrainer, rows: Any) -> None:
         """
         Args:
             rows: encoded parallel text with `reference_row`.

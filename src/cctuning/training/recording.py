@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from cctuning.connection.references import ALIGNMENTS
 from cctuning.errors import UserError
+from cctuning.model.connected import ATTRIBUTE
 from cctuning.model.recorded import (
     INDEX,
     SAMPLE,
@@ -25,15 +26,68 @@ from cctuning.model.recorded import (
     key,
     record,
 )
-
-if TYPE_CHECKING:
-    from cctuning.training.trainer import CCTrainer
+from cctuning.model.starting_weights import StartingWeights
+from cctuning.training.base_decay import BaseDecay, check_start
+from cctuning.training.callbacks import AlignmentByLanguage
+from cctuning.training.mixing import without_references
+from cctuning.training.saving import SavingTrainer
 
 logger = logging.getLogger(__name__)
 FOLDER = "references"  # in a run whose weights are sharded
 
 
-def record_references(trainer: CCTrainer, sets: dict[str, Dataset]) -> dict[str, Dataset] | None:
+class RecordingTrainer(SavingTrainer):
+    """A `SavingTrainer` that records the references, and keeps the initial weights, before training.
+
+    Attributes:
+        records: whether the references are recorded, or run in every step.
+        by_language: the alignment of recorded parallel text; None if there is none, or weights are sharded.
+    """
+
+    records: bool = False
+    by_language: AlignmentByLanguage | None = None
+
+    def prepare_references(self, has_parallel: bool) -> None:
+        """Number the references of the rows, and add the callbacks that need them or the initial weights."""
+        connected, sharded = self.connected, self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if connected.config.connection in ("align", "gated"):
+            if self.args.align_first and not self.args.parallel_rows and connected.aligner is not None:
+                self.train_dataset = without_references(cast(Dataset, self.train_dataset))
+            parts: dict[str, Any] = {"train": self.train_dataset, "parallel": self.parallel}
+            sets = record_references(self, {name: part for name, part in parts.items() if part is not None})
+            if sets is not None:
+                self.records, self.train_dataset, self.parallel = True, sets["train"], sets.get("parallel")
+        if self.records and connected.aligner is not None and has_parallel and not sharded:
+            self.by_language = AlignmentByLanguage(
+                self, self.train_dataset if self.parallel is None else self.parallel
+            )
+            self.add_callback(self.by_language)
+        wanted, decay = connected.config.reference_weights, self.args.base_decay
+        check_start(decay, wanted, self.is_deepspeed_enabled)
+        if decay or (wanted == "start" and not self.records):
+            self._start = StartingWeights(self.model, skip=ATTRIBUTE, later=self.is_fsdp_enabled)
+            if decay:
+                self.add_callback(BaseDecay(self._start, decay))
+            if wanted == "start" and not self.records:
+                connected.keep_start(self._start)
+
+    def _make_recording(self) -> None:
+        """Record before a checkpoint is loaded; weights that are to be sharded are not there yet."""
+        if self.recording is not None and not self.recording.sharded:
+            self.recording.make()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the parent's; references are recorded before."""
+        self._make_recording()
+        return super().evaluate(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's; references are recorded before."""
+        self._make_recording()
+        return super().train(*args, **kwargs)
+
+
+def record_references(trainer: RecordingTrainer, sets: dict[str, Dataset]) -> dict[str, Dataset] | None:
     """Plan the recording of the distinct references of `sets` (encoded), or log why they are not recorded.
 
     Nothing runs yet: `trainer.recording` is made when training starts, before a checkpoint is loaded.
@@ -71,7 +125,7 @@ class Recording(TrainerCallback):
         done: whether it has been made.
     """
 
-    def __init__(self, trainer: CCTrainer, prompts: Prompts, folder: Path, whole: bool, sharded: bool) -> None:
+    def __init__(self, trainer: RecordingTrainer, prompts: Prompts, folder: Path, whole: bool, sharded: bool) -> None:
         """
         Args:
             prompts: distinct references.
@@ -174,7 +228,7 @@ def distinct(sets: dict[str, Dataset]) -> tuple[Prompts, dict[str, list[int]]]:
     return prompts, {name: [place[number] for number in numbers] for name, numbers in rows.items()}
 
 
-def _why_not(trainer: CCTrainer) -> str | None:
+def _why_not(trainer: RecordingTrainer) -> str | None:
     config, args = trainer.connected.config, trainer.args
     if args.record_references == "false":
         return ""
@@ -185,5 +239,5 @@ def _why_not(trainer: CCTrainer) -> str | None:
     return None
 
 
-def _precision(trainer: CCTrainer) -> str:
+def _precision(trainer: RecordingTrainer) -> str:
     return f"{trainer.accelerator.mixed_precision} {next(trainer.model.parameters()).dtype}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -22,7 +22,9 @@ from cctuning.model.starting_weights import StartingWeights
 from cctuning.training import sharded_checkpoints as sharded
 from cctuning.training.card import write_model_card
 from cctuning.training.mixing import MixingTrainer
-from cctuning.training.recording import Recording
+
+if TYPE_CHECKING:
+    from cctuning.training.recording import Recording
 
 
 class SavingTrainer(MixingTrainer):

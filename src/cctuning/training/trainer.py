@@ -8,7 +8,8 @@ in layers, each in its own file:
     EpochTrainer (epochs.py)            order of the rows, evaluation losses
     MixingTrainer (mixing.py)           parallel text in the batches
     SavingTrainer (saving.py)           model, connection and optimizer on disk
-    CCTrainer                           references and loss
+    RecordingTrainer (recording.py)     references recorded before the first step
+    CCTrainer                           the loss
 
 `tests/training/test_internals.py` lists the private members of TRL and transformers that are overridden, and fails
 when one of them changes.
@@ -35,16 +36,13 @@ from cctuning.model import serialization
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.exportable import check_adapter_start
 from cctuning.model.packing import check_connection
-from cctuning.model.starting_weights import StartingWeights
-from cctuning.training.base_decay import BaseDecay, check_start
-from cctuning.training.callbacks import AlignmentByLanguage, StepProfiler
+from cctuning.training.callbacks import StepProfiler
 from cctuning.training.config import CCConfig
 from cctuning.training.launch import check_engine, check_launch, under_deepspeed
 from cctuning.training.losses import batch_metrics, watch_decisions
-from cctuning.training.mixing import with_parallel, without_references
-from cctuning.training.recording import record_references
+from cctuning.training.mixing import with_parallel
+from cctuning.training.recording import RecordingTrainer
 from cctuning.training.sampling import FILLER
-from cctuning.training.saving import SavingTrainer
 from cctuning.training.tokenizing import ready_tokenizer
 
 
@@ -59,7 +57,7 @@ def _hidden_packing(args: CCConfig) -> Iterator[None]:
         args.packing, args.padding_free = given
 
 
-class CCTrainer(SavingTrainer):
+class CCTrainer(RecordingTrainer):
     """Fine-tune a causal LM on rows with a reference (arXiv 2506.00875), or without one (plain SFT, same code).
 
     Args:
@@ -117,7 +115,6 @@ class CCTrainer(SavingTrainer):
         self._rows_in_step: Tensor | int | None = None
         settled = (connection_config or ConnectionConfig()).settled(not under_deepspeed(args))
         self._connecting, self._own_references = settled.connection != "none", settled.reference_weights == "start"
-        self._has_parallel = parallel_dataset is not None
         if parallel_dataset is None and train_dataset is None:
             raise UserError("train_dataset / parallel_dataset: neither is given; there is nothing to train on.")
         if parallel_dataset is not None:
@@ -155,48 +152,12 @@ class CCTrainer(SavingTrainer):
         check_engine(self.accelerator, self.model, settled.connection, args.optim)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UserError("nothing would train: the base is frozen and the connection has no part that learns.")
-        self.records = self._record_references()
-        self.by_language = self._watch_languages()
-        self._keep_start(args.base_decay)
+        self.prepare_references(parallel_dataset is not None)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         if args.profile_steps:
             self.add_callback(StepProfiler(args.profile_steps, Path(str(args.output_dir))))
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated step
-
-    def _record_references(self) -> bool:
-        """Plan the recording of all references; False if the references run in every step."""
-        if self.connected.config.connection not in ("align", "gated"):
-            return False
-        if self.args.align_first and not self.args.parallel_rows and self.connected.aligner is not None:
-            self.train_dataset = without_references(self.train_dataset)
-        parts = {"train": self.train_dataset, "parallel": self.parallel}
-        sets = record_references(self, {name: part for name, part in parts.items() if part is not None})
-        if sets is not None:
-            self.train_dataset, self.parallel = sets["train"], sets.get("parallel")
-        return sets is not None
-
-    def _watch_languages(self) -> AlignmentByLanguage | None:
-        """Measure the alignment of recorded parallel text, if no weights are sharded."""
-        rows: Any = self.train_dataset if self.parallel is None else self.parallel
-        recorded = self.records and self.connected.aligner is not None
-        if not (recorded and self._has_parallel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            return None
-        watch = AlignmentByLanguage(self, rows)
-        self.add_callback(watch)
-        return watch
-
-    def _keep_start(self, base_decay: float) -> None:
-        """Copy the weights before a checkpoint is loaded, for the options that need the start."""
-        wanted = self.connected.config.reference_weights
-        check_start(base_decay, wanted, self.is_deepspeed_enabled)
-        if not base_decay and (wanted != "start" or self.records):
-            return
-        self._start = start = StartingWeights(self.model, skip=ATTRIBUTE, later=self.is_fsdp_enabled)
-        if base_decay:
-            self.add_callback(BaseDecay(start, base_decay))
-        if wanted == "start" and not self.records:
-            self.connected.keep_start(start)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """As the parent's; also counts the step's rows, over which the alignment is averaged."""
@@ -211,11 +172,6 @@ class CCTrainer(SavingTrainer):
             count = self.accelerator.gather(count).sum()
         self._rows_in_step = count
         return batches, num_items
-
-    def _make_recording(self) -> None:
-        """Record through the weights as they are, before a checkpoint is loaded; sharded ones are not there yet."""
-        if self.recording is not None and not self.recording.sharded:
-            self.recording.make()
 
     # -- loss --------------------------------------------------------------------------------------------------------
 
@@ -247,11 +203,6 @@ class CCTrainer(SavingTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # DDP averages over processes
         return (loss, outputs) if return_outputs else loss
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the parent's."""
-        self._make_recording()
-        return super().evaluate(*args, **kwargs)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -305,8 +256,7 @@ class CCTrainer(SavingTrainer):
         return self.optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's. References are recorded before; afterwards an adaptive connection's matrix is fitted."""
-        self._make_recording()
+        """As the parent's; afterwards an adaptive connection's matrix is fitted."""
         result = super().train(*args, **kwargs)
         self.connected.base_trained = serialization.base_is_trained(self.connected)
         self.fit = self.connected.after_training(self._training_batches())
