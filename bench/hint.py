@@ -13,8 +13,8 @@ import argparse
 import random
 from collections.abc import Callable
 
-from cctuning.demo.cldr import build_world
-from cctuning.demo.worlds import ENGLISH, Item
+from cctuning.demo.base import ENGLISH
+from cctuning.demo.cldr import Item, PlacesWorld
 from cctuning.model.loading import load
 from cctuning.serving.answering import Answerer
 from measuring import record, write
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demo", default="demo", help="the directory that `make demo` wrote")
     args = parser.parse_args()
-    world = build_world(seed=SEED)
+    world = PlacesWorld(seed=SEED)
     answerer = Answerer(
         load(f"{args.demo}/cc"), chat=False, batch_size=128, max_new_tokens=world.answer_tokens + 1, seed=SEED
     )

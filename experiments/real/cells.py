@@ -11,7 +11,6 @@ import hashlib
 import json
 import platform
 import resource
-import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -24,11 +23,12 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from cctuning.errors import UserError, nearest
+from cctuning.files import write_atomically
 from experiments.real.bases import BASES, fingerprint, ready
 from experiments.real.recipes import Job, Setting
 from experiments.real.registry import recipe_of, world_of
 from experiments.real.scoring import Encoded, encode, right
-from experiments.real.worlds import Text
+from experiments.real.worlds import Text, version_of
 
 FORMAT = 1  # part of every key: raise it when a record of the same cell would differ
 
@@ -125,7 +125,7 @@ class Lab:
                 raise UserError(f"base: {base!r} is not one of {', '.join(BASES)}.{nearest(base, BASES)}")
             rows = world_of(world)
             place = self._given.get(f"{base} {world}") or ready(BASES[base], rows.texts(), self.accept)
-            self._known[base, world] = (place, fingerprint(place), rows.version())
+            self._known[base, world] = (place, fingerprint(place), version_of(rows))
         return self._known[base, world]
 
     def place(self, cell: Cell) -> Path:
@@ -151,11 +151,8 @@ class Lab:
 
     def keep(self, cell: Cell, record: Mapping[str, Any]) -> None:
         """Write a record whole or not at all."""
-        place = self.place(cell)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        scratch = place.with_suffix(f".{time.time_ns()}.part")
-        scratch.write_text(json.dumps(record) + "\n", encoding="utf-8")
-        scratch.rename(place)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.place(cell), json.dumps(record) + "\n")
 
     def take(self, record: Mapping[str, Any]) -> Cell:
         """Keep a record made elsewhere.
@@ -200,14 +197,11 @@ def compute(cell: Cell, checkpoint: Path, packs: Path | None = None) -> dict[str
     model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     model.to(device)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    scratch = Path(tempfile.mkdtemp(prefix="real-"))
-    try:
-        job = Job(model, tokenizer, world, cell.setting, cell.seed, scratch, chat, dtype, packs)
+    with tempfile.TemporaryDirectory(prefix="real-") as scratch:
+        job = Job(model, tokenizer, world, cell.setting, cell.seed, Path(scratch), chat, dtype, packs)
         tuned = recipe_of(cell.recipe)(job).eval()
         trained = time.time()
         flags = score(tuned, tokenizer, cell, dtype)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     memory = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else _resident()
     return {
         "right": flags,

@@ -13,7 +13,7 @@ from functools import cache
 from typing import NamedTuple
 
 from cctuning.errors import UserError
-from experiments.real.worlds import BREAK, ENGLISH, SPLITS, Item, Text, texts_of, version
+from experiments.real.worlds import BREAK, ENGLISH, SPLITS, Item, Text, texts_of
 
 SHARES = {"emoji": (400, 200), "countries": (80, 40)}  # things of the test split, and of dev; the rest is for training
 CONTINENTS = {
@@ -111,10 +111,6 @@ class Named:
                 for name in thing.names.values():
                     found += [name, name + BREAK, *(name + BREAK + label for label in labels)]
         return found + texts_of(self.pairs(Text(source="names")))
-
-    def version(self) -> str:
-        """A short hash of all rows."""
-        return version(self.texts())
 
 
 @cache

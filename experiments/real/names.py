@@ -14,9 +14,10 @@ def names_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     what is left between them is the subject's name. Questions whose names cannot be told apart are left out.
     """
     frames: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    patterns = _frames(tuple(row["prompt_en"] for row in rows))
     for row in rows:
         said, english = row["prompt"], row["prompt_en"]
-        for start, end in _frames(rows, "prompt_en"):
+        for start, end in patterns:
             if english.startswith(start) and english.endswith(end) and len(english) > len(start) + len(end):
                 frames.setdefault((start, end), []).append((said, english))
                 break
@@ -36,13 +37,9 @@ def names_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return list(found)
 
 
-def _frames(rows: Sequence[dict[str, Any]], column: str) -> list[tuple[str, str]]:
-    """(start, end) of the English patterns, longest first: what at least three questions have around their name."""
-    return list(_frames_of(tuple(row[column] for row in rows)))
-
-
 @cache
-def _frames_of(prompts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+def _frames(prompts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """(start, end) of the English patterns, longest first: what at least three questions have around their name."""
     counts: dict[tuple[str, str], int] = {}
     for prompt in prompts:
         words = prompt.split(" ")

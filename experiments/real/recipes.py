@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cctuning import CCConfig, CCTrainer, ConnectionConfig
@@ -272,10 +274,7 @@ def translation_rows(job: Job) -> PreTrainedModel:
 
 def translation_first(job: Job) -> PreTrainedModel:
     """Question translation (arXiv 2405.13816): translating into English first, then plain SFT on the English rows."""
-    given = {"learning_rate": job.setting.pack_rate, "num_train_epochs": 1, "per_device_train_batch_size": 32}
-    rows = _drawn(translations(job), round(len(job.pairs()) * job.setting.pack_passes), job.rng)
-    model = tune(job, job.model, "translation", rows, given=given)
-    return tune(job, model, "plain", job.rows())
+    return _first(job, "translation", translations(job))
 
 
 def text_rows(job: Job) -> PreTrainedModel:
@@ -285,10 +284,7 @@ def text_rows(job: Job) -> PreTrainedModel:
 
 def text_first(job: Job) -> PreTrainedModel:
     """Language modelling of the same text first, both sides, then plain SFT on the English rows."""
-    given = {"learning_rate": job.setting.pack_rate, "num_train_epochs": 1, "per_device_train_batch_size": 32}
-    rows = _drawn(plain_texts(job), round(len(job.pairs()) * job.setting.pack_passes), job.rng)
-    model = tune(job, job.model, "text", rows, given=given)
-    return tune(job, model, "plain", job.rows())
+    return _first(job, "text", plain_texts(job))
 
 
 def translations(job: Job) -> list[dict[str, str]]:
@@ -310,12 +306,34 @@ def plain_texts(job: Job) -> list[dict[str, str]]:
     return found
 
 
+def _first(job: Job, name: str, others: Sequence[dict[str, str]]) -> PreTrainedModel:
+    """Plain SFT on `pack_passes` of the others, then on the answered rows."""
+    drawn = _drawn(others, round(len(job.pairs()) * job.setting.pack_passes), job.rng)
+    return tune(job, tune(job, job.model, name, drawn, given=first_options(job)), "plain", job.rows())
+
+
+def first_options(job: Job) -> dict[str, Any]:
+    """Options of a training on text before the answered rows."""
+    return {"learning_rate": job.setting.pack_rate, "num_train_epochs": 1, "per_device_train_batch_size": 32}
+
+
+def mixed_options(job: Job) -> dict[str, Any]:
+    """Options of one epoch over all epochs of the answered rows, with `share` other rows for each of them."""
+    return {"num_train_epochs": 1, "per_device_train_batch_size": job.setting.batch * (1 + job.setting.share)}
+
+
+def padded(sequences: Sequence[list[int]], device: torch.device) -> dict[str, Tensor]:
+    """Return token ids as a batch padded on the right, with its attention mask, (N, T) each."""
+    ids = pad_sequence([torch.tensor(one) for one in sequences], batch_first=True)
+    mask = pad_sequence([torch.ones(len(one), dtype=torch.long) for one in sequences], batch_first=True)
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
 def _mixed(job: Job, name: str, others: Sequence[dict[str, str]]) -> PreTrainedModel:
     """One epoch over all epochs of the answered rows, with `share` of the others for each of them."""
     rows = job.rows() * round(job.setting.epochs)
     mixed = rows + _drawn(others, len(rows) * job.setting.share, job.rng)
-    batch = job.setting.batch * (1 + job.setting.share)
-    return tune(job, job.model, name, mixed, given={"num_train_epochs": 1, "per_device_train_batch_size": batch})
+    return tune(job, job.model, name, mixed, given=mixed_options(job))
 
 
 def _drawn(rows: Sequence[dict[str, str]], count: int, rng: random.Random) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cctuning.errors import UserError
+from cctuning.markdown import table
 from experiments.real.figures import Record, Tiers, accuracy, best, difference, others, signed, spread
 from experiments.real.worlds import ENGLISH
 
@@ -71,7 +72,7 @@ def main_table(results: Results, groups: Mapping[str, str], against: str = "plai
     given = [lang for lang in every if lang not in never]
     head = ["recipe", "seeds", "English", "x", "low", "mid", "high", "with text", "without"]
     head += [f"{name} - {against}" for name in ("x", "low", "without", "English")] + ["s", "GB"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for group, name in groups.items():
         records = results.chosen(group)
         if not records:
@@ -86,25 +87,25 @@ def main_table(results: Results, groups: Mapping[str, str], against: str = "plai
         told += [f"{max(one['seconds']['training'] for one in records):.0f}"]
         told += [f"{max(one['memory_mb'] for one in records) / 1024:.1f}"]
         lines.append(told)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table(head, lines)
 
 
 def pair_table(results: Results, pairs: Sequence[tuple[str, Sequence[Record], Sequence[Record]]]) -> str:
     """Differences of two sets of records: what to call it, the one, and the other that it is taken from."""
     tiers, never = results.tiers, _never(results)
-    lines = [["difference", "x", "low", "with text", "without", "English"], ["---"] * 6]
+    lines = []
     for name, one, two in pairs:
         if one and two:
             every = others(one[0])
             sets = (every, list(tiers.low), [lang for lang in every if lang not in never], never, [ENGLISH])
             lines.append([name, *(signed(difference(two, one, "test", chosen)) for chosen in sets)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table(["difference", "x", "low", "with text", "without", "English"], lines)
 
 
 def search_table(results: Results, groups: Sequence[str], options: Sequence[str]) -> str:
     """Every cell of the searches: the options that were tried, and what `dev` said."""
     head = ["recipe", *options, "dev: English", "dev: x", "test: x", "training, s", "memory, GB"]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for group in groups:
         for record in (*results.groups.get(group, []), *results.groups.get(group + RATES, [])):
             setting, every = record["cell"]["setting"], others(record)
@@ -113,7 +114,7 @@ def search_table(results: Results, groups: Sequence[str], options: Sequence[str]
             scores.append(accuracy([record], "test", every))
             cost = [f"{record['seconds']['training']:.0f}", f"{record['memory_mb'] / 1024:.1f}"]
             lines.append([group, *told, *(f"{score:.1f}" for score in scores), *cost])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table(head, lines)
 
 
 def language_table(results: Results, groups: Mapping[str, str]) -> str:
@@ -121,10 +122,10 @@ def language_table(results: Results, groups: Mapping[str, str]) -> str:
     plain = results.chosen("plain")
     languages = sorted(others(plain[0]), key=lambda lang: accuracy(plain, "dev", [lang]))
     chosen = {name: results.chosen(group) for group, name in groups.items() if results.chosen(group)}
-    lines = [["language", *chosen], ["---"] * (1 + len(chosen))]
+    lines = []
     for lang in (ENGLISH, *languages):
         lines.append([lang, *(f"{accuracy(records, 'test', [lang]):.1f}" for records in chosen.values())])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return table(["language", *chosen], lines)
 
 
 def _never(results: Results) -> list[str]:

@@ -8,7 +8,7 @@ way to a kept token makes the same choices.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +129,3 @@ def _check(folder: Path, target: Path, place: dict[int, int], texts: Iterable[st
 
 def _write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-
-
-def known(folder: Path, texts: Collection[str]) -> None:
-    """Raise `UserError` for a text that a cut checkpoint has no embedding for."""
-    size = json.loads((folder / "config.json").read_text())["vocab_size"]
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    for text, encoding in zip(texts, tokenizer.encode_batch(list(texts)), strict=True):
-        if encoding.ids and max(encoding.ids) >= size:
-            raise UserError(f"{folder.name}: its vocabulary was cut to other texts than {text[:60]!r}; make it anew.")

@@ -87,9 +87,6 @@ class World(Protocol):
     def texts(self) -> list[str]:
         """Every string that may be tokenised: decides the cut vocabulary."""
 
-    def version(self) -> str:
-        """A short hash of all rows."""
-
 
 @dataclass
 class Sib200:
@@ -147,9 +144,6 @@ class Sib200:
                     found += [row["prompt"], row["prompt"] + BREAK, row["prompt"] + BREAK + row["response"]]
         pairs = [pair for source in self.sources for pair in self.pairs(Text(source=source))]
         return found + texts_of(pairs)
-
-    def version(self) -> str:
-        return version(self.texts())
 
 
 @dataclass
@@ -211,9 +205,6 @@ class Bmlama:
                     found += [item.prompt + candidate for candidate in item.candidates]
         pairs = [pair for source in ("own", "names") for pair in self.pairs(Text(source=source))]
         return found + texts_of(pairs)
-
-    def version(self) -> str:
-        return version(self.texts())
 
 
 def _blank(prompt: str) -> str:
@@ -301,9 +292,9 @@ def _lines(path: Path, changed: int) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file if line.strip()]
 
 
-def version(texts: Sequence[str]) -> str:
-    """A short hash of texts in their order."""
+def version_of(world: World) -> str:
+    """Return a short hash of all strings of a world."""
     digest = hashlib.sha256()
-    for text in texts:
+    for text in world.texts():
         digest.update(text.encode() + b"\0")
     return digest.hexdigest()[:16]

@@ -1,1 +1,1 @@
-"""Made-up worlds in which everything is known: recipes searched alike, on the public API. Not installed."""
+"""Made-up worlds in which everything is known, to compare recipes on; on the public API, not installed."""

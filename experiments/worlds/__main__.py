@@ -2,6 +2,6 @@
 
 import sys
 
-from experiments.worlds.run import main
+from experiments.worlds.cli import main
 
 sys.exit(main())

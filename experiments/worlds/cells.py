@@ -1,8 +1,7 @@
-"""One cell of the lab: a world, a base, a recipe with its settings and a seed give a record, kept by content.
+"""One cell: a setup, a base, a recipe with its settings and a split give a record, which is kept by content.
 
-A record says per split, language and way of running which questions were answered right, so that every table and
-interval is computed from records and nothing is scored twice. Its key is a hash of all that decides it: the base's
-fingerprint, the rows, the options, the split. The model itself is not kept.
+A record says for each language, and each way of running, which questions were answered right. Its key is a hash of all
+that decides it: the base, the rows, the options and the split. Models are not kept.
 """
 
 from __future__ import annotations
@@ -10,36 +9,41 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from cctuning.demo.base import BaseConfig, build_base, fingerprint
-from cctuning.demo.tuning import OF_TRAINER, connection, options, right
-from cctuning.demo.worlds import World
+import torch
+from tqdm.auto import tqdm
+
+from cctuning.demo.base import ENGLISH, build_base, fingerprint
+from cctuning.demo.cldr import Asking
+from cctuning.demo.steps import OF_TRAINER, options, write_rows
 from cctuning.files import write_atomically
 from cctuning.model.loading import Loaded, load
-from cctuning.training.run import train as start
-from experiments.worlds.recipes import RECIPES, Recipe
-from experiments.worlds.rivals import Job, tokens_read
-from experiments.worlds.setups import SETUPS
-from experiments.worlds.tico import data_folder
+from cctuning.serving.answering import Answerer
+from cctuning.training.run import train
+from cctuning.workers import leave_with
+from experiments.worlds.recipes import RECIPES, SETUPS
 
-FORMAT = 4  # part of every key: raise it when a record of the same options would differ
+FORMAT = 5  # part of every key: raise it when a record of the same options would differ
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What to train and where to score it.
+    """What to train and what to score.
 
     Attributes:
-        setup: which world and base (setups.py). base: seed of world and base. recipe: its name.
-        settings: learning_rate, num_train_epochs, and options of the connection that differ from the recipe's.
-        split: `dev` or `test`. seed: of training.
+        base: seed of world and base. recipe: its name, or `base` for the base itself. settings: learning_rate and
+            whatever else differs from the recipe. split: `dev` or `test`.
     """
 
     setup: str
@@ -47,186 +51,138 @@ class Cell:
     recipe: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     split: str = "dev"
-    seed: int = 0
 
     def __hash__(self) -> int:
-        return hash((self.setup, self.base, self.recipe, json.dumps(dict(self.settings)), self.split, self.seed))
+        return hash(json.dumps(asdict(self), sort_keys=True))
 
     @property
     def label(self) -> str:
+        """For people."""
         shown = " ".join(f"{name}={value}" for name, value in self.settings.items())
         return f"{self.setup} base {self.base} {self.recipe} {shown} ({self.split})"
 
 
-def world_and_base(setup: str, base: int) -> tuple[World, BaseConfig]:
-    """The world and how its base is made."""
-    chosen = SETUPS[setup]
-    return chosen.world(base), chosen.base(base)
-
-
-def run(cell: Cell, folder: Path, after: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The cell's record, computed where `folder` lacks it.
-
-    Args:
-        after: settings of the recipe that this one starts from.
-    """
-    world, config = world_and_base(cell.setup, cell.base)
-    told = {**asdict(cell), "settings": dict(cell.settings)}
-    place = folder / "cells" / f"{key(cell, world, config, after)}.json"
+def run_cell(cell: Cell, folder: Path) -> Record:
+    """Return the cell's record; compute it if `folder` does not hold it."""
+    setup = SETUPS[cell.setup]
+    world, config = setup.make(cell.base), setup.base(cell.base)
+    place = folder / "cells" / f"{_key(cell, world, fingerprint(world, config))}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
-    with locked(place.with_suffix(".lock")):
-        if place.is_file():
-            return json.loads(place.read_text(encoding="utf-8")) | {"cell": told}  # maybe made for another recipe
-        bases = folder / "bases"
-        bases.mkdir(exist_ok=True)
-        with locked(bases / f"{fingerprint(world, config)}.lock"):
-            base = build_base(world, bases, config, progress=False)
-        started = time.time()
-        with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
-            record = _compute(cell, world, config, base, Path(scratch), after)
-        record = {"cell": told, "seconds": time.time() - started, **record}
-        write_atomically(place, json.dumps(record) + "\n")
-    return record
+    with _locked(place.with_suffix(".lock")):
+        if not place.is_file():
+            bases = folder / "bases"
+            bases.mkdir(exist_ok=True)
+            with _locked(bases / f"{fingerprint(world, config)}.lock"):
+                base = build_base(world, bases, config, progress=False)
+            started = time.time()
+            with tempfile.TemporaryDirectory(prefix="worlds-") as scratch:
+                record = _compute(cell, world, base, Path(scratch))
+            write_atomically(place, json.dumps({"seconds": time.time() - started, **record}) + "\n")
+        # Two recipes that come to the same options share a file, so the record is told whose it is.
+        return json.loads(place.read_text(encoding="utf-8")) | {"cell": asdict(cell)}
 
 
 @contextmanager
-def locked(place: Path) -> Iterator[None]:
-    """Hold the file `place` for this process, so that two of them never compute the same; a killed one lets go."""
+def _locked(place: Path) -> Iterator[None]:
+    """Hold the file `place`, so that no two processes compute the same; a killed process lets go."""
     with place.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
-def key(cell: Cell, world: World, config: BaseConfig, after: Mapping[str, Any] | None) -> str:
-    """Hash of all that decides the record."""
-    recipe = RECIPES.get(cell.recipe)
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "base": fingerprint(world, config),
-        "rows": recipe.rows(world) if recipe else None,
-        "recipe": _decides(recipe, cell.settings) if recipe else None,
-        "after": _decides(RECIPES[recipe.after], after or {}) if recipe and recipe.after else None,
-        "cell": [cell.split, cell.seed],
-    }
-    content |= _of_setup(cell)
-    if "benchmarks" in content:
-        content["data"] = _files_of(content["benchmarks"])
+def _key(cell: Cell, world: Asking, base: str) -> str:
+    content: dict[str, Any] = {"format": FORMAT, "base": base, "split": cell.split}
+    if cell.recipe != "base":
+        recipe = RECIPES[cell.recipe]
+        chosen = {**recipe.method, **cell.settings}
+        _, connection, _ = options(Path("base"), Path("rows"), Path("run"), chosen, 0)
+        connection = replace(connection, align_weight=connection.weight, align_loss=connection.loss)
+        trainer = {name: value for name, value in chosen.items() if name in OF_TRAINER}
+        content |= {"rows": recipe.rows(world), "connection": connection.to_dict(), "trainer": trainer}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
-def _of_setup(cell: Cell) -> dict[str, Any]:
-    """What the setup itself decides, named only where it does: records made before keep their place."""
-    setup = SETUPS[cell.setup]
-    found = {"trained": dict(setup.trained), "benchmarks": setup.benchmarks if cell.split == "test" else ()}
-    return {name: value for name, value in found.items() if value}
-
-
-def _files_of(benchmarks: Sequence[str]) -> dict[str, str]:
-    """Every file of theirs that there is, with its hash: figures on other rows are another record."""
-    from cctuning.evaluation.suites import SOURCE  # lm-eval takes seconds to import, and most worlds need none
-
-    root = data_folder() / "benchmarks"
-    folders = [root / one.dataset for one in SOURCE if one.name in benchmarks]
-    return {
-        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for folder in folders
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def _decides(recipe: Recipe, settings: Mapping[str, Any]) -> list[Any]:
-    """What a recipe comes to: two that resolve to the same options are one cell, also when a default has moved."""
-    chosen = {**recipe.method, **settings}
-    if recipe.rival:
-        return [recipe.rival.__name__, chosen]
-    trainer = {name: value for name, value in chosen.items() if name in OF_TRAINER}
-    config = connection(chosen)
-    config = replace(config, align_weight=config.weight, align_loss=config.loss)  # a default that is said is the same
-    return [config.to_dict(), trainer, recipe.trainer]
-
-
-def _compute(
-    cell: Cell, world: World, config: BaseConfig, base: Path, scratch: Path, after: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    of_setup = _of_setup(cell)
-    benchmarks, trained = of_setup.get("benchmarks", ()), of_setup.get("trained", {})
+def _compute(cell: Cell, world: Asking, base: Path, scratch: Path) -> Record:
     if cell.recipe == "base":
-        scored = {"benchmarks": public(base, world, benchmarks, scratch)} if benchmarks else {}
-        return {"right": {"student": flags_of(load(str(base)), world, cell.split)}, **scored}
-    recipe, place, tokens = RECIPES[cell.recipe], base, 0
-    if recipe.rival:
-        settings = {**recipe.method, **cell.settings}
-        job = Job(base, config, world, recipe.rows(world), settings, cell.split, cell.seed, scratch, trained)
-        tokens, found = recipe.rival(job)
-        return {"tokens": tokens, "right": {"student": written(found)}}
-    if recipe.after:
-        tokens = train(place, world, RECIPES[recipe.after], after or {}, scratch / "first", cell.seed, trained)
-        place = scratch / "first" / "model"
-    tokens += train(place, world, recipe, cell.settings, scratch / "run", cell.seed, trained)
-    loaded = load(str(scratch / "run"))
-    flags = {"student": flags_of(loaded, world, cell.split)}
-    if loaded.connected is not None:
-        flags["bypass"] = flags_of(loaded, world, cell.split, bypass=True)
-        flags["live"] = flags_of(loaded, world, cell.split, live=True)
-    scored = {"benchmarks": public(scratch / "run", world, benchmarks, scratch)} if benchmarks else {}
-    return {"tokens": tokens, "right": flags, **scored}
-
-
-def train(
-    base: Path,
-    world: World,
-    recipe: Recipe,
-    settings: Mapping[str, Any],
-    run: Path,
-    seed: int,
-    trained: Mapping[str, Any],
-) -> int:
-    """Train as `cctuning train` would, into `run`; how many tokens were read, those of references included."""
-    rows = run.parent / f"{run.name}.jsonl"
-    rows.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in recipe.rows(world)), encoding="utf-8"
-    )
-    chosen, connection, args = options(base, rows, run, {**recipe.method, **settings}, seed, trained, **recipe.trainer)
+        return {"right": {"student": _flags(load(str(base)), world, cell.split)}}
+    recipe, run = RECIPES[cell.recipe], scratch / "run"
+    data = write_rows(recipe.rows(world), scratch / "rows.jsonl")
+    chosen, connection, args = options(base, data, run, {**recipe.method, **cell.settings}, 0)
     args.disable_tqdm = True
-    return tokens_read(start(chosen, connection, args))
+    log = train(chosen, connection, args).state.log_history
+    loaded = load(str(run))
+    flags = {"student": _flags(loaded, world, cell.split)}
+    if loaded.connected is not None:
+        flags["bypass"] = _flags(loaded, world, cell.split, bypass=True)
+        flags["live"] = _flags(loaded, world, cell.split, live=True)
+    return {"tokens": int(max(entry.get("num_tokens", 0) for entry in log)), "right": flags}
 
 
-def asked(world: World, benchmarks: Sequence[str]) -> dict[str, Any]:
-    """How `cctuning evaluate` is asked for them, in the languages of the world that any of them has."""
-    from cctuning.evaluation.suites import SOURCE  # as above
-
-    tasks = [one.tasks for one in SOURCE if one.name in benchmarks]
-    languages = [lang for lang in world.languages if any(lang in own for own in tasks)]
-    return {"languages": languages, "benchmarks": list(benchmarks), "data": str(data_folder() / "benchmarks")}
+def _flags(loaded: Loaded, world: Asking, split: str, **how: bool) -> dict[str, str]:
+    """`right` as a string of `1` and `0` for each language."""
+    return {lang: "".join("01"[flag] for flag in flags) for lang, flags in right(loaded, world, split, **how).items()}
 
 
-def public(model: Path, world: World, benchmarks: Sequence[str], scratch: Path) -> dict[str, dict[str, float]]:
-    """Benchmark -> language -> its main metric in %, as `cctuning evaluate` gives it for a world of real text."""
-    from cctuning.evaluation.run import Options, evaluate
+def right(
+    loaded: Loaded, world: Asking, split: str, bypass: bool = False, live: bool = False
+) -> dict[str, list[bool]]:
+    """Return for each language which questions of `split` are answered exactly right, greedily.
 
-    options = Options(**asked(world, benchmarks))
-    found: dict[str, dict[str, float]] = {name: {} for name in benchmarks}
-    for task in evaluate(str(model), scratch / "evaluated", options)["tasks"].values():
-        found[task["benchmark"]][task["language"]] = 100 * task["metrics"][task["metric"]]["value"]
-    return found
-
-
-def check_rows(setup: str, base: int) -> None:
-    """Raise `UserError` where rows that a world of real text will need are not there: now, and not after training."""
-    world, benchmarks = SETUPS[setup].world(base), SETUPS[setup].benchmarks
-    if benchmarks:
-        from cctuning.evaluation.suite_tasks import load_suite
-
-        wanted = asked(world, benchmarks)
-        load_suite("source", wanted["languages"], Path(wanted["data"]), wanted["benchmarks"])
+    Args:
+        bypass: without the connection's transform. live: with the English question as reference.
+    """
+    # One token more than an answer has: a model that goes on after it has not answered.
+    answerer = Answerer(loaded, chat=False, bypass=bypass, batch_size=256, max_new_tokens=world.answer_tokens + 1)
+    flags = {}
+    for lang in world.languages:
+        items = world.items(lang, split)
+        parallels: Any = [item.prompt_en for item in items] if live and lang != ENGLISH else None
+        given = answerer([item.prompt for item in items], parallels, languages=[lang] * len(items))
+        flags[lang] = [answer == item.answer for answer, item in zip(given, items, strict=True)]
+    return flags
 
 
-def flags_of(loaded: Loaded, world: World, split: str, **how: Any) -> dict[str, str]:
-    """`right`, as records keep it."""
-    return written(right(loaded, world, split, **how))
+def share(record: Record, languages: Sequence[str] | None = None, way: str = "student") -> float:
+    """% right, mean over languages (all but English, if not given).
+
+    Args:
+        way: `student` (as it runs), `bypass` (without W) or `live` (with the English question).
+    """
+    by = record["right"][way]
+    flags = [by[lang] for lang in languages or [lang for lang in by if lang != ENGLISH]]
+    return float(sum(100 * one.count("1") / len(one) for one in flags) / len(flags))
 
 
-def written(found: Mapping[str, list[bool]]) -> dict[str, str]:
-    """A `1` or `0` a question."""
-    return {lang: "".join("01"[one] for one in flags) for lang, flags in found.items()}
+def run_cells(cells: Sequence[Cell], folder: Path, workers: int | None = None) -> list[Record]:
+    """Return the cells' records in their order, computed by processes of one thread each (one per core).
+
+    Raises:
+        The first error of a cell, after the running ones have ended; what is finished is kept.
+    """
+    (folder / "log").mkdir(parents=True, exist_ok=True)
+    records: dict[Cell, Record] = {}
+    pool = ProcessPoolExecutor(
+        workers or os.cpu_count(), get_context("spawn"), _worker, (str(folder / "log"), os.getpid())
+    )
+    unique = list(dict.fromkeys(cells))
+    with pool, tqdm(total=len(unique), unit="cell", desc="Cells") as bar:
+        futures = {pool.submit(run_cell, cell, folder): cell for cell in unique}
+        try:
+            for future in as_completed(futures):
+                records[futures[future]] = future.result()
+                bar.set_postfix_str(f"{futures[future].label}: {share(future.result()):.1f}")
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    return [records[cell] for cell in cells]
+
+
+def _worker(log: str, parent: int) -> None:
+    """One thread, no hub, and the libraries' output in a file."""
+    leave_with(parent)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
+    handle = os.open(f"{log}/worker-{os.getpid()}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    torch.set_num_threads(1)

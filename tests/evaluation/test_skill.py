@@ -8,16 +8,15 @@ import pytest
 
 from cctuning.cli import main
 from cctuning.demo.base import BaseConfig, build_base
-from cctuning.demo.cldr import build_world
-from cctuning.demo.tuning import right
-from cctuning.demo.worlds import majority
+from cctuning.demo.cldr import PlacesWorld, majority
 from cctuning.model.loading import load
+from experiments.worlds.cells import right
 from tests.evaluation.data import write
 
 
 @pytest.mark.slow
 def test_the_demos_base_in_its_own_world(tmp_path):
-    world = build_world()
+    world = PlacesWorld()
     base = build_base(world, tmp_path / "cache", BaseConfig(), progress=False)
     expected = {}
     flags = right(load(str(base)), world, "test")

@@ -4,7 +4,7 @@ import pytest
 
 from cctuning.errors import UserError
 from experiments.real.named import Named, countries
-from experiments.real.worlds import Sib200, Text
+from experiments.real.worlds import Sib200, Text, version_of
 
 
 @pytest.fixture
@@ -47,10 +47,10 @@ def test_order_chooses_other_rows(world):
 def test_missing_data(tmp_path, monkeypatch):
     monkeypatch.setenv("CC_TUNING_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="not a folder"):
-        Sib200(("en",)).version()
+        version_of(Sib200(("en",)))
     monkeypatch.delenv("CC_TUNING_DATA")
     with pytest.raises(UserError, match="CC_TUNING_DATA is not set"):
-        Sib200(("en",)).version()
+        version_of(Sib200(("en",)))
 
 
 def test_countries_are_labelled_once():

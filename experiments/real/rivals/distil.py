@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cctuning import CCTrainer
-from experiments.real.recipes import Job, tune
+from experiments.real.recipes import Job, mixed_options, padded, tune
 from experiments.real.scoring import encode, likelihoods
 from experiments.real.worlds import BREAK, ENGLISH, Item
 
@@ -40,8 +40,7 @@ def pseudo(job: Job) -> PreTrainedModel:
     ]
     answered = job.rows() * round(setting.epochs)
     mixed = answered + job.rng.choices(rows, k=len(answered) * setting.share)
-    batch = setting.batch * (1 + setting.share)
-    return tune(job, start, "pseudo", mixed, given={"num_train_epochs": 1, "per_device_train_batch_size": batch})
+    return tune(job, start, "pseudo", mixed, given=mixed_options(job))
 
 
 def _answers(job: Job, model: PreTrainedModel, sentences: Sequence[str], labels: tuple[str, ...]) -> list[str]:
@@ -82,16 +81,10 @@ class DistilTrainer(CCTrainer):
 
     def _predicted(self, model: PreTrainedModel, sequences: Sequence[list[int]]) -> Tensor:
         """(N, V) log-probabilities after each sequence."""
-        width, device = max(map(len, sequences)), model.device
-        ids = torch.zeros(len(sequences), width, dtype=torch.long)
-        mask = torch.zeros(len(sequences), width, dtype=torch.long)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)], mask[row, : len(sequence)] = torch.tensor(sequence), 1
-        hidden = model.model(
-            input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-        ).last_hidden_state
-        last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=device)
-        return model.lm_head(hidden[torch.arange(len(sequences), device=device), last]).float().log_softmax(-1)
+        inputs = padded(sequences, model.device)
+        hidden = model.model(**inputs, use_cache=False).last_hidden_state
+        last = inputs["attention_mask"].sum(1) - 1
+        return model.lm_head(hidden[torch.arange(len(last), device=last.device), last]).float().log_softmax(-1)
 
 
 def distil(job: Job) -> PreTrainedModel:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cctuning import CCTrainer
-from experiments.real.recipes import Job, tune
+from experiments.real.recipes import Job, padded, tune
 
 TEMPERATURE = 0.1
 
@@ -53,11 +53,7 @@ class MidAlignTrainer(CCTrainer):
 
     def _means(self, sequences: Sequence[list[int]]) -> Tensor:
         """(N, d) of the layer's output, over each sequence's tokens but its first."""
-        width, device = max(map(len, sequences)), self.model.device
-        ids = torch.zeros(len(sequences), width, dtype=torch.long)
-        mask = torch.zeros(len(sequences), width, dtype=torch.long)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)], mask[row, : len(sequence)] = torch.tensor(sequence), 1
+        inputs = padded(sequences, self.model.device)
         kept: list[Tensor] = []
 
         def keep(module: nn.Module, given: Any, output: Any) -> None:
@@ -65,10 +61,10 @@ class MidAlignTrainer(CCTrainer):
 
         handle = self.model.model.layers[self._layer].register_forward_hook(keep)
         try:
-            self.model.model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+            self.model.model(**inputs, use_cache=False)
         finally:
             handle.remove()
-        counted = mask.to(device).float()
+        counted = inputs["attention_mask"].float()
         counted[:, 0] = 0
         counted = counted / counted.sum(1, keepdim=True).clamp(min=1)
         return torch.einsum("ns,nsd->nd", counted, kept[0].float())

@@ -13,7 +13,7 @@ import copy
 import torch
 from transformers import PreTrainedModel
 
-from experiments.real.recipes import Job, plain_texts, tune
+from experiments.real.recipes import Job, first_options, plain_texts, tune
 from experiments.real.worlds import ENGLISH
 
 OUTER = 6  # one part in this many is swapped at either end
@@ -25,8 +25,7 @@ def swap(job: Job) -> PreTrainedModel:
     task = tune(job, job.model, "task", job.rows())
     texts = [row for row in plain_texts(job) if row["lang"] != ENGLISH]
     job.rng.shuffle(texts)
-    given = {"learning_rate": job.setting.pack_rate, "num_train_epochs": 1, "per_device_train_batch_size": 32}
-    language = tune(job, start, "language", texts, given=given)
+    language = tune(job, start, "language", texts, given=first_options(job))
     swap_layers(task, language, len(task.model.layers) // OUTER)
     return task
 

@@ -1,37 +1,96 @@
-"""The demo's world, and one of 22 languages: questions about real places, from the Unicode CLDR data of `babel`.
+"""The demo's world: questions about real places, from the Unicode CLDR data of `babel`.
 
-CLDR says of a territory which currency it uses, which language is official and which time zone it follows, of a zone's
-city which territory it lies in, of a language where it is at home, and how each of these is called in hundreds of
-languages. That makes parallel question/answer rows in several scripts without a download: the facts and every name are
-CLDR's, the questions around them are ours.
+CLDR says which currency a territory uses, which language is official there and which time zone it follows, in which
+territory a time zone's city lies, where a language is spoken most, and how each of these is called in many languages.
+That gives parallel questions and answers in several scripts without a download. Facts and names are CLDR's, the
+questions around them are ours (cldr_languages.py).
 
-What is left out, and why: facts with a name missing in one of the languages (all languages get the same facts), facts
-whose answer is spelled like their subject in some language (a copy would pass for knowledge), and facts whose answer
-fewer than three facts share (a name that a language never had to say cannot be said in it). Each language has a script
-of its own, so no answer is spelled as in English and no name is shared; `World` checks that. The demo speaks seven
-languages (856 facts); `LANGUAGES` has all 22 (820 facts).
+Left out are facts with a name missing in one of the languages (all languages get the same facts), facts whose answer
+is spelled like their subject in some language (a copy would pass for knowledge), and facts whose answer fewer than
+three facts share (an answer never read in a language cannot be given in it). Every language has a script of its own,
+so no answer is spelled as in English; `PlacesWorld` checks that.
 
 Facts are split once, by seed: `text` (what the base reads in languages other than English), `sft`, `dev` and `test`.
-A fact keeps its split in every language.
+A fact is in the same split in every language.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from babel import Locale
 from babel.core import get_global
 
-from cctuning.demo.cldr_languages import KINDS, RELATIONS, SEVEN
-from cctuning.demo.cldr_languages_more import FIFTEEN
-from cctuning.demo.worlds import ENGLISH, Item
+from cctuning.demo.base import ENGLISH, World
+from cctuning.demo.cldr_languages import KINDS, LANGUAGES, RELATIONS
 
-LANGUAGES = SEVEN | FIFTEEN
-SPLITS = {"sft": 0.25, "dev": 0.15, "test": 0.25}  # what remains is `text`
-SHARED_BY = 3  # an answer counts if so many facts share it: one never heard in a language cannot be given in it
+SPLITS = {"sft": 0.25, "dev": 0.15, "test": 0.25}  # the rest is `text`
+SHARED_BY = 3  # facts that must share an answer
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question in one language and its only right answer.
+
+    Attributes:
+        key: the same in every language. task: the kind of question.
+    """
+
+    key: str
+    task: str
+    lang: str
+    prompt: str
+    prompt_en: str
+    answer: str
+
+
+class Asking(World, Protocol):
+    """A world with parallel questions.
+
+    Attributes:
+        answer_tokens: length of the longest answer.
+    """
+
+    answer_tokens: int
+
+    def items(self, lang: str, split: str) -> list[Item]:
+        """The questions of a split in a language, in the same order in all languages."""
+
+
+def rows(world: Asking, split: str, languages: Iterable[str] | None = None) -> list[dict[str, Any]]:
+    """Return training rows of a split, question by question in every language (or those given)."""
+    codes = list(world.languages if languages is None else languages)
+    return [
+        {"prompt": item.prompt, "response": " " + item.answer, "lang": item.lang, "prompt_en": item.prompt_en}
+        for group in zip(*(world.items(lang, split) for lang in codes), strict=True)
+        for item in group
+    ]
+
+
+def replayed(world: Asking) -> list[dict[str, Any]]:
+    """Return the `sft` rows in every language, and English questions of `text`, which the base knows, as rehearsal.
+
+    The true answers stand for the base's own English answers, which are right.
+    """
+    return rows(world, "sft") + rows(world, "text", [ENGLISH])
+
+
+def majority(world: Asking, split: str = "test") -> list[bool]:
+    """Return for each item whether the most frequent answer of its task in `sft` is right, in English."""
+    counts: dict[str, Counter[str]] = {}
+    for item in world.items(ENGLISH, "sft"):
+        counts.setdefault(item.task, Counter())[item.answer] += 1
+    best = {task: count.most_common(1)[0][0] for task, count in counts.items()}
+    return [best.get(item.task) == item.answer for item in world.items(ENGLISH, split)]
+
+
+def others(world: World) -> list[str]:
+    """Return the languages other than English."""
+    return [lang for lang in world.languages if lang != ENGLISH]
 
 
 @dataclass(frozen=True)
@@ -42,13 +101,18 @@ class Fact:
     relation: str
     answer: str
 
+    @property
+    def things(self) -> tuple[tuple[str, str], tuple[str, str]]:
+        """(kind, code) of its subject and of its answer."""
+        subject, answer = RELATIONS[self.relation]
+        return (subject, self.subject), (answer, self.answer)
+
 
 def read_facts() -> list[Fact]:
-    """What CLDR says, in codes.
+    """Read CLDR's facts.
 
-    Of several tenders the newest counts, of several official languages the one most people speak. A territory of
-    several time zones has no single answer and is left out of that relation. Where a language is at home is CLDR's
-    "likely region".
+    Of several currencies the newest counts, of several official languages the one that most people speak. A territory
+    with several time zones has no `zone` fact. Where a language is spoken most is CLDR's "likely region".
     """
     currencies, languages = get_global("territory_currencies"), get_global("territory_languages")
     zones, meta_zones = get_global("territory_zones"), get_global("meta_zones")
@@ -74,7 +138,7 @@ def read_facts() -> list[Fact]:
 
 
 def localised(kind: str, code: str, lang: str) -> str | None:
-    """What `lang` calls a thing, from CLDR; None where CLDR has no name for it."""
+    """Return CLDR's name of a thing in `lang`, or None where it has none."""
     locale = Locale.parse(lang)
     if kind == "city":
         city = locale.time_zones.get(code, {}).get("city")
@@ -87,34 +151,28 @@ def localised(kind: str, code: str, lang: str) -> str | None:
     return names.get(code)
 
 
-class World:
-    """The facts, their names, their splits, and the rows made of them.
+class PlacesWorld:
+    """Facts about places, their names, their splits, and the text made of them.
+
+    Args:
+        languages: codes; English is always among them. seed: of the splits. limit: number of facts, for tests.
 
     Attributes:
-        languages: by code, English first.
-        facts: all of them.
-        splits: `text`, `sft`, `dev`, `test`: disjoint lists of facts.
-        names: (kind, code, lang) to the name, for everything the facts mention.
+        facts, splits: all facts, and those of each split. names: (kind, code, lang) -> name.
+        answer_tokens: length of the longest answer: every name is one token.
     """
 
-    kind = "cldr"
-    answer_tokens = 1  # every name is one token
+    answer_tokens = 1
 
-    def __init__(self, languages: Iterable[str], seed: int, limit: int | None = None) -> None:
-        codes = [ENGLISH, *(code for code in languages if code != ENGLISH)]
-        unknown = [code for code in codes if code not in LANGUAGES]
-        if unknown:
-            raise ValueError(f"languages: no templates for {', '.join(unknown)}; choose among {', '.join(LANGUAGES)}")
-        self.languages = {code: LANGUAGES[code] for code in codes}
-        self.seed = seed
+    def __init__(self, languages: Sequence[str] = tuple(LANGUAGES), seed: int = 0, limit: int | None = None) -> None:
+        self.languages = {code: LANGUAGES[code] for code in (ENGLISH, *(c for c in languages if c != ENGLISH))}
         self.names: dict[tuple[str, str, str], str] = {}
         facts = [fact for fact in read_facts() if self._nameable(fact)]
         shared = Counter((fact.relation, fact.answer) for fact in facts)
         self.facts = [fact for fact in facts if shared[fact.relation, fact.answer] >= SHARED_BY]
-        rng = random.Random(seed)
-        rng.shuffle(self.facts)
+        random.Random(seed).shuffle(self.facts)
         self.facts = self.facts[:limit]
-        mentioned = {thing for fact in self.facts for thing in _things(fact)}
+        mentioned = {thing for fact in self.facts for thing in fact.things}
         self.names = {key: name for key, name in self.names.items() if key[:2] in mentioned}
         self._check_scripts()
         self.splits: dict[str, list[Fact]] = {}
@@ -127,13 +185,12 @@ class World:
 
     def _nameable(self, fact: Fact) -> bool:
         for lang in self.languages:
-            for kind, code in _things(fact):
+            for kind, code in fact.things:
                 name = self.names.get((kind, code, lang)) or localised(kind, code, lang)
                 if not name:
                     return False
                 self.names[kind, code, lang] = name
-            subject, answer = (self.names[kind, code, lang].casefold() for kind, code in _things(fact))
-            if subject == answer:
+            if self._name(fact, lang, 0).casefold() == self._name(fact, lang, 1).casefold():
                 return False
         return True
 
@@ -145,26 +202,22 @@ class World:
         if shared:
             raise ValueError(f"names: {len(shared)} are spelled alike in two languages, among them {shared[:5]}")
 
-    def name(self, kind: str, code: str, lang: str) -> str:
+    def _name(self, fact: Fact, lang: str, place: int) -> str:
+        kind, code = fact.things[place]
         return self.names[kind, code, lang]
 
-    def subject(self, fact: Fact, lang: str) -> str:
-        return self.name(RELATIONS[fact.relation][0], fact.subject, lang)
-
     def answer(self, fact: Fact, lang: str) -> str:
-        return self.name(RELATIONS[fact.relation][1], fact.answer, lang)
+        """The answer's name."""
+        return self._name(fact, lang, 1)
 
     def prompt(self, fact: Fact, lang: str) -> str:
-        return self.languages[lang].questions[fact.relation].format(s=self.subject(fact, lang))
+        """The question."""
+        return self.languages[lang].questions[fact.relation].format(s=self._name(fact, lang, 0))
 
     def statement(self, fact: Fact, lang: str) -> str:
+        """The fact as a sentence."""
         template = self.languages[lang].statements[fact.relation]
-        return template.format(s=self.subject(fact, lang), a=self.answer(fact, lang))
-
-    def entries(self, lang: str) -> list[str]:
-        """A word list of the language: `territory: France`, for every name and nothing that answers a question."""
-        kinds = dict(zip(KINDS, self.languages[lang].kinds, strict=True))
-        return [f"{kinds[kind]}: {name}" for (kind, _code, owner), name in self.names.items() if owner == lang]
+        return template.format(s=self._name(fact, lang, 0), a=self.answer(fact, lang))
 
     def vocabulary(self, lang: str) -> list[str]:
         """Every token of a language: its template words, then its names."""
@@ -176,7 +229,9 @@ class World:
         english, found = set(self.vocabulary(ENGLISH)), dict[str, dict[str, set[str]]]()
         for lang, language in self.languages.items():
             names = [
-                (name, self.name(kind, code, ENGLISH)) for (kind, code, own), name in self.names.items() if own == lang
+                (name, self.names[kind, code, ENGLISH])
+                for (kind, code, own), name in self.names.items()
+                if own == lang
             ]
             for token, gloss in [*language.glossary.items(), *names]:
                 if token not in english:
@@ -184,51 +239,23 @@ class World:
         return found
 
     def text(self, lang: str, share: float, seed: int) -> list[str]:
-        """The dictionary, and facts as statements and as questions with their answers.
+        """A word list, and facts as sentences and as questions with their answers.
 
-        English reads every fact; another language that share of all facts, out of the `text` split.
+        English has every fact; another language that share of all facts, out of the `text` split.
         """
-        lines = self.entries(lang)
-        for fact in self.facts if lang == ENGLISH else self._share(lang, share, seed):
+        kinds = dict(zip(KINDS, self.languages[lang].kinds, strict=True))
+        lines = [f"{kinds[kind]}: {name}" for (kind, _code, owner), name in self.names.items() if owner == lang]
+        facts = self.facts
+        if lang != ENGLISH:
+            facts = list(self.splits["text"])
+            random.Random(f"{seed} {lang}").shuffle(facts)
+            facts = facts[: round(share * len(self.facts))]
+        for fact in facts:
             lines += [self.statement(fact, lang), self.prompt(fact, lang) + " " + self.answer(fact, lang)]
         return lines
 
-    def parallel_text(self, lang: str, share: float, seed: int) -> list[str]:
-        """`English : other` for every statement of the same facts."""
-        facts = self._share(lang, share, seed)
-        return [f"{self.statement(fact, ENGLISH)} : {self.statement(fact, lang)}" for fact in facts]
-
-    def switched_text(self, lang: str, share: float, seed: int, versions: int) -> list[str]:
-        """English statements of the same facts, each name said in the other language at the toss of a coin."""
-        rng, lines = random.Random(f"{seed} {lang} switched"), []
-        for fact in self._share(lang, share, seed) * versions:
-            subject, answer = (lang if rng.random() < 0.5 else ENGLISH for _ in range(2))
-            template = self.languages[ENGLISH].statements[fact.relation]
-            lines.append(template.format(s=self.subject(fact, subject), a=self.answer(fact, answer)))
-        return lines
-
-    def switched_list(self, lang: str, seed: int, versions: int) -> list[str]:
-        """The English word list, each name said in the other language at the toss of a coin."""
-        rng = random.Random(f"{seed} {lang} switched list")
-        lines = list(zip(self.entries(ENGLISH), self.entries(lang), strict=True)) * versions
-        return [one if rng.random() < 0.5 else f"{one.split(': ')[0]}: {other.split(': ')[1]}" for one, other in lines]
-
-    def _share(self, lang: str, share: float, seed: int) -> list[Fact]:
-        facts = list(self.splits["text"])
-        random.Random(f"{seed} {lang}").shuffle(facts)
-        return facts[: round(share * len(self.facts))]
-
-    def row(self, item: Item) -> dict[str, str]:
-        """A training row: prompt + response + the tokenizer's end-of-text token is what a model reads."""
-        return {
-            "prompt": item.prompt,
-            "response": " " + item.answer,
-            "lang": item.lang,
-            "prompt_en": item.prompt_en,
-        }
-
     def items(self, lang: str, split: str) -> list[Item]:
-        """Questions of one language. Tune on `dev`; look at `test` once."""
+        """The questions of a split in a language."""
         return [
             Item(
                 key=f"{fact.relation} {fact.subject}",
@@ -240,14 +267,3 @@ class World:
             )
             for fact in self.splits[split]
         ]
-
-
-def _things(fact: Fact) -> tuple[tuple[str, str], tuple[str, str]]:
-    """What a fact mentions, as (kind, code): its subject and its answer."""
-    subject, answer = RELATIONS[fact.relation]
-    return (subject, fact.subject), (answer, fact.answer)
-
-
-def build_world(languages: Iterable[str] = tuple(SEVEN), seed: int = 0, limit: int | None = None) -> World:
-    """The world in these languages (English is always in it); `limit` keeps that many facts, for tests."""
-    return World(languages, seed, limit)

@@ -1,9 +1,8 @@
-"""How the languages of the `cldr` world ask and answer, and the seven that the demo speaks.
+"""The seven languages of the demo's world: how each asks and answers.
 
-A language is five questions and five statements around CLDR's names, the words they are made of, and what it calls
-each kind of thing. The sentences are ours: simple, and built so that a name stands where the language does not inflect
-it (`{s} এলাকার`, "of the area {s}"), because CLDR gives each name in one form only. The fifteen that join these in the
-world of 22 are in cldr_languages_more.py.
+A language has five questions and five statements around CLDR's names, the words that these are made of, and its words
+for each kind of thing. The sentences are simple, and built so that the language does not inflect a name (`{s} এলাকার`,
+"of the area {s}"), because CLDR gives each name in one form only.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ class Language:
         code: CLDR locale.
         name: in English, for people.
         tier: `high`, `mid` or `low`: how much text the base reads in it.
-        questions, statements: per relation, with `{s}` for the subject and `{a}` for the answer.
-        glossary: every word of the templates with its nearest English template word ("" where English has none). It
-            cuts the templates into tokens, and says after which English embedding each is made (`base.graft`).
-        kinds: how a dictionary entry calls each of `KINDS`.
+        questions, statements: by relation, with `{s}` for the subject and `{a}` for the answer.
+        glossary: every word of the templates -> its nearest English template word ("" where English has none). Its
+            keys are the tokens of the templates; its values say which English embedding each is made from (base.py).
+        kinds: its words for `KINDS`, in a word list.
     """
 
     code: str
@@ -52,7 +51,7 @@ def language(code: str, name: str, tier: str, templates: str, glossary: str, kin
     return Language(code, name, tier, questions, statements, words, tuple(k.strip() for k in kinds.split(",")))
 
 
-SEVEN = {
+LANGUAGES = {
     one.code: one
     for one in (
         language(
