@@ -51,14 +51,14 @@ def step(connected):
     seen = []
     last = find_sites(connected.model)[-1].layer
     handle = last.register_forward_hook(
-        lambda _, given, output: seen.append((output[0] if isinstance(output, tuple) else output).shape[0])
+        lambda _, given, output: seen.append((output[0] if isinstance(output, tuple) else output).shape[:2].numel())
     )
     torch.manual_seed(0)  # some families drop out
     result = connected(**batch(), loss_only=True)
     result.loss.backward()
     handle.remove()
     gradients = {name: p.grad for name, p in connected.named_parameters() if p.grad is not None}
-    return result, gradients, seen[0]
+    return result, gradients, seen[-1]  # before it padding_free may try the model
 
 
 def same(one, other):
@@ -77,7 +77,7 @@ def test_loss_and_gradients_are_those_of_all_rows_in_all_layers(name):
     found = step(connected)
     same(step(connect(name, False, **{layers: 4})), found)
     rotary = getattr(unwrap(connected.model).config, "rope_parameters", None) is not None
-    assert found[2] == (len(ANSWERED) if rotary else 5)
+    assert found[2] == 9 * (len(ANSWERED) if rotary else 5)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -91,7 +91,21 @@ def test_with_lora_checkpointing_and_either_attention(how, attention):
         unwrap(connected.model).set_attn_implementation(attention_of)
         pairs.append(step(connected))
     same(pairs[1], pairs[0])
-    assert [pair[2] for pair in pairs] == [len(ANSWERED), 5]
+    assert [pair[2] for pair in pairs] == [9 * len(ANSWERED), 9 * 5]
+
+
+@pytest.mark.parametrize("how", [{}, {"lora": True}, {"checkpointing": True}], ids=str)
+@pytest.mark.parametrize("align_loss", ["contrastive", "standardized"])
+def test_without_padding(align_loss, how):
+    """Rows with an answer then have sequences of their own."""
+    results = []
+    for skip, packed in ((False, False), (True, True), (False, True)):
+        connected = connect("gemma3", skip, align_loss, num_hidden_layers=4, **how)
+        connected.padding_free = packed
+        results.append(step(connected))
+    same(results[0], results[1])
+    same(results[0], results[2])
+    assert results[1][2] < results[2][2]
 
 
 @pytest.mark.parametrize("name", sorted(MOE))

@@ -59,7 +59,8 @@ class Plan:
         spans: `record` and `align` of pooled rows: the positions that are averaged; None otherwise.
         offered: `align`: layer -> what its rows are aligned to.
         stop: the forward ends after the last aligned layer, for nothing above it is needed.
-        kept: (K,) the rows that the layers above the last aligned one run on; None: all.
+        kept: (K,) the sequences, of `sequences` in the batch (rows, or several packed into one), that the layers above
+            the last aligned one run on; None: all.
         memory: layer -> what it kept of the references, in a pass before or in a recording.
         reference: masks of the reference batch, where it ran.
         reference_rows: where the references run in this same batch (gradient through the reference): the number of
@@ -85,6 +86,7 @@ class Plan:
     offered: dict[int, Offered] = field(default_factory=dict)
     stop: bool = False
     kept: Tensor | None = None
+    sequences: int = 0
     memory: dict[int, LayerMemory] = field(default_factory=dict)
     reference: Reference | None = None
     reference_rows: int | None = None

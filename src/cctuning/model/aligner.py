@@ -57,7 +57,7 @@ class Aligner:
         if plan.stop:
             raise Enough
         assert plan.kept is not None
-        return select_rows(args, plan.kept, plan.rows), select_rows(kwargs, plan.kept, plan.rows)
+        return select_rows(args, plan.kept, plan.sequences), select_rows(kwargs, plan.kept, plan.sequences)
 
     def shorten(self, step: Step, whole: bool, loss_only: bool) -> None:
         """Let rows without an answer skip the layers above the last aligned one, where nothing of them is wanted.
@@ -71,7 +71,7 @@ class Aligner:
         if not bool(answered.any()):
             step.plan.stop = self.may_end(whole)
         elif self.may_leave and loss_only and not bool(answered.all()):
-            step.plan.kept = answered.nonzero().squeeze(1)
+            step.plan.kept, step.plan.sequences = answered.nonzero().squeeze(1), step.plan.rows
 
     def may_end(self, whole: bool) -> bool:
         """Whether a forward may end early: not with several processes. `whole`: the model is not wrapped."""
@@ -127,7 +127,8 @@ def select_rows(given: Any, kept: Tensor, rows: int) -> Any:
     """`given` with only the rows `kept` (K,) of each tensor that has one entry for each of `rows`.
 
     Args:
-        given: arguments of a decoder layer: hidden states (rows or K, T, d), masks, positions.
+        given: arguments of a decoder layer: hidden states (rows, T, d), or (K, T, d) of the layer below, masks,
+            positions.
     """
     if isinstance(given, Tensor):
         return given[kept] if given.ndim > 1 and given.shape[0] == rows else given

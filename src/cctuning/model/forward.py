@@ -126,9 +126,10 @@ class ConnectedForward(nn.Module):
         inputs = {"input_ids": step.input_ids, "attention_mask": step.attention_mask, **kwargs}
         if self.padding_free:
             self.check_padding_free()
-            step.packed = pack(step.input_ids, step.attention_mask, unwrap(self.model).config.get_text_config())
+            config = unwrap(self.model).config.get_text_config()
+            step.packed = pack(step.input_ids, step.attention_mask, config, kept=kept)
             step.packed.apply(step.plan)
-            index = None if index is None else step.packed.place[index]
+            index = step.packed.place[flat_index(step.score)[0]] if loss_only else None
             inputs = {**step.packed.inputs, **kwargs}
         if step.plan.stop and self.aligner is not None:
             with suppress(Enough):

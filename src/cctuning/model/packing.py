@@ -63,6 +63,7 @@ class Packed:
         place: (A * T,) flat position in the layout of each position of the padded rows; 0 at padding.
         real: flat positions of the padded rows that are no padding.
         row_of: (N,) row of each flat position of the layout; 0 at padding.
+        kept: (K,) sequences that run through all layers; None: all of them.
         shape: A and T.
     """
 
@@ -70,6 +71,7 @@ class Packed:
     place: Tensor
     real: Tensor
     row_of: Tensor
+    kept: Tensor | None
     shape: tuple[int, int]
 
     def apply(self, plan: Plan) -> None:
@@ -79,7 +81,7 @@ class Packed:
             setattr(plan, name, None if index is None else self.place[index])
         if plan.spans is not None:
             plan.spans = replace(plan.spans, index=self.place[plan.spans.index])
-        plan.row_of = self.row_of
+        plan.row_of, plan.kept, plan.sequences = self.row_of, self.kept, self.inputs["input_ids"].shape[0]
 
     def unpacked(self, values: Tensor) -> Tensor:
         """`values` (L, W, V) of the layout at the padded rows (A, T, V), 0 at padding."""
@@ -87,61 +89,70 @@ class Packed:
         return found.index_copy(0, self.real, values.flatten(0, 1)[self.place[self.real]]).view(*self.shape, -1)
 
 
-def pack(ids: Tensor, mask: Tensor, config: Any, one: bool = False) -> Packed:
+def pack(ids: Tensor, mask: Tensor, config: Any, one: bool = False, kept: Tensor | None = None) -> Packed:
     """Lay out rows of tokens without padding.
 
     Args:
         ids, mask: (A, T) padded rows.
         config: of the text part of the model that they are for.
         one: all in one sequence, whatever the attention.
+        kept: (K,) the rows that run through all layers; None: all. They get sequences of their own, which come first.
+            Where all rows are one sequence, all run through all layers.
     """
     real = mask.bool()
     lengths = real.sum(dim=1)
     extra: dict[str, Any] = {}
     square = config._attn_implementation in (None, "eager", "sdpa")
     if square and not one and not getattr(config, "output_router_logits", False):
-        starts, shape = _lanes(lengths.tolist(), config.hidden_size)
+        rest = set(range(len(ids))) - set(() if kept is None else kept.tolist())
+        groups = [[*rest]] if kept is None else [kept.tolist(), [*rest]]
+        starts, shape, leading = _lanes(lengths.tolist(), config.hidden_size, groups)
         first = torch.tensor(starts, device=ids.device)
+        kept = None if kept is None else torch.arange(leading, device=ids.device)
     else:  # nothing is computed between rows; and padding would count in the load balance of experts
-        first, shape = lengths.cumsum(dim=0) - lengths, (1, int(lengths.sum()))
+        first, shape, kept = lengths.cumsum(dim=0) - lengths, (1, int(lengths.sum())), None
         if is_flash_attention_requested(config):
             ends = torch.nn.functional.pad(lengths.cumsum(dim=0), (1, 0)).int()
             longest = int(lengths.max())
             extra = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
     within = real.cumsum(dim=1) - 1
     place = ((first[:, None] + within) * real).flatten()
-    kept = real.flatten().nonzero()[:, 0]
-    at = place[kept]
+    filled = real.flatten().nonzero()[:, 0]
+    at = place[filled]
 
     def laid_out(values: Tensor) -> Tensor:
-        return values.new_zeros(shape[0] * shape[1]).index_copy(0, at, values.flatten()[kept])
+        return values.new_zeros(shape[0] * shape[1]).index_copy(0, at, values.flatten()[filled])
 
     rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
     inputs = {"input_ids": laid_out(ids).view(shape), "position_ids": laid_out(within).view(shape)}
-    return Packed(inputs | extra, place, kept, laid_out(rows), (ids.shape[0], ids.shape[1]))
+    return Packed(inputs | extra, place, filled, laid_out(rows), kept, (ids.shape[0], ids.shape[1]))
 
 
-def _lanes(lengths: list[int], size: int) -> tuple[list[int], tuple[int, int]]:
-    """Where each row starts, and the number and width of the sequences, for attention that computes a whole square.
+def _lanes(lengths: list[int], size: int, groups: list[list[int]]) -> tuple[list[int], tuple[int, int], int]:
+    """Where each row starts, the number and width of the sequences, and how many of them hold the first group, for
+    attention that computes a whole square. Rows of different groups do not share a sequence.
 
     Of some widths the one that computes least: a token costs 24 size^2 operations in the matrices of a layer, and
     4 size * width in its attention.
     """
-    best: tuple[int, list[list[int]], int] | None = None
+    best: tuple[int, list[list[list[int]]], int] | None = None
     for capacity in {max(lengths), 2 * max(lengths), 4 * max(lengths), sum(lengths)}:
-        bins = best_fit(lengths, capacity)
-        width = max(sum(lengths[row] for row in rows) for rows in bins)
-        cost = len(bins) * width * (6 * size + width)
+        packed = [
+            [[group[place] for place in lane] for lane in best_fit([lengths[row] for row in group], capacity)]
+            for group in groups
+        ]
+        width = max(sum(lengths[row] for row in lane) for lanes in packed for lane in lanes)
+        cost = sum(map(len, packed)) * width * (6 * size + width)
         if best is None or cost < best[0]:
-            best = cost, bins, width
+            best = cost, packed, width
     assert best is not None
-    _, bins, width = best
+    _, packed, width = best
     starts = [0] * len(lengths)
-    for lane, rows in enumerate(bins):
-        at = lane * width
-        for row in rows:
+    for number, lane in enumerate(lane for lanes in packed for lane in lanes):
+        at = number * width
+        for row in lane:
             starts[row], at = at, at + lengths[row]
-    return starts, (len(bins), width)
+    return starts, (sum(map(len, packed)), width), len(packed[0])
 
 
 def check_connection(config: ConnectionConfig) -> None:
