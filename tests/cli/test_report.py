@@ -88,6 +88,7 @@ def test_the_whole_page(world, tmp_path):
     pictures = [tag for tag, attributes in look.tags if tag == "svg" and attributes.get("role") == "img"]
     assert len(pictures) == look.count("figure") == look.count("details") == look.count("title") - 1 > 10
     assert look.count("table") == look.count("caption") > len(pictures)
+    assert look.count("article") == 3 and "<" not in look.text and "class=" not in look.text
     assert not [tag for tag, _ in look.tags if tag in ("script", "img", "iframe", "object")]
     assert not [
         value

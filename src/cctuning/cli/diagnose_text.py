@@ -71,7 +71,11 @@ def diagnose_text(args: Any) -> None:
         best = float(found.found[number, usual].mean())
         expect, setting = next(texts for least, *texts in ADVICE if best >= least)
         print(f"{language_name(code)}: {expect.format(name=name)} ({best:.0%} found).\n  set {setting}")
-    print(f"layers: {found.best_layers(len(usual))} find most; the default is {usual}")
+    best_layers = found.best_layers(len(usual))
+    print(
+        f"Most texts are found in layers {best_layers[0]} to {best_layers[-1]} (set layers); the default of "
+        f"connection: align is {usual[0]} to {usual[-1]}."
+    )
     if args.output:
         values = {key: getattr(found, key) for key in ("layers", "languages", "pairs", "references")}
         values |= {key: getattr(found, key).tolist() for key in ("error", "found", "spread")}

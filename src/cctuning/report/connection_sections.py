@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from markupsafe import Markup
 from torch import Tensor
 
-from cctuning.analysis import Similarity
+from cctuning.analysis import GateStatistics, Similarity
 from cctuning.languages import language_name
 from cctuning.report.formatting import count, language_names, listed, number, percent
 from cctuning.report.model_analysis import Findings, ModelAnalysis
@@ -26,13 +27,21 @@ def _names(layers: Sequence[int]) -> list[str]:
     return [f"{layer}" for layer in layers]
 
 
-def _grid_table(caption: str, corner: str, layers: Sequence[int], languages: Sequence[str], values: Tensor) -> str:
+def _grid_table(caption: str, layers: Sequence[int], languages: Sequence[str], values: Tensor) -> Markup:
     """A table of `values` (languages, layers), with a row per layer and a column per language."""
     rows = [
         [str(layer), *(number(float(values[g, place]), 3) for g in range(len(languages)))]
         for place, layer in enumerate(layers)
     ]
-    return table(caption, [corner, *(f"{language_name(code)} ({code})" for code in languages)], rows)
+    return table(caption, ["layer", *(f"{language_name(code)} ({code})" for code in languages)], rows)
+
+
+def _heat_figure(
+    name: str, text: str, caption: str, layers: Sequence[int], languages: Sequence[str], values: Tensor, top: float
+) -> Markup:
+    """A heat map of `values` (languages, layers) from 0 to `top`, with its table."""
+    chart = heatmap(caption, text, _names(layers), languages, values.T.tolist(), 0.0, top)
+    return figure(name, text, chart, _grid_table(caption, layers, languages, values))
 
 
 def _extreme(values: Tensor, languages: Sequence[str], layers: Sequence[int], largest: bool) -> tuple[str, int, float]:
@@ -78,62 +87,19 @@ def gate_section(runs: Sequence[Run], found: Findings, language: str) -> Section
             )
     if learned:
         top = max(float(gate.by_layer.max()) for _, gate in learned)
-        by_layer, by_dimension = [], []
-        for run, gate in learned:
-            share, where = gate.by_layer, _names(gate.layers)
-            most = _extreme(share, gate.languages, gate.layers, True)
-            least = _extreme(share, gate.languages, gate.layers, False)
-            start = float(torch.sigmoid(torch.tensor(run.connection.decision_bias)))
-            says = (
-                f"The gate is most open for {most[0]} in layer {most[1]}, where {percent(most[2])} of the activation "
-                f"is {language}, and least for {least[0]} in layer {least[1]} ({percent(least[2])}); it started at "
-                f"{percent(start)} everywhere."
-            )
-            caption = f"{run.name}: mean share of {language} by layer and language"
-            chart = heatmap(caption, says, where, gate.languages, share.T.tolist(), 0.0, top)
-            by_layer.append(
-                figure(run.name, says, chart, _grid_table(caption, "layer", gate.layers, gate.languages, share))
-            )
-            quantiles = gate.quantiles(QUANTILES)
-            shares, dimensions = gate.strongest(STRONGEST)
-            place = int(shares[:, 0].argmax())
-            says = (
-                f"The largest share is that of dimension {int(dimensions[place, 0])} in layer {gate.layers[place]}, "
-                f"{percent(float(shares[place, 0]))}; half of the dimensions of that layer lie between "
-                f"{percent(float(quantiles[place, 1]))} and {percent(float(quantiles[place, 3]))}. The standard "
-                f"deviation of a dimension over prompts is {number(float(gate.deviation.mean()))}."
-            )
-            caption = f"{run.name}: shares of the dimensions, by layer"
-            chart = ranges(
-                caption, says, list(zip(where, quantiles.tolist(), strict=True)), f"mean share of {language}"
-            )
-            rows = [
-                [
-                    name,
-                    *(number(value, 3) for value in quantiles[row].tolist()),
-                    ", ".join(
-                        f"{dimension} ({number(value)})"
-                        for dimension, value in zip(dimensions[row].tolist(), shares[row].tolist(), strict=True)
-                    ),
-                ]
-                for row, name in enumerate(where)
-            ]
-            header = ["layer", "5 %", "25 %", "median", "75 %", "95 %", "largest dimensions (share)"]
-            by_dimension.append(figure(run.name, says, chart, table(caption, header, rows, (0, 6))))
+        by_layer = [_gate_by_layer(run, gate, language, top) for run, gate in learned]
+        by_dimension = [_gate_by_dimension(run, gate, language) for run, gate in learned]
         section.add(heading("By layer and language"), side_by_side(by_layer))
         section.add(heading("By layer and dimension"), side_by_side(by_dimension))
-    chosen = [(run, found.runs[run.name].choice) for run in runs if found.runs[run.name].choice is not None]
     figures = []
-    for run, choice in chosen:
-        assert choice is not None
-        layers = list(range(choice.share.shape[1]))
-        most = _extreme(choice.share, choice.languages, layers, True)
-        says = f"For {most[0]}, layer {most[1]} is chosen for {percent(most[2])} of the rows."
-        caption = f"{run.name}: share of rows for which each layer is chosen"
-        chart = heatmap(caption, says, _names(layers), choice.languages, choice.share.T.tolist(), 0.0, 1.0)
-        figures.append(
-            figure(run.name, says, chart, _grid_table(caption, "layer", layers, choice.languages, choice.share))
-        )
+    for run in runs:
+        choice = found.runs[run.name].choice
+        if choice is not None:
+            layers = list(range(choice.share.shape[1]))
+            most = _extreme(choice.share, choice.languages, layers, True)
+            text = f"For {most[0]}, layer {most[1]} is chosen for {percent(most[2])} of the rows."
+            caption = f"{run.name}: share of rows for which each layer is chosen"
+            figures.append(_heat_figure(run.name, text, caption, layers, choice.languages, choice.share, 1.0))
     if figures:
         section.add(heading("Which layer is chosen"), side_by_side(figures))
     over_time = [made for run, _ in learned if (made := _over_training(run, language))]
@@ -142,7 +108,42 @@ def gate_section(runs: Sequence[Run], found: Findings, language: str) -> Section
     return section
 
 
-def _over_training(run: Run, language: str) -> str | None:
+def _gate_by_layer(run: Run, gate: GateStatistics, language: str, top: float) -> Markup:
+    share = gate.by_layer
+    most = _extreme(share, gate.languages, gate.layers, True)
+    least = _extreme(share, gate.languages, gate.layers, False)
+    start = float(torch.sigmoid(torch.tensor(run.connection.decision_bias)))
+    text = (
+        f"The gate is most open for {most[0]} in layer {most[1]}, where {percent(most[2])} of the activation is "
+        f"{language}, and least for {least[0]} in layer {least[1]} ({percent(least[2])}); it started at "
+        f"{percent(start)} everywhere."
+    )
+    caption = f"{run.name}: mean share of {language} by layer and language"
+    return _heat_figure(run.name, text, caption, gate.layers, gate.languages, share, top)
+
+
+def _gate_by_dimension(run: Run, gate: GateStatistics, language: str) -> Markup:
+    quantiles = gate.quantiles(QUANTILES).tolist()
+    shares, dimensions = gate.strongest(STRONGEST)
+    place = int(shares[:, 0].argmax())
+    text = (
+        f"The largest share is that of dimension {int(dimensions[place, 0])} in layer {gate.layers[place]}, "
+        f"{percent(float(shares[place, 0]))}; half of the dimensions of that layer lie between "
+        f"{percent(quantiles[place][1])} and {percent(quantiles[place][3])}. The standard deviation of a dimension "
+        f"over prompts is {number(float(gate.deviation.mean()))}."
+    )
+    caption = f"{run.name}: shares of the dimensions, by layer"
+    names = _names(gate.layers)
+    chart = ranges(caption, text, list(zip(names, quantiles, strict=True)), f"mean share of {language}")
+    rows = []
+    for name, values, top, which in zip(names, quantiles, shares.tolist(), dimensions.tolist(), strict=True):
+        largest = ", ".join(f"{dimension} ({number(share)})" for dimension, share in zip(which, top, strict=True))
+        rows.append([name, *(number(value, 3) for value in values), largest])
+    header = ["layer", "5 %", "25 %", "median", "75 %", "95 %", "largest dimensions (share)"]
+    return figure(run.name, text, chart, table(caption, header, rows, (0, 6)))
+
+
+def _over_training(run: Run, language: str) -> Markup | None:
     """The mean share of the gate over training steps, by layer if that was logged (`log_connection`)."""
     keys = sorted({key for line in run.metrics for key in line if key.startswith("decision_layer_")})
     named = [(f"layer {int(key.rsplit('_', 1)[1])}", run.series(key)) for key in keys]
@@ -153,16 +154,16 @@ def _over_training(run: Run, language: str) -> str | None:
     changes = [(name, ys[0], ys[-1]) for name, (_, ys) in named]
     name, first, last = max(changes, key=lambda one: abs(one[2] - one[1]))
     which = f"It changed most in {name}, " if len(changes) > 1 else "The mean over layers changed "
-    says = f"{which}from {percent(first)} at the first log to {percent(last)} at the last.{hint}"
+    text = f"{which}from {percent(first)} at the first log to {percent(last)} at the last.{hint}"
     shown = named if len(named) <= 8 else [named[place * (len(named) - 1) // 7] for place in range(8)]
     if len(shown) < len(named):
-        says += f" {len(shown)} of {len(named)} layers are shown."
+        text += f" {len(shown)} of {len(named)} layers are shown."
     title = f"{run.name}: mean share of {language} over training"
-    chart = lines(title, says, [Series(n, *xy, style=i) for i, (n, xy) in enumerate(shown)], "step", "share")
-    return figure(run.name, says, chart, series_table(title, named))
+    chart = lines(title, text, [Series(n, *xy, style=i) for i, (n, xy) in enumerate(shown)], "step", "share")
+    return figure(run.name, text, chart, series_table(title, named))
 
 
-def series_table(caption: str, named: Sequence[tuple[str, tuple[Sequence[float], Sequence[float]]]]) -> str:
+def series_table(caption: str, named: Sequence[tuple[str, tuple[Sequence[float], Sequence[float]]]]) -> Markup:
     """Steps as rows and series as columns; at most 40 steps."""
     steps = sorted({x for _, (xs, _) in named for x in xs})
     if len(steps) > 40:
@@ -177,8 +178,8 @@ def series_table(caption: str, named: Sequence[tuple[str, tuple[Sequence[float],
 def transform_section(runs: Sequence[Run], found: Findings, language: str) -> Section:
     """How far each transform is from the identity, and how much of the gap it closes."""
     section = Section("transform", "What the transform does")
-    shapes: list[str] = []
-    closed: list[str] = []
+    shapes: list[Markup] = []
+    closed: list[Markup] = []
     for run in runs:
         model = found.runs[run.name]
         if run.connected and run.connection.connection == "gated" and run.connection.transform == "none":
@@ -196,7 +197,7 @@ def transform_section(runs: Sequence[Run], found: Findings, language: str) -> Se
     return section
 
 
-def _shape(run: Run, model: ModelAnalysis) -> list[str]:
+def _shape(run: Run, model: ModelAnalysis) -> list[Markup]:
     """Two figures: distance from the identity, effective rank."""
     shape = model.shape
     assert shape is not None
@@ -223,7 +224,7 @@ def _shape(run: Run, model: ModelAnalysis) -> list[str]:
     ]
 
 
-def _closed(run: Run, model: ModelAnalysis) -> str:
+def _closed(run: Run, model: ModelAnalysis) -> Markup:
     errors = model.errors
     assert errors is not None
     closed = errors.closed
@@ -232,15 +233,15 @@ def _closed(run: Run, model: ModelAnalysis) -> str:
     names = list(language_names(errors.languages).values())
     behind = [name for name, value in zip(names, by_language, strict=True) if value <= 0]
     missed = f" For {listed(behind)} it is no better than the identity." if behind else ""
-    says = (
+    text = (
         f"Over all layers the transform closes between {percent(float(by_language[worst]))} ({names[worst]}) and "
         f"{percent(float(by_language[best]))} ({names[best]}) of the gap to its target.{missed}"
     )
     title = f"{run.name}: share of the gap closed by the transform"
     top = max(0.05, float(torch.nan_to_num(closed).abs().max()))
-    chart = heatmap(title, says, _names(errors.layers), errors.languages, closed.T.tolist(), 0.0, top)
+    chart = heatmap(title, text, _names(errors.layers), errors.languages, closed.T.tolist(), 0.0, top)
     tables = [
-        _grid_table(f"{run.name}: {what}", "layer", errors.layers, errors.languages, values)
+        _grid_table(f"{run.name}: {what}", errors.layers, errors.languages, values)
         for what, values in (
             ("share of the gap closed, 1 − error / error of the identity", closed),
             ("relative error of the transform, ||hW − f||² / ||f||²", errors.error),
@@ -248,7 +249,7 @@ def _closed(run: Run, model: ModelAnalysis) -> str:
             ("how far the transform moves an activation, ||hW − h||² / ||h||²", errors.moved),
         )
     ]
-    return figure(run.name, says, chart, "".join(tables))
+    return figure(run.name, text, chart, Markup("").join(tables))
 
 
 def similarity_section(runs: Sequence[Run], found: Findings, language: str) -> Section:
@@ -281,7 +282,7 @@ def similarity_section(runs: Sequence[Run], found: Findings, language: str) -> S
     return section
 
 
-def _by_layer(named: Sequence[tuple[str, Similarity]], kind: str, label: str) -> str:
+def _by_layer(named: Sequence[tuple[str, Similarity]], kind: str, label: str) -> Markup:
     """One of the two measures by layer, for the same languages."""
     series, rows, means, gaps = [], [], [], []
     for style, (name, found) in enumerate(named):
@@ -299,17 +300,17 @@ def _by_layer(named: Sequence[tuple[str, Similarity]], kind: str, label: str) ->
             unrelated = found.unrelated.nanmean(dim=0)
             series.append(Series(f"{name}, unrelated", xs, unrelated.tolist(), style=style, quiet=True))
     told = [f"{name} {number(mean)}" for (name, _), mean in zip(named, means, strict=True)]
-    says = f"Mean over layers and languages: {told[0]}, {listed(told[1:])}."
+    text = f"Mean over layers and languages: {told[0]}, {listed(told[1:])}."
     if not math.isfinite(means[0]):
-        says = f"Not computed: too few different rows per language ({TOO_FEW})."
+        text = f"Not computed: too few different rows per language ({TOO_FEW})."
     if kind == "cosine":
-        says += f" Above that of unrelated pairs by: {', '.join(gaps)}."
+        text += f" Above that of unrelated pairs by: {', '.join(gaps)}."
     title = f"Mean {label} by layer"
     header = ["model", "layer", "mean", *language_names(named[0][1].languages).values()]
-    return figure("", says, lines(title, says, series, "layer", label), table(title, header, rows))
+    return figure("", text, lines(title, text, series, "layer", label), table(title, header, rows))
 
 
-def _change(run: str, base: Similarity, tuned: Similarity, language: str) -> str:
+def _change(run: str, base: Similarity, tuned: Similarity, language: str) -> Markup:
     """Change in CKA, for the same languages."""
     change, layers, languages = tuned.cka - base.cka, tuned.layers, tuned.languages
     mean = change.nanmean(dim=1)
@@ -317,22 +318,21 @@ def _change(run: str, base: Similarity, tuned: Similarity, language: str) -> str
     least = int(torch.nan_to_num(mean, nan=torch.inf).argmin())
     gained, names = float(mean[most]), list(language_names(languages).values())
     if not math.isfinite(gained):
-        says = f"Not computed: too few different rows per language ({TOO_FEW})."
+        text = f"Not computed: too few different rows per language ({TOO_FEW})."
     elif gained > 0:
-        says = (
+        text = (
             f"The similarity to {language} increased most for {names[most]} ({number(gained)}, mean over layers) and "
             f"least for {names[least]} ({number(float(mean[least]))})."
         )
     else:
         best = f"the largest change is {names[most]} with {number(gained)}, mean over layers"
-        says = f"The similarity to {language} increased for no language: {best}."
+        text = f"The similarity to {language} increased for no language: {best}."
     title = f"{run}: change in CKA by layer and language"
     top = max(0.05, float(torch.nan_to_num(change).abs().max()))
-    chart = heatmap(title, says, _names(layers), languages, change.T.tolist(), 0.0, top)
-    return figure(run, says, chart, _grid_table(title, "layer", layers, languages, change))
+    return _heat_figure(run, text, title, layers, languages, change, top)
 
 
-def _plane(name: str, model: ModelAnalysis, language: str) -> str:
+def _plane(name: str, model: ModelAnalysis, language: str) -> Markup:
     plane, names = model.plane, language_names(model.plane.points)
     groups = [
         Points(names[code], points, style + 1, plane.links[code])
@@ -343,7 +343,7 @@ def _plane(name: str, model: ModelAnalysis, language: str) -> str:
     theirs = torch.tensor([point for points in plane.links.values() for point in points])
     spread = float((theirs - theirs.mean(dim=0)).norm(dim=1).mean()) or 1.0
     apart = float((own - theirs).norm(dim=1).mean()) / spread
-    says = (
+    text = (
         f"In layer {plane.layer}, the mean distance of a prompt to its {language} reference prompt is {number(apart)} "
         f"times that of the {language} prompts to their mean. The plane shows {percent(sum(plane.explained))} of the "
         "variance."
@@ -356,4 +356,4 @@ def _plane(name: str, model: ModelAnalysis, language: str) -> str:
         for (x, y), (a, b) in zip(points, plane.links[code], strict=True)
     ]
     header = ["language", "x", "y", f"x of its {language} prompt", "y"]
-    return figure(name, says, scatter(title, says, groups, *labels), table(title, header, rows))
+    return figure(name, text, scatter(title, text, groups, *labels), table(title, header, rows))

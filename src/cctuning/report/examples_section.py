@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from markupsafe import Markup
+
 from cctuning.languages import language_name
 from cctuning.report.model_analysis import ANSWER_TOKENS, Example, Findings
 from cctuning.report.page import Section, example, paragraph, table
@@ -44,7 +46,7 @@ def _term(name: str, text: str, language: str) -> tuple[str, str, str | None]:
     return name, text, language if known else None
 
 
-def _live(number: int, one: Example, reference: str) -> str:
+def _live(number: int, one: Example, reference: str) -> Markup:
     expected = one.expected.strip() if one.expected is not None else None
     terms = [
         _term("prompt", prompt_text(one.prompt), one.language),
@@ -57,10 +59,10 @@ def _live(number: int, one: Example, reference: str) -> str:
         for model, text in one.answers.items()
     ]
     answers = table(f"Answers to example {number}", header, rows, (0, 1, 2))
-    return str(example(f"{number}. {language_name(one.language)}", terms, answers))
+    return example(f"{number}. {language_name(one.language)}", terms, answers)
 
 
-def _samples(evaluated: Evaluated) -> list[str]:
+def _samples(evaluated: Evaluated) -> list[Markup]:
     made = []
     for number, task in enumerate(evaluated.comparison.settings["tasks"][:FROM_SAMPLES], 1):
         samples = []
@@ -74,7 +76,7 @@ def _samples(evaluated: Evaluated) -> list[str]:
         ]
         rows = [[name, answer_text(one.get("response")), _scores(one.get("metrics"))] for name, one in samples]
         answers = table(f"Answers to {task}", ["model", "answer", "score"], rows, (0, 1, 2))
-        made.append(str(example(f"{number}. {language_name(language)}, {task}", terms, answers)))
+        made.append(example(f"{number}. {language_name(language)}, {task}", terms, answers))
     return made
 
 

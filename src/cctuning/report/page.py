@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from cctuning.report.style import STYLE
 
@@ -19,13 +20,13 @@ figure, side_by_side, example = _PARTS.figure, _PARTS.side_by_side, _PARTS.examp
 
 @dataclass
 class Section:
-    """A part of the page under its own heading; `parts` are HTML."""
+    """A part of the page under its own heading. Parts that are not `Markup` are escaped."""
 
     key: str
     title: str
-    parts: list[str] = field(default_factory=list)
+    parts: list[Markup] = field(default_factory=list)
 
-    def add(self, *parts: str) -> Section:
+    def add(self, *parts: Markup) -> Section:
         self.parts += parts
         return self
 

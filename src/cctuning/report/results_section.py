@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from markupsafe import Markup
+
 from cctuning.evaluation.compare import BETTER, SAME, WORSE, Comparison, Row, compare, interval_text
 from cctuning.evaluation.comparison_table import table_cells
 from cctuning.evaluation.saved_results import ScoredRun, parse_runs, read_run
@@ -71,7 +73,7 @@ def results_section(runs: Sequence[Run], evaluated: Evaluated | None) -> Section
     return section.add(heading("Cost"), *cost(runs))
 
 
-def _differences(evaluated: Evaluated) -> list[str]:
+def _differences(evaluated: Evaluated) -> list[Markup]:
     comparison = evaluated.comparison
     figures = []
     for system in comparison.systems:
@@ -130,7 +132,7 @@ def _estimate(row: Row, label: str) -> Estimate:
     return Estimate(label, value, low, high, KINDS[row.verdict], summary=row.kind != "language")
 
 
-def _before_and_after(evaluated: Evaluated) -> list[str]:
+def _before_and_after(evaluated: Evaluated) -> list[Markup]:
     code, name = _reference(evaluated.before or evaluated.comparison)
     title = heading(f"{name} before and after")
     if evaluated.before is None:

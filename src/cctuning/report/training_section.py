@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from cctuning.languages import language_name
 from cctuning.report.connection_sections import series_table
 from cctuning.report.formatting import count, duration, language_names, listed, number, percent
@@ -43,11 +45,11 @@ def training_section(runs: Sequence[Run]) -> Section:
                 continue
             if max(len(xy[0]) for _, xy in found) < 3:
                 short.append(run.name)
-            says = " ".join(_course(label, ys) for label, (_, ys) in found)
+            text = " ".join(_course(label, ys) for label, (_, ys) in found)
             caption = f"{run.name}: {title[0].lower()}{title[1:]}"
             series = [Series(label, *xy, style=style) for style, (label, xy) in enumerate(found)]
             figures.append(
-                figure(run.name, says, lines(caption, says, series, "step", axis), series_table(caption, found))
+                figure(run.name, text, lines(caption, text, series, "step", axis), series_table(caption, found))
             )
         if figures:
             section.add(heading(title), side_by_side(figures))
@@ -117,7 +119,7 @@ def _overall(run: Run, key: str) -> float | None:
     return rate * leg / seconds if rate is not None and leg and seconds else rate
 
 
-def cost(runs: Sequence[Run]) -> list[str]:
+def cost(runs: Sequence[Run]) -> list[Markup]:
     """The cost of each run, as a sentence and a table."""
     rows: list[list[str]] = [
         ["parameters trained: connection", *(_count(run.sizes.connection) for run in runs)],
@@ -181,12 +183,12 @@ def data_section(runs: Sequence[Run], found: Findings | None) -> Section:
         languages = {names[code]: int(rows) for code, rows in record["languages"].items()}
         files = [str(part.get("path", "")).rsplit("/", 1)[-1] for part in record["sources"]]
         without = record["rows"] - record["with_response"]
-        says = f"{count(record['rows'], 'row')} from {listed(files)} in {count(len(languages), 'language')}"
-        says += f", {count(without, 'row')} of them without a response." if without else ", all with a response."
+        text = f"{count(record['rows'], 'row')} from {listed(files)} in {count(len(languages), 'language')}"
+        text += f", {count(without, 'row')} of them without a response." if without else ", all with a response."
         title = f"{name}: rows per language"
         rows = [[language, f"{rows:,}", percent(rows / record["rows"])] for language, rows in languages.items()]
-        chart = bars(title, says, list(languages.items()))
-        figures.append(figure(name, says, chart, table(title, ["language", "rows", "share"], rows)))
+        chart = bars(title, text, list(languages.items()))
+        figures.append(figure(name, text, chart, table(title, ["language", "rows", "share"], rows)))
     section.add(heading("Rows by language"), side_by_side(figures))
     if found is not None:
         section.add(heading("Lengths"), *_lengths(runs[0], found))
@@ -196,21 +198,21 @@ def data_section(runs: Sequence[Run], found: Findings | None) -> Section:
     return section
 
 
-def _lengths(run: Run, found: Findings) -> list[str]:
+def _lengths(run: Run, found: Findings) -> list[Markup]:
     lengths = found.runs[run.name].lengths
     ratio = {code: prompt / reference for code, (prompt, reference, _) in lengths.items() if reference}
     most, least = max(ratio, key=ratio.__getitem__), min(ratio, key=ratio.__getitem__)
     names = language_names(lengths)
-    says = (
+    text = (
         f"With the tokenizer of {run.name}, a prompt in {names[most]} has {number(ratio[most], 1)} times the tokens "
         f"of its reference prompt, the most; in {names[least]} {number(ratio[least], 1)} times, the least."
     )
     rows = [[names[code], *(number(value, 0) for value in values)] for code, values in lengths.items()]
     header = ["language", "prompt", "reference prompt", "response"]
-    return [paragraph(says), table("Median tokens per row", header, rows)]
+    return [paragraph(text), table("Median tokens per row", header, rows)]
 
 
-def _rejects(own: Sequence[Run]) -> list[str]:
+def _rejects(own: Sequence[Run]) -> list[Markup]:
     run, name = own[0], listed([run.name for run in own])
     skipped = [
         (str(one.get("field")), str(one.get("reason")), str(one.get("origin")))
