@@ -132,6 +132,29 @@ def test_a_sharded_run_equals_one_process_and_folds(world, tmp_path):
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
 
 
+PACKING = ("--packing", True, "--max_length", 48, "--train_sampling_strategy", "random")
+
+
+@pytest.mark.parametrize(
+    ("engine", "tune", "options"),
+    [
+        ("ddp", "full", PACKING),
+        ("fsdp2", "lora", ("--padding_free", True)),
+        pytest.param("fsdp2", "full", PACKING, marks=pytest.mark.slow),
+        pytest.param("ddp", "lora", ("--padding_free", True), marks=pytest.mark.slow),
+    ],
+)
+def test_packed_rows_over_two_processes_equal_one_and_survive_resuming(engine, tune, options, world, tmp_path):
+    """A step has the same bins whatever the number of processes, and each row comes once."""
+    options = ("--tune", tune, *options)
+    done("train", "--config", world / "aligned.yaml", "--output_dir", tmp_path / "one", *ALONE, *options)
+    launch(world, engine, 2, tmp_path / "run", *options, recipe="aligned.yaml")
+    same(tmp_path / "one", tmp_path / "run")
+    cut_after_two(tmp_path / "run", tmp_path / "cut")
+    launch(world, engine, 2, tmp_path / "cut", *options, "--resume_from_checkpoint", True, recipe="aligned.yaml")
+    same(tmp_path / "one", tmp_path / "cut")
+
+
 @pytest.mark.parametrize(
     ("engine", "tune", "first"),
     [
