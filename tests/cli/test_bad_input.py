@@ -54,7 +54,7 @@ def train(tmp_path, base, good, capsys):
         ("model: m\n  data: [\n", r"not valid YAML: .*line 2"),
         ("- model\n", "expected a mapping of options, got list"),
         ("", "expected a mapping of options, got NoneType"),
-        ("model: m\nseed: 1\nmodel: n\n", r"r\.yaml:3: model is there twice \(first in line 1\)"),
+        ("model: m\nseed: 1\nmodel: n\n", r"r\.yaml:3: model: repeated \(first in line 1\)"),
         ("model: [m]\n", r"r\.yaml:1: model: expected text, got \['m'\]"),
         ("max_steps: 2.5\n", r"r\.yaml:1: max_steps: expected a whole number, got 2\.5"),
         ("learning_rate: abc\n", "learning_rate.*invalid float value: 'abc'"),
@@ -97,9 +97,9 @@ def test_recipe(text, pattern, tmp_path, capsys):
         (["--scope", "everywhere"], "scope.*'everywhere'.*prompt_end"),
         (["--learning_rate", "abc"], "learning_rate.*invalid float value: 'abc'"),
         (["--learning_rate"], "learning_rate.*expected one argument"),
-        (["recipe.yaml"], "unexpected argument 'recipe.yaml'; a recipe is named with --config"),
+        (["recipe.yaml"], "unexpected argument 'recipe.yaml'; give a recipe with --config"),
         (["--config"], "--config: expected a file"),
-        (["--config", "none.yaml"], "--config none.yaml: no such file, and no name of one in the package"),
+        (["--config", "none.yaml"], "--config none.yaml: no such file, and not the name of one in the package"),
     ],
 )
 def test_flags(flags, pattern, capsys):

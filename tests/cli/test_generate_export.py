@@ -257,7 +257,7 @@ def test_bad_requests_are_refused(runs, tmp_path, capsys):
         ((run, "--prompt", "x1", "--dtype", "int7"), "dtype: 'int7'"),
         ((run, "--prompt", "x1", "--file", "f"), "not allowed with"),
         ((run,), "required"),
-        ((run, "--prompt", "x1", "--output", tmp_path / "o"), "goes with --file"),
+        ((run, "--prompt", "x1", "--output", tmp_path / "o"), "only with --file"),
         ((run, "--file", broken, "--output", tmp_path / "no" / "o"), "no directory"),
         ((run, "--file", broken), r"broken\.csv:3: prompt: the prompt is empty"),
         ((run, "--file", tmp_path / "none.jsonl"), "no such file"),

@@ -68,7 +68,7 @@ def test_who_does_not_say_the_language_is_told_what_it_means(adaptive, gated, tm
         note = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note:")]
         assert bool(note) is said, argv
         if said and "--file" in argv:
-            assert "1 of 2 prompts name no language" in note[0]
+            assert "1 of 2 prompts have no language" in note[0]
 
 
 @pytest.mark.parametrize("kind", ["gated", "adaptive"])

@@ -10,7 +10,7 @@ import yaml
 
 from cctuning import CCConfig, ConnectionConfig
 from cctuning.cli import main
-from cctuning.cli.packaged import launchers, recipes
+from cctuning.cli.recipe_files import accelerate_configs, recipes
 from cctuning.training.options import RunOptions
 from tests.cli.world import records, refused, run_json, write_jsonl, write_model
 
@@ -43,7 +43,7 @@ def test_ours_come_first_and_the_libraries_when_asked_for(capsys):
 def test_recipes_are_listed_printed_and_run_by_name(tmp_path, capsys):
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
-    assert all(f"  {name} " in listed for name in [*recipes(), *launchers()])
+    assert all(f"  {name} " in listed for name in [*recipes(), *accelerate_configs()])
     assert main(["recipes", "cc"]) == 0
     assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(recipes()["cc"].read_text())
     base, data = write_model(tmp_path / "base"), write_jsonl(tmp_path / "rows.jsonl", records())

@@ -76,7 +76,7 @@ def test_a_run_without_a_template_is_given_none(run, tmp_path, capsys):
     done("train", "--config", config, "--output_dir", tmp_path / "bare")
     capsys.readouterr()
     done("export", tmp_path / "bare", "--format", "merged", "--output", tmp_path / "fold")
-    assert "prompts: plain text, as in training; no chat template is written" in capsys.readouterr().out
+    assert "prompts: plain text, as in training, without a chat template" in capsys.readouterr().out
     assert not (tmp_path / "fold" / "chat_template.jinja").exists()
     assert not read_manifest(tmp_path / "fold").chat
     assert "there is no chat template: send the prompt as it is" in (tmp_path / "fold" / "README.md").read_text()

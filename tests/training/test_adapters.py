@@ -189,4 +189,4 @@ def test_an_export_that_is_wrong_is_an_error_and_leaves_nothing(format, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     monkeypatch.undo()
     done("export", run, "--format", format, "--output", tmp_path / "out")
-    assert "checked: loaded again from there, logits within " in capsys.readouterr().out
+    assert "checked: loaded again, logits within " in capsys.readouterr().out

@@ -8,9 +8,9 @@ from cctuning.cli.options import Plain
 
 
 def main(argv: list[str]) -> None:
-    """Export a run, say what was written and what loads it."""
-    parser = Plain("cctuning export", description="Turn a run into a plain checkpoint or a PEFT LoRA, ready to serve.")
-    parser.add_argument("run", metavar="RUN", help="a run directory, one of its checkpoint-… folders, or RUN/model")
+    """Export a run and print what was written and how to load it."""
+    parser = Plain("cctuning export", description="Export a run as a checkpoint or a PEFT LoRA.")
+    parser.add_argument("run", metavar="RUN", help="a run, one of its checkpoint-N directories, or RUN/model")
     parser.add_argument(
         "--format",
         choices=("merged", "lora", "code", "fold"),
@@ -19,14 +19,18 @@ def main(argv: list[str]) -> None:
         help="merged: plain checkpoint; lora: PEFT adapter; code: checkpoint with a model file (nonlinear transform)",
     )
     parser.add_argument("--output", required=True, help="directory to write; must not exist")
-    parser.add_argument("--dtype", default="auto", help="dtype of a merged checkpoint: auto (as trained), bfloat16, …")
-    parser.add_argument("--max_shard_size", metavar="SIZE", help="largest file of a merged checkpoint, like 5GB")
+    parser.add_argument("--dtype", default="auto", help="dtype of a merged checkpoint; default auto, as trained")
+    parser.add_argument("--max_shard_size", metavar="SIZE", help="file size limit of a merged checkpoint, like 5GB")
     parser.add_argument(
-        "--results", nargs="+", default=[], metavar="DIR", help="directories of `cctuning evaluate`, for the card"
+        "--results",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="results of `cctuning evaluate`, for the model card",
     )
-    parser.add_argument("--push_to_hub", metavar="REPO_ID", help="also upload it to the hub, as org/name")
-    parser.add_argument("--private", action="store_true", help="with --push_to_hub: a repository made now is private")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the base model's own code")
+    parser.add_argument("--push_to_hub", metavar="REPO_ID", help="upload the export to the hub, as org/name")
+    parser.add_argument("--private", action="store_true", help="with --push_to_hub: a new repository is private")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code of the base model")
     args = parser.parse_args(argv)
     if args.format == "merged":
         print("note: --format merged is now --format merged; the old name will be removed in the next release")
@@ -44,21 +48,21 @@ def main(argv: list[str]) -> None:
         private=args.private,
         trust_remote_code=args.trust_remote_code,
     )
-    print(f"written: {args.output}\nchecked: loaded again from there, {done.checked}")
+    print(f"written: {args.output}\nchecked: loaded again, {done.checked}")
     if args.format == "merged":
-        print("load it: AutoModelForCausalLM.from_pretrained(DIR), or any server that loads a Hugging Face checkpoint")
+        print("load it: AutoModelForCausalLM.from_pretrained(DIR), or a server that loads Hugging Face checkpoints")
     elif args.format == "code":
-        print(
-            "load it: AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True); it runs modeling_connected.py"
-        )
+        print("load it: AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True); runs modeling_connected.py")
     else:
         base = done.manifest.base
-        print(f"load it: PeftModel.from_pretrained(base, DIR) with base = {base!r}, or a server that takes PEFT LoRAs")
+        print(f"load it: PeftModel.from_pretrained(base, DIR) with base = {base!r}, or a server that loads PEFT LoRAs")
         print(done.vllm)
+    if args.format != "code":
+        print(f"Ollama, llama.cpp: see {args.output}/Modelfile")
     if not done.manifest.chat:
-        print("prompts: plain text, as in training; no chat template is written (a server: /v1/completions)")
+        print("prompts: plain text, as in training, without a chat template (on a server: /v1/completions)")
     if done.manifest.stop:
-        print(f"answers: end at the text {done.manifest.stop!r}; send it as stop with each request")
+        print(f"answers: end at the text {done.manifest.stop!r}: send it as stop with each request")
     for note in done.notes:
         print(f"note: {note}")
     if done.url is not None:

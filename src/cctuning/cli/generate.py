@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> None:
-    """Answer prompts: one on the command line to stdout, or a file of rows to JSON lines."""
-    parser = Plain("cctuning generate", description="Answer prompts with a run, a fold, a LoRA, or any causal LM.")
+    """Answer one prompt, or the prompts of a file as JSON Lines."""
+    parser = Plain("cctuning generate", description="Answer prompts with a run, an export or any other model.")
     parser.add_argument("model", metavar="MODEL", help="a run, a model directory, or a hub name")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="one prompt")
-    what.add_argument("--file", help="rows with a prompt column (JSON lines, Parquet, CSV, …)")
+    what.add_argument("--file", help="rows with a column `prompt` (JSON Lines, Parquet, CSV, …)")
     parser.add_argument(
         "--reference",
-        help="the prompt's parallel: answers over the live connection. With --file: the column that holds it",
+        help="parallel text of the prompt, for the live connection; with --file: its column",
     )
     parser.add_argument(
         "--lang",
-        help="the prompts' language, where the file has no lang column. One in the reference language (en) runs as in "
-        "training: without a reference, and past an adaptive connection",
+        help="language of the prompts, where the file has no column `lang`. In the reference language they run as in "
+        "training: without a reference, and without an adaptive connection",
     )
-    parser.add_argument("--system", help="system message (chat models)")
+    parser.add_argument("--system", help="system message, for chat models")
     add_chat(parser)
-    parser.add_argument("--bypass", action="store_true", help="answer without the connection's transform")
+    parser.add_argument("--bypass", action="store_true", help="run without the transform of the connection")
     parser.add_argument("--max_new_tokens", type=int, default=256)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy")
+    parser.add_argument("--temperature", type=float, default=0.0, help="default 0: greedy")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--output", help="with --file: write here and not to stdout")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
+    parser.add_argument("--output", help="with --file: file to write instead of stdout")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code of the model")
     args = parser.parse_args(argv)
     from cctuning.languages import canonical, same
     from cctuning.model.loading import load
@@ -51,20 +51,20 @@ def main(argv: list[str]) -> None:
     if args.output:
         _writable(args.output, args.file)
     if args.bypass and args.reference is not None:
-        raise UserError("--bypass and --reference exclude each other: without the connection, nothing is borrowed.")
+        raise UserError("--bypass and --reference exclude each other: without the transform no reference is used.")
     if args.reference is not None and not args.reference.strip():
-        raise UserError("--reference: empty; give the prompt's parallel (with --file: its column), or leave it out.")
+        raise UserError(
+            "--reference: empty; give the prompt's parallel text (with --file: its column), or leave it out."
+        )
     language = reference_language(args.model)
     for name in ("reference", "bypass", "lang"):
         if getattr(args, name) and language is None:
-            raise UserError(
-                f"--{name}: {args.model} has no connection (folded or plain); give the run it was trained in."
-            )
+            raise UserError(f"--{name}: {args.model} has no connection; give the run instead of its export.")
     if args.lang and language:
         args.lang = language if same(canonical(args.lang, "--lang"), language) else canonical(args.lang)
     if args.prompt is not None and args.reference and args.lang == language:
         raise UserError(
-            f"--lang {args.lang}: a prompt in the reference language is its own parallel; leave --reference out."
+            f"--lang {args.lang}: a prompt in the reference language has no other reference; leave --reference out."
         )
     rows = list(_rows(args, language or "en")) if args.file is not None else []
     loaded = load(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
     for note in chat_notes(loaded.run, answerer.encoder):
         print(f"note: {note}", file=sys.stderr)
     languages = [args.lang] if args.prompt is not None else [row["lang"] for row in rows]
-    _say_unknown(loaded.connected, languages)
+    _note_unknown(loaded.connected, languages)
     if args.prompt is not None:
         print(answerer([args.prompt], [args.reference] if args.reference else None, languages=languages)[0])
         return
@@ -91,7 +91,10 @@ def main(argv: list[str]) -> None:
     answers = answerer(prompts, references, progress=True, languages=languages, rows=rows)
     if len(answers) > 1 and len({*answers}) == 1 and len({str(prompt) for prompt in prompts}) > 1:
         alike = "the same" if answers[0] else "empty"
-        print(f"note: all {len(answers)} answers are {alike}; are prompts rendered as in training?", file=sys.stderr)
+        print(
+            f"note: all {len(answers)} answers are {alike}; check that prompts are rendered as in training",
+            file=sys.stderr,
+        )
     text = "".join(
         json.dumps({"prompt": row["prompt"], "answer": answer}, ensure_ascii=False) + "\n"
         for row, answer in zip(rows, answers, strict=True)
@@ -106,23 +109,23 @@ def main(argv: list[str]) -> None:
 
 
 def _writable(output: str, file: str | None) -> None:
-    """Refuse before the work is done what would be refused after it."""
+    """Raise `UserError` where `output` cannot be written, before the answers are generated."""
     path = Path(output)
     if file is None:
-        raise UserError("--output: goes with --file; the answer to a --prompt is printed.")
+        raise UserError("--output: only with --file; the answer to --prompt is printed.")
     if path.exists():
-        raise UserError(f"--output {output}: exists already; name a file that does not.")
+        raise UserError(f"--output {output}: exists already; give a file that does not.")
     if not path.parent.is_dir():
-        raise UserError(f"--output {output}: no directory {path.parent}; make it first.")
+        raise UserError(f"--output {output}: there is no directory {path.parent}; create it first.")
 
 
-def _say_unknown(connected: ConnectedModel | None, languages: list[str | None]) -> None:
-    """Tell whoever asks an adaptive model without saying in which language; a gated one answers alike either way."""
+def _note_unknown(connected: ConnectedModel | None, languages: list[str | None]) -> None:
+    """Print a note where an adaptive connection gets prompts of unknown language; a gated one does not need it."""
     unknown = sum(language in (None, UNKNOWN) for language in languages)
     if connected is not None and not connected.mixes_references and unknown:
         print(
-            f"note: {unknown} of {len(languages)} prompts name no language and are connected; one in "
-            f"{connected.reference_language!r} should not be: say so with --lang, or in a lang column.",
+            f"note: {unknown} of {len(languages)} prompts have no language and are connected; those in "
+            f"{connected.reference_language!r} should not be: give --lang, or a column `lang`.",
             file=sys.stderr,
         )
 

@@ -1,4 +1,4 @@
-"""`--help` of a verb with hundreds of options: ours first, the libraries' when asked for, every default shown."""
+"""Help of a verb with hundreds of options: in groups, ours first, each with its default."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import MISSING, Field, fields
 from enum import Enum
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-Group = tuple[str, str, Callable[[str], bool]]  # its name, its heading, which options it has
+Group = tuple[str, str, Callable[[str], bool]]  # name, heading, whether an option is in it
 
 
 def wanted(argv: Sequence[str]) -> str | None:
-    """The group that `--help GROUP` names, empty for `--help` alone; None where no help is asked for."""
+    """GROUP of `--help GROUP`; empty for `--help` alone; None without `--help`."""
     for place, argument in enumerate(argv):
         if argument in ("-h", "--help"):
             rest = argv[place + 1 : place + 2]
@@ -23,26 +23,23 @@ def wanted(argv: Sequence[str]) -> str | None:
 
 
 def text(usage: str, description: str, kinds: Sequence[type], groups: Sequence[Group], which: str) -> str:
-    """The help of `which` group; of the first ones where it is empty, of all for `all`.
+    """The help text.
 
     Args:
-        kinds: dataclasses of options, each field an option.
-        groups: an option is in the first that has it; the last is shown only when it is named.
+        kinds: dataclasses of options, one option per field.
+        groups: an option is in the first group that has it.
+        which: name of a group, `all`, or empty for all but the last group.
     """
     hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
-    options = {option.name: option for kind in kinds for option in fields(kind) if option.init}
+    left = {option.name: option for kind in kinds for option in fields(kind) if option.init}
     width = min(shutil.get_terminal_size().columns, 110)
     lines = [usage, "", *textwrap.wrap(description, width), ""]
-    left = dict(options)
     for name, heading, has in groups:
-        own = {option: left.pop(option) for option in list(left) if has(option)}
-        shown = which in (name, "all") or (not which and name != groups[-1][0])
-        if not shown:
-            continue
-        lines += [f"{heading}  (--help {name})", ""]
-        for option in own.values():
-            lines += _option(option, hints[option.name], width)
-        lines.append("")
+        own = [left.pop(option) for option in list(left) if has(option)]
+        if which in (name, "all") or (not which and name != groups[-1][0]):
+            lines += [f"{heading}  (--help {name})", ""]
+            lines += [line for option in own for line in _option(option, hints[option.name], width)]
+            lines.append("")
     names = ", ".join(name for name, _, _ in groups)
     lines.append(f"--help GROUP shows one group ({names}), --help all every option.")
     return "\n".join(lines)
@@ -51,10 +48,9 @@ def text(usage: str, description: str, kinds: Sequence[type], groups: Sequence[G
 def _option(option: Field[Any], hint: Any, width: int) -> list[str]:
     default = option.default_factory() if option.default_factory is not MISSING else option.default
     default = default.value if isinstance(default, Enum) else default
-    about = str(option.metadata.get("help", "")).strip()
     takes = "|".join(map(str, option.metadata["choices"])) if "choices" in option.metadata else _kind(hint)
     shown = "unset" if default in (None, "", []) else str(default).lower() if isinstance(default, bool) else default
-    body = " ".join(f"{about} Default: {shown}.".split())
+    body = " ".join(f"{option.metadata.get('help', '')} Default: {shown}.".split())
     return [
         f"  --{option.name} {takes}",
         *textwrap.wrap(body, width, initial_indent=" " * 6, subsequent_indent=" " * 6),
@@ -64,5 +60,5 @@ def _option(option: Field[Any], hint: Any, width: int) -> list[str]:
 def _kind(hint: Any) -> str:
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     named: Mapping[Any, str] = {bool: "true|false", int: "N", float: "X", str: "TEXT", dict: "JSON", list: "TEXT …"}
-    found = [named.get(get_origin(part) or part, "TEXT") for part in parts if part is not type(None)]
+    found = [named.get(get_origin(part) or part, "TEXT") for part in parts if part is not types.NoneType]
     return found[0] if found else "TEXT"

@@ -1,24 +1,23 @@
-"""`cctuning recipes [NAME]`: the recipes that come with the package, or one of them in full."""
+"""`cctuning recipes [NAME]`: list the recipes in the package, or print one."""
 
 from __future__ import annotations
 
 from cctuning.cli.options import Plain
-from cctuning.cli.packaged import about, find, launchers, recipes
+from cctuning.cli.recipe_files import accelerate_configs, find, recipes, summary
 
 
 def main(argv: list[str]) -> None:
-    """List them, or print one, to be copied and changed."""
-    parser = Plain("cctuning recipes", description="Recipes for `cctuning train --config NAME`, and for several GPUs.")
-    parser.add_argument("name", nargs="?", help="print this one (cctuning recipes NAME > mine.yaml, and change it)")
+    """List the recipes and accelerate configurations, or print one of them."""
+    description = "List the recipes and accelerate configurations in the package, or print one."
+    parser = Plain("cctuning recipes", description=description)
+    parser.add_argument("name", nargs="?", help="print this one, to change a copy: cctuning recipes NAME > mine.yaml")
     args = parser.parse_args(argv)
     if args.name is not None:
-        print(find(args.name, recipes() | launchers(), "name").read_text(encoding="utf-8"), end="")
+        print(find(args.name, recipes() | accelerate_configs(), "name").read_text(encoding="utf-8"), end="")
         return
-    print(
-        "cctuning train --config NAME --data rows.jsonl --output_dir DIR; any option as a flag wins over the recipe\n"
-    )
+    print("cctuning train --config NAME --data rows.jsonl --output_dir DIR; flags override the recipe\n")
     for name, path in recipes().items():
-        print(f"  {name:20} {about(path)}")
+        print(f"  {name:20} {summary(path)}")
     print("\nSeveral GPUs: cctuning train --accelerate_config NAME --num_processes N …\n")
-    for name, path in launchers().items():
-        print(f"  {name:20} {about(path)}")
+    for name, path in accelerate_configs().items():
+        print(f"  {name:20} {summary(path)}")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cctuning.cli import ERRORS
 from cctuning.cli.help import Group
-from cctuning.cli.packaged import find, launchers
 from cctuning.cli.paths import check_paths
+from cctuning.cli.recipe_files import accelerate_configs, find
 from cctuning.errors import UserError
 
 # Common options of TRL and transformers, listed by --help.
@@ -121,7 +121,7 @@ def launch(launching: dict[str, str], argv: list[str]) -> int:
     config, processes = launching.get("accelerate_config"), launching.get("num_processes")
     if config is None:
         raise UserError("--num_processes: needs --accelerate_config.")
-    config = str(find(config, launchers(), "--accelerate_config"))
+    config = str(find(config, accelerate_configs(), "--accelerate_config"))
     if processes is not None and not (processes.isdigit() and int(processes) > 0):
         raise UserError(f"--num_processes {processes!r}: expected an integer of at least 1.")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
