@@ -9,14 +9,14 @@ width f, kv the share of key/value heads; B rows a device of T tokens, R referen
     weights, LoRA      2 P / N  sharded (frozen, bf16)
     gradients          4 (trained) / N
     Adam               8 (trained) / N
-    start              4 (trained of the base) / N  what `reference_weights: start` and `base_decay` go back to
+    start              4 (trained of the base) / N  with `live`: the copy that `reference_weights: start` runs through
     activations        2 (B T d) L with checkpointing (a layer's input each), and one layer while it is recomputed
-    references         2 (R d) L: one vector a reference and layer (`alignment: anchor`)
+    references         a vector per reference and layer: 4 (R d) L recorded, 2 (R d) L with `live` (`anchor`)
     logits             (response tokens) V (4 + 4): fp32, and their gradient
     FSDP2 traffic      (gathers) 2 P (N - 1) / N received, plus 2 or 4 (trained) (N - 1) / N for gradients
 
-Gathers a step: the reference pass and the main pass gather each layer once forward, the main pass once more for
-backward: three, where plain SFT has two. tests/model/test_sharded_plan.py holds the formulas against tensors.
+Gathers a step: each layer once forward and once for backward, as in plain SFT. With `live` (references run in every
+step, `record_references: false`) once more. tests/model/test_sharded_plan.py compares the formulas with tensors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Run:
     """What is trained, on what.
 
     `rows` of `tokens` tokens (`answer` of them response) and `references` references of `reference` tokens, a device.
-    `rank`: of the LoRA, 0 for full weights. `decision_rank`: 0 for a full gate.
+    `rank`: of the LoRA, 0 for full weights. `decision_rank`: 0 for a full gate. `live`: references are not recorded.
     """
 
     shape: Shape
@@ -48,6 +48,7 @@ class Run:
     answer: int = 1024
     references: int = 1
     reference: int = 512
+    live: bool = False
 
     @property
     def connection(self) -> int:
@@ -79,19 +80,19 @@ def memory(run: Run) -> dict[str, float]:
     return {
         "weights": (base + added) / run.devices,
         "gradients": 4 * run.trained / run.devices,
-        "optimiser": 8 * run.trained / run.devices,
-        "start": 4 * (run.trained - run.connection) / run.devices,
+        "optimizer": 8 * run.trained / run.devices,
+        "start": 4 * (run.trained - run.connection) / run.devices if run.live else 0,
         "two gathered layers": 2 * 2 * s.layer_weights,
         "activations": 2 * tokens * s.width * s.layers + inside,
-        "references": 2 * run.references * s.width * s.layers,
+        "references": (2 if run.live else 4) * run.references * s.width * s.layers,
         "logits": run.rows * run.answer * s.vocab * 8,
     }
 
 
 def traffic(run: Run, plain: bool = False) -> dict[str, float]:
-    """Bytes that one device receives in a step under FSDP2; `plain`: without a reference pass."""
+    """Bytes that one device receives in a step under FSDP2; `plain`: in plain SFT."""
     share = (run.devices - 1) / run.devices
-    gathers = 2 if plain else 3
+    gathers = 3 if run.live and not plain else 2
     trained = 0 if plain and run.rank == 0 else run.connection
     return {
         "weights": gathers * 2 * (run.shape.parameters + trained) * share,

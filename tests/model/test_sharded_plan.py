@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,13 +48,14 @@ def test_adam_and_gradients_take_what_the_plan_says():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     held = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t.dim())
-    assert held == memory(run)["optimiser"]
+    assert held == memory(run)["optimizer"]
     assert sum(p.grad.nbytes for p in trains) == memory(run)["gradients"]
 
 
 @pytest.mark.parametrize("rank", [0, 4])
 def test_the_start_is_what_trains_of_the_base_once_more(rank):
-    run = Run(SHAPE, 1, rank=rank, transform_rank=4, decision_rank=8)
+    run = Run(SHAPE, 1, rank=rank, transform_rank=4, decision_rank=8, live=True)
+    assert memory(replace(run, live=False))["start"] == 0
     made = connected(run)
     made.keep_start()
     norms = 0 if rank else (2 * SHAPE.layers + 1) * SHAPE.width  # left out of the formulas
@@ -61,7 +63,7 @@ def test_the_start_is_what_trains_of_the_base_once_more(rank):
 
 
 def test_references_take_one_vector_a_layer():
-    run = Run(SHAPE, 1, rank=0, references=2, reference=7)
+    run = Run(SHAPE, 1, rank=0, references=2, reference=7, live=True)
     made = connected(run)
     ids = torch.randint(2, 64, (2, 7))
     recorded = made.references.remember(Batch.build(ids, None, None, ids, None, None))
@@ -71,7 +73,9 @@ def test_references_take_one_vector_a_layer():
 
 def test_shares_and_traffic():
     one, eight = Run(SHAPE, 1, rank=0), Run(SHAPE, 8, rank=0)
-    assert memory(eight)["optimiser"] * 8 == memory(one)["optimiser"]
+    assert memory(eight)["optimizer"] * 8 == memory(one)["optimizer"]
     assert memory(eight)["activations"] == memory(one)["activations"]
     assert sum(traffic(one).values()) == 0
-    assert traffic(eight)["weights"] == 3 * 2 * (SHAPE.parameters + eight.connection) * 7 / 8
+    for live, gathers in ((False, 2), (True, 3)):
+        weights = traffic(replace(eight, live=live))["weights"]
+        assert weights == gathers * 2 * (SHAPE.parameters + eight.connection) * 7 / 8

@@ -171,7 +171,7 @@ def test_parallel_text_over_two_processes_equals_one_and_survives_resuming(engin
     one, options = tmp_path / "one", ["--tune", tune, "--align_first", first]
     if engine.startswith("zero"):
         pytest.importorskip("deepspeed", reason="deepspeed is not installed: pip install deepspeed")
-        options += ["--reference_weights", "current"]
+        options += ["--reference_weights", "current", "--align_loss", "standardized"]
     done("train", "--config", world / "aligned.yaml", "--output_dir", one, *ALONE, *options)
     launch(world, engine, 2, tmp_path / "run", *options, recipe="aligned.yaml")
     same(one, tmp_path / "run")

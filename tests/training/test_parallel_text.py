@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from cctuning import CCTrainer, ConnectionConfig, UserError
+from cctuning import CCTrainer, ConnectedModel, ConnectionConfig, UserError
+from cctuning.model.passes import Batch
 from cctuning.training import CCConfig
 from cctuning.training.mixing import Mixture
 from tests.training.toys import model, rows, tokenizer
@@ -220,6 +222,15 @@ def test_a_run_with_alignment_first_resumes_exactly(strategy, at, tmp_path):
     assert curve(cut) == pytest.approx(curve(whole), rel=1e-6)
     for name, parameter in whole.model.named_parameters():
         assert torch.equal(parameter, cut.model.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("pool", ["mean", "last", "text_last"])
+def test_a_process_without_references_takes_part_in_the_reference_pass(pool):
+    """As under DeepSpeed, where references run in every step and each forward is collective."""
+    connected = ConnectedModel.attach(model(), ConnectionConfig(layers=[0, 1], align_pool=pool))
+    ids, none = torch.tensor([[7, 8, 9]]), torch.zeros(0, 1, dtype=torch.long)
+    batch = Batch.build(ids, None, ids, none, none, torch.tensor([-1]))
+    connected.references.join(replace(batch, reference_text=none.new_zeros(0, 2)))
 
 
 def test_a_small_language_is_raised_by_the_temperature():

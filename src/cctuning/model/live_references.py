@@ -56,7 +56,8 @@ class LiveReferences:
         """Take part in the reference pass of other processes without a reference of one's own: where weights are
         sharded each forward is collective, so one token runs along."""
         token = batch.input_ids[:1, :1]
-        self.remember(replace(batch, reference_ids=token, reference_mask=torch.ones_like(token)), through)
+        one = replace(batch, reference_ids=token, reference_mask=torch.ones_like(token), reference_text=None)
+        self.remember(one, through)
 
 
 def append_references(step: Step, batch: Batch) -> None:

@@ -110,6 +110,11 @@ def record_references(trainer: RecordingTrainer, sets: dict[str, Dataset]) -> di
         raise UserError(f"record_references: true: {why or 'no row has a reference'}; set it to auto or false.")
     if why:
         logger.warning(f"references run in every step and are not recorded: {why}.")
+    if why is not None and len(prompts) and trainer.connected.config.loss == "contrastive":
+        logger.warning(
+            "align_loss: contrastive compares a row with the references of its own batch and process only, as "
+            "references are not recorded; use large batches, or align_loss: standardized."
+        )
     if why is None or trainer.connected.config.loss != "relative":
         trainer.recording = Recording(trainer, prompts, folder, whole=why is None, sharded=sharded)
         trainer.add_callback(trainer.recording)
