@@ -170,6 +170,7 @@ def gpu(result: Result) -> str:
 
 TABLES: dict[str, Callable[[Result], str]] = {
     "training_step": listed,
+    "parallel_text": listed,
     "packing": packing,
     "memory": memory,
     "inference": listed,
