@@ -76,14 +76,7 @@ class AdaptiveModel(ConnectedModel):
 
     # -- plans -------------------------------------------------------------------------------------------------------
 
-    def _plan_step(
-        self,
-        batch: Batch,
-        fused_rows: Tensor | None,
-        rows: Tensor | int | None,
-        through: nn.Module | None,
-        loss_only: bool,
-    ) -> tuple[Step, Tensor | int]:
+    def _plan_step(self, batch: Batch, rows: Tensor | int | None) -> tuple[Step, Tensor | int]:
         assert batch.labels is not None
         predict = predicting(batch.labels)
         live = self.training or not bool(self.adaptive.fitted)

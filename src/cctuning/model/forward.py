@@ -110,9 +110,20 @@ class ConnectedForward(nn.Module):
 
         Without labels: logits of the student pass, or, for rows with a reference, of the live connection.
         """
-        references = (reference_input_ids, reference_attention_mask, reference_index, reference_row)
-        own = {"text": text, "reference_text": reference_text, "row": row, "connect": connect}
-        batch = Batch.build(input_ids, attention_mask, labels, *references[:3], reference_row=reference_row, **own)
+        batch = Batch.build(
+            input_ids,
+            attention_mask,
+            labels,
+            reference_input_ids,
+            reference_attention_mask,
+            reference_index,
+            reference_row=reference_row,
+            text=text,
+            reference_text=reference_text,
+            row=row,
+            connect=connect,
+            fused=fused_rows,
+        )
         if labels is None:
             predict = None if prompt_lengths is None else answering(batch.attention_mask, prompt_lengths)
             plan = self._plan_inference(batch, predict)
@@ -120,7 +131,10 @@ class ConnectedForward(nn.Module):
             logits = restore(output.logits, self.wire, plan)
             return ConnectedOutput(logits=logits, past_key_values=getattr(output, "past_key_values", None))
         kwargs.setdefault("use_cache", False)
-        step, rows = self._plan_step(batch, fused_rows, num_rows_in_batch, through, loss_only)
+        step, rows = self._plan_step(batch, num_rows_in_batch)
+        if self.aligner is not None:  # packed rows share sequences, so they go through all layers together
+            whole = through is None or through is self.model
+            self.aligner.shorten(step, whole, loss_only and not self.padding_free)
         kept = step.plan.kept
         index = flat_index(step.score if kept is None else step.score[kept])[0] if loss_only else None
         inputs = {"input_ids": step.input_ids, "attention_mask": step.attention_mask, **kwargs}
@@ -153,14 +167,7 @@ class ConnectedForward(nn.Module):
             loss_only=loss_only,
         )
 
-    def _plan_step(
-        self,
-        batch: Batch,
-        fused_rows: Tensor | None,
-        rows: Tensor | int | None,
-        through: nn.Module | None,
-        loss_only: bool,
-    ) -> tuple[Step, Tensor | int]:
+    def _plan_step(self, batch: Batch, rows: Tensor | int | None) -> tuple[Step, Tensor | int]:
         """The inputs of a forward with labels, and the number of rows that the alignment is averaged over."""
         connecting = self.config.connection != "none" and self.wire.enabled
         memory: dict[int, Tensor] = {}
@@ -172,18 +179,22 @@ class ConnectedForward(nn.Module):
             drawn = self.seed * 1_000_003 + self.step
             memory, index, others = self.recorded.offer(batch.reference_row, most, drawn)
             batch = replace(batch, reference_ids=None, reference_index=index)
-        if fused_rows is None and connecting and self.training and self.config.paths == "sampled" and self.connections:
-            fused_rows = uniform(self.seed, self.step, batch.ids) < self.fused_probability
+        if (
+            batch.fused is None
+            and connecting
+            and self.training
+            and self.config.paths == "sampled"
+            and self.connections
+        ):
+            batch = replace(batch, fused=uniform(self.seed, self.step, batch.ids) < self.fused_probability)
         if rows is None:  # an alignment is averaged over the rows that have a reference
             rows = int(batch.paired.sum().clamp(min=1)) if self.aligner else len(batch.input_ids)
         share = 1.0 / torch.as_tensor(rows, dtype=torch.float32, device=batch.input_ids.device) if connecting else None
-        step = plan_step(batch, self.config, training=self.training, fused_rows=fused_rows, row_share=share)
+        step = plan_step(batch, self.config, training=self.training, row_share=share)
         step.plan.memory = {layer: (vectors, None) for layer, vectors in memory.items()}
         self._run_references(batch, step)
         if self.aligner is not None:
             self.aligner.offer(batch, step, others)
-            # Packed rows share sequences, so they go through the layers together.
-            self.aligner.shorten(step, through is None or through is self.model, loss_only and not self.padding_free)
         return step, rows
 
     def _run_references(self, batch: Batch, step: Step) -> None:

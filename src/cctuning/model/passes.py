@@ -30,6 +30,7 @@ class Batch:
         text, reference_text: (B, 2) and (R, 2) span of a prompt's own text, first position and the one after its last;
             None: from the second token to the prompt's end.
         row: (B,) ids of the rows, for random draws. connect: see `ConnectedModel.generate`.
+        fused: (B,) bool, `paths: sampled`: rows that are drawn for the fused pass.
     """
 
     input_ids: Tensor
@@ -43,6 +44,7 @@ class Batch:
     reference_text: Tensor | None = None
     row: Tensor | None = None
     connect: Tensor | None = None
+    fused: Tensor | None = None
 
     @classmethod
     def build(
@@ -191,7 +193,6 @@ def plan_step(
     config: ConnectionConfig,
     *,
     training: bool,
-    fused_rows: Tensor | None,
     row_share: Tensor | float | None,
 ) -> Step:
     """Lay out a forward with labels.
@@ -200,7 +201,6 @@ def plan_step(
         batch: rows with labels.
         config: the connection's options.
         training: False: every row runs the student pass, and paired rows the fused one too, to be reported.
-        fused_rows: (B,) bool, for `paths: sampled`: the rows drawn for the fused pass.
         row_share: each row's share of the alignment objective, 1 / (rows of the whole step); None: no objective.
     """
     assert batch.labels is not None
@@ -217,8 +217,8 @@ def plan_step(
         on_fused = torch.cat([torch.ones_like(twice, dtype=torch.bool), no_row])
     elif config.paths == "fused":
         on_fused = paired & answered
-    elif config.paths == "sampled" and fused_rows is not None:
-        on_fused = fused_rows & paired & answered
+    elif config.paths == "sampled" and batch.fused is not None:
+        on_fused = batch.fused & paired & answered
     copies = torch.bincount(source, minlength=every.shape[0])[source]
     score = predict
     if config.distill_weight > 0:  # an answer-free row teaches through the next-token distribution at its prompt's end
