@@ -13,8 +13,8 @@ import argparse
 import random
 from collections.abc import Callable
 
-from cctuning.demo.base import ENGLISH
-from cctuning.demo.cldr import Item, PlacesWorld
+from cctuning.demo.base import ENGLISH, Item
+from cctuning.demo.cldr import PlacesWorld
 from cctuning.model.loading import load
 from cctuning.serving.answering import Answerer
 from measuring import record, write

@@ -1,1 +1,1 @@
-"""The lab on real models: public data, real pre-trained bases, rivals and controls. Not installed with the package."""
+"""Experiments on pre-trained models and public data, with rivals and controls. Not part of the installed package."""

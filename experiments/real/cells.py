@@ -1,4 +1,4 @@
-"""One cell: a base, a world, a recipe with its setting and a seed give a record, kept under a hash of all of it.
+"""Run one cell: a base, a world, a recipe with its setting and a seed give a record, stored under a hash of all of it.
 
 A record says for `dev` and `test`, by language, which items were answered right, so that every figure is computed from
 records and nothing is scored twice. Choices are made on `dev` (search.py) and figures reported on `test` (figures.py).
@@ -45,7 +45,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """For people: what differs from the defaults."""
+        """The cell in words: what differs from the defaults."""
         said = {**_differs(self.setting, Setting()), **_differs(self.setting.text, Text())}
         said.pop("text", None)
         shown = " ".join(f"{name}={value}" for name, value in said.items())
@@ -61,7 +61,7 @@ def _differs(one: Any, other: Any) -> dict[str, Any]:
 
 
 def cell_of(told: Mapping[str, Any]) -> Cell:
-    """The cell that a record or a plan's line names.
+    """Return the cell of a record or of a plan's line.
 
     Raises:
         UserError: an unknown option.
@@ -84,12 +84,12 @@ def cell_of(told: Mapping[str, Any]) -> Cell:
 
 
 def told(cell: Cell) -> dict[str, Any]:
-    """The cell as plain JSON types."""
+    """Return the cell as plain JSON types."""
     return dict(json.loads(json.dumps(asdict(cell))))
 
 
 def key(cell: Cell, base: str, data: str) -> str:
-    """Hash of all that decides the record.
+    """Return the hash of everything that decides the record.
 
     Args:
         base: fingerprint of the checkpoint. data: version of the world's rows.
@@ -99,7 +99,7 @@ def key(cell: Cell, base: str, data: str) -> str:
 
 
 class Lab:
-    """Where bases are and records are kept; what it has read once it keeps.
+    """Runs cells and stores their records; keeps in memory what it has read.
 
     Args:
         folder: of the records. accept: bases whose terms are accepted. given: checkpoints that are there already, by
@@ -129,17 +129,17 @@ class Lab:
         return self._known[base, world]
 
     def place(self, cell: Cell) -> Path:
-        """Where the cell's record is, or will be."""
+        """File of the cell's record."""
         _, base, data = self.known(cell.base, cell.world)
         return self.folder / f"{key(cell, base, data)}.json"
 
     def record(self, cell: Cell) -> dict[str, Any] | None:
-        """The cell's record, if there is one."""
+        """The cell's record, or None."""
         place = self.place(cell)
         return json.loads(place.read_text(encoding="utf-8")) if place.is_file() else None
 
     def run(self, cell: Cell) -> dict[str, Any]:
-        """The cell's record, computed where it is not there yet."""
+        """The cell's record; computed if there is none."""
         kept = self.record(cell)
         if kept is not None:
             return kept
@@ -150,12 +150,12 @@ class Lab:
         return record
 
     def keep(self, cell: Cell, record: Mapping[str, Any]) -> None:
-        """Write a record whole or not at all."""
+        """Write a record atomically."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.place(cell), json.dumps(record) + "\n")
 
     def take(self, record: Mapping[str, Any]) -> Cell:
-        """Keep a record made elsewhere.
+        """Store a record made on another machine.
 
         Raises:
             UserError: it was made with another version of the rows, or of the base.
@@ -165,15 +165,15 @@ class Lab:
         for name, own, here in (("rows of the world", record["data"], data), ("base", record["base"], base)):
             if own != here:
                 raise UserError(
-                    f"{cell.label}: made with another version of the {name} ({own}; here {here}): its figures cannot "
-                    "stand beside these; run it again."
+                    f"{cell.label}: made with another version of the {name} ({own}; here {here}): it cannot be "
+                    "compared with records made here; run it again."
                 )
         self.keep(cell, record)
         return cell
 
 
 def amp() -> torch.dtype | None:
-    """bfloat16 where the machine multiplies it faster: a GPU, or a processor with AMX or AVX512-BF16."""
+    """Return bfloat16 if the machine is faster with it (a GPU, or a CPU with AMX or AVX512-BF16), else None."""
     if torch.cuda.is_available():
         return torch.bfloat16
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
@@ -181,7 +181,7 @@ def amp() -> torch.dtype | None:
 
 
 def machine() -> dict[str, Any]:
-    """What the cell runs on."""
+    """Return device and versions."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
 
@@ -212,7 +212,7 @@ def compute(cell: Cell, checkpoint: Path, packs: Path | None = None) -> dict[str
 
 
 def score(model: Any, tokenizer: Any, cell: Cell, dtype: torch.dtype | None) -> dict[str, dict[str, str]]:
-    """Split -> language -> flags."""
+    """Return split -> language -> a `1` or `0` for each item."""
     world, chat = world_of(cell.world), BASES[cell.base].chat
     found: dict[str, dict[str, str]] = {"dev": {}, "test": {}}
     for split, by_language in found.items():

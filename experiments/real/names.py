@@ -1,4 +1,4 @@
-"""Pairs of names out of parallel questions: what is left of a question once its pattern is taken away."""
+"""Extract pairs of names from parallel questions: what remains of a question without its pattern."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def names_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """(name, its English): what two parallel questions do not share with the others of their pattern.
+    """Return (name, its English) pairs: what two parallel questions do not share with others of their pattern.
 
     A question's pattern is the longest prefix and suffix that it shares with its neighbours of the same English frame;
     what is left between them is the subject's name. Questions whose names cannot be told apart are left out.
@@ -59,7 +59,7 @@ def _common_end(texts: Sequence[str]) -> str:
 
 
 def _common_start(texts: Sequence[str]) -> str:
-    """The longest start that all share, by characters."""
+    """Return the longest common prefix."""
     first, last = min(texts), max(texts)
     same = next((i for i, (one, two) in enumerate(zip(first, last, strict=False)) if one != two), None)
     return first[: min(len(first), len(last)) if same is None else same]

@@ -1,4 +1,4 @@
-"""The page's tables from the records of a plan."""
+"""Write the tables of docs/lab/real.md from the records of a plan."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _pairs(results: Results) -> list[tuple[str, Sequence[Record], Sequence[Recor
 
 
 def page(records: Sequence[Record]) -> str:
-    """Markdown."""
+    """Return the tables as Markdown."""
     results = Results(records)
     tiers = results.tiers
     starts = {

@@ -1,4 +1,4 @@
-"""Recipes: what is done to a base with a world's answered rows and its parallel text, on the public API alone.
+"""Recipes: how a base is tuned with answered rows and parallel text, on the public API alone.
 
 Each is a function from a `Job` to the tuned model. Every recipe reads the same answered rows and the same parallel
 text, with the same batches, schedule and scoring, and has its own learning rate (and weight), searched on `dev`.
@@ -28,7 +28,7 @@ from experiments.real.worlds import ENGLISH, Text, World, halves, translation
 
 @dataclass(frozen=True)
 class Setting:
-    """What can differ between two cells of a recipe; a field that a recipe does not read stays at its default.
+    """Options of a recipe; a field that a recipe does not read stays at its default.
 
     Attributes:
         text: rows and parallel text. rate: learning rate. epochs: over the answered rows. batch: answered rows a step.
@@ -60,7 +60,7 @@ class Setting:
 
 @dataclass
 class Job:
-    """What a recipe is given, and where it notes what it did.
+    """What a recipe is given, and the notes it makes.
 
     Attributes:
         scratch: a folder of its own. amp: dtype of autocast. packs: where language packs are kept, which serve every
@@ -81,7 +81,7 @@ class Job:
 
     @property
     def rng(self) -> random.Random:
-        """Draws of the recipe's own, the same for the same seed."""
+        """Random numbers of the recipe, the same for the same seed."""
         return random.Random(f"recipe {self.seed}")
 
     def rows(self) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ class Job:
         return list(self.world.rows(self.setting.text))
 
     def pairs(self) -> list[dict[str, str]]:
-        """The parallel text, as the setting's control has it."""
+        """The parallel text, mispaired if the setting asks for that control."""
         pairs = self.world.pairs(self.setting.text)
         return mispaired(pairs, self.rng) if self.setting.pairs == "wrong" else pairs
 
@@ -98,7 +98,7 @@ Recipe = Callable[[Job], PreTrainedModel]
 
 
 def mispaired(pairs: Sequence[dict[str, str]], rng: random.Random) -> list[dict[str, str]]:
-    """Each text with the English of another one of its language."""
+    """Return the pairs with each text's English replaced by that of another text of its language."""
     found = []
     for lang in dict.fromkeys(pair["lang"] for pair in pairs):
         own = [pair for pair in pairs if pair["lang"] == lang]
@@ -110,7 +110,7 @@ def mispaired(pairs: Sequence[dict[str, str]], rng: random.Random) -> list[dict[
 
 
 def options(job: Job, name: str, **given: Any) -> CCConfig:
-    """The trainer's options that every training of the lab shares, with `given` on top."""
+    """Return the trainer's options that all recipes share, updated with `given`."""
     shared: dict[str, Any] = {
         "learning_rate": job.setting.rate,
         "num_train_epochs": job.setting.epochs,
@@ -132,7 +132,7 @@ def options(job: Job, name: str, **given: Any) -> CCConfig:
 
 
 def connection(job: Job, kind: str) -> ConnectionConfig:
-    """The connection of this kind, with what the setting says and the product's defaults for the rest."""
+    """Return the connection of this kind with the setting's options and the defaults of the package."""
     setting = job.setting
     said = {
         "align_weight": setting.weight,
@@ -157,7 +157,7 @@ def tune(
     given: dict[str, Any] | None = None,
     **more: Any,
 ) -> PreTrainedModel:
-    """One training with `CCTrainer`; embeddings stay where they are, all other weights move.
+    """Train once with `CCTrainer`; embeddings are frozen, all other weights are tuned.
 
     Args:
         name: of its folder and notes. rows: answered. pairs: parallel text. kind: of the connection. given: options of
@@ -188,11 +188,11 @@ def tune(
     return made.connected.merge_and_unload()
 
 
-# -- the product ------------------------------------------------------------------------------------------------------
+# -- the package ------------------------------------------------------------------------------------------------------
 
 
 def base(job: Job) -> PreTrainedModel:
-    """Nothing: the base as it is."""
+    """The base without training."""
     return job.model
 
 
@@ -204,7 +204,7 @@ def plain(job: Job) -> PreTrainedModel:
 def align(job: Job) -> PreTrainedModel:
     """Answered rows and parallel text together."""
     if job.setting.pairs == "own":
-        # A sentence that ends in its own label is refused as a reference, since it would give the answer away.
+        # A sentence that ends in its own label is a bad row: the reference would give the answer away.
         return tune(job, job.model, "align", _with_references(job), kind="align", given={"bad_rows": "skip"})
     given = {"parallel_rows": job.setting.share}
     return tune(job, job.model, "align", job.rows(), job.pairs(), "align", given=given)
@@ -216,13 +216,13 @@ def pack(job: Job) -> PreTrainedModel:
 
 
 def pack_align(job: Job) -> PreTrainedModel:
-    """A pack first, then answered rows with the same text beside them."""
+    """A pack first, then answered rows together with the same text."""
     given = {"parallel_rows": job.setting.share}
     return tune(job, packed(job), "align", job.rows(), job.pairs(), "align", given=given)
 
 
 def packed(job: Job) -> PreTrainedModel:
-    """The base with a pack, made or taken from where packs are kept."""
+    """Return the base with a pack, which is read from `job.packs` if it is there."""
     setting, pairs = job.setting, job.pairs()
     given = {
         "learning_rate": setting.pack_rate,
@@ -248,7 +248,7 @@ def packed(job: Job) -> PreTrainedModel:
 
 
 def cc(job: Job) -> PreTrainedModel:
-    """The gated connection and its matrix, folded; the parallel text as rows without answers."""
+    """The gated connection with its matrix, merged; the parallel text as rows without answers."""
     return tune(job, job.model, "cc", job.rows(), job.pairs(), "gated", given={"parallel_rows": job.setting.share})
 
 
@@ -288,7 +288,7 @@ def text_first(job: Job) -> PreTrainedModel:
 
 
 def translations(job: Job) -> list[dict[str, str]]:
-    """`text` to be said in English."""
+    """Return rows that ask for a translation into English."""
     return [
         {"prompt": translation(pair), "response": f" {pair['reference']}", "lang": pair["lang"]}
         for pair in job.pairs()
@@ -296,7 +296,7 @@ def translations(job: Job) -> list[dict[str, str]]:
 
 
 def plain_texts(job: Job) -> list[dict[str, str]]:
-    """Each side as text: its first word (or character) is the prompt, the rest the response."""
+    """Return rows of plain text: the first word (or character) of each side is the prompt, the rest the response."""
     found = []
     for pair in job.pairs():
         for lang, text in ((pair["lang"], pair["text"]), (ENGLISH, pair["reference"])):
@@ -337,7 +337,7 @@ def _mixed(job: Job, name: str, others: Sequence[dict[str, str]]) -> PreTrainedM
 
 
 def _drawn(rows: Sequence[dict[str, str]], count: int, rng: random.Random) -> list[dict[str, str]]:
-    """`count` rows, each as often as any other up to one."""
+    """Draw `count` rows, each equally often (give or take one)."""
     found: list[dict[str, str]] = []
     while len(found) < count:
         found += rng.sample(list(rows), min(len(rows), count - len(found)))

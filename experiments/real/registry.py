@@ -1,4 +1,4 @@
-"""Names of recipes and worlds, and which options a recipe's search goes over."""
+"""Names of recipes and worlds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORLDS: dict[str, Callable[[], World]] = {
     "sib200": lambda: Sib200(SIB, GENERAL),
     "sib200-west": lambda: Sib200(("en", "fr", "de", "es", "pt"), GENERAL),
     "sib200-four": lambda: Sib200(("en", "el", "sw", "ta", "bn", "yo"), GENERAL),
-    "sib200-tiny": lambda: Sib200(("en", "fr", "sw"), cap=8),  # to try the machinery
+    "sib200-tiny": lambda: Sib200(("en", "fr", "sw"), cap=8),  # for a quick test
     "emoji": lambda: Named(EMOJI, "emoji", emoji_things),
     "emoji-demo": lambda: Named(EMOJI_DEMO, "emoji", emoji_things),
     "countries": lambda: Named(COUNTRIES, "countries", countries),
@@ -54,7 +54,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe_of(name: str) -> Recipe:
-    """The recipe of this name.
+    """Return the recipe of this name.
 
     Raises:
         UserError: there is none.
@@ -65,7 +65,7 @@ def recipe_of(name: str) -> Recipe:
 
 
 def world_of(name: str) -> World:
-    """The world of this name.
+    """Return the world of this name.
 
     Raises:
         UserError: there is none.

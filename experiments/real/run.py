@@ -1,4 +1,4 @@
-"""The command line of the lab on real models: `python -m experiments.real demo|run|plan|table|fetch`."""
+"""Experiments on pre-trained models: `python -m experiments.real demo|run|plan|table|fetch`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from experiments.real.worlds import ENGLISH
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 2 where the input is at fault."""
+    """Run a command; the exit status is 2 for bad input."""
     given = _arguments().parse_args(argv)
     try:
         {"demo": _demo, "run": _run, "plan": _plan, "table": _table, "fetch": _fetch}[given.command](given)

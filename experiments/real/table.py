@@ -1,4 +1,4 @@
-"""Tables from the records of a plan: Markdown, with intervals, English and the control beside every gain."""
+"""Write Markdown tables from the records of a plan, with intervals, English, time and memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cctuning.markdown import table
 from experiments.real.figures import Record, Tiers, accuracy, best, difference, others, signed, spread
 from experiments.real.worlds import ENGLISH
 
-SEEDS, RATES = "-seeds", "-rate"  # ends of the names of groups that belong to another
+SEEDS, RATES = "-seeds", "-rate"  # suffixes of groups that belong to another
 
 
 def records_of(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Records of JSON lines files, which may end in .gz; of two with the same cell the later one.
+    """Read records from JSON lines files (.gz too); of two with the same cell the later one counts.
 
     Raises:
         UserError: a file that is not there, or a line that is no record.
@@ -47,7 +47,7 @@ class Results:
             self.groups.setdefault(str(record.get("group", record["cell"]["recipe"])), []).append(record)
 
     def chosen(self, group: str) -> list[Record]:
-        """The group's best on `dev`, its further rates among them, and the further seeds of it."""
+        """The group's best record on `dev`, over all its rates, and the records of that choice's other seeds."""
         records = [*self.groups.get(group, []), *self.groups.get(group + RATES, [])]
         if not records:
             return []
@@ -56,7 +56,7 @@ class Results:
 
     @property
     def tiers(self) -> Tiers:
-        """By plain SFT."""
+        """Tiers by plain SFT."""
         return Tiers.of(self.chosen("plain"))
 
 
@@ -91,7 +91,7 @@ def main_table(results: Results, groups: Mapping[str, str], against: str = "plai
 
 
 def pair_table(results: Results, pairs: Sequence[tuple[str, Sequence[Record], Sequence[Record]]]) -> str:
-    """Differences of two sets of records: what to call it, the one, and the other that it is taken from."""
+    """A line for each pair: its name, the records, and the records that are subtracted."""
     tiers, never = results.tiers, _never(results)
     lines = []
     for name, one, two in pairs:
@@ -103,7 +103,7 @@ def pair_table(results: Results, pairs: Sequence[tuple[str, Sequence[Record], Se
 
 
 def search_table(results: Results, groups: Sequence[str], options: Sequence[str]) -> str:
-    """Every cell of the searches: the options that were tried, and what `dev` said."""
+    """A line for every cell of the searches: the options tried, and the results."""
     head = ["recipe", *options, "dev: English", "dev: x", "test: x", "training, s", "memory, GB"]
     lines = []
     for group in groups:
@@ -129,7 +129,7 @@ def language_table(results: Results, groups: Mapping[str, str]) -> str:
 
 
 def _never(results: Results) -> list[str]:
-    """Languages that had no parallel text in the plan's packs."""
+    """Return the languages without parallel text in the plan."""
     for group in ("pack", "align"):
         for record in results.groups.get(group, []):
             return list(record["cell"]["setting"]["text"]["without"])

@@ -1,4 +1,4 @@
-"""A checkpoint cut to the tokens of given texts: the same tokens under new numbers, a fraction of the size.
+"""Cut a checkpoint to the tokens of given texts: the same tokens with new ids, at a fraction of the size.
 
 Two thirds of Gemma 3 270M are rows of its embedding that a given set of texts never touches. The texts are tokenised
 as before: byte-pair merging takes the best pair there is, so a vocabulary that keeps every piece that was made on the
@@ -23,7 +23,7 @@ BATCH = 4096
 
 
 def used_tokens(folder: Path, texts: Sequence[str]) -> list[int]:
-    """Ids of the tokens of `texts` and of what a checkpoint cannot do without, ascending."""
+    """Return the ids of the tokens of `texts` and of the special tokens, ascending."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     vocabulary = tokenizer.get_vocab()
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -39,7 +39,7 @@ def used_tokens(folder: Path, texts: Sequence[str]) -> list[int]:
 
 
 def cut_checkpoint(folder: Path, kept: Sequence[int], target: Path, check: Sequence[str]) -> None:
-    """Write the checkpoint of `folder` with the tokens `kept` alone into `target`.
+    """Write the checkpoint of `folder` with only the tokens `kept` into `target`.
 
     Args:
         kept: ids that stay, ascending; the new id is the place among them.
@@ -47,7 +47,7 @@ def cut_checkpoint(folder: Path, kept: Sequence[int], target: Path, check: Seque
     """
     config = json.loads((folder / "config.json").read_text())
     if not config["tie_word_embeddings"]:
-        raise UserError(f"{folder}: input and output embeddings are apart; only tied ones can be cut.")
+        raise UserError(f"{folder}: input and output embeddings are not tied; only tied ones can be cut.")
     place = {old: new for new, old in enumerate(kept)}
     weights = load_file(folder / "model.safetensors")
     name = "model.embed_tokens.weight"
@@ -105,7 +105,7 @@ def _cut_tokenizer(whole: dict[str, Any], place: dict[int, int]) -> dict[str, An
 
 
 def _steps(word: str, ranks: dict[tuple[str, str], int]) -> set[str]:
-    """Every piece that merging makes on the way from the characters of `word` to it."""
+    """Return every piece that byte-pair merging makes on the way from the characters of `word` to it."""
     pieces, seen = list(word), set(word)
     while len(pieces) > 1:
         best = min(range(len(pieces) - 1), key=lambda i: ranks.get((pieces[i], pieces[i + 1]), len(ranks)))
@@ -124,7 +124,9 @@ def _check(folder: Path, target: Path, place: dict[int, int], texts: Iterable[st
         some = asked[start : start + BATCH]
         for text, old, new in zip(some, before.encode_batch(some), after.encode_batch(some), strict=True):
             if [place.get(number) for number in old.ids] != new.ids:
-                raise UserError(f"{target}: the cut tokenizer reads {text[:60]!r} otherwise than the whole one.")
+                raise UserError(
+                    f"{target}: the cut tokenizer gives other tokens for {text[:60]!r} than the whole one."
+                )
 
 
 def _write(path: Path, content: Any) -> None:

@@ -1,5 +1,6 @@
-"""Worlds: public rows of real text, the same items in every language; rows from `train`, choices on `dev`, figures on
-`test`.
+"""Worlds: public data with the same items in every language.
+
+Rows are of `train`; settings are chosen on `dev` and results reported on `test`.
 
 A world gives answered rows (in English alone, or in several languages), parallel text without answers, and questions
 with candidate answers. Its rows are read from `CC_TUNING_DATA`, or built from packages; none is passed on here.
@@ -46,7 +47,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Text:
-    """What a run is given of a world.
+    """Which rows and which parallel text of a world a run gets.
 
     Attributes:
         labels: answered items (a language); 0: all of the training split.
@@ -69,7 +70,7 @@ class Text:
 
 
 class World(Protocol):
-    """What the lab asks of a world."""
+    """Answered rows, parallel text and questions in several languages."""
 
     name: str
     languages: tuple[str, ...]  # English first
@@ -85,12 +86,12 @@ class World(Protocol):
         """Questions of a split in a language, in the same order in all of them."""
 
     def texts(self) -> list[str]:
-        """Every string that may be tokenised: decides the cut vocabulary."""
+        """Every string that may be tokenised; the vocabulary is cut to these."""
 
 
 @dataclass
 class Sib200:
-    """The topic of a sentence: seven labels in English, whatever the sentence's language.
+    """The topic of a sentence: seven labels in English for sentences of all languages.
 
     Attributes:
         sources: of parallel text, whose tokens the cut vocabulary is to have. cap: questions a split; 0: all.
@@ -212,7 +213,7 @@ def _blank(prompt: str) -> str:
 
 
 def general(text: Text, languages: Sequence[str]) -> list[dict[str, str]]:
-    """Pairs of Tatoeba or TICO-19, in those of the languages that it has."""
+    """Return pairs of Tatoeba or TICO-19 in the languages that it has."""
     files = {"tatoeba": TATOEBA, "tico": TICO}[text.source]
     folder = {"tatoeba": "parallel/tatoeba", "tico": "parallel/tico19"}[text.source]
     found = []
@@ -225,7 +226,7 @@ def general(text: Text, languages: Sequence[str]) -> list[dict[str, str]]:
 
 
 def texts_of(pairs: Sequence[dict[str, str]]) -> list[str]:
-    """Every form in which a recipe may render parallel text."""
+    """Return every form in which a recipe may use parallel text."""
     found = []
     for pair in pairs:
         for text in (pair["text"], pair["reference"]):
@@ -235,12 +236,12 @@ def texts_of(pairs: Sequence[dict[str, str]]) -> list[str]:
 
 
 def translation(pair: dict[str, str]) -> str:
-    """The prompt that asks for a text's English."""
+    """Return the prompt that asks for a text's English translation."""
     return f"{pair['text']}{BREAK}English:"
 
 
 def halves(text: str) -> tuple[str, str]:
-    """A text's first word (in a script without spaces its first character), and the rest."""
+    """Split a text after its first word (or its first character, if it has no spaces)."""
     first = text.split(" ")[0] if " " in text else text[:1]
     return first, text[len(first) :]
 
@@ -251,7 +252,7 @@ def _with_text(text: Text, languages: Sequence[str]) -> list[str]:
 
 
 def _chosen(rows: Sequence[Any], count: int, order: int) -> list[Any]:
-    """`count` of the rows (0: all), the same places in every language: the rows are in the same order in all."""
+    """Choose `count` rows (0: all), the same items in every language."""
     places = list(range(len(rows)))
     random.Random(f"order {order}").shuffle(places)
     return [rows[place] for place in (places[:count] if count else places)]
@@ -262,10 +263,10 @@ def _id(row: dict[str, Any]) -> str:
 
 
 def data_folder() -> Path:
-    """Where the rows are.
+    """Return the directory of the data.
 
     Raises:
-        UserError: it is not said, or not there.
+        UserError: CC_TUNING_DATA is not set, or names no directory.
     """
     told = os.environ.get("CC_TUNING_DATA")
     if not told:

@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from cctuning.demo.base import ENGLISH, build_base, fingerprint
-from cctuning.demo.cldr import Asking
+from cctuning.demo.base import ENGLISH, World, build_base, fingerprint
 from cctuning.demo.steps import OF_TRAINER, options, write_rows
 from cctuning.files import write_atomically
 from cctuning.model.loading import Loaded, load
@@ -90,7 +89,7 @@ def _locked(place: Path) -> Iterator[None]:
         yield
 
 
-def _key(cell: Cell, world: Asking, base: str) -> str:
+def _key(cell: Cell, world: World, base: str) -> str:
     content: dict[str, Any] = {"format": FORMAT, "base": base, "split": cell.split}
     if cell.recipe != "base":
         recipe = RECIPES[cell.recipe]
@@ -102,7 +101,7 @@ def _key(cell: Cell, world: Asking, base: str) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
-def _compute(cell: Cell, world: Asking, base: Path, scratch: Path) -> Record:
+def _compute(cell: Cell, world: World, base: Path, scratch: Path) -> Record:
     if cell.recipe == "base":
         return {"right": {"student": _flags(load(str(base)), world, cell.split)}}
     recipe, run = RECIPES[cell.recipe], scratch / "run"
@@ -118,14 +117,12 @@ def _compute(cell: Cell, world: Asking, base: Path, scratch: Path) -> Record:
     return {"tokens": int(max(entry.get("num_tokens", 0) for entry in log)), "right": flags}
 
 
-def _flags(loaded: Loaded, world: Asking, split: str, **how: bool) -> dict[str, str]:
+def _flags(loaded: Loaded, world: World, split: str, **how: bool) -> dict[str, str]:
     """`right` as a string of `1` and `0` for each language."""
     return {lang: "".join("01"[flag] for flag in flags) for lang, flags in right(loaded, world, split, **how).items()}
 
 
-def right(
-    loaded: Loaded, world: Asking, split: str, bypass: bool = False, live: bool = False
-) -> dict[str, list[bool]]:
+def right(loaded: Loaded, world: World, split: str, bypass: bool = False, live: bool = False) -> dict[str, list[bool]]:
     """Return for each language which questions of `split` are answered exactly right, greedily.
 
     Args:

@@ -15,8 +15,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cctuning.demo.base import ENGLISH
-from cctuning.demo.cldr import Item
+from cctuning.demo.base import ENGLISH, Item
 
 Unit = tuple[str, ...]  # words that belong together, such as a name
 

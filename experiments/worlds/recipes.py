@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cctuning.demo.base import ENGLISH, BaseConfig
-from cctuning.demo.cldr import Asking, PlacesWorld, others, replayed, rows
+from cctuning.demo.base import ENGLISH, BaseConfig, World
+from cctuning.demo.cldr import PlacesWorld, others, replayed, rows
 from cctuning.errors import UserError
 from experiments.worlds.facts import FactsWorld
 
@@ -26,7 +26,7 @@ class Setup:
     """A world and a base, each made from one seed."""
 
     says: str
-    make: Callable[[int], Asking]
+    make: Callable[[int], World]
     config: BaseConfig
 
     def base(self, seed: int) -> BaseConfig:
@@ -47,12 +47,12 @@ SETUPS = {
 }
 
 
-def with_own_prompts(world: Asking) -> Rows:
+def with_own_prompts(world: World) -> Rows:
     """`replayed` with each row's own prompt in place of its English one."""
     return [{**row, "prompt_en": row["prompt"]} for row in replayed(world)]
 
 
-def mispaired(world: Asking) -> Rows:
+def mispaired(world: World) -> Rows:
     """`replayed` with the English prompt of another row."""
     made = replayed(world)
     foreign = [row for row in made if row["lang"] != ENGLISH]
@@ -63,7 +63,7 @@ def mispaired(world: Asking) -> Rows:
     return made
 
 
-def with_free(world: Asking) -> Rows:
+def with_free(world: World) -> Rows:
     """`replayed`, and the `free` split's questions without their answers.
 
     Raises:
@@ -98,7 +98,7 @@ class Recipe:
 
     says: str
     method: dict[str, Any]
-    rows: Callable[[Asking], Rows] = replayed
+    rows: Callable[[World], Rows] = replayed
     search: dict[str, tuple[Any, ...]] = field(default_factory=lambda: USUAL)
 
     def settings(self) -> Iterator[dict[str, Any]]:

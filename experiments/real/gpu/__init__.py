@@ -1,1 +1,1 @@
-"""Many cells on a machine that has a GPU and no network: bases as files, a plan, workers side by side."""
+"""Run many cells on a machine with a GPU and no network."""

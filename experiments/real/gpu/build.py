@@ -1,4 +1,4 @@
-"""Everything a machine without a network needs, in folders that are small enough to be sent one by one.
+"""Collect everything that a machine without a network needs, in folders small enough to be copied one by one.
 
     python -m experiments.real.gpu.build OUT --wheels WHEELS [--accept gemma-3-270m] [--known RECORDS]
 
@@ -48,7 +48,7 @@ def build(
         shutil.copy(Path(__file__).with_name("start.sh"), flat / "start.sh")
         if known is not None:
             shutil.copy(known, flat / f"known{''.join(known.suffixes)}")
-        return _dealt(flat, target, limit)
+        return _distributed(flat, target, limit)
 
 
 def _code(target: Path) -> None:
@@ -76,8 +76,8 @@ def _rows(target: Path) -> None:
                     archive.add(short, name)
 
 
-def _dealt(flat: Path, target: Path, limit: int) -> list[Path]:
-    """Largest first, each into the first folder that has room."""
+def _distributed(flat: Path, target: Path, limit: int) -> list[Path]:
+    """Distribute the files: largest first, each into the first folder with room."""
     folders: list[list[Path]] = []
     for path in sorted(flat.iterdir(), key=lambda path: -path.stat().st_size):
         room = (one for one in folders if sum(map(_size, one)) + _size(path) <= limit)
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--wheels", type=Path, required=True)
     parser.add_argument("--accept", nargs="*", default=[])
     parser.add_argument("--limit", type=float, default=57, help="MiB of a folder at most")
-    parser.add_argument("--known", type=Path, help="records whose cells are not to be run again")
+    parser.add_argument("--known", type=Path, help="records whose cells are not run again")
     parser.add_argument("--base", default=plan.BASE)
     parser.add_argument("--world", default=plan.WORLD)
     said = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""A cut checkpoint as small files, and the checkpoint from them: for a machine that can fetch nothing.
+"""Split a cut checkpoint into small files and join them again, for a machine without a network.
 
     python -m experiments.real.gpu.carry pack gemma-3-270m sib200 DIR --accept gemma-3-270m   # here
     python -m experiments.real.gpu.carry unpack DIR CHECKPOINT                                 # there
@@ -76,7 +76,7 @@ def pack(checkpoint: Path, whole: Path, source: Path, target: Path, piece: int) 
 
 
 def _kept(checkpoint: Path, whole: Path) -> list[int]:
-    """Ids of the whole vocabulary that the cut one has embeddings of, in its order."""
+    """Return the ids in the whole vocabulary of the cut vocabulary's tokens, in its order."""
     size = json.loads((checkpoint / "config.json").read_text())["vocab_size"]
     old = Tokenizer.from_file(str(whole / "tokenizer.json")).get_vocab()
     new = Tokenizer.from_file(str(checkpoint / "tokenizer.json")).get_vocab()
@@ -103,10 +103,10 @@ def _renamed(name: str, config: dict[str, Any]) -> tuple[str, str]:
 
 
 def unpack(source: Path, target: Path) -> None:
-    """Write the checkpoint that `pack` took apart.
+    """Write the checkpoint from the files of `pack`.
 
     Raises:
-        UserError: what comes out is not what went in.
+        UserError: the weights are not those that `pack` read.
     """
     told = json.loads((source / "tensors.json").read_text())
     body = b"".join(piece.read_bytes() for piece in sorted(source.glob("body.*")))
@@ -122,7 +122,7 @@ def unpack(source: Path, target: Path) -> None:
             values = dequantize(raw.reshape(one["shape"][0], -1), kind).reshape(one["shape"])
         weights[one["name"]] = torch.from_numpy(_changed(values, one["change"]).astype(np.float32))
     if _hash(weights) != told["hash"]:
-        raise UserError(f"{source}: the weights that come out are not those that went in; copy the pieces again.")
+        raise UserError(f"{source}: the weights differ from those that were packed; copy the pieces again.")
     target.mkdir(parents=True, exist_ok=True)
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     for name in BESIDE:

@@ -1,4 +1,4 @@
-"""A plan of cells, most valuable first, and workers that take them side by side.
+"""Run a plan of cells, most valuable first, with several workers.
 
     python -m experiments.real.gpu.workers PLAN RESULTS --workers 12 --seconds 480 --given "gemma-3-270m sib200=DIR"
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 PIPE = str(Path(tempfile.gettempdir()) / "real-mps")  # a short path: a socket lies in it
-TRIES = 3  # of a worker whose cells find no room on the device, before it says that one has failed
+TRIES = 3  # at a cell that runs out of device memory, before it counts as failed
 
 
 def plan_of(path: Path) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ class Queue:
                 del state[place]
 
     def take(self) -> int | None:
-        """The place of the next line that can run, now this worker's; -1: all that is left waits; None: nothing."""
+        """Claim the next line that can run and return its place; -1 if all lines left wait, None if there are none."""
         with self._held() as state:
             open_ = [place for place in range(len(self.plan)) if str(place) not in state]
             for place in open_:
@@ -69,12 +69,12 @@ class Queue:
             return -1 if open_ else None
 
     def leave(self, place: int) -> None:
-        """Give a line back, for another try."""
+        """Return a line to the queue."""
         with self._held() as state:
             state.pop(str(place), None)
 
     def end(self, place: int, record: Mapping[str, Any] | None) -> None:
-        """Note how a line ended, and keep its record."""
+        """Mark a line as done or failed, and store its record."""
         with self._held() as state:
             state[str(place)] = "failed" if record is None else "done"
             if record is not None:
@@ -107,7 +107,7 @@ def resolved(line: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> d
 
 
 def work(number: int, queue: Queue, until: float, given: Mapping[str, Path], accept: Sequence[str] = ()) -> None:
-    """One worker: cells until the time is up or nothing is left."""
+    """Run cells until the time is up or none is left."""
     import torch
 
     torch.set_num_threads(1)
@@ -156,8 +156,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--known", type=Path, nargs="*", default=[], help="records made before: their cells are not run"
     )
-    parser.add_argument("--worker", type=int, help="be this worker (used by the command itself)")
-    parser.add_argument("--until", type=float, help="(used by the command itself)")
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     said = parser.parse_args(argv)
     given = {name: Path(folder) for name, folder in (one.split("=", 1) for one in said.given)}
     queue = Queue(plan_of(said.plan), said.results)
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _shared_gpu() -> dict[str, str]:
-    """Start CUDA MPS, by which processes share a GPU at once; without it they take turns."""
+    """Start CUDA MPS, so that processes use the GPU at the same time and not in turns."""
     folders = {"CUDA_MPS_PIPE_DIRECTORY": PIPE, "CUDA_MPS_LOG_DIRECTORY": PIPE}
     try:
         Path(PIPE).mkdir(exist_ok=True)

@@ -1,1 +1,1 @@
-"""Methods of others, each in its own file, in its authors' form as far as it can be read, on the public API."""
+"""Methods of other authors, each in its own file, as published as far as possible, on the public API."""

@@ -1,4 +1,4 @@
-"""Two ways to hand on what the English model answers: its labels for parallel text, or its whole distribution.
+"""Learn from the English model's answers: its labels for parallel text, or its distribution.
 
 `pseudo`: plain SFT on the English rows; the model so tuned answers the English side of every pair; plain SFT of the
 base on the answered rows and on the texts with those answers. `distil` (self-distillation from the English prompt):
@@ -71,7 +71,7 @@ class DistilTrainer(CCTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, *args: Any, **kwargs: Any
     ) -> Any:
-        """The sum of both."""
+        """The SFT loss and the weighted KL."""
         loss = super().compute_loss(model, inputs, False, *args, **kwargs)
         pairs = self._draw.sample(self._sides, min(self._number, len(self._sides)))
         with torch.no_grad():

@@ -42,7 +42,7 @@ class MidAlignTrainer(CCTrainer):
         self._queue: list[tuple[list[int], list[int]]] = []
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The loss of the step whose turn it is; on odd steps the batch of answered rows is passed over."""
+        """The loss of this step; on odd steps the batch of answered rows is ignored."""
         if self.state.global_step % 2 == 0:
             return super().compute_loss(model, inputs, *args, **kwargs)
         while len(self._queue) < self._number:

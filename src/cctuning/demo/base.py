@@ -35,8 +35,22 @@ PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 FORMAT = 3  # part of the cache key: raise it when a change here makes another base of the same world and settings
 
 
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A question in one language and its only right answer; `key` is the same in every language."""
+
+    key: str
+    task: str
+    lang: str
+    prompt: str
+    prompt_en: str
+    answer: str
+
+
 class World(Protocol):
-    """What a base needs from a world."""
+    """Text for a base, and parallel questions; `answer_tokens` is the length of the longest answer."""
+
+    answer_tokens: int
 
     @property
     def languages(self) -> Mapping[str, Any]:
@@ -50,6 +64,9 @@ class World(Protocol):
 
     def text(self, lang: str, share: float, seed: int) -> list[str]:
         """The lines that the base reads in a language: all in English, else a share of the facts of `text`."""
+
+    def items(self, lang: str, split: str) -> list[Item]:
+        """The questions of a split in a language, in the same order in all languages."""
 
 
 @dataclasses.dataclass(frozen=True)

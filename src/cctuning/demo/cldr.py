@@ -8,7 +8,7 @@ questions around them are ours (cldr_languages.py).
 Left out are facts with a name missing in one of the languages (all languages get the same facts), facts whose answer
 is spelled like their subject in some language (a copy would pass for knowledge), and facts whose answer fewer than
 three facts share (an answer never read in a language cannot be given in it). Every language has a script of its own,
-so no answer is spelled as in English; `PlacesWorld` checks that.
+so no answer is spelled as in English.
 
 Facts are split once, by seed: `text` (what the base reads in languages other than English), `sft`, `dev` and `test`.
 A fact is in the same split in every language.
@@ -20,48 +20,19 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from babel import Locale
 from babel.core import get_global
 
-from cctuning.demo.base import ENGLISH, World
+from cctuning.demo.base import ENGLISH, Item, World
 from cctuning.demo.cldr_languages import KINDS, LANGUAGES, RELATIONS
 
 SPLITS = {"sft": 0.25, "dev": 0.15, "test": 0.25}  # the rest is `text`
 SHARED_BY = 3  # facts that must share an answer
 
 
-@dataclass(frozen=True)
-class Item:
-    """A question in one language and its only right answer.
-
-    Attributes:
-        key: the same in every language. task: the kind of question.
-    """
-
-    key: str
-    task: str
-    lang: str
-    prompt: str
-    prompt_en: str
-    answer: str
-
-
-class Asking(World, Protocol):
-    """A world with parallel questions.
-
-    Attributes:
-        answer_tokens: length of the longest answer.
-    """
-
-    answer_tokens: int
-
-    def items(self, lang: str, split: str) -> list[Item]:
-        """The questions of a split in a language, in the same order in all languages."""
-
-
-def rows(world: Asking, split: str, languages: Iterable[str] | None = None) -> list[dict[str, Any]]:
+def rows(world: World, split: str, languages: Iterable[str] | None = None) -> list[dict[str, Any]]:
     """Return training rows of a split, question by question in every language (or those given)."""
     codes = list(world.languages if languages is None else languages)
     return [
@@ -71,7 +42,7 @@ def rows(world: Asking, split: str, languages: Iterable[str] | None = None) -> l
     ]
 
 
-def replayed(world: Asking) -> list[dict[str, Any]]:
+def replayed(world: World) -> list[dict[str, Any]]:
     """Return the `sft` rows in every language, and English questions of `text`, which the base knows, as rehearsal.
 
     The true answers stand for the base's own English answers, which are right.
@@ -79,7 +50,7 @@ def replayed(world: Asking) -> list[dict[str, Any]]:
     return rows(world, "sft") + rows(world, "text", [ENGLISH])
 
 
-def majority(world: Asking, split: str = "test") -> list[bool]:
+def majority(world: World, split: str = "test") -> list[bool]:
     """Return for each item whether the most frequent answer of its task in `sft` is right, in English."""
     counts: dict[str, Counter[str]] = {}
     for item in world.items(ENGLISH, "sft"):
@@ -174,7 +145,6 @@ class PlacesWorld:
         self.facts = self.facts[:limit]
         mentioned = {thing for fact in self.facts for thing in fact.things}
         self.names = {key: name for key, name in self.names.items() if key[:2] in mentioned}
-        self._check_scripts()
         self.splits: dict[str, list[Fact]] = {}
         start = 0
         for split, share in SPLITS.items():
@@ -193,14 +163,6 @@ class PlacesWorld:
             if self._name(fact, lang, 0).casefold() == self._name(fact, lang, 1).casefold():
                 return False
         return True
-
-    def _check_scripts(self) -> None:
-        owners: dict[str, set[str]] = {}
-        for (_kind, _code, lang), name in self.names.items():
-            owners.setdefault(name, set()).add(lang)
-        shared = sorted(name for name, langs in owners.items() if len(langs) > 1)
-        if shared:
-            raise ValueError(f"names: {len(shared)} are spelled alike in two languages, among them {shared[:5]}")
 
     def _name(self, fact: Fact, lang: str, place: int) -> str:
         kind, code = fact.things[place]
