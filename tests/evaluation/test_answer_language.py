@@ -101,4 +101,4 @@ def test_tasks_by_name_are_those_of_the_suite(tmp_path, capsys, data_dir):
         assert named["tasks"][task]["language"] == "sw"
     base = ("evaluate", model, "--output", tmp_path / "other", "--tasks")
     assert "no task 'xcopa_swa'. Did you mean 'xcopa_sw'?" in refused(capsys, *base, "xcopa_swa")
-    assert "in place of a suite" in refused(capsys, *base, "xcopa_sw", "--suite", "paper")
+    assert "used instead of a suite" in refused(capsys, *base, "xcopa_sw", "--suite", "paper")
