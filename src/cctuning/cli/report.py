@@ -1,4 +1,4 @@
-"""`cctuning report RUN [RUN …] --output page.html`."""
+"""`cctuning report RUN [RUN …] --output page.html`: write one HTML page on runs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from cctuning.cli.options import Plain
 
 
 def main(argv: list[str]) -> None:
-    """Parse, build the page, say where it lies and what it lacks."""
-    parser = Plain("cctuning report", description="One HTML page on what runs learned, what it cost and what it gave.")
+    """Write the page, and print notes on what it lacks."""
+    parser = Plain("cctuning report", description="Write an HTML page on what runs learned, their cost and results.")
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="a run directory, or NAME=DIR; several lie side by side"
+        "runs", nargs="+", metavar="RUN", help="a run directory, or NAME=DIR; several are shown side by side"
     )
-    parser.add_argument("--output", required=True, help="the page, an .html file that does not exist yet")
+    parser.add_argument("--output", required=True, help="new .html file")
     parser.add_argument(
-        "--data", help="rows with parallels to look at the connection with, best held out; default: the run's own"
+        "--data",
+        help="rows with reference prompts to analyse, best held out (default: training rows of the first run)",
     )
     parser.add_argument(
         "--columns",
         nargs="+",
         default=[],
         metavar="PART=COLUMN",
-        help="columns of --data that have names of their own, as in prompt=text reference=text_en",
+        help="names of columns of --data, as in prompt=text reference=text_en",
     )
     parser.add_argument(
         "--evaluation",
@@ -31,10 +32,10 @@ def main(argv: list[str]) -> None:
         metavar="DIR",
         help="directories of `cctuning evaluate`, or NAME=DIR: the runs, the baseline, the base",
     )
-    parser.add_argument("--baseline", help="of the evaluations: name or directory; default the first")
-    parser.add_argument("--examples", type=int, default=0, help="prompts answered by each model; default none")
-    parser.add_argument("--rows", type=int, default=128, help="rows a language to look at")
-    parser.add_argument("--no_analysis", action="store_true", help="load no model: records and evaluations alone")
+    parser.add_argument("--baseline", help="evaluation the others are compared with (default: the first)")
+    parser.add_argument("--examples", type=int, default=0, help="number of prompts that each model answers")
+    parser.add_argument("--rows", type=int, default=128, help="rows per language to analyse (default: 128)")
+    parser.add_argument("--no_analysis", action="store_true", help="load no model, use records and evaluations alone")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the models' own code")
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
         if getattr(args, name) < least:
             raise UserError(f"--{name}: expected at least {least}, got {getattr(args, name)}.")
     if args.no_analysis and (args.data is not None or args.examples):
-        raise UserError("--no_analysis loads no model, so --data and --examples have no use; leave one side out.")
+        raise UserError("--no_analysis loads no model; leave out --data and --examples, or --no_analysis.")
     pairs = [one.partition("=") for one in args.columns]
     if args.columns and (args.data is None or not all(part and column for part, _, column in pairs)):
         raise UserError("--columns: expected PART=COLUMN, with --data, as in prompt=text reference=text_en.")
