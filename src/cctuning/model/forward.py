@@ -132,9 +132,8 @@ class ConnectedForward(nn.Module):
             return ConnectedOutput(logits=logits, past_key_values=getattr(output, "past_key_values", None))
         kwargs.setdefault("use_cache", False)
         step, rows = self._plan_step(batch, num_rows_in_batch)
-        if self.aligner is not None:  # packed rows share sequences, so they go through all layers together
-            whole = through is None or through is self.model
-            self.aligner.shorten(step, whole, loss_only and not self.padding_free)
+        if self.aligner is not None:
+            self.aligner.shorten(step, through is None or through is self.model, loss_only)
         kept = step.plan.kept
         index = flat_index(step.score if kept is None else step.score[kept])[0] if loss_only else None
         inputs = {"input_ids": step.input_ids, "attention_mask": step.attention_mask, **kwargs}
