@@ -1,10 +1,10 @@
 """Which language and script a text is in, asked of lingua and of Unicode, with the doubts of short texts in mind.
 
-lingua's models for all of its 75 languages take 1.2 GiB and make it slow and less sure of short texts. So a text is
-held against its own language, the reference language and the widespread languages of the same script, which are what a
-wrong text is most often in; another script is found without a model. Two steps: lingua's low-accuracy mode passes most
-texts for a tenth of the time, and only what it doubts is asked of the full models. Languages that are written nearly
-alike (Indonesian and Malay, Bosnian, Croatian and Serbian) count as one.
+lingua's models of all its 75 languages take 1.2 GiB, are slow, and less accurate on short texts. So a text is compared
+only with its own language, the reference language and the widespread languages of the same script, in which most wrong
+texts are; another script is found without a model. lingua's low-accuracy mode decides most texts in a tenth of the
+time, and the full models the rest. Very similar languages (Indonesian and Malay; Bosnian, Croatian and Serbian) count
+as one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from cctuning.languages import base, canonical_or_none, parse
 if TYPE_CHECKING:
     from lingua import ConfidenceValue, Language, LanguageDetector
 
-# What a wrong text is likely to be in: the most widespread written languages of the scripts that several share.
+# Languages that a wrong text is likely to be in: the most widespread ones of scripts that several languages share.
 WIDESPREAD = "en es fr de pt it nl pl id vi tr sw ru uk bg ar fa ur hi mr zh ja ko"
 ALIKE = ("id ms", "hr bs sr", "nb nn da no", "cs sk", "zu xh", "es ca", "st tn")
 ALIKE_SETS = [frozenset(group.split()) for group in ALIKE]
-# ISO 15924 to the first words of its characters' names, where those are not the script's English name.
+# ISO 15924 code to the first words of the names of its characters in Unicode.
 SCRIPTS = {
     "Arab": ("ARABIC",),
     "Armn": ("ARMENIAN",),
@@ -57,13 +57,13 @@ SCRIPTS = {
     "Thai": ("THAI",),
     "Tibt": ("TIBETAN",),
 }
-# Languages that are written in more scripts than the one CLDR holds likely; `sr-Latn` names one.
+# Second scripts of languages, besides the one that CLDR expects; `sr-Latn` names one.
 ALSO = {"sr": "Latn", "bs": "Cyrl", "az": "Cyrl", "uz": "Cyrl", "kk": "Latn", "mn": "Mong", "pa": "Arab", "ku": "Arab"}
-SURE = 0.5  # low-accuracy confidence in the expected language from which the full models are not asked
-LENGTH = 300  # characters that are read: more costs time and adds nothing
+SURE = 0.5  # confidence in low-accuracy mode above which the full models are not used
+LENGTH = 300  # characters that are read; more does not help
 NO_PROSE = re.compile(r"```.*?(?:```|$)|`[^`\n]*`|https?://\S+|\S+@\S+", re.DOTALL)
 
-NAMES = {"IDEOGRAPHIC": "CJK", "KATAKANA-HIRAGANA": "KATAKANA"}  # first words that name no script
+NAMES = {"IDEOGRAPHIC": "CJK", "KATAKANA-HIRAGANA": "KATAKANA"}  # first words that are not a script
 
 
 @lru_cache(maxsize=1 << 16)
@@ -75,11 +75,7 @@ def _script(character: str) -> str | None:
 
 
 def scripts(text: str) -> Counter[str]:
-    """How many letters and marks the text has of each script, named as Unicode names begin: `LATIN`, `CJK`.
-
-    By the first word of a character's Unicode name (`DEVANAGARI VOWEL SIGN AA`): Python's standard library has no
-    script property.
-    """
+    """The number of letters and marks of each script in a text, by the first word of their Unicode names (`LATIN`)."""
     counts: Counter[str] = Counter()
     for character, times in Counter(text).items():
         script = _script(character)
@@ -90,7 +86,7 @@ def scripts(text: str) -> Counter[str]:
 
 @cache
 def expected_scripts(code: str) -> tuple[str, ...]:
-    """The scripts that texts of this language are in, as `scripts` names them; empty where it is not known."""
+    """The scripts of a language, as `scripts` names them; empty where unknown."""
     found = parse(code)
     if found is None or found.script is None:
         return ()
@@ -117,7 +113,7 @@ def lingua() -> Any:
 
 @cache
 def lingua_language(code: str) -> Language | None:
-    """The language as lingua has it; None where it has no model of it."""
+    """The language in lingua; None where it has no model of it."""
     found = parse(code)
     code = {"no": "nb", "fil": "tl"}.get(found.language, found.language) if found else ""
     iso = getattr(lingua().IsoCode639_1, code.upper(), None)
@@ -134,13 +130,13 @@ def identifiable(code: str) -> bool:
 
 @cache
 def _family(code: str) -> frozenset[Language]:
-    """The language and those written nearly alike."""
+    """The language and very similar ones."""
     codes = {base(code)}.union(*(group for group in ALIKE_SETS if base(code) in group))
     return frozenset(language for language in map(lingua_language, codes) if language is not None)
 
 
 def load(code: str, other: str) -> None:
-    """Load the models that texts of `code` are held against, so that processes forked after this share them."""
+    """Load the models that texts in `code` are compared with, so that forked processes share them."""
     for one, two in ((code, other), (other, code)):
         for detector in _detectors(one, two):
             detector.compute_language_confidence_values("a text that loads them")
@@ -148,19 +144,19 @@ def load(code: str, other: str) -> None:
 
 @cache
 def _detectors(code: str, other: str) -> tuple[LanguageDetector, LanguageDetector]:
-    """In low-accuracy mode and in full."""
+    """Detectors in low-accuracy mode and in full."""
     builder, chosen = lingua().LanguageDetectorBuilder.from_languages, _rivals(code, other)
     return builder(*chosen).with_low_accuracy_mode().build(), builder(*chosen).build()
 
 
 def _rivals(code: str, other: str) -> list[Language]:
-    """The languages that a text of `code` is held against, its own among them."""
+    """The languages that a text in `code` is compared with, including itself."""
     own = set(expected_scripts(code)) or {"LATIN"}
     rivals = [name for name in WIDESPREAD.split() if own & set(expected_scripts(name))]
     known = {lingua_language(name) for name in (*rivals, other, "en")} | _family(code)
     chosen = sorted((language for language in known if language is not None), key=str)
     if len(chosen) == 1:
-        chosen.append(lingua().Language.FRENCH)  # lingua wants two
+        chosen.append(lingua().Language.FRENCH)  # lingua needs two
     return chosen
 
 
@@ -170,16 +166,16 @@ def prose(text: str) -> str:
 
 
 def confidence(text: str, code: str, other: str) -> tuple[float, str]:
-    """How sure lingua is that the text is in language `code`, or in one written nearly alike.
+    """The confidence that a text is in the language `code`, or in a very similar one.
 
     Args:
         text: prose.
-        code: the language it should be in, canonical.
-        other: the language of the row's other side, which it is then also held against.
+        code: the expected language, canonical.
+        other: the language of the row's other side, which the text is compared with too.
 
     Returns:
-        The confidence in [0, 1], and the code of the language it is most like. For a language that lingua has no
-        model of: one minus the confidence that it is `other` or English.
+        The confidence in [0, 1], and the code of the most likely language. For a language without a model in lingua:
+        one minus the confidence that it is `other` or English.
     """
     family = _family(code)
     low, full = _detectors(code, other)
@@ -200,9 +196,9 @@ def _share(values: list[ConfidenceValue], family: frozenset[Language], other: La
 
 
 def between(text: str, one: str, other: str) -> float | None:
-    """How likely a text is in language `one` and not in `other`, in [0, 1]; None where these two cannot be told apart.
+    """The probability that a text is in language `one` and not in `other`; None where the two cannot be distinguished.
 
-    By script where the languages share none, else by lingua's small models of the two.
+    By script where the languages share none, otherwise by lingua's low-accuracy models.
     """
     if scripts_apart(one, other):
         found = scripts(prose(text))

@@ -1,12 +1,12 @@
-"""Which language a code or a name means: the one place that every verb asks.
+"""Parse, compare and name language codes.
 
 Data sets name languages in many ways: BCP 47 (`sw`, `zh-Hant-TW`), locales (`pt_BR`, `sr_RS@latin`), ISO 639-3 (`swa`,
-`swh`), FLORES (`swh_Latn`), English names (`Swahili`), old codes (`iw`). All are read by the Unicode CLDR data that
-babel carries: aliases of languages and regions, and likely subtags, which say what script a language is written in
-(`zh-TW` is `zh-Hant`).
+`swh`), FLORES (`swh_Latn`), English names (`Swahili`), old codes (`iw`). They are parsed with the Unicode CLDR data in
+babel: aliases of languages and regions, and likely subtags, which give the script of a language (`zh-TW` is
+`zh-Hant`).
 
-A canonical code is the shortest BCP 47 tag: CLDR's language, the script where it is not the usual one, and a region
-where one is given that does not follow from the script.
+A canonical code is the shortest BCP 47 tag: the language, the script where it is not the usual one, and a region where
+one is given that does not follow from the script.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from babel.core import get_global
 
 from cctuning.errors import UserError, nearest
 
-ENGLISH = "en"  # what stands for the reference language where nobody names one
-UNKNOWN = "und"  # ISO 639's code for a language that nobody has told
-# Codes that CLDR merges with another or leaves apart, against how the data and models of this field use them.
+ENGLISH = "en"  # the default reference language
+UNKNOWN = "und"  # ISO 639: undetermined
+# Codes that data sets and models use differently from CLDR.
 ALIASES = {
     "nb": "no",
     "nob": "no",
@@ -46,14 +46,14 @@ NAMES = {
 }
 NAMES |= {"modern standard arabic": "ar", "standard malay": "ms", "serbian latin": "sr-Latn", "serbian cyrillic": "sr"}
 LOCALE_SCRIPTS = {"latin": "Latn", "cyrillic": "Cyrl", "devanagari": "Deva", "arabic": "Arab"}  # after @ in a locale
-WRITTEN = {"Hang": "Kore", "Hani": "Hans"}  # FLORES's name of a script, and the one that CLDR expects
+WRITTEN = {"Hang": "Kore", "Hani": "Hans"}  # script code of FLORES to that of CLDR
 CODE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{1,8})*(?:\.[\w-]+)?(?:@[a-z]+)?")
 PRIVATE = re.compile(r"x(?:-[a-z0-9]{1,8})+")
 SPECIAL = (UNKNOWN, "mul", "mis", "zxx")  # no language, several, one without a code, no linguistic content
 
 
 class Tag(NamedTuple):
-    """A language, its script (ISO 15924; None where CLDR knows none) and what the code says beside them."""
+    """A language, its script (ISO 15924; None where CLDR has none), region and variants."""
 
     language: str
     script: str | None
@@ -62,7 +62,7 @@ class Tag(NamedTuple):
 
 
 def parse(code: str) -> Tag | None:
-    """What a code or an English name means; None where it is none."""
+    """Parse a code or an English name; None where it is neither."""
     return _parse(code.strip())
 
 
@@ -84,7 +84,7 @@ def _of_code(code: str) -> Tag | None:
     if rest and len(rest[0]) == 3 and rest[0].isalpha() and _known(rest[0]):
         language, *rest = rest  # an extended language: `zh-yue` is Cantonese
     alias = get_global("language_aliases").get(language, language)
-    language, *implied = ALIASES.get(language, alias).split("_")  # an alias may bring a script or region: `sh`, `cnr`
+    language, *implied = ALIASES.get(language, alias).split("_")  # an alias may have a script or region: `sh`, `cnr`
     if not _known(language):
         return None
     script = region = None
@@ -115,7 +115,7 @@ def _known(language: str) -> bool:
 
 
 def _likely(language: str, part: str | None = None) -> list[str]:
-    """Language, script and region as CLDR completes them; empty where it does not know."""
+    """Language, likely script and likely region from CLDR; empty where it has none."""
     found = get_global("likely_subtags").get(f"{language}_{part}" if part else language)
     return found.split("_") if found and language not in SPECIAL else []
 
@@ -127,38 +127,39 @@ def _script(language: str, region: str | None) -> str | None:
 
 @cache
 def _by_region(language: str) -> bool:
-    """Whether a region says in which script the language is written there, as that of Chinese does."""
+    """Whether the script of a language depends on the region, as for Chinese."""
     usual = _script(language, None)
     keys = (key for key in get_global("likely_subtags") if re.fullmatch(rf"{language}_(?:[A-Z]{{2}}|\d{{3}})", key))
     return any(_script(language, key.split("_")[1]) != usual for key in keys)
 
 
 def _words(name: str) -> str:
-    """A name without case, order and punctuation: `Chinese (Simplified)` and `simplified_chinese` are one."""
+    """A name without case, word order and punctuation: `Chinese (Simplified)` equals `simplified_chinese`."""
     words = re.findall(r"[^\W_]+", re.sub(r"\((individual language|macrolanguage)\)", "", name.casefold()))
     return " ".join(sorted(words))
 
 
 @cache
 def _names() -> dict[str, str]:
-    """English names, as `_words` makes them, to codes."""
+    """English names, normalised by `_words`, to codes."""
     own = {_words(name): code for name, code in NAMES.items()}
     return {_words(str(name)): code for code, name in Locale("en").languages.items()} | own
 
 
 def is_code(code: str) -> bool:
-    """Whether it names a language that is known, by code or by English name."""
+    """Whether it is the code or English name of a known language."""
     return parse(code) is not None
 
 
 def tag(code: str, where: str = "") -> Tag:
-    """What a code or name means.
+    """Parse a code or an English name.
 
     Args:
-        where: what to call its place in the message.
+        code: a code or name.
+        where: what to call its place in an error.
 
     Raises:
-        UserError: no language is called so; it names the nearest.
+        UserError: it is not a known language; the error suggests the closest name.
     """
     found = parse(code)
     if found is None:
@@ -167,10 +168,10 @@ def tag(code: str, where: str = "") -> Tag:
 
 
 def unknown(code: str) -> str:
-    """What to say of a code that names no language that is known."""
+    """The error message for a code that is not a known language."""
     return (
         f"unknown language {code!r}; expected a code such as sw, zh-Hant or swh_Latn, or an English name."
-        f"{_hint(code.strip()) or ' A language that has no code is written x-NAME.'}"
+        f"{_hint(code.strip()) or ' A language without a code is written x-NAME.'}"
     )
 
 
@@ -189,7 +190,7 @@ def _hint(code: str) -> str:
 
 
 def canonical(code: str, where: str = "") -> str:
-    """The shortest tag: `swa`, `swh_Latn` and `Swahili` are `sw`; `zh-TW` is `zh-Hant`; `pt-BR` stays.
+    """The canonical code: `sw` of `swa`, `swh_Latn` and `Swahili`; `zh-Hant` of `zh-TW`; `pt-BR` stays.
 
     Raises:
         UserError: as `tag` does.
@@ -207,31 +208,31 @@ def canonical(code: str, where: str = "") -> str:
 
 
 def base(code: str) -> str:
-    """The language alone: `zh` of `zh-Hant-TW`, `sw` of `swh_Latn`."""
+    """The language without script and region: `zh` of `zh-Hant-TW`, `sw` of `swh_Latn`."""
     return tag(code).language
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two codes mean one language in one script, whatever their regions: `fr`, `FRA` and `fr_CA` do.
+    """Whether two codes mean the same language and script, in any region: `fr`, `FRA` and `fr_CA` do.
 
-    A code that is none, as files may hold, is the same as itself alone.
+    An unknown code, as files may have, equals only itself.
     """
     found = parse(one), parse(other)
     return one == other if None in found else found[0][:2] == found[1][:2]  # type: ignore[index]
 
 
 def matches(wanted: str, found: str) -> bool:
-    """Whether text in `found` is what a person who asks for `wanted` means.
+    """Whether text in the language `found` fits a request for `wanted`.
 
-    The script must agree: `zh-Hans` takes `zh-CN` and not `zh-TW`. A region must where both name one: `pt` takes
-    `pt-BR`, and `pt-BR` takes `pt` and not `pt-PT`.
+    The script must agree: `zh-Hans` accepts `zh-CN` and not `zh-TW`. Regions must agree where both are given: `pt`
+    accepts `pt-BR`, and `pt-BR` accepts `pt` but not `pt-PT`.
     """
     one, other = parse(wanted), parse(found)
     if one is None or other is None:
         return wanted == found
     regions = {one.region, other.region} - {None}
     if _by_region(one.language):
-        regions = set()  # the script has said it
+        regions = set()  # the region is in the script
     return one[:2] == other[:2] and len(regions) < 2
 
 
@@ -253,7 +254,7 @@ def matching(wanted: str, codes: Collection[str]) -> list[str]:
 
 
 def language_name(code: str) -> str:
-    """The language's English name (`Swahili`, `European Portuguese`), from CLDR; the code where there is none."""
+    """The English name from CLDR (`Swahili`, `European Portuguese`); the code where there is none."""
     found = parse(code)
     if found is None:
         return code

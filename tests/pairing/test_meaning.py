@@ -83,7 +83,7 @@ def test_without_an_encoder_there_is_a_note(tmp_path):
 def test_too_few_rows_are_not_judged(tmp_path, fake):
     path = write(tmp_path / "r.jsonl", rows(60, {5}))
     card, kept, _ = run(tmp_path, {"path": path, "way": "given"}, checks=OFF, encoder="fake")
-    assert len(kept) == 60 and card["notes"][-1] == "rows too few to judge by meaning (under 100): sw 60."
+    assert len(kept) == 60 and card["notes"][-1] == "too few rows to check with an encoder (under 100): sw 60."
 
 
 def test_features_by_hand():

@@ -50,8 +50,8 @@ def test_days_are_each_languages_own(tmp_path):
 
 def test_a_language_that_cldr_lacks(tmp_path):
     report, _ = run(tmp_path, "sw", "ace")
-    assert report.notes == ["ace: CLDR has no names in it; give a Wikidata or glossary file.", "ace: no name."]
-    with pytest.raises(UserError, match="no name: ace: CLDR has no names in it"):
+    assert report.notes == ["ace: CLDR has no names in it; give a Wikidata or glossary file.", "ace: no names."]
+    with pytest.raises(UserError, match="no names: ace: CLDR has no names in it"):
         run(tmp_path, "ace")
 
 
@@ -99,7 +99,7 @@ def test_glossaries(tmp_path):
     (tmp_path / "g.tbx").write_text(f"<martif><text><body>{entry}</body></text></martif>", encoding="utf-8")
     report, found = run(tmp_path, "sw", cldr=False, glossary=[str(tmp_path / "g.csv"), str(tmp_path / "g.tbx")])
     assert {key[2]: name for key, name in found.items()} == {"fever": "homa", "cough": "kikohozi", "virus": "kirusi"}
-    assert "1 entries were passed over, the first" in report.notes[0]
+    assert "1 entries were skipped, the first" in report.notes[0]
 
 
 def test_only_the_names_of_the_task(tmp_path):
@@ -121,7 +121,7 @@ def test_limit_and_other_reference(tmp_path):
     "options, says",
     [
         ({"lang": []}, "--lang: missing"),
-        ({"lang": ["qqqq"]}, "'qqqq' is no language"),
+        ({"lang": ["qqqq"]}, "unknown language 'qqqq'"),
         ({"lang": ["en"]}, "is the reference language"),
         ({"kinds": ["unit", "teritory"]}, "Did you mean 'territory'"),
         ({"output": ""}, "--output: missing"),
@@ -135,7 +135,7 @@ def test_options_that_are_refused(options, says):
 
 def test_a_mistyped_action_names_the_nearest(capsys):
     assert main(["pair", "nmes", "--lang", "sw"]) == 2
-    assert "'nmes' is no file here and none of select, names, mine. Did you mean 'names'?" in capsys.readouterr().err
+    assert "'nmes' is neither a file nor one of select, names, mine. Did you mean 'names'?" in capsys.readouterr().err
 
 
 def test_from_the_command_line(tmp_path, capsys):

@@ -81,7 +81,7 @@ def test_an_output_that_exists_is_replaced_where_that_is_asked_for_alone(tmp_pat
     write(tmp_path / "rows.jsonl", paired()[:1])
     assert len(run(tmp_path, source, overwrite=True)[1]) == 1
     (tmp_path / "out" / "card.json").unlink()
-    with pytest.raises(UserError, match="is not of `cctuning pair`"):
+    with pytest.raises(UserError, match="was not written by `cctuning pair`"):
         run(tmp_path, source, overwrite=True)
     assert beside(tmp_path) == []
 

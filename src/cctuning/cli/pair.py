@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> None:
-    """Parse, pair, say what was made."""
-    for module in ("lingua", "sklearn"):  # now, and not after the rows were read
+    """Parse the options, pair, and print a summary."""
+    for module in ("lingua", "sklearn"):  # before any rows are read
         require(module, "cctuning pair", "pair")
     if argv and argv[0] in ACTIONS:
         return ACTIONS[argv[0]](argv[1:])
     meant = nearest(argv[0], ACTIONS) if argv and argv[0].isalpha() and not Path(argv[0]).exists() else ""
     if meant:
-        raise UserError(f"{argv[0]!r} is no file here and none of {', '.join(ACTIONS)}.{meant}")
+        raise UserError(f"{argv[0]!r} is neither a file nor one of {', '.join(ACTIONS)}.{meant}")
     from cctuning.pairing.options import Checks, PairOptions
 
-    description = "Find or make the English parallel of every row: cctuning pair INPUT ... --output DIR."
+    description = "Find, join or make the parallel of every row and check it: cctuning pair INPUT ... --output DIR."
     description += f" Also: cctuning pair {' | '.join(ACTIONS)} (each with --help)."
     options, checks = parse("cctuning pair", description, (PairOptions, Checks), _named(argv, "--inputs"))
     sources = sources_of(options)
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
 
 
 def _named(argv: list[str], flag: str) -> list[str]:
-    """The words before the first flag as values of `flag`."""
+    """Arguments before the first flag as values of `flag`."""
     first = next((place for place, word in enumerate(argv) if word.startswith("-")), len(argv))
     return [flag, *argv] if first else argv
 
@@ -72,13 +72,13 @@ def names(argv: list[str]) -> None:
     from cctuning.pairing.names import NamesOptions
     from cctuning.pairing.names import names as collect
 
-    description = "Write pairs of names: CLDR's, Wikidata's labels, glossaries."
+    description = "Write pairs of names from CLDR, Wikidata labels and glossaries."
     (options,) = parse("cctuning pair names", description, (NamesOptions,), argv)
     report = collect(options)
     for note in report.notes:
         print(f"note: {note}")
     if report.same or report.elsewhere:
-        print(f"note: left out: {report.same} the same in both languages, {report.elsewhere} not in the task's rows.")
+        print(f"note: left out: {report.same} identical in both languages, {report.elsewhere} not in the task's rows.")
     for lang, counts in report.counts.items():
         print(f"{lang}: {counts.total()} names ({', '.join(f'{kind} {times}' for kind, times in counts.items())})")
     print(f"next: {align_to(options.output)}")
@@ -89,21 +89,21 @@ def mine(argv: list[str]) -> None:
     from cctuning.pairing.mining import MineOptions
     from cctuning.pairing.mining import mine as join
 
-    description = "Join two files that are not aligned, by meaning."
+    description = "Align the sentences of two unaligned files with a sentence encoder."
     (options,) = parse("cctuning pair mine", description, (MineOptions,), _named(argv, "--files"))
     found, (texts, references) = join(options)
     print(f"rows: {len(found.pairs)} of {texts} and {references} sentences, margin {found.threshold:.3f} and above")
-    print(f"next: read some of {options.output} (the least certain stand last), then {align_to(options.output)}")
+    print(f"next: read some of {options.output} (the least confident are last), then {align_to(options.output)}")
 
 
 ACTIONS = {"select": select, "names": names, "mine": mine}
 
 
 def sources_of(options: PairOptions) -> list[PairSource]:
-    """The recipe's sources, or those that the inputs and flags describe.
+    """The sources of the recipe, or those that the inputs and flags describe.
 
     Raises:
-        UserError: both, neither, or flags that do not go together.
+        UserError: both, neither, or flags that exclude each other.
     """
     from cctuning.data.parallel.filenames import pair_of_paths
     from cctuning.pairing.options import PairSource
@@ -111,12 +111,12 @@ def sources_of(options: PairOptions) -> list[PairSource]:
     if options.sources:
         given = [name for name in ("inputs", "way", "lang", "join", "translate", "licence") if getattr(options, name)]
         if given:
-            raise UserError(f"{', '.join(given)}: describe one source; with sources: in a recipe, say it there.")
+            raise UserError(f"{', '.join(given)}: describe one source; with sources: in a recipe, set them there.")
         return [PairSource.from_dict(source, f"sources[{n}]") for n, source in enumerate(options.sources)]
     if not options.inputs:
         raise UserError("no input: cctuning pair INPUT ... --output DIR, or --config with sources:. See --help.")
     if options.join and options.translate:
-        raise UserError("--join and --translate exclude each other on the command line; a recipe takes both.")
+        raise UserError("--join and --translate exclude each other; use a recipe for both.")
     common: dict[str, Any] = {"lang": options.lang, "licence": options.licence}
     way = options.way
     if options.join:
@@ -137,7 +137,7 @@ def sources_of(options: PairOptions) -> list[PairSource]:
 
 
 def _is_text(path: str) -> bool:
-    """Whether it is plain text, a TMX or a zip: parallel text, as rows are never published."""
+    """Whether a file is plain text, TMX or zip, which can only be parallel text."""
     from cctuning.data.parallel.filenames import suffix_of
     from cctuning.data.readers import SUFFIXES, local_path
 
@@ -145,7 +145,7 @@ def _is_text(path: str) -> bool:
 
 
 def _engine(words: list[str]) -> dict[str, Any]:
-    """`seq2seq model=… batch_size=8` as a mapping, the values read as YAML's."""
+    """`seq2seq model=… batch_size=8` as a mapping; values are parsed as YAML."""
     engine: dict[str, Any] = {"engine": words[0]}
     for word in words[1:]:
         name, equals, value = word.partition("=")

@@ -1,5 +1,6 @@
-"""Floor 2, beside `data`: finding or making the English parallel of every row, checked and documented.
+"""Find, join or make the parallel of every row, check the rows and write them with a data card.
 
-`run.pair` does it; `ways.py` has where parallels come from, `inspection.py` and `ledger.py` what is held against them,
-`translation/` the engines.
+`run.py` runs `cctuning pair`: `assemble.py` reads the sources, `synthesis.py` translates and distils, `row_checks.py`
+and `corpus_checks.py` check rows, `output.py` and `card.py` write. `selecting.py`, `names.py` and `mining.py` are the
+subcommands; `translation/` holds the translation engines.
 """

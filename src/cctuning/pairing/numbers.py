@@ -1,10 +1,9 @@
-"""Numbers that differ between the two sides of a row.
+"""Find numbers that differ between the two sides of a row.
 
 Languages write the same number in many ways: digits of another script, a comma or a point before decimals, groups of
-three or of two and three, a word in place of digits, 万 or lakh in place of zeros, another calendar, 17:00 for 5 pm. A
-difference is therefore told only where *each* side has a number that the other lacks under every reading: one that is
-missing on one side alone may be written in words there. A number changed on one side leaves such a pair; a number
-dropped, or one changed by a factor of a hundred, does not.
+three or of two and three, words for digits, 万 or lakh for zeros, another calendar, 17:00 for 5 pm. So a difference is
+reported only where *each* side has a number that the other lacks under every reading; a number missing on one side may
+be written in words there. A number that was dropped, or changed by a factor of a hundred, is not found.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ SEPARATOR = re.compile(r"\D")
 NOON = re.compile(r"\d\s*(?:[ap]\.?\s?m\b|o['’]clock)", re.IGNORECASE)
 SAA = re.compile(r"\bsaa\b", re.IGNORECASE)  # Swahili counts the hours from six
 MYRIAD = re.compile(r"[万萬億亿兆만억조]")
-DISCOUNT = re.compile(r"(?<!\d)(\d)\.?(\d?)\s*折")  # 8折, eight parts of ten to pay, is 20 % off; 75折 is 25 %
+DISCOUNT = re.compile(r"(?<!\d)(\d)\.?(\d?)\s*折")  # 8折 (pay eight tenths) is 20 % off; 75折 is 25 % off
 SCALES = {
     "百": 2,
     "백": 2,
@@ -43,7 +42,7 @@ NO_MORE = r"(?!\d|[.,]\d)"
 COMPOUND = re.compile(  # 1億2000万, 3万5千, 3万5000
     rf"(?<!\d)(?<!\d[.,]){SCALED}(?:(?:\s?{SCALED})+(?:\d{{4}})?|\d{{4}}){NO_MORE}"
 )
-# Words for 0.1 and 10 million, where English has million: the digits are ten times, or a tenth, of those there.
+# Words for 0.1 and 10 million, where English says million: ten times, or a tenth of, the digits there
 LAKH = re.compile(
     r"(?:\s*(?:[-–—]|to\b|से|ते|থেকে|سے)\s*\d[\d.,]*)?\s*"  # 5-6 crore: the 5 too
     r"(?:(?:lakh|crore)s?\b|laki\b|लाख|करोड|कोटी|लक्ष|লাখ|লক্ষ|কোটি|ਲੱਖ|ਕਰੋੜ|લાખ|કરોડ|ଲକ୍ଷ|କୋଟି|லட்ச|கோடி|లక్ష|కోటి|కోట్ల|"
@@ -52,17 +51,17 @@ LAKH = re.compile(
 )
 FRACTION = re.compile(rf"(?<![\d/])(?<!\d[.,])(?:(\d+) )?(\d{{1,2}})[/\u2044]([1-9]\d?)(?!/){NO_MORE}")  # 2½ in NFKC
 MODES = ("", "joined", "split", "fractions")
-CALENDARS = {"th": (543,), "fa": (621, 622), "ne": (56, 57), "am": (7, 8)}  # years that other eras' numbers lie apart
+CALENDARS = {"th": (543,), "fa": (621, 622), "ne": (56, 57), "am": (7, 8)}  # differences of years between calendars
 
 Reading = frozenset[Decimal]
 
 
 def numbers(text: str, mode: str = "") -> list[Reading]:
-    """The numbers of a text in order, each as the set of what it may mean: `1.234` is 1.234 or 1234.
+    """The numbers of a text in order, each as the set of its readings: `1.234` is 1.234 or 1234.
 
     Args:
         text: in any script.
-        mode: `joined` reads `1 000` as one number, `split` takes commas and points for the ends of numbers,
+        mode: `joined` reads `1 000` as one number, `split` splits at commas and points,
             `fractions` reads `1/2` as 0.5.
     """
     text = DISCOUNT.sub(lambda match: str(100 - int(f"{match[1]}{match[2] or 0}")), ascii_digits(text))
@@ -109,12 +108,12 @@ def _readings(written: str) -> Iterator[Reading]:
 
 
 def differ(text: str, reference: str, lang: str) -> tuple[list[str], list[str]] | None:
-    """The numbers that each side has alone, where both have such; None where the sides agree.
+    """The numbers that only one side has, where both sides have such; None where the sides agree.
 
     Args:
         text: of the row.
         reference: its parallel.
-        lang: the row's language without script and region; it may have its own calendar.
+        lang: the row's language without script and region; some have a calendar of their own.
     """
     apart = CALENDARS.get(lang, ()) + ((12,) if NOON.search(reference) or NOON.search(text) else ())
     apart += (6,) if lang == "sw" and SAA.search(text) else ()
@@ -130,9 +129,9 @@ def differ(text: str, reference: str, lang: str) -> tuple[list[str], list[str]] 
 
 
 def _alone(these: list[Reading], those: list[Reading], apart: tuple[int, ...], factor: int) -> list[str]:
-    """Those of `these` that none of `those` can be.
+    """The numbers of `these` that equal none of `those`.
 
-    How often a number is said matters only where both sides say as many: else it may be said once more in words.
+    Repetitions count only where both sides have equally many numbers; otherwise one may be written in words.
     """
     if len(these) == len(those):
         said = Counter(those)
@@ -140,7 +139,7 @@ def _alone(these: list[Reading], those: list[Reading], apart: tuple[int, ...], f
         rest = [value for reading in (said - Counter(these)) for value in reading]
     else:
         left, rest = list(dict.fromkeys(these)), [value for reading in those for value in reading]
-    rest.append(Decimal(0))  # the minutes of 6:00 are not always said
+    rest.append(Decimal(0))  # the minutes of 6:00 may be left out
 
     def same(one: Decimal, other: Decimal) -> bool:
         low, high = sorted((one, other))
@@ -156,5 +155,5 @@ def _alone(these: list[Reading], those: list[Reading], apart: tuple[int, ...], f
 
 
 def _digits(value: Decimal) -> tuple[int, ...]:
-    """Without zeros at either end: a word may stand for those at the right (20,000 is 2万, 1.5 million is 150万)."""
+    """The digits without zeros at either end, which a word may replace (20,000 is 2万, 1.5 million is 150万)."""
     return value.normalize().as_tuple().digits

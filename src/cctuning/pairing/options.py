@@ -1,7 +1,6 @@
-"""What `cctuning pair` is told: the run, its checks, and each source. YAML keys and flags of the same names.
+"""Options of `cctuning pair`: the run, its checks, and each source of a recipe.
 
-Every field's help is its documentation. A source is a mapping in a recipe; the flags describe one source, for the
-cases that need no recipe.
+The help of a field documents it. Flags on the command line describe one source; a recipe may have several.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ ENGLISH = ("path", "name", "split", "columns", "where")
 
 @dataclass
 class PairOptions:
-    """The run: inputs, output, and how much of the machine it takes."""
+    """Inputs, output and resources of a run."""
 
     output: str = field(default="", metadata={"help": "New directory for rows.jsonl, rejects.jsonl and the card."})
     inputs: list[str] = field(
@@ -40,7 +39,7 @@ class PairOptions:
     join: str | None = field(default=None, metadata={"help": "Inputs: English file or data set to join them with."})
     key: list[str] = field(
         default_factory=lambda: ["id"],
-        metadata={"help": "Inputs: columns that name the same row on both sides, or index for the order of rows."},
+        metadata={"help": "Inputs: columns that identify a row on both sides, or index for the order of rows."},
     )
     translate: list[str] = field(
         default_factory=list,
@@ -52,10 +51,10 @@ class PairOptions:
     licence: str | None = field(default=None, metadata={"help": "Inputs: licence of the rows, for the card."})
     cache_dir: str = field(
         default=os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "cctuning", "translations"),
-        metadata={"help": "Where translations are kept, by content; a stopped run repeats none."},
+        metadata={"help": "Cache of translations; an interrupted run does not repeat any."},
     )
     tokenizer: str | None = field(
-        default=None, metadata={"help": "Directory or hub name: the card then gives lengths in its tokens."}
+        default=None, metadata={"help": "Tokenizer (directory or hub name) that lengths in the card are counted with."}
     )
     encoder: str | None = field(
         default=None,
@@ -68,7 +67,7 @@ class PairOptions:
     shard_rows: int = field(
         default=0, metadata={"help": "Above 0: write rows/rows-00000.jsonl.gz and on, with this many rows each."}
     )
-    workers: int = field(default=0, metadata={"help": "Processes that check rows; 0: one for each core, up to 8."})
+    workers: int = field(default=0, metadata={"help": "Processes that check rows; 0: one per core, up to 8."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an output that an earlier run wrote."})
 
     def __post_init__(self) -> None:
@@ -80,13 +79,13 @@ class PairOptions:
 
 @dataclass
 class Checks:
-    """Each check's threshold; 0 turns a check off."""
+    """Thresholds of the checks; 0 turns a check off."""
 
     check_language: float = field(
-        default=0.1, metadata={"help": "Least confidence that a side is in its language, or one written alike."}
+        default=0.1, metadata={"help": "Least confidence that a side is in its language, or a similar one."}
     )
     check_language_letters: int = field(
-        default=15, metadata={"help": "Letters from which a text's language is asked for."}
+        default=15, metadata={"help": "Fewest letters of a text whose language is checked."}
     )
     check_script: float = field(
         default=0.5, metadata={"help": "Least share of a side's letters in its language's script."}
@@ -97,19 +96,24 @@ class Checks:
     )
     check_ending: float = field(
         default=1.5,
-        metadata={"help": "The same for a side that alone lacks closing punctuation, as a truncated one does."},
+        metadata={
+            "help": "The same, for a side that lacks final punctuation where the other has it, as truncated text does."
+        },
     )
     check_copy: float = field(default=0.8, metadata={"help": "Share of a side's n-grams copied from the other."})
     check_repeat: float = field(default=0.5, metadata={"help": "Share of a side's n-grams that are repeats."})
     check_leak: float = field(
-        default=0.5, metadata={"help": "Share of the response's n-grams that stand in the parallel alone."}
+        default=0.5,
+        metadata={"help": "Share of the response's n-grams that are in the parallel and not in the prompt."},
     )
     check_meaning: float = field(
         default=0.004,
-        metadata={"help": "Most right rows, as a share, that may be rejected for their sides' meaning (--encoder)."},
+        metadata={"help": "Share of correct rows that may be rejected by the encoder's check (--encoder)."},
     )
-    check_numbers: bool = field(default=True, metadata={"help": "Reject where each side has a number of its own."})
-    check_duplicates: bool = field(default=True, metadata={"help": "Keep the first of rows that say the same."})
+    check_numbers: bool = field(
+        default=True, metadata={"help": "Reject rows where each side has a number that the other lacks."}
+    )
+    check_duplicates: bool = field(default=True, metadata={"help": "Keep only the first of duplicate rows."})
     check_against: float = field(
         default=0.6, metadata={"help": "Share of an evaluation text's n-grams found in a row (--against)."}
     )
@@ -141,7 +145,7 @@ class PairSource(BaseSource):
     )
     key: list[str] = field(
         default_factory=lambda: ["id"],
-        metadata={"help": "join: columns that name the same row on both sides, or index for the order of rows."},
+        metadata={"help": "join: columns that identify a row on both sides, or index for the order of rows."},
     )
     engine: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Translation engine and its options (docs/guides/translate.md)."}
@@ -158,7 +162,7 @@ class PairSource(BaseSource):
             "choices": ("row", "reference"),
         },
     )
-    licence: str | None = field(default=None, metadata={"help": "As you know it, for the card."})
+    licence: str | None = field(default=None, metadata={"help": "Licence of the rows, for the card."})
 
     def __post_init__(self) -> None:
         if isinstance(self.english, str):

@@ -1,7 +1,6 @@
-"""The output directory: written beside its place under another name, and renamed when all of it is there.
+"""Write the output directory under a temporary name and rename it when it is complete.
 
-So what bears the output's name is whole. A run that is interrupted removes its draft; one that is killed leaves it,
-and the next run to the same place removes it. What cost something, translations, is not there but in the cache.
+An interrupted run removes the temporary directory; one that is killed leaves it to the next run with the same output.
 """
 
 from __future__ import annotations
@@ -22,26 +21,28 @@ CARD, TABLE, ROWS, REJECTS = "card.json", "card.md", "rows.jsonl", "rejects.json
 
 
 def check(output: Path, overwrite: bool) -> None:
-    """Refuse before the work is done what would be refused after it.
+    """Check the output before any work is done.
 
     Raises:
-        UserError: the output exists and may not be replaced, or has nowhere to stand.
+        UserError: it is missing, or exists and may not be replaced.
     """
     if not output.name:
         raise UserError("--output: missing; name a new directory.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         if not (output / CARD).is_file():
-            raise UserError(f"--output {output}: exists and is not of `cctuning pair`; name another directory.")
+            raise UserError(
+                f"--output {output}: exists and was not written by `cctuning pair`; name another directory."
+            )
         if not overwrite:
             raise UserError(f"--output {output}: holds a finished run; name another directory, or add --overwrite.")
 
 
 @contextmanager
 def draft(output: Path) -> Iterator[Path]:
-    """A directory to write in, which takes the output's place if nothing is raised and is removed otherwise.
+    """A temporary directory that becomes `output`, or is removed if an exception is raised.
 
     Raises:
-        UserError: another run is writing to the same place.
+        UserError: another run is writing the same output.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = output.with_name(f".{output.name}.draft")
@@ -73,7 +74,7 @@ def _replace(output: Path, folder: Path) -> None:
 
 
 def line(value: Any) -> bytes:
-    """A line of JSON. What Parquet has types for and JSON has not (dates, decimals, bytes) is written as text."""
+    """A line of JSON. Dates, decimals and bytes, which Parquet has, are written as text."""
     return json.dumps(value, ensure_ascii=False, default=str).encode(errors="replace") + b"\n"
 
 
@@ -81,7 +82,7 @@ def write_rows(folder: Path, lines: Iterable[bytes], shard_rows: int) -> dict[st
     """Write rows.jsonl, or shards of it in rows/.
 
     Returns:
-        File name to sha256.
+        File name to hash.
     """
     if not shard_rows:
         with (folder / ROWS).open("wb") as file:
@@ -96,7 +97,7 @@ def write_rows(folder: Path, lines: Iterable[bytes], shard_rows: int) -> dict[st
                 if shard is not None:
                     shard.close()
                 name = f"rows/rows-{number // shard_rows:05}.jsonl.gz"
-                # Without a time in it, so that the same rows make the same file.
+                # Without a timestamp, so that the same rows give the same file.
                 shard = gzip.GzipFile(folder / name, "wb", compresslevel=6, mtime=0)
                 prints[name] = ""
             assert shard is not None
@@ -114,6 +115,6 @@ def json_at(file: IO[bytes], offset: int) -> Any:
 
 
 def write_card(folder: Path, card: Any, table: str) -> None:
-    """The card, for programs and for people."""
+    """Write card.json and card.md."""
     (folder / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     (folder / TABLE).write_text(table, encoding="utf-8")

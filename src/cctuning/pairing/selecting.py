@@ -1,9 +1,8 @@
-"""`cctuning pair select`: from large parallel corpora, the pairs nearest to a task.
+"""`cctuning pair select`: choose the pairs of large parallel corpora that are nearest to a task.
 
-What the task is about is told by the reference-language side of its own rows. Each of those takes in turn the pair
-that is nearest to it, so that a rare kind of row is served as well as a frequent one; pairs that say nearly the same
-as one that was taken are passed over. The corpus streams: what is held is, for each language, the few best of each
-row.
+Pairs are compared with the reference-language side of the task's rows. Each row in turn takes the pair nearest to it,
+so that rare kinds of row are covered too; pairs that are nearly the same as a chosen one are skipped. The corpus is
+streamed: only the best few pairs of each row are in memory.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.tfidf import WordVectors
 
-CHUNK = 2000  # pairs whose vectors are made at once
-MOST_ROWS = 2000  # rows of the task that pairs are held against: more are sampled
-SPARE = 16  # candidates of each row beside its share
+CHUNK = 2000  # pairs whose vectors are computed at once
+MOST_ROWS = 2000  # rows of the task that pairs are compared with; of more, a sample
+SPARE = 16  # candidates per row beyond its share
 UNKNOWN = "und"
-BLOCK = 500  # candidates compared with all others at once
+BLOCK = 500  # candidates that are compared at once
 
 Vectors = Any  # rows of unit length, dense or sparse
 
 
 @dataclass
 class SelectOptions:
-    """What is chosen from, what for, and how much."""
+    """Corpus, task and number of pairs."""
 
     corpus: list[str] = field(
         default_factory=list,
@@ -57,9 +56,9 @@ class SelectOptions:
     near: list[str] = field(
         default_factory=list, metadata={"help": "Rows of the task, with their reference-language side."}
     )
-    count: int = field(default=2000, metadata={"help": "Pairs of each language."})
+    count: int = field(default=2000, metadata={"help": "Pairs per language."})
     output: str = field(default="", metadata={"help": "New directory for rows.jsonl and the card."})
-    lang: list[str] = field(default_factory=list, metadata={"help": "Take these languages alone."})
+    lang: list[str] = field(default_factory=list, metadata={"help": "Take only these languages."})
     by: str = field(
         default="tfidf",
         metadata={
@@ -73,7 +72,7 @@ class SelectOptions:
     min_length: int = field(default=20, metadata={"help": "Fewest characters of the reference-language side."})
     max_length: int = field(default=400, metadata={"help": "Most characters of the reference-language side."})
     near_duplicate: float = field(
-        default=0.8, metadata={"help": "Similarity from which two pairs say nearly the same; 1: only when equal."}
+        default=0.8, metadata={"help": "Similarity above which two pairs are near-duplicates; 1: only when equal."}
     )
     against: list[str] = field(
         default_factory=list,
@@ -107,28 +106,28 @@ class SelectOptions:
 
 @dataclass
 class Best:
-    """Of one language: for each row of the task the pairs nearest to it, the nearest first."""
+    """For each row of the task, the nearest pairs of one language, nearest first."""
 
     scores: NDArray[np.float32]  # (rows, kept)
-    places: NDArray[np.int64]  # (rows, kept); -1 where there are no more
+    places: NDArray[np.int64]  # (rows, kept); -1: none
 
     @classmethod
     def empty(cls, rows: int, kept: int) -> Best:
-        """Nothing yet."""
+        """No pairs yet."""
         return cls(np.full((rows, kept), -1, np.float32), np.full((rows, kept), -1, np.int64))
 
-    def meet(self, similarities: NDArray[np.float32], places: NDArray[np.int64]) -> None:
-        """Take in pairs: `similarities` is (rows, pairs)."""
+    def add(self, similarities: NDArray[np.float32], places: NDArray[np.int64]) -> None:
+        """Add pairs: `similarities` is (rows, pairs)."""
         scores = np.concatenate([self.scores, similarities], axis=1)
         kept = self.scores.shape[1]
         known = np.concatenate([self.places, np.broadcast_to(places, similarities.shape)], axis=1)
-        # Among equals the earlier one, so that the outcome does not hang on the size of a chunk.
+        # The earlier of equals, so that the result does not depend on the size of a chunk.
         order = np.argsort(-scores, axis=1, kind="stable")[:, :kept]
         self.scores = np.take_along_axis(scores, order, axis=1)
         self.places = np.take_along_axis(known, order, axis=1)
 
     def in_turn(self) -> list[tuple[int, float]]:
-        """Places with scores: every row's nearest, then every row's second, each round the best first; each once."""
+        """Places with scores: the nearest pair of every row, then the second of every row, and so on; each once."""
         found: dict[int, float] = {}
         for rank in range(self.scores.shape[1]):
             for row in np.argsort(-self.scores[:, rank], kind="stable"):
@@ -139,13 +138,13 @@ class Best:
 
 
 def select(options: SelectOptions) -> dict[str, Any]:
-    """Choose, and write rows.jsonl and the card.
+    """Choose pairs and write rows.jsonl and the card.
 
     Returns:
-        The card, as card.json has it.
+        The card, as in card.json.
 
     Raises:
-        UserError: the corpus or the task cannot be read, or nothing fits.
+        UserError: the corpus or the task cannot be read, or no pair fits.
     """
     place = Path(options.output).expanduser()
     output.check(place, options.overwrite)
@@ -157,7 +156,9 @@ def select(options: SelectOptions) -> dict[str, Any]:
     notes = list(report.notes)
     for lang, count in sorted({lang: len(found) for lang, found in chosen.items()}.items()):
         if count < options.count:
-            notes.append(f"{lang}: {count} pairs, fewer than --count {options.count}: no more are alike and distinct.")
+            notes.append(
+                f"{lang}: {count} pairs, fewer than --count {options.count}: no others are similar and distinct."
+            )
     with output.draft(place) as folder:
         path = folder / output.ROWS
         with path.open("wb") as file:
@@ -177,13 +178,13 @@ def _sources(options: SelectOptions) -> list[dict[str, Any]]:
 
 
 def _task(options: SelectOptions) -> list[str]:
-    """The reference-language side of the task's rows, each once, a sample where they are many.
+    """The reference-language side of the task's rows, each text once, at most `MOST_ROWS`.
 
     Raises:
         UserError: no row has one.
     """
     found: dict[str, None] = {}
-    bare: dict[str, None] = {}  # prompts of rows that name no language and have no other side
+    bare: dict[str, None] = {}  # prompts of rows without a language and a reference
     language = options.reference_language
     for path in options.near:
         for _, row in read_rows(path, UNKNOWN, language):
@@ -212,7 +213,7 @@ def _task(options: SelectOptions) -> list[str]:
 def _fitting(
     corpus: datasets.Dataset, options: SelectOptions, benchmarks: Benchmarks | None
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, int]]:
-    """Places of the pairs that may be chosen, by language, and how many were left out, by reason."""
+    """The places of pairs that may be chosen, by language, and the numbers left out, by reason."""
     wanted = [canonical_or_none(lang) or lang for lang in options.lang]
     every = set(corpus.unique("lang"))
     taken = {code for lang in wanted for code in matching(lang, every)} if wanted else every
@@ -235,7 +236,7 @@ def _fitting(
                 fits.setdefault(lang, []).append(number)
     if not fits:
         raise UserError(
-            f"no pair is between --min_length {options.min_length} and --max_length {options.max_length} characters."
+            f"no pair has between --min_length {options.min_length} and --max_length {options.max_length} characters."
         )
     return {lang: np.array(places) for lang, places in fits.items()}, dict(dropped)
 
@@ -270,7 +271,7 @@ def _nearest(
             found = _distinct(corpus, best.in_turn(), vectors, options)
             if len(found) >= options.count or kept >= len(places):
                 break
-            kept *= 8  # too many were alike: look further
+            kept *= 8  # too many near-duplicates: look further
         chosen[lang] = list(found)
     return chosen
 
@@ -282,7 +283,7 @@ def _best(
     for start in range(0, len(places), CHUNK):
         chunk = places[start : start + CHUNK]
         similarities = rows @ vectors(corpus[chunk]["reference"]).T
-        best.meet(_dense(similarities), chunk)
+        best.add(_dense(similarities), chunk)
     return best
 
 
@@ -296,7 +297,7 @@ def _distinct(
     vectors: Callable[..., Vectors],
     options: SelectOptions,
 ) -> list[tuple[int, float]]:
-    """The first `count` of the ranked pairs that are not nearly the same as one before."""
+    """The first `count` of the ranked pairs that are not near-duplicates of an earlier one."""
     taken: list[tuple[int, float]] = []
     said: set[str] = set()
     held: Any = None
@@ -365,7 +366,7 @@ def _card(
 
 
 def markdown(card: dict[str, Any]) -> str:
-    """The card for people."""
+    """The card as Markdown."""
     options = card["options"]
     lines = [f"# {card['rows']} pairs, chosen by {options['by']}", "", f"{card['made_by']}, {card['made_at']}.", ""]
     if card["task_rows"]:

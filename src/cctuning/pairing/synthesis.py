@@ -1,7 +1,7 @@
-"""Rows that are made: parallels translated, English rows carried into other languages, answers asked of a teacher.
+"""Synthetic rows: translate prompts, translate whole rows, distil responses from a teacher model.
 
-Each takes rows in chunks, because a translator makes better batches of many texts than of one; order is kept. What
-could not be made becomes a rejected row with the engine's reason.
+Rows are processed in chunks, because translators batch many texts better than one; order is kept. A row that cannot be
+made is rejected with the engine's reason.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from cctuning.pairing.translation import Answer, Translator
 if TYPE_CHECKING:
     from cctuning.pairing.translation import ChatClient
 
-CHUNK = 5000  # rows held at once
+CHUNK = 5000  # rows in memory at once
 
 
 def chunks(rows: Iterable[Outcome]) -> Iterator[list[Outcome]]:
-    """`CHUNK` rows at a time."""
+    """Lists of `CHUNK` rows."""
     rest = iter(rows)
     while chunk := list(islice(rest, CHUNK)):
         yield chunk
 
 
 def translate_prompts(rows: Iterable[Outcome], translator: Translator, language: str) -> Iterator[Outcome]:
-    """The prompt's translation as its parallel; rows in the reference language are left as they are."""
+    """Translate each prompt into its parallel; rows in the reference language stay as they are."""
     for chunk in chunks(rows):
         by_lang: dict[str, list[int]] = {}
         for place, row in enumerate(chunk):
             if isinstance(row, Candidate) and row.lang != language:
                 by_lang.setdefault(row.lang, []).append(place)
         for lang, places in by_lang.items():
-            made = _carried([_candidate(chunk, place).prompt for place in places], translator, lang, language)
+            made = _translated([_candidate(chunk, place).prompt for place in places], translator, lang, language)
             for place, text in zip(places, made, strict=True):
                 row = _candidate(chunk, place)
                 if isinstance(text, Problem):
@@ -51,7 +51,7 @@ def translate_prompts(rows: Iterable[Outcome], translator: Translator, language:
 def translate_rows(
     rows: Iterable[Outcome], translator: Translator, language: str, into: Sequence[str]
 ) -> Iterator[Outcome]:
-    """Rows of the reference language carried into others, prompt and response; the row itself is the parallel."""
+    """Translate prompt and response of rows in the reference language; the original row is the parallel."""
     for chunk in chunks(rows):
         good = [row for row in chunk if isinstance(row, Candidate)]
         yield from (row for row in chunk if isinstance(row, Rejected))
@@ -62,7 +62,7 @@ def translate_rows(
             texts: list[Text] = []
             for row in good:
                 texts += [row.prompt, *([row.response] if row.response is not None else [])]
-            made = _carried(texts, translator, language, lang)
+            made = _translated(texts, translator, language, lang)
             for row in good:
                 prompt, response = next(made), next(made) if row.response is not None else None
                 if isinstance(prompt, Problem) or isinstance(response, Problem):
@@ -78,12 +78,12 @@ def translate_rows(
 def distil(
     rows: Iterable[Outcome], teacher: ChatClient, translator: Translator | None, language: str
 ) -> Iterator[Outcome]:
-    """The teacher's answer in place of the response.
+    """Replace each response by the teacher's answer.
 
     Args:
         rows: with their parallels.
-        teacher: the endpoint. It may serve the model that is to be trained: then this is self-distillation.
-        translator: given: the teacher answers the parallel, and its answer is translated into the row's language.
+        teacher: the endpoint; if it serves the model that will be trained, this is self-distillation.
+        translator: if given, the teacher answers the parallel and its answer is translated into the row's language.
         language: of the parallels.
     """
     for chunk in chunks(rows):
@@ -104,8 +104,8 @@ def _answered(
     if translator is not None:
         for lang in sorted({row.lang for row in rows} - {language}):
             places = [n for n, row in enumerate(rows) if row.lang == lang and isinstance(answers[n], str)]
-            carried = _carried([str(answers[place]) for place in places], translator, language, lang)
-            for place, text in zip(places, carried, strict=True):
+            translated = _translated([str(answers[place]) for place in places], translator, language, lang)
+            for place, text in zip(places, translated, strict=True):
                 made[place] = text
     for row, answer, response in zip(rows, answers, made, strict=True):
         if isinstance(response, Problem):
@@ -115,8 +115,8 @@ def _answered(
             yield replace(row, response=flat(response), reference_response=english, thinking=None, calls=None)
 
 
-def _carried(texts: Sequence[Text], translator: Translator, source: str, target: str) -> Iterator[Text | Problem]:
-    """Each text's translation, a conversation's message by message."""
+def _translated(texts: Sequence[Text], translator: Translator, source: str, target: str) -> Iterator[Text | Problem]:
+    """The translation of each text; messages are translated one by one."""
     parts = [part for text in texts for part in ([text] if isinstance(text, str) else [m["content"] for m in text])]
     done = translator.translate(parts, source, target)
     for text in texts:

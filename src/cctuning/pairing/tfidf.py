@@ -1,4 +1,4 @@
-"""Texts as sparse vectors of the words they hold."""
+"""TF-IDF vectors of texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FEATURES = 2**20
 
 
 class WordVectors:
-    """TF-IDF over words and pairs of words, hashed, so that no vocabulary is held.
+    """TF-IDF over words and pairs of words, hashed, without a vocabulary in memory.
 
     Term frequencies are 1 + log(count), document frequencies those of the corpus, smoothed as scikit-learn does; rows
     have unit length.
@@ -36,7 +36,7 @@ class WordVectors:
         self.idf = (np.log((1 + count) / (1 + frequencies)) + 1).astype(np.float32)
 
     def __call__(self, texts: Sequence[str]) -> csr_matrix:
-        """A sparse matrix, a row for each text."""
+        """A sparse matrix with a row for each text."""
         from sklearn.preprocessing import normalize
 
         found = self.hashing.transform(texts)
@@ -45,6 +45,6 @@ class WordVectors:
 
 
 def words_and_pairs(text: str) -> list[str]:
-    """Words, and each with the next."""
+    """Words, and pairs of consecutive words."""
     words = tokens(text)
     return words + [f"{one} {other}" for one, other in pairwise(words)]

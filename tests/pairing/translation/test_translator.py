@@ -73,7 +73,7 @@ def test_code_and_structure_come_through(translator):
 @pytest.mark.parametrize(
     "text, problem",
     [
-        ("nakala copy ya maneno mengi sana yasiyobadilika", "source unchanged"),
+        ("nakala copy ya maneno mengi sana yasiyobadilika", "unchanged source"),
         ("loop", "repeats 'na kadhalika' over"),
         ("long", "2400 characters for 5"),
         ("blank", "empty translation"),
@@ -113,7 +113,7 @@ def test_text_that_is_not_unicode_is_a_problem_of_its_own(translator):
         (f"{HERE}:nothing", "expected a list of 2 translations.*got NoneType"),
         (
             f"{HERE}:raises",
-            r"raised ValueError \(no such word\) at own_functions.py:\d+ for one of 2 texts, .* 'moja'; mend",
+            r"raised ValueError \(no such word\) at own_functions.py:\d+ for one of 2 texts, .* 'moja'; correct",
         ),
         (f"{HERE}:numbers", "expected text for 'moja', got 4"),
         (f"{HERE}:NOT_CALLABLE", "has no function 'NOT_CALLABLE'"),

@@ -1,11 +1,11 @@
-"""What has been answered once is never asked again: a cache on disk, by content.
+"""A cache of answers on disk.
 
-The key is a hash of everything that decides the answer (the engine's identity with its settings, the languages, the
-text), so nothing is ever out of date: other settings are other keys. SQLite's write-ahead log makes every answer safe
-the moment it is written, against a kill in the middle and against another process on the same file. (A power cut may
-cost the last answers, not the file. On a network file system SQLite's locks are not to be relied on.)
+The key is a hash of everything that decides the answer: the engine with its settings, the languages, the text. So no
+entry is ever out of date. With SQLite's write-ahead log an answer is safe once it is written, also if the process is
+killed, and several processes may use the file. A power failure may lose the last answers; on network file systems
+SQLite's locks are unreliable.
 
-A problem that would come again, such as an answer cut off at the token limit, is remembered too: it was paid for.
+Problems that would recur, such as an answer cut off at the token limit, are cached too.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Cache:
         """Open or create it.
 
         Raises:
-            UserError: the directory cannot be written, or the file is not a cache of ours.
+            UserError: the directory cannot be written, or the file is not such a cache.
         """
         self.path = cache_dir / NAME
         self._lock = threading.Lock()
         try:
             cache_dir.mkdir(parents=True, exist_ok=True)
-            # autocommit: an answer is on disk when `put` returns. The timeout is how long another process may write.
+            # Autocommit: an answer is on disk when `put` returns. The timeout waits for another process that writes.
             self._file = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             self._file.execute("PRAGMA journal_mode=WAL")
             self._file.execute("PRAGMA synchronous=NORMAL")
@@ -56,24 +56,24 @@ class Cache:
         """The key of an answer.
 
         Args:
-            identity: what decides the answer beside the parts, as JSON has it.
-            parts: the languages, the text.
+            identity: what decides the answer besides the parts, as JSON types.
+            parts: languages and text.
         """
         content = json.dumps([identity, *parts], sort_keys=True, ensure_ascii=False)
-        # surrogatepass: half a character, as a cut file may hold, is still a text of its own
+        # surrogatepass: text with half a surrogate pair is distinct text
         return hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()
 
     def get(self, key: bytes) -> Answer | None:
-        """The answer that was given, or None."""
+        """The cached answer, or None."""
         with self._lock:
             found = self._file.execute("SELECT text, problem FROM answers WHERE key = ?", (key,)).fetchone()
         return Answer(*found) if found else None
 
     def put(self, answers: Iterable[tuple[bytes, Answer]]) -> None:
-        """Keep answers, all in one transaction; those that are `passing` problems are not kept.
+        """Write answers in one transaction, except `passing` problems.
 
         Raises:
-            UserError: the disk is full, or the file cannot be written any more.
+            UserError: the file cannot be written.
         """
         rows = [(key, answer.text, answer.problem) for key, answer in answers if not answer.passing]
         try:
@@ -85,7 +85,7 @@ class Cache:
             raise self._unusable(error) from None
 
     def count(self) -> int:
-        """How many answers there are."""
+        """The number of cached answers."""
         with self._lock:
             return int(self._file.execute("SELECT count(*) FROM answers").fetchone()[0])
 

@@ -1,9 +1,9 @@
-"""Translation by a chat model behind an OpenAI-compatible endpoint.
+"""Translate with a chat model behind an OpenAI-compatible endpoint.
 
-A text that is to be translated is often itself an instruction ("Write a poem about ..."), and a model may follow it.
-So the prompt puts its own instruction on both sides of the text, and says that the text is not addressed to the model.
-With `batch_size` above 1 several texts go into one request, each in a numbered tag; an answer in which a number is
-missing, doubled or invented is not guessed at: its texts are asked one by one.
+The text is often itself an instruction ("Write a poem about ..."), which a model may follow. So the prompt has its
+instruction on both sides of the text, and says that the text is not addressed to the model. With `batch_size` above 1
+several texts share a request, each in a numbered tag; where a number is missing, repeated or invented, the texts are
+translated one by one.
 """
 
 from __future__ import annotations
@@ -43,28 +43,27 @@ _FRAME = re.compile(r"\s*(?:<text>)?\s*(.*?)\s*(?:</text>)?\s*", re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions(SegmentOptions, ClientOptions):
-    """The server's options and the prompt's."""
+    """Options of the server and of the prompt."""
 
     split: str = field(default="long", metadata=SegmentOptions.__dataclass_fields__["split"].metadata)
     max_chars: int = field(default=3000, metadata=SegmentOptions.__dataclass_fields__["max_chars"].metadata)
     prompt: str | None = field(
-        default=None, metadata={"help": "Prompt of your own; must hold {text}, may hold {source} and {target}."}
+        default=None, metadata={"help": "Prompt with {text}, and optionally {source} and {target}."}
     )
-    system: str | None = field(default=None, metadata={"help": "System message before it."})
-    batch_size: int = field(default=1, metadata={"help": "Texts in one request.", "least": 1})
+    system: str | None = field(default=None, metadata={"help": "System message."})
+    batch_size: int = field(default=1, metadata={"help": "Texts per request.", "least": 1})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prompt is not None and "{text}" not in self.prompt:
-            raise UserError("prompt: does not hold {text}, the place of what is to be translated.")
+            raise UserError("prompt: does not contain {text}, where the text goes.")
 
 
 class Chat:
-    """The engine."""
+    """The chat engine."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """Nothing is sent yet.
-
+        """
         Raises:
             UserError: an unknown option or a bad value.
         """
@@ -74,18 +73,18 @@ class Chat:
         self.name = f"chat {self.options.model}"
 
     def identity(self, source: str, target: str) -> dict[str, Any]:
-        """Model, sampling and prompt, with the languages as the prompt names them."""
+        """Model, sampling and prompt with the names of the languages."""
         return {
             "engine": "chat",
             **self.client.identity(),
             "system": self.options.system,
             "prompt": self._fill(self.options.prompt or PROMPT, "{text}", source, target),
-            # alone and in company are different prompts
+            # a batch has another prompt
             "batch": self._fill(BATCH_PROMPT, "{text}", source, target) if self.options.batch_size > 1 else None,
         }
 
     def run(self, segments: Sequence[str], source: str, target: str, done: Done) -> None:
-        """Ask for all segments, in batches first if the options say so."""
+        """Translate all segments, first in batches if `batch_size` is above 1."""
         size = self.options.batch_size
         groups = [list(range(start, min(start + size, len(segments)))) for start in range(0, len(segments), size)]
         alone: list[int] = []
@@ -123,12 +122,12 @@ class Chat:
 
     @staticmethod
     def _fill(prompt: str, text: str, source: str, target: str) -> str:
-        # the text last: it may itself hold {source}
+        # the text last, because it may contain {source}
         prompt = prompt.replace("{source}", model_codes.name(source)).replace("{target}", model_codes.name(target))
         return prompt.replace("{text}", text)
 
     def usage(self) -> dict[str, int | float]:
-        """The client's."""
+        """Of the client."""
         return self.client.usage()
 
     def close(self) -> None:
@@ -137,16 +136,16 @@ class Chat:
 
 
 def _unframed(answer: Answer) -> Answer:
-    """The answer without a reasoning model's thoughts and without the prompt's tags."""
+    """The answer without thinking and without the prompt's tags."""
     if answer.text is None:
         return answer
     match = _FRAME.fullmatch(_THOUGHT.sub("", answer.text, count=1))
     text = match[1] if match else ""
-    return Answer(text) if text else Answer(None, "empty answer (nothing but thoughts or tags)")
+    return Answer(text) if text else Answer(None, "empty answer (only thinking or tags)")
 
 
 def _numbered(answer: Answer, count: int) -> list[Answer] | None:
-    """The answers in a batch's tags, in order; None unless each number is there exactly once."""
+    """The answers of a batch in order; None unless each number is there exactly once."""
     if answer.text is None:
         return None
     found = _NUMBERED.findall(_THOUGHT.sub("", answer.text, count=1))

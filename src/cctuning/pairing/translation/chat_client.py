@@ -42,26 +42,26 @@ class _Stopped(openai.OpenAIError):
 
 @dataclass(frozen=True, kw_only=True)
 class ClientOptions:
-    """Where the server is and how it is asked."""
+    """Server, model and request options."""
 
     base_url: str = field(metadata={"help": "The server's address up to /v1, e.g. http://localhost:8000/v1."})
-    model: str = field(metadata={"help": "Name of the model, as the server calls it."})
+    model: str = field(metadata={"help": "Name of the model on the server."})
     api_key_env: str | None = field(
-        default=None, metadata={"help": "Environment variable that holds the key. The key itself is never written."}
+        default=None, metadata={"help": "Environment variable with the API key, which is never written to disk."}
     )
     temperature: float | None = field(
-        default=0.0, metadata={"help": "Sampling temperature; null leaves it to the server.", "least": 0}
+        default=0.0, metadata={"help": "Sampling temperature; null: the server's default.", "least": 0}
     )
     max_tokens: int | None = field(
-        default=2048, metadata={"help": "Longest answer, in tokens; null leaves it to the server.", "least": 1}
+        default=2048, metadata={"help": "Longest answer, in tokens; null: the server's default.", "least": 1}
     )
     body: dict[str, Any] = field(default_factory=dict, metadata={"help": "More fields of the request, e.g. top_p."})
-    concurrency: int = field(default=8, metadata={"help": "Requests under way at once.", "least": 1})
+    concurrency: int = field(default=8, metadata={"help": "Concurrent requests.", "least": 1})
     requests_per_minute: float | None = field(
-        default=None, metadata={"help": "No more requests than this a minute.", "least": 0.001}
+        default=None, metadata={"help": "Most requests per minute.", "least": 0.001}
     )
     timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for an answer.", "least": 0.001})
-    max_retries: int = field(default=6, metadata={"help": "How often a request is tried again.", "least": 0})
+    max_retries: int = field(default=6, metadata={"help": "Retries of a request.", "least": 0})
 
     def __post_init__(self) -> None:
         address = urllib.parse.urlsplit(self.base_url)
@@ -69,11 +69,11 @@ class ClientOptions:
             raise UserError(f"base_url: expected an address such as http://localhost:8000/v1, got {self.base_url!r}.")
         if address.username or address.password:
             raise UserError(
-                "base_url: holds a name or password; put the key into a variable and name it in api_key_env."
+                "base_url: contains a name or password; put the key into a variable and name it in api_key_env."
             )
         if self.api_key_env is not None and not os.environ.get(self.api_key_env):
             raise UserError(
-                f"api_key_env: the environment variable {self.api_key_env!r} is not set; put the key in it."
+                f"api_key_env: the environment variable {self.api_key_env!r} is not set; put the API key into it."
             )
         for reserved in ("model", "messages", "stream", "n"):
             if reserved in self.body:
@@ -112,28 +112,28 @@ class ChatClient:
 
     @classmethod
     def open(cls, options: Mapping[str, Any], cache_dir: Path | None, where: str = "chat") -> ChatClient:
-        """A client from what a recipe holds, with a cache in `cache_dir`.
+        """A client from the options of a recipe, with a cache in `cache_dir`.
 
         Raises:
-            UserError: an unknown option, a bad value, a cache that cannot be used.
+            UserError: an unknown option, a bad value, or an unusable cache.
         """
         return cls(from_mapping(ClientOptions, options, where), Cache(cache_dir) if cache_dir is not None else None)
 
     def identity(self) -> dict[str, Any]:
-        """What decides an answer beside the messages. Not the address: the same model elsewhere is the same model."""
+        """What decides an answer besides the messages; not the address, where the same model may move."""
         return {key: asdict(self.options)[key] for key in ("model", "temperature", "max_tokens", "body")}
 
     def complete(self, conversations: Iterable[Sequence[Message]]) -> Iterator[Answer]:
-        """One answer for each conversation, in the same order; reads only as far ahead as it asks.
+        """One answer for each conversation, in the same order; conversations are read as they are needed.
 
-        Equal conversations that are under way at once are asked once, and have one answer or one problem.
+        Equal conversations in progress at once share one request.
 
         Raises:
-            UserError: a fault of the set-up. All answers received until then are in the cache.
+            UserError: the setup is wrong. Answers until then are in the cache.
         """
         waiting: dict[int, Answer] = {}
-        keys: dict[int, bytes] = {}  # of those that are asked for
-        equal: dict[bytes, list[int]] = {}  # who else waits for the answers to these
+        keys: dict[int, bytes] = {}  # of requests
+        equal: dict[bytes, list[int]] = {}  # others that wait for the same answer
         identity = self.identity()
         following = 0
 
@@ -163,12 +163,12 @@ class ChatClient:
     def answers(
         self, requests: Iterable[tuple[int, Request]], keep: Callable[[int, Answer], None]
     ) -> Iterator[tuple[int, Answer]]:
-        """Answers as they come, each with its index. `keep` is called first, from the thread that received it.
+        """Answers as they arrive, each with its index; `keep` is called first, in the thread that received it.
 
-        A request that is already an `Answer` is passed on in its place. One call at a time.
+        A request that is already an `Answer` is passed on. One call at a time.
 
         Raises:
-            UserError: a fault of the set-up, once what is under way has come in and been kept.
+            UserError: the setup is wrong, after the requests in progress are done.
         """
         pool = ThreadPoolExecutor(self.options.concurrency)
         under_way: dict[Future[Answer], int] = {}
@@ -187,7 +187,7 @@ class ChatClient:
                 if isinstance(request, Answer):
                     yield index, request
                     continue
-                # the oldest may be slow: the others go on, but not so far that answers pile up behind it
+                # The oldest may be slow; the others continue, but only so far that few answers wait behind it.
                 while len(under_way) >= self.options.concurrency or (
                     under_way and index - min(under_way.values()) > 64 * self.options.concurrency
                 ):
@@ -196,7 +196,7 @@ class ChatClient:
             while under_way:
                 yield from arrived()
         finally:
-            self._stop.set()  # ends the waits between retries; requests under way are paid for, and kept
+            self._stop.set()  # nothing more is sent; requests in progress are finished
             pool.shutdown(wait=True, cancel_futures=True)
             self._stop.clear()
 
@@ -282,7 +282,7 @@ class ChatClient:
                 self._next = max(self._next, time.monotonic() + min(int(seconds), 120))
 
     def _read(self, body: bytes) -> Answer | None:
-        """The answer in a response, with its tokens counted; None if the response is no chat completion."""
+        """The answer in a response, its tokens counted; None if the response is not a chat completion."""
         try:
             content = json.loads(body)
             usage = content.get("usage") or {}

@@ -1,7 +1,7 @@
-"""Translation by a function of the user's: `f(texts, source, target)` gives a list with a translation for each text.
+"""Translate with a function of the user: `f(texts, source, target)` returns a list with one translation per text.
 
-The function is named `module:name` and imported as Python does, with the working directory among the places to look.
-It is the user's own code, run because they named it. A change in its module's file changes the cache's keys.
+The function is named `module:name` and imported, also from the working directory. A change of its module's file
+changes the cache keys.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from cctuning.settings import from_mapping
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionOptions(SegmentOptions):
-    """Which function, and how many texts it gets at once."""
+    """The function and its batch size."""
 
     split: str = field(default="long", metadata=SegmentOptions.__dataclass_fields__["split"].metadata)
     max_chars: int = field(default=3000, metadata=SegmentOptions.__dataclass_fields__["max_chars"].metadata)
     function: str = field(metadata={"help": "module:name of f(texts, source, target) -> list of translations."})
-    batch_size: int = field(default=64, metadata={"help": "Texts in one call.", "least": 1})
+    batch_size: int = field(default=64, metadata={"help": "Texts per call.", "least": 1})
 
 
 class Function:
-    """The engine."""
+    """The function engine."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         """Import the function.
@@ -46,14 +46,14 @@ class Function:
         self._calls = 0
 
     def identity(self, source: str, target: str) -> dict[str, Any]:
-        """The function's name, and a hash of its module's file where it has one."""
+        """The function's name, and a hash of its module's file if there is one."""
         return {"engine": "function", "function": self.options.function, "file": self._file}
 
     def run(self, segments: Sequence[str], source: str, target: str, done: Done) -> None:
-        """Call the function, a batch at a time.
+        """Call the function in batches.
 
         Raises:
-            UserError: it raised, or gave something else than one text for each.
+            UserError: it raised an exception, or did not return one text for each.
         """
         for start in range(0, len(segments), self.options.batch_size):
             texts = list(segments[start : start + self.options.batch_size])
@@ -75,7 +75,7 @@ class Function:
                 done(index, Answer(translation) if translation.strip() else empty)
 
     def _raised(self, error: Exception, texts: list[str]) -> str:
-        """The user's exception in one line: what, where in their function, and with which texts."""
+        """The function's exception in one line: type, place and texts."""
         what = type(error).__name__
         if said := " ".join(str(error).split())[:200]:
             what += f" ({said})"
@@ -83,16 +83,16 @@ class Function:
         where = f" at {Path(frames[0].filename).name}:{frames[0].lineno}" if frames else ""
         which = "" if len(texts) == 1 else f" one of {len(texts)} texts, the first of them"
         return (
-            f"{self.name}: raised {what}{where} for{which} {texts[0][:60]!r}; mend it, or let it return an empty text "
+            f"{self.name}: raised {what}{where} for{which} {texts[0][:60]!r}; correct it, or return an empty text "
             "where there is no translation."
         )
 
     def usage(self) -> dict[str, int | float]:
-        """How often the function was called."""
+        """The number of calls."""
         return {"requests": self._calls}
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Nothing to release."""
 
 
 def _imported(place: str) -> tuple[Callable[[list[str], str, str], Any], str | None]:
@@ -105,8 +105,8 @@ def _imported(place: str) -> tuple[Callable[[list[str], str, str], Any], str | N
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module is there; what it imports is not
-        raise UserError(f"function: there is no module {module_name!r} here or among the installed ones.") from None
+            raise  # a module that it imports is missing
+        raise UserError(f"function: no module {module_name!r} in the working directory or installed.") from None
     finally:
         sys.path.remove(os.getcwd())
     function = getattr(module, name, None)

@@ -1,7 +1,7 @@
-"""From a language to what each family of models calls it, without a table of our own.
+"""Map language codes to those of translation models.
 
 A model's tokenizer lists the codes it knows: `swh_Latn` (NLLB), `__sw__` (M2M100), `<2sw>` (MADLAD), `>>swh<<`
-(Opus-MT). Both sides are brought to one form, a language and its script, by `cctuning.languages`.
+(Opus-MT). They are compared by language and script, as `cctuning.languages` parses them.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ from collections.abc import Collection
 from cctuning.errors import UserError, nearest
 from cctuning.languages import base, language_name, parse, unknown
 
-_M2M100 = {"ns": "nso"}  # its own code of Northern Sotho
-# Codes under which Opus-MT published models, where it is not CLDR's shortest
+_M2M100 = {"ns": "nso"}  # its code of Northern Sotho
+# Codes in the names of Opus-MT models that are not CLDR's
 _OPUS = {"fil": "tl"}
 
 Form = tuple[str, str | None]  # the language by its shortest code, and its script
 
 
 def form(tag: str) -> Form | None:
-    """A tag's language and script; None if it is no tag. `sw`, `swa` and `swh_Latn` give the same."""
+    """Language and script of a code, or None; the same for `sw`, `swa` and `swh_Latn`."""
     found = parse(_M2M100.get(tag, tag))
     return None if found is None else (found.language, found.script)
 
 
 def resolve(tag: str, codes: Collection[str], where: str) -> str:
-    """The code among `codes` that means `tag`.
+    """The code among `codes` that means the language `tag`.
 
-    A code itself is taken as it is. The script must agree, unless the model has only one code for the language.
+    The script must agree, unless the model has only one code for the language.
 
     Args:
-        tag: BCP 47, an English name, or one of the codes.
-        codes: what the model knows, bare: `swh_Latn`, `sw`.
-        where: what to call the model in the message.
+        tag: a language code, an English name, or one of `codes`.
+        codes: those of the model, without markers: `swh_Latn`, `sw`.
+        where: what to call the model in an error.
 
     Raises:
-        UserError: the model has no such language, or not in this script.
+        UserError: the model does not know the language, or not in this script.
     """
     if tag in codes:
         return tag
@@ -44,7 +44,7 @@ def resolve(tag: str, codes: Collection[str], where: str) -> str:
         raise UserError(f"{where}: {unknown(tag)}")
     forms = {code: form(code) for code in sorted(codes)}
     same = [code for code, one in forms.items() if one and one[0] == wanted[0]]
-    # shortest first: the language by itself before one of its variants
+    # shortest first: the language before one of its variants
     exact = sorted((code for code in same if forms[code] == wanted), key=len)
     if exact:
         return exact[0]
@@ -60,10 +60,10 @@ def resolve(tag: str, codes: Collection[str], where: str) -> str:
 
 
 def name(tag: str) -> str:
-    """The language's English name, for a prompt: `sw` gives Swahili, `zh-TW` Traditional Chinese.
+    """The English name of a language: `sw` is Swahili, `zh-TW` Traditional Chinese.
 
     Raises:
-        UserError: CLDR knows no such language.
+        UserError: CLDR has no name for it.
     """
     language = base(tag)
     if language_name(language) == language:
@@ -82,6 +82,6 @@ def opus_code(tag: str) -> str:
 
 
 def spaced(tag: str) -> bool:
-    """Whether sentences stand apart by a space in this language's script."""
+    """Whether sentences are separated by spaces in this language's script."""
     found = form(tag)
     return found is None or found[1] not in ("Hans", "Hant", "Jpan", "Hani")

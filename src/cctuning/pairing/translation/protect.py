@@ -1,12 +1,10 @@
-"""What must come through a translation unchanged, and how it is carried through.
+"""Protect code, mathematics, links, placeholders and tags from translation.
 
-Code, mathematics between its delimiters, addresses, placeholders and tags are found in the source text (`find`). Code
-blocks are never sent at all. What stands inside a sentence is replaced by a numbered marker (`mask`), so that the
-engine sees a whole sentence, and put back afterwards (`restore`). A translation in which a marker is missing, doubled
-or invented is not used: the caller then translates what lies between the protected spans piece by piece, which cannot
-lose anything.
+`find` finds them in the source text. Code blocks are never sent to the engine. Spans inside a sentence are replaced by
+numbered markers (`mask`), so that the engine sees a whole sentence, and put back afterwards (`restore`). A translation
+with a missing, repeated or invented marker is not used; the caller translates the text between the spans instead.
 
-Text that looks like a marker is itself protected. So every marker in a masked text is one of ours.
+Text that looks like a marker is protected too, so every marker in a masked text was put there by `mask`.
 """
 
 from __future__ import annotations
@@ -17,10 +15,9 @@ from collections.abc import Sequence
 from cctuning.data.text import UNSPACED
 from cctuning.pairing.translation.segments import Span
 
-# a line that has another backtick begins with inline code, as in CommonMark
+# with another backtick in the line it is inline code, as in CommonMark
 _FENCE = r"^[ \t]*(?P<fence>`{3,}(?![^\n]*`)|~{3,})[^\n]*(?:\n(?:.*?\n)??[ \t]*(?P=fence)[`~]*[ \t]*$|.*)"
-# not white space, quotes or brackets; nor scripts without spaces, Korean or full-width characters, which follow an
-# address without a space between
+# no white space, quotes or brackets; no Korean, full-width or unspaced scripts, which may follow without a space
 _ADDRESS = rf"[^\s<>\"“”‘’«»`{UNSPACED}\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]"
 _LATIN = r"0-9A-Za-z_\u00c0-\u024f"  # in mail addresses: `\w` would take the words around one in other scripts
 _INLINE = (
@@ -38,22 +35,22 @@ _NUMBER = r"(?<!\w)[-+−]?\d+(?:[.,:/٫٬]\d+)*%?(?!\w)"
 _PROTECTED = re.compile(rf"(?P<block>{_FENCE})|" + "|".join(_INLINE), re.MULTILINE | re.DOTALL)
 _WITH_NUMBERS = re.compile(_PROTECTED.pattern + "|" + _NUMBER, re.MULTILINE | re.DOTALL)
 _ADDRESS_START = re.compile(r"(?:https?|ftp)://|www\.")
-# What ends a sentence that ends in an address. A closing bracket belongs to the address if it was opened there.
+# Punctuation after an address. A closing bracket belongs to the address if it was opened there.
 _TRAILING = ".,;:!?'*_।॥،؟؛۔።།։…"
 
-# Engines put spaces into a marker, use wide brackets, or digits of another script (`\d` takes them all).
+# Engines put spaces into markers and use wide brackets or digits of another script, which `\d` matches.
 _MARKER = re.compile(r"[\[［【]\s*[\[［【]\s*(\d+)\s*[\]］】]\s*[\]］】]")
 
 
 def find(text: str, numbers: bool = False) -> tuple[list[Span], list[Span]]:
-    """The protected spans of a text: those inside sentences, and the blocks that stand by themselves.
+    """Find the protected spans of a text: those inside sentences, and blocks.
 
     Args:
         text: any text.
         numbers: also protect numbers.
 
     Returns:
-        spans, blocks: each sorted, all apart from each other.
+        spans, blocks: sorted and disjoint.
     """
     spans: list[Span] = []
     blocks: list[Span] = []
@@ -69,7 +66,7 @@ def find(text: str, numbers: bool = False) -> tuple[list[Span], list[Span]]:
 
 
 def _trimmed(address: str) -> str:
-    """An address without the punctuation of the sentence around it."""
+    """An address without the punctuation after it."""
     opened = {")": "(", "]": "[", "}": "{"}
     while (last := address[-1]) in _TRAILING or (last in opened and address.count(last) > address.count(opened[last])):
         address = address[:-1]
@@ -77,7 +74,7 @@ def _trimmed(address: str) -> str:
 
 
 def mask(text: str, spans: Sequence[Span]) -> tuple[str, list[str]]:
-    """The text with `[[0]]`, `[[1]]`, … in place of its protected spans, and what they stand for."""
+    """The text with `[[0]]`, `[[1]]`, … in place of protected spans, and the spans' texts."""
     parts, kept, at = [], [], 0
     for number, (start, end) in enumerate(spans):
         parts += [text[at:start], f"[[{number}]]"]
@@ -87,7 +84,7 @@ def mask(text: str, spans: Sequence[Span]) -> tuple[str, list[str]]:
 
 
 def restore(translation: str, kept: Sequence[str]) -> str | None:
-    """Put back what the markers stand for; None unless every marker is there exactly once and no other is."""
+    """Replace markers by their texts; None unless each marker is there exactly once, and no other."""
     if sorted(int(number) for number in _MARKER.findall(translation)) != list(range(len(kept))):
         return None
     return _MARKER.sub(lambda match: kept[int(match[1])], translation)

@@ -1,12 +1,12 @@
-"""Cutting a text into what is translated and what is kept as it stands, so that nothing gets lost on the way.
+"""Split texts into pieces that are translated and pieces that are kept.
 
-A text becomes a list of `Piece`s whose texts, joined, are the text again, character for character. A piece is either
-to be translated (it begins and ends without white space, and has a letter) or kept: white space, line breaks, list
-marks, headings' signs, code. Cut at sentences, line structure survives any engine: none ever sees a line break.
+The texts of the pieces joined give the text again, character for character. A piece to be translated has a letter and
+no white space at its ends; white space, line breaks, list marks, heading marks and code are kept. When split at
+sentences, no engine sees a line break, so line structure is preserved.
 
-Sentences end at the marks of their script. Scripts without such marks (Thai, Lao) are cut at line breaks alone, and at
-spaces where a piece would be too long; Khmer and Burmese have marks. Cutting too rarely costs little, cutting in
-the middle of a sentence costs a wrong translation: where a full stop may be an abbreviation's, nothing is cut.
+Sentences end at the punctuation of their script. Text in scripts without it (Thai, Lao) is split at line breaks, and
+at spaces where a piece would be too long. Splitting too rarely costs little, splitting inside a sentence gives a wrong
+translation: a full stop that may belong to an abbreviation is not a split point.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from typing import NamedTuple
 
 Span = tuple[int, int]  # start and end in a text, end not included
 
-# a list's, heading's or quotation's mark at the start of a line, with the white space around it
+# mark of a list, heading or quotation at the start of a line, with the white space around it
 _MARKS = r"[-*+•‣◦·–]|\(?\d{1,3}[.)]|\d{1,3}、|\(?[A-Za-z][.)]|#{1,6}|>"
 LINE_MARK = re.compile(rf"[ \t]*(?:(?:{_MARKS})(?:[ \t]+|(?<=、)))+")
 _CLOSERS = r"[\"'”’»）)\]」』】*_]*"
 _END = re.compile(
-    # scripts that put no space after a sentence: Chinese, Japanese
+    # Chinese and Japanese, without a space after a sentence
     rf"[。！？｡]+{_CLOSERS}\s*"
-    # danda, Arabic and Urdu, Ethiopic, Khmer, Burmese, Armenian, Tibetan: marks that nothing else uses
+    # danda, Arabic and Urdu, Ethiopic, Khmer, Burmese, Armenian, Tibetan: marks with no other use
     rf"|[\u0964\u0965\u061f\u06d4\u1362\u17d4\u17d5\u104b\u0589\u0f0d]+{_CLOSERS}\s*"
-    # marks that other things use too: only before white space
+    # marks with other uses: only before white space
     rf"|[.!?…‽]+{_CLOSERS}\s+"
 )
-# what a full stop after it does not end: titles, "e.g.", and any single letter ("J. Smith", "z. B.")
+# before a full stop that does not end a sentence: titles, "e.g.", single letters ("J. Smith", "z. B.")
 _ABBREVIATION = re.compile(
     r"(?:^|[^\w])(?:[^\W\d_]|Mr|Mrs|Ms|Dr|Prof|St|Mt|Sr|Jr|vs|etc|e\.g|i\.e|cf|No|Nr|Fig|Vol|pp|bzw|Sra?|Dra|Mme|Mlle|"
     r"тыс|млн|руб|стр|рис|им|ул)$",
@@ -45,7 +45,7 @@ _BREAK = re.compile(r"\s*\n\s*")
 
 
 class Piece(NamedTuple):
-    """A part of a text. `kept`: not for translation. `spans`: what is protected in it, counted from its start."""
+    """A part of a text. `kept`: not translated. `spans`: protected spans, counted from its start."""
 
     text: str
     kept: bool
@@ -55,16 +55,15 @@ class Piece(NamedTuple):
 def split(
     text: str, max_chars: int, sentences: bool, spans: Sequence[Span] = (), blocks: Sequence[Span] = ()
 ) -> list[Piece]:
-    """Cut `text` into pieces; `"".join(piece.text for piece in split(text, …)) == text`.
+    """Split `text` into pieces; `"".join(piece.text for piece in split(text, …)) == text`.
 
     Args:
         text: any text.
-        max_chars: no piece for translation is longer, except where a protected span is.
-        sentences: cut at every line and sentence; else only where a stretch is longer than `max_chars`, at the last
-            line break, sentence end, clause or space that fits, in this order.
-        spans: protected spans inside sentences, sorted and apart: never cut.
-        blocks: protected spans that stand by themselves (code blocks), sorted, apart from each other and from `spans`:
-            kept whole.
+        max_chars: longest piece that is translated, except where a protected span is longer.
+        sentences: split at every line and sentence; otherwise only what is longer than `max_chars`, at the last line
+            break, sentence end, clause or space that fits, in this order.
+        spans: protected spans inside sentences, sorted and disjoint; never split.
+        blocks: protected blocks (code), sorted, disjoint from each other and from `spans`; kept whole.
     """
     pieces: list[Piece] = []
     at = 0
@@ -79,7 +78,7 @@ def split(
 def _stretch(
     text: str, start: int, end: int, max_chars: int, sentences: bool, spans: list[Span], pieces: list[Piece]
 ) -> None:
-    """Append the pieces of text[start:end], which holds no block."""
+    """Append the pieces of text[start:end], which has no block."""
     if sentences:
         cuts = [start, *_free(_BREAK.finditer(text, start, end), spans), *_ends(text, start, end, spans), end]
     else:
@@ -93,7 +92,7 @@ def _stretch(
 
 
 def _free(matches: Iterable[re.Match[str]], spans: list[Span]) -> list[int]:
-    """Ends of the matches that lie in no protected span."""
+    """The ends of matches outside protected spans."""
     starts = [span[0] for span in spans]
     ends = []
     for match in matches:
@@ -104,7 +103,7 @@ def _free(matches: Iterable[re.Match[str]], spans: list[Span]) -> list[int]:
 
 
 def _ends(text: str, start: int, end: int, spans: list[Span]) -> list[int]:
-    """Where sentences end in text[start:end]: behind the mark, what closes it, and the white space."""
+    """The ends of sentences in text[start:end], after closing quotes and white space."""
     matches = []
     for match in _END.finditer(text, start, end):
         if match[0][0] == ".":
@@ -116,11 +115,11 @@ def _ends(text: str, start: int, end: int, spans: list[Span]) -> list[int]:
 
 
 def _best_cut(text: str, low: int, high: int, max_chars: int, spans: list[Span]) -> int:
-    """The best place to cut text[low:high], which is too long: at most `max_chars` on, more than `low`."""
+    """The best place to split text[low:high], which is too long; above `low`, at most `max_chars` further."""
     limit = low + max_chars
     for kind in (_BREAK, None, _CLAUSE, _SPACE):
         found = _ends(text, low, high, spans) if kind is None else _free(kind.finditer(text, low, high), spans)
-        # a cut in the first quarter would leave crumbs: a lesser kind of break further on is better
+        # A split in the first quarter leaves a tiny piece; a lesser kind of break further on is better.
         fitting = [cut for cut in found if low + max_chars // 4 < cut <= limit]
         if fitting:
             return fitting[-1]
@@ -133,12 +132,12 @@ def _best_cut(text: str, low: int, high: int, max_chars: int, spans: list[Span])
 
 
 def _joined(left: str, right: str) -> bool:
-    """Whether the two characters are one to the reader: a mark on a letter, a joined emoji, a skin tone."""
+    """Whether two characters are displayed as one: a combining mark, a joined emoji, a skin tone."""
     return unicodedata.category(right)[0] == "M" or "\u200d" in (left, right) or "\U0001f3fb" <= right <= "\U0001f3ff"
 
 
 def _append(text: str, low: int, high: int, spans: list[Span], pieces: list[Piece]) -> None:
-    """Append text[low:high] as up to three pieces: what stands before it, what is read, the white space after."""
+    """Append text[low:high] as up to three pieces: marks and white space, the text, white space."""
     start, end = low, high
     line = low
     while line > 0 and text[line - 1] in " \t":
@@ -166,7 +165,7 @@ def _append(text: str, low: int, high: int, spans: list[Span], pieces: list[Piec
 
 
 def readable(text: str, spans: Sequence[Span] = ()) -> bool:
-    """Whether there is a letter outside the protected spans."""
+    """Whether there is a letter outside protected spans."""
     at = 0
     for start, end in [*spans, (len(text), len(text))]:
         if any(character.isalpha() for character in text[at:start]):
@@ -176,7 +175,7 @@ def readable(text: str, spans: Sequence[Span] = ()) -> bool:
 
 
 def line_marks(text: str) -> list[str]:
-    """The list marks of each line that is not blank, for telling whether a translation kept the structure."""
+    """The list mark of each non-blank line, to check that a translation kept them."""
     marks = []
     for line in text.splitlines():
         if line.strip():

@@ -1,17 +1,16 @@
-"""Translation by a local sequence-to-sequence model: NLLB, M2M100, MADLAD (a T5) or Opus-MT (Marian).
+"""Translate with a local sequence-to-sequence model: NLLB, M2M100, MADLAD (a T5) or Opus-MT (Marian).
 
-They differ in how they are told the languages, and in nothing else that matters here:
+They differ in how the languages are given:
 
     NLLB      source: its code as a token of the input   target: its code forced as the first token of the output
-    M2M100    likewise, with other codes
-    MADLAD    source: not told                           target: `<2sw>` before the text
-    Opus-MT   source: the model's own                    target: `>>swh<<` before the text, where a model has several
+    M2M100    the same, with other codes
+    MADLAD    source: not given                          target: `<2sw>` before the text
+    Opus-MT   source: fixed by the model                 target: `>>swh<<` before the text, where a model has several
 
-Segments are batched by length. What a segment becomes does not depend on its neighbours: only segments with the same
-limit on the length of their translation share a batch. A translation without an end within that limit is a problem and
-not a result.
+Segments are batched by length. A translation does not depend on the rest of its batch: only segments with the same
+limit on the length of their translation share a batch. A translation that does not end within the limit is a problem.
 
-Weights are read from safetensors alone and no code of a repository is run.
+Only safetensors weights are read, and no code of a repository is run.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from cctuning.pairing.translation.base import Answer, Done, SegmentOptions
 from cctuning.settings import from_mapping
 
 BUCKET = 32  # source tokens: lengths are rounded up to this before the limit is set
-# how each family of models writes a language among its tokens
+# how each family of models writes languages in its vocabulary
 _CODES = {
     "nllb": re.compile(r"([a-z]{3}_[A-Z][a-z]{3})"),
     "m2m100": re.compile(r"__([a-z]{2,3})__"),
@@ -45,13 +44,13 @@ _CODES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Seq2SeqOptions(SegmentOptions):
-    """Which model, and how it runs."""
+    """The model and its settings."""
 
     split: str = field(default="sentences", metadata=SegmentOptions.__dataclass_fields__["split"].metadata)
     max_chars: int = field(default=400, metadata=SegmentOptions.__dataclass_fields__["max_chars"].metadata)
     model: str = field(
         metadata={
-            "help": "Directory or hub name; {source} and {target} in it become language codes, as Opus-MT has them."
+            "help": "Directory or hub name; {source} and {target} in it become language codes, as in Opus-MT names."
         }
     )
     revision: str | None = field(default=None, metadata={"help": "Revision on the hub."})
@@ -66,7 +65,7 @@ class Seq2SeqOptions(SegmentOptions):
         },
     )
     batch_size: int = field(
-        default=32, metadata={"help": "Segments at once; halved while memory runs out.", "least": 1}
+        default=32, metadata={"help": "Segments per batch; halved when memory runs out.", "least": 1}
     )
     num_beams: int = field(default=4, metadata={"help": "Beams; 1 is greedy and faster.", "least": 1})
     max_new_tokens: int = field(
@@ -75,11 +74,10 @@ class Seq2SeqOptions(SegmentOptions):
 
 
 class Seq2Seq:
-    """The engine. One model is held at a time; it is loaded when the first segment needs it."""
+    """The seq2seq engine. The model is loaded when the first segment needs it; one is in memory at a time."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """Nothing is loaded yet.
-
+        """
         Raises:
             UserError: an unknown option or a bad value.
         """
@@ -94,14 +92,14 @@ class Seq2Seq:
         self._counts = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
 
     def identity(self, source: str, target: str) -> dict[str, Any]:
-        """The model by its content, the languages as it knows them, and how it generates."""
+        """A hash of the model, its language codes and the settings of generation."""
         self._open(source, target)
         codes = self._languages(source, target)
         settings = {name: getattr(self.options, name) for name in ("num_beams", "max_new_tokens")}
         return {"engine": "seq2seq", "model": self._version, "dtype": self.dtype, "codes": codes, **settings}
 
     def _open(self, source: str, target: str) -> None:
-        """Make ready the tokenizer and the config of the model for this pair."""
+        """Load the tokenizer and the config of the model for this pair of languages."""
         place = self.options.model
         if "{source}" in place or "{target}" in place:
             place = place.replace("{source}", model_codes.opus_code(source))
@@ -138,13 +136,13 @@ class Seq2Seq:
             if self._codes:
                 break
         if not self._codes and self._family == "m2m100":
-            # its tokenizer keeps the codes apart, and out of the vocabulary where the files on disk do not list them
+            # Its tokenizer has the codes apart from the vocabulary where the files on disk do not list them.
             self._codes = {code: f"__{code}__" for code in getattr(self._tokenizer, "lang_code_to_id", ())}
         if not self._codes and self._family != "opus":
             raise UserError(f"{place}: its tokenizer holds no language codes; expected NLLB, M2M100 or MADLAD.")
 
     def _languages(self, source: str, target: str) -> tuple[str | None, str | None]:
-        """The tokens for source and target; None where the model is not told."""
+        """The tokens for source and target; None where the model takes none."""
         if self._family == "opus":
             stated = [self._tokenizer.init_kwargs.get(f"{end}_lang") for end in ("source", "target")]
             forms = [model_codes.form(one) if one else None for one in stated]
@@ -158,12 +156,12 @@ class Seq2Seq:
         return (ends[1] if len(ends) == 2 else None), ends[0]
 
     def run(self, segments: Sequence[str], source: str, target: str, done: Done) -> None:
-        """Translate in batches of like length, the longest first, so that memory runs out early if it does."""
+        """Translate in batches of similar length, longest first, so that memory runs out early or not at all."""
         self._open(source, target)
         self._load()
         source_token, target_token = self._languages(source, target)
         if source_token:
-            # the code itself, not the token: `sw` for `__sw__`
+            # the code, not the token: `sw` for `__sw__`
             self._tokenizer.src_lang = next(code for code, token in self._codes.items() if token == source_token)
             prefix, forced = "", self._tokenizer.convert_tokens_to_ids(target_token)
         else:
@@ -211,11 +209,11 @@ class Seq2Seq:
                 "one on the hub that has them.)"
             ) from None
         self._model = model.to(self.device).eval()
-        # Marian's configuration forces an end at the limit, which would make a cut translation look like a whole one
+        # Marian's configuration forces an end at the limit, which makes a cut translation look complete.
         self._model.generation_config.forced_eos_token_id = None
 
     def _longest(self) -> int:
-        """The longest input in tokens. A T5's positions are relative: it has no limit of its own."""
+        """The longest input in tokens; a T5 has relative positions and no limit."""
         longest = self._tokenizer.model_max_length
         return int(longest if self._family == "madlad" else min(longest, self._config.max_position_embeddings))
 
@@ -236,7 +234,7 @@ class Seq2Seq:
         answers = []
         self._counts["requests"] += 1
         self._counts["prompt_tokens"] += sum(map(len, ids))
-        # without the start token, which is NLLB's end token, and without the target's code
+        # without the start token, which is NLLB's end token, and the code of the target
         for row in output[:, 1 if forced is None else 2 :].tolist():
             length = next((place for place, token in enumerate(row) if token in ends), None)
             self._counts["completion_tokens"] += len(row) if length is None else length + 1
@@ -252,14 +250,14 @@ class Seq2Seq:
         return dict(self._counts)
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._model = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def _directory_hash(directory: Path) -> str:
-    """What tells one local model from another: names, sizes and samples of its files; moving it changes nothing."""
+    """A hash of the names, sizes and samples of the files of a model; it does not change when the model is moved."""
     digest = hashlib.sha256()
     for path in sorted(directory.iterdir()):
         if path.suffix not in (".safetensors", ".json", ".model", ".spm"):

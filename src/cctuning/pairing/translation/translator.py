@@ -1,11 +1,13 @@
-"""From texts to translations: cut, protect, look up, ask, check, put together again.
+"""Translate texts with an engine: split, mask, look up in the cache, translate, check, reassemble.
 
-This is what all engines share. A text is cut into segments; what must not change is masked; each distinct segment is
-looked up and, if it has no answer yet, asked for, and the answer is on disk before anything else is done with it.
-Where an answer has lost a marker or its line structure, the segment goes a *second way*: line by line, sentence by
-sentence, and what stands between protected spans by itself, which can lose neither.
+A text is split into segments, and what must not change is masked. Each distinct segment that is not in the cache is
+translated, and its translation is written to the cache at once. Where a translation has lost a marker or its line
+structure, the segment is translated a second time in smaller pieces (line by line, sentence by sentence, and around
+protected spans), which cannot lose either.
 
-Texts go through in windows: large enough to fill batches of like length, small enough to keep memory flat.
+Texts are processed in windows: large enough for batches of similar length, small enough to keep memory flat. The
+checks find faults of engines (no translation, the source again, a loop, an essay) with wide limits; language, script
+and length of a pair are checked in `row_checks.py`.
 """
 
 from __future__ import annotations
@@ -28,22 +30,22 @@ from cctuning.pairing.translation.segments import Piece, line_marks, split
 
 WINDOW = 1000  # texts
 ENGINES = ("seq2seq", "chat", "function")
-COPIED = 25  # from this length on, a copy is no longer a name or a title
-EXPLOSION = 6  # times as long as the source, beyond 200 characters
-REPEATS, LONGEST, LOOP = 6, 60, 30  # a phrase of up to 60 characters, six times in a row, 30 characters in all
+COPIED = 25  # characters from which a copy is not a name or a title
+EXPLOSION = 6  # times the length of the source, above 200 characters
+REPEATS, LONGEST, LOOP = 6, 60, 30  # a phrase of up to 60 characters, six times in a row, at least 30 characters
 _ENDS = " \t\n.,;:!?。！？"
 _LINES = re.compile(r"(\s*\n\s*)")
 
 
 def open_translator(options: Mapping[str, Any], cache_dir: Path) -> Translator:
-    """Open the translator that a recipe describes.
+    """Open a translator.
 
     Args:
-        options: `engine`, one of seq2seq, chat and function, and that engine's options.
-        cache_dir: where answers are kept; several translators and processes may share one.
+        options: `engine` (seq2seq, chat or function) and the options of that engine.
+        cache_dir: the cache; several translators and processes may share one.
 
     Raises:
-        UserError: an unknown engine or option, a bad value, a cache that cannot be used.
+        UserError: an unknown engine or option, a bad value, or an unusable cache.
     """
     rest = dict(options)
     kind = rest.pop("engine", None)
@@ -70,12 +72,11 @@ class SegmentTranslator:
     """A `Translator` around an engine."""
 
     def __init__(self, engine: Engine, options: SegmentOptions, cache: Cache) -> None:
-        """Put the layers around `engine`.
-
+        """
         Args:
             engine: translates segments.
-            options: how texts are cut and what is protected.
-            cache: where answers are looked up and kept.
+            options: how texts are split and what is protected.
+            cache: of answers.
         """
         self.name = engine.name
         self._engine, self._options, self._cache = engine, options, cache
@@ -83,11 +84,11 @@ class SegmentTranslator:
         self._lock = threading.Lock()
 
     def translate(self, texts: Sequence[str], source: str, target: str) -> Iterator[Answer]:
-        """One `Answer` for each text, in the same order. A text with nothing to read in it comes back as it is.
+        """One answer for each text, in the same order. A text without letters is returned unchanged.
 
         Raises:
             UserError: at once for a language that the engine does not know or that is both source and target; later
-                where the engine cannot go on. All answers until then are kept.
+                where the engine cannot go on. Answers until then are in the cache.
         """
         if source == target or None is not model_codes.form(source) == model_codes.form(target):
             raise UserError(f"translation: source {source!r} and target {target!r} are one language.")
@@ -108,12 +109,12 @@ class SegmentTranslator:
                 yield from results
 
     def usage(self) -> dict[str, int | float]:
-        """What was done since this translator was opened.
+        """Counts since this translator was opened.
 
         Returns:
-            texts and characters that came in; segments: distinct ones needed; cache_hits: those answered from disk;
-            second_way: segments translated piece by piece because a marker or a line was lost; and the engine's
-            requests, retries, prompt_tokens and completion_tokens, where it knows them.
+            texts and characters given; segments: distinct segments; cache_hits: segments found in the cache;
+            second_way: segments translated in pieces because a marker or a line was lost; and the engine's requests,
+            retries, prompt_tokens and completion_tokens, where it knows them.
         """
         return {**self._engine.usage(), **self._counts}
 
@@ -166,7 +167,7 @@ class _Work:
         ]
 
     def _answers(self, pieces: Iterable[Piece]) -> dict[str, Answer]:
-        """The engine's answer to each masked segment, from disk or asked for."""
+        """The engine's answer to each masked segment, from the cache or new."""
         owner = self.owner
         answers: dict[str, Answer] = {}
         missing: list[tuple[str, bytes]] = []
@@ -191,7 +192,7 @@ class _Work:
         return answers
 
     def _outcome(self, piece: Piece, answers: Mapping[str, Answer]) -> Answer | None:
-        """What became of a segment; None if it has lost a marker or a line, and must go the second way."""
+        """The result of a segment; None if it has lost a marker or a line and must be translated in pieces."""
         masked, kept = protect.mask(piece.text, piece.spans)
         answer = answers[masked]
         if answer.text is None:
@@ -206,7 +207,7 @@ class _Work:
         return Answer(None, "the translation has more lines than the source") if whole else None
 
     def _joined(self, plan: Sequence[Piece], outcomes: Mapping[Piece, Answer | None]) -> Answer:
-        """Put a text together; the first problem of a segment is the text's."""
+        """Reassemble a text; the first problem of a segment is the text's problem."""
         wide, source_wide = model_codes.spaced(self.target), model_codes.spaced(self.source)
         parts: list[str] = []
         for place, piece in enumerate(plan):
@@ -218,7 +219,7 @@ class _Work:
                     return Answer(None, f"{outcome.problem} (at {piece.text[:40]!r})")
                 text = outcome.text
             elif text == " " and source_wide and not wide and 0 < place < len(plan) - 1:
-                continue  # between two sentences; Chinese and Japanese have no space there
+                continue  # no space between sentences in Chinese and Japanese
             if wide and not source_wide and parts and _apart(parts[-1][-1], text[0]):
                 parts.append(" ")
             parts.append(text)
@@ -226,36 +227,36 @@ class _Work:
 
 
 def _laid_out(source_text: str, translation: str) -> str | None:
-    """The translation with its source's line breaks and indents; None if the number of lines or a mark differs."""
+    """The translation with the line breaks and indents of its source; None if the lines or list marks differ."""
     gaps = _LINES.split(source_text)[1::2]
     lines = _LINES.split(translation.strip())[::2]
     if len(lines) != len(gaps) + 1:
         return None
-    # of one line alone the mark was cut off before
+    # The mark of a single line was split off before.
     if gaps and line_marks(source_text)[1:] != line_marks("\n".join(lines))[1:]:
         return None
     return "".join(part for pair in zip(lines, [*gaps, ""], strict=True) for part in pair)
 
 
 def _apart(left: str, right: str) -> bool:
-    """Whether a space belongs between two parts that had none in a script without spaces."""
+    """Whether a space belongs between two parts that had none in a source without spaces."""
     return (left.isalnum() or left in ".!?,;:)]\"'`”") and (right.isalnum() or right in "([\"'`“")
 
 
 def problem_of(source_text: str, translation: str, same_language: bool) -> str | None:
-    """What is wrong with a translation of a segment, or None.
+    """What is wrong with the translation of a segment, or None.
 
     Args:
         source_text: the segment.
-        translation: what the engine made of it.
-        same_language: source and target are one language, so that a copy is right.
+        translation: of the segment.
+        same_language: source and target are one language in two scripts, so a copy is correct.
     """
     if not translation.strip():
         return "empty translation"
     copied = source_text.strip(_ENDS).casefold() == translation.strip(_ENDS).casefold()
     if copied and not same_language and length(source_text) >= COPIED:
-        return "the translation is the source unchanged"
-    # most are settled without counting
+        return "the translation is the unchanged source"
+    # The first condition is faster and decides most cases.
     if len(translation) > 200 + EXPLOSION * len(source_text) and len(translation) > 200 + EXPLOSION * length(
         source_text
     ):
@@ -267,15 +268,15 @@ def problem_of(source_text: str, translation: str, same_language: bool) -> str |
 
 
 def length(text: str) -> int:
-    """The number of characters, an ideograph counting three: it says about as much as three letters."""
+    """The number of characters; an ideograph counts as three letters."""
     return sum(3 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
 
 
 def _repeated(text: str) -> str | None:
-    """A phrase with a letter in it that stands `REPEATS` times in a row, if there is one.
+    """A phrase with a letter that is repeated `REPEATS` times in a row, if there is one.
 
-    A phrase repeated once more than that contains a place divisible by four from which it is found; looking at those
-    places alone is a hundred times as fast as a regular expression.
+    Only every fourth position is tried, which is enough for a phrase repeated once more, and far faster than a regular
+    expression.
     """
     for start in range(0, len(text) - LOOP + 1, 4):
         again = text.find(text[start : start + 4], start + 1, start + LONGEST + 4)
