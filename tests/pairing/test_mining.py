@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from cctuning.errors import UserError
-from cctuning.pairing import mining
 from cctuning.pairing.encoder import Encoder
 from cctuning.pairing.mining import MineOptions, mine, mine_vectors, nearest
 from tests.cli.world import done
@@ -54,15 +53,14 @@ def test_records_are_read_too(files, tmp_path):
     assert found.threshold > 1
 
 
-def test_blocks_change_nothing(monkeypatch):
+def test_nearest_by_hand():
     rng = np.random.default_rng(0)
     texts, others = (rng.normal(size=(count, 8)).astype(np.float32) for count in (23, 17))
-    whole, pairs = nearest(texts, others, 3), mine_vectors(texts, others, 0.5).pairs
-    monkeypatch.setattr(mining, "BLOCK", 5)
-    for one, other in zip(whole, nearest(texts, others, 3), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5)
-    assert [pair[:2] for pair in mine_vectors(texts, others, 0.5).pairs] == [pair[:2] for pair in pairs]
-    np.testing.assert_array_equal(whole[1], np.argsort(-(texts @ others.T), axis=1)[:, :3])
+    texts, others = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (texts, others))
+    values, places = nearest(texts, others, 3)
+    similarity = texts @ others.T
+    np.testing.assert_array_equal(places, np.argsort(-similarity, axis=1)[:, :3])
+    np.testing.assert_allclose(values, np.take_along_axis(similarity, places, axis=1), atol=1e-6)
 
 
 def test_margin_by_hand():
