@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cctuning.errors import UserError
+from cctuning.pairing import mining
 from cctuning.pairing.encoder import Encoder
 from cctuning.pairing.mining import MineOptions, mine, mine_vectors, nearest
 from tests.cli.world import done
