@@ -208,9 +208,7 @@ def judge(
         learned[lang] = asdict(Learned(len(rows), least, rate, found_next, found_random, usual))
         for place in np.flatnonzero(scores < least).tolist():
             similarity, near = every[place, 0], every[place, 1:3].mean()
-            says = (
-                f"the sides have a similarity of {similarity:.2f}, {usual:.2f} is usual; other rows: {near:.2f}."
-            )
+            says = f"the sides have a similarity of {similarity:.2f}, {usual:.2f} is usual; other rows: {near:.2f}."
             problems[int(rows[place])] = Problem("meaning", says)
     notes = [f"too few rows to check with an encoder (under {LEAST}): {', '.join(few)}."] if few else []
     return problems, learned, notes
