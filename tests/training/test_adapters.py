@@ -36,7 +36,7 @@ def train(folder: Path, config, tied: bool = False, **options):
     parts = parse("x", "", (RunOptions, ConnectionConfig, CCConfig), ["--config", str(recipe)])
     parts[2].output_dir = str(folder / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "lora", lambda _: config)
+        patch.setattr(RunOptions, "lora", lambda _: config)
         return running.train(*parts), folder / "run"
 
 
@@ -81,7 +81,7 @@ def test_an_adapter_is_exported_as_it_was_trained(case, tied, tmp_path):
     if as_lora:
         assert export(str(run), "lora", tmp_path / "lora").checked.error < 1e-5
     else:
-        with pytest.raises(UserError, match="fold"):
+        with pytest.raises(UserError, match="merge instead"):
             export(str(run), "lora", tmp_path / "lora")
         assert any("cannot be exported as a LoRA, only merged" in note for note in run_json(run)["notes"])
 
@@ -152,7 +152,7 @@ def test_a_resized_vocabulary_folds(tune, connection, more_tokens, tmp_path):
     found = (loaded.connected or loaded.model)(ids).logits.detach()
     torch.testing.assert_close(found, trained, rtol=1e-4, atol=1e-4)
     assert export(str(run), "merged", tmp_path / "fold").checked.error < 1e-5
-    with pytest.raises(UserError, match="fold"):
+    with pytest.raises(UserError, match="merge instead"):
         export(str(run), "lora", tmp_path / "lora")
     assert run_json(run)["exports"]["lora"]
 

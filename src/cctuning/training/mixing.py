@@ -28,8 +28,8 @@ TEXT = ("text", "prompt")
 class MixingTrainer(EpochTrainer):
     """An `EpochTrainer` with parallel text: alone in the first `align_first` steps, then beside each answered row.
 
-    The first steps come before the first epoch, whose number they leave at 0: a checkpoint's step says how many of
-    them are done. `parallel` then goes on where they ended, so that every pair comes once before any is repeated.
+    The first steps precede the first epoch and are logged as epoch 0; the step of a checkpoint tells how many of them
+    are done. The pairs beside the rows continue where they ended: every pair comes once before any is repeated.
     """
 
     args: CCConfig
@@ -75,7 +75,7 @@ class MixingTrainer(EpochTrainer):
         """Parallel rows in a batch of `align_first`; with `packing` as many as fill its bins, on average."""
         if not self.args.packing or self.args.max_length is None:
             return self._train_batch_size
-        return max(1, int(self._train_batch_size * (self.args.max_length or 0) / self._tokens_a_pair()))
+        return max(1, int(self._train_batch_size * self.args.max_length / self._tokens_a_pair()))
 
     def _pairs_a_step(self) -> int:
         return self._pairs_a_batch() * self.args.gradient_accumulation_steps * max(1, self.args.world_size)

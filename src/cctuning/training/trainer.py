@@ -235,7 +235,8 @@ class CCTrainer(RecordingTrainer):
         if mode == "train":
             tokens = inputs["attention_mask"].sum()
             if self.connected.config.connection != "none" and "reference_attention_mask" in inputs:
-                tokens = tokens + inputs["reference_attention_mask"].sum()
+                own = inputs["reference_index"]  # counted for each row, so that the sum does not depend on the batches
+                tokens = tokens + inputs["reference_attention_mask"].sum(dim=1)[own[own >= 0]].sum()
             self._total_train_tokens += gather(tokens * (not filler)).sum().item()
             metrics["num_tokens"] = [self._total_train_tokens]
 
