@@ -125,19 +125,19 @@ def test_core_packages_train_generate_and_export(place: dict[str, str], tmp_path
     assert "not checked" in trained and "cc-tuning[langid]" in trained  # what is left out is said
 
 
-# Command -> the module that it misses first, and the extra that brings it.
+# Command -> the start of the error, the module that is missing, and the extra that brings it.
 MISSING = {
-    "evaluate run --rows rows.jsonl --output out": ("lm_eval", "evaluate"),
-    "compare one two": ("scipy", "evaluate"),
-    "report run --output page.html": ("scipy", "report"),
-    "pair rows.jsonl --output out": ("lingua", "pair"),
-    "demo": ("lm_eval", "evaluate"),
+    "evaluate run --rows rows.jsonl --output out": ("cctuning evaluate", "lm_eval", "evaluate"),
+    "compare one two": ("cctuning compare", "scipy", "evaluate"),
+    "report run --output page.html --evaluation one": ("cctuning report --evaluation", "scipy", "report"),
+    "pair rows.jsonl --output out": ("cctuning pair", "lingua", "pair"),
+    "demo": ("cctuning demo", "lm_eval", "evaluate"),
 }
 
 
 def test_a_missing_extra_is_one_line(place: dict[str, str], tmp_path: Path) -> None:
     outputs = commands(tmp_path, place, *(command.split() for command in MISSING))
-    for said, (command, (module, extra)) in zip(outputs, MISSING.items(), strict=True):
-        what = f"cctuning: error: cctuning {command.split()[0]} needs {module}, which is not installed:"
-        assert said == f"{what} pip install 'cc-tuning[{extra}]'.\nstatus 2\n"
+    for said, (what, module, extra) in zip(outputs, MISSING.values(), strict=True):
+        error = f"cctuning: error: {what} needs {module}, which is not installed:"
+        assert said == f"{error} pip install 'cc-tuning[{extra}]'.\nstatus 2\n"
     assert not [*tmp_path.iterdir()]

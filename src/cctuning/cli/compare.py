@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cctuning.cli.options import Plain
+from cctuning.extras import require
 
 
 def main(argv: list[str]) -> None:
@@ -24,6 +25,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--alpha", type=float, default=0.05, help="significance level; intervals stay at 95 %%")
     args = parser.parse_args(argv)
+    require("scipy", "cctuning compare", "evaluate")  # now, and not after the comparison
     from cctuning.evaluation.compare import compare
     from cctuning.evaluation.comparison_table import check_output, write
     from cctuning.evaluation.saved_results import parse_runs

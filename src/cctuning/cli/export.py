@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
         help="merged: plain checkpoint; lora: PEFT adapter; code: checkpoint with a model file (nonlinear transform)",
     )
     parser.add_argument("--output", required=True, help="directory to write; must not exist")
-    parser.add_argument("--dtype", default="auto", help="dtype of a merged checkpoint; default auto, as trained")
+    parser.add_argument("--dtype", default="auto", help="dtype of a merged checkpoint; auto: as trained")
     parser.add_argument("--max_shard_size", metavar="SIZE", help="file size limit of a merged checkpoint, like 5GB")
     parser.add_argument(
         "--results",

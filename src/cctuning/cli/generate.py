@@ -24,6 +24,7 @@ def main(argv: list[str]) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--prompt", help="one prompt")
     what.add_argument("--file", help="rows with a column `prompt` (JSON Lines, Parquet, CSV, …)")
+    parser.add_argument("--output", help="with --file: file to write instead of stdout")
     parser.add_argument(
         "--reference",
         help="parallel text of the prompt, for the live connection; with --file: its column",
@@ -36,12 +37,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--system", help="system message, for chat models")
     add_chat(parser)
     parser.add_argument("--bypass", action="store_true", help="run without the transform of the connection")
-    parser.add_argument("--max_new_tokens", type=int, default=256)
-    parser.add_argument("--temperature", type=float, default=0.0, help="default 0: greedy")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--output", help="with --file: file to write instead of stdout")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="of an answer, at most")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy decoding")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling, with a --temperature")
+    parser.add_argument("--batch_size", type=int, default=8, help="prompts at a time")
+    parser.add_argument("--dtype", default="auto", help="of the weights; auto: as saved")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code of the model")
     args = parser.parse_args(argv)
     from cctuning.languages import canonical, same

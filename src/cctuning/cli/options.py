@@ -20,8 +20,21 @@ MAPPINGS = ("data", "eval_data", "parallel")  # text on the command line; in a r
 CHAT = {"auto": None, "yes": True, "no": False}
 
 
+class _ShowDefaults(argparse.HelpFormatter):
+    """Adds the default to each help text that does not mention it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        silent = any(action.default is none for none in (None, False, argparse.SUPPRESS)) or action.default == []
+        shown = action.option_strings and not silent and "default" not in text.lower()
+        return f"{text} (default: %(default)s)" if shown else text
+
+
 class Plain(argparse.ArgumentParser):
-    """An `ArgumentParser` whose errors are `UserError`s, for verbs with few options."""
+    """An `ArgumentParser` for verbs with few options: its errors are `UserError`s, its help shows defaults."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, formatter_class=_ShowDefaults, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
@@ -35,7 +48,7 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
         choices=tuple(CHAT),
         const="yes",
         default="auto",
-        help="render prompts with the chat template; auto (default): as in training, otherwise if there is a template",
+        help="render prompts with the chat template; auto: as in training, otherwise if there is a template",
     )
     parser.add_argument(
         "--chat_template_kwargs",

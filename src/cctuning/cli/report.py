@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cctuning.cli.options import Plain
+from cctuning.extras import require
 
 
 def main(argv: list[str]) -> None:
@@ -40,6 +41,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the models' own code")
     args = parser.parse_args(argv)
+    if args.evaluation:
+        require("scipy", "cctuning report --evaluation", "report")
     from cctuning.data import Source
     from cctuning.errors import UserError
     from cctuning.report.build import build
