@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> None:
     """Parse the options, pair, and print a summary."""
-    for module in ("lingua", "sklearn"):  # before any rows are read
-        require(module, "cctuning pair", "pair")
     if argv and argv[0] in ACTIONS:
         return ACTIONS[argv[0]](argv[1:])
     meant = nearest(argv[0], ACTIONS) if argv and argv[0].isalpha() and not Path(argv[0]).exists() else ""
@@ -29,6 +27,8 @@ def main(argv: list[str]) -> None:
     description = "Find, join or make the parallel of every row and check it: cctuning pair INPUT ... --output DIR."
     description += f" Also: cctuning pair {' | '.join(ACTIONS)} (each with --help)."
     options, checks = parse("cctuning pair", description, (PairOptions, Checks), _named(argv, "--inputs"))
+    for module in ("lingua", "sklearn"):  # before any rows are read
+        require(module, "cctuning pair", "pair")
     sources = sources_of(options)
     from cctuning.pairing.output import REJECTS
     from cctuning.pairing.run import pair
