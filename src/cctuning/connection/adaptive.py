@@ -1,7 +1,7 @@
-"""The adaptive connection: what the paper's authors' own code does, beside the gated one and never under its name.
+"""The adaptive connection: what the authors' code of the paper does, without its errors (docs/method/paper-code.md).
 
-Without the faults of that code: the choice is argmax at inference (no noise is drawn), the noise of training is a
-function of seed, step and row, and the matrix is fitted with a held-out error.
+The choice is argmax at inference (no noise is drawn), the noise of training is a function of seed, step and row, and
+the matrix is fitted with a held-out error.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 
 class AdaptiveConnection(nn.Module):
-    """One of the reference's layers is chosen, and its activation added after the first layer.
+    """Choose one layer of the reference, and add its activation after the first layer.
 
     e_l in R^d                                   FFN output of layer l at the reference's last token
-    s = D(mean_l (e_l + x)), D: d -> L           x: embedding of the row's own last prompt token
+    s = D(mean_l (e_l + x)), D: d -> L           x: embedding of the row's last prompt token
     k = argmax_l s_l                             in training: straight-through Gumbel-softmax
-    h_0 <- h_0 + e_k                             hidden state after the first layer, at the row's last prompt token
+    h_1 <- h_1 + e_k                             output of the first layer, at the row's last prompt token
     e_l ~ h_l M                                  at inference: from the row's own FFN outputs, one M for all layers
 
-    Source: arXiv 2506.00875, as its authors' code implements it. Cannot be folded.
+    Source: arXiv 2506.00875, as its authors' code implements it. Cannot be merged.
     """
 
     def __init__(self, size: int, layers: int) -> None:
@@ -36,24 +36,20 @@ class AdaptiveConnection(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def set_matrix(self, matrix: Tensor) -> None:
-        """Take the fitted M (d, d), row convention."""
+        """Use the fitted M (d, d), row convention."""
         self.matrix.weight.data.copy_(matrix.T)
         self.fitted.fill_(True)
 
     def forward(
         self, vectors: Tensor, embedding: Tensor, own: bool, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What to add, and what was chosen.
+        """The activation to add (N, d), and the layers chosen (N,).
 
         Args:
-            vectors: (N, L, d) FFN outputs at a prompt's last token: the reference's, or the row's own (`own`), which
-                go through M.
-            embedding: (N, d) of the row's own last prompt token.
-            own: whose the vectors are.
+            vectors: (N, L, d) FFN outputs at the last token of the reference or of the row's own prompt.
+            embedding: (N, d) of the row's last prompt token.
+            own: the vectors are the row's own, so they go through M.
             noise: (N, L) uniform in [0, 1) for the Gumbel noise of training; None: argmax.
-
-        Returns:
-            (N, d) and the layers chosen (N,).
         """
         vectors = vectors.to(self.selector.weight.dtype)
         if own:

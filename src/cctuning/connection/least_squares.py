@@ -1,12 +1,11 @@
-"""Least squares from a stream: memory is that of two d x d matrices, however many pairs there are.
+"""Streaming least squares, in the memory of a few d x d matrices for any number of pairs.
 
-Everything is kept as products, summed in fp64. A tenth of the pairs is held out into products of its own, from which
-the held-out error of any matrix follows without seeing a pair again. The ridge pulls towards the identity (towards
-doing nothing), and its strength is the one with the smallest held-out error; with too few pairs that is a strong one.
+Only products are kept, summed in fp64. A tenth of the pairs is held out in products of their own, which give the
+held-out error of any matrix without the pairs. The ridge pulls towards the identity, and its strength is the one with
+the smallest held-out error.
 
-Four things make it fast (bench/fitting.py): pairs are gathered into blocks of `BLOCK` before they are multiplied, the
-blocks are multiplied in fp32, of the symmetric product only the panels on and above the diagonal are, and from a ridge
-in the middle only those in the direction in which the error falls are tried.
+For speed (bench/fitting.py), pairs are multiplied in fp32 in blocks of `BLOCK`, only on and above the diagonal of the
+symmetric product, and ridges are tried from the middle in the direction in which the error falls.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Fit:
 
 
 class _Products:
-    """X'X, X'Z, tr(Z'Z), tr(Y'Y) and the count of the pairs seen, where Z = Y - X; all of them after `finish`."""
+    """X'X, X'Z, tr(Z'Z), tr(Y'Y) and the number of pairs, where Z = Y - X; complete after `finish`."""
 
     def __init__(self, size: int) -> None:
         self.xx = torch.zeros(size, size, dtype=torch.float64)
@@ -57,7 +56,7 @@ class _Products:
                 self.flush()
 
     def flush(self) -> None:
-        """Multiply the pairs that wait, where they are; the sums stay in main memory."""
+        """Multiply the waiting pairs on their device; the sums stay in main memory."""
         if not self.waiting:
             return
         x, y = (torch.cat(side) for side in zip(*self.waiting, strict=True))
@@ -72,12 +71,12 @@ class _Products:
         self.yy += float(torch.linalg.vector_norm(y, dtype=torch.float64).square())
 
     def finish(self) -> None:
-        """Multiply what waits, and mirror the panels below the diagonal."""
+        """Multiply the waiting pairs, and mirror the panels below the diagonal."""
         self.flush()
         self.xx = self.xx.triu() + self.xx.triu(1).T
 
     def error(self, change: Tensor, applied: Tensor | None = None) -> float:
-        """`||X D - Z||^2 / ||Y||^2` of the change D; `applied`: X'X D, where it is known."""
+        """`||X D - Z||^2 / ||Y||^2` of the change D; `applied`: X'X D, if known."""
         if not self.count:
             return float("nan")
         applied = self.xx @ change if applied is None else applied
@@ -93,7 +92,7 @@ class _Products:
 
 @dataclass
 class _Tried:
-    """A ridge, the error with it, and the change that it gave."""
+    """A ridge, its error and its solution."""
 
     ridge: float
     error: float
@@ -108,19 +107,19 @@ class StreamingLeastSquares:
         self.fitted, self.held_out = _Products(size), _Products(size)
 
     def add(self, x: Tensor, y: Tensor, hold_out: Tensor) -> None:
-        """Take pairs in: `x`, `y` (N, d); `hold_out` (N,) bool says which are kept for the error alone."""
+        """Add pairs `x`, `y` (N, d); those of `hold_out` (N,) bool only count in the held-out error."""
         self.fitted.add(x[~hold_out], y[~hold_out])
         self.held_out.add(x[hold_out], y[hold_out])
 
     def solve(self) -> Fit:
-        """The matrix with the smallest held-out error over `RIDGES`; the identity, where none does better than it."""
+        """The matrix with the smallest held-out error over `RIDGES`, or the identity if none is better."""
         self.fitted.finish()
         self.held_out.finish()
         judge = self.held_out if self.held_out.count else self.fitted
         best = _Tried(float("inf"), judge.error_identity(), torch.zeros_like(self.fitted.xx))
         if self.fitted.count:
             best = min(self._walk(judge), best, key=lambda tried: tried.error)
-        # X'X D is X'Z - r D where D solves the equation: no product is needed for the error on the fitted pairs.
+        # X'X D = X'Z - r D where D solves the equation, so the error on the fitted pairs needs no product.
         settled = self.fitted.xz - best.ridge * self._scale() * best.change if best.ridge < float("inf") else None
         return Fit(
             (torch.eye(self.size, dtype=torch.float64) + best.change).float(),
@@ -133,7 +132,7 @@ class StreamingLeastSquares:
         )
 
     def _walk(self, judge: _Products) -> _Tried:
-        """From the ridge in the middle to stronger ones while the error falls; if none is better, to weaker ones."""
+        """Try stronger ridges from the middle one while the error falls; if none is better, weaker ones."""
         first = best = self._try(RIDGES[START], judge)
         for way in (RIDGES[START + 1 :], RIDGES[START - 1 :: -1]):
             for ridge in way:

@@ -178,8 +178,11 @@ def predicting(labels: Tensor) -> Tensor:
 
 
 def answering(attention_mask: Tensor, prompt_lengths: Tensor) -> Tensor:
-    """(B, T) bool: positions that predict an answer token, where prompts of `prompt_lengths` (B,) real tokens are
-    followed by answers and padded on the right: what `predicting` reads off labels, for scoring without them."""
+    """(B, T) bool: positions that predict an answer token, in rows without labels.
+
+    Args:
+        attention_mask: (B, T), padded on the right. prompt_lengths: (B,) tokens of the prompt before the answer.
+    """
     places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     real = attention_mask.bool()
     followed = torch.nn.functional.pad(real[:, 1:], (0, 1), value=False)

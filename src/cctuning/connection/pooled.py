@@ -15,7 +15,9 @@ from torch import Tensor
 
 from cctuning.connection import equations
 
-FLOOR = 0.01  # of the spread, in units of its root mean square over dimensions: a dimension that hardly moves is noise
+FLOOR = (
+    0.01  # of the spread, in units of its root mean square over dimensions: a dimension that hardly varies is noise
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def offered(
         loss: `contrastive`, `standardized` or `relative`.
         vectors: (R, d) distinct references. which: (B,) the reference of each row.
         statistics: of the layer; None for `relative`.
-        others: (K,) the references that a row's own is told from; None: all. The same for all rows, so that a row's
+        others: (K,) the references that rows are compared with; None: all. The same for all rows, so that a row's
             error does not depend on the rows beside it.
     """
     if loss == "relative" or statistics is None:

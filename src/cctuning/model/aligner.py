@@ -60,7 +60,7 @@ class Aligner:
         return select_rows(args, plan.kept, plan.sequences), select_rows(kwargs, plan.kept, plan.sequences)
 
     def shorten(self, step: Step, whole: bool, loss_only: bool) -> None:
-        """Let rows without an answer skip the layers above the last aligned one, where nothing of them is wanted.
+        """Let rows without an answer skip the layers above the last aligned one.
 
         Args:
             whole: the model is not wrapped. loss_only: no logits are returned.
@@ -116,8 +116,8 @@ class Aligner:
 
 
 def rows_separable(config: Any) -> bool:
-    """Whether the rows of a batch can be told apart in what a decoder layer is given: not in ALiBi biases (rows times
-    heads), in the block masks of FlexAttention, or where an auxiliary loss needs the routing of all rows."""
+    """Whether rows can be selected from the inputs of a decoder layer: not with ALiBi biases (rows times heads), block
+    masks of FlexAttention, or an auxiliary loss over the routing of all rows."""
     rotary = getattr(config, "rope_parameters", None) is not None
     experts = getattr(config, "router_aux_loss_coef", None) is not None
     return rotary and not experts and config._attn_implementation in ("eager", "sdpa", "flash_attention_2")

@@ -62,7 +62,7 @@ def original_vocabulary(name: str | None) -> int | None:
 def obstacles(connected: ConnectedModel) -> dict[str, str | None]:
     """Format (`merged`, `lora`) -> why a model that is about to be trained cannot be exported so; None: it can.
 
-    Where weights are in memory the fold is tried on a layer of each kind, as an export does.
+    Where weights are in memory a merge is tried on a layer of each kind, as an export does.
     """
     return {"merged": _reason(_check_merge, connected), "lora": _reason(_check_lora, connected)}
 

@@ -170,7 +170,7 @@ class ConnectedForward(nn.Module):
         """The inputs of a forward with labels, and the number of rows that the alignment is averaged over."""
         connecting = self.config.connection != "none" and self.wire.enabled
         memory: dict[int, Tensor] = {}
-        others: Tensor | None = None  # recorded references that a row's own is told from
+        others: Tensor | None = None  # places of the recorded references to compare with
         if not connecting or (self.aligner and not self.training):  # an alignment is not evaluated
             batch = replace(batch, reference_ids=None, reference_index=torch.full_like(batch.reference_index, -1))
         elif self.recorded is not None and self.training and batch.reference_row is not None:

@@ -184,7 +184,7 @@ def plain_adapter(model: PeftModel) -> str:
     """Name of the one LoRA on `model`.
 
     Raises:
-        UserError: there are several adapters, or it is no plain LoRA.
+        UserError: there are several adapters, or it is not a plain LoRA.
     """
     active = model.active_adapters
     config = model.peft_config[active[0]]
