@@ -94,7 +94,7 @@ class FileMerge:
         serialization.check_base(skeleton, record, self.folder, self.files[embedding])
         config = ConnectionConfig.from_dict(record["connection"], str(self.folder / serialization.CONFIG_FILE))
         check_config(config, "merged")
-        if config.transform == "none" or config.connection == "none":
+        if config.inert:
             return
         chosen = [site for site in find_sites(skeleton) if config.layers is None or site.index in config.layers]
         check_not_shared(skeleton, chosen)
