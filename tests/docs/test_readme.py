@@ -36,7 +36,7 @@ def test_the_python_runs(here):
     exec(compile(code.replace(MODEL, "model"), "README.md", "exec"), {})
 
 
-def test_the_commands_run(here):
+def test_the_commands_run(here, capsys):
     blocks = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("cctuning ")]
@@ -49,3 +49,7 @@ def test_the_commands_run(here):
             shutil.copytree("results/sw", "results/plain")
         assert main(words) == 0, words
     assert (here / "models" / "sw" / "model.safetensors").is_file()
+    assert "old name" not in capsys.readouterr().out
+    assert main(["export", "runs/sw", "--format", "fold", "--output", "models/old"]) == 0  # the name before `merged`
+    assert "note: --format fold is now --format merged" in capsys.readouterr().out
+    assert (here / "models" / "old" / "model.safetensors").is_file()

@@ -32,8 +32,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--private", action="store_true", help="with --push_to_hub: a new repository is private")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code of the base model")
     args = parser.parse_args(argv)
-    if args.format == "merged":
-        print("note: --format merged is now --format merged; the old name will be removed in the next release")
+    if args.format == "fold":
+        print("note: --format fold is now --format merged; the old name will be removed in the next release")
         args.format = "merged"
     from cctuning.serving.exporting import export
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         trust_remote_code=args.trust_remote_code,
     )
     print(f"written: {args.output}\nchecked: loaded again, {done.checked}")
-    if args.format == "merged":
+    if args.format == "fold":
         print("load it: AutoModelForCausalLM.from_pretrained(DIR), or a server that loads Hugging Face checkpoints")
     elif args.format == "code":
         print("load it: AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True); runs modeling_connected.py")
