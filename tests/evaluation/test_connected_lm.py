@@ -161,5 +161,5 @@ def test_one_text_in_two_languages_is_asked_twice_of_an_adaptive_connection(mode
 
 def test_an_answer_longer_than_the_model_is_told(model, tokenizer):
     lm = ConnectedLM(attach(model, **NONLINEAR), tokenizer)
-    with pytest.raises(UserError, match=r"an answer of \d+ tokens does not fit the model's 512"):
+    with pytest.raises(UserError, match=r"an answer of \d+ tokens exceeds the model's 512"):
         lm.loglikelihood([Request("w1", " w2" * 600)])
