@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig
 from cctuning.data import Encoder
@@ -90,21 +90,13 @@ def compare(
     )
 
 
-def of_text(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[Mapping[str, str]],
-    *,
-    chat: bool,
-    max_length: int | None = None,
-) -> Alignment:
+def of_text(model: PreTrainedModel, encoder: Encoder, pairs: Sequence[Mapping[str, str]]) -> Alignment:
     """Measure parallel text in all layers of a model.
 
     Args:
+        encoder: of the model's tokenizer, which has a padding token.
         pairs: `text`, `reference` and `lang` of each; pairs that are too long are left out.
-        chat: render both sides with the chat template, as in training.
     """
-    encoder = Encoder(tokenizer, max_length, max_length, chat)
     rows = [{"prompt": pair["text"], "reference": pair["reference"], "lang": pair["lang"]} for pair in pairs]
     encoded = [row for row in encoder.encode(rows) if not isinstance(row, UserError)]
     if not encoded:
@@ -120,7 +112,7 @@ def of_text(
             torch.tensor([encoded[place]["reference_text"] for place in first]),
         )
         texts = Prompts([row["input_ids"] for row in encoded], torch.tensor([row["text"] for row in encoded]))
-        pad = int(cast(Any, tokenizer.pad_token_id))
+        pad = int(cast(Any, encoder.tokenizer.pad_token_id))
         there, mine = (record(connected, side, pad=pad, folder=None) for side in (references, texts))
         return compare(there, mine, torch.tensor(which), [row["lang"] for row in encoded])
     finally:

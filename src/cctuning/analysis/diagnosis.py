@@ -11,12 +11,13 @@ what happens without each):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from cctuning.analysis.observe import LanguageBatch, languages_of
 from cctuning.analysis.similarity import prompt_activations
@@ -106,17 +107,18 @@ def diagnose(
         batches: from `language_batches`.
         own_language: language to `Diagnosis.reference`, from `reference_losses`.
     """
+    bar = tqdm(total=len(batches) * (2 + len(SHARES)), desc="Measuring", unit="batch")
     for language in languages_of(batches):
         mine = [batch for batch in batches if batch.language == language]
         with_plain = ConnectedModel.attach(model, ConnectionConfig(connection="none")).eval()
-        parts = [prompt_activations(with_plain, batch) for batch in mine]
-        own = torch.cat([row_losses(with_plain, batch, live=False) for batch in mine])
+        parts = [prompt_activations(with_plain, batch) for batch in _counted(mine, bar)]
+        own = torch.cat([row_losses(with_plain, batch, live=False) for batch in _counted(mine, bar)])
         with_plain.unload()
         x, y = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         new = distinct_rows(mine)
         best, share = float(own.nanmean()), 0.0
         for value in SHARES:
-            loss = _live(model, mine, value)
+            loss = _live(model, _counted(mine, bar), value)
             if loss < best:
                 best, share = loss, value
         layers = {}
@@ -124,6 +126,13 @@ def diagnose(
             layers = {layer: predict_reference(x[new, layer], y[new, layer]) for layer in range(x.shape[1])}
         reference = (own_language or {}).get(language, float("nan"))
         yield Diagnosis(language, len(x), float(own.nanmean()), reference, best, share, layers)
+    bar.close()
+
+
+def _counted(batches: Iterable[LanguageBatch], bar: Any) -> Iterator[LanguageBatch]:
+    for batch in batches:
+        yield batch
+        bar.update()
 
 
 def distinct_rows(batches: Sequence[LanguageBatch]) -> list[int]:
@@ -152,16 +161,20 @@ def distinct_rows(batches: Sequence[LanguageBatch]) -> list[int]:
 def reference_losses(model: Any, batches: Mapping[str, Sequence[LanguageBatch]]) -> dict[str, float]:
     """Mean nats per response of each language's rows, which hold the same questions in the reference language."""
     plain = ConnectedModel.attach(model, ConnectionConfig(connection="none")).eval()
+    bar = tqdm(total=sum(map(len, batches.values())), desc="Measuring the reference language", unit="batch")
     try:
         return {
-            language: float(torch.cat([row_losses(plain, batch, live=False) for batch in own]).nanmean())
+            language: float(
+                torch.cat([row_losses(plain, batch, live=False) for batch in _counted(own, bar)]).nanmean()
+            )
             for language, own in batches.items()
         }
     finally:
+        bar.close()
         plain.unload()
 
 
-def _live(model: Any, batches: Sequence[LanguageBatch], share: float) -> float:
+def _live(model: Any, batches: Iterable[LanguageBatch], share: float) -> float:
     fixed = ConnectionConfig(
         connection="gated", decision="fixed", decision_value=share, transform="none", paths="student"
     )

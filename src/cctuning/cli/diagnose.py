@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from cctuning.cli.options import CHAT, Plain, add_chat
 from cctuning.errors import UserError
 from cctuning.languages import canonical, language_name
@@ -132,41 +130,48 @@ def check_base(model: str) -> None:
     raise UserError(f"{model}: {found}; diagnose expects the untrained model: use {told}.")
 
 
+def encoder_of(args: Any) -> Any:
+    """The `Encoder` of the untrained model, which renders prompts as training would."""
+    from cctuning.data import Encoder
+    from cctuning.model.loading import load_tokenizer
+    from cctuning.serving.answering import chat_of
+
+    tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Encoder(
+        tokenizer,
+        max_length=args.max_length,
+        max_reference_length=args.max_length,
+        chat=chat_of({}, tokenizer) if CHAT[args.chat] is None else args.chat == "yes",
+        chat_template_kwargs=args.chat_template_kwargs,
+    )
+
+
 def measure(args: Any) -> list[dict[str, Any]]:
     """The figures of each language, with a key of `ADVICE` as verdict."""
     from datasets import Dataset
 
     from cctuning.analysis.diagnosis import diagnose, reference_losses
     from cctuning.analysis.observe import language_batches
-    from cctuning.data import Encoder, encode_dataset, load_rows
-    from cctuning.model.loading import load_base, load_tokenizer
-    from cctuning.serving.answering import chat_of
+    from cctuning.data import encode_dataset, load_rows
+    from cctuning.model.loading import load_base
 
     rows, _ = load_rows(args.data, reference_language=args.reference_language)
     foreign, english = choose(rows, args.limit)
-    tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    chat = chat_of({}, tokenizer) if CHAT[args.chat] is None else args.chat == "yes"
-
-    encoder = Encoder(
-        tokenizer,
-        max_length=args.max_length,
-        max_reference_length=args.max_length,
-        chat=chat,
-        chat_template_kwargs=args.chat_template_kwargs,
-    )
+    encoder = encoder_of(args)
 
     def batches(some: list[dict[str, Any]]) -> list[Any]:
         encoded, _ = encode_dataset(Dataset.from_list(some), encoder, bad_rows="skip")
-        return language_batches(encoded, tokenizer.pad_token_id, args.batch_size)
+        return language_batches(encoded, encoder.tokenizer.pad_token_id, args.batch_size)
 
     foreign_batches = batches(foreign)
     model = load_base(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code).eval()
     languages = list(dict.fromkeys(row["lang"] for row in foreign))
+    print(f"measuring {len(foreign)} rows in {len(languages)} languages", flush=True)
     losses = reference_losses(model, {lang: batches(english[lang]) for lang in languages if english[lang]})
     found = []
-    for one in tqdm(diagnose(model, foreign_batches, losses), total=len(languages), desc="Measuring", unit="language"):
+    for one in diagnose(model, foreign_batches, losses):
         entry = {"language": one.language, "rows": one.rows, "own": one.own, "reference": one.reference}
         entry |= {"live": one.live, "share": one.share}
         best = max(one.layers, key=lambda layer: one.layers[layer].explained) if one.layers else None

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cctuning.cli.options import CHAT
+from cctuning.cli.diagnose import encoder_of
 from cctuning.languages import language_name
 
 COLUMNS = 9  # layers in the table, from the first to the last
@@ -31,8 +31,7 @@ def diagnose_text(args: Any) -> None:
     from cctuning.analysis.observe import spread
     from cctuning.connection import ConnectionConfig
     from cctuning.data.parallel.pairs import load_parallel
-    from cctuning.model.loading import load_base, load_tokenizer
-    from cctuning.serving.answering import chat_of
+    from cctuning.model.loading import load_base
 
     pairs, report = load_parallel(args.parallel, reference_language=args.reference_language, bad_rows="skip")
     for note in report.notes:
@@ -41,13 +40,10 @@ def diagnose_text(args: Any) -> None:
     for row in pairs.to_list():
         by_language.setdefault(row["lang"], []).append(row)
     chosen = [row for own in by_language.values() for row in spread(own, args.limit)]
-    tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    chat = chat_of({}, tokenizer) if CHAT[args.chat] is None else args.chat == "yes"
+    encoder = encoder_of(args)
     model = load_base(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code).eval()
     print(f"measuring {len(chosen)} pairs in {len(by_language)} languages", flush=True)
-    found = of_text(model, tokenizer, chosen, chat=chat, max_length=args.max_length)
+    found = of_text(model, encoder, chosen)
     name, depth = language_name(args.reference_language), len(found.layers)
     usual = ConnectionConfig().layers_of(depth)
     shown = sorted({round(place * (depth - 1) / (COLUMNS - 1)) for place in range(COLUMNS)})

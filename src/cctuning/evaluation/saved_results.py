@@ -120,10 +120,10 @@ def _read_task(path: Path, name: str, about: Any) -> ScoredTask:
     try:
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
-                key, item = _read_item(f"{file}, line {number}", line, about["metric"])
-                if key in items:
-                    raise UserError(f"{file}, line {number}: id {key} a second time; {_AGAIN}.")
-                items[key] = item
+                item_id, item = _read_item(f"{file}, line {number}", line, about["metric"])
+                if item_id in items:
+                    raise UserError(f"{file}, line {number}: id {item_id} a second time; {_AGAIN}.")
+                items[item_id] = item
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not UTF-8 ({error.reason}); {_AGAIN}.") from error
     if not items or len(items) != about["items"]:
@@ -204,15 +204,15 @@ def _check_task(name: str, first: ScoredRun, run: ScoredRun) -> None:
             f"task {name}: items differ: {len(one.items)} in {first.path}, {len(other.items)} in {run.path}; id "
             f"{apart[0]} is in one only; score both with the same --limit and data."
         )
-    for key, (item_hash, prompt_hash, _) in one.items.items():
-        if item_hash != other.items[key][0]:
+    for item_id, (item_hash, prompt_hash, _) in one.items.items():
+        if item_hash != other.items[item_id][0]:
             raise UserError(
-                f"task {name}: items differ: id {key} is another document in {first.path} than in {run.path}; "
+                f"task {name}: items differ: id {item_id} is another document in {first.path} than in {run.path}; "
                 "score both on the same data."
             )
-        if prompt_hash != other.items[key][1]:
+        if prompt_hash != other.items[item_id][1]:
             raise UserError(
-                f"task {name}: prompts differ: id {key} has another prompt in {first.path} than in {run.path}; "
+                f"task {name}: prompts differ: id {item_id} has another prompt in {first.path} than in {run.path}; "
                 "score both with the same settings and chat template."
             )
 
