@@ -117,7 +117,9 @@ def _reference(comparison: Comparison) -> tuple[str, str]:
 def _names(rows: Sequence[Row]) -> dict[str | None, str]:
     """Names by language code; of a mean (None), the number of languages."""
     mean = next((row.languages for row in rows if row.kind == "mean"), 0)
-    return {None: f"mean of {mean}", **language_names(row.language for row in rows if row.language)}
+    names: dict[str | None, str] = {None: f"mean of {mean}"}
+    names.update(language_names(row.language for row in rows if row.language))
+    return names
 
 
 def _extremes(rows: Sequence[Row], names: dict[str | None, str]) -> str:
