@@ -12,7 +12,8 @@ import datasets
 import pytest
 
 from cctuning import UserError
-from cctuning.data import Source, load_rows
+from cctuning.data import Reading, Source, load_rows, row_reader
+from cctuning.data.schema import BadRow
 from tests.data.files import (
     CANON,
     ROWS,
@@ -271,3 +272,14 @@ def test_a_code_with_a_region_is_the_same_language(code, same, tmp_path):
     rows.write_text(json.dumps({"prompt": "a", "response": "b", "lang": code, "prompt_en": "c"}) + "\n")
     loaded, _ = load_rows([str(rows)])
     assert (loaded[0]["lang"], loaded[0]["reference"]) == (("en", None) if same else (code, "c"))
+
+
+def test_rows_that_were_checked_are_not_parsed_again(tmp_path, monkeypatch):
+    rows, _ = load(write(tmp_path / "rows.jsonl", ROWS[:3]))
+    monkeypatch.setattr(row_reader, "parse", lambda *args, **options: pytest.fail("parsed again"))
+    for data in (rows, rows.select([2, 0]), rows.add_column("more", [1, 2, 3])):
+        reading = Reading.of(data, "en", True, False, "rows")
+        assert [reading(row)["reference"] for row in data] == data["reference"][:]
+    bare = rows.map(lambda row: {"reference": None})
+    with pytest.raises(BadRow, match="no parallel of the prompt"):
+        Reading.of(bare, "en", True, False, "rows")(bare[0])

@@ -35,6 +35,20 @@ def loads(tmp_path):
     return dataset
 
 
+def test_tools_calls_thinking_and_template_arguments_are_written_and_read_again(tmp_path):
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Nairobi"}}}
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    asked = {"messages": [{"role": "user", "content": SWAHILI[0]["prompt"]}], "tools": tools, "lang": "sw"}
+    asked["messages"].append({"role": "assistant", "content": "", "tool_calls": [call]})
+    asked |= {"messages_en": [{"role": "user", "content": ENGLISH[0]["prompt"]}]}
+    thought = {**paired()[1], "thinking": "Fruits.", "chat_template_kwargs": {"enable_thinking": True}}
+    path = write(tmp_path / "rows.jsonl", [asked, thought])
+    run(tmp_path, {"path": path, "way": "given"})
+    before, after = load_rows([path])[0], loads(tmp_path)
+    for name in ("prompt", "response", "reference", "thinking", "calls", "tools", "arguments"):
+        assert after[name][:] == before[name][:], name
+
+
 # -- join -----------------------------------------------------------------------------------------------------------
 
 
