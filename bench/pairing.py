@@ -1,12 +1,12 @@
-"""Rows a second and memory of `cctuning pair`, by way and by number of rows.
+"""Measure rows per second and memory of `cctuning pair`, by way and number of rows.
 
     python bench/pairing.py [--rows 1000 10000 100000] [--ways join parallel translate] [--workers 2]
 
-Rows are made from a seed: Swahili sentences of known words with their English, numbered, so that all checks have
-something to look at and few rows fail. Translation is by a function that answers at once: what is measured is
-everything around an engine. Each case is a process of its own. Memory is proportional set size, summed over the
-command and its workers and sampled ten times a second, so that pages which forked workers share count once. Wall time
-depends on what else the machine does; CPU time (of the command and its workers) hardly does.
+Rows are generated from a seed: numbered Swahili sentences of known words with their English, so that every check runs
+and few rows fail. Translation is by a function that answers at once, so the engine is not measured. Each case is a
+process of its own. Memory is proportional set size, summed over the command and its workers and sampled ten times a
+second, so that pages shared by forked workers count once. CPU time (of the command and its workers) depends less on
+other load than wall time.
 
 Writes bench/results/pairing.json.
 """
@@ -50,7 +50,7 @@ def sentence(number: int, seed: int) -> tuple[str, str]:
 
 
 def translate(texts: list[str], source: str, target: str) -> list[str]:
-    """The instant engine: the sentence's number says which it is."""
+    """An instant engine: sentences are identified by their number."""
     numbers = [int(next(word for word in text.split() if word.isdigit())) for text in texts]
     return [sentence(number, 0)[1] for number in numbers]
 

@@ -1,12 +1,12 @@
-"""What the checks of `cctuning pair` find, and what they miss, on real rows with planted faults.
+"""Measure recall and false positives of the checks of `cctuning pair` on real rows with planted faults.
 
     CC_TUNING_DATA=DIR python bench/pairing_faults.py [--group tuned|seen|held_out] [--workers 2]
 
-Each fault is planted in 5 % of the rows of each set, one fault a run, and the run is the command's own. Thresholds
-were chosen on the sets under `tuned`; rejects of those under `seen` were read while rules on numbers were written;
-those under `held_out` were first run when all was fixed. Recall: planted rows that were rejected, for whatever reason.
-False positives: rows left as they are that were rejected; real rows have faults of their own, so this is an upper
-bound, and precision, the planted among the rejected, a lower one.
+Each fault is planted in 5 % of the rows of each set, one fault per run. Thresholds were chosen on the sets under
+`tuned`; rejects of those under `seen` were read while the rules for numbers were written; those under `held_out` were
+first run when everything was fixed. Recall: planted rows that were rejected, for any reason. False positives: other
+rows that were rejected; real rows have faults of their own, so this is an upper bound, and precision (the share of
+planted rows among the rejected) a lower one.
 
 Writes bench/results/pairing_faults.json.
 """
@@ -175,7 +175,7 @@ def benchmark(data: Path, lang: str) -> Planter | None:
 
 
 def plan(fault: str, data: Path, path: str, rng: random.Random) -> Planter | None:
-    """How to plant a fault in a set; None where it cannot be."""
+    """A function that plants a fault in a set of rows; None where the fault does not apply."""
     simple: dict[str, Planter] = {
         "swapped": swapped,
         "copied": copied,

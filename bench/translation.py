@@ -1,9 +1,9 @@
-"""What our layers cost around an engine that costs nothing: cutting, protecting, the cache, putting together again.
+"""Measure the time that translation takes besides the engine: splitting, masking, caching, reassembling.
 
     python bench/translation.py [--rows 100 1000 10000] [--output bench/results/translation.json]
 
-An engine that answers at once stands in for a model, so that the time is all ours; then the same rows again, all from
-the cache; then a chat server on loopback that answers at once, for the cost of a request. Rows are the prompts of the
+First with an engine that answers at once; then the same rows again, all from the cache; then with a chat server on
+loopback that answers at once, for the time of a request. Rows are the prompts of the
 Chinese Alpaca rows of `CC_TUNING_DATA` where there are any, and made-up ones with a link and code in each. Rows and
 characters are given per second of this process's CPU time, which other work on the machine disturbs least.
 """

@@ -61,8 +61,8 @@ BAD = {
         r"messages\[0\]: only parts of type text",
     ),
     "messages text": ({"messages": "x", "lang": "sw"}, "messages: expected a list of messages, found str"),
-    "ambiguous": ({**GOOD, "messages": [user("a")]}, "prompt: prompt and messages could each be it"),
-    "two responses": ({**GOOD, "output": "x"}, "response: response and output could each be it"),
+    "ambiguous": ({**GOOD, "messages": [user("a")]}, "prompt: prompt and messages could both be it"),
+    "two responses": ({**GOOD, "output": "x"}, "response: response and output could both be it"),
     "assistant prompt": ({**GOOD, "prompt": [assistant("a")]}, "prompt: ends with an assistant turn"),
     "assistant reference": ({**GOOD, "prompt_en": [assistant("a")]}, "prompt_en: has only assistant turns"),
     "completions": (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -230,27 +230,20 @@ class Encoder:
                 slots.append((rest, len(texts)))
                 texts += [prompt, prompt + rest, reference]
         ids = self._ids(texts)
-        earlier = iter(self._earlier(rows, texts, slots))
         result: list[dict[str, Any] | UserError] = []
         for row, slot in zip(rows, slots, strict=True):
             try:
                 if isinstance(slot, UserError):
                     raise slot
-                own, both, other = ids[slot[1] : slot[1] + 3]
-                result.append(self._assemble(row, slot[0], own, both, other, next(earlier)))
+                rest, place = slot
+                earlier = self._turns(row, texts[place])
+                result.append(self._assemble(row, rest, *ids[place : place + 3], earlier))
             except UserError as error:
                 result.append(error)
         return result
 
-    def _earlier(
-        self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str], slots: Sequence[UserError | tuple[str, int]]
-    ) -> Iterator[list[tuple[int, int]]]:
-        """For each good row, the token spans of the earlier turns that have a loss, in its prompt."""
-        for row, slot in zip(rows, slots, strict=True):
-            if not isinstance(slot, UserError):
-                yield self._turns(row, texts[slot[1]])
-
     def _turns(self, row: Mapping[str, Any], text: str) -> list[tuple[int, int]]:
+        """The token spans of earlier assistant turns that have a loss, in the rendered prompt `text`."""
         prompt = row["prompt"]
         if self.turns != "all" or not self.chat or isinstance(prompt, str) or row.get("response") is None:
             return []
@@ -265,7 +258,7 @@ class Encoder:
         bare: list[int],
         whole: list[int],
         reference: list[int],
-        earlier: Sequence[tuple[int, int]] = (),
+        earlier: Sequence[tuple[int, int]],
     ) -> dict[str, Any]:
         if not bare:
             raise at(row, "prompt", "the tokenizer makes no tokens of it; correct the row.")

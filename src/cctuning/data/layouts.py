@@ -63,7 +63,7 @@ class Layout:
             if part in columns or not here:
                 return
             if len(here) > 1:
-                reason = f"{' and '.join(here)} could each be it; say which in the recipe, columns: {{{part}: ...}}."
+                reason = f"{' and '.join(here)} could both be it; choose one in the recipe, columns: {{{part}: ...}}."
                 raise BadRow(part, reason)
             parts[part] = here[0]
 
@@ -72,7 +72,7 @@ class Layout:
         if "messages" not in columns:
             choose("prompt", "prompt", "instruction")
         if parts.get("messages") and parts.get("prompt"):
-            reason = f"{parts['prompt']} and {parts['messages']} could each be it; map one of them under columns."
+            reason = f"{parts['prompt']} and {parts['messages']} could both be it; map one of them under columns."
             raise BadRow("prompt", reason)
         choose("response", "response", "completion", "output")
         if "reference" not in columns:
@@ -171,7 +171,7 @@ def _sides(
         field = layout.messages
         prompt, response = _split(messages_of(_required(record, field, "messages", found), field, unread))
         if not prompt:
-            raise BadRow(field, "there is no turn before the assistant's; give the prompt as well.")
+            raise BadRow(field, "there is no turn before the assistant's; add the prompt.")
     else:
         field, answer = layout.prompt or "prompt", layout.response or "response"
         prompt = _join(_required(record, field, "prompt", found), record, layout.input, field)

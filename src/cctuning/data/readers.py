@@ -1,4 +1,4 @@
-"""Open files, directories and hub data sets as streams of records, each with the place it stands at.
+"""Open files, directories and hub data sets as streams of records, each with its place.
 
 A *record* maps column names to values; `layouts.py` makes a row of it. JSON Lines and CSV are read
 here and not by a library so that every error can name its line. One record is in memory at a time. Arrow and datasets

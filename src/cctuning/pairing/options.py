@@ -33,7 +33,7 @@ class PairOptions:
     reference_language: str = field(default="en", metadata={"help": "Language of the parallels."})
     way: str = field(
         default="",
-        metadata={"help": f"Inputs: {', '.join(WAYS)}; unset: told from the other flags.", "choices": ["", *WAYS]},
+        metadata={"help": f"Inputs: {', '.join(WAYS)}; unset: inferred from the other flags.", "choices": ["", *WAYS]},
     )
     lang: str | None = field(default=None, metadata={"help": "Inputs: language of rows that have none of their own."})
     join: str | None = field(default=None, metadata={"help": "Inputs: English file or data set to join them with."})

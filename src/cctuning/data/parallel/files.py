@@ -154,7 +154,7 @@ def _directory(folder: Path, source: ParallelSource, language: str) -> list[Open
     if not opened:
         inside = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
         hint = f" Its directories: {', '.join(inside[:10])}." if inside else ""
-        raise UserError(f"{folder}: no parallel text in this directory; docs/start/data.md says what is read.{hint}")
+        raise UserError(f"{folder}: no parallel text in this directory; see docs/start/data.md for the formats.{hint}")
     return opened
 
 

@@ -31,7 +31,7 @@ from cctuning.languages import canonical_or_none, same
 SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "reference", "lang", "origin")])
 LISTED = 1000  # skipped pairs that the report lists for a source
 FEW = 4  # pairs of a language below which a note is written
-LOOKED_AT = 40  # pairs of a language whose sides are identified
+SAMPLE = 40  # pairs of a language whose sides are identified
 SENTENCE = 5  # fewest words of a text whose language is identified: names confuse lingua
 WRONG = 0.1  # likelihood of its own language below which a side is in the other's
 
@@ -175,7 +175,7 @@ def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: Paral
     for pair in pairs:
         account.identical += pair.text == pair.reference
         sample = looked.setdefault(pair.lang, [])
-        if len(sample) < LOOKED_AT and (scripts_apart(pair.lang, report.reference_language) or _are_sentences(pair)):
+        if len(sample) < SAMPLE and (scripts_apart(pair.lang, report.reference_language) or _are_sentences(pair)):
             sample.append((pair.text, pair.reference))
         yield pair
     language, path = report.reference_language, account.path

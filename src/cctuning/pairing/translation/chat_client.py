@@ -100,7 +100,7 @@ class ChatClient:
         self._failed = 0  # requests in a row
         self._answered = False
         self._client = openai.OpenAI(
-            api_key=self._key or "none",  # never a key from OPENAI_API_KEY, which nobody named here
+            api_key=self._key or "none",  # never the key in OPENAI_API_KEY, which is for another server
             base_url=options.base_url,
             timeout=options.timeout,
             max_retries=options.max_retries,
