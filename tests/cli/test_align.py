@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 from pathlib import Path
@@ -147,3 +148,23 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_incomplete(saving, base, tmp
     assert run_json(run)["status"] == "stopped"
     done(*argv, "--resume_from_checkpoint", True)
     assert run_json(run)["status"] == "finished"
+
+
+def test_a_full_disk_before_training_is_one_line(base, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CC_TUNING_CACHE", str(tmp_path / "cache"))
+    argv = ("align", base, "--parallel", pairs(tmp_path / "pairs.jsonl"), "--output_dir", tmp_path / "run", *SMALL)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, before[1]))
+    try:
+        said = refused(capsys, *argv)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "the tokenised rows cannot be written" in said and "HF_DATASETS_CACHE" in said
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("cctuning.model.recorded.save_file", full)
+    said = refused(capsys, *argv)
+    assert "the recording of the references cannot be written" in said and "CC_TUNING_CACHE" in said
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] and not (tmp_path / "run").exists()

@@ -247,6 +247,18 @@ def test_a_row_s_own_draw_does_not_depend_on_where_one_starts():
     assert Mixture(["a"] * 7 + ["b"] * 5, 2.0, 3).rows(20, 9) == whole[20:29]
 
 
+def test_a_short_run_measures_fewer_pairs(tmp_path):
+    made = trainer(tmp_path, pairs=pairs(400))
+    few, many = (Counter(made.by_language._choose(steps)["lang"]) for steps in (2, 10_000))
+    assert set(few) == set(many) == {"sw", "th"} and max(few.values()) <= 8 and 50 <= min(many.values()) <= 64
+
+
+def test_contrastive_without_a_recording_is_a_warning(tmp_path, caplog):
+    for record in ("true", "false"):
+        trainer(tmp_path, None, english(), record_references=record)
+        assert ("with the references of its own batch and process only" in caplog.text) == (record == "false")
+
+
 def test_wrong_pairs_are_worse_than_right_ones_to_align_to(tmp_path):
     right, shifted = pairs(), pairs()
     shifted = shifted.remove_columns("reference").add_column(

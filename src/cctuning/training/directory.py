@@ -31,6 +31,8 @@ from cctuning.training.options import RunOptions
 
 METRICS_FILE = "metrics.jsonl"
 PARTIAL_MODEL = f".{MODEL_FOLDER}.partial"  # the model while it is being written
+FAILED_WRITES = ("I/O error", "inline_container", "PytorchStreamWriter")  # in messages of safetensors and torch.save
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 TOTAL_RUNTIME = "total_runtime"  # in METRICS_FILE: seconds trained so far, also before the run was resumed
 # Options that decide which weights a checkpoint contains.
 SHAPING = {"model", "tune", "lora_rank", "lora_target_modules", "layers", "optim"}
@@ -200,7 +202,7 @@ def full_disk(directory: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if not _is_failed_write(error):
+        if failed_write(error) is None:
             raise
         for part in [directory / PARTIAL_MODEL, *directory.glob("checkpoint-*")]:
             if not is_complete(part):
@@ -211,10 +213,15 @@ def full_disk(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_failed_write(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-    return "I/O error" in str(error) or "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
+def failed_write(error: BaseException | None) -> BaseException | None:
+    """The error of a full or failing disk that `error` is, or was raised after; None if there is none."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK:
+            return error
+        if isinstance(error, (SafetensorError, RuntimeError)) and any(name in str(error) for name in FAILED_WRITES):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 class RunLog:

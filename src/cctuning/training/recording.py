@@ -71,19 +71,19 @@ class RecordingTrainer(SavingTrainer):
             if wanted == "start" and not self.records:
                 connected.keep_start(self._start)
 
-    def _make_recording(self) -> None:
+    def make_recording(self) -> None:
         """Record before a checkpoint is loaded; weights that are to be sharded are not there yet."""
         if self.recording is not None and not self.recording.sharded:
             self.recording.make()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the parent's; references are recorded before."""
-        self._make_recording()
+        self.make_recording()
         return super().evaluate(*args, **kwargs)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As the parent's; references are recorded before."""
-        self._make_recording()
+        self.make_recording()
         return super().train(*args, **kwargs)
 
 

@@ -50,6 +50,7 @@ from cctuning.training.directory import (
     RunLog,
     changes,
     claim,
+    failed_write,
     full_disk,
     keep_metrics,
     resolved,
@@ -108,19 +109,18 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     with RunLog(logger) as log:
         try:
             trainer, record, start = prepare(options, connection, args, directory)
-        except BaseException:
-            if new:
-                _remove_empty(directory)
-            raise
-        todo = plan(trainer)
-        log.notes += [*filter(None, [log_often_enough(todo, args)]), *doubts(todo, args)]
-        if trainer.is_world_process_zero():
-            print("\n".join(todo.lines(record["exports"])), flush=True)
-        if options.dry_run:
-            if new:
-                _remove_empty(directory)
-            dry(trainer, todo, log.notes)
-            return trainer
+            todo = plan(trainer)
+            log.notes += [*filter(None, [log_often_enough(todo, args)]), *doubts(todo, args)]
+            if trainer.is_world_process_zero():
+                print("\n".join(todo.lines(record["exports"])), flush=True)
+            if options.dry_run:
+                dry(trainer, todo, log.notes)
+                return trainer
+            trainer.make_recording()
+        finally:
+            with suppress(OSError):  # not empty, or removed by another process
+                if new:
+                    directory.rmdir()  # made by the trainer
         record["plan"] = todo.as_dict()
         given, connection = connection, trainer.connected.config  # with defaults that depend on the run
         trainer.accelerator.wait_for_everyone()  # until every process has claimed the directory
@@ -159,13 +159,6 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
         if trainer.is_world_process_zero():
             write_record(directory, record)
     return trainer
-
-
-def _remove_empty(directory: Path) -> None:
-    """Remove the directory that the trainer made, if nothing was written."""
-    with suppress(FileNotFoundError):  # another process may have removed it
-        if directory.is_dir() and not any(directory.iterdir()):
-            directory.rmdir()
 
 
 def dry(trainer: CCTrainer, todo: Plan, notes: list[str]) -> None:
@@ -229,6 +222,11 @@ def prepare(
     except UserError:
         raise
     except (ValueError, ImportError, RuntimeError, OSError) as error:  # TRL's, PEFT's and report_to's
+        if (full := failed_write(error)) is not None:
+            raise UserError(
+                f"the tokenised rows cannot be written to the cache ({full}): free some space, or set "
+                "HF_DATASETS_CACHE and TMPDIR to other places."
+            ) from error
         raise UserError(f"options: {error}") from error
     for note in trainer.notes:
         logger.warning(note)
