@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +16,6 @@ from cctuning.connection import (
     Alignment,
     Decision,
     Transform,
-    load_plugins,
     register_alignment,
     register_decision,
     register_transform,
@@ -150,18 +151,28 @@ def test_a_name_that_is_taken_and_a_class_of_another_kind_are_errors():
         register_transform("test_other")(Scalar)
 
 
-def test_commands_import_the_modules_that_are_named(monkeypatch, tmp_path):
+def test_modules_that_are_named_are_imported(monkeypatch, tmp_path):
     (tmp_path / "plugin_of_a_test.py").write_text(
+        "from cctuning import CCTrainer\n"  # a module of the user's may import all of the package
         "from cctuning.connection import Alignment, register_alignment\n"
         "@register_alignment('of_a_plugin')\nclass Own(Alignment): pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("CC_TUNING_PLUGINS", "plugin_of_a_test")
-    load_plugins()
     assert ConnectionConfig("gated", alignment="of_a_plugin").alignment == "of_a_plugin"
     monkeypatch.setenv("CC_TUNING_PLUGINS", "no_such_plugin")
     with pytest.raises(UserError, match="CC_TUNING_PLUGINS=no_such_plugin: cannot be imported"):
-        load_plugins()
+        ConnectionConfig("gated", alignment="of_no_plugin")
+
+
+def test_a_command_knows_it_in_a_process_of_its_own(tmp_path):
+    """The module is imported by a name that an option has, and imports the package itself."""
+    source = Path(__file__).parents[2] / "src"
+    environment = os.environ | {"CC_TUNING_PLUGINS": "own_transform", "PYTHONPATH": f"{source}:{EXAMPLES}"}
+    command = [sys.executable, "-m", "cctuning", "train", "--transform", "scale", "--connection", "gated"]
+    command += ["--model", str(tmp_path / "none"), "--data", str(tmp_path / "none.jsonl")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and "none" in done.stderr and "scale" not in done.stderr, done.stderr
 
 
 def test_the_example_runs(monkeypatch, tmp_path):

@@ -9,7 +9,6 @@ from cctuning.connection.least_squares import Fit, StreamingLeastSquares
 from cctuning.connection.plan import Plan, Wire, answering, predicting, prompt_ends, restore, scope_mask, total
 from cctuning.connection.pooled import Spans, Statistics, offered, spans
 from cctuning.connection.references import Alignment, Reference, last_real, register_alignment
-from cctuning.connection.registry import load_plugins
 from cctuning.connection.transforms import Transform, register_transform
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "Wire",
     "answering",
     "last_real",
-    "load_plugins",
     "offered",
     "predicting",
     "prompt_ends",
@@ -42,5 +40,3 @@ __all__ = [
     "spans",
     "total",
 ]
-
-load_plugins()

@@ -20,6 +20,12 @@ class Registry(dict[str, Any]):
         super().__init__()
         self.option, self.base = option, base
 
+    def __contains__(self, name: object) -> bool:
+        """Whether the name is known; modules of `CC_TUNING_PLUGINS` are imported before one is unknown."""
+        if not super().__contains__(name):
+            load_plugins()
+        return super().__contains__(name)
+
     def register(self, name: str) -> Callable[[C], C]:
         """Class decorator: `name` becomes a value of the option.
 
@@ -40,7 +46,9 @@ class Registry(dict[str, Any]):
 
 
 def load_plugins() -> None:
-    """Import the modules that `CC_TUNING_PLUGINS` names, so that commands know the classes they register.
+    """Import the modules that `CC_TUNING_PLUGINS` names, which register classes.
+
+    Not when this package is imported: the modules import it themselves.
 
     Raises:
         UserError: one of them cannot be imported.
