@@ -37,9 +37,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     sections = {next(iter(one)): one for one in config.nav}
     lab = [path.relative_to(DOCS).as_posix() for path in sorted((DOCS / "lab").rglob("*.md"))]
     real = [path for path in lab if "real" in path]
-    made_up = [path for path in lab if path not in real]
+    made_up = [path for path in lab if path not in real and path != "lab/README.md"]
     results = [path.relative_to(DOCS).as_posix() for path in sorted((DOCS / "results").glob("*.md"))]
-    sections["Results"]["Results"] = [{"Real models": real}, *results, {"Made-up worlds": made_up}]
+    sections["Results"]["Results"] = ["lab/README.md", *real, {"Made-up worlds": made_up}, *results]
     sections["Guides"]["Guides"].append(PAGES["recipes/README.md"])
     sections["Reference"]["Reference"] += [f"reference/{name}.md" for name in _verbs()]
     return config
@@ -105,7 +105,17 @@ def _verbs() -> dict[str, str]:
     for verb in VERBS:
         if verb not in ("train", "align", "pair"):
             made[verb] = _arguments(f"cctuning {verb}", parser_of(verb))
+    made["recipes"] += _recipes()
     return made
+
+
+def _recipes() -> str:
+    """Every recipe in full, folded."""
+    parts = []
+    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+        text = path.read_text(encoding="utf-8").rstrip().replace("\n", "\n    ")
+        parts.append(f'\n??? note "{path.stem}"\n    ```yaml\n    {text}\n    ```\n')
+    return "\n## Recipes\n" + "".join(parts)
 
 
 def _train() -> str:
