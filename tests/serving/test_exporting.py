@@ -109,7 +109,7 @@ def test_a_turn_that_ends_in_plain_text_is_told_and_not_left_to_generate(copy, t
     made.chat_template = made.chat_template.replace("<end>", " x9 x8")
     made.save_pretrained(copy / "model")
     done("export", copy, "--format", "merged", "--output", tmp_path / "out")
-    assert "end at the text 'x9 x8'; send it as stop" in capsys.readouterr().out
+    assert "end at the text 'x9 x8': send it as stop" in capsys.readouterr().out
     assert read_manifest(tmp_path / "out").stop == "x9 x8"
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert plain.generate(IDS, max_new_tokens=2).shape == (1, 14)  # stop_strings would want a tokenizer here
@@ -274,6 +274,16 @@ def test_options_out_of_place_are_refused(run, tmp_path, capsys):
         said = refused(capsys, "export", run, *argv, "--output", out)
         assert re.search(pattern, said), said
     assert not list(tmp_path.iterdir())
+
+
+def test_the_old_name_of_a_format_is_an_alias_with_a_note(run, tmp_path, capsys):
+    done("export", run, "--format", "fold", "--output", tmp_path / "old")
+    assert "note: --format fold is now --format merged" in capsys.readouterr().out
+    assert read_manifest(tmp_path / "old").kind == "merged"
+    done("export", run, "--format", "merged", "--output", tmp_path / "new")
+    assert "fold" not in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--format fold: expected merged, lora, code\."):
+        export(str(run), "fold", tmp_path / "out")
 
 
 @pytest.mark.parametrize("format", ["merged", "lora"])

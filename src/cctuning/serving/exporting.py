@@ -41,6 +41,7 @@ from cctuning.serving.stop_tokens import generation_config, stop_text
 from cctuning.serving.trained_run import TrainedRun, check_not_quantized, read_trained_run
 from cctuning.training.card import hub_name
 
+FORMATS = ("merged", "lora", "code")
 PROBES = ("?", "a b", "1 + 1 = ", "Habari gani?")  # prompts that the saved tokenizer is checked with
 
 
@@ -91,6 +92,8 @@ def export(
         UserError: `directory` exists, an option or record is not valid, or the model cannot be exported in this
             format; nothing is written. If only the upload fails, the directory is complete.
     """
+    if format not in FORMATS:
+        raise UserError(f"--format {format}: expected {', '.join(FORMATS)}.")
     if directory.exists():
         raise UserError(f"--output {directory}: exists already; give a directory that does not exist.")
     kind = torch_dtype(dtype)
