@@ -116,9 +116,9 @@ def test_demo_end_to_end(tmp_path, monkeypatch, capsys):
     for name in ("vanilla", "align", "cc", "cc-merged", "data/train.jsonl", "evaluation/base/results.json"):
         assert (tmp_path / "demo" / name).exists()
     page = (tmp_path / "demo" / "report.html").read_text()
-    assert "cc against vanilla on own rows" in page and "Where English is borrowed" in page
     mean = next(row for row in found.rows if row.system == "align" and row.kind == "mean")
     assert f"{100 * mean.difference:+.1f} ({100 * mean.low:+.1f} to {100 * mean.high:+.1f})" in printed
+    assert "Where English activations are used" in page and f"{100 * mean.difference:+.1f}" in page
     records = [tmp_path / "demo" / name / "run.json" for name in steps.RECIPES]
     stamps = [record.stat().st_mtime_ns for record in records]
     assert steps.run_demo(tmp_path / "demo", tmp_path / "cache", **tiny).rows == found.rows
