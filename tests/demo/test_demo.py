@@ -112,7 +112,8 @@ def test_demo_end_to_end(tmp_path, monkeypatch, capsys):
     tiny = {"config": SMALL, "limit": 60}
     found = steps.run_demo(tmp_path / "demo", tmp_path / "cache", **tiny)
     printed = capsys.readouterr().out
-    assert "mean but English" in printed and "no evidence" in printed and "The merged cc, a plain checkpoint: logits" in printed
+    assert "mean but English" in printed and "no evidence" in printed
+    assert "The merged cc, a plain checkpoint: logits" in printed
     for name in ("vanilla", "align", "cc", "cc-merged", "data/train.jsonl", "evaluation/base/results.json"):
         assert (tmp_path / "demo" / name).exists()
     page = (tmp_path / "demo" / "report.html").read_text()
