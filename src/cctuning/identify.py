@@ -198,16 +198,20 @@ def _share(values: list[ConfidenceValue], family: frozenset[Language], other: La
 def between(text: str, one: str, other: str) -> float | None:
     """The probability that a text is in language `one` and not in `other`; None where the two cannot be distinguished.
 
-    By script where the languages share none, otherwise by lingua's low-accuracy models.
+    By script where the languages share none, otherwise by lingua: its low-accuracy models of the two, or where it has
+    only one of them, the confidence that the text is in that one.
     """
     if scripts_apart(one, other):
         found = scripts(prose(text))
         mine, yours = (sum(found[script] for script in expected_scripts(code)) for code in (one, other))
         return mine / (mine + yours) if mine + yours else 0.5
-    wanted, rival = lingua_language(one), lingua_language(other)
-    if wanted is None or rival is None or _family(one) & _family(other):
+    text, wanted, rival = prose(text), lingua_language(one), lingua_language(other)
+    if wanted is None or rival is None:  # the other languages of the script stand in for the one without a model
+        known = confidence(text, one, other) if wanted else confidence(text, other, one) if rival else None
+        return None if known is None else known[0] if wanted else 1 - known[0]
+    if _family(one) & _family(other):
         return None
-    return _two(wanted, rival).compute_language_confidence(prose(text), wanted)
+    return _two(wanted, rival).compute_language_confidence(text, wanted)
 
 
 @cache

@@ -87,4 +87,5 @@ def test_the_columns_of_the_reference_may_be_named_in_any_way(tmp_path):
 def test_two_languages_told_apart():
     assert between("How many people live in that city?", "en", "sw") > 0.9
     assert between("这条河每年春天都会泛滥", "zh", "en") == 1.0 and between("ሰላም ነው ወይ", "am", "en") == 1.0
-    assert between("a", "ha", "en") is None and between("a", "id", "ms") is None
+    assert between("Yara suna wasa a gida yau da safe.", "ha", "en") > 0.5 > between("They play at home.", "ha", "en")
+    assert between("a", "id", "ms") is None and between("a", "ha", "yo") is not None

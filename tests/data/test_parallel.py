@@ -335,3 +335,25 @@ def test_real_text_is_read_whole(folder, count):
     dataset, report = one(DATA / "parallel" / folder)
     assert len(report.languages) == count and not report.skipped
     assert len(dataset) > 60_000 and report.sources[0].duplicates < 20
+
+
+def test_a_language_without_a_model_is_told_from_the_reference_language(tmp_path):
+    hausa = [
+        "Yara suna wasa a gida yau da safe.",
+        "Ruwa yana da sanyi sosai a cikin kogi.",
+        "Malam ya tafi kasuwa domin sayen nama.",
+        "Mun ci abinci tare da abokai jiya da dare.",
+        "Akwai littattafai da yawa a cikin wannan daki.",
+    ]
+    english = [
+        "The children are playing at home this morning.",
+        "The water is very cold in the river.",
+        "The teacher went to the market to buy meat.",
+        "We ate food with our friends last night.",
+        "There are many books in this room.",
+    ]
+    for name, both in (("a.tsv", zip(english, hausa, strict=True)), ("b.tsv", zip(hausa, english, strict=True))):
+        dataset, _ = one(text(tmp_path / name, ["\t".join(line) for line in both]), lang="ha")
+        assert pairs(dataset) == list(zip(hausa, english, strict=True)), name
+    swapped = [{"text": e, "text_en": h, "lang": "ha"} for h, e in zip(hausa, english, strict=True)]
+    refused("the sides are swapped", records(tmp_path / "c.jsonl", swapped))
