@@ -34,6 +34,7 @@ from cctuning.training.saving import SavingTrainer
 
 logger = logging.getLogger(__name__)
 FOLDER = "references"  # in a run whose weights are sharded
+TRIED = 32  # references of a dry run, besides those of its batches
 
 
 class RecordingTrainer(SavingTrainer):
@@ -164,34 +165,32 @@ class Recording(TrainerCallback):
             logger.info(f"recorded {len(prompts):,} references in {time.time() - started:.1f} s")
 
     def try_out(self, batches: Sequence[dict[str, Any]]) -> str:
-        """Record the references of `batches` alone, in memory, for a dry run.
+        """Record the references of `batches` and a few others, in memory, for a dry run.
 
         `reference_row` of the batches is numbered accordingly.
 
         Returns:
             What recording all of them would take.
         """
+        if not len(self.prompts):
+            return ""
         given = [batch["reference_row"] for batch in batches if "reference_row" in batch]
-        own = torch.cat(given) if given else torch.zeros(0, dtype=torch.long)
-        numbers = own[own >= 0].unique() if self.whole else torch.arange(min(len(self.prompts), SAMPLE))
-        if not len(numbers):
-            numbers = torch.tensor([0])
+        spread = torch.linspace(0, len(self.prompts) - 1, min(TRIED, len(self.prompts))).long()
+        numbers = torch.cat([spread, *(rows[rows >= 0] for rows in given)]).unique()
         sample = self.prompts.of(numbers.tolist())
-        recorded = self._record(sample, folder=None)
-        started = time.perf_counter()
-        self._record(sample, folder=None)  # timed; the first also warmed up
-        seconds = time.perf_counter() - started
-        self.trainer.connected.keep_recorded(recorded, references=self.whole)
+        self.trainer.connected.keep_recorded(self._record(sample, folder=None), references=self.whole)
         if not self.whole:
-            return f"statistics of {len(sample):,} references are measured before the first step"
+            return f"statistics of {min(SAMPLE, len(self.prompts)):,} references are measured before the first step"
         for batch in batches:
             batch["reference_row"] = _renumbered(batch["reference_row"], numbers)
         if not self.sharded:
             there = self.folder / key(self.trainer.connected, self.prompts, _precision(self.trainer))
             if (there / INDEX).is_file():
                 return f"{self._size()}, recorded in {there}"
-        needed = seconds * sum(map(len, self.prompts.ids)) / max(1, sum(map(len, sample.ids)))
-        needed /= max(1, self.trainer.args.world_size)
+        started = time.perf_counter()
+        self._record(sample, folder=None)  # timed; the first also warmed up
+        needed = (time.perf_counter() - started) / max(1, self.trainer.args.world_size)
+        needed *= sum(map(len, self.prompts.ids)) / max(1, sum(map(len, sample.ids)))
         return f"{self._size()}, to be recorded in {self.folder} before the first step: about {needed:.3g} s"
 
     def _record(self, prompts: Prompts, **options: Any) -> Any:
