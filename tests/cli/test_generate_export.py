@@ -59,7 +59,9 @@ def answer(capsys, *argv):
 def test_fold_is_a_plain_checkpoint_with_the_same_logits(kind, runs, tmp_path, capsys):
     run = runs(kind)
     done("export", run, "--format", "merged", "--output", tmp_path / "fold")
-    assert f"written: {tmp_path / 'fold'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"written: {tmp_path / 'fold'}" in said and "load it: AutoModelForCausalLM.from_pretrained(DIR), or" in said
+    assert "old name" not in said
     loaded = load(str(run))
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "fold").eval()
     expected = (loaded.connected or loaded.model)(IDS).logits

@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
         trust_remote_code=args.trust_remote_code,
     )
     print(f"written: {args.output}\nchecked: loaded again, {done.checked}")
-    if args.format == "fold":
+    if args.format == "merged":
         print("load it: AutoModelForCausalLM.from_pretrained(DIR), or a server that loads Hugging Face checkpoints")
     elif args.format == "code":
         print("load it: AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True); runs modeling_connected.py")
