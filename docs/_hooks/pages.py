@@ -141,6 +141,9 @@ def _pair() -> str:
     from cctuning.pairing.names import NamesOptions
     from cctuning.pairing.options import Checks, PairOptions, PairSource
     from cctuning.pairing.selecting import SelectOptions
+    from cctuning.pairing.translation.chat import ChatOptions
+    from cctuning.pairing.translation.function import FunctionOptions
+    from cctuning.pairing.translation.seq2seq import Seq2SeqOptions
 
     about = "Options of `cctuning pair` and its sub-commands. The first three tables are also keys of a recipe."
     kinds = {
@@ -150,6 +153,9 @@ def _pair() -> str:
         "cctuning pair select": SelectOptions,
         "cctuning pair names": NamesOptions,
         "cctuning pair mine": MineOptions,
+        "Engine `seq2seq`": Seq2SeqOptions,
+        "Engine `chat`, and a teacher": ChatOptions,
+        "Engine `function`": FunctionOptions,
     }
     return "\n\n".join(["# cctuning pair", about, *_sections(kinds)])
 
@@ -209,7 +215,7 @@ def _arguments(title: str, parser: argparse.ArgumentParser, level: int = 1) -> s
 def _argument(action: argparse.Action) -> Row:
     name = action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
     if action.choices:
-        takes = " or ".join(map(str, action.choices))
+        takes = " or ".join(str(choice) for choice in action.choices if choice)
     elif action.nargs == 0:
         takes = "flag"
     else:
@@ -224,8 +230,15 @@ def _field(option: Field[Any], hint: Any) -> Row:
     from cctuning.cli.help import _kind
 
     default = option.default_factory() if option.default_factory is not MISSING else option.default
-    takes = " or ".join(map(str, option.metadata["choices"])) if "choices" in option.metadata else _kind(hint)
-    named = {"true|false": "true or false", "N": "whole number", "X": "number", "TEXT …": "text, several"}
+    choices = [str(choice) for choice in option.metadata.get("choices", ()) if choice]
+    takes = " or ".join(choices) if choices else _kind(hint)
+    named = {
+        "true|false": "true or false",
+        "N": "whole number",
+        "X": "number",
+        "TEXT …": "text, several",
+        "JSON": "mapping",
+    }
     shown = "required" if default is MISSING else _shown(getattr(default, "value", default))
     return (
         option.name,
