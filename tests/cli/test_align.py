@@ -82,7 +82,12 @@ def metrics_of(path: Path) -> list[tuple[int, float]]:
 def test_diagnose_says_how_far_text_is(base, tmp_path, capsys):
     done("diagnose", base, "--parallel", pairs(tmp_path / "p.jsonl"), "--output", tmp_path / "d.json")
     said = capsys.readouterr().out
-    assert "measuring 30 pairs in 1 languages" in said and "qu: " in said and "the default is" in said
+    assert (
+        "measuring 30 pairs in 1 languages" in said
+        and "Quechua: " in said
+        and "  set connection: " in said
+        and "the default of" in said
+    )
     found = json.loads((tmp_path / "d.json").read_text())
     assert found["languages"] == ["qu"] and len(found["found"][0]) == len(found["layers"]) == 2
 

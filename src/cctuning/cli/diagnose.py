@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
 
     if bool(args.data) == bool(args.parallel):
         raise UserError(
-            "expected either DATA (rows with answers and reference prompts) or --parallel (parallel text)."
+            "expected either DATA or --parallel: rows with answers and reference prompts, or parallel text."
         )
     check_base(args.model)
     args.reference_language = canonical(args.reference_language, "--reference_language")
