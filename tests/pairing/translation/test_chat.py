@@ -101,6 +101,12 @@ def test_the_key_is_sent_and_stands_nowhere_on_disk(chat, tmp_path, monkeypatch)
     assert "secret" not in translator.name
 
 
+def test_a_key_that_the_options_do_not_name_is_not_sent(chat, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "right-secret")
+    with Server("--key", "right-secret") as guarded, pytest.raises(UserError, match="401"):
+        list(chat(base_url=guarded.url).translate(["habari"], "sw", "en"))
+
+
 def test_the_rate_limit_is_kept(chat, server):
     list(chat(requests_per_minute=600).translate([f"namba {number}" for number in range(8)], "sw", "en"))
     times = server.stats()["times"]

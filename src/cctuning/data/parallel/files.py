@@ -134,8 +134,7 @@ def _file(path: Path, source: ParallelSource, language: str) -> list[Opened]:
     if suffix != ".tsv":
         sides = other_side(path, language)
         if sides:
-            text, reference, code = sides
-            return [_moses(Part.of(text), Part.of(reference), source.lang or code, _prints(text, reference))]
+            return [_two_sides(*sides, source)]
     return [_table(Part.of(path), source, language, _prints(path))]
 
 
@@ -149,8 +148,7 @@ def _directory(folder: Path, source: ParallelSource, language: str) -> list[Open
     for file in files:
         sides = other_side(file, language) if file not in chosen and not is_in(file.name, language) else None
         if sides and _wanted(sides[2], source.lang):
-            text, reference, code = sides
-            opened.append(_moses(Part.of(text), Part.of(reference), source.lang or code, _prints(text, reference)))
+            opened.append(_two_sides(*sides, source))
     if not opened:
         inside = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
         hint = f" Its directories: {', '.join(inside[:10])}." if inside else ""
@@ -176,8 +174,7 @@ def _prefixed(prefix: Path, source: ParallelSource, language: str) -> list[Opene
             continue
         sides = other_side(file, language) if _wanted(code, source.lang) else None
         if sides:
-            text, reference = sides[:2]
-            opened.append(_moses(Part.of(text), Part.of(reference), source.lang or code, _prints(text, reference)))
+            opened.append(_two_sides(*sides, source))
     return opened
 
 
@@ -191,6 +188,10 @@ def _two_files(path: Path, reference: Path, source: ParallelSource, language: st
     if code is None:
         raise UserError(f"{path}: its language cannot be identified; give the source a lang:.")
     return _moses(*parts, code, prints)
+
+
+def _two_sides(text: Path, reference: Path, code: str, source: ParallelSource) -> Opened:
+    return _moses(Part.of(text), Part.of(reference), source.lang or code, _prints(text, reference))
 
 
 def _moses(text: Part, reference: Part, lang: str, prints: dict[str, str]) -> Opened:
