@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
 
 from cctuning import ConnectedModel, ConnectionConfig, UserError
@@ -209,6 +210,44 @@ def test_flash_attention_reads_rows_of_varying_length(recipe):
     torch.testing.assert_close(packed.loss, padded.loss, rtol=2e-2, atol=1e-2)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=5e-2, atol=2e-2)
+
+
+def varlen(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **kwargs: Any) -> Any:
+    """FlashAttention's two interfaces in plain torch: row by row by `cu_seq_lens_q`, or padded rows by a mask."""
+    key, value = (part.repeat_interleave(module.num_key_value_groups, dim=1) for part in (key, value))
+    ends = kwargs.get("cu_seq_lens_q")
+    width = query.shape[2]
+    if ends is None:
+        seen = torch.ones(width, width, dtype=torch.bool).tril() & (mask is None or mask.bool()[:, None, None])
+    else:
+        assert mask is None and len(query) == 1 and int(ends[-1]) == width and ends.equal(kwargs["cu_seq_lens_k"])
+        assert kwargs["max_length_q"] == kwargs["max_length_k"] == int(ends.diff().max())
+        row = torch.bucketize(torch.arange(width), ends, right=True)
+        seen = (row[:, None] == row) & torch.ones(width, width, dtype=torch.bool).tril()
+    scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~seen, -torch.inf)
+    return (scores.softmax(dim=-1).nan_to_num() @ value).transpose(1, 2), None
+
+
+@pytest.mark.parametrize("checkpointing", [None, False, True], ids=["plain", "non-reentrant", "reentrant"])
+@pytest.mark.parametrize("answered", [True, False], ids=["answers", "parallel text"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_varlen_interface_of_flash_attention(recipe, answered, checkpointing, monkeypatch):
+    """As a GPU would be called. Rows without an answer come last, and leave out the layers above the aligned ones."""
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", varlen)
+    if checkpointing is not None and (recipe == "adaptive" or not answered):
+        pytest.skip("tried without")
+    made, named = connected(recipe)
+    made.model.config._attn_implementation = "flash_attention_2"
+    lengths = []
+    made.model.model.layers[-1].register_forward_pre_hook(lambda module, args: lengths.append(args[0].shape[1]))
+    if checkpointing is not None:
+        made.model.enable_input_require_grads()
+        made.model.activation_checkpointing_enable({"use_reentrant": checkpointing})
+    if recipe == "none" and not answered:
+        pytest.skip("nothing to learn")
+    assert_same(made, rows(answered) | named)
+    leaving = made.aligner is not None and answered
+    assert not leaving or lengths[-1] == LENGTHS[0] + LENGTHS[2] + LENGTHS[4]
 
 
 def test_flash_attention_is_told_where_rows_begin():

@@ -61,6 +61,8 @@ class Plan:
         stop: the forward ends after the last aligned layer, for nothing above it is needed.
         kept: (K,) the sequences, of `sequences` in the batch (rows, or several packed into one), that the layers above
             the last aligned one run on; None: all.
+        leading: the layers above the last aligned one run only this many positions, the first of one packed sequence;
+            leading_inputs: what they are given in place of the arguments of these names.
         memory: layer -> what it kept of the references, in a pass before or in a recording.
         reference: masks of the reference batch, where it ran.
         reference_rows: where the references run in this same batch (gradient through the reference): the number of
@@ -87,6 +89,8 @@ class Plan:
     stop: bool = False
     kept: Tensor | None = None
     sequences: int = 0
+    leading: int | None = None
+    leading_inputs: dict[str, Any] = field(default_factory=dict)
     memory: dict[int, LayerMemory] = field(default_factory=dict)
     reference: Reference | None = None
     reference_rows: int | None = None

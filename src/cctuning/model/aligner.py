@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cctuning.connection import ConnectionConfig, Enough, LayerAlignment, Wire, offered
+from cctuning.connection import ConnectionConfig, Enough, LayerAlignment, Plan, Wire, offered
 from cctuning.errors import UserError
 from cctuning.model.objective import ConnectedOutput, aligned_alone
 from cctuning.model.passes import Batch, Step
@@ -52,11 +52,15 @@ class Aligner:
     def _above(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs before each layer above the last aligned one, also when it is recomputed for a checkpoint."""
         plan = self.wire.plan
-        if plan is None or (plan.kept is None and not plan.stop):
+        if plan is None:
             return None
         if plan.stop:
             raise Enough
-        assert plan.kept is not None
+        if plan.leading is not None:
+            shorter = {name: value for name, value in plan.leading_inputs.items() if name in kwargs}
+            return first_positions(args, plan), first_positions(kwargs, plan) | shorter
+        if plan.kept is None:
+            return None
         return select_rows(args, plan.kept, plan.sequences), select_rows(kwargs, plan.kept, plan.sequences)
 
     def shorten(self, step: Step, whole: bool, loss_only: bool) -> None:
@@ -121,6 +125,19 @@ def rows_separable(config: Any) -> bool:
     rotary = getattr(config, "rope_parameters", None) is not None
     experts = getattr(config, "router_aux_loss_coef", None) is not None
     return rotary and not experts and config._attn_implementation in ("eager", "sdpa", "flash_attention_2")
+
+
+def first_positions(given: Any, plan: Plan) -> Any:
+    """`given` with only the first `plan.leading` positions of each tensor that has all of the one sequence."""
+    if isinstance(given, Tensor):
+        assert plan.row_of is not None
+        whole = given.ndim > 1 and given.shape[:2] == (1, len(plan.row_of))
+        return given[:, : plan.leading] if whole else given
+    if isinstance(given, tuple):
+        return tuple(first_positions(value, plan) for value in given)
+    if isinstance(given, dict):
+        return {name: first_positions(value, plan) for name, value in given.items()}
+    return given
 
 
 def select_rows(given: Any, kept: Tensor, rows: int) -> Any:

@@ -63,7 +63,9 @@ class Packed:
         place: (A * T,) flat position in the layout of each position of the padded rows; 0 at padding.
         real: flat positions of the padded rows that are no padding.
         row_of: (N,) row of each flat position of the layout; 0 at padding.
-        kept: (K,) sequences that run through all layers; None: all of them.
+        kept: (K,) sequences that run through all layers; None: all of them, or `leading`.
+        leading: of one sequence, the number of positions that run through all layers; None: all of them.
+        leading_inputs: arguments of the layers that run only those.
         shape: A and T.
     """
 
@@ -72,6 +74,8 @@ class Packed:
     real: Tensor
     row_of: Tensor
     kept: Tensor | None
+    leading: int | None
+    leading_inputs: dict[str, Any]
     shape: tuple[int, int]
 
     def apply(self, plan: Plan) -> None:
@@ -82,6 +86,7 @@ class Packed:
         if plan.spans is not None:
             plan.spans = replace(plan.spans, index=self.place[plan.spans.index])
         plan.row_of, plan.kept, plan.sequences = self.row_of, self.kept, self.inputs["input_ids"].shape[0]
+        plan.leading, plan.leading_inputs = self.leading, self.leading_inputs
 
     def unpacked(self, values: Tensor) -> Tensor:
         """`values` (L, W, V) of the layout at the padded rows (A, T, V), 0 at padding."""
@@ -96,25 +101,33 @@ def pack(ids: Tensor, mask: Tensor, config: Any, one: bool = False, kept: Tensor
         ids, mask: (A, T) padded rows.
         config: of the text part of the model that they are for.
         one: all in one sequence, whatever the attention.
-        kept: (K,) the rows that run through all layers; None: all. They get sequences of their own, which come first.
-            Where all rows are one sequence, all run through all layers.
+        kept: (K,) the rows that run through all layers; None: all. They get sequences of their own, which come first,
+            or come first in the one sequence.
     """
     real = mask.bool()
     lengths = real.sum(dim=1)
     extra: dict[str, Any] = {}
+    leading: int | None = None
+    leading_inputs: dict[str, Any] = {}
     square = config._attn_implementation in (None, "eager", "sdpa")
     if square and not one and not getattr(config, "output_router_logits", False):
         rest = set(range(len(ids))) - set(() if kept is None else kept.tolist())
         groups = [[*rest]] if kept is None else [kept.tolist(), [*rest]]
-        starts, shape, leading = _lanes(lengths.tolist(), config.hidden_size, groups)
+        starts, shape, whole = _lanes(lengths.tolist(), config.hidden_size, groups)
         first = torch.tensor(starts, device=ids.device)
-        kept = None if kept is None else torch.arange(leading, device=ids.device)
+        kept = None if kept is None else torch.arange(whole, device=ids.device)
     else:  # nothing is computed between rows; and padding would count in the load balance of experts
-        first, shape, kept = lengths.cumsum(dim=0) - lengths, (1, int(lengths.sum())), None
+        upper = torch.ones_like(lengths, dtype=torch.bool)
+        if kept is not None:
+            upper = torch.zeros_like(upper).index_fill(0, kept, True)
+            leading = int(lengths[kept].sum())
+        order = torch.cat([upper.nonzero()[:, 0], (~upper).nonzero()[:, 0]])
+        ends = lengths[order].cumsum(dim=0)
+        first = torch.empty_like(lengths).index_copy(0, order, ends - lengths[order])
+        shape, kept = (1, int(ends[-1])), None
         if is_flash_attention_requested(config):
-            ends = torch.nn.functional.pad(lengths.cumsum(dim=0), (1, 0)).int()
-            longest = int(lengths.max())
-            extra = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+            extra = _varlen(lengths[order])
+            leading_inputs = _varlen(lengths[upper])
     within = real.cumsum(dim=1) - 1
     place = ((first[:, None] + within) * real).flatten()
     filled = real.flatten().nonzero()[:, 0]
@@ -125,7 +138,15 @@ def pack(ids: Tensor, mask: Tensor, config: Any, one: bool = False, kept: Tensor
 
     rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
     inputs = {"input_ids": laid_out(ids).view(shape), "position_ids": laid_out(within).view(shape)}
-    return Packed(inputs | extra, place, filled, laid_out(rows), kept, (ids.shape[0], ids.shape[1]))
+    how = (kept, leading, leading_inputs)
+    return Packed(inputs | extra, place, filled, laid_out(rows), *how, (ids.shape[0], ids.shape[1]))
+
+
+def _varlen(lengths: Tensor) -> dict[str, Any]:
+    """What FlashAttention's varlen interface is told of rows of these lengths, one after the other."""
+    ends = torch.nn.functional.pad(lengths.cumsum(dim=0), (1, 0)).int()
+    longest = int(lengths.max())
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
 def _lanes(lengths: list[int], size: int, groups: list[list[int]]) -> tuple[list[int], tuple[int, int], int]:
