@@ -281,7 +281,9 @@ def test_the_old_name_of_a_format_is_an_alias_with_a_note(run, tmp_path, capsys)
     assert "note: --format fold is now --format merged" in capsys.readouterr().out
     assert read_manifest(tmp_path / "old").kind == "merged"
     done("export", run, "--format", "merged", "--output", tmp_path / "new")
-    assert "fold" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "fold" not in said and "load it: AutoModelForCausalLM.from_pretrained(DIR), or a server" in said
+    assert "PeftModel" not in said and "None" not in said
     with pytest.raises(UserError, match=r"--format fold: expected merged, lora, code\."):
         export(str(run), "fold", tmp_path / "out")
 
