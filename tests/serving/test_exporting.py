@@ -215,7 +215,7 @@ def test_records_that_are_missing_of_another_version_or_half_written_are_refused
             damaged("older", lambda run: edit_json(run / "run.json", data=no_data)),
             r"data\.sources is missing.*0\.1\.0",
         ),
-        (damaged("no-chat", lambda run: edit_json(run / "run.json", chat=None)), "chat is missing or has another type"),
+        (damaged("no-chat", lambda run: edit_json(run / "run.json", chat=None)), "chat is missing or has"),
         (damaged("no-options", lambda run: (run / "config.yaml").unlink()), r"config\.yaml: cannot be read"),
         (damaged("options", lambda run: (run / "config.yaml").write_text("- a")), "expected a mapping of options"),
         (
