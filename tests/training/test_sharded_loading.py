@@ -140,7 +140,7 @@ def test_the_reason_for_loading_a_model_whole(tmp_path):
     weights.unlink()
     torch.save(state, tmp_path / "llama" / "pytorch_model.bin")
     assert "model.safetensors is missing" in refused(tmp_path / "llama")
-    assert "not one for weights" in refused(tmp_path / "llama", dtype="int8")
+    assert "no dtype of weights" in refused(tmp_path / "llama", dtype="int8")
 
 
 def test_accelerate_still_calls_this_function():
