@@ -159,7 +159,7 @@ def test_files(train, tmp_path):
     train(r"x\.parquet: not a readable Parquet file", data=file("x.parquet", b"PAR1"))
     train(r"x\.txt: unknown format", data=file("x.txt", b"x1"))
     train(r"empty\.jsonl: no row to train on", data=file("empty.jsonl", b""))
-    train(r"z\.jsonl\.gz:1: cannot be read on", data=file("z.jsonl.gz", b"\x1f\x8bnot gzip"))
+    train(r"z\.jsonl\.gz:1: cannot be read from here on", data=file("z.jsonl.gz", b"\x1f\x8bnot gzip"))
     train(r"godo\.jsonl: no such file or directory\. Did you mean .*good\.jsonl", data=str(tmp_path / "godo.jsonl"))
     train(r"godo\.jsonl: no such file", eval_data=str(tmp_path / "godo.jsonl"))
     table = write_parquet(tmp_path / "t.parquet", [{**row(), "prompt": 5}])

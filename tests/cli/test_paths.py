@@ -68,7 +68,7 @@ def test_streams_and_empty_sets_are_one_line(tmp_path):
     rows = [{"prompt": "x1", "response": "x2", "lang": "qaa", "prompt_en": "w1"}]
     whole = datasets.Dataset.from_list(rows)
     bad = (
-        (whole.to_iterable_dataset(), r"got IterableDataset; a streamed one has no length"),
+        (whole.to_iterable_dataset(), r"got IterableDataset; a streamed data set has no length"),
         (whole.select([]), "it has no row"),
         (rows, "got list; make one with datasets.Dataset.from_list"),
     )

@@ -159,7 +159,7 @@ def test_rows_may_be_skipped_where_the_recipe_says_so(tmp_path, base):
     assert [skip["field"] for skip in record["data"]["skipped"]] == ["prompt", "prompt_en"]
     assert len(record["skipped_in_tokenisation"]) == 1
     assert record["skipped_in_tokenisation"][0].startswith(f"{data}:7: response: no tokens of it would be left")
-    assert any("3 rows left out" in note for note in record["notes"])
+    assert any("rows left out (bad_rows: skip): 3" in note for note in record["notes"])
 
 
 def test_tensorboard_gets_events(tmp_path, recipe):

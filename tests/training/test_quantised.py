@@ -119,8 +119,11 @@ def test_a_regex_in_a_recipe_is_text(recipe, tmp_path):
     ("options", "says"),
     [
         ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
-        ({"load_in_4bit": True, "tune": "full"}, "load_in_4bit: a quantised base cannot be trained .* set tune: lora"),
-        ({"load_in_8bit": True, "tune": "connection"}, "load_in_8bit: a quantised base cannot be trained"),
+        (
+            {"load_in_4bit": True, "tune": "full"},
+            "load_in_4bit: .* the base is trained or saved, which a quantised one cannot be; set tune: lora",
+        ),
+        ({"load_in_8bit": True, "tune": "connection"}, "load_in_8bit: .* which a quantised one cannot be"),
         ({"lora_rank": 0}, "lora_rank: expected at least 1"),
         ({"lora_target_modules": "(q_proj"}, "no regular expression"),
         ({"bnb_4bit_quant_type": "int4"}, "int4"),
