@@ -6,7 +6,6 @@ format.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel
@@ -16,7 +15,7 @@ from transformers import AutoConfig
 from cctuning.errors import UserError
 from cctuning.model.loading import LOADING_ERRORS, is_quantised
 from cctuning.model.lora import HARMLESS_STARTS, check_vocabulary, existing_lora, plain_adapter, possible_lora
-from cctuning.model.merge import check_adapter_mergeable, check_config, check_merge_exact
+from cctuning.model.merge import check_merge, linear_transforms
 from cctuning.model.serialization import base_is_trained, times_written
 from cctuning.model.sites import find_sites, unwrap
 
@@ -76,24 +75,15 @@ def _reason(check: Any, connected: ConnectedModel) -> str | None:
 
 
 def _check_merge(connected: ConnectedModel) -> None:
-    check_config(connected.config, "merged")
-    model: Any = connected.model
-    check_adapter_mergeable(model)
-    has_transform = not connected.config.inert
-    weights = [*model.parameters()]
+    weights = [*connected.model.parameters()]
     # Weights that are yet to be read are one value, seen everywhere (training/sharded_loading.py).
     there = all(not p.is_meta and p.numel() and not hasattr(p, "full_tensor") and p.is_contiguous() for p in weights)
-    if not has_transform or not there or is_quantised(model):
-        return
-    sites = [site for site in find_sites(model) if site.index in connected.connections]
-    with connected.disable_adapter(), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
-        check_merge_exact(model, sites)
+    check_merge(connected, exact=there and not is_quantised(connected.model))
     connected.written = times_written(connected)  # the trial wrote to weights, and restored them
 
 
 def _check_lora(connected: ConnectedModel) -> None:
-    check_config(connected.config, "exported as a LoRA")
-    model: Any = connected.model
+    transforms, model = linear_transforms(connected, "exported as a LoRA"), connected.model
     if is_quantised(model) and isinstance(model, PeftModel):  # the export is for the base as it was before
         existing: Any = plain_adapter(model)
     else:
@@ -103,10 +93,8 @@ def _check_lora(connected: ConnectedModel) -> None:
             "tune: full trains the base's own weights, which a LoRA does not carry; export with --format merged."
         )
     check_vocabulary(connected.model, original_vocabulary(unwrap(connected.model).config.name_or_path))
-    transforms = {index: part.transform for index, part in connected.connections.items()}
-    found = {index: transform for index, transform in transforms.items() if transform is not None}
-    if not found and not existing:
+    if not transforms and not existing:
         raise UserError("there is neither a transform nor a LoRA in this run.")
-    for site in find_sites(connected.model) if found else []:
-        if site.index in found:
-            possible_lora(site, found[site.index])
+    for site in find_sites(model) if transforms else []:
+        if site.index in transforms:
+            possible_lora(site, transforms[site.index])

@@ -33,6 +33,26 @@ PROBE_TOKENS, PROBE_RANK = 8, 4
 
 def merge(connected: ConnectedModel) -> PreTrainedModel:
     """See `ConnectedModel.merge_and_unload`. All checks run before any weight changes."""
+    transforms = check_merge(connected)
+    if isinstance(connected.model, PeftModel):
+        untie(unwrap(connected.model))
+    plain = connected.unload()
+    if isinstance(plain, PeftModel):
+        plain = plain.merge_and_unload()
+    for site in find_sites(plain) if transforms else []:
+        if site.index in transforms:
+            delta = transforms[site.index].matrix()
+            for projection in site.projections:
+                merge_projection(projection, delta)
+    return plain
+
+
+def check_merge(connected: ConnectedModel, exact: bool = True) -> dict[int, Transform]:
+    """Raise `UserError` unless the model can be merged, and return the transforms by layer; no weight is changed.
+
+    Args:
+        exact: try a merge, which needs the weights in memory.
+    """
     transforms = linear_transforms(connected, "merged")
     model = connected.model
     check_adapter_mergeable(model)
@@ -44,19 +64,10 @@ def merge(connected: ConnectedModel) -> PreTrainedModel:
                     f"{projection.name}: an adapter was injected into the plain model; wrap the model with "
                     "get_peft_model or PeftModel.from_pretrained instead, so that it can be merged."
                 )
-    with connected.disable_adapter(), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
-        check_merge_exact(model, sites)
-    if isinstance(model, PeftModel):
-        untie(unwrap(model))
-    plain = connected.unload()
-    if isinstance(plain, PeftModel):
-        plain = plain.merge_and_unload()
-    for site in find_sites(plain) if transforms else []:
-        if site.index in transforms:
-            delta = transforms[site.index].matrix()
-            for projection in site.projections:
-                merge_projection(projection, delta)
-    return plain
+    if exact:
+        with connected.disable_adapter(), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
+            check_merge_exact(model, sites)
+    return transforms
 
 
 def linear_transforms(connected: ConnectedModel, what: str) -> dict[int, Transform]:
@@ -88,7 +99,7 @@ def check_config(config: ConnectionConfig, what: str) -> None:
 
 def check_finite(layer: int, transform: nn.Module) -> None:
     """Raise `UserError` where a transform holds NaN or infinity."""
-    if not all(bool(torch.isfinite(p).all()) for p in transform.parameters()):
+    if not all(bool(torch.isfinite(p).all()) for p in transform.parameters() if not p.is_meta):
         raise UserError(f"layer {layer}: its transform holds NaN or infinite values; train again.")
 
 
