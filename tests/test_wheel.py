@@ -90,13 +90,16 @@ def commands(folder: Path, place: dict[str, str], *argvs: list[str]) -> list[str
     return parts
 
 
-def test_the_wheel_holds_the_recipes_and_no_tests(wheel: Path) -> None:
+def test_the_wheel_holds_the_package_with_its_recipes_and_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     recipes = {str(path.relative_to(ROOT / "recipes")) for path in (ROOT / "recipes").glob("*.yaml")}
     recipes |= {str(path.relative_to(ROOT / "recipes")) for path in (ROOT / "recipes" / "accelerate").glob("*.yaml")}
     assert len(recipes) > 10
     assert recipes <= {name.removeprefix("cctuning/recipes/") for name in names}
-    assert "cctuning/py.typed" in names
+    package = ROOT / "src" / "cctuning"
+    files = {path.relative_to(ROOT / "src") for path in package.rglob("*") if path.is_file()}
+    files = {path for path in files if path.parts[1] != "recipes" and "__pycache__" not in path.parts}
+    assert {str(path) for path in files} <= set(names)  # templates and py.typed among them
     assert not [name for name in names if name.split("/")[0] in ("tests", "bench", "experiments", "src")]
 
 

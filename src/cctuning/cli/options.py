@@ -33,8 +33,8 @@ class _ShowDefaults(argparse.HelpFormatter):
 class Plain(argparse.ArgumentParser):
     """An `ArgumentParser` for verbs with few options: its errors are `UserError`s, its help shows defaults."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, formatter_class=_ShowDefaults, **kwargs)
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog, description=description, formatter_class=_ShowDefaults)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
