@@ -121,7 +121,7 @@ def test_a_regex_in_a_recipe_is_text(recipe, tmp_path):
         ({"load_in_4bit": True, "load_in_8bit": True}, "exclude each other"),
         (
             {"load_in_4bit": True, "tune": "full"},
-            "load_in_4bit: .* the base is trained or saved, which a quantised one cannot be; set tune: lora",
+            "load_in_4bit: .* which a quantised one cannot be; set tune: lora",
         ),
         ({"load_in_8bit": True, "tune": "connection"}, "load_in_8bit: .* which a quantised one cannot be"),
         ({"lora_rank": 0}, "lora_rank: expected at least 1"),
