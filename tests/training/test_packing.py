@@ -11,6 +11,7 @@ from peft import LoraConfig
 
 from cctuning import CCTrainer, UserError
 from cctuning.training.sampling import PackedOrder
+from cctuning.training.summary import doubts, plan
 from tests.training import test_parallel_text, test_trainer
 from tests.training.test_parallel_text import curve, english
 from tests.training.test_trainer import config, weights
@@ -168,6 +169,15 @@ def test_options_that_packing_excludes(options, said, tmp_path):
     with pytest.raises(UserError, match=said) as raised:
         config(tmp_path, **options)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(40, False), (12, True)])
+def test_bins_that_hold_one_row_are_noted(length, expected, tmp_path):
+    run, _ = made(tmp_path, "none", **{**PACKED, "max_length": length}, num_train_epochs=4)
+    found = plan(run)
+    run.train()
+    assert found.steps == run.state.max_steps and "about" in "".join(found.lines({}))
+    assert any("raise max_length" in doubt for doubt in doubts(found, run.args)) == expected
 
 
 @pytest.mark.parametrize("name", ["packing", "padding_free"])

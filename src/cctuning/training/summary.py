@@ -162,6 +162,12 @@ def doubts(plan: Plan, args: Any) -> Iterator[str]:
             f"only {plan.steps} optimizer steps ({total} rows, {plan.rows_a_step} per step): lower "
             "gradient_accumulation_steps or the batch size, or raise num_train_epochs"
         )
+    bins = args.train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
+    if plan.packed and plan.rows_a_step < 1.5 * bins and sum(plan.rows.values()) > bins:
+        yield (
+            f"packing: {args.max_length} tokens (max_length) hold little more than one row with its parallel text, so "
+            "little is packed: raise max_length"
+        )
     if plan.warmup * 2 > plan.steps:
         yield f"warmup_steps: {plan.warmup} of {plan.steps} steps: the learning rate hardly reaches its value"
     elif plan.warmup and plan.steps <= 10:
