@@ -44,7 +44,7 @@ def known(monkeypatch) -> list:
     class Kept(evaluation.ReferencePrompts):
         def __init__(self, *args):
             super().__init__(*args)
-            kept.append(self._known)
+            kept.append(self._by_item)
 
     monkeypatch.setattr(evaluation, "ReferencePrompts", Kept)
     return kept
@@ -73,7 +73,7 @@ def test_rows_without_a_parallel_in_it_are_refused(french, tmp_path, capsys):
     lines = [{"prompt": "w4", "response": "w6", "lang": "sw", "prompt_en": "w1"}]
     argv = ["--rows", rows(tmp_path / "r.jsonl", lines), "--reference", "parallel", "--output", str(tmp_path / "out")]
     assert main(["evaluate", str(french), *argv]) == 2
-    assert "parallel prompt in French" in capsys.readouterr().err
+    assert "has a prompt in French" in capsys.readouterr().err
 
 
 def test_a_suite_that_has_the_language_gives_its_items(french, tmp_path, known):
@@ -113,8 +113,8 @@ def test_compare_keeps_the_language_apart(tmp_path):
     first, *_ = found.rows
     mean = next(row for row in found.rows if row.kind == "mean")
     assert first.language == "sw" and mean.languages == 2  # of XCOPA: en and th
-    assert found.summary[0].endswith("; Swahili: better.")
-    assert found.summary[1].endswith("no language but Swahili; Swahili: worse.")
+    assert "; Swahili +" in found.summary[0] and found.summary[0].endswith("]: better.")
+    assert "no language but Swahili; Swahili -" in found.summary[1] and found.summary[1].endswith("]: worse.")
     assert "overall without Swahili" in found.summary[2] and found.settings["reference_languages"] == ["sw"]
     assert not any("reference languages" in note for note in found.notes)
 
@@ -123,5 +123,5 @@ def test_compare_of_different_ones_leaves_out_all(tmp_path, capsys):
     runs = [says(made(tmp_path / name, HIGH, 1 + len(lang)), lang) for name, lang in (("a", "sw"), ("b", "en"))]
     assert main(["compare", *map(str, runs), "--draws", "1000"]) == 0
     printed = capsys.readouterr().out
-    assert "note: reference languages differ: a sw, b en; means are without all of these." in printed
-    assert "mean (1)" in printed and "are without sw, en." in printed
+    assert "note: reference languages differ: a sw, b en; means leave out all of these." in printed
+    assert "mean (1)" in printed and "leave out sw, en." in printed
