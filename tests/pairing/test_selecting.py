@@ -125,8 +125,8 @@ def test_vectors_are_tf_idf_as_scikit_learn_has_it():
 
 def test_best_of_each_row_in_turn():
     best = Best.empty(2, 2)
-    best.meet(np.array([[0.1, 0.9], [0.5, 0.2]], np.float32), np.array([10, 11]))
-    best.meet(np.array([[0.3, 0.0], [0.5, 0.0]], np.float32), np.array([12, 13]))
+    best.add(np.array([[0.1, 0.9], [0.5, 0.2]], np.float32), np.array([10, 11]))
+    best.add(np.array([[0.3, 0.0], [0.5, 0.0]], np.float32), np.array([12, 13]))
     assert [(place, round(score, 1)) for place, score in best.in_turn()] == [(11, 0.9), (10, 0.5), (12, 0.5)]
 
 
@@ -159,7 +159,7 @@ def test_options_that_are_refused(options, says):
 def test_a_corpus_without_the_language_is_refused(corpus, task, tmp_path):
     with pytest.raises(UserError, match="--lang fr zu: the corpus has ha, sw"):
         run(corpus, task, tmp_path, lang=["fr", "zu"])
-    with pytest.raises(UserError, match="no pair is between --min_length 500"):
+    with pytest.raises(UserError, match="no pair has between --min_length 500"):
         run(corpus, task, tmp_path, min_length=500, max_length=900)
 
 

@@ -236,8 +236,8 @@ class Encoder:
                 if isinstance(slot, UserError):
                     raise slot
                 rest, place = slot
-                earlier = self._turns(row, texts[place])
-                result.append(self._assemble(row, rest, *ids[place : place + 3], earlier))
+                own, both, other = ids[place : place + 3]
+                result.append(self._assemble(row, rest, own, both, other, self._turns(row, texts[place])))
             except UserError as error:
                 result.append(error)
         return result

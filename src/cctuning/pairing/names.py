@@ -25,7 +25,7 @@ from cctuning.data.schema import BadRow
 from cctuning.data.sources import ParallelSource
 from cctuning.data.text import Seen, flat, tokens
 from cctuning.errors import UserError, nearest
-from cctuning.languages import canonical_or_none, matching, same
+from cctuning.languages import canonical, canonical_or_none, matching, same
 from cctuning.pairing import output
 
 KINDS = ("territory", "language", "script", "currency", "city", "unit", "month", "day")
@@ -63,11 +63,8 @@ class NamesOptions:
             raise UserError(
                 "--lang: missing; name languages, e.g. cctuning pair names --lang sw te --output names.jsonl."
             )
-        for name in (*self.lang, self.reference_language):
-            if canonical_or_none(name) is None:
-                raise UserError(f"--lang: unknown language {name!r}; expected a code, e.g. sw, zh-Hant.")
-        self.lang = list(dict.fromkeys(str(canonical_or_none(lang)) for lang in self.lang))
-        self.reference_language = str(canonical_or_none(self.reference_language))
+        self.lang = list(dict.fromkeys(canonical(lang, "--lang") for lang in self.lang))
+        self.reference_language = canonical(self.reference_language, "--reference_language")
         if self.reference_language in self.lang:
             raise UserError(f"--lang {self.reference_language}: is the reference language; name another.")
         for kind in self.kinds:

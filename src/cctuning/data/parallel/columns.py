@@ -13,7 +13,6 @@ from cctuning.errors import UserError, nearest
 from cctuning.identify import between, identify_language
 from cctuning.languages import canonical_or_none, matching, same
 
-PARTS = ("text", "reference", "lang")
 # Columns of two sides and their languages, as TICO-19 and others name them.
 SIDES = (("sourceString", "sourceLang", "targetString", "targetLang"), ("src", "src_lang", "tgt", "tgt_lang"))
 CLEAR = 0.2  # how much likelier one column must be in the reference language than the other
