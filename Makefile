@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
-demo: $(STAMP)  ## the whole method on a small world: base, three ways of tuning, table, fold
+demo: $(STAMP)  ## a small world on a CPU: base, three ways of tuning, table, report, merged model
 	$(BIN)/cctuning demo --output demo
 
 demo-real: $(STAMP)  ## a real model on real words: ACCEPT=gemma-3-270m says that you accept Gemma's terms
