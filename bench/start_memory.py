@@ -34,7 +34,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from cctuning import CCConfig, ConnectionConfig
-from cctuning.training import run
+from cctuning.training import prepare, run
 from cctuning.training.options import RunOptions
 from cctuning.training.sharded_loading import NotShardable
 from measuring import arguments, one_thread, record, write
@@ -79,7 +79,7 @@ def alone(way: str, tune: str, dtype: str, base: Path) -> None:
     one_thread()
     on_processors()
     if way == "whole":
-        patch.object(run, "ShardedLoader", side_effect=NotShardable("the benchmark asks for it")).start()
+        patch.object(prepare, "ShardedLoader", side_effect=NotShardable("the benchmark asks for it")).start()
     made = RunOptions(model=str(base), data=[str(base.parent / "rows.jsonl")], tune=tune, dtype=dtype)
     place = base.parent / "run"
     args = CCConfig(**training_options(place, 1))
@@ -99,7 +99,9 @@ def alone(way: str, tune: str, dtype: str, base: Path) -> None:
             torch.distributed.barrier()
             os._exit(0)
 
-    trainer, _, start = run.prepare(made, ConnectionConfig("gated", transform_rank=16, decision_rank=16), args, place)
+    trainer, _, start = prepare.prepare(
+        made, ConnectionConfig("gated", transform_rank=16, decision_rank=16), args, place
+    )
     trainer.add_callback(Begin())
     run.run_steps(trainer, None, start)
 

@@ -13,44 +13,28 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import platform
 import shutil
-import sys
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import pyarrow.compute as pc
 import torch
-from datasets import Dataset
-from transformers import PreTrainedModel
-from transformers.integrations import is_fsdp_enabled
 from transformers.trainer_utils import IntervalStrategy
 
 from cctuning.connection import ConnectionConfig
-from cctuning.data import LoadReport, Source, load_rows
-from cctuning.data.parallel.pairs import load_parallel
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
-from cctuning.model.exportable import obstacles
-from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, load_base, load_tokenizer
+from cctuning.model.loading import MODEL_FOLDER
 from cctuning.model.packing import check_connection
-from cctuning.model.sites import innermost, unwrap
-from cctuning.training.callbacks import SAMPLES_FILE, SampleAnswers
 from cctuning.training.config import CCConfig
 from cctuning.training.directory import (
     METRICS_FILE,
     PARTIAL_MODEL,
-    MetricsFile,
     RunLog,
     changes,
     claim,
-    failed_write,
     full_disk,
     keep_metrics,
     resolved,
@@ -59,21 +43,10 @@ from cctuning.training.directory import (
 )
 from cctuning.training.launch import check_checkpoint
 from cctuning.training.options import RunOptions
-from cctuning.training.sharded_loading import NotShardable, ShardedLoader
-from cctuning.training.summary import (
-    Plan,
-    doubts,
-    expected,
-    log_often_enough,
-    plan,
-    trial,
-    unforeseen,
-    without_effect,
-)
+from cctuning.training.prepare import logger, prepare
+from cctuning.training.sharded_loading import ShardedLoader
+from cctuning.training.summary import Plan, doubts, expected, log_often_enough, plan, trial, without_effect
 from cctuning.training.trainer import CCTrainer
-
-logger = logging.getLogger(__name__)
-PACKAGES = ("cc-tuning", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 
 
 def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> CCTrainer:
@@ -181,160 +154,6 @@ def run_steps(trainer: CCTrainer, checkpoint: str | None, start: ShardedLoader |
         ) from error
     except ImportError as error:  # an optimizer whose package is not installed
         raise UserError(f"options: {error}") from error
-
-
-def prepare(
-    options: RunOptions, connection: ConnectionConfig, args: CCConfig, directory: Path
-) -> tuple[CCTrainer, dict[str, Any], ShardedLoader | None]:
-    """The trainer, the record for run.json, and the loader of the weights if they are loaded sharded."""
-    if args.not_here:
-        logger.warning(f"{', '.join(args.not_here)}: off, because there is no accelerator.")
-    paired = connection.connection != "none" and not options.parallel
-    rows, report = read(options.data, args, paired) if options.data else (None, None)
-    eval_rows, eval_report = read(options.eval_data, args, False) if options.eval_data else (None, None)
-    pairs, pairs_report = None, None
-    if options.parallel and connection.connection != "none":
-        pairs, pairs_report = load_parallel(
-            options.parallel, reference_language=args.reference_language, seed=args.seed, bad_rows=args.bad_rows
-        )
-        pairs_report.notes += shared_with(eval_rows, pairs)
-    reports = [found for found in (report, eval_report, pairs_report) if found is not None]
-    for note in [note for found in reports for note in found.notes]:
-        logger.warning(note)
-    tokenizer = load_tokenizer(
-        options.tokenizer or options.model, revision=options.revision, trust_remote_code=args.trust_remote_code
-    )
-    model, start = load_model(options, args)
-    if options.tune == "connection":
-        model.requires_grad_(False)
-    try:
-        trainer = CCTrainer(
-            model=model,
-            args=args,
-            connection_config=connection,
-            train_dataset=rows,
-            parallel_dataset=pairs,
-            eval_dataset=eval_rows,
-            processing_class=tokenizer,
-            peft_config=options.lora() if options.tune == "lora" else None,
-            callbacks=[MetricsFile(directory / METRICS_FILE)],
-        )
-    except UserError:
-        raise
-    except (ValueError, ImportError, RuntimeError, OSError) as error:  # TRL's, PEFT's and report_to's
-        if (full := failed_write(error)) is not None:
-            raise UserError(
-                f"the tokenised rows cannot be written to the cache ({full}): free some space, or set "
-                "HF_DATASETS_CACHE and TMPDIR to other places."
-            ) from error
-        raise UserError(f"options: {error}") from error
-    for note in trainer.notes:
-        logger.warning(note)
-    check_sizes(trainer)
-    whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)  # one process cannot generate from a shard
-    if eval_rows is not None and args.eval_samples and whole and connection.connection != "adaptive":
-        trainer.add_callback(SampleAnswers(trainer, directory / SAMPLES_FILE, args.eval_samples))
-    can = obstacles(trainer.connected)
-    for note in unforeseen(can, options.tune):
-        logger.warning(note)
-    settled = trainer.connected.config
-    moved = connection.reference_weights is None and settled.reference_weights == "current"
-    if moved and settled.connection in ("align", "gated"):
-        logger.warning("reference_weights: current, because the start is not kept under DeepSpeed or with a gradient")
-    left_out = sum(len(found.skipped) for found in reports) + len(trainer.skipped)
-    if left_out:
-        logger.warning(f"rows left out (bad_rows: skip): {left_out}; {RUN_FILE} lists them.")
-    record = {
-        "status": "running",
-        "versions": {name: version(name) for name in PACKAGES}
-        | {"python": sys.version.split()[0], "platform": platform.platform()},
-        "seed": args.seed,
-        "model": options.model,
-        "reference_language": args.reference_language,
-        "data": (report or LoadReport(args.reference_language)).as_dict(),
-        "parallel": pairs_report.as_dict() if pairs_report else None,
-        "eval_data": eval_report.as_dict() if eval_report else None,
-        "skipped_in_tokenisation": [f"{origin}: {reason}" for origin, reason in trainer.skipped],
-        "chat": trainer.chat,
-        "chat_template_kwargs": args.chat_template_kwargs,
-        "thinking": trainer.settled is not None and trainer.settled.thinks,
-        "exports": can,
-    }
-    return trainer, record, start
-
-
-def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, ShardedLoader | None]:
-    """The base model; under FSDP with `fsdp_cpu_ram_efficient_loading` without its weights, if possible."""
-    loading: dict[str, Any] = {
-        "dtype": options.dtype,
-        "revision": options.revision,
-        "trust_remote_code": args.trust_remote_code,
-        "attn_implementation": options.attn_implementation,
-    }
-    quantisation = options.quantisation(options.dtype)
-    if quantisation is not None:
-        return load_base(options.model, **loading, quantisation=quantisation), None
-    if is_fsdp_enabled():
-        start, reason = None, None
-        try:
-            start = ShardedLoader(options.model, **loading)
-        except NotShardable as found:
-            reason = str(found)
-        reasons: list[str | None] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(reasons, reason)  # all processes load in the same way
-        if start and not any(reasons):
-            return start.model, start
-        why = next(filter(None, reasons))
-        logger.warning(f"every process reads the whole model {options.model!r} before it is sharded: {why}.")
-    return load_base(options.model, **loading), None
-
-
-def check_sizes(trainer: CCTrainer) -> None:
-    """Raise `UserError` if a row has a token beyond the vocabulary, or more tokens than the model has positions."""
-    model = unwrap(trainer.model)
-    embedding: Any = innermost(model.get_input_embeddings())  # inside a LoRA or trainable tokens
-    embedding = getattr(embedding, "original_module", embedding)
-    vocabulary = embedding.num_embeddings  # its weight has shape 0 under ZeRO-3
-    rows: Any = trainer.train_dataset
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for column in ("input_ids", "reference_input_ids"):
-        ids = rows.data.column(column)
-        largest, longest = pc.max(pc.list_flatten(ids)).as_py(), pc.max(pc.list_value_length(ids)).as_py()
-        if largest is not None and largest >= vocabulary:
-            raise UserError(
-                f"tokenizer: token {largest} is outside the model's vocabulary of {vocabulary}; use the model's own."
-            )
-        if positions is not None and longest > positions:
-            option = "max_length" if column == "input_ids" else "max_reference_length"
-            raise UserError(
-                f"{option}: a row has {longest} tokens, and the model has {positions} positions; set {option} to at "
-                f"most {positions}" + ("." if column == "input_ids" else " and shorten or skip such rows.")
-            )
-
-
-def read(data: list[Any], args: CCConfig, require_reference: bool) -> tuple[Dataset, LoadReport]:
-    """Load the rows of `data` (paths, or mappings of `Source`'s fields)."""
-    sources = [Source.from_dict(entry, "data") for entry in data]
-    if args.bad_rows == "skip":
-        for source in sources:
-            source.bad_rows = "skip"
-    return load_rows(
-        sources,
-        reference_language=args.reference_language,
-        seed=args.seed,
-        require_reference=require_reference,
-    )
-
-
-def shared_with(eval_rows: Dataset | None, pairs: Dataset) -> list[str]:
-    """A note if parallel text contains prompts of the evaluation rows."""
-    if eval_rows is None:
-        return []
-    asked = {prompt for prompt in eval_rows["prompt"] if isinstance(prompt, str)}
-    found = sum(
-        text in asked or reference in asked for text, reference in zip(pairs["text"], pairs["reference"], strict=True)
-    )
-    return [f"{found} pairs of the parallel text are prompts of eval_data; remove them from one."] if found else []
 
 
 def finish(trainer: CCTrainer, directory: Path) -> None:
