@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import is_flash_attn_2_available
 
@@ -16,7 +17,7 @@ from cctuning import ConnectedModel, ConnectionConfig, UserError
 from cctuning.model.packing import best_fit, pack
 from cctuning.model.recorded import Prompts, record
 from tests.conftest import shake, tiny_llama
-from tests.families import FAMILIES, build
+from tests.families import COMMON, FAMILIES, build
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 LENGTHS = (12, 5, 9, 2, 7)  # in sequences of 12, and one position of padding
@@ -184,6 +185,26 @@ def test_every_family_packs_or_says_that_it_cannot(name):
         assert "\n" not in str(raised.value)
         return
     assert_same(made, rows())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mamba", {"state_size": 4}),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}),
+        ("recurrent_gemma", {"lru_width": 32, "block_types": ["recurrent", "attention"]}),
+        ("qwen3_next", {"layer_types": ["linear_attention", "full_attention"], "num_experts": 0}),
+    ],
+)
+def test_a_state_that_runs_on_from_row_to_row_is_an_error(name, options):
+    config = AutoConfig.for_model(name, **{**COMMON, **options})
+    made = ConnectedModel.attach(AutoModelForCausalLM.from_config(config), ConnectionConfig(connection="none"))
+    for parameter in made.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(std=0.2)
+    with pytest.raises(UserError, match="cannot run packed rows: the scores of a row") as raised:
+        made.check_padding_free()
+    assert "flash" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "mistral", "exaone4"])
