@@ -112,7 +112,7 @@ def test_a_pack_is_exported_with_its_languages_on_the_card(base, tmp_path):
     done("align", base, "--parallel", text, "--output_dir", tmp_path / "pack", *SMALL, "--tune", "lora")
     done("export", tmp_path / "pack", "--format", "lora", "--output", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "30 pairs of parallel text without answers: Quechua (`qu`) 30" in card and "pairs.jsonl" in card
+    assert "30 pairs of parallel text without responses: Quechua (`qu`) 30" in card and "pairs.jsonl" in card
 
 
 def test_parallel_text_that_is_evaluated_on_is_a_note(base, tmp_path, capsys):
