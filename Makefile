@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers on two cores; one thread each, or they would fight over the cores.
 WORKERS ?= 2
 
-.PHONY: demo demo-real lab test test-slow wheel test-transformers4 test-engines bench docs check format clean
+.PHONY: demo lab test test-slow wheel test-transformers4 test-engines bench docs check format clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -14,11 +14,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
-demo: $(STAMP)  ## a small world on a CPU: base, three ways of tuning, table, report, merged model
-	$(BIN)/cctuning demo --output demo
-
-demo-real: $(STAMP)  ## a real model on real words: ACCEPT=gemma-3-270m says that you accept Gemma's terms
-	$(BIN)/python -m experiments.real demo --output demo/real $(if $(ACCEPT),--accept $(ACCEPT))
+demo: $(STAMP)  ## a real model on real words; asks for Gemma's terms, ACCEPT=gemma-3-270m accepts them. Without: a small made-up world
+	$(BIN)/python -m experiments.real demo --output demo $(if $(ACCEPT),--accept $(ACCEPT))
 
 lab: $(STAMP)  ## a made-up world, every recipe searched and compared: WORLD=facts (docs/lab)
 	$(BIN)/python -m experiments.worlds run $(or $(WORLD),facts) --output lab

@@ -126,6 +126,11 @@ def written_out(base: Base, accept: Sequence[str] = ()) -> Path:
     return target
 
 
+def available(base: Base) -> bool:
+    """Whether it is in the cache, so that nothing needs to be downloaded."""
+    return any((cache_folder() / part / base.name).is_dir() for part in ("gguf", "full"))
+
+
 def fetched(base: Base, accept: Sequence[str] = ()) -> Path:
     """Return the GGUF file after checking its hash.
 

