@@ -118,3 +118,11 @@ def test_experts_see_all_rows(name):
 def test_logits_that_are_asked_for_are_those_of_all_rows():
     connected = connect("llama", True, num_hidden_layers=4)
     assert connected(**batch()).logits.shape[:2] == (5, 9)
+
+
+def test_the_load_balance_of_experts_weighs_as_without_an_alignment():
+    connected = connect("mixtral", True, output_router_logits=True, router_aux_loss_coef=0.5)
+    one = batch() | {"reference_row": torch.tensor([-1, 1, -1, -1, -1])}
+    found = connected(**one, loss_only=True)
+    parts = found.student_loss + 0.5 * found.aux_loss + connected.config.weight * found.align_loss
+    torch.testing.assert_close(found.loss.detach(), parts.detach())

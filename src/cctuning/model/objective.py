@@ -105,7 +105,9 @@ def assemble(
         if step.trains:
             loss = loss + config.distill_weight * divergence / whole
     if result.aux_loss is not None and step.trains:
-        loss = loss + router_coefficient * result.aux_loss * rows / whole
+        # The batch's share of the optimiser step; the rows that an alignment counts are others.
+        share = tokens[once].sum() / divisor if config.connection == "align" else rows / whole
+        loss = loss + router_coefficient * result.aux_loss * share
     _report_alignment(step.plan, result)
     if step.plan.row_weight is not None and step.trains:
         loss = total(loss, step.plan)

@@ -220,9 +220,10 @@ def check_packing(model: nn.Module, run: Callable[..., Any]) -> None:
             elif _apart(beside, alone, 0.5) > tolerance:
                 why = "the scores of a row differ from those of the row alone"
     if why is not None:
-        other: Any = base
-        stateful = other._is_stateful or {"conv", "linear_attention"} & set(getattr(config, "layer_types", None) or ())
-        flash = other._supports_flash_attn and not stateful and not is_flash_attention_requested(config)
+        model_class: Any = type(base)
+        stateful = {"conv", "linear_attention"} & set(getattr(config, "layer_types", None) or ())
+        flash = model_class._supports_flash_attn and not (stateful or model_class._is_stateful)
+        flash = flash and not is_flash_attention_requested(config)
         instead = ", or on a GPU try flash_attention_2" if flash else ""
         raise UserError(
             f"packing / padding_free: {base.config.model_type} with attn_implementation {config._attn_implementation} "
