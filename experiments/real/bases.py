@@ -25,7 +25,7 @@ from pathlib import Path
 
 from cctuning.errors import UserError
 from cctuning.files import directory_atomically
-from experiments.real.vocabulary import cut_checkpoint, used_tokens
+from experiments.real.vocabulary import cut_checkpoint, used_tokens, with_pieces
 
 FORMAT = 1  # part of the name of a cut checkpoint: raise it when this package would write another
 
@@ -82,25 +82,27 @@ def cache_folder() -> Path:
     return Path(home).expanduser() / "real"
 
 
-def ready(base: Base, texts: Collection[str], accept: Sequence[str] = ()) -> Path:
+def ready(base: Base, texts: Collection[str], accept: Sequence[str] = (), pieces: bool = False) -> Path:
     """Return the checkpoint of `base` with its vocabulary cut to the tokens of `texts`; make it if it is not cached.
 
     Args:
         texts: every string that will be tokenised, whole, as it will be rendered.
         accept: names of the bases whose terms the user accepts.
+        pieces: keep the parts of those tokens too, so that other texts can be read, if in smaller parts.
 
     Raises:
         UserError: terms not accepted, a wheel that cannot be had, another file than expected.
     """
     wanted = sorted({*texts, *(_rendered(written_out(base, accept), texts) if base.chat else ())})
-    digest = hashlib.sha256(f"{FORMAT} {base.sha256}\n".encode())
+    digest = hashlib.sha256(f"{FORMAT} {base.sha256}{' pieces' if pieces else ''}\n".encode())
     for text in wanted:
         digest.update(text.encode() + b"\0")
     target = cache_folder() / "cut" / f"{base.name}-{digest.hexdigest()[:16]}"
     if not target.is_dir():
         full = written_out(base, accept)
         with directory_atomically(target) as scratch:
-            cut_checkpoint(full, used_tokens(full, wanted), scratch, wanted)
+            kept = used_tokens(full, wanted)
+            cut_checkpoint(full, with_pieces(full, kept) if pieces else kept, scratch, wanted)
     return target
 
 

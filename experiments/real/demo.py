@@ -37,9 +37,10 @@ ROWS = Text(labels=200, sentences=600, without=("it",))  # Italian never has par
 ITEMS = 200  # held-out names of each language
 TRAINING = shlex.split(
     "--tune full --learning_rate 5e-5 --lr_scheduler_type cosine --warmup_steps 10 --num_train_epochs 4 "
-    "--per_device_train_batch_size 16 --activation_checkpointing false --save_strategy no --report_to none --logging_steps 10 --seed 0"
+    "--per_device_train_batch_size 16 --activation_checkpointing false --save_strategy no --report_to none "
+    "--logging_steps 10 --seed 0"
 )
-MINUTES = "about ten minutes on two quiet cores, after a download of 250 MB"
+MINUTES = "five to ten minutes on two quiet cores, after a download of 250 MB"
 COMMANDS = "commands.json"  # of the steps that are done, so that a second call keeps them
 
 
@@ -55,7 +56,7 @@ def demo(output: Path, accept: Sequence[str]) -> int:
             raise UserError(f"the terms of {BASE} are not accepted: make demo ACCEPT={BASE} accepts them.")
         console.print(f"{BASE} on names of emoji: {MINUTES}. Everything is kept in {output}.")
         world = world_of(WORLD)
-        base = ready(BASES[BASE], world.texts(), [BASE])
+        base = ready(BASES[BASE], world.texts(), [BASE], pieces=True)
     except UserError as error:
         console.print(f"{error}\nThe small made-up world runs instead (cctuning demo, about three minutes).")
         return cctuning(["demo", "--output", str(output)])

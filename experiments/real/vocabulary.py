@@ -38,6 +38,16 @@ def used_tokens(folder: Path, texts: Sequence[str]) -> list[int]:
     return sorted(found)
 
 
+def with_pieces(folder: Path, kept: Sequence[int]) -> list[int]:
+    """Return `kept` with every piece that leads to one of those tokens, so that any text can be read."""
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    vocabulary: dict[str, int] = model["vocab"]
+    words = {number: token for token, number in vocabulary.items()}
+    ranks = {(first, second): rank for rank, (first, second) in enumerate(model["merges"])}
+    made = {piece for number in kept if number in words for piece in _steps(words[number], ranks)}
+    return sorted({*kept, *(vocabulary[piece] for piece in made if piece in vocabulary)})
+
+
 def cut_checkpoint(folder: Path, kept: Sequence[int], target: Path, check: Sequence[str]) -> None:
     """Write the checkpoint of `folder` with only the tokens `kept` into `target`.
 
@@ -77,8 +87,8 @@ def _renamed(config: dict[str, Any], place: dict[int, int]) -> dict[str, Any]:
 def _cut_tokenizer(whole: dict[str, Any], place: dict[int, int]) -> dict[str, Any]:
     """The tokenizer's JSON with `place` alone, and after it the pieces that lead to those tokens.
 
-    Pieces have ids past the model's: no text of the cut ends in one (`_check`), and another text that does is refused
-    by the embedding as out of range rather than read as something else.
+    Pieces that are not kept have ids past the model's: no text of the cut ends in one (`_check`), and another text
+    that does is an error of the embedding (index out of range) rather than read as something else.
     """
     model = whole["model"]
     vocabulary: dict[str, int] = model["vocab"]
