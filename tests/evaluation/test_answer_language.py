@@ -43,6 +43,9 @@ def test_shares_of_answers_and_of_lines():
     assert (found["answers"], found["judged"], found["lines"], found["judged_lines"]) == (2 / 3, 3, 3 / 5, 5)
     assert found["found"] == {"en": 1}
     assert answered_in([{"response": [{"choice": "a"}]}], "de", "en") is None
+    asked_for = [{"response": {"said": ENGLISH}, "target": text} for text in (ENGLISH, [ENGLISH], "1")]
+    assert answered_in(asked_for, "de", "en") is None  # answers are labels in English
+    assert answered_in([{"response": {"said": ENGLISH}, "target": [GERMAN]}], "de", "en")["answers"] == 0.0
     assert answered_in([{"response": {"said": GERMAN}}], "und", "en") is None
     told = compare_shares({"base": [{"answers": 0.5}], "cc": [{"answers": 1.0}, {"answers": 0.9}]}, "rows_de", "de")
     assert told == "rows_de: answers in German: base 50 %, cc 95 %."

@@ -38,7 +38,8 @@ def language_of(text: str, asked: str, reference: str) -> tuple[bool, str] | Non
 
 
 def answered_in(samples: list[dict[str, Any]], asked: str, reference: str) -> dict[str, Any] | None:
-    """The languages of a task's generated answers; None for a task without, or in an unknown language.
+    """The languages of a task's generated answers; None for a task without, in an unknown language, or whose right
+    answers are themselves in another language, such as labels in English.
 
     Returns:
         `answers` and `lines`: shares in the language asked, in [0, 1], None if none could be identified. `judged` and
@@ -46,6 +47,10 @@ def answered_in(samples: list[dict[str, Any]], asked: str, reference: str) -> di
     """
     written = [str(one["response"]["said"]) for one in samples if isinstance(one["response"], dict)]
     if not written or not is_code(asked) or asked == UNKNOWN:
+        return None
+    targets = [text for one in samples for text in _texts(one.get("target"))]
+    wanted = [found for text in targets if (found := language_of(text, asked, reference)) is not None]
+    if wanted and sum(right for right, _ in wanted) < len(wanted) / 2:
         return None
     answers = [found for text in written if (found := language_of(text, asked, reference)) is not None]
     texts = [line for text in written for line in text.splitlines()]
@@ -57,6 +62,10 @@ def answered_in(samples: list[dict[str, Any]], asked: str, reference: str) -> di
         "judged_lines": len(lines),
         "found": dict(Counter(code for right, code in answers if not right).most_common()),
     }
+
+
+def _texts(target: Any) -> list[str]:
+    return [target] if isinstance(target, str) else [text for text in target or () if isinstance(text, str)]
 
 
 def _share(found: list[tuple[bool, str]]) -> float | None:
