@@ -16,20 +16,21 @@ from cctuning.report.page import Section, bullets, figure, heading, paragraph, s
 from cctuning.report.runs import Run
 from cctuning.report.svg import Series, bars, lines
 
-# Title and axis of each chart, and the label of each metric in it.
+# Title and axis of each chart, and the label of each metric in it; `{error}` is the run's `align_loss`.
 CURVES = (
     (
-        "Losses of both passes",
+        "Loss",
         "loss per token",
         {"student_loss": "student pass", "fused_loss": "fused pass", "eval_loss": "student pass, evaluation rows"},
     ),
     (
         "Alignment",
-        "relative error",
+        "{error} error",
         {"align_loss": "alignment error", "identity_loss": "distance from the identity"},
     ),
     ("Gradient norm", "norm", {"grad_norm": "gradient norm"}),
 )
+ONE_PASS = {"student_loss": "training rows", "eval_loss": "evaluation rows"}  # labels of a run that has no fused pass
 
 
 def training_section(runs: Sequence[Run]) -> Section:
@@ -39,7 +40,8 @@ def training_section(runs: Sequence[Run]) -> Section:
     for title, axis, metrics in CURVES:
         figures = []
         for run in runs:
-            found = [(label, run.series(key)) for key, label in metrics.items()]
+            labels = metrics if run.connection.connection in ("gated", "adaptive") else metrics | ONE_PASS
+            found = [(labels[key], run.series(key)) for key in metrics]
             found = [(label, xy) for label, xy in found if xy[0]]
             if not found:
                 continue
@@ -48,11 +50,12 @@ def training_section(runs: Sequence[Run]) -> Section:
             text = " ".join(_course(label, ys) for label, (_, ys) in found)
             caption = f"{run.name}: {title[0].lower()}{title[1:]}"
             series = [Series(label, *xy, style=style) for style, (label, xy) in enumerate(found)]
-            figures.append(
-                figure(run.name, text, lines(caption, text, series, "step", axis), series_table(caption, found))
-            )
+            chart = lines(caption, text, series, "step", axis.format(error=run.connection.loss))
+            figures.append(figure(run.name, text, chart, series_table(caption, found)))
         if figures:
             section.add(heading(title), side_by_side(figures))
+            if title == "Alignment":
+                section.add(*(part for run in runs for part in _aligned(run)))
             if axis == "loss per token":
                 section.add(*(paragraph(_sampled(run), "note") for run in runs if _draws(run)))
     if short:
@@ -70,6 +73,29 @@ def training_section(runs: Sequence[Run]) -> Section:
     if not memory:
         section.add(paragraph("Memory was not recorded; train with skip_memory_metrics: false to record it.", "note"))
     return section
+
+
+def _aligned(run: Run) -> list[Markup]:
+    """How held-out pairs were aligned before and after training, where the run measured it."""
+    measured = run.record.get("alignment") or {}
+    if not measured:
+        return []
+    names = language_names(measured)
+    header = ["language", "pairs", "found before", "found after", "error before", "error after"]
+    rows = [
+        [
+            names[code],
+            str(one["pairs"]),
+            *(percent(one[when]["found"]) if when in one else "–" for when in ("before", "after")),
+            *(number(one[when]["error"], 2) if when in one else "–" for when in ("before", "after")),
+        ]
+        for code, one in measured.items()
+    ]
+    text = (
+        "Found: share of texts whose nearest reference, among those of all measured pairs, is their own. Error: "
+        "standardized; 1 is no better than the mean reference. Means over the aligned layers."
+    )
+    return [table(f"{run.name}: parallel text before and after training", header, rows), paragraph(text, "note")]
 
 
 def _draws(run: Run) -> bool:
