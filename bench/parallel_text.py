@@ -5,8 +5,9 @@
 Each of ROWS answered rows (128 tokens, half of them response) brings three pairs of parallel text of 64 tokens, whose
 references are recorded before the first step (not in the time). `connection: align` with its defaults, a random Llama
 (shapes.SMALL), fp32, one thread. Rows without an answer skip the layers above the last aligned one; `all layers` is
-the same step without that. The floor counts their forward and backward up to the last aligned layer, and nothing for
-the error itself.
+the same step without that. Padded, a text takes as many positions as the longest row; with `padding_free` only its
+own. The floor counts the positions that are computed, forward and backward up to the last aligned layer, and nothing
+for the error itself.
 
 Writes bench/results/parallel_text.json.
 """
@@ -36,10 +37,10 @@ def pairs(count: int, seed: int) -> Dataset:
     return Dataset.from_dict({"text": made["prompt"], "reference": made["prompt_en"], "lang": made["lang"]})
 
 
-def aligned(folder: Path, seed: int, peft: Any, skip: bool) -> CCTrainer:
+def aligned(folder: Path, seed: int, peft: Any, skip: bool = True, **more: Any) -> CCTrainer:
     """A trainer on answered rows with parallel text."""
     answered = rows(2 * ROWS, TOKENS, ANSWER, TEXT, SMALL.vocab, seed=seed).select_columns(["prompt", "completion"])
-    args = CCConfig(**options(folder, ROWS), parallel_rows=PAIRS)
+    args = CCConfig(**options(folder, ROWS), parallel_rows=PAIRS, **more)
     trainer = CCTrainer(
         llama(SMALL, seed),
         args,
@@ -55,12 +56,12 @@ def aligned(folder: Path, seed: int, peft: Any, skip: bool) -> CCTrainer:
     return trainer
 
 
-def floor(frozen: bool, skip: bool) -> float:
+def floor(frozen: bool, skip: bool, positions: int) -> float:
     """Operations of a step over those of plain SFT."""
     layers = ConnectionConfig().layers_of(SMALL.layers)
     share = (max(layers) + 1) / SMALL.layers if skip else 1.0
     plain = plain_step(SMALL, Rows(ROWS, TOKENS, ANSWER, 0, TEXT), frozen=frozen)
-    return 1 + share * layers_step(SMALL, PAIRS * ROWS, TEXT, None, frozen, plain=True) / plain
+    return 1 + share * layers_step(SMALL, PAIRS * ROWS, positions, None, frozen, plain=True) / plain
 
 
 def measure(lora: bool, rounds: int, seed: int, folder: Path) -> list[Ratio]:
@@ -70,15 +71,16 @@ def measure(lora: bool, rounds: int, seed: int, folder: Path) -> list[Ratio]:
     answered = rows(2 * ROWS, TOKENS, ANSWER, TEXT, SMALL.vocab, seed=seed)
     steps = {
         "plain": stepper(ours(llama(SMALL, seed), answered, made, folder, ROWS, NONE, peft)),
-        "parallel text": stepper(aligned(folder, seed, peft, skip=True)),
         "parallel text, all layers": stepper(aligned(folder, seed, peft, skip=False)),
+        "parallel text": stepper(aligned(folder, seed, peft)),
+        "parallel text, padding_free": stepper(aligned(folder, seed, peft, padding_free=True)),
     }
     times = alternate(steps, rounds, desc="LoRA" if lora else "full")
-    short, whole = floor(lora, True), floor(lora, False)
+    whole, padded, free = floor(lora, False, TOKENS), floor(lora, True, TOKENS), floor(lora, True, TEXT)
     found = [
-        ratio(times, "parallel text", "plain", short),
         ratio(times, "parallel text, all layers", "plain", whole),
-        ratio(times, "parallel text", "parallel text, all layers", short / whole),
+        ratio(times, "parallel text", "plain", padded),
+        ratio(times, "parallel text, padding_free", "plain", free),
     ]
     for one in found:
         one.name += ", lora" if lora else ""

@@ -103,6 +103,8 @@ def stepper(trainer: Any, checkpointing: str | None = None) -> Callable[[], Any]
     Args:
         checkpointing: None (off), `reentrant` or `not reentrant`.
     """
+    if isinstance(trainer, CCTrainer):
+        trainer.make_recording()  # as train() does
     model = trainer.model.train()
     if checkpointing is not None:
         model.enable_input_require_grads()

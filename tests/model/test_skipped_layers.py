@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from cctuning import ConnectionConfig
+from cctuning import ConnectionConfig, UserError
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.recorded import RecordedReferences
 from cctuning.model.sites import find_sites, unwrap
@@ -126,3 +126,11 @@ def test_the_load_balance_of_experts_weighs_as_without_an_alignment():
     found = connected(**one, loss_only=True)
     parts = found.student_loss + 0.5 * found.aux_loss + connected.config.weight * found.align_loss
     torch.testing.assert_close(found.loss.detach(), parts.detach())
+
+
+def test_numbers_of_references_that_were_not_recorded_are_an_error():
+    """In a loop of one's own; otherwise the rows would train without the alignment."""
+    connected = connect("llama", True)
+    connected.recorded = None
+    with pytest.raises(UserError, match=r"reference_row: .*keep_recorded"):
+        connected(**batch())

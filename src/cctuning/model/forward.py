@@ -173,6 +173,8 @@ class ConnectedForward(nn.Module):
         others: Tensor | None = None  # places of the recorded references to compare with
         if not connecting or (self.aligner and not self.training):  # an alignment is not evaluated
             batch = replace(batch, reference_ids=None, reference_index=torch.full_like(batch.reference_index, -1))
+        elif self.recorded is None and self.training and batch.reference_row is not None:
+            raise UserError("reference_row: no references are recorded; call keep_recorded() before the first step.")
         elif self.recorded is not None and self.training and batch.reference_row is not None:
             most = self.config.align_negatives if self.config.loss == "contrastive" else 0
             drawn = self.seed * 1_000_003 + self.step
