@@ -20,7 +20,7 @@ demo: $(STAMP)  ## a real model on real words; asks for Gemma's terms, ACCEPT=ge
 lab: $(STAMP)  ## a made-up world, every recipe searched and compared: WORLD=facts (docs/lab)
 	$(BIN)/python -m experiments.worlds run $(or $(WORLD),facts) --output lab
 
-test: $(STAMP)  ## the tests (a minute or two on two cores)
+test: $(STAMP)  ## the tests (a quarter of an hour on two cores)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 WHEEL := build/wheel
