@@ -5,7 +5,7 @@
 Each fault is planted in 5 % of the rows of each set, one fault per run. Thresholds were chosen on the sets under
 `tuned`; rejects of those under `seen` were read while the rules for numbers were written; those under `held_out` were
 first run when everything was fixed. Recall: planted rows that were rejected, for any reason. False positives: other
-rows that were rejected; real rows have faults of their own, so this is an upper bound, and precision (the share of
+rows that were rejected; real rows contain faults too, so this is an upper bound, and precision (the share of
 planted rows among the rejected) a lower one.
 
 Writes bench/results/pairing_faults.json.

@@ -11,7 +11,6 @@ A directory of results holds:
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import json
 import logging
 import sys
@@ -35,9 +34,15 @@ from cctuning.evaluation.lm_eval_tasks import load_tasks
 from cctuning.evaluation.models import THINKING_TOKENS, AnsweringLM, ConnectedLM, Journal, writing
 from cctuning.evaluation.own_rows import load_own_rows, rows_hash
 from cctuning.evaluation.reference_prompts import ReferencePrompts, with_reference_prompts
-from cctuning.evaluation.results_table import markdown
+from cctuning.evaluation.results_directory import (
+    JOURNAL_FILE,
+    SAMPLES_FOLDER,
+    claim,
+    new_record,
+    write_results,
+)
 from cctuning.evaluation.samples import answer_counts, sample_line, uniform_answers
-from cctuning.evaluation.saved_results import FORMAT, model_hash
+from cctuning.evaluation.saved_results import model_hash
 from cctuning.evaluation.suite_tasks import Item, load_suite
 from cctuning.evaluation.suites import SUITES, current
 from cctuning.files import write_atomically
@@ -48,9 +53,7 @@ from cctuning.model.sites import unwrap
 from cctuning.serving.answering import chat_notes, chat_of, encoder_for, encoder_of, tokenizer_of
 from cctuning.serving.stop_tokens import Thoughts, answer_end, stop_tokens
 
-RESULTS_FILE, SAMPLES_FOLDER, JOURNAL_FILE, TABLE_FILE = "results.json", "samples", "journal.jsonl", "results.md"
 MODES = ("student", "bypass", "parallel")
-PACKAGES = ("cc-tuning", "lm_eval", "torch", "transformers", "peft", "datasets")
 
 
 @dataclass
@@ -179,7 +182,7 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     if options.suite == "current" and options.languages is None and not (options.rows or options.tasks):
         options = replace(options, languages=_trained_languages([run]))
     options = replace(options, chat=chat_of(run, tokenizer) if options.chat is None else options.chat)
-    record = _claim(directory, options)
+    record = claim(directory, options.settings())
     own_reference = reference_language(path)
     reference = own_reference or ENGLISH
     encoder = encoder_for(tokenizer, bool(options.chat), options.chat_template_kwargs)
@@ -194,7 +197,7 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     weights = model_hash(loaded, options.mode)
     if record and record["model"]["fingerprint"] != weights:
         raise UserError(f"{directory}: holds results of another model ({record['model']['name']}); name another.")
-    record = record or _new_record(path, loaded, weights, options)
+    record = record or new_record(path, loaded, weights, options.settings())
     _check_data(items, record, directory)
     record["model"]["reference_language"] = own_reference
     record["notes"], record["planned"] = notes, [item.name for item in items]
@@ -203,7 +206,7 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     prompts = ReferencePrompts(bool(options.chat), options.limit, reference) if options.mode == "parallel" else None
     lm = _language_model(loaded, options, prompts, encoder)
     (directory / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
-    _write(directory, record)
+    write_results(directory, record)
     bypass = options.mode == "bypass" and loaded.connected is not None
     with (
         loaded.connected.disable_adapter() if bypass and loaded.connected else nullcontext(),
@@ -230,7 +233,7 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
                 score(item, journal, options, directory, record)
             notes += [note for note in uniform_answers(item.name, record["tasks"][item.name]) if note not in notes]
     record["status"] = "finished"
-    _write(directory, record)
+    write_results(directory, record)
     journal.path.unlink(missing_ok=True)
     return record
 
@@ -321,7 +324,7 @@ def score(item: Item, lm: Journal, options: Options, directory: Path, record: di
         "answered_in": answered_in(kept, item.language, record["model"].get("reference_language") or ENGLISH),
         "data": None if item.file is None else rows_hash(str(item.file)),
     }
-    _write(directory, record)
+    write_results(directory, record)
 
 
 def _run(item: Item, lm: Journal, options: Options) -> dict[str, Any]:
@@ -378,59 +381,3 @@ def _language_model(
         lm.reference = prompts
         return lm
     return AnsweringLM(loaded.model, loaded.tokenizer, **how)
-
-
-def _claim(directory: Path, options: Options) -> dict[str, Any] | None:
-    """The results of an earlier, unfinished run, None for a new directory.
-
-    Raises:
-        UserError: the directory holds something else, or results of other settings.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"--output {directory}: a file; name a directory.")
-    file = directory / RESULTS_FILE
-    if not file.is_file():
-        ours = (f".{RESULTS_FILE}.partial", SAMPLES_FOLDER)  # left by a run that could not write results.json
-        if directory.is_dir() and any(one.name not in ours for one in directory.iterdir()):
-            raise UserError(f"--output {directory}: not empty, and no {RESULTS_FILE} in it; name another directory.")
-        return None
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        before, form = record["settings"], record["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); name another directory, or remove this one.") from error
-    if form != FORMAT:
-        raise UserError(f"{file}: format {form}, and this version writes {FORMAT}; name another directory.")
-    now = json.loads(json.dumps(options.settings()))
-    other = sorted(key for key in {*now, *before} if now.get(key) != before.get(key))
-    if other:
-        told = ", ".join(f"{key} {before.get(key)!r} (now {now.get(key)!r})" for key in other)
-        raise UserError(f"--output {directory}: holds results of other settings: {told}; name another directory.")
-    return record
-
-
-def _new_record(path: str, loaded: Loaded, mark: str, options: Options) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "status": "stopped",
-        "model": {
-            "name": path,
-            "fingerprint": mark,
-            "dtype": str(loaded.model.dtype),
-            "training_seed": loaded.run.get("seed"),
-            "group": None,
-        },
-        "settings": options.settings(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "device": str(loaded.model.device),
-        "tasks": {},
-    }
-
-
-def _write(directory: Path, record: dict[str, Any]) -> None:
-    for name, text in (
-        (RESULTS_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n"),
-        (TABLE_FILE, markdown(record)),
-    ):
-        with writing(directory / name):
-            write_atomically(directory / name, text)
