@@ -11,7 +11,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cctuning import CCConfig, CCTrainer, ConnectionConfig
+from experiments.real.text import checked, chosen, mispaired
 from experiments.real.worlds import ENGLISH, Text, World, halves, translation
 
 
@@ -36,6 +37,8 @@ class Setting:
             of the alignment; None: the product's default. reference_weights: as in `ConnectionConfig`.
         pairs: `right`, `wrong` (each text with another sentence's English), `own` (the answered rows' own parallels
             alone).
+        noise: share of the pairs that are wrong. check: encoder with which `cctuning pair` checks them; None: none.
+        choice: how the pairs are chosen from the world's text: None (any), `tfidf`, or an encoder's name.
         pack_rate, pack_passes, pack_batch: of alignment alone, before the answers.
         extra: further options of the connection.
     """
@@ -52,6 +55,9 @@ class Setting:
     layers: tuple[int, ...] | None = None
     reference_weights: str | None = None
     pairs: str = "right"
+    noise: float = 0.0
+    check: str | None = None
+    choice: str | None = None
     pack_rate: float = 1e-4
     pack_passes: float = 2
     pack_batch: int = 64
@@ -89,24 +95,22 @@ class Job:
         return list(self.world.rows(self.setting.text))
 
     def pairs(self) -> list[dict[str, str]]:
-        """The parallel text, mispaired if the setting asks for that control."""
-        pairs = self.world.pairs(self.setting.text)
-        return mispaired(pairs, self.rng) if self.setting.pairs == "wrong" else pairs
+        """The parallel text: chosen, mispaired and checked as the setting says."""
+        setting = self.setting
+        if setting.choice:
+            every = self.world.pairs(replace(setting.text, sentences=0))
+            prompts = [row["prompt"].strip() for row in self.rows()]
+            pairs = chosen(every, prompts, setting.text.sentences, setting.choice, self.seed)
+        else:
+            pairs = self.world.pairs(setting.text)
+        pairs = mispaired(pairs, self.rng, 1.0 if setting.pairs == "wrong" else setting.noise)
+        if setting.check:
+            count, pairs = len(pairs), checked(pairs, setting.check)
+            self.noted.append({"checked": setting.check, "of": count, "kept": len(pairs)})
+        return pairs
 
 
 Recipe = Callable[[Job], PreTrainedModel]
-
-
-def mispaired(pairs: Sequence[dict[str, str]], rng: random.Random) -> list[dict[str, str]]:
-    """Return the pairs with each text's English replaced by that of another text of its language."""
-    found = []
-    for lang in dict.fromkeys(pair["lang"] for pair in pairs):
-        own = [pair for pair in pairs if pair["lang"] == lang]
-        order = list(range(len(own)))
-        rng.shuffle(order)
-        turned = {place: order[(number + 1) % len(order)] for number, place in enumerate(order)}
-        found += [{**pair, "reference": own[turned[number]]["reference"]} for number, pair in enumerate(own)]
-    return found
 
 
 def options(job: Job, name: str, **given: Any) -> CCConfig:

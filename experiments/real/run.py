@@ -42,8 +42,9 @@ def _arguments() -> argparse.ArgumentParser:
     shown = commands.add_parser("demo", help="plain SFT and parallel text side by side, in ten minutes")
     _places(shown)
 
-    plan = commands.add_parser("plan", help="the cells of a plan (JSON lines), by one worker here")
+    plan = commands.add_parser("plan", help="the cells of a plan (JSON lines)")
     plan.add_argument("plan", type=Path)
+    plan.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     plan.add_argument("--seconds", type=float, default=1e9, help="no cell is started after this")
     _places(plan)
 
@@ -88,6 +89,7 @@ def _demo(given: argparse.Namespace) -> int:
 
 
 def _plan(given: argparse.Namespace) -> None:
+    import multiprocessing
     import time
 
     from experiments.real.gpu.workers import Queue, plan_of, work
@@ -95,7 +97,14 @@ def _plan(given: argparse.Namespace) -> None:
     queue = Queue(plan_of(given.plan), given.output / "results.jsonl")
     given.output.mkdir(parents=True, exist_ok=True)
     queue.reset()
-    work(0, queue, time.time() + given.seconds, {}, given.accept)
+    until, spawn = time.time() + given.seconds, multiprocessing.get_context("spawn")
+    workers = [
+        spawn.Process(target=work, args=(number, queue, until, {}, given.accept)) for number in range(given.workers)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
 
 
 def _table(given: argparse.Namespace) -> None:

@@ -34,6 +34,7 @@ TATOEBA = {
 TICO = {"es": "es-LA", "pt": "pt-BR"} | {
     lang: lang for lang in ("ar", "bn", "fa", "fr", "hi", "id", "ru", "sw", "ta", "ur", "zh")
 }
+GENERAL_TEXT = {"tatoeba": (TATOEBA, "parallel/tatoeba"), "tico": (TICO, "parallel/tico19")}
 
 
 class Item(NamedTuple):
@@ -54,7 +55,7 @@ class Text:
         answered: languages that the answered rows are in.
         sentences: items of parallel text a language; 0: all.
         source: `own` (the world's training split), `other` (of it, but for the answered items), `tatoeba`, `tico`,
-            `names` (pairs of names alone, where the world has them).
+            `corpus` (all of both), `names` (pairs of names alone, where the world has them).
         without: languages that never have parallel text.
         languages: of the parallel text, English aside; empty: all of the world's.
         order: seed of which items are chosen.
@@ -118,7 +119,7 @@ class Sib200:
         return found
 
     def pairs(self, text: Text) -> list[dict[str, str]]:
-        if text.source in ("tatoeba", "tico"):
+        if text.source in ("tatoeba", "tico", "corpus"):
             return general(text, self.languages)
         answered = {row["id"] for row in _chosen(self._rows("train", ENGLISH), text.labels, text.order)}
         found = []
@@ -213,15 +214,17 @@ def _blank(prompt: str) -> str:
 
 
 def general(text: Text, languages: Sequence[str]) -> list[dict[str, str]]:
-    """Return pairs of Tatoeba or TICO-19 in the languages that it has."""
-    files = {"tatoeba": TATOEBA, "tico": TICO}[text.source]
-    folder = {"tatoeba": "parallel/tatoeba", "tico": "parallel/tico19"}[text.source]
+    """Return pairs of Tatoeba, of TICO-19 or of both (`corpus`) in the languages that they have."""
+    sources = ("tatoeba", "tico") if text.source == "corpus" else (text.source,)
     found = []
     for lang in _with_text(text, languages):
-        if lang in files:
-            rows = _read(f"{folder}/{files[lang]}")[:GENERAL]
-            for row in _chosen(rows, text.sentences, text.order):
-                found.append({"text": row["text"], "reference": row["text_en"], "lang": lang})
+        rows = []
+        for source in sources:
+            files, folder = GENERAL_TEXT[source]
+            if lang in files:
+                rows += _read(f"{folder}/{files[lang]}")[: None if text.source == "corpus" else GENERAL]
+        for row in _chosen(rows, text.sentences, text.order):
+            found.append({"text": row["text"], "reference": row["text_en"], "lang": lang})
     return found
 
 

@@ -10,7 +10,7 @@ from experiments.real import bases, registry
 from experiments.real.bases import Base
 from experiments.real.cells import Lab, cell_of
 from experiments.real.gpu.workers import Queue, resolved, work
-from experiments.real.recipes import mispaired
+from experiments.real.text import checked, chosen, mispaired
 from experiments.real.vocabulary import cut_checkpoint, used_tokens
 from experiments.real.worlds import Sib200
 from tests.experiments.conftest import write
@@ -76,6 +76,29 @@ def test_wrong_pairs_are_wrong():
     turned = mispaired(pairs, random.Random(0))
     assert all(pair["text"] != pair["reference"] for pair in turned)
     assert sorted(pair["reference"] for pair in turned) == sorted(pair["reference"] for pair in pairs)
+
+
+def test_a_share_of_wrong_pairs():
+    import random
+
+    pairs = [{"text": f"{n}", "reference": f"{n}", "lang": lang} for lang in ("a", "b") for n in range(20)]
+    few, more = (mispaired(pairs, random.Random(0), share) for share in (0.1, 0.5))
+    wrong = [{n for n, pair in enumerate(found) if pair["text"] != pair["reference"]} for found in (few, more)]
+    assert [len(places) for places in wrong] == [4, 20]
+    assert mispaired(pairs, random.Random(0), 0) == pairs
+    assert all(sum(pairs[n]["lang"] == "a" for n in places) * 2 == len(places) for places in wrong)
+
+
+def test_text_is_chosen_and_checked_by_the_commands():
+    near = "The gardener watered the roses and the tulips of the old garden."
+    pairs = [
+        {"text": f"Nyota {n} angani", "reference": f"Star number {n} was seen by astronomers.", "lang": "sw"}
+        for n in range(30)
+    ] + [{"text": "Bustani ya waridi", "reference": "A garden of roses and tulips.", "lang": "sw"}]
+    assert chosen(pairs, [near], 1, "tfidf", 0) == [pairs[-1]]
+    assert len(chosen(pairs, [near], 5, "random", 0)) == 5
+    kept = checked([pairs[-1], {**pairs[0], "reference": pairs[0]["text"]}], None)
+    assert kept == [pairs[-1]]  # the other's two sides are the same
 
 
 def test_a_plan_waits_chooses_and_goes_on(lab, tmp_path):

@@ -1,0 +1,77 @@
+"""What is done to parallel text before training: wrong pairs mixed in, bad pairs found, the nearest pairs chosen.
+
+Checks and choice are the commands `cctuning pair` and `cctuning pair select`, as a user runs them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from cctuning.cli import main
+from experiments.real.worlds import ENGLISH
+
+Pair = dict[str, str]  # text, reference, lang
+
+
+def mispaired(pairs: Sequence[Pair], rng: random.Random, share: float = 1.0) -> list[Pair]:
+    """Return the pairs, a share of each language's with the English of another of them.
+
+    The wrong pairs of a smaller share are among those of a larger one for the same random numbers.
+    """
+    found: list[Pair] = []
+    for lang in dict.fromkeys(pair["lang"] for pair in pairs):
+        own = [pair for pair in pairs if pair["lang"] == lang]
+        order = list(range(len(own)))
+        rng.shuffle(order)
+        order = order[: round(share * len(own))]
+        turned = {place: order[(number + 1) % len(order)] for number, place in enumerate(order)}
+        found += [
+            {**pair, "reference": own[turned.get(number, number)]["reference"]} for number, pair in enumerate(own)
+        ]
+    return found
+
+
+def checked(pairs: Sequence[Pair], encoder: str | None) -> list[Pair]:
+    """Return the pairs that `cctuning pair` keeps, with this encoder or without one."""
+    return _command(pairs, ["pair"], ["--encoder", encoder] if encoder else [])
+
+
+def chosen(pairs: Sequence[Pair], prompts: Sequence[str], count: int, by: str, seed: int) -> list[Pair]:
+    """Return `count` pairs per language that `cctuning pair select` chooses.
+
+    Args:
+        prompts: English prompts of the task. by: `tfidf`, `random`, or the name of an encoder.
+    """
+    how = [by] if by in ("tfidf", "random") else ["encoder", "--encoder", by]
+    with tempfile.TemporaryDirectory(prefix="near-") as folder:
+        near = Path(folder) / "rows.jsonl"
+        near.write_text("".join(json.dumps({"prompt": prompt, "lang": ENGLISH}) + "\n" for prompt in prompts))
+        told = ["--near", str(near), "--count", str(count), "--by", *how, "--seed", str(seed)]
+        return _command(pairs, ["pair", "select"], told)
+
+
+def _command(pairs: Sequence[Pair], verb: list[str], options: list[str]) -> list[Pair]:
+    with tempfile.TemporaryDirectory(prefix="text-") as folder:
+        text, made = Path(folder) / "text.jsonl", Path(folder) / "made"
+        text.write_text(
+            "".join(
+                json.dumps({"text": pair["text"], "text_en": pair["reference"], "lang": pair["lang"]}) + "\n"
+                for pair in pairs
+            )
+        )
+        status = main([*verb, str(text), "--output", str(made), *options])
+        if status:
+            raise RuntimeError(f"cctuning {' '.join(verb)} ended with status {status}")
+        rows = [json.loads(line) for line in (made / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        {
+            "text": row.get("text") or row["prompt"],
+            "reference": row.get("text_en") or row["prompt_en"],
+            "lang": row["lang"],
+        }
+        for row in rows
+    ]
