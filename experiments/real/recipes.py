@@ -225,6 +225,21 @@ def pack_align(job: Job) -> PreTrainedModel:
     return tune(job, packed(job), "align", job.rows(), job.pairs(), "align", given=given)
 
 
+def pack_added(job: Job) -> PreTrainedModel:
+    """What plain SFT changed in the base, added to the pack: both trained apart, as task and language LoRAs are."""
+    start = {name: weight.detach().clone() for name, weight in job.model.state_dict().items()}
+    task = {
+        name: weight.detach().clone()
+        for name, weight in tune(job, job.model, "plain", job.rows()).state_dict().items()
+    }
+    job.model.load_state_dict(start)
+    model = packed(job)
+    with torch.no_grad():
+        for name, weight in model.state_dict().items():
+            weight += task[name] - start[name]
+    return model
+
+
 def packed(job: Job) -> PreTrainedModel:
     """Return the base with a pack, which is read from `job.packs` if it is there."""
     setting, pairs = job.setting, job.pairs()

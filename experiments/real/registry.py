@@ -42,6 +42,7 @@ RECIPES: dict[str, Recipe] = {
     "plain": recipes.plain,
     "align": recipes.align,
     "pack": recipes.pack,
+    "pack-added": recipes.pack_added,
     "pack-align": recipes.pack_align,
     "cc": recipes.cc,
     "translation-rows": recipes.translation_rows,

@@ -128,6 +128,24 @@ def language_table(results: Results, groups: Mapping[str, str]) -> str:
     return table(["language", *chosen], lines)
 
 
+def seed_table(records: Sequence[Record], against: Sequence[str]) -> str:
+    """A line for each group of a plan without a search: accuracy, each language, and the difference to some groups."""
+    groups = Results(records).groups
+    languages = others(records[0])
+    head = ["", "seeds", "English", "x", *languages, *(f"x - {name}" for name in against), "s"]
+    lines = []
+    for name, found in groups.items():
+        x = f"{accuracy(found, 'test', languages):.1f}" + (
+            f" ±{spread(found, 'test', languages):.1f}" if len(found) > 1 else ""
+        )
+        cells = [f"{accuracy(found, 'test', [lang]):.1f}" for lang in languages]
+        told = [name, str(len(found)), f"{accuracy(found, 'test', [ENGLISH]):.1f}", x, *cells]
+        for other in against:
+            told.append("" if other == name else signed(difference(groups[other], found, "test", languages)))
+        lines.append([*told, f"{max(one['seconds']['training'] for one in found):.0f}"])
+    return table(head, lines)
+
+
 def _never(results: Results) -> list[str]:
     """Return the languages without parallel text in the plan."""
     for group in ("pack", "align"):

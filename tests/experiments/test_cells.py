@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cctuning.errors import UserError
-from experiments.real import bases, registry
+from experiments.real import bases, recipes, registry
 from experiments.real.bases import Base
 from experiments.real.cells import Lab, cell_of
 from experiments.real.gpu.workers import Queue, resolved, work
@@ -53,6 +54,21 @@ def test_a_pack_serves_other_cells(lab):
     assert "kept" in second["noted"][0]
     alone = Lab(lab.folder.parent / "others", given=lab._given)
     assert alone.run(cell("pack", rate=1e-3))["noted"][1] == second["noted"][1]  # the same losses as made afresh
+
+
+def test_a_pack_is_added_to_a_task(lab, tmp_path):
+    place = lab._given["toy small"]
+    found = []
+    for recipe in (recipes.base, recipes.plain, recipes.packed, recipes.pack_added):
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+        world = registry.WORLDS["small"]()
+        job = recipes.Job(model, tokenizer, world, cell("pack").setting, 0, tmp_path / recipe.__name__)
+        found.append({name: weight.clone() for name, weight in recipe(job).state_dict().items()})
+    base, task, pack, both = found
+    for name, weight in both.items():
+        torch.testing.assert_close(weight, pack[name] + task[name] - base[name])
+    assert any(not torch.equal(pack[name], base[name]) for name in base)
 
 
 def test_other_rows_are_another_cell(lab, data):
