@@ -218,6 +218,8 @@ def score(model: Any, tokenizer: Any, cell: Cell, dtype: torch.dtype | None) -> 
     for split, by_language in found.items():
         for lang in world.languages:
             items = world.items(split, lang)
+            if hasattr(model, "intervention"):
+                model.intervention.language = lang
             place = (cell.base, cell.world, split, lang)
             if place not in _ENCODED:
                 _ENCODED[place] = encode(tokenizer, items, chat)

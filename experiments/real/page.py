@@ -23,6 +23,7 @@ COMPARED = {
     "distil": "distillation from the English prompt",
     "pseudo": "labels by the English model",
     "swap": "layer swapping (2410.01335)",
+    "incline": "INCLINE (2410.12462)",
 }
 CONTROLS = {
     "plain": "plain SFT",

@@ -9,6 +9,7 @@ from experiments.real import recipes
 from experiments.real.named import Named, countries, emoji_things
 from experiments.real.recipes import Recipe
 from experiments.real.rivals.distil import distil, pseudo
+from experiments.real.rivals.incline import incline
 from experiments.real.rivals.mid_align import mid_align
 from experiments.real.rivals.swap import swap
 from experiments.real.worlds import Bmlama, Sib200, World
@@ -53,6 +54,7 @@ RECIPES: dict[str, Recipe] = {
     "pseudo": pseudo,
     "distil": distil,
     "swap": swap,
+    "incline": incline,
 }
 
 

@@ -102,6 +102,8 @@ def likelihoods(
         ids[row, :size], positions[row, :size] = torch.tensor(one["ids"]), torch.tensor(one["positions"])
         seen[row, :size, :size] = one["seen"]
     device = model.device
+    if hasattr(model, "intervention"):  # a method that changes activations at inference
+        model.intervention.ends = [len(prompt) - 1 for prompt, _ in batch]
     with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
         mask = seen[:, None].to(device)
         hidden = model.model(
