@@ -8,33 +8,38 @@ from typing import Any
 
 
 def names_of(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """Return (name, its English) pairs: what two parallel questions do not share with others of their pattern.
+    """Return the distinct (name, its English) pairs of parallel questions."""
+    return list(dict.fromkeys(names_by_question(rows).values()))
+
+
+def names_by_question(rows: Sequence[dict[str, Any]]) -> dict[int, tuple[str, str]]:
+    """Return place of a question -> (name, its English): what it does not share with others of its pattern.
 
     A question's pattern is the longest prefix and suffix that it shares with its neighbours of the same English frame;
     what is left between them is the subject's name. Questions whose names cannot be told apart are left out.
     """
-    frames: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    frames: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
     patterns = _frames(tuple(row["prompt_en"] for row in rows))
-    for row in rows:
+    for place, row in enumerate(rows):
         said, english = row["prompt"], row["prompt_en"]
         for start, end in patterns:
             if english.startswith(start) and english.endswith(end) and len(english) > len(start) + len(end):
-                frames.setdefault((start, end), []).append((said, english))
+                frames.setdefault((start, end), []).append((place, said, english))
                 break
-    found: dict[tuple[str, str], None] = {}
+    found: dict[int, tuple[str, str]] = {}
     for (start, end), pairs in frames.items():
         if len(pairs) < 3:
             continue
         own_start, own_end = (
-            _common_start([said for said, _ in pairs]),
-            _common_end([said for said, _ in pairs]),
+            _common_start([said for _, said, _ in pairs]),
+            _common_end([said for _, said, _ in pairs]),
         )
-        for said, english in pairs:
+        for place, said, english in pairs:
             name = said[len(own_start) : len(said) - len(own_end) if own_end else None].strip()
             known = english[len(start) : len(english) - len(end) if end else None].strip()
             if name and known and "<mask>" not in name + known:
-                found[(name, known)] = None
-    return list(found)
+                found[place] = name, known
+    return found
 
 
 @cache

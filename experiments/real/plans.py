@@ -33,9 +33,9 @@ def line(base: str, world: str, group: str, recipe: str, seed: int, text: dict[s
 def quality() -> Iterator[Line]:
     """Wrong pairs and chosen text, with packs at the rates that the search on a GPU chose for 100 English labels."""
     of = ("gemma-3-270m", "sib200-low")
-    own = {"labels": 100, "sentences": 300}
+    own: dict[str, Any] = {"labels": 100, "sentences": 300}
     corpus = {**own, "source": "corpus"}
-    rates = {"rate": 5e-5, "pack_rate": 1e-4, "pack_passes": 1, "pack_batch": 32}
+    rates: dict[str, Any] = {"rate": 5e-5, "pack_rate": 1e-4, "pack_passes": 1, "pack_batch": 32}
     for shares in ((0.5,), (0.3, 0.1)):
         for seed in (0, 1, 2):
             if 0.5 in shares:
@@ -51,8 +51,8 @@ def quality() -> Iterator[Line]:
 def packs() -> Iterator[Line]:
     """How much text a pack needs, packs of one language, and a pack added to a task trained apart."""
     of = ("gemma-3-270m", "sib200-low")
-    own = {"labels": 100, "sentences": 300}
-    rates = {"rate": 5e-5, "pack_rate": 1e-4, "pack_passes": 1, "pack_batch": 32}
+    own: dict[str, Any] = {"labels": 100, "sentences": 300}
+    rates: dict[str, Any] = {"rate": 5e-5, "pack_rate": 1e-4, "pack_passes": 1, "pack_batch": 32}
     for seed in (0, 1):
         yield line(*of, "plain", "plain", seed, own, rate=5e-5)
         yield line(*of, "pack", "pack", seed, own, **rates)

@@ -1,4 +1,4 @@
-"""Experiments on pre-trained models: `python -m experiments.real demo|run|plan|table|fetch`."""
+"""Experiments on pre-trained models: `python -m experiments.real demo|run|plan|table|oracle|fetch`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 2 for bad input."""
     given = _arguments().parse_args(argv)
     try:
-        commands = {"demo": _demo, "run": _run, "plan": _plan, "table": _table, "fetch": _fetch}
+        commands = {"demo": _demo, "run": _run, "plan": _plan, "table": _table, "oracle": _oracle, "fetch": _fetch}
         status = commands[given.command](given)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -50,6 +50,14 @@ def _arguments() -> argparse.ArgumentParser:
 
     table = commands.add_parser("table", help="tables of records")
     table.add_argument("results", type=Path, nargs="+", help="JSON lines of records")
+
+    where = commands.add_parser("oracle", help="where facts get lost between languages (BMLAMA-17)")
+    where.add_argument("base", choices=list(BASES))
+    where.add_argument("--accept", nargs="*", default=[], help="bases whose terms you have read and accept")
+    where.add_argument("--items", type=int, default=1000, help="at most so many test questions")
+    where.add_argument("--labels", type=int, default=300, help="facts that are trained, in each language")
+    where.add_argument("--rate", type=float, default=1e-4)
+    where.add_argument("--epochs", type=float, default=3)
 
     fetch = commands.add_parser("fetch", help="a base, written out")
     fetch.add_argument("base", choices=list(BASES))
@@ -112,6 +120,12 @@ def _table(given: argparse.Namespace) -> None:
     from experiments.real.table import records_of
 
     print(page(records_of(given.results)))
+
+
+def _oracle(given: argparse.Namespace) -> None:
+    from experiments.real.oracle import oracle
+
+    print(oracle(given.base, given.accept, given.items, given.labels, given.rate, given.epochs))
 
 
 def _fetch(given: argparse.Namespace) -> None:

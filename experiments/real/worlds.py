@@ -157,7 +157,8 @@ class Bmlama:
     name: str = "bmlama"
     first_token: bool = True
 
-    def _rows(self, split: str, lang: str) -> list[dict[str, Any]]:
+    def rows_of(self, split: str, lang: str) -> list[dict[str, Any]]:
+        """The records of a split, in the same order in all languages."""
         return sorted((row for row in _read(f"benchmarks/bmlama17/{lang}") if row["split"] == split), key=_id)
 
     def _english(self) -> dict[int, dict[str, Any]]:
@@ -170,7 +171,7 @@ class Bmlama:
         return [
             {"prompt": _blank(row["prompt"]), "response": self._response(row), "lang": lang}
             for lang in text.answered
-            for row in _chosen(self._rows("train", lang), text.labels, text.order)
+            for row in _chosen(self.rows_of("train", lang), text.labels, text.order)
         ]
 
     def pairs(self, text: Text) -> list[dict[str, str]]:
@@ -179,7 +180,7 @@ class Bmlama:
         splits = ("train",) if text.source == "own" else SPLITS
         found = []
         for lang in _with_text(text, self.languages):
-            rows = [row for split in splits for row in self._rows(split, lang)]
+            rows = [row for split in splits for row in self.rows_of(split, lang)]
             if text.source == "own":
                 pairs = [(_blank(row["prompt"]).strip(), _blank(row["prompt_en"]).strip()) for row in rows]
             else:
@@ -191,7 +192,7 @@ class Bmlama:
     def items(self, split: str, lang: str) -> list[Item]:
         english = self._english() if self.answers == ENGLISH else {}
         found = []
-        for row in self._rows(split, lang):
+        for row in self.rows_of(split, lang):
             given = english.get(row["id"], row)
             candidates = tuple(given["candidates"])
             right = candidates.index(given["response"])
