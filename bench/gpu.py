@@ -5,7 +5,7 @@
     python bench/gpu.py --draw bench/results/gpu.json      # the picture alone, from a JSON made elsewhere
 
 Needs torch, transformers, peft, accelerate and this checkout (`pip install --no-deps -e .`, or src/ with its
-egg-info on PYTHONPATH); TRL's head is measured where TRL is installed, the picture is drawn where babel is. Weights
+egg-info on PYTHONPATH); TRL's head is measured where TRL is installed, the picture is drawn where matplotlib is. Weights
 are random and made on the device; nothing is downloaded. No section starts after `--minutes`, and each is cut to the
 rounds that fit.
 
@@ -260,15 +260,13 @@ def answering(name: str, device: str, seed: int, rounds: int, until: float) -> l
 
 def draw(path: Path) -> None:
     """gpu.svg beside the JSON at `path`."""
-    import picture  # needs babel, as the report does
+    import picture  # needs matplotlib
 
     result = json.loads(path.read_text(encoding="utf-8"))
     found = [Ratio(**case) for shape in result["shapes"].values() for case in shape["cases"]]
     found = [one for one in found if one.rival == "plain"]
     if not found:
         return  # every shape was left out
-    for one in found:  # a label has room for 22 letters
-        one.name = one.name.replace("8 languages", "8 lang.").replace("references as it trains", "current")
     where = result["machine"]["accelerator"] or result["machine"]["cpu"]
     picture.ratios(path.with_suffix(".svg"), f"A step against plain SFT on {where}", found)
 

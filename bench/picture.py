@@ -1,42 +1,57 @@
-"""A benchmark's picture as an SVG file, drawn with the report's charts; matplotlib is not needed."""
+"""Draw a benchmark's result as an SVG file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from cctuning.report.style import STYLE
-from cctuning.report.svg import Chart, Estimate, Series, forest, lines, text
+import matplotlib
+from matplotlib.figure import Figure
+
 from measuring import Ratio
 
+COLOURS = {"better": "#1a7440", "worse": "#b3261e", "same": "#50575f"}
+MARKERS = {"better": "^", "worse": "v", "same": "o"}
 
-def save(path: Path, chart: Chart) -> None:
-    """Write `chart` as a file that stands alone: with its style, and its legend inside."""
-    body, height = chart.body, chart.height
-    for place, (name, swatch) in enumerate(chart.legend):
-        y = height + 16 * place
-        body += swatch.replace("<svg ", f'<svg x="44" y="{y:g}" width="24" height="14" ', 1) + text(74, y + 11, name)
-    drawn = replace(chart, body=body, height=height + 16 * len(chart.legend)).render()
-    drawn = drawn.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="720" ', 1)
-    drawn = drawn.replace("<title>", f"<style>{STYLE}</style><title>", 1)
+
+def _axes(title: str, width: float, height: float) -> Any:
+    axes = Figure((width, height), layout="constrained").add_subplot()
+    axes.set_title(title, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _save(axes: Any, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(drawn + "\n", encoding="utf-8")
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
+        axes.figure.savefig(path, metadata={"Date": None})
     print(f"wrote {path}", flush=True)
 
 
 def ratios(path: Path, title: str, found: Sequence[Ratio]) -> None:
     """What each case costs beyond its rival, in percent, with quartiles."""
-    rows = []
-    for one in found:
+    axes = _axes(title, 7, 1.2 + 0.3 * len(found))
+    for place, one in enumerate(found):
         kind = "same" if one.target is None else "better" if one.ratio <= one.target else "worse"
         value, low, high = (100 * (part - 1) for part in (one.ratio, one.low, one.high))
-        rows.append(Estimate(one.name, value, low, high, kind))
-    description = "Median and quartiles over alternating rounds; triangles up meet their target, down miss it."
-    save(path, forest(title, description, rows, "% of the rival's time, beyond it"))
+        axes.plot([low, high], [place, place], color=COLOURS[kind])
+        axes.plot(value, place, MARKERS[kind], color=COLOURS[kind])
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(found)), [one.name for one in found])
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.4)
+    axes.set_xlabel("% of the rival's time, beyond it: median and quartiles; triangles up meet their target")
+    _save(axes, path)
 
 
 def growth(path: Path, title: str, xs: Sequence[float], ys: dict[str, Sequence[float]], x: str, y: str) -> None:
     """One line a name of `ys` over `xs`."""
-    series = [Series(name, xs, values, style) for style, (name, values) in enumerate(ys.items())]
-    save(path, lines(title, f"{y} over {x}.", series, x, y))
+    axes = _axes(title, 7, 4)
+    for marker, (name, values) in zip("os^DvPXp" * len(ys), ys.items(), strict=False):
+        axes.plot(xs, values, marker=marker, label=name)
+    axes.set(xlabel=x, ylabel=y)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", alpha=0.4)
+    axes.legend(frameon=False)
+    _save(axes, path)

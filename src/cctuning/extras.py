@@ -12,7 +12,7 @@ from cctuning.errors import UserError
 EXTRAS = {
     "langid": ("lingua",),
     "evaluate": ("lm_eval", "scipy", "lingua"),
-    "report": ("scipy",),
+    "report": ("matplotlib", "scipy"),
     "pair": ("sklearn", "scipy", "lingua", "openai", "sentencepiece"),
     "encoder": ("sentence_transformers",),
     "serve": ("fastapi", "uvicorn", "lingua"),

@@ -18,8 +18,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--cache_dir", default=str(home), help=f"directory of the base (default {home})")
     parser.add_argument("--seed", type=int, default=0, help="of world and training")
     args = parser.parse_args(argv)
-    for module in ("lm_eval", "lingua"):  # scoring needs them; without them the demo would fail halfway
-        require(module, "cctuning demo", "evaluate")
+    for module, extra in (("lm_eval", "evaluate"), ("lingua", "evaluate"), ("matplotlib", "report")):
+        require(module, "cctuning demo", extra)  # now, since scores and the report come last
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is downloaded
     warnings.filterwarnings("ignore", category=FutureWarning)  # between TRL and transformers
     from cctuning.demo.steps import run_demo

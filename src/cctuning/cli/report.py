@@ -41,6 +41,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the models' own code")
     args = parser.parse_args(argv)
+    require("matplotlib", "cctuning report")
     if args.evaluation:
         require("scipy", "cctuning report --evaluation", "report")
     from cctuning.data import Source

@@ -79,13 +79,9 @@ def build(
 def _connection_sections(
     runs: Sequence[Run], found: Findings | None, language: str, notes: list[str]
 ) -> list[Section]:
-    if found is None and not notes and not any(run.connection.connection in ("gated", "adaptive") for run in runs):
+    if found is not None:
+        return [section(runs, found, language) for section in (gate_section, transform_section, similarity_section)]
+    if not notes and not any(run.connection.connection in ("gated", "adaptive") for run in runs):
         return []  # an alignment leaves nothing in the model
-    if found is None:
-        why = f"{notes[0][0].upper()}{notes[0][1:]}" if notes else "The models were not analysed (--no_analysis)."
-        return [Section("gate", f"Where {language} activations are used").add(paragraph(why, "note"))]
-    return [
-        gate_section(runs, found, language),
-        transform_section(runs, found, language),
-        similarity_section(runs, found, language),
-    ]
+    why = f"{notes[0][0].upper()}{notes[0][1:]}" if notes else "The models were not analysed (--no_analysis)."
+    return [Section("gate", f"Where {language} activations are used").add(paragraph(why, "note"))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -34,64 +35,54 @@ def examples_section(found: Findings | None, evaluated: Evaluated | None, refere
     return section
 
 
-def prompt_text(prompt: Any) -> str:
-    """A prompt as text; messages as `role: content` lines."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in prompt or [])
-
-
-def _term(name: str, text: str, language: str) -> tuple[str, str, str | None]:
-    known = language_name(language) != language  # an unknown code would mislead a screen reader
-    return name, text, language if known else None
+def _example(title: str, texts: Sequence[tuple[str, Any, str]], header: list[str], answers: list[list[str]]) -> Markup:
+    """One example. `texts`: name, text or messages (None: left out), and language code of each."""
+    terms = []
+    for name, text, code in texts:
+        if isinstance(text, list):
+            text = "\n".join(f"{turn.get('role')}: {turn.get('content')}" for turn in text)
+        if text is not None:
+            known = language_name(code) != code  # an unknown code would mislead a screen reader
+            terms.append((name, str(text), code if known else None))
+    return example(title, terms, table(f"Answers to example {title}", header, answers, range(len(header))))
 
 
 def _live(number: int, one: Example, reference: str) -> Markup:
-    expected = one.expected.strip() if one.expected is not None else None
-    terms = [
-        _term("prompt", prompt_text(one.prompt), one.language),
-        _term("reference prompt", prompt_text(one.reference), reference),
-        *([] if expected is None else [_term("expected", expected, one.language)]),
-    ]
-    header = ["model", "answer", *([] if expected is None else ["as expected"])]
-    rows = [
-        [model, text, *([] if expected is None else ["yes" if text.strip() == expected else "no"])]
-        for model, text in one.answers.items()
-    ]
-    answers = table(f"Answers to example {number}", header, rows, (0, 1, 2))
-    return example(f"{number}. {language_name(one.language)}", terms, answers)
+    expected = None if one.expected is None else one.expected.strip()
+    texts = [("prompt", one.prompt, one.language), ("reference prompt", one.reference, reference)]
+    rows = [[model, text] for model, text in one.answers.items()]
+    return _example(
+        f"{number}. {language_name(one.language)}",
+        [*texts, ("expected", expected, one.language)],
+        ["model", "answer"],
+        rows,
+    )
 
 
 def _samples(evaluated: Evaluated) -> list[Markup]:
     made = []
     for number, task in enumerate(evaluated.comparison.settings["tasks"][:FROM_SAMPLES], 1):
-        samples = []
+        language, rows, first = evaluated.runs[0].tasks[task].language, [], None
         for run in evaluated.runs:
             with (run.path / "samples" / f"{task}.jsonl").open(encoding="utf-8") as lines:
-                samples.append((run.system, json.loads(next(lines))))
-        language, first = evaluated.runs[0].tasks[task].language, samples[0][1]
-        terms = [
-            _term("prompt", prompt_text(first.get("prompt")), language),
-            _term("expected", str(first.get("target")), language),
-        ]
-        rows = [[name, answer_text(one.get("response")), _scores(one.get("metrics"))] for name, one in samples]
-        answers = table(f"Answers to {task}", ["model", "answer", "score"], rows, (0, 1, 2))
-        made.append(example(f"{number}. {language_name(language)}, {task}", terms, answers))
+                sample = json.loads(next(lines))
+            first = first or sample
+            scores = ", ".join(f"{name} {value:g}" for name, value in sample["metrics"].items())
+            rows.append([run.system, answer_text(sample["response"]), scores])
+        assert first is not None
+        texts = [("prompt", first["prompt"], language), ("expected", first["target"], language)]
+        made.append(
+            _example(f"{number}. {language_name(language)}, {task}", texts, ["model", "answer", "score"], rows)
+        )
     return made
 
 
 def answer_text(response: Any) -> str:
     """The text that a model generated, or its most likely choice."""
     if isinstance(response, dict):
-        return str(response.get("said", ""))
-    if isinstance(response, list) and response:
-        best = max(range(len(response)), key=lambda place: response[place].get("loglikelihood", float("-inf")))
-        choices = [str(one.get("choice", "")).strip() for one in response]
-        if choices.count(choices[best]) > 1:  # the contexts differ, and the samples keep only the first one's
-            return f"{choices[best]} (choice {best + 1} of {len(choices)})"
-        return choices[best]
-    return str(response)
-
-
-def _scores(metrics: Any) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in metrics.items()) if isinstance(metrics, dict) else ""
+        return str(response["said"])
+    best = max(range(len(response)), key=lambda place: response[place]["loglikelihood"])
+    choices = [one["choice"].strip() for one in response]
+    if choices.count(choices[best]) > 1:  # the contexts differ, and the samples keep only the first one's
+        return f"{choices[best]} (choice {best + 1} of {len(choices)})"
+    return str(choices[best])

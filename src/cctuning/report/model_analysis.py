@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -27,7 +29,7 @@ from cctuning.analysis import (
     transform_errors,
     transform_shape,
 )
-from cctuning.analysis.observe import spread
+from cctuning.analysis.observe import languages_of, spread
 from cctuning.analysis.similarity import gather
 from cctuning.connection import ConnectionConfig
 from cctuning.data import Encoder, Source, encode_dataset, load_rows
@@ -63,23 +65,26 @@ class Rows:
 
 @dataclass(frozen=True)
 class Plane:
-    """Prompts and reference prompts at one layer, on the principal plane of both.
+    """Prompts and their reference prompts, pair by pair and language by language, at one layer on a principal plane.
 
     Attributes:
-        points: prompts by language. links: the reference prompt of each. references: all reference prompts, without
-            duplicates.
+        explained: share of the variance of each axis.
     """
 
     layer: int
     explained: tuple[float, float]
     points: dict[str, list[tuple[float, float]]]
-    links: dict[str, list[tuple[float, float]]]
-    references: list[tuple[float, float]]
+    references: dict[str, list[tuple[float, float]]]
 
 
 @dataclass
 class ModelAnalysis:
-    """Measurements of one model; None for parts that it lacks."""
+    """Measurements of one model; None for parts that it lacks.
+
+    Attributes:
+        lengths: median tokens of prompt, reference prompt and response, by language.
+        left_out: origin and reason of rows that do not fit.
+    """
 
     similarity: Similarity
     plane: Plane
@@ -87,10 +92,8 @@ class ModelAnalysis:
     choice: LayerChoice | None = None
     errors: TransformErrors | None = None
     shape: TransformShape | None = None
-    lengths: dict[str, tuple[float, float, float]] = field(
-        default_factory=dict
-    )  # median tokens of prompt, reference prompt, response
-    left_out: list[tuple[str, str]] = field(default_factory=list)  # origin and reason of rows that do not fit
+    lengths: dict[str, list[float]] = field(default_factory=dict)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -156,14 +159,16 @@ def analyse(runs: Sequence[Run], rows: Rows, options: Options) -> Findings:
     rows, encoded, left_out = _fitting(runs, rows, options)
     found = Findings(rows)
     examples = _examples(rows, options.examples)
-    answers: list[dict[str, str]] = [{} for _ in examples]
+    answers: dict[str, list[str]] = {}
     bases: dict[str, Run] = {}
     for run in runs:
         bases.setdefault(run.base, run)
     work = [(run.base, run) for run in bases.values()] + [(str(run.path), run) for run in runs]
     for path, run in tqdm(work, desc="Analysing models", unit="model"):
         is_base = path == run.base
-        loaded = _load(path, options)
+        loaded = load(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
+        if torch.accelerator.is_available():
+            cast(Any, loaded.connected or loaded.model).to(torch.accelerator.current_accelerator())
         if is_base:  # with the run's tokens and chat template
             loaded.tokenizer = load_tokenizer(
                 str(run.path / MODEL_FOLDER), trust_remote_code=options.trust_remote_code
@@ -178,22 +183,20 @@ def analyse(runs: Sequence[Run], rows: Rows, options: Options) -> Findings:
             found.runs[run.name] = model
         if examples:
             base = "base" if len(bases) == 1 else f"base {Path(run.base).name}"
-            _answer(base if is_base else run.name, run, loaded, examples, answers, options)
+            answers |= _answer(base if is_base else run.name, run, loaded, examples, options)
         del loaded, connected
         gc.collect()
     found.examples = [
-        Example(row["lang"], row["prompt"], row["reference"], row["response"], given)
-        for row, given in zip(examples, answers, strict=True)
+        Example(
+            row["lang"],
+            row["prompt"],
+            row["reference"],
+            row["response"],
+            {name: texts[place] for name, texts in answers.items()},
+        )
+        for place, row in enumerate(examples)
     ]
     return found
-
-
-def _load(path: str, options: Options) -> Loaded:
-    loaded = load(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
-    if torch.accelerator.is_available():
-        module: Any = loaded.connected or loaded.model
-        module.to(torch.accelerator.current_accelerator())
-    return loaded
 
 
 def _fitting(
@@ -224,90 +227,68 @@ def _fitting(
     return replace(rows, table=kept(rows.table)), {name: kept(own) for name, own in encoded.items()}, left_out
 
 
-def _lengths(encoded: Any) -> dict[str, tuple[float, float, float]]:
+def _lengths(encoded: Any) -> dict[str, list[float]]:
     """Median tokens of prompt, reference prompt and response, by language."""
     lengths: dict[str, list[tuple[int, int, int]]] = {}
     for row in encoded:
         response = sum(label != -100 for label in row["labels"])
-        lengths.setdefault(row["lang"], []).append(
-            (len(row["input_ids"]) - response, len(row["reference_input_ids"]), response)
-        )
-    medians = {code: torch.tensor(own, dtype=torch.float64).quantile(0.5, dim=0) for code, own in lengths.items()}
-    return {code: (float(a), float(b), float(c)) for code, (a, b, c) in medians.items()}
+        prompt, reference = len(row["input_ids"]) - response, len(row["reference_input_ids"])
+        lengths.setdefault(row["lang"], []).append((prompt, reference, response))
+    return {code: np.median(own, axis=0).tolist() for code, own in lengths.items()}
 
 
 def _measure(connected: ConnectedModel, batches: list[LanguageBatch]) -> ModelAnalysis:
     found = ModelAnalysis(language_similarity(connected, batches), _plane(connected, batches))
-    if connected.config.connection == "none":
-        return found
-    found.choice = layer_choice(connected, batches)
-    if connected.decisions:
-        found.gate = gate_statistics(connected, batches)
-    found.errors, found.shape = transform_errors(connected, batches), transform_shape(connected)
+    if connected.config.connection != "none":
+        found.choice = layer_choice(connected, batches)
+        found.gate = gate_statistics(connected, batches) if connected.decisions else None
+        found.errors, found.shape = transform_errors(connected, batches), transform_shape(connected)
     return found
 
 
 def _plane(connected: ConnectedModel, batches: list[LanguageBatch]) -> Plane:
     """The first prompts of each language, at the middle layer."""
     activations: dict[str, tuple[Tensor, Tensor]] = {}
-    for language in dict.fromkeys(batch.language for batch in batches):
-        first: list[LanguageBatch] = []
-        for batch in batches:
-            if batch.language == language and sum(len(one.inputs["row"]) for one in first) < IN_PLANE:
-                first.append(batch)
-        own, theirs = gather(connected, first)
+    layer = 0
+    for language in languages_of(batches):
+        mine = [batch for batch in batches if batch.language == language]
+        own, theirs = gather(connected, mine[: -(-IN_PLANE // len(mine[0].inputs["row"]))])
         layer = own.shape[1] // 2
         activations[language] = own[:IN_PLANE, layer], theirs[:IN_PLANE, layer]
-    everything = torch.cat([torch.cat(pair) for pair in activations.values()])
-    flat = principal_plane(everything)
-    pairs = [(float(x), float(y)) for x, y in flat.points]
-    points, links = {}, {}
+    flat = principal_plane(torch.cat([side for pair in activations.values() for side in pair]))
+    places = iter([(round(x, 4), round(y, 4)) for x, y in flat.points.tolist()])
+    points, references = {}, {}
     for language, (own, _) in activations.items():
-        points[language], pairs = pairs[: len(own)], pairs[len(own) :]
-        links[language], pairs = pairs[: len(own)], pairs[len(own) :]
-    once = list(dict.fromkeys((round(x, 4), round(y, 4)) for own in links.values() for x, y in own))
-    return Plane(layer, (float(flat.explained[0]), float(flat.explained[1])), points, links, once)
+        points[language] = list(islice(places, len(own)))
+        references[language] = list(islice(places, len(own)))
+    return Plane(layer, (float(flat.explained[0]), float(flat.explained[1])), points, references)
 
 
 def _examples(rows: Rows, wanted: int) -> list[dict[str, Any]]:
     """`wanted` rows, one language after the other, chosen by their position alone."""
     by_language: dict[str, list[dict[str, Any]]] = {}
-    for row in rows.table:
+    for row in rows.table if wanted else ():
         by_language.setdefault(row["lang"], []).append(row)
-    chosen: list[dict[str, Any]] = []
-    for turn in range(wanted):
-        for own in by_language.values():
-            if turn < len(own) and len(chosen) < wanted:
-                chosen.append(own[turn])
-    return chosen
+    turns = zip_longest(*by_language.values())
+    return [row for turn in turns for row in turn if row is not None][:wanted]
 
 
 def _answer(
-    name: str,
-    run: Run,
-    loaded: Loaded,
-    examples: list[dict[str, Any]],
-    answers: list[dict[str, str]],
-    options: Options,
-) -> None:
-    prompts = [row["prompt"] for row in examples]
-    references = [row["reference"] for row in examples]
-    languages = [row["lang"] for row in examples]
+    name: str, run: Run, loaded: Loaded, examples: list[dict[str, Any]], options: Options
+) -> dict[str, list[str]]:
+    """Answers to the examples by name of the model: as it runs, without its connection, and with the references."""
+    prompts, references, languages = ([row[key] for row in examples] for key in ("prompt", "reference", "lang"))
+    chat = bool(run.record.get("chat"))
 
-    def ask(label: str, bypass: bool = False, live: bool = False) -> None:
+    def ask(bypass: bool, given: list[Any] | None) -> list[str]:
         answerer = Answerer(
-            loaded,
-            chat=bool(run.record.get("chat")),
-            bypass=bypass,
-            batch_size=options.batch_size,
-            max_new_tokens=ANSWER_TOKENS,
+            loaded, chat=chat, bypass=bypass, batch_size=options.batch_size, max_new_tokens=ANSWER_TOKENS
         )
-        texts = answerer(prompts, references if live else None, languages=languages)
-        for given, text in zip(answers, texts, strict=True):
-            given[label] = text
+        return answerer(prompts, given, languages=languages)
 
-    ask(name)
+    answers = {name: ask(False, None)}
     if loaded.connected is not None:
         if not run.connection.inert:
-            ask(f"{name}, without its connection", bypass=True)
-        ask(f"{name}, with the reference prompt", live=True)
+            answers[f"{name}, without its connection"] = ask(True, None)
+        answers[f"{name}, with the reference prompt"] = ask(False, references)
+    return answers

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from cctuning.evaluation.compare import BETTER, SAME, WORSE, Comparison, Row, compare, interval_text
+from cctuning.evaluation.compare import BETTER, SAME, WORSE, Comparison, Row, compare, difference_text
 from cctuning.evaluation.comparison_table import table_cells
 from cctuning.evaluation.saved_results import ScoredRun, parse_runs, read_run
 from cctuning.languages import language_name
+from cctuning.report.charts import forest
 from cctuning.report.formatting import language_names, number, points
-from cctuning.report.page import Section, bullets, figure, heading, paragraph, side_by_side, table
+from cctuning.report.page import Section, bullets, heading, paragraph, side_by_side, table
 from cctuning.report.runs import Run
-from cctuning.report.svg import Estimate, forest
 from cctuning.report.training_section import cost
 
 KINDS = {BETTER: "better", WORSE: "worse", SAME: "same"}
@@ -80,19 +80,20 @@ def _differences(evaluated: Evaluated) -> list[Markup]:
         measured = [row for row in comparison.rows if row.system == system and row.difference is not None]
         for benchmark in dict.fromkeys(row.benchmark for row in measured if row.benchmark):
             rows = [row for row in measured if row.benchmark == benchmark]
-            names = _names(rows)
-            text = _extremes(rows, names)
-            title = f"{system} against {comparison.baseline}, {benchmark}: difference in points"
-            chart = forest(
-                title,
-                text,
-                [_estimate(row, names[row.language]) for row in rows],
-                "points, with 95 % interval over items",
+            names: dict[str | None, str] = {None: f"mean of {rows[-1].languages}"}
+            names.update(language_names(row.language for row in rows if row.language))
+            ordered = sorted(
+                (row for row in rows if row.language), key=lambda row: row.difference or 0.0, reverse=True
             )
+            told = [f"{names[row.language]} {points(row.difference)} ({row.verdict})" for row in ordered]
+            text = f"From {told[0]} to {told[-1]}." if len(told) > 1 else f"{told[0]}."
+            title = f"{system} against {comparison.baseline}, {benchmark}: difference in points"
+            estimates = [(names[row.language], *_in_points(row), KINDS[row.verdict]) for row in rows]
             header, body = table_cells(comparison, rows)
             body = [[names[row.language], *cells[2:]] for row, cells in zip(rows, body, strict=True)]
             cells = table(title, header[1:], body, (0, len(header) - 2))
-            figures.append(figure(f"{system}, {benchmark}", text, chart, cells))
+            x = "points, with 95 % interval over items"
+            figures.append(forest(f"{system}, {benchmark}", text, title, estimates, x, cells))
     ours = [line for line in comparison.summary if not line.startswith(f"{evaluated.base} against ")]
     key = (
         "Triangle up: better; triangle down: worse (p below "
@@ -114,24 +115,9 @@ def _reference(comparison: Comparison) -> tuple[str, str]:
     return code, language_name(code)
 
 
-def _names(rows: Sequence[Row]) -> dict[str | None, str]:
-    """Names by language code; of a mean (None), the number of languages."""
-    mean = next((row.languages for row in rows if row.kind == "mean"), 0)
-    names: dict[str | None, str] = {None: f"mean of {mean}"}
-    names.update(language_names(row.language for row in rows if row.language))
-    return names
-
-
-def _extremes(rows: Sequence[Row], names: dict[str | None, str]) -> str:
-    """The largest gain and the largest loss over languages."""
-    ordered = sorted((row for row in rows if row.kind == "language"), key=lambda row: row.difference or 0.0)
-    told = [f"{names[row.language]} {points(row.difference)} ({row.verdict})" for row in ordered]
-    return f"From {told[-1]} to {told[0]}." if len(told) > 1 else f"{told[0]}."
-
-
-def _estimate(row: Row, label: str) -> Estimate:
+def _in_points(row: Row) -> tuple[float, float, float]:
     value, low, high = (100 * float(one or 0.0) for one in (row.difference, row.low, row.high))
-    return Estimate(label, value, low, high, KINDS[row.verdict], summary=row.kind != "language")
+    return value, low, high
 
 
 def _before_and_after(evaluated: Evaluated) -> list[Markup]:
@@ -145,16 +131,7 @@ def _before_and_after(evaluated: Evaluated) -> list[Markup]:
         return [title, paragraph(f"{name} was not scored.")]
     told = [
         f"{row.system} {points(row.value, False)} % after {points(row.baseline, False)} % on {row.benchmark} "
-        f"({points(row.difference)} {interval_text(row.low, row.high)}: {row.verdict})"
+        f"({difference_text(row)}: {row.verdict})"
         for row in rows
     ]
-    body = [
-        [
-            *(row.system, str(row.benchmark), points(row.baseline, False), points(row.value, False)),
-            *(points(row.difference), interval_text(row.low, row.high), row.verdict),
-        ]
-        for row in rows
-    ]
-    header = ["model", "benchmark", "before, %", "after, %", "change", "95 %", "verdict"]
-    caption = f"{name} against {evaluated.before.baseline}, the base"
-    return [title, paragraph(f"{name}: {'; '.join(told)}."), table(caption, header, body, (0, 1, 6))]
+    return [title, paragraph(f"{name}: {'; '.join(told)}.")]

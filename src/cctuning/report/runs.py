@@ -15,7 +15,7 @@ from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.evaluation.saved_results import parse_runs
 from cctuning.model import serialization
-from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, read_record, resolve
+from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, resolve
 from cctuning.training.directory import METRICS_FILE, check_record, read_options
 
 LORA_WEIGHTS = "adapter_model.safetensors"
@@ -72,23 +72,16 @@ class Run:
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """Steps and values of a logged metric, without the summary at the end of training."""
-        found = [
-            (line["step"], line[key]) for line in self.metrics if _is_number(line.get(key)) and not _summary(line)
-        ]
-        return [float(step) for step, _ in found], [float(value) for _, value in found]
+        found = [line for line in self.metrics if _is_number(line.get(key)) and "train_runtime" not in line]
+        return [float(line["step"]) for line in found], [float(line[key]) for line in found]
 
     def last(self, key: str) -> float | None:
         """The last value of a metric, including the summary."""
-        values = [line[key] for line in self.metrics if _is_number(line.get(key))]
-        return float(values[-1]) if values else None
+        return next((float(line[key]) for line in reversed(self.metrics) if _is_number(line.get(key))), None)
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _summary(line: dict[str, Any]) -> bool:
-    return "train_runtime" in line
 
 
 def read_runs(arguments: Sequence[str]) -> list[Run]:
@@ -98,32 +91,25 @@ def read_runs(arguments: Sequence[str]) -> list[Run]:
         UserError: two runs with one name, or a directory that is not a finished run of this version.
     """
     named = parse_runs(arguments)
-    for place, (name, path) in enumerate(named):
-        for other, earlier in named[:place]:
-            if other == name:
-                raise UserError(
-                    f"{earlier}, {path}: two runs are called {name!r}; use different names, as in {name}-2={path}."
-                )
-    return [read_run(name, path) for name, path in named]
+    seen: dict[str, Path] = {}
+    for name, path in named:
+        if name in seen:
+            raise UserError(
+                f"{seen[name]}, {path}: two runs are called {name!r}; use different names, as in {name}-2={path}."
+            )
+        seen[name] = path
+    return [_read_run(name, path) for name, path in named]
 
 
-def read_run(name: str, path: Path) -> Run:
-    if not path.is_dir():
-        raise UserError(f"{path}: no such directory; expected a run that `cctuning train` wrote.")
+def _read_run(name: str, path: Path) -> Run:
     if not (path / RUN_FILE).is_file():
-        raise UserError(f"{path}: no {RUN_FILE} there; expected a run that `cctuning train` wrote.")
-    record = read_record(path)
-    if record.get("status") == "stopped":
-        raise UserError(
-            f"{path}: the run stopped before its end ({record.get('error', 'no reason recorded')}); continue it with "
-            "cctuning train --config … --resume_from_checkpoint true, then report it."
-        )
-    resolve(str(path))  # raises an error for an unfinished run
+        lacking = f"no {RUN_FILE} there" if path.is_dir() else "no such directory"
+        raise UserError(f"{path}: {lacking}; expected a run that `cctuning train` wrote.")
+    _, record = resolve(str(path))
     check_record(path / RUN_FILE, record, EXPECTED, "report it")
     model = path / MODEL_FOLDER
-    has_connection = (model / serialization.CONFIG_FILE).is_file()
     given = read_options(path)
-    if has_connection:
+    if (model / serialization.CONFIG_FILE).is_file():
         options = serialization.read_config(model)["connection"]
     else:
         names = {option.name for option in fields(ConnectionConfig)}
@@ -133,36 +119,35 @@ def read_run(name: str, path: Path) -> Run:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    file = path / METRICS_FILE
+    file, lines = path / METRICS_FILE, []
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error}): the run directory is damaged; copy it again.") from error
-    lines = []
     for place, line in enumerate(text.splitlines(), 1):
         try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{file}, line {place}: not JSON: truncated or damaged; copy the run again.") from error
-        if not isinstance(entry, dict) or not _is_number(entry.get("step")):
-            raise UserError(f"{file}, line {place}: no step: not a log of cctuning train; copy the run again.")
-        lines.append(entry)
+            lines.append(json.loads(line))
+            float(lines[-1]["step"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{file}, line {place}: no log entry ({error!r}): damaged; copy the run again.") from error
     return lines
 
 
 def _sizes(model: Path) -> Sizes:
-    def of(files: list[Path], within: str = "") -> int:
-        total = 0
+    def numbers(files: list[Path]) -> dict[str, int]:
+        """Number of parameters by name."""
+        found: dict[str, int] = {}
         for file in files:
             try:
                 with safe_open(file, framework="pt") as weights:
-                    names = [name for name in weights.keys() if within in name]  # noqa: SIM118 (not a mapping)
-                    total += sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
+                    found |= {name: math.prod(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
             except (SafetensorError, OSError) as error:
                 raise UserError(f"{file}: damaged safetensors file ({error}); copy the run again.") from error
-        return total
+        return found
 
     ours = sorted(model.glob(f"{serialization.WEIGHTS_STEM}*.safetensors"))
-    lora = [model / LORA_WEIGHTS] if (model / LORA_WEIGHTS).is_file() else []
-    base = [file for file in sorted(model.glob("*.safetensors")) if file not in (*ours, *lora)]
-    return Sizes(of(ours), of(ours, ".transform."), of(lora), of(base))
+    lora = sorted(model.glob(LORA_WEIGHTS))
+    base = [file for file in model.glob("*.safetensors") if file not in (*ours, *lora)]
+    connection = numbers(ours)
+    transform = sum(size for name, size in connection.items() if ".transform." in name)
+    return Sizes(sum(connection.values()), transform, sum(numbers(lora).values()), sum(numbers(base).values()))

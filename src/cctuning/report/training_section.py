@@ -9,12 +9,11 @@ from typing import Any
 from markupsafe import Markup
 
 from cctuning.languages import language_name
-from cctuning.report.connection_sections import series_table
+from cctuning.report.charts import lines
 from cctuning.report.formatting import count, duration, language_names, listed, number, percent
 from cctuning.report.model_analysis import Findings
-from cctuning.report.page import Section, bullets, figure, heading, paragraph, side_by_side, table
+from cctuning.report.page import Section, bullets, heading, paragraph, side_by_side, table
 from cctuning.report.runs import Run
-from cctuning.report.svg import Series, bars, lines
 
 # Title and axis of each chart, and the label of each metric in it; `{error}` is the run's `align_loss`.
 CURVES = (
@@ -34,44 +33,30 @@ ONE_PASS = {"student_loss": "training rows", "eval_loss": "evaluation rows"}  # 
 
 
 def training_section(runs: Sequence[Run]) -> Section:
-    """Curves, throughput and memory."""
+    """Curves, and how well parallel text was aligned."""
     section = Section("training", "Training")
-    short = []
+    short: dict[str, None] = {}
     for title, axis, metrics in CURVES:
         figures = []
         for run in runs:
             labels = metrics if run.connection.connection in ("gated", "adaptive") else metrics | ONE_PASS
-            found = [(labels[key], run.series(key)) for key in metrics]
-            found = [(label, xy) for label, xy in found if xy[0]]
+            found = {labels[key]: xy for key in metrics if (xy := run.series(key))[0]}
             if not found:
                 continue
-            if max(len(xy[0]) for _, xy in found) < 3:
-                short.append(run.name)
-            text = " ".join(_course(label, ys) for label, (_, ys) in found)
-            caption = f"{run.name}: {title[0].lower()}{title[1:]}"
-            series = [Series(label, *xy, style=style) for style, (label, xy) in enumerate(found)]
-            chart = lines(caption, text, series, "step", axis.format(error=run.connection.loss))
-            figures.append(figure(run.name, text, chart, series_table(caption, found)))
+            if max(len(xs) for xs, _ in found.values()) < 3:
+                short[run.name] = None
+            text = " ".join(_course(label, ys) for label, (_, ys) in found.items())
+            caption = f"{run.name}: {title.lower()}"
+            figures.append(lines(run.name, text, caption, found, "step", axis.format(error=run.connection.loss)))
         if figures:
             section.add(heading(title), side_by_side(figures))
             if title == "Alignment":
                 section.add(*(part for run in runs for part in _aligned(run)))
-            if axis == "loss per token":
-                section.add(*(paragraph(_sampled(run), "note") for run in runs if _draws(run)))
+            if title == "Loss":
+                section.add(*(part for run in runs for part in _sampled(run)))
     if short:
-        names = listed(list(dict.fromkeys(short)))
-        section.add(paragraph(f"{names} logged fewer than three times; use smaller logging_steps for curves.", "note"))
-    rows = [
-        ["steps per second", *(number(_overall(run, "train_steps_per_second")) for run in runs)],
-        ["rows per second", *(number(_overall(run, "train_samples_per_second"), 1) for run in runs)],
-        ["tokens per second, with reference prompts", *(number(tokens_a_second(run), 0) for run in runs)],
-    ]
-    memory = {key for run in runs for line in run.metrics for key in line if "_mem_" in key}
-    rows += [[_memory_name(key), *(_mebibytes(run.last(key)) for run in runs)] for key in sorted(memory)]
-    section.add(heading("Throughput and memory"))
-    section.add(table("Throughput and memory over the whole run", ["figure", *(run.name for run in runs)], rows))
-    if not memory:
-        section.add(paragraph("Memory was not recorded; train with skip_memory_metrics: false to record it.", "note"))
+        text = f"{listed([*short])} logged fewer than three times; use smaller logging_steps for curves."
+        section.add(paragraph(text, "note"))
     return section
 
 
@@ -81,13 +66,13 @@ def _aligned(run: Run) -> list[Markup]:
     if not measured:
         return []
     names = language_names(measured)
-    header = ["language", "pairs", "found before", "found after", "error before", "error after"]
+    shown = (("found", percent), ("error", number))
+    header = ["language", "pairs", *(f"{key} {when}" for key, _ in shown for when in ("before", "after"))]
     rows = [
         [
             names[code],
             str(one["pairs"]),
-            *(percent(one[when]["found"]) if when in one else "–" for when in ("before", "after")),
-            *(number(one[when]["error"], 2) if when in one else "–" for when in ("before", "after")),
+            *(text(one[when][key]) if when in one else "–" for key, text in shown for when in ("before", "after")),
         ]
         for code, one in measured.items()
     ]
@@ -98,17 +83,17 @@ def _aligned(run: Run) -> list[Markup]:
     return [table(f"{run.name}: parallel text before and after training", header, rows), paragraph(text, "note")]
 
 
-def _draws(run: Run) -> bool:
-    return run.connection.connection == "gated" and run.connection.paths == "sampled"
-
-
-def _sampled(run: Run) -> str:
+def _sampled(run: Run) -> list[Markup]:
+    """A note if each row takes one of the two passes."""
     config, reference = run.connection, language_name(run.record["reference_language"])
-    return (
+    if config.connection != "gated" or config.paths != "sampled":
+        return []
+    text = (
         f"In {run.name} each row takes one of the two passes, the fused one with a probability that changes from "
         f"{config.fused_probability_start:g} to {config.fused_probability_end:g}, and rows in {reference} never do. "
         "The two curves are of different rows."
     )
+    return [paragraph(text, "note")]
 
 
 def _course(label: str, ys: Sequence[float]) -> str:
@@ -120,67 +105,47 @@ def _course(label: str, ys: Sequence[float]) -> str:
     return f"{name}: {number(ys[0], 3)} at the first log, {number(ys[-1], 3)} at the last{back}."
 
 
-def _memory_name(key: str) -> str:
-    return key.replace("_mem_", " memory ").replace("_", " ")
-
-
-def _mebibytes(value: float | None) -> str:
-    return "–" if value is None else f"{number(value / 2**20, 0)} MiB"
-
-
 def tokens_a_second(run: Run) -> float | None:
-    """Tokens per second of training, with reference prompts."""
-    tokens, seconds = run.last("num_tokens"), _trained(run)
+    """Tokens per second of training, with reference prompts and the time before a resumption."""
+    tokens, seconds = run.last("num_tokens"), run.last("total_runtime") or run.last("train_runtime")
     return tokens / seconds if tokens is not None and seconds else None
-
-
-def _trained(run: Run) -> float | None:
-    """Seconds of training, including those before a resumption."""
-    return run.last("total_runtime") or run.last("train_runtime")
-
-
-def _overall(run: Run, key: str) -> float | None:
-    """A rate over the whole training; transformers divides by the time since the last resumption."""
-    rate, leg, seconds = run.last(key), run.last("train_runtime"), _trained(run)
-    return rate * leg / seconds if rate is not None and leg and seconds else rate
 
 
 def cost(runs: Sequence[Run]) -> list[Markup]:
     """The cost of each run, as a sentence and a table."""
     rows: list[list[str]] = [
-        ["parameters trained: connection", *(_count(run.sizes.connection) for run in runs)],
-        ["parameters trained: LoRA", *(_count(run.sizes.lora) for run in runs)],
-        ["parameters trained: base", *(_count(_base_trained(run)) for run in runs)],
+        ["parameters trained: connection", *(f"{run.sizes.connection:,}" for run in runs)],
+        ["parameters trained: LoRA", *(f"{run.sizes.lora:,}" for run in runs)],
+        ["parameters trained: base", *(f"{_base_trained(run):,}" for run in runs)],
         ["parameters added at inference", *(added(run) for run in runs)],
-        ["steps", *(_count(int(run.record["steps"])) for run in runs)],
-        ["time", *(duration(float(run.record["seconds"])) for run in runs)],
+        ["steps", *(f"{run.record['steps']:,}" for run in runs)],
+        ["time", *(duration(run.record["seconds"]) for run in runs)],
         ["tokens read, with reference prompts", *(number(run.last("num_tokens"), 0) for run in runs)],
         ["tokens per second", *(number(tokens_a_second(run), 0) for run in runs)],
     ]
+    memory = {key for run in runs for line in run.metrics for key in line if "_mem_" in key}
+    for key in sorted(memory):
+        mebibytes = [None if (value := run.last(key)) is None else value / 2**20 for run in runs]
+        rows.append(
+            [key.replace("_mem_", " memory ").replace("_", " ") + ", MiB", *(number(one, 0) for one in mebibytes)]
+        )
     kept = [row for row in rows if any(cell not in ("0", "–") for cell in row[1:])]
-    first = plain(runs)
+    first = next((run for run in runs if not run.connected), runs[0])  # plain fine-tuning, if there is one
     sentences = []
     for run in runs:
-        tokens = run.last("num_tokens")
+        tokens, seconds = run.last("num_tokens"), run.record["seconds"]
         read = f" and read {number(tokens, 0)} tokens" if tokens is not None else ""
-        said = f"{run.name} trained for {duration(float(run.record['seconds']))}{read}"
-        if run is not first and float(first.record["seconds"]) > 0:
-            times = [f"{number(float(run.record['seconds']) / float(first.record['seconds']), 1)} times the time"]
+        said = f"{run.name} trained for {duration(seconds)}{read}"
+        if run is not first and first.record["seconds"] > 0:
+            times = [f"{number(seconds / first.record['seconds'], 1)} times the time"]
             before = first.last("num_tokens")
             if tokens is not None and before:
                 times.append(f"{number(tokens / before, 1)} times the tokens")
             said += f": {' and '.join(times)} of {first.name}"
         sentences.append(f"{said}.")
+    if not memory:
+        sentences.append("Memory was not recorded; train with skip_memory_metrics: false to record it.")
     return [paragraph(" ".join(sentences)), table("Cost of each run", ["figure", *(run.name for run in runs)], kept)]
-
-
-def plain(runs: Sequence[Run]) -> Run:
-    """The run to compare costs with: the first without a connection, else the first."""
-    return next((run for run in runs if not run.connected), runs[0])
-
-
-def _count(value: int) -> str:
-    return f"{value:,}"
 
 
 def _base_trained(run: Run) -> int:
@@ -191,7 +156,7 @@ def added(run: Run) -> str:
     """Parameters of the connection at inference; none if it can be merged."""
     if run.connection.mergeable:
         return "0 (can be merged)" if run.sizes.transform else "0"
-    return _count(run.sizes.transform if run.connection.connection == "gated" else run.sizes.connection)
+    return f"{run.sizes.transform if run.connection.connection == 'gated' else run.sizes.connection:,}"
 
 
 def data_section(runs: Sequence[Run], found: Findings | None) -> Section:
@@ -202,26 +167,26 @@ def data_section(runs: Sequence[Run], found: Findings | None) -> Section:
         record = run.record["data"]
         key = str([(part.get("path"), part.get("fingerprints")) for part in record["sources"]]) + str(record["rows"])
         groups.setdefault(key, []).append(run)
-    figures = []
+    section.add(heading("Rows by language"))
     for own in groups.values():
-        record, name = own[0].record["data"], listed([run.name for run in own])
-        names = language_names(record["languages"])
-        languages = {names[code]: int(rows) for code, rows in record["languages"].items()}
-        files = [str(part.get("path", "")).rsplit("/", 1)[-1] for part in record["sources"]]
-        without = record["rows"] - record["with_response"]
-        text = f"{count(record['rows'], 'row')} from {listed(files)} in {count(len(languages), 'language')}"
-        text += f", {count(without, 'row')} of them without a response." if without else ", all with a response."
-        title = f"{name}: rows per language"
-        rows = [[language, f"{rows:,}", percent(rows / record["rows"])] for language, rows in languages.items()]
-        chart = bars(title, text, list(languages.items()))
-        figures.append(figure(name, text, chart, table(title, ["language", "rows", "share"], rows)))
-    section.add(heading("Rows by language"), side_by_side(figures))
+        section.add(*_rows_by_language(own))
     if found is not None:
         section.add(heading("Lengths"), *_lengths(runs[0], found))
     section.add(heading("Rows left out"))
     for own in groups.values():
         section.add(*_rejects(own))
     return section
+
+
+def _rows_by_language(own: Sequence[Run]) -> list[Markup]:
+    record, name = own[0].record["data"], listed([run.name for run in own])
+    names = language_names(record["languages"])
+    files = [str(part.get("path", "")).rsplit("/", 1)[-1] for part in record["sources"]]
+    without = record["rows"] - record["with_response"]
+    text = f"{name}: {count(record['rows'], 'row')} from {listed(files)} in {count(len(names), 'language')}"
+    text += f", {count(without, 'row')} of them without a response." if without else ", all with a response."
+    rows = [[names[code], f"{rows:,}", percent(rows / record["rows"])] for code, rows in record["languages"].items()]
+    return [paragraph(text), table(f"{name}: rows per language", ["language", "rows", "share"], rows)]
 
 
 def _lengths(run: Run, found: Findings) -> list[Markup]:
@@ -240,16 +205,13 @@ def _lengths(run: Run, found: Findings) -> list[Markup]:
 
 def _rejects(own: Sequence[Run]) -> list[Markup]:
     run, name = own[0], listed([run.name for run in own])
-    skipped = [
-        (str(one.get("field")), str(one.get("reason")), str(one.get("origin")))
-        for one in run.record["data"]["skipped"]
-    ]
+    skipped = run.record["data"]["skipped"]
     late = [str(one) for one in run.record["skipped_in_tokenisation"]]
     if not skipped and not late:
         return [paragraph(f"{name}: none.")]
-    reasons = Counter((field, reason) for field, reason, _ in skipped)
-    first = {(field, reason): origin for field, reason, origin in reversed(skipped)}
-    rows = [[field, reason, f"{times:,}", first[field, reason]] for (field, reason), times in reasons.most_common(20)]
+    reasons = Counter((str(one.get("field")), str(one.get("reason"))) for one in skipped)
+    first = {(str(one.get("field")), str(one.get("reason"))): str(one.get("origin")) for one in reversed(skipped)}
+    rows = [[*reason, f"{times:,}", first[reason]] for reason, times in reasons.most_common(20)]
     made = [paragraph(f"{name}: {count(len(skipped), 'row')} left out when read, {len(late):,} when tokenised.")]
     if rows:
         caption = f"{name}: why rows were left out" + (" (the 20 most frequent reasons)" if len(reasons) > 20 else "")
@@ -264,20 +226,16 @@ def _shown(value: Any) -> str:
 def settings_section(runs: Sequence[Run]) -> Section:
     """Options that differ from their defaults, versions, and notes of training."""
     section = Section("settings", "Settings and versions")
-
-    def rows(of: Sequence[dict[str, Any]]) -> list[list[str]]:
-        made = []
-        for key in dict.fromkeys(name for one in of for name in one):
-            values = [_shown(one[key]) if key in one else "–" for one in of]
-            made.append([key, *values, *(["same" if len(set(values)) == 1 else "differs"] if len(of) > 1 else [])])
-        return made
-
-    header = [run.name for run in runs] + (["compared"] if len(runs) > 1 else [])
-    words = tuple(range(len(header) + 1))
-    options = rows([run.options for run in runs])
-    section.add(table("Options that differ from their defaults", ["option", *header], options, words))
-    versions = rows([run.record["versions"] for run in runs])
-    section.add(table("Versions", ["package", *header], versions, words))
+    for title, each in (
+        ("Options that differ from their defaults", [run.options for run in runs]),
+        ("Versions", [run.record["versions"] for run in runs]),
+    ):
+        rows = [
+            [key, *(_shown(one[key]) if key in one else "–" for one in each)]
+            for key in dict.fromkeys(name for one in each for name in one)
+        ]
+        header = ["name", *(run.name for run in runs)]
+        section.add(table(title, header, rows, range(len(header))))
     for run in runs:
         if run.record["notes"]:
             section.add(heading(f"Notes of {run.name}"), bullets(str(note) for note in run.record["notes"]))

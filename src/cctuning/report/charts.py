@@ -1,0 +1,222 @@
+"""Draw figures: a chart as inline SVG below the sentence that says what it shows, with its numbers as a table.
+
+Charts are drawn by matplotlib in the light colours of the page, which are then replaced by the variables of its style
+sheet, so that a chart follows the reader's colour scheme. They are `WIDTH` units wide and scale to their place.
+Series differ in dash and marker as well as in colour.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from cctuning.report.formatting import number
+from cctuning.report.page import LIGHT, figure, table
+
+WIDTH = 360
+DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 3, 2, 3)), (0, (1, 3)), (0, (10, 4)), (0, (4, 2, 1, 2)))
+MARKERS = "os^DvPXp"
+SERIES = [LIGHT[f"s{place}"] for place in range(8)]
+VARIABLES = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
+VERDICTS = {"better": ("^", LIGHT["good"]), "worse": ("v", LIGHT["bad"]), "same": ("o", LIGHT["ground"])}
+TABLE_ROWS = 40  # of a line chart
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cctuning",  # the same chart has the same ids
+    "font.family": "DejaVu Sans",  # for measuring; the page has its own
+    "font.size": 11,
+    "text.parse_math": False,
+    "legend.frameon": False,
+    "text.color": LIGHT["ink"],
+    "axes.labelcolor": LIGHT["dim"],
+    "axes.edgecolor": LIGHT["dim"],
+    "xtick.color": LIGHT["ink"],
+    "ytick.color": LIGHT["ink"],
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LIGHT["rule"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "ytick.major.size": 0,
+}
+
+
+def _axes(height: float) -> Any:
+    """Axes in a figure of their own."""
+    drawn = Figure((WIDTH / 72, height / 72), dpi=72, layout="constrained")
+    return drawn.add_subplot()
+
+
+def _legend(axes: Any, handles: Sequence[Any]) -> None:
+    """Add a legend below the axes, with room for it."""
+    widest = max(len(str(one.get_label())) for one in handles)
+    columns = min(len(handles), max(1, WIDTH // (7 * widest + 48)))
+    inches = math.ceil(len(handles) / columns) * 17 / 72
+    axes.figure.set_size_inches(WIDTH / 72, axes.figure.get_figheight() + inches)
+    axes.figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def _svg(axes: Any, title: str, description: str) -> Markup:
+    """The figure as an element of a page; `title` and `description` are for screen readers."""
+    file = io.StringIO()
+    axes.figure.savefig(file, format="svg", transparent=True)
+    _, _, svg = file.getvalue().partition("<svg ")
+    size, _, body = svg.partition(">")
+    body = re.sub(
+        r"<metadata>.*?</metadata>|<!--.*?-->|\n\s*| transform=\"rotate\(-0 [^\"]*\"", "", body, flags=re.DOTALL
+    )
+    used = set(re.findall(r"#([\w.]+)[\")]", body))
+    body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
+    body = re.sub("#[0-9a-f]{6}", lambda found: VARIABLES.get(found[0], found[0]), body)
+    view = re.search(r'viewBox="[^"]*"', size)
+    assert view is not None
+    start = f'<svg role="img" {view[0]}><title>{escape(title)}</title><desc>{escape(description)}</desc>'
+    return Markup(start + body.strip())
+
+
+@rc_context(STYLE)
+def lines(
+    name: str,
+    text: str,
+    title: str,
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x: str,
+    y: str,
+    quiet: Sequence[str] = (),
+    numbers: Markup | None = None,
+) -> Markup:
+    """Lines over a common axis; the other one includes 0.
+
+    Args:
+        name: whose figure it is. text: what it shows. title: of the table, for screen readers.
+        series: name to xs and ys. quiet: those to draw thin, in the colour of the series before and without a legend.
+        numbers: table to show instead of that of the series.
+    """
+    axes = _axes(200)
+    style, handles = -1, []
+    for label, (xs, ys) in series.items():
+        style += label not in quiet
+        look: dict[str, Any] = {"color": SERIES[style % len(SERIES)], "linestyle": DASHES[style % len(DASHES)]}
+        if label in quiet:
+            axes.plot(xs, ys, linewidth=0.8, **look)
+            continue
+        marker = MARKERS[style % len(MARKERS)] if len(xs) <= 12 else ""
+        handles += axes.plot(xs, ys, label=label, linewidth=1.8, marker=marker, markersize=5, **look)
+    values = [value for _, ys in series.values() for value in ys if math.isfinite(value)]
+    axes.set_ylim(bottom=None if min(values, default=0) < 0 else 0)
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(axis="x", visible=False)
+    axes.locator_params(axis="x", integer=True, nbins=6)
+    axes.locator_params(axis="y", nbins=5)
+    if len(handles) > 1:
+        _legend(axes, handles)
+    if numbers is None:
+        steps = sorted({x for xs, _ in series.values() for x in xs})
+        if len(steps) > TABLE_ROWS:
+            steps = [steps[round(place)] for place in np.linspace(0, len(steps) - 1, TABLE_ROWS)]
+        columns = [dict(zip(xs, ys, strict=True)) for xs, ys in series.values()]
+        rows = [[f"{step:g}", *(number(column.get(step), 4) for column in columns)] for step in steps]
+        numbers = table(title, [x, *series], rows)
+    return figure(name, text, title, _svg(axes, title, text), numbers)
+
+
+@rc_context(STYLE)
+def forest(
+    name: str,
+    text: str,
+    title: str,
+    rows: Sequence[tuple[str, float, float, float, str]],
+    x: str,
+    numbers: Markup,
+) -> Markup:
+    """Estimates with intervals around zero, one below the other.
+
+    Args:
+        rows: label, value, low, high and a verdict of `VERDICTS`.
+    """
+    axes = _axes(44 + 21 * len(rows))
+    for place, (_, value, low, high, verdict) in enumerate(rows):
+        marker, colour = VERDICTS[verdict]
+        edge = LIGHT["dim"] if verdict == "same" else colour
+        axes.plot([low, high], [place, place], color=edge, linewidth=1.8)
+        axes.plot(value, place, marker=marker, color=edge, markerfacecolor=colour, markersize=8)
+        told = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+        axes.text(1.02, place, told, va="center", fontsize=10, transform=axes.get_yaxis_transform())
+    axes.axvline(0, color=LIGHT["ink"], linewidth=1)
+    labels = [label if len(label) <= 22 else f"{label[:21]}…" for label, *_ in rows]
+    axes.set_yticks(range(len(rows)), labels)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_xlabel(x)
+    return figure(name, text, title, _svg(axes, title, text), numbers)
+
+
+@rc_context(STYLE)
+def heatmap(
+    name: str, text: str, title: str, rows: Sequence[int], columns: Mapping[str, str], values: Any, top: float
+) -> Markup:
+    """A cell per layer and language, coloured from 0 to `top`; negative values in another colour.
+
+    Args:
+        rows: numbers of the layers. columns: name of each language by code. values: (languages, layers).
+    """
+    grid = np.asarray(values, dtype=float).T
+    few = len(columns) <= 11 and len(rows) <= 16
+    axes = _axes(26 + (20 if len(rows) <= 16 else 14) * len(rows))
+    shades = np.array([to_rgb(LIGHT["heat"]), to_rgb(LIGHT["cold"])])[(grid < 0).astype(int)]
+    depth = np.clip(np.abs(np.nan_to_num(grid)) / (top or 1), 0, 1)[..., None]
+    axes.pcolormesh(np.concatenate([shades, depth], axis=2), edgecolors=LIGHT["ground"], linewidth=1)
+    axes.set_ylim(len(rows), 0)
+    axes.grid(visible=False)
+    axes.spines.bottom.set_visible(False)
+    every = math.ceil(len(columns) / 12)
+    axes.set_xticks(np.arange(0, len(columns), every) + 0.5, list(columns)[::every])
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [str(row) for row in rows])
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    for (row, column), value in np.ndenumerate(grid) if few else ():
+        axes.text(column + 0.5, row + 0.5, number(value), ha="center", va="center", fontsize=10)
+    if not few:
+        ends = [(-top, "cold", 1.0)] * bool((grid < 0).any()) + [(0.0, "heat", 0.0), (top, "heat", 1.0)]
+        _legend(axes, [Patch(facecolor=(*to_rgb(LIGHT[of]), depth), label=number(value)) for value, of, depth in ends])
+    body = [[str(row), *(number(value, 3) for value in grid[place])] for place, row in enumerate(rows)]
+    numbers = table(title, ["layer", *columns.values()], body)
+    return figure(name, text, title, _svg(axes, title, text), numbers)
+
+
+@rc_context(STYLE)
+def scatter(
+    name: str,
+    text: str,
+    title: str,
+    groups: Mapping[str, Sequence[tuple[float, float]]],
+    links: Sequence[tuple[tuple[float, float], tuple[float, float]]],
+    x: str,
+    y: str,
+) -> Markup:
+    """Groups of points, with thin lines for `links` between points; both axes have the same unit."""
+    axes = _axes(280)
+    handles = []
+    for one, other in links:
+        axes.plot(*zip(one, other, strict=True), color=LIGHT["dim"], linewidth=0.5, alpha=0.6)
+    for style, (label, points) in enumerate(groups.items()):
+        look: dict[str, Any] = {"color": SERIES[style % len(SERIES)], "marker": MARKERS[style % len(MARKERS)]}
+        axes.plot(*zip(*points, strict=True), linestyle="", markersize=5, **look)
+        handles.append(Line2D([], [], linestyle="", label=label, **look))
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set(xlabel=x, ylabel=y, xticks=[], yticks=[])
+    _legend(axes, handles)
+    rows = [[label, number(a), number(b)] for label, points in groups.items() for a, b in points]
+    return figure(name, text, title, _svg(axes, title, text), table(title, ["language", x, y], rows))
