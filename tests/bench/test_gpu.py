@@ -10,7 +10,7 @@ import sys
 from tests.bench.conftest import BENCH
 
 # What such a machine may lack: with these missing the script still has to run, and to write its figures.
-MISSING = ("trl", "datasets", "babel", "lm_eval", "lingua", "tensorboard")
+MISSING = ("trl", "datasets", "babel", "matplotlib", "lm_eval", "lingua", "tensorboard")
 BARE = "import sys, runpy\nfor name in {missing}: sys.modules[name] = None\nsys.argv = {argv}\n" + (
     "sys.path.insert(0, {folder})\nrunpy.run_path(sys.argv[0], run_name='__main__')"
 )
@@ -39,7 +39,7 @@ def test_gpu_script_on_a_bare_cpu(tmp_path):
     assert "no picture" in printed and not (tmp_path / "gpu.svg").exists()
     run("--draw", str(tmp_path / "gpu.json"))
     drawn = (tmp_path / "gpu.svg").read_text()
-    assert drawn.startswith("<svg xmlns=") and "toy" in drawn
+    assert "<svg xmlns" in drawn and "toy" in drawn
 
 
 def test_no_section_starts_after_the_budget(tmp_path):

@@ -104,7 +104,8 @@ def _gate_by_dimension(run: Run, gate: GateStatistics, language: str) -> Markup:
         f"The largest share is that of dimension {int(dimensions[place, 0])} in layer {gate.layers[place]}, "
         f"{percent(float(shares[place, 0]))}; half of the dimensions of that layer lie between "
         f"{percent(quantiles['25 %'][place])} and {percent(quantiles['75 %'][place])}. The standard deviation of a "
-        f"dimension over prompts is {number(float(gate.deviation.mean()))}. Thick line: median; thin: 5, 25, 75 and 95 %."
+        f"dimension over prompts is {number(float(gate.deviation.mean()))}. "
+        "Thick line: median over dimensions; thin lines: 5, 25, 75 and 95 %."
     )
     title = f"{run.name}: quantiles of the shares of the dimensions, by layer"
     series = {name: (gate.layers, values) for name, values in quantiles.items()}
