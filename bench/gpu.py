@@ -6,8 +6,8 @@
 
 Needs torch, transformers, peft, accelerate and this checkout (`pip install --no-deps -e .`, or src/ with its
 egg-info on PYTHONPATH); TRL's head is measured where TRL is installed, the picture is drawn where matplotlib is.
-Weights are random and made on the device; nothing is downloaded. No section starts after `--minutes`, and each is cut to the
-rounds that fit.
+Weights are random and made on the device; nothing is downloaded. No section starts after `--minutes`, and each is cut
+to the rounds that fit.
 
 For every shape one model is connected once, and the cases alternate on it: its own step with the connection off
 (`plain`, logits at response tokens only), transformers' own loss (logits everywhere), TRL's fused head, and the
