@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers on two cores; one thread each, or they would fight over the cores.
 WORKERS ?= 2
 
-.PHONY: demo lab test test-slow wheel test-transformers4 test-engines bench docs check format clean
+.PHONY: demo test test-slow wheel test-transformers4 test-engines bench docs check format clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -16,9 +16,6 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## a real model on real words; asks for Gemma's terms, ACCEPT=gemma-3-270m accepts them. Without: a small made-up world
 	$(BIN)/python -m experiments.real demo --output demo $(if $(ACCEPT),--accept $(ACCEPT))
-
-lab: $(STAMP)  ## a made-up world, every recipe searched and compared: WORLD=facts (docs/lab)
-	$(BIN)/python -m experiments.worlds run $(or $(WORLD),facts) --output lab
 
 test: $(STAMP)  ## the tests (a quarter of an hour on two cores)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow"

@@ -36,10 +36,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     assert config.nav is not None
     sections = {next(iter(one)): one for one in config.nav}
     lab = [path.relative_to(DOCS).as_posix() for path in sorted((DOCS / "lab").rglob("*.md"))]
-    real = [path for path in lab if "real" in path]
-    made_up = [path for path in lab if path not in real and path != "lab/README.md"]
+    lab.remove("lab/README.md")
     results = [path.relative_to(DOCS).as_posix() for path in sorted((DOCS / "results").glob("*.md"))]
-    sections["Results"]["Results"] = ["lab/README.md", *real, {"Made-up worlds": made_up}, *results]
+    sections["Results"]["Results"] = ["lab/README.md", *lab, *results]
     sections["Guides"]["Guides"].append(PAGES["recipes/README.md"])
     sections["Reference"]["Reference"] += [f"reference/{name}.md" for name in _verbs()]
     return config

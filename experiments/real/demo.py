@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -24,8 +23,8 @@ import torch
 from rich.console import Console
 
 from cctuning.cli import main as cctuning
+from cctuning.demo.steps import Step, run_steps, write_rows
 from cctuning.errors import UserError
-from cctuning.files import write_atomically
 from experiments.real.bases import BASES, available, ready
 from experiments.real.cells import amp
 from experiments.real.named import Named
@@ -41,7 +40,6 @@ TRAINING = shlex.split(
     "--logging_steps 10 --seed 0"
 )
 MINUTES = "five to ten minutes on two quiet cores, after a download of 250 MB"
-COMMANDS = "commands.json"  # of the steps that are done, so that a second call keeps them
 
 
 def demo(output: Path, accept: Sequence[str]) -> int:
@@ -61,7 +59,7 @@ def demo(output: Path, accept: Sequence[str]) -> int:
         console.print(f"{error}\nThe small made-up world runs instead (cctuning demo, about three minutes).")
         return cctuning(["demo", "--output", str(output)])
     assert isinstance(world, Named)
-    write_rows(output, world)
+    write_files(output, world)
     return run(console, output, base)
 
 
@@ -73,7 +71,7 @@ def accepted(accept: Sequence[str]) -> bool:
     return input("Do you accept these terms? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def write_rows(output: Path, world: Named, items: int = ITEMS) -> None:
+def write_files(output: Path, world: Named, items: int = ITEMS) -> None:
     """The demo's three files: answered rows, parallel text, held-out rows."""
     held_out = [
         {"prompt": item.prompt, "response": item.candidates[item.answer], "lang": lang, "id": item.key}
@@ -81,10 +79,7 @@ def write_rows(output: Path, world: Named, items: int = ITEMS) -> None:
         for item in world.items("test", lang)[:items]
     ]
     rows: dict[str, list[Any]] = {"labels": world.rows(ROWS), "names": world.pairs(ROWS), "held-out": held_out}
-    output.mkdir(parents=True, exist_ok=True)
-    for name, given in rows.items():
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in given)
-        write_atomically(output / f"{name}.jsonl", "".join(lines))
+    write_rows({output / f"{name}.jsonl": given for name, given in rows.items()})
 
 
 def run(console: Console, output: Path, base: Path) -> int:
@@ -98,46 +93,22 @@ def run(console: Console, output: Path, base: Path) -> int:
     evaluate = ["evaluate", *runs, "--rows", held_out, "--batch_size", "64", "--output", str(scores)]
     compare = ["compare", *(str(scores / Path(run).name) for run in runs)]
     report = ["report", *runs, "--evaluation", *compare[1:], "--no_analysis", "--output", str(page)]
-    steps: list[tuple[str, Path, list[str], list[str] | None]] = [
-        ("Plain SFT on 200 English labels", english, [*train, "--connection", "none", "--output_dir", runs[0]], None),
-        (
+    steps = [
+        Step("Plain SFT on 200 English labels", english, [*train, "--connection", "none", "--output_dir", runs[0]]),
+        Step(
             "The same labels, and names in seven languages as parallel text",
             both,
             [*train, "--parallel", names, "--output_dir", runs[1]],
-            None,
         ),
-        ("A plain checkpoint", merged, ["export", runs[1], "--format", "merged", "--output", str(merged)], None),
-        ("What each answers to held-out names", scores, evaluate, compare),
-        ("A page", page, report, None),
+        Step("A plain checkpoint", merged, ["export", runs[1], "--format", "merged", "--output", str(merged)]),
+        Step("What each answers to held-out names", scores, evaluate, compare),
+        Step("A page", page, report),
     ]
     started = time.time()
-    for number, (title, target, command, again) in enumerate(steps, 1):
-        console.rule(f"{number} of {len(steps)}  {title}", align="left")
-        status = step(console, output, target, command, again)
-        if status:
-            return status
-        if target == merged:
-            show(console, merged, held_out)
-    console.print(f"\nmodel   {merged}\nreport  {page}\ntime    {(time.time() - started) / 60:.0f} min")
-    return 0
-
-
-def step(console: Console, output: Path, target: Path, command: list[str], again: list[str] | None) -> int:
-    """Print and run one command, unless its target is there from the same command: then only `again`."""
-    console.print(f"$ cctuning {shlex.join(command)}", style="dim")
-    kept = output / COMMANDS
-    done: dict[str, list[str]] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-    if target.exists() and done.get(target.name) == command:
-        console.print(f"kept from before: {target}")
-        return cctuning(again) if again else 0
-    if target.is_dir():
-        shutil.rmtree(target)
-    target.unlink(missing_ok=True)
-    started = time.time()
-    status = cctuning(command)
-    console.print(f"({time.time() - started:.0f} s)")
+    status = run_steps(console, output, steps)
     if not status:
-        write_atomically(kept, json.dumps({**done, target.name: command}, indent=1) + "\n")
+        show(console, merged, held_out)
+        console.print(f"\nmodel   {merged}\nreport  {page}\ntime    {(time.time() - started) / 60:.0f} min")
     return status
 
 

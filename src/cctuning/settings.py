@@ -1,12 +1,12 @@
-"""Check settings that come from YAML against the dataclass that declares them."""
+"""Check settings from YAML against the fields of the dataclass that they are for."""
 
 from __future__ import annotations
 
+import enum
 import types
-import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import MISSING, Field, fields
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cctuning.errors import UserError, nearest
 
@@ -32,7 +32,7 @@ def from_mapping(cls: type[T], options: Mapping[str, Any], where: str) -> T:
         where: what to call the mapping in an error.
 
     Raises:
-        UserError: an unknown or missing key, or a bad value as in `check_values`.
+        UserError: an unknown or missing key, or a bad value as in `check_value`.
     """
     names = [option.name for option in fields(cls)]
     for key in options:
@@ -46,41 +46,64 @@ def from_mapping(cls: type[T], options: Mapping[str, Any], where: str) -> T:
 
 
 def check_values(cls: type[DataclassInstance], values: Mapping[str, Any], where: str) -> None:
-    """Check values against the types of a dataclass, and `choices` and `least` (smallest number) in its metadata.
+    """Check the values of the fields of `cls` that are given, as in `check_value`."""
+    hints = get_type_hints(cls)
+    for option in fields(cls):
+        if option.name in values:
+            check_value(option, hints[option.name], values[option.name], where)
+
+
+def check_value(option: Field[Any], hint: Any, value: Any, where: str, numbers_as_text: bool = False) -> None:
+    """Check a value against its type, and against `choices` and `least` (smallest number) in the field's metadata.
+
+    Args:
+        hint: the type of the field.
+        numbers_as_text: accept text for numbers and truth values, which the parser of the command line converts.
 
     Raises:
         UserError: a value of another type, or out of range.
     """
-    hints = typing.get_type_hints(cls)
-    for option in fields(cls):
-        if option.name not in values:
-            continue
-        value, hint = values[option.name], hints[option.name]
-        allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        expected = [typing.get_origin(one) or one for one in allowed]
-        if not _is_one_of(value, expected):
-            # YAML reads a bare `no`, the code of Norwegian, as false.
-            advice = "; put it in quotes" if str in expected and isinstance(value, (bool, int, float)) else ""
-            raise UserError(f"{where}: {option.name}: expected {_said(expected)}, got {value!r}{advice}.")
-        if list[str] in allowed and not all(isinstance(item, str) for item in value or ()):
-            raise UserError(f"{where}: {option.name}: expected a list of text, got {value!r}; put each in quotes.")
-        choices, least = option.metadata.get("choices"), option.metadata.get("least")
-        if choices and value not in choices:
-            raise UserError(
-                f"{where}: {option.name}: expected {' or '.join(map(str, choices))}, got {value!r}."
-                f"{nearest(str(value), [str(choice) for choice in choices])}"
-            )
-        if least is not None and value is not None and not value >= least:
-            raise UserError(f"{where}: {option.name}: expected at least {least}, got {value!r}.")
+    parts = alternatives(hint)
+    if not any(_fits(value, part, numbers_as_text) for part in parts):
+        # YAML reads a bare `no`, the code of Norwegian, as false.
+        text = any(kind is str or _is_text(kind) for kind in parts)
+        advice = "; put it in quotes" if text and isinstance(value, (bool, int, float)) else ""
+        raise UserError(f"{where}: {option.name}: expected {_expected(parts)}, got {value!r}{advice}.")
+    choices, least = option.metadata.get("choices"), option.metadata.get("least")
+    if choices and value is not None and value not in choices:
+        names = [str(choice) for choice in choices]
+        raise UserError(
+            f"{where}: {option.name}: {value!r} is not one of {', '.join(names)}.{nearest(str(value), names)}"
+        )
+    if least is not None and value is not None and not value >= least:
+        raise UserError(f"{where}: {option.name}: expected at least {least}, got {value!r}.")
 
 
-def _is_one_of(value: Any, expected: list[type]) -> bool:
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the type itself."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _is_text(hint: Any) -> bool:
+    return get_origin(hint) is Literal or (isinstance(hint, type) and issubclass(hint, enum.Enum))
+
+
+def _fits(value: Any, hint: Any, numbers_as_text: bool) -> bool:
+    kind = str if _is_text(hint) else get_origin(hint) or hint
+    if kind not in KINDS:
+        return True
     if isinstance(value, bool):
-        return bool in expected
-    if isinstance(value, Mapping):
-        return dict in expected
-    return isinstance(value, tuple(expected)) or (isinstance(value, int) and float in expected)
+        return kind is bool
+    if isinstance(value, str) and kind in (int, float, bool):
+        return numbers_as_text
+    if kind is list:
+        items = alternatives(get_args(hint)[0]) if get_args(hint) else (Any,)
+        return isinstance(value, list) and all(any(_fits(v, one, numbers_as_text) for one in items) for v in value)
+    if kind is dict:
+        return isinstance(value, Mapping)
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
-def _said(expected: list[type]) -> str:
-    return " or ".join(KINDS.get(kind, kind.__name__) for kind in expected)
+def _expected(parts: tuple[Any, ...]) -> str:
+    named = ["a list of text" if one == list[str] else KINDS.get(get_origin(one) or one, "text") for one in parts]
+    return " or ".join(dict.fromkeys(named))

@@ -174,7 +174,7 @@ def test_vanilla_keeps_rows_without_a_parallel(tmp_path):
         ({"path": "x", "weight": 0}, "weight: expected a number above 0"),
         ({"path": "x", "limit": 0}, "limit: expected at least 1"),
         ({"path": "x", "lang": False}, "lang: expected text or null, got False; put it in quotes"),
-        ({"path": "x", "bad_rows": "ignore"}, "bad_rows: expected error or skip"),
+        ({"path": "x", "bad_rows": "ignore"}, "bad_rows: .* is not one of error, skip"),
         ({"path": "x", "columns": {"referense": "y"}}, "unknown part 'referense'.*Did you mean 'reference'"),
         ({"path": "x", "columns": {"prompt": "y", "messages": "z"}}, "prompt and messages exclude each other"),
         (7, "expected a path or a mapping"),

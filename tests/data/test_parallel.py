@@ -283,7 +283,7 @@ def test_tmx_that_is_refused(body, says, tmp_path):
         ({"path": "x", "lang": "qqqq"}, "lang: unknown language 'qqqq'"),
         ({"path": "x", "limit": 0}, "limit: expected at least 1"),
         ({"path": "x", "weight": -1}, "weight: expected a number above 0"),
-        ({"path": "x", "bad_rows": "no"}, "bad_rows: expected error or skip"),
+        ({"path": "x", "bad_rows": "no"}, "bad_rows: .* is not one of error, skip"),
         ({"path": "x", "columns": {"txt": "a"}}, "unknown part 'txt'.*Did you mean 'text'"),
     ],
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 
 import pytest
-from rich.console import Console
 
 from experiments.real import demo
 
@@ -30,17 +29,3 @@ def test_without_terms_the_made_up_world_runs(called, monkeypatch, tmp_path, cap
     assert called == [["demo", "--output", str(tmp_path)]]
     said = capsys.readouterr().out
     assert "Gemma Terms of Use" in said and "make demo ACCEPT=gemma-3-270m" in said
-
-
-def test_a_step_is_kept_while_its_command_is_the_same(called, tmp_path):
-    console, target = Console(file=io.StringIO()), tmp_path / "run"
-
-    def step(*command):
-        called.clear()
-        assert demo.step(console, tmp_path, target, list(command), ["compare"]) == 0
-        target.mkdir(exist_ok=True)
-        return list(called)
-
-    assert step("train", "--seed", "0") == [["train", "--seed", "0"]]
-    assert step("train", "--seed", "0") == [["compare"]]
-    assert step("train", "--seed", "1") == [["train", "--seed", "1"]]

@@ -8,7 +8,9 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from enum import Enum
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
+
+from cctuning.settings import alternatives
 
 Group = tuple[str, str, Callable[[str], bool]]  # name, heading, whether an option is in it
 
@@ -58,7 +60,6 @@ def _option(option: Field[Any], hint: Any, width: int) -> list[str]:
 
 
 def _kind(hint: Any) -> str:
-    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     named: Mapping[Any, str] = {bool: "true|false", int: "N", float: "X", str: "TEXT", dict: "JSON", list: "TEXT …"}
-    found = [named.get(get_origin(part) or part, "TEXT") for part in parts if part is not types.NoneType]
+    found = [named.get(get_origin(part) or part, "TEXT") for part in alternatives(hint) if part is not types.NoneType]
     return found[0] if found else "TEXT"

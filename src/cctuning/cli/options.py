@@ -100,12 +100,11 @@ def parse(
     )
     known = {option.name: option for kind in kinds for option in fields(kind) if option.init}
     hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items() if name in known}
-    choices = {name: option.metadata["choices"] for name, option in known.items() if "choices" in option.metadata}
     paths, argv = _configs(argv)
     recipe: dict[str, Any] = {}
     env: dict[str, Any] = {}
     for path in paths:
-        layer = read_recipe(str(find(path, recipes(), "--config")), hints, choices, MAPPINGS)
+        layer = read_recipe(find(path, recipes(), "--config"), known, hints, MAPPINGS)
         env |= layer.pop("env", {})
         recipe |= layer
     given = {_name(flag) for flag in argv if flag.startswith("--")}

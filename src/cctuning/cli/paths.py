@@ -1,11 +1,8 @@
-"""Check that the paths in a command exist before torch and TRL, which take seconds to import, are loaded.
-
-Recipes are read here for a few keys only; the parser of the options reads them in full.
-"""
+"""Check that the paths in a command exist before torch and TRL, which take seconds to import, are loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +13,34 @@ from cctuning.errors import UserError, nearest
 
 
 def check_paths(argv: list[str]) -> None:
-    """Raise `UserError` if a path of the model or the rows does not exist."""
-    model: Any = None
-    data: list[Any] = []
-    for name, values in _given(argv):
-        if name == "config":
-            recipe = _recipe(values[0]) if values else {}
-            model = recipe.get("model", model)
-            for key in ("data", "eval_data"):
-                data += recipe[key] if isinstance(recipe.get(key), list) else [recipe[key]] if recipe.get(key) else []
-        elif name == "model":
-            model = values[0] if values else model
-    flags = [value for name, values in _given(argv) if name in ("data", "eval_data") for value in values]
-    if isinstance(model, str):
-        check_model(model)
-    for entry in flags or data:  # flags replace what recipes name
-        place = entry.get("path") if isinstance(entry, dict) else entry
-        if isinstance(place, str) and not (isinstance(entry, dict) and entry.get("name")):
-            check_place(place)
+    """Raise `UserError` if a path of the model or the rows, in flags or recipes, does not exist.
+
+    What else is wrong with flags and recipes is left to the parser of the options.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--model")
+    parser.add_argument("--data", nargs="*")
+    parser.add_argument("--eval_data", nargs="*")
+    try:
+        flags, _ = parser.parse_known_args(argv)
+    except argparse.ArgumentError:
+        return
+    given: dict[str, Any] = {}
+    for path in flags.config:
+        try:
+            recipe = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        given |= recipe if isinstance(recipe, dict) else {}
+    given |= {name: value for name, value in vars(flags).items() if value is not None}
+    if isinstance(given.get("model"), str):
+        check_model(given["model"])
+    for entries in (given.get("data"), given.get("eval_data")):
+        for entry in entries if isinstance(entries, list) else [entries]:
+            place = entry.get("path") if isinstance(entry, dict) else entry
+            if isinstance(place, str) and not (isinstance(entry, dict) and entry.get("name")):
+                check_place(place)
 
 
 def check_model(name: str) -> None:
@@ -46,25 +53,3 @@ def check_model(name: str) -> None:
         )
     if folder.is_dir() and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
         raise UserError(f"model: {name}: no config.json in it; give the directory of a model, or a hub name.")
-
-
-def _given(argv: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """Each flag with its values."""
-    name, values = "", list[str]()
-    for argument in argv:
-        if argument.startswith("--"):
-            yield name, values
-            name, equals, value = argument.removeprefix("--").partition("=")
-            values = [value] if equals else []
-        else:
-            values.append(argument)
-    yield name, values
-
-
-def _recipe(path: str) -> dict[str, Any]:
-    """A recipe's keys; none if it cannot be read, which the parser of the options reports."""
-    try:
-        found = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}

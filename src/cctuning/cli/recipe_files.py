@@ -6,17 +6,16 @@ Those of the package are in `cctuning/recipes` (in a clone a link to `recipes/`)
 
 from __future__ import annotations
 
-import enum
-import types
 from collections.abc import Collection, Mapping
+from dataclasses import Field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import yaml
 
 import cctuning
 from cctuning.errors import UserError, nearest
-from cctuning.settings import KINDS
+from cctuning.settings import alternatives, check_value
 
 FOLDER = Path(cctuning.__file__).parent / "recipes"
 HELP = " See --help for the options."  # where no known name is similar
@@ -60,20 +59,19 @@ def summary(path: Path) -> str:
 
 
 def read_recipe(
-    path: str, hints: Mapping[str, Any], choices: Mapping[str, Collection[str]], mappings: Collection[str]
+    path: Path, options: Mapping[str, Field[Any]], hints: Mapping[str, Any], mappings: Collection[str]
 ) -> dict[str, Any]:
-    """The options in the YAML file `path`.
+    """The options in a YAML file.
 
     Args:
-        hints: types of the options, by name.
-        choices: values of the options that take one of a few.
+        options, hints: the options and their types, by name.
         mappings: options that also take mappings, whatever their type says.
 
     Raises:
         UserError: the file cannot be read, or a key is unknown, repeated or has a value of the wrong type.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"--config {path}: not UTF-8 ({error}); convert it.") from error
     except OSError as error:
@@ -96,49 +94,11 @@ def read_recipe(
             if not isinstance(value, dict):
                 raise UserError(f"{where}: env: expected a mapping of variables, got {value!r}.")
             continue
-        if name not in hints:
-            raise UserError(f"{where}: unknown key {name!r}.{nearest(str(name), hints, HELP)}")
-        parts = _parts(hints[name])
-        if not (name in mappings and isinstance(value, (str, list, dict))) and not any(_fits(value, p) for p in parts):
-            advice = " Put it in quotes." if isinstance(value, bool) else ""  # YAML reads a bare `no` as false
-            raise UserError(f"{where}: {name}: expected {_expected(parts)}, got {value!r}.{advice}")
-        if isinstance(value, str) and str not in parts and list[str] in parts:
-            recipe[name] = [value]  # one text instead of a list of texts
-        elif value is not None and name in choices and value not in choices[name]:
-            hint = nearest(str(value), choices[name])
-            raise UserError(f"{where}: {name}: {value!r} is not one of {', '.join(choices[name])}.{hint}")
+        if name not in options:
+            raise UserError(f"{where}: unknown key {name!r}.{nearest(str(name), options, HELP)}")
+        parts = alternatives(hints[name])
+        if isinstance(value, str) and list[str] in parts and str not in parts:
+            recipe[name] = [value]  # one text in place of a list of texts
+        elif not (name in mappings and isinstance(value, (list, dict))):
+            check_value(options[name], hints[name], value, where, numbers_as_text=True)
     return recipe
-
-
-def _parts(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, or the type itself."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether the parser accepts `value` for a type; it converts text to numbers."""
-    origin = get_origin(hint) or hint
-    if hint == list[str] and isinstance(value, str):
-        return True
-    if origin is list:
-        items = get_args(hint)[:1]
-        return isinstance(value, list) and all(any(_fits(item, p) for p in _parts(i)) for i in items for item in value)
-    accepted: dict[Any, Any] = {
-        Literal: str,
-        dict: dict,
-        types.NoneType: types.NoneType,
-        bool: (bool, str),
-        str: str,
-        int: (int, str),
-        float: (int, float, str),
-    }
-    if isinstance(value, bool) and origin in (int, float):
-        return False
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return isinstance(value, str)
-    return origin not in accepted or isinstance(value, accepted[origin])
-
-
-def _expected(parts: tuple[Any, ...]) -> str:
-    named = [KINDS.get(get_origin(part) or part, "text") for part in parts if part is not types.NoneType]
-    return " or ".join(dict.fromkeys(named)) + (" (or null)" if types.NoneType in parts else "")

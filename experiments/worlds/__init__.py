@@ -1,1 +1,0 @@
-"""Made-up worlds in which everything is known, to compare recipes on; on the public API, not installed."""
