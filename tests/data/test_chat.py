@@ -10,8 +10,9 @@ import trl
 from datasets import Dataset
 
 from cctuning import UserError
-from cctuning.data import Encoder, Reading, load_rows
+from cctuning.data import Encoder, load_rows
 from cctuning.data.chat import settle, split_thinking
+from cctuning.data.in_memory import has_thinking, in_schema
 from cctuning.serving.stop_tokens import Thoughts
 from tests.data.test_encode import OPEN, bpe, encode_dataset
 
@@ -149,14 +150,13 @@ def test_thinking_of_messages_is_what_the_template_makes_of_it(tmp_path):
         tokenize=False,
     )
     for dataset in (load_rows([str(path)])[0], Dataset.from_list(ROWS)):
-        reading = Reading.of(dataset, "en", True, False, "rows")
-        assert reading.thinking(dataset)
-        encoded, _ = encode_dataset(dataset, made, chat=True, thinking=True, reading=reading, **OPEN)
+        read, _ = in_schema(dataset, "en", "rows", required=True)
+        assert has_thinking(read)
+        encoded, _ = encode_dataset(read, made, chat=True, thinking=True, **OPEN)
         assert {made.decode(row["input_ids"]) for row in encoded} == {theirs}
-    plain = Dataset.from_list([{"prompt": "a", "response": "b", "prompt_en": "c"}])
-    assert not Reading.of(plain, "en", True, False, "rows").thinking(plain)
-    blocks = Dataset.from_list([{"prompt": "a", "response": "<think>x</think>b", "prompt_en": "c"}])
-    assert Reading.of(blocks, "en", True, False, "rows").thinking(blocks)
+    for response, thinks in (("b", False), ("<think>x</think>b", True)):
+        rows = Dataset.from_list([{"prompt": "a", "response": response, "prompt_en": "c"}])
+        assert has_thinking(in_schema(rows, "en", "rows")[0]) == thinks
 
 
 def test_rows_whose_thinking_has_no_place_and_special_tokens_in_text_are_notes():

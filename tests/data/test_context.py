@@ -8,7 +8,8 @@ import pytest
 from datasets import Dataset
 
 from cctuning import UserError
-from cctuning.data import Encoder, Reading, load_rows
+from cctuning.data import Encoder, load_rows
+from cctuning.data.in_memory import in_schema
 from tests.data.test_chat import tokenizer
 from tests.data.test_encode import OPEN, bpe, encode_dataset
 
@@ -88,8 +89,8 @@ def test_a_data_set_that_is_handed_over_is_read_alike(tmp_path):
     for row in (ALPACA, SHAREGPT):
         handed = Dataset.from_list([row])
         made = tokenizer("qwen3")
-        reading = Reading.of(handed, "en", True, False, "rows")
-        (encoded,) = encode_dataset(handed, made, chat=True, reading=reading, **OPEN)[0]
+        read, _ = in_schema(handed, "en", "rows", required=True)
+        (encoded,) = encode_dataset(read, made, chat=True, **OPEN)[0]
         assert made.decode(encoded["input_ids"]) == texts(loaded(tmp_path, row)[0][0])[0]
 
 

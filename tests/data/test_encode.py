@@ -22,8 +22,8 @@ def encode_row(row, tokenizer, **options):
     return Encoder(tokenizer, **options).encode_row(row)
 
 
-def encode_dataset(rows, tokenizer, bad_rows="error", num_proc=None, reading=None, notes=None, **options):
-    how = {"bad_rows": bad_rows, "num_proc": num_proc, "reading": reading, "notes": notes}
+def encode_dataset(rows, tokenizer, bad_rows="error", num_proc=None, notes=None, **options):
+    how = {"bad_rows": bad_rows, "num_proc": num_proc, "notes": notes}
     return data.encode_dataset(rows, Encoder(tokenizer, **options), **how)
 
 

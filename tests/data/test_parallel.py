@@ -190,14 +190,14 @@ def test_a_source_that_repeats_an_earlier_one_is_a_note(tmp_path):
 def test_bad_pairs_stop_or_are_listed(tmp_path):
     rows = [*PAIRS[:3], ("", "Nothing."), ("Kitu.", " ")]
     path = text(tmp_path / "x.en-sw.tsv", [f"{en}\t{sw}" for sw, en in rows])
-    refused(r"x.en-sw.tsv:4: line: one side is empty. \(Or set bad_rows: skip", path)
+    refused(r"x.en-sw.tsv:4: text: one side is empty. \(Or set bad_rows: skip", path)
     dataset, report = one(path, bad_rows="skip")
     assert pairs(dataset) == PAIRS[:3] and report.sources[0].skipped == 2
     assert [skip.origin for skip in report.skipped] == [f"{path}:4", f"{path}:5"]
     (tmp_path / "y.en").write_bytes(b"good\nb\xff\n"), text(tmp_path / "y.sw", ["nzuri", "x"])
     refused("y.sw:2: line: is not UTF-8", tmp_path / "y.sw")
     (tmp_path / "z.en-sw.tsv").write_bytes("".join(f"{e}\t{s}\n" for s, e in PAIRS).encode() + b"a\xff\tb\n")
-    refused("z.en-sw.tsv:7: text|reference: is not UTF-8", tmp_path / "z.en-sw.tsv")
+    refused("z.en-sw.tsv:7: column 1: is not UTF-8", tmp_path / "z.en-sw.tsv")
 
 
 def test_languages_on_their_sides(tmp_path):

@@ -12,8 +12,8 @@ import datasets
 import pytest
 
 from cctuning import UserError
-from cctuning.data import Reading, Source, load_rows, row_reader
-from cctuning.data.schema import BadRow
+from cctuning.data import Source, load_rows, row_reader
+from cctuning.data.in_memory import in_schema
 from tests.data.files import (
     CANON,
     ROWS,
@@ -278,8 +278,8 @@ def test_rows_that_were_checked_are_not_parsed_again(tmp_path, monkeypatch):
     rows, _ = load(write(tmp_path / "rows.jsonl", ROWS[:3]))
     monkeypatch.setattr(row_reader, "parse", lambda *args, **options: pytest.fail("parsed again"))
     for data in (rows, rows.select([2, 0]), rows.add_column("more", [1, 2, 3])):
-        reading = Reading.of(data, "en", True, False, "rows")
-        assert [reading(row)["reference"] for row in data] == data["reference"][:]
+        assert in_schema(data, "en", "rows", required=True)[0] is data
+    monkeypatch.undo()
     bare = rows.map(lambda row: {"reference": None})
-    with pytest.raises(BadRow, match="no parallel of the prompt"):
-        Reading.of(bare, "en", True, False, "rows")(bare[0])
+    with pytest.raises(UserError, match=r"rows.jsonl:1: reference: no parallel of the prompt"):
+        in_schema(bare, "en", "rows", required=True)

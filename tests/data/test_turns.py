@@ -10,7 +10,8 @@ from datasets import Dataset
 from trl.chat_template_utils import get_training_chat_template
 
 from cctuning.connection.plan import predicting, prompt_ends, scope_mask
-from cctuning.data import Encoder, Reading, load_rows
+from cctuning.data import Encoder, load_rows
+from cctuning.data.in_memory import in_schema
 from tests.data.test_chat import tokenizer
 from tests.data.test_encode import OPEN, encode_dataset
 
@@ -90,8 +91,8 @@ def test_what_the_trainer_is_handed_is_learned_alike(tmp_path):
         path = tmp_path / "rows.jsonl"
         path.write_text(json.dumps(row) + "\n")
         for dataset in (load_rows([str(path)])[0], Dataset.from_list([row])):
-            reading = Reading.of(dataset, "en", True, False, "rows")
-            (found,) = encode_dataset(dataset, made, chat=True, reading=reading, **OPEN)[0]
+            read, _ = in_schema(dataset, "en", "rows", required=True)
+            (found,) = encode_dataset(read, made, chat=True, **OPEN)[0]
             assert len(runs(found, made)) == expected, runs(found, made)
 
 

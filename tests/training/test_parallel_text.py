@@ -280,7 +280,7 @@ def test_wrong_pairs_are_worse_than_right_ones_to_align_to(tmp_path):
     [
         (
             {"pairs": Dataset.from_dict({"source": ["x1"], "target": ["w1"]})},
-            "expected the columns text and reference",
+            "parallel_dataset: prompt: no such column among source, target; nor text",
         ),
         ({"connection": {"connection": "none"}}, "connection: none reads no parallel text"),
         ({"align_first": 5, "max_steps": 5}, "align_first: 5 of max_steps: 5 leave no step"),

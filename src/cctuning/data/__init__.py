@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cctuning.data.collate import PairedCollator
     from cctuning.data.encode import Encoder
-    from cctuning.data.in_memory import Reading
     from cctuning.data.loading import load_rows
     from cctuning.data.parallel.pairs import load_parallel
     from cctuning.data.reports import LoadReport, ParallelReport, ParallelSourceReport, SourceReport
@@ -27,7 +26,6 @@ __all__ = [
     "ParallelReport",
     "ParallelSource",
     "ParallelSourceReport",
-    "Reading",
     "Skipped",
     "Source",
     "SourceReport",
@@ -39,7 +37,6 @@ __all__ = [
 _HOMES = {
     "collate": ("PairedCollator",),
     "encode": ("Encoder",),
-    "in_memory": ("Reading",),
     "loading": ("load_rows",),
     "parallel.pairs": ("load_parallel",),
     "reports": ("LoadReport", "ParallelReport", "ParallelSourceReport", "SourceReport"),

@@ -1,25 +1,23 @@
-"""Warn about rows that are valid one by one but would train without a connection: wrong languages, wrong sides.
-
-Languages are identified by lingua on a sample of each language's rows.
-"""
+"""Warn about rows that are valid one by one but would train without a connection: wrong languages, wrong sides."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cctuning.data.schema import CHUNK
-from cctuning.data.text import normalise
+from cctuning.data.text import normalise, tokens
 from cctuning.extras import available
-from cctuning.identify import between, scripts, scripts_apart
+from cctuning.identify import between, scripts_apart
 from cctuning.languages import language_name
 
-SAMPLE = 64  # rows of a language that lingua reads
-LETTERS = 20  # fewest letters of a text whose language is identified
-SURE = 0.8
+SAMPLE = 64  # pairs of a language that are identified
+WORDS = 5  # fewest words of a text whose language lingua identifies: names confuse it
+WRONG = 0.2  # likelihood of its own language below which a text is in the other side's
 SHARE = 0.2  # of the sampled rows that makes a warning: names and formulas mislead lingua
 
 
@@ -38,7 +36,7 @@ def warnings_of(table: pa.Table, language: str) -> list[str]:
             f"all {rows} rows are labelled {language} ({name}), the reference language, so each is its own parallel "
             "and nothing is aligned; if the rows are in another language, correct their lang."
         ]
-    same = [row["origin"] for row in _texts(foreign) if row["reference"] and _equal(row)]
+    same = [origin for origin, prompt, reference in _texts(foreign) if reference and _equal(prompt, reference)]
     notes = [
         f"{len(same)} of {foreign.num_rows} rows outside {name} have their own prompt as the parallel (the first: "
         f"{origin}): nothing is aligned by such a row; give the prompt in {name}."
@@ -47,13 +45,15 @@ def warnings_of(table: pa.Table, language: str) -> list[str]:
     found: dict[str, list[str]] = {}
     unchecked = []
     for lang in pc.unique(foreign["lang"]).to_pylist():
-        if not available("lingua") and not scripts_apart(lang, language):
+        if not identifiable(lang, language):
             unchecked.append(language_name(lang))
             continue
-        read, signs = _read(foreign.filter(pc.equal(foreign["lang"], lang)), lang, language)
-        for sign, count in signs.items():
+        own = foreign.filter(pc.equal(foreign["lang"], lang))
+        places = np.linspace(0, own.num_rows - 1, min(SAMPLE, own.num_rows)).round().astype(int)
+        read, problems = wrong_sides([texts for _, *texts in _texts(own.take(places))], lang, language)
+        for problem, count in problems.items():
             if count > SHARE * read:
-                found.setdefault(sign, []).append(f"{language_name(lang)} ({count} of {read})")
+                found.setdefault(problem, []).append(f"{language_name(lang)} ({count} of {read})")
     if unchecked:
         notes.append(
             f"whether prompts and parallels are in their languages was not checked for {', '.join(unchecked)}: that "
@@ -61,43 +61,45 @@ def warnings_of(table: pa.Table, language: str) -> list[str]:
         )
     told = {
         "swapped": f"prompts are in {name} and parallels in the row's language: they seem to be swapped",
-        "prompt": f"prompts are in {name}, not in the row's language: its lang is wrong, or they were not translated",
+        "text": f"prompts are in {name}, not in the row's language: its lang is wrong, or they were not translated",
         "reference": f"parallels are in the row's language, not in {name}: give the prompts in {name}",
     }
-    return notes + [
-        f"{what}; of rows sampled in {', '.join(found[sign])}." for sign, what in told.items() if sign in found
-    ]
+    return notes + [f"{told[one]}; of rows sampled in {', '.join(found[one])}." for one in told if one in found]
 
 
-def _texts(table: pa.Table) -> Iterator[dict[str, str]]:
-    """`origin`, `prompt` and `reference` of each row as text: the last turn of messages, empty for none."""
+def identifiable(lang: str, language: str) -> bool:
+    """Whether texts in two languages can be told apart here: by script, or by lingua where it is installed."""
+    return scripts_apart(lang, language) or available("lingua")
+
+
+def wrong_sides(pairs: Iterable[Iterable[str]], lang: str, language: str) -> tuple[int, Counter[str]]:
+    """How many (text, reference) pairs could be identified, and how many of those show each problem.
+
+    A problem is `swapped`, `text` (it is not in `lang`) or `reference` (it is not in `language`).
+    """
+    read, found = 0, Counter[str]()
+    least = 1 if scripts_apart(lang, language) else WORDS
+    for text, reference in pairs:
+        if _equal(text, reference) or min(len(tokens(side)) for side in (text, reference)) < least:
+            continue
+        own, other = between(text, lang, language), between(reference, language, lang)
+        if own is None or other is None:
+            continue
+        read += 1
+        if own < WRONG or other < WRONG:
+            found["swapped" if own < WRONG and other < WRONG else "text" if own < WRONG else "reference"] += 1
+    return read, found
+
+
+def _texts(table: pa.Table) -> Iterator[tuple[str, str, str]]:
+    """Origin, prompt and reference of each row as text: the last turn of messages, empty for none."""
     columns = [f"{part}{kind}" for part in ("prompt", "reference") for kind in ("", "_messages")]
     for batch in table.select(["origin", *columns]).to_batches(CHUNK):
         for row in batch.to_pylist():
-            text = {"origin": row["origin"]}
-            for part in ("prompt", "reference"):
-                turns = row[f"{part}_messages"]
-                text[part] = (row[part] if turns is None else turns[-1]["content"]) or ""
-            yield text
+            turns = {part: row[f"{part}_messages"] for part in ("prompt", "reference")}
+            prompt, reference = (row[part] or (said[-1]["content"] if said else "") for part, said in turns.items())
+            yield row["origin"], prompt, reference
 
 
-def _equal(row: dict[str, str]) -> bool:
-    return normalise(row["prompt"]) == normalise(row["reference"])
-
-
-def _read(rows: pa.Table, lang: str, language: str) -> tuple[int, dict[str, int]]:
-    """How many rows of one language could be identified, and how many of those show each problem."""
-    signs = dict.fromkeys(("swapped", "prompt", "reference"), 0)
-    read, places = 0, np.linspace(0, rows.num_rows - 1, min(SAMPLE, rows.num_rows)).round().astype(int)
-    for row in _texts(rows.take(places)):
-        prompt, reference = row["prompt"], row["reference"]
-        if _equal(row) or any(scripts(text).total() < LETTERS for text in (prompt, reference)):
-            continue
-        asked, given = between(prompt, lang, language), between(reference, language, lang)
-        if asked is None or given is None:
-            continue
-        read += 1
-        wrong, foreign = asked < 1 - SURE, given < 1 - SURE
-        if wrong or foreign:
-            signs["swapped" if wrong and foreign else "prompt" if wrong else "reference"] += 1
-    return read, signs
+def _equal(one: str, other: str) -> bool:
+    return normalise(one) == normalise(other)

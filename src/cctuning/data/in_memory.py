@@ -1,24 +1,22 @@
-"""Read data sets that are passed to the trainer from Python.
+"""Read data sets that are passed to the trainer from Python: in any layout of files, with the same parser and checks.
 
-Rows of `load_rows` are in the schema already and are not checked again. Any other data set may have any layout that
-files may have, and goes through the same parser and the same checks.
+Rows of `load_rows` and pairs of `load_parallel` are not parsed again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cctuning.data.chat import NAMES
-from cctuning.data.layouts import Layout, missing_reference
+from cctuning.data.layouts import missing_reference
 from cctuning.data.messages import THINKING
 from cctuning.data.row_reader import RowReader
-from cctuning.data.schema import CHUNK, BadRow
-from cctuning.data.tables import EXTRA, is_checked
+from cctuning.data.schema import CHUNK, BadRow, Row, Skipped
+from cctuning.data.tables import EXTRA, dataset_of, is_checked, table_of
 from cctuning.errors import UserError
 from cctuning.languages import UNKNOWN
 
@@ -48,94 +46,88 @@ def check_dataset(dataset: Any, where: str) -> None:
             raise UserError(f"{label}: it has no rows; give at least one.")
 
 
-@dataclass(frozen=True)
-class Reading:
-    """Turns a record of a data set into a mapping with `prompt`, `response`, `reference`, `lang`, `row` and `origin`.
+def in_schema(
+    dataset: Dataset,
+    language: str,
+    where: str,
+    *,
+    required: bool = False,
+    bad_rows: str = "error",
+    parallel: bool = False,
+) -> tuple[Dataset, list[Skipped]]:
+    """The rows of a data set in the schema of `cctuning.data.schema`, and those left out.
 
-    Attributes:
-        reader: parses records, and says which column plays which part.
-        layout: which column plays which part.
+    A column `reference` holds references, as `prompt_<language>` does. Rows without language and reference are taken
+    to be in the reference language; `lang` is empty for rows that name none.
+
+    Args:
+        dataset: rows in any layout, or parallel text.
+        language: the reference language.
+        where: what to call the data set in an error.
         required: a row in another language must have a reference.
-        itself: a row in the reference language is its own reference (`reference_weights: start`).
-        checked: the rows are those of `load_rows`.
+        bad_rows: `error` or `skip`.
+        parallel: it is parallel text, whose prompt may be called `text`.
+
+    Raises:
+        UserError: two columns could play one part, none holds a reference where one is needed, or a row is bad.
     """
+    found = tuple(dataset.column_names)
+    if is_checked(dataset) and not (required and _lacks_reference(dataset, language)):
+        return (dataset.rename_column("text", "prompt") if "text" in found else dataset), []
+    columns = {"reference": "reference"} if "reference" in found else {}
+    reader = RowReader(language, columns, require_reference=required, text_is_prompt=parallel)
+    try:
+        layout = reader.layout(found)
+        if not (layout.prompt or layout.messages):
+            nor = f"text with reference or text_{language}" if parallel else "messages, nor instruction"
+            raise BadRow("prompt", f"no such column among {', '.join(found)}; nor {nor}.")
+        if required and "lang" not in found and not (layout.reference or layout.reference_messages):
+            raise missing_reference(layout, found, language)
+    except BadRow as bad:
+        raise UserError(f"{where}: {bad}") from None
+    field, numbers, skipped = layout.reference_messages or layout.reference, [], list[Skipped]()
 
-    reader: RowReader
-    layout: Layout
-    found: tuple[str, ...]
-    required: bool
-    itself: bool
-    checked: bool
+    def rows() -> Iterator[Row]:
+        for place, record in enumerate(dataset):
+            number = record.get("row", place)
+            origin = str(record.get("origin") or f"row {number}")
+            reader.lang = UNKNOWN if field is not None and record.get(field) else language
+            row = reader.parse(record, origin, found)
+            if isinstance(row, BadRow):
+                skipped.append(Skipped(origin, row.field, row.reason))
+                if bad_rows == "error":
+                    raise UserError(str(skipped[-1]))
+                continue
+            numbers.append(number)
+            row.lang = row.lang if record.get("lang") else ""
+            for name in EXTRA:  # in the schema, but not checked: put together of several data sets, for example
+                setattr(row, name, getattr(row, name) or record.get(name))
+            if row.response is None and row.calls:
+                row.response = ""
+            yield row
 
-    @classmethod
-    def of(cls, dataset: Dataset, language: str, required: bool, itself: bool, where: str) -> Reading:
-        """How to read a data set. A column `reference` holds references, as `prompt_<language>` does.
+    table = table_of(rows())
+    if not table.num_rows:
+        raise UserError(f"{where}: no usable row of {len(dataset)}, the first: {skipped[0]}")
+    return dataset_of(table, numbers), skipped
 
-        Args:
-            dataset: any data set of rows.
-            language: the reference language.
-            required: see above. itself: see above.
-            where: what to call the data set in an error.
 
-        Raises:
-            UserError: two columns could play one part, or none holds a reference where one is needed.
-        """
-        found = tuple(dataset.column_names)
-        columns = {"reference": "reference"} if "reference" in found else {}
-        reader = RowReader(language, columns)
-        try:
-            layout = reader.layout(found)
-            if not (layout.prompt or layout.messages):
-                raise BadRow("prompt", f"no such column among {', '.join(found)}; nor messages, nor instruction.")
-            if required and "lang" not in found and not (layout.reference or layout.reference_messages):
-                raise missing_reference(layout, found, language)
-        except BadRow as bad:
-            raise UserError(f"{where}: {bad}") from None
-        return cls(reader, layout, found, required, itself, is_checked(dataset))
+def _lacks_reference(dataset: Dataset, language: str) -> bool:
+    table = dataset.with_format("arrow")[:]
+    missing = pc.and_(pc.is_null(table["reference"]), pc.not_equal(table["lang"], language))
+    return bool(pc.any(missing).as_py())
 
-    @property
-    def messages(self) -> bool:
-        """Whether prompts are conversations by their layout."""
-        return self.layout.messages is not None
 
-    def thinking(self, dataset: Dataset) -> bool:
-        """Whether any response has thinking, in a key or column of its own or in its text. Reads whole columns."""
-        parts = (self.layout.messages, self.layout.response, self.layout.thinking, "thinking")
-        columns = [name for name in dict.fromkeys(parts) if name is not None and name in dataset.column_names]
-        if not columns:
-            return False
-        tables = dataset.select_columns(columns).with_format("arrow").iter(CHUNK)
-        return any(_thinks(table[name], name) for table in tables for name in columns)
+def has_thinking(dataset: Dataset) -> bool:
+    """Whether any assistant turn of rows in the schema has thinking, in a part of its own or in its text."""
+    names = [name for name in ("prompt", "response", "thinking") if name in dataset.column_names]
+    names = [name for name in names if name != "prompt" or not _is_text(dataset.data.table["prompt"].type)]
+    tables = dataset.select_columns(names).with_format("arrow").iter(CHUNK)
+    return any(_thinks(table[name], name) for table in tables for name in names)
 
-    def __call__(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """
-        Raises:
-            BadRow: as `layouts.parse` does, or a reference is needed and missing.
-        """
-        row = dict(record) if self.checked else self._parsed(record)
-        language = self.reader.language
-        if row["reference"] is None and row["lang"] != language and self.required:
-            raise missing_reference(self.layout, self.found, language)
-        if self.itself and row["reference"] is None and row["lang"] == language:
-            row["reference"] = row["prompt"]
-        return row | {"lang": row["lang"] if record.get("lang") else ""}
 
-    def _parsed(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        field = self.layout.reference_messages or self.layout.reference
-        alone = field is None or record.get(field) in (None, "")
-        self.reader.lang = self.reader.language if alone else UNKNOWN
-        row = self.reader.parse(record, "", self.found)
-        if isinstance(row, BadRow):
-            raise row
-        return {
-            "prompt": row.prompt,
-            "response": "" if row.response is None and record.get("calls") else row.response,
-            "reference": row.reference,
-            "lang": row.lang,
-            "row": record.get("row", -1),
-            "origin": record.get("origin"),
-            **{name: value for name in EXTRA if (value := getattr(row, name) or record.get(name))},
-        }
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _thinks(texts: pa.ChunkedArray, name: str) -> bool:
@@ -144,7 +136,7 @@ def _thinks(texts: pa.ChunkedArray, name: str) -> bool:
         return _thinks(pc.list_flatten(texts), name)
     if pa.types.is_struct(kind):
         return any(_thinks(pc.struct_field(texts, part.name), part.name) for part in kind)
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not _is_text(kind):
         return False
     if name in THINKING:
         found = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)

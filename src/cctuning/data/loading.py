@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,9 +18,9 @@ from cctuning.data.checks import warnings_of
 from cctuning.data.messages import context_columns
 from cctuning.data.reports import LoadReport, SourceReport, drawn
 from cctuning.data.row_reader import RowReader
-from cctuning.data.schema import BadRow, Row, Skipped
+from cctuning.data.schema import BadRow, Row
 from cctuning.data.sources import Source
-from cctuning.data.tables import READ, batches, dataset_of
+from cctuning.data.tables import dataset_of, table_of
 from cctuning.errors import UserError
 from cctuning.languages import canonical
 
@@ -59,14 +58,17 @@ def load_rows(
     report, tables, seen = LoadReport(reference_language), [], set[bytes]()
     for number, source in enumerate(named):
         account = SourceReport(source.path)
-        rows = _rows(source, reference_language, require_reference, seen, account, report)
-        table = _mix(pa.Table.from_batches(batches(rows), READ), source, [number, seed & (2**63 - 1)])
+        table = table_of(_rows(source, reference_language, require_reference, seen, account, report))
+        if source.weight != 1:
+            table = table.take(drawn(source, table.num_rows, [number, seed & (2**63 - 1)], "rows"))
         account.rows, account.without_response = table.num_rows, table["response"].null_count
         account.with_response = account.rows - account.without_response
         counts = pc.value_counts(table["lang"].combine_chunks()).to_pylist()
         account.languages = {count["values"]: count["counts"] for count in counts}
         report.sources.append(account)
         tables.append(table)
+    for name in ("rows", "with_response", "without_response"):
+        setattr(report, name, sum(getattr(account, name) for account in report.sources))
     table = pa.concat_tables(tables)
     if require_reference:
         report.notes += warnings_of(table, reference_language)
@@ -83,14 +85,10 @@ def _rows(
 ) -> Iterator[Row]:
     """The good rows of a source, each followed by its reference row where asked for."""
     reader = RowReader(language, source.columns, source.lang, require_reference)
-    kept, first_reason = 0, ""
+    kept = 0
     for origin, _, row in reader.read(source):
         if isinstance(row, BadRow):
-            line = f"{origin}: {row.field}: {row.reason}"
-            if source.bad_rows == "error":
-                raise UserError(f"{line} (Or set bad_rows: skip for this source to leave out such rows.)")
-            account.skipped, first_reason = account.skipped + 1, first_reason or line
-            report.skipped.append(Skipped(origin, row.field, row.reason))
+            report.skip(source, account, origin, row)
             continue
         kept, account.read = kept + 1, account.read + 1
         yield row
@@ -103,8 +101,7 @@ def _rows(
         if kept == source.limit:
             break
     if not kept:
-        why = f"all {account.skipped} are bad, the first: {first_reason}" if first_reason else "it is empty."
-        raise UserError(f"{source.path}: no row to train on: {why}")
+        raise UserError(f"{source.path}: no row to train on: {report.all_bad(account) or 'it is empty.'}")
     account.columns, account.unread_keys = reader.parts, reader.unread_keys
     account.fingerprints, account.unused_parallels = reader.fingerprints, reader.unused_parallels
     report.notes += _notes(source, reader, kept)
@@ -140,14 +137,3 @@ def _notes(source: Source, reader: RowReader, kept: int) -> list[str]:
             f"(columns: {', '.join(found)})."
         )
     return [f"{source.path}: {note}" for note in notes]
-
-
-def _mix(table: pa.Table, source: Source, seed: list[int]) -> pa.Table:
-    """`round(weight * rows)` rows: whole copies, then a sample without replacement in file order."""
-    copies, places = drawn(source, table.num_rows, seed, "rows")
-    parts = [table] * copies
-    if len(places):
-        mask = np.zeros(table.num_rows, dtype=bool)
-        mask[places] = True
-        parts.append(table.filter(pa.array(mask)))
-    return pa.concat_tables(parts)

@@ -165,16 +165,13 @@ def _open_file(path: Path) -> Records:
     return Records(None, lambda wanted: _json(path), fingerprints)
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The numbered lines of a file, plain or compressed; see `numbered`."""
-    return numbered(str(path), lambda: open_binary(path))
+def numbered_lines(path: str | Path, opened: Callable[[], IO[bytes]] | None = None) -> Iterator[tuple[int, bytes]]:
+    """Lines of a file, plain or compressed, numbered from 1.
 
-
-def numbered(name: str, opened: Callable[[], IO[bytes]]) -> Iterator[tuple[int, bytes]]:
-    """Lines numbered from 1, split only at line feeds, because U+2028 may occur inside a JSON string.
+    They are split only at line feeds, because U+2028 may occur inside a JSON string.
 
     Args:
-        name: for errors.
+        path: of the file; for errors alone where `opened` opens it.
         opened: opens the file.
 
     Raises:
@@ -182,14 +179,14 @@ def numbered(name: str, opened: Callable[[], IO[bytes]]) -> Iterator[tuple[int, 
     """
     number = 0
     try:
-        with opened() as file:
+        with opened() if opened else open_binary(Path(path)) as file:
             for number, line in enumerate(file, 1):
                 if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise UserError(f"{name}:1: the file is UTF-16; save it as UTF-8.")
+                    raise UserError(f"{path}:1: the file is UTF-16; save it as UTF-8.")
                 yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     except (*DAMAGED, zlib.error) as error:
         raise UserError(
-            f"{name}:{number + 1}: cannot be read from here on ({error}); download the file again."
+            f"{path}:{number + 1}: cannot be read from here on ({error}); download the file again."
         ) from None
 
 

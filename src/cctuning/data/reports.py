@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cctuning.data.schema import Skipped
+from cctuning.data.schema import BadRow, Skipped
 from cctuning.data.sources import MixedSource
 from cctuning.errors import UserError
 
@@ -52,14 +53,14 @@ class ParallelSourceReport(BaseSourceReport):
 
 @dataclass
 class BaseReport:
-    """Totals over the sources, every skipped row, and notes for the user."""
+    """Totals over the sources, skipped rows, and notes for the user."""
 
     reference_language: str
     sources: list[Any] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    TOTALS: ClassVar[tuple[str, ...]] = ()
+    LISTED: ClassVar[float] = math.inf  # most skipped rows that are listed for a source
 
     @property
     def languages(self) -> dict[str, int]:
@@ -74,46 +75,51 @@ class BaseReport:
         """File (or hub data set) to its hash, over all sources."""
         return {name: value for source in self.sources for name, value in source.fingerprints.items()}
 
+    def skip(self, source: MixedSource, account: BaseSourceReport, origin: str, bad: BadRow) -> None:
+        """Count and list a bad row of `source`.
+
+        Raises:
+            UserError: the source does not skip bad rows.
+        """
+        skipped = Skipped(origin, bad.field, bad.reason)
+        if source.bad_rows == "error":
+            raise UserError(f"{skipped} (Or set bad_rows: skip for this source to leave out such rows.)")
+        account.skipped += 1
+        if account.skipped <= self.LISTED:
+            self.skipped.append(skipped)
+
+    def all_bad(self, account: BaseSourceReport) -> str:
+        """What is wrong with a source that gave no good row; empty if it skipped none."""
+        if not account.skipped:
+            return ""
+        first = self.skipped[-int(min(account.skipped, self.LISTED))]
+        return f"all {account.skipped} are bad, the first: {first}"
+
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain JSON types."""
-        totals = {name: getattr(self, name) for name in (*self.TOTALS, "languages")}
-        return {**asdict(self), **totals, "skipped": [skip._asdict() for skip in self.skipped]}
+        return {**asdict(self), "languages": self.languages, "skipped": [skip._asdict() for skip in self.skipped]}
 
 
+@dataclass
 class LoadReport(BaseReport):
-    """The report of `load_rows`."""
+    """The report of `load_rows`. A row without a response trains the alignment alone."""
 
-    TOTALS = ("rows", "with_response", "without_response")
-
-    @property
-    def rows(self) -> int:
-        """Rows in all."""
-        return sum(source.rows for source in self.sources)
-
-    @property
-    def with_response(self) -> int:
-        """Rows that carry LM loss."""
-        return sum(source.with_response for source in self.sources)
-
-    @property
-    def without_response(self) -> int:
-        """Rows that train the alignment alone."""
-        return sum(source.without_response for source in self.sources)
+    rows: int = 0
+    with_response: int = 0
+    without_response: int = 0
 
 
+@dataclass
 class ParallelReport(BaseReport):
     """The report of `load_parallel`. `skipped` lists the first 1,000 of each source; all are counted."""
 
-    TOTALS = ("pairs",)
+    pairs: int = 0
 
-    @property
-    def pairs(self) -> int:
-        """Pairs in all."""
-        return sum(source.pairs for source in self.sources)
+    LISTED = 1000
 
 
-def drawn(source: MixedSource, count: int, seed: Sequence[int], rows: str) -> tuple[int, NDArray[np.int64]]:
-    """What `source.weight` takes of `count` rows: whole copies, and the places of a sample without replacement.
+def drawn(source: MixedSource, count: int, seed: Sequence[int], rows: str) -> NDArray[np.int64]:
+    """The places that `source.weight` takes of `count` rows: whole copies, then a sample without replacement.
 
     Raises:
         UserError: it takes none.
@@ -121,4 +127,5 @@ def drawn(source: MixedSource, count: int, seed: Sequence[int], rows: str) -> tu
     copies, rest = divmod(round(source.weight * count), count)
     if not copies and not rest:
         raise UserError(f"{source.path}: weight: {source.weight} of {count} {rows} leaves none; raise it.")
-    return copies, np.sort(np.random.default_rng(list(seed)).choice(count, rest, replace=False))
+    sample = np.sort(np.random.default_rng(list(seed)).choice(count, rest, replace=False))
+    return np.concatenate([np.tile(np.arange(count), copies), sample])

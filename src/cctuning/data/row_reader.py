@@ -95,9 +95,10 @@ class RowReader:
         """
         if found not in self._layouts:
             columns = dict(self.columns)
-            if self.text_is_prompt and not columns and "text" in found and not PROMPTS & set(found):
+            mapped = {"prompt", "messages"} & columns.keys()
+            if self.text_is_prompt and not mapped and "text" in found and not PROMPTS & set(found):
                 named = {"prompt": "text", "reference": f"text_{self.language}"}
-                columns = {part: name for part, name in named.items() if name in found}
+                columns = {part: name for part, name in named.items() if name in found} | columns
             layout = self._layouts[found] = Layout.recognise(found, columns, self.language)
             self.parts |= layout.used()
         return self._layouts[found]

@@ -55,3 +55,6 @@ class Skipped(NamedTuple):
     origin: str
     field: str
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.field}: {self.reason}"

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ TEXT = pa.string()
 KEYS = {"role": TEXT, "content": TEXT, "thinking": TEXT, "tool_calls": TEXT, "name": TEXT, "tool_call_id": TEXT}
 KEYS |= {"train": pa.bool_()}
 MESSAGES = pa.list_(pa.struct([*KEYS.items()]))
-CHECKED = "Rows in the schema of cctuning.data.schema, checked as they were read."
+CHECKED = "Checked by cc-tuning as it was read."
 EXTRA = ("thinking", "calls", "tools", "arguments")
 # While reading, text and messages have separate columns: whether any row has messages is known only at the end.
 READ = pa.schema(
@@ -32,15 +33,18 @@ READ = pa.schema(
 )
 
 
-def batches(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
-    """Rows as batches with the columns of `READ`; at least one batch."""
-    held: list[dict[str, Any]] = []
-    for row in rows:
-        held.append(_record(row))
-        if len(held) == CHUNK:
-            yield pa.RecordBatch.from_pylist(held, READ)
-            held = []
-    yield pa.RecordBatch.from_pylist(held, READ)
+def in_batches(records: Iterable[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Records as batches of a schema; at least one batch."""
+    held = iter(records)
+    batch = list(islice(held, CHUNK))
+    yield pa.RecordBatch.from_pylist(batch, schema)
+    while batch := list(islice(held, CHUNK)):
+        yield pa.RecordBatch.from_pylist(batch, schema)
+
+
+def table_of(rows: Iterable[Row]) -> pa.Table:
+    """Rows as a table of `READ`."""
+    return pa.Table.from_batches(in_batches(map(_record, rows), READ), READ)
 
 
 def _record(row: Row) -> dict[str, Any]:
@@ -56,11 +60,14 @@ def _record(row: Row) -> dict[str, Any]:
 
 
 def _json(value: Any) -> str | None:
-    return None if not value else json.dumps(value, ensure_ascii=False)
+    if not value or isinstance(value, str):
+        return value or None
+    return json.dumps(value, ensure_ascii=False)
 
 
-def dataset_of(table: pa.Table) -> datasets.Dataset:
-    """The rows of a table of `READ`, numbered; all prompts are messages where any row has messages."""
+def dataset_of(table: pa.Table, numbers: Sequence[int] | None = None) -> datasets.Dataset:
+    """The rows of a table of `READ`, with their `numbers`; all prompts are messages where any row has messages."""
+    numbers = range(table.num_rows) if numbers is None else numbers
     chat = table["prompt"].null_count > 0 or table["reference_messages"].null_count < table.num_rows
     kind = pa.list_(pa.struct([(key, KEYS[key]) for key in _keys(table)])) if chat else TEXT
     kinds = {"prompt": kind, "response": TEXT, "lang": TEXT, "reference": kind, "origin": TEXT}
@@ -74,20 +81,18 @@ def dataset_of(table: pa.Table) -> datasets.Dataset:
         return pa.array([_as_messages(text) if text is not None else turns for text, turns in pairs], kind)
 
     def numbered() -> Iterator[pa.RecordBatch]:
-        number = 0
+        start = 0
         for batch in table.to_batches(CHUNK):
             arrays = [joined(batch, n) if n in ("prompt", "reference") else batch[n] for n in kinds]
-            rows = pa.array(range(number, number + batch.num_rows), pa.int64())
+            rows = pa.array(numbers[start : start + batch.num_rows], pa.int64())
             yield pa.RecordBatch.from_arrays([*arrays, rows], schema=schema)
-            number += batch.num_rows
+            start += batch.num_rows
 
-    dataset = on_disk(numbered(), schema)
-    dataset.info.description = CHECKED
-    return dataset
+    return on_disk(numbered(), schema)
 
 
 def is_checked(dataset: datasets.Dataset) -> bool:
-    """Whether a data set is one of `load_rows`, or made of such by `select`, `map` and the like."""
+    """Whether a data set is one of `load_rows` or `load_parallel`, or made of such by `select`, `map` and the like."""
     return bool(dataset.info.description == CHECKED)
 
 
@@ -117,4 +122,6 @@ def on_disk(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> datasets.Da
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
-    return datasets.Dataset.from_file(str(path))
+    dataset = datasets.Dataset.from_file(str(path))
+    dataset.info.description = CHECKED
+    return dataset

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from cctuning.data.encode import Encoder, at, origin_of
-from cctuning.data.in_memory import Reading
-from cctuning.data.schema import BadRow
+from cctuning.data.encode import Encoder, origin_of
 from cctuning.errors import UserError
 
 IDS = List(Value("int32"))
@@ -29,7 +26,7 @@ def encode_dataset(
     encoder: Encoder,
     *,
     bad_rows: str = "error",
-    reading: Reading | None = None,
+    own_references: str | None = None,
     num_proc: int | None = None,
     desc: str = "Tokenising rows",
     notes: list[str] | None = None,
@@ -37,10 +34,10 @@ def encode_dataset(
     """`Encoder.encode_row` over a data set of rows, with progress.
 
     Args:
-        dataset: rows of `load_rows`, or of any layout with a `reading`.
+        dataset: rows of `load_rows`.
         encoder: tokenizer and lengths.
         bad_rows: `error` stops at the first row that cannot be used; `skip` leaves such rows out.
-        reading: how to read rows that are not in the schema.
+        own_references: the reference language, if rows in it are their own reference.
         num_proc: processes; None: this one.
         desc: label of the progress bar.
         notes: warnings about rows are appended to it.
@@ -54,7 +51,7 @@ def encode_dataset(
     encoded = dataset.map(
         _encode_batch,
         batched=True,
-        fn_kwargs={"encoder": encoder, "skip": bad_rows == "skip", "reading": reading},
+        fn_kwargs={"encoder": encoder, "skip": bad_rows == "skip", "home": own_references},
         remove_columns=dataset.column_names,
         features=Features({**FEATURES, **dict.fromkeys(("origin", "problem", "warning"), Value("string"))}),
         num_proc=num_proc if num_proc and 1 < num_proc <= len(dataset) else None,
@@ -84,29 +81,22 @@ def _warnings(encoded: Dataset) -> list[str]:
     return [f"{len(rows)} of {len(encoded)} rows (the first: {rows[0]}): {warning}" for warning, rows in found.items()]
 
 
-def _read(row: Mapping[str, Any], reading: Reading) -> dict[str, Any] | UserError:
-    try:
-        return reading(row)
-    except BadRow as bad:
-        return at(row, bad.field, bad.reason)
-
-
 def _encode_batch(
-    columns: dict[str, list[Any]], encoder: Encoder, skip: bool, reading: Reading | None
+    columns: dict[str, list[Any]], encoder: Encoder, skip: bool, home: str | None
 ) -> dict[str, list[Any]]:
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    read = rows if reading is None else [_read(row, reading) for row in rows]
-    good = iter(encoder.encode([row for row in read if not isinstance(row, UserError)]))
+    for row in rows:
+        if home is not None and row.get("reference") is None and row.get("lang") in ("", home):
+            row["reference"] = row["prompt"]
     result: dict[str, list[Any]] = {name: [] for name in (*FEATURES, "origin", "problem", "warning")}
-    for row, found in zip(rows, read, strict=True):
-        encoded = found if isinstance(found, UserError) else next(good)
+    for row, encoded in zip(rows, encoder.encode(rows), strict=True):
         origin, problem = origin_of(row), None
         if isinstance(encoded, UserError):
             if not skip:
                 raise encoded
             problem = str(encoded).removeprefix(f"{origin}: ")
             encoded = {**{name: [] for name in FEATURES}, "row": -1, "lang": ""}
-        warning = None if isinstance(found, UserError) else encoder.warning(found)
-        for name, value in {**encoded, "origin": origin, "problem": problem, "warning": warning}.items():
+        more = {"origin": origin, "problem": problem, "warning": encoder.warning(row)}
+        for name, value in {**encoded, **more}.items():
             result[name].append(value)
     return result

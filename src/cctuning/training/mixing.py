@@ -18,11 +18,10 @@ from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 
 from cctuning.data import PairedCollator
+from cctuning.data.in_memory import in_schema
 from cctuning.errors import UserError
 from cctuning.training.config import CCConfig
 from cctuning.training.epochs import EpochTrainer
-
-TEXT = ("text", "prompt")
 
 
 class MixingTrainer(EpochTrainer):
@@ -263,25 +262,14 @@ def as_rows(parallel: Dataset, language: str, first: int) -> Dataset:
         first: id of the first row.
 
     Raises:
-        UserError: a column is missing.
+        UserError: a column is missing, or a pair is bad.
     """
-    found = parallel.column_names
-    text = next((name for name in TEXT if name in found), None)
-    names = ("reference", *(f"{name}_{language}" for name in TEXT))
-    reference = next((name for name in names if name in found), None)
-    if text is None or reference is None:
-        raise UserError(
-            f"parallel_dataset: expected the columns text and reference (or text_{language}), found "
-            f"{', '.join(found)}."
-        )
-    kept = {text: "prompt", reference: "reference"}
-    rest = [name for name in found if name not in (text, reference, "lang", "origin")]
-    pairs = parallel.remove_columns(rest).rename_columns(kept)
-    if "lang" not in found:
-        pairs = pairs.add_column("lang", ["und"] * len(pairs))
+    pairs, _ = in_schema(parallel, language, "parallel_dataset", required=True, parallel=True)
+    kept = ("prompt", "reference", "lang", "origin")
+    pairs = pairs.remove_columns([name for name in pairs.column_names if name not in kept])
     met: dict[str, int] = {}
     for number, value in enumerate(pairs["reference"]):
-        met.setdefault(value, number)
+        met.setdefault(str(value), number)
     own = pairs.select(sorted(met.values()))
     own = own.remove_columns(["prompt", "lang"]).add_column("prompt", own["reference"])
     own = own.add_column("lang", [language] * len(own)).cast(pairs.features)

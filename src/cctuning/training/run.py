@@ -45,7 +45,16 @@ from cctuning.training.launch import check_checkpoint
 from cctuning.training.options import RunOptions
 from cctuning.training.prepare import logger, prepare
 from cctuning.training.sharded_loading import ShardedLoader
-from cctuning.training.summary import Plan, doubts, expected, log_often_enough, plan, trial, without_effect
+from cctuning.training.summary import (
+    Plan,
+    doubts,
+    expected,
+    faster_on_cpu,
+    log_often_enough,
+    plan,
+    trial,
+    without_effect,
+)
 from cctuning.training.trainer import CCTrainer
 
 
@@ -85,7 +94,7 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
             todo = plan(trainer)
             log.notes += [*filter(None, [log_often_enough(todo, args)]), *doubts(todo, args)]
             if trainer.is_world_process_zero():
-                print("\n".join(todo.lines(record["exports"])), flush=True)
+                print("\n".join([*todo.lines(record["exports"]), *faster_on_cpu(todo, trainer)]), flush=True)
             if options.dry_run:
                 dry(trainer, todo, log.notes)
                 return trainer
@@ -94,7 +103,7 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
             with suppress(OSError):  # not empty, or removed by another process
                 if new:
                     directory.rmdir()  # made by the trainer
-        record["plan"] = todo.as_dict()
+        record["plan"] = asdict(todo)
         given, connection = connection, trainer.connected.config  # with defaults that depend on the run
         trainer.accelerator.wait_for_everyone()  # until every process has claimed the directory
         log.notes += [*said, *changes(directory, options, connection, args, record)] if checkpoint else said

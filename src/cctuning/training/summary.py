@@ -6,9 +6,10 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
+import psutil
 import torch
 
 from cctuning.connection import ConnectionConfig
@@ -21,53 +22,38 @@ from cctuning.training.sampling import undisturbed
 
 FEW_STEPS = 20
 ADAM = 8  # bytes per trained weight, in fp32
+ROOM = 4  # times a plan's memory that has to be free for a run without activation checkpointing
 STATES = {"adafactor": 1, "sgd": 0, "adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2}  # bytes per weight
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it starts.
+    """A run before it starts. Rows are counted as they are tokenised, memory in bytes per device."""
 
-    Attributes:
-        rows: language -> training rows, as they are tokenised.
-        paired: language -> training rows with a reference.
-        answered: training rows with a response.
-        tokens: of all training rows, without references.
-        steps: optimizer steps.
-        rows_a_step: rows per step, over all processes.
-        epochs: may be a fraction.
-        warmup: steps of it.
-        trains: part (`base`, `LoRA`, `connection`) -> trained weights.
-        weights: all weights.
-        memory: bytes per device for weights, gradients, optimizer and the copy of the start, calculated.
-        device: kind and bytes of the device; 0 bytes if unknown.
-        parallel: language -> parallel rows beside answered rows, with each reference once as a row of its own.
-        beside: parallel rows in a batch for each answered row.
-        align_first: steps on parallel text alone.
-        packed: batches are packed, and `rows_a_step` is a mean.
-    """
-
-    rows: dict[str, int]
-    paired: dict[str, int]
-    answered: int
-    tokens: int
-    steps: int
-    rows_a_step: int
+    rows: dict[str, int]  # language -> training rows
+    paired: dict[str, int]  # language -> training rows with a reference
+    answered: int  # training rows with a response
+    tokens: int  # of all training rows, without references
+    steps: int  # optimizer steps
+    rows_a_step: int  # over all processes; a mean if batches are packed
     epochs: float
-    warmup: int
-    trains: dict[str, int]
+    warmup: int  # steps
+    trains: dict[str, int]  # part (`base`, `LoRA`, `connection`) -> trained weights
     weights: int
-    memory: int
-    device: tuple[str, int]
-    parallel: dict[str, int]
-    beside: int
-    align_first: int = 0
+    memory: int  # weights, gradients, optimizer and the copy of the start, calculated
+    device: tuple[str, int]  # kind and memory; 0 if unknown
+    parallel: dict[str, int]  # language -> parallel rows, with each reference once as a row of its own
+    beside: int  # parallel rows in a batch for each answered row
+    align_first: int = 0  # steps on parallel text alone
     packed: bool = False
 
     def lines(self, exports: Mapping[str, str | None]) -> list[str]:
         """The plan as text; `exports` is the result of `model.exportable.obstacles`."""
-        total = sum(self.rows.values())
-        languages = ", ".join(f"{name or '?'} {count}" for name, count in Counter(self.rows).most_common())
+        first = f"alone in the first {self.align_first} steps, then " if self.align_first else ""
+        parallel = [
+            f"parallel:   {sum(self.parallel.values())} rows ({_by_language(self.parallel)}); {first}{self.beside} "
+            "beside each answered row"
+        ]
         can = [
             {"merged": "plain checkpoint", "lora": "LoRA"}[name] for name, reason in exports.items() if reason is None
         ]
@@ -76,29 +62,16 @@ class Plan:
         kind, size = self.device
         room = f" of {_bytes(size)} on the device ({kind})" if size else f" ({kind})"
         return [
-            f"rows:       {total} ({languages}); {sum(self.paired.values())} with a reference, "
+            f"rows:       {sum(self.rows.values())} ({_by_language(self.rows)}); "
+            f"{sum(self.paired.values())} with a reference, "
             f"{self.answered} with an answer, {_count(self.tokens)} tokens",
-            *self._parallel_line(),
+            *(parallel if self.parallel else []),
             f"steps:      {self.steps} of {'about ' * self.packed}{self.rows_a_step} rows, {self.epochs:.3g} epochs, "
             f"warmup {self.warmup}",
             f"trains:     {_count(trained)} of {_count(self.weights)} weights: {parts}",
             f"memory:     about {_bytes(self.memory)}{room} before activations, calculated",
             f"exports to: {' or '.join(can) or 'neither a plain checkpoint nor a LoRA'}",
         ]
-
-    def _parallel_line(self) -> list[str]:
-        if not self.parallel:
-            return []
-        languages = ", ".join(f"{name} {count}" for name, count in Counter(self.parallel).most_common())
-        first = f"alone in the first {self.align_first} steps, then " if self.align_first else ""
-        return [
-            f"parallel:   {sum(self.parallel.values())} rows ({languages}); {first}{self.beside} beside each answered "
-            "row"
-        ]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For run.json."""
-        return asdict(self)
 
 
 def plan(trainer: Any) -> Plan:
@@ -186,6 +159,27 @@ def doubts(plan: Plan, args: Any) -> Iterator[str]:
             yield f"{steps}: {every:g} is more than the run's {plan.steps} steps: {said}"
 
 
+def faster_on_cpu(plan: Plan, trainer: Any) -> list[str]:
+    """A line for the plan if the run computes on a CPU with defaults that are meant for a GPU.
+
+    Activation checkpointing saves memory that a small model does not need; AVX512-BF16 and AMX multiply in bfloat16.
+    """
+    args, flags = trainer.args, []
+    if plan.device[0] != "cpu":
+        return []
+    if args.activation_checkpointing and ROOM * plan.memory < psutil.virtual_memory().available:
+        flags.append("--activation_checkpointing false")
+    if not (args.bf16 or args.fp16) and trainer.model.dtype == torch.float32 and multiplies_bf16():
+        flags.append("--bf16 true --use_cpu true")
+    return [f"faster:     on this CPU with {' '.join(flags)}"] if flags else []
+
+
+def multiplies_bf16() -> bool:
+    """Whether the processor has instructions for bfloat16 (AVX512-BF16 or AMX)."""
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
 def log_often_enough(plan: Plan, args: Any) -> str | None:
     """Lower `logging_steps` if the run would end before its first log line; a note if so."""
     chosen = str(getattr(args.logging_strategy, "value", args.logging_strategy))
@@ -258,37 +252,35 @@ def expected(plan: Plan, seconds: float, peak: int, recording: str) -> list[str]
     return lines
 
 
-def without_effect(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> Iterator[str]:
+def without_effect(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> list[str]:
     """A note for each group of options that are set and have no effect together with the others."""
-    if options.tune != "lora":
-        yield from _line(options.adapter_given(), f"tune: {options.tune}")
-    if options.tune == "connection" and args.base_decay:
-        yield from _line(["base_decay"], "tune: connection, which does not train the base")
-    if connection.connection == "none" and options.parallel:
-        yield from _line(["parallel"], "connection: none")
-    if not (options.parallel and options.data):
-        mixed = [name for name in ("parallel_rows",) if getattr(args, name) != CCConfig.parallel_rows]
-        yield from _line(mixed, "data without parallel text, or parallel text alone")
-    if args.packing and args.train_sampling_strategy != "random":
-        yield from _line(["train_sampling_strategy"], "packing: true")
-    if args.padding_free and not args.packing and args.per_device_train_batch_size == 1 and not options.parallel:
-        yield from _line(["padding_free"], "per_device_train_batch_size: 1")
-    if connection.connection == "align":
-        known = {"connection", "reference_weights", *ALIGN_OPTIONS}
-        given = [name for name in _given(connection) if name not in known]
-        yield from _line(given, "connection: align")
-    elif connection.connection == "gated":
-        theirs = {"align_loss", "align_weight", "layers"}
-        given = [name for name in _given(connection) if name in ALIGN_OPTIONS and name not in theirs]
-        yield from _line(given, "connection: gated")
-    if connection.connection == "none":
-        yield from _line([name for name in _given(connection) if name != "connection"], "connection: none")
-    elif connection.decision == "fixed":
-        yield from _line(
-            [name for name in _given(connection) if name in ("decision_rank", "decision_bias")], "decision: fixed"
-        )
-    if options.eval_data and args.eval_strategy == "no":
-        yield from _line(["eval_data"], "eval_strategy: no")
+    fresh, kind = ConnectionConfig(), connection.connection
+    given = [one.name for one in fields(fresh) if getattr(connection, one.name) != getattr(fresh, one.name)]
+    given = [name for name in given if name != "connection"]
+    aligned, gated = {"reference_weights", *ALIGN_OPTIONS}, {*ALIGN_OPTIONS} - {"align_loss", "align_weight", "layers"}
+    fixed, single = ("decision_rank", "decision_bias"), args.per_device_train_batch_size == 1 and not options.parallel
+    cases = [  # whether it holds, the options without effect, what they have no effect with
+        (options.tune != "lora", options.adapter_given(), f"tune: {options.tune}"),
+        (options.tune == "connection" and args.base_decay, ["base_decay"], "tune: connection"),
+        (kind == "none" and options.parallel, ["parallel"], "connection: none"),
+        (
+            args.parallel_rows != CCConfig.parallel_rows and not (options.parallel and options.data),
+            ["parallel_rows"],
+            "data without parallel text, or parallel text alone",
+        ),
+        (args.packing and args.train_sampling_strategy != "random", ["train_sampling_strategy"], "packing: true"),
+        (args.padding_free and not args.packing and single, ["padding_free"], "per_device_train_batch_size: 1"),
+        (kind == "align", [name for name in given if name not in aligned], "connection: align"),
+        (kind == "gated", [name for name in given if name in gated], "connection: gated"),
+        (kind == "none", given, "connection: none"),
+        (
+            kind != "none" and connection.decision == "fixed",
+            [name for name in given if name in fixed],
+            "decision: fixed",
+        ),
+        (options.eval_data and args.eval_strategy == "no", ["eval_data"], "eval_strategy: no"),
+    ]
+    return [f"{', '.join(names)}: no effect with {beside}." for holds, names, beside in cases if holds and names]
 
 
 def unforeseen(obstacles: Mapping[str, str | None], tune: str) -> Iterator[str]:
@@ -304,14 +296,8 @@ def unforeseen(obstacles: Mapping[str, str | None], tune: str) -> Iterator[str]:
         yield f"this run cannot be exported as a LoRA, only merged: {obstacles['lora']}"
 
 
-def _given(part: RunOptions | ConnectionConfig) -> list[str]:
-    fresh = type(part)()
-    return [option.name for option in fields(part) if getattr(part, option.name) != getattr(fresh, option.name)]
-
-
-def _line(names: list[str], beside: str) -> Iterator[str]:
-    if names:
-        yield f"{', '.join(names)}: no effect with {beside}."
+def _by_language(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name or '?'} {count}" for name, count in Counter(counts).most_common())
 
 
 def _count(number: int) -> str:

@@ -8,8 +8,9 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
-from cctuning.data import Encoder, Reading, encode_dataset
+from cctuning.data import Encoder, encode_dataset
 from cctuning.data.chat import Settled, own_template, settle
+from cctuning.data.in_memory import has_thinking, in_schema
 from cctuning.errors import UserError
 from cctuning.training.config import CCConfig
 
@@ -49,24 +50,25 @@ class TokenizingTrainer(SFTTrainer):
             return dataset
         # By identity, not by name: an evaluation set may be called "train".
         answered, training = dataset is self._answered, dataset in (self._answered, self.parallel)
-        required = answered and self._connecting and self.parallel is None
-        itself = training and self._own_references
-        where = "train_dataset" if answered else name if training else f"eval_dataset ({name})"
-        reading = Reading.of(dataset, args.reference_language, required, itself, where)
+        dataset, skipped = in_schema(
+            dataset,
+            args.reference_language,
+            "train_dataset" if answered else name if training else f"eval_dataset ({name})",
+            required=answered and self._connecting and self.parallel is None,
+            bad_rows=args.bad_rows,
+        )
+        self.skipped += [(origin, f"{field}: {reason}") for origin, field, reason in skipped]
         if self.chat is None:
-            messages = reading.messages or not isinstance(dataset[0][reading.layout.prompt or "prompt"], str)
-            self.chat = messages or processing_class.chat_template is not None
+            self.chat = not isinstance(dataset[0]["prompt"], str) or processing_class.chat_template is not None
         if self.chat and own_template(processing_class) is not None:
             # Parallel text and evaluation rows are rendered as the answered rows are.
-            thinking = reading.thinking(dataset) if answered else None
+            thinking = has_thinking(dataset) if answered else None
             self.settled = settle(processing_class, None, args.chat_template_kwargs if answered else None, thinking)
             processing_class.chat_template = self.settled.template
             self.notes += self.settled.notes() if answered else []
-        if "row" not in dataset.column_names:
-            dataset = dataset.add_column("row", list(range(len(dataset))))
-        if "origin" in dataset.column_names and training:
+        if training:
             self._origins |= dict(zip(dataset["row"], dataset["origin"], strict=True))
-        encoded, skipped = encode_dataset(
+        encoded, left_out = encode_dataset(
             dataset,
             Encoder(
                 processing_class,
@@ -76,12 +78,12 @@ class TokenizingTrainer(SFTTrainer):
                 turns=args.train_turns,
             ),
             bad_rows=args.bad_rows,
-            reading=reading,
+            own_references=args.reference_language if training and self._own_references else None,
             num_proc=args.dataset_num_proc,
             desc=f"Tokenising {name} rows",
             notes=self.notes,
         )
-        self.skipped += skipped
+        self.skipped += left_out
         return encoded.shuffle(seed=args.seed) if args.shuffle_dataset else encoded
 
     def _set_signature_columns_if_needed(self) -> None:

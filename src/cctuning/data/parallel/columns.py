@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any, NamedTuple
 
+from cctuning.data.layouts import check_columns
 from cctuning.data.parallel.filenames import in_name, named_by
 from cctuning.data.schema import BadRow
-from cctuning.errors import UserError, nearest
+from cctuning.errors import UserError
 from cctuning.identify import between, identify_language
 from cctuning.languages import canonical_or_none, matching, same
 
@@ -34,16 +36,21 @@ class Absent(BadRow):
     """A record without this pair of languages, which is skipped: no error in a file of many languages."""
 
 
-Reader = Callable[[Mapping[str, Any]], list[tuple[str, str, str]]]  # record to (text, reference, lang)
-
-
 @dataclass(frozen=True)
 class Layout:
-    """How records are read: `said` describes it for the report, `used` are the columns."""
+    """How records are read.
+
+    Attributes:
+        said: describes it, for the report.
+        used: the columns.
+        texts: gives the texts of a record by canonical language code.
+        wanted: take only this language.
+    """
 
     said: str
     used: tuple[str, ...]
-    read: Reader
+    texts: Callable[[Mapping[str, Any]], Mapping[str, str]]
+    wanted: str | None = None
 
 
 def pairs_of(texts: Mapping[str, str], language: str, wanted: str | None) -> list[tuple[str, str, str]]:
@@ -72,7 +79,12 @@ def pairs_of(texts: Mapping[str, str], language: str, wanted: str | None) -> lis
 
 
 def recognise(
-    found: Sequence[str], columns: Mapping[str, str], language: str, lang: str | None, default: str | None = None
+    found: Sequence[str],
+    columns: Mapping[str, str],
+    language: str,
+    lang: str | None,
+    where: str,
+    default: str | None = None,
 ) -> Layout | None:
     """Recognise the layout from column names; None where they hold no parallel text.
 
@@ -81,79 +93,64 @@ def recognise(
         columns: part to column, as the source maps them.
         language: the reference language.
         lang: the source's `lang`: language of records that name none, and the one to take of several.
+        where: the file, for errors.
         default: language of records that name none, from the file's name.
 
     Raises:
         UserError: a mapped column does not exist.
     """
-    for part, name in columns.items():
-        if name not in found:
-            raise UserError(f"columns: {part}: no column {name!r} among {', '.join(found)}.{nearest(name, found)}")
-    given = dict(columns)
-    if "lang" not in given and "lang" in found:
-        given["lang"] = "lang"
+    check_columns(found, columns, where)
+    lang_column = columns.get("lang") or ("lang" if "lang" in found else None)
     names = [("text", f"text_{language}"), ("text", "reference"), ("prompt", f"prompt_{language}")]
     names += [(f"non_{name}", name) for name in found if canonical_or_none(name) == language]
     for text, reference in names:
-        chosen = (given.get("text", text), given.get("reference", reference))
-        if all(name in found for name in chosen):
-            return _beside(*chosen, given.get("lang"), lang or default, language)
+        sides = (columns.get("text", text), columns.get("reference", reference))
+        if all(name in found for name in sides):
+            return beside(*sides, lang_column, lang or default, language)
     if "translation" in found:
-        return Layout("translation", ("translation",), partial(_of_mapping, language, lang))
+        return Layout("translation", ("translation",), _of_mapping, lang)
     for side in SIDES:
         if all(name in found for name in side):
-            return Layout(", ".join(side), side, partial(_of_sides, side, language, lang))
-    return _by_language(found, language, lang)
+            return Layout(", ".join(side), side, partial(_of_sides, side), lang)
+    # One column per language: `en`, `sw`; `sentence_eng_Latn`, `sentence_swh_Latn`; `English`, `Swahili`.
+    for before in ("", "sentence_", "text_"):
+        codes = {name: canonical_or_none(name.removeprefix(before)) for name in found if name.startswith(before)}
+        named = {name: code for name, code in codes.items() if code}
+        if len(named) > 1 and any(same(code, language) for code in named.values()):
+            return Layout("one column per language", tuple(named), partial(_of_columns, named), lang)
+    return None
 
 
-def _beside(text: str, reference: str, lang_column: str | None, lang: str | None, language: str) -> Layout:
-    used = (text, reference, *([lang_column] if lang_column else []))
+def beside(text: str, reference: str, lang_column: str | None, lang: str | None, language: str) -> Layout:
+    """A column of text beside one of references, and perhaps one of the text's language."""
 
-    def read(record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    def texts(record: Mapping[str, Any]) -> Mapping[str, str]:
         said = _said(record.get(lang_column), lang_column) if lang_column else ""
         if not said and lang is None:
             raise BadRow("lang", "no language; give the source a lang:.")
         code = _code(said, lang_column or "lang") if said else str(lang)
         if same(code, language):
             raise Absent("lang", f"is in the reference language, {code}.")
-        sides = (_said(record.get(text), text), _said(record.get(reference), reference))
-        for side, column in zip(sides, (text, reference), strict=True):
-            if not side:
-                raise BadRow(column, "one side is empty.")
-        return [(*sides, code)]
+        return {code: _said(record.get(text), text), language: _said(record.get(reference), reference)}
 
-    return Layout(", ".join(used), used, read)
+    used = (text, reference, *([lang_column] if lang_column else []))
+    return Layout(", ".join(used), used, texts)
 
 
-def _of_mapping(language: str, lang: str | None, record: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _of_mapping(record: Mapping[str, Any]) -> Mapping[str, str]:
     value = record.get("translation")
     if not isinstance(value, Mapping):
         raise BadRow("translation", f"expected language: text, found {type(value).__name__}.")
-    texts = {_code(code, "translation"): _said(text, f"translation.{code}") for code, text in value.items()}
-    return pairs_of(texts, language, lang)
+    return {_code(code, "translation"): _said(text, f"translation.{code}") for code, text in value.items()}
 
 
-def _of_sides(
-    side: tuple[str, str, str, str], language: str, lang: str | None, record: Mapping[str, Any]
-) -> list[tuple[str, str, str]]:
-    one, one_lang, other, other_lang = (_said(record.get(name), name) for name in side)
-    return pairs_of({_code(one_lang, side[1]): one, _code(other_lang, side[3]): other}, language, lang)
+def _of_sides(names: tuple[str, str, str, str], record: Mapping[str, Any]) -> Mapping[str, str]:
+    one, lang, other, other_lang = (_said(record.get(name), name) for name in names)
+    return {_code(lang, names[1]): one, _code(other_lang, names[3]): other}
 
 
-def _by_language(found: Sequence[str], language: str, lang: str | None) -> Layout | None:
-    """One column per language: `en`, `sw`; `sentence_eng_Latn`, `sentence_swh_Latn`; `English`, `Swahili`."""
-    for before in ("", "sentence_", "text_"):
-        codes = {name: canonical_or_none(name.removeprefix(before)) for name in found if name.startswith(before)}
-        columns = {name: code for name, code in codes.items() if code}
-        if len(columns) > 1 and any(same(code, language) for code in columns.values()):
-            return Layout("one column per language", tuple(columns), partial(_of_columns, columns, language, lang))
-    return None
-
-
-def _of_columns(
-    columns: Mapping[str, str], language: str, lang: str | None, record: Mapping[str, Any]
-) -> list[tuple[str, str, str]]:
-    return pairs_of({code: _said(record.get(name), name) for name, code in columns.items()}, language, lang)
+def _of_columns(named: Mapping[str, str], record: Mapping[str, Any]) -> Mapping[str, str]:
+    return {code: _said(record.get(name), name) for name, code in named.items()}
 
 
 def _code(value: str, field: str) -> str:
@@ -178,30 +175,12 @@ def _said(value: Any, field: str) -> str:
     return value.strip()
 
 
-# -- cells without names --------------------------------------------------------------------------------------------
+# -- tables without a header -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Cells:
-    """Which cells of a line are text and reference; a line has `count` cells."""
-
-    text: int
-    reference: int
-    count: int
-    lang: str
-
-    def read(self, cells: Sequence[str]) -> tuple[str, str, str]:
-        """The pair of a line.
-
-        Raises:
-            BadRow: another number of cells, or an empty side.
-        """
-        if len(cells) != self.count:
-            raise BadRow("line", f"{len(cells)} cells where the first lines have {self.count}.")
-        sides = (_said(cells[self.text], "text"), _said(cells[self.reference], "reference"))
-        if not all(sides):
-            raise BadRow("line", "one side is empty.")
-        return (*sides, self.lang)
+def numbered(count: int) -> list[str]:
+    """Names of the columns of a table without a header."""
+    return [f"column {place + 1}" for place in range(count)]
 
 
 def _is_number(cell: str) -> bool:
@@ -212,21 +191,21 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def recognise_cells(
-    sample: Sequence[Sequence[str]],
+def recognise_numbered(
+    lines: Sequence[Sequence[str]],
     path: str,
     stem: str,
     columns: Mapping[str, str],
     language: str,
     lang: str | None,
-) -> Cells:
-    """Recognise the columns of a file without column names from their content.
+) -> Layout:
+    """Recognise the columns of a table without a header from their content; `numbered` names them.
 
     Scores, numbers, language codes, links and attributions are ignored. Which of the two texts is in the reference
     language is decided by columns of codes, then the text itself, then the file's name.
 
     Args:
-        sample: the cells of the first lines.
+        lines: the cells of the first lines, all of the same number.
         path: for errors.
         stem: the file's name without endings.
         columns: part to column number from 1, where the source gives them.
@@ -236,9 +215,7 @@ def recognise_cells(
     Raises:
         UserError: there are not two columns of text, or the reference language cannot be identified.
     """
-    counts = [len(cells) for cells in sample]
-    count = max(set(counts), key=counts.count) if counts else 0
-    lines = [cells for cells in sample if len(cells) == count]
+    count, names = len(lines[0]), numbered(len(lines[0]))
     if count < 2:
         raise UserError(f"{path}: no parallel text; expected two columns with a tab between, or names of columns.")
     named = in_name(stem)
@@ -247,10 +224,14 @@ def recognise_cells(
             f"{path}: its name says {' and '.join(named)}, neither of them {language}; set reference_language."
         )
     other = lang or named_by(stem, language)
+
+    def layout(text: int, reference: int, code: str) -> Layout:
+        said = f"columns {text + 1} ({code}) and {reference + 1} ({language}) of {count}"
+        return replace(beside(names[text], names[reference], None, code, language), said=said)
+
     if columns:
         text, reference = (_place(columns, part, count, path) for part in ("text", "reference"))
-        other = other or _identified(lines, text, path)
-        return Cells(text, reference, count, other)
+        return layout(text, reference, other or identified((line[text] for line in lines), path))
     texts, codes = [], []
     for place in range(count):
         cells = [line[place].strip() for line in lines]
@@ -269,21 +250,20 @@ def recognise_cells(
         )
     if len(codes) == 2 and any(same(code, language) for code in codes):
         side = 0 if same(codes[0], language) else 1
-        return Cells(texts[1 - side], texts[side], count, codes[1 - side])
-    samples = [" ".join(line[place] for line in lines[:40]) for place in texts]
-    told = side_of_reference(samples, language, other)
+        return layout(texts[1 - side], texts[side], codes[1 - side])
+    told = _side_of_reference([" ".join(line[place] for line in lines[:40]) for place in texts], language, other)
     if told is None and other is not None and named is not None:
         told = (0 if same(named[0], language) else 1), other
     if told is None:
-        what = f"which of columns {texts[0] + 1} and {texts[1] + 1} is in {language}"
+        one, two = (place + 1 for place in texts)
         raise UserError(
-            f"{path}: cannot tell {what}; give lang: and columns: {{text: '{texts[1] + 1}', reference: "
-            f"'{texts[0] + 1}'}}."
+            f"{path}: cannot tell which of columns {one} and {two} is in {language}; give lang: and columns: "
+            f"{{text: '{two}', reference: '{one}'}}."
         )
-    return Cells(texts[1 - told[0]], texts[told[0]], count, told[1])
+    return layout(texts[1 - told[0]], texts[told[0]], told[1])
 
 
-def side_of_reference(texts: Sequence[str], language: str, other: str | None) -> tuple[int, str] | None:
+def _side_of_reference(texts: Sequence[str], language: str, other: str | None) -> tuple[int, str] | None:
     """Which of two columns is in the reference language, and the language of the other; None where it is not clear.
 
     Args:
@@ -310,8 +290,13 @@ def _place(columns: Mapping[str, str], part: str, count: int, path: str) -> int:
     return int(value) - 1
 
 
-def _identified(lines: Sequence[Sequence[str]], place: int, path: str) -> str:
-    code = identify_language(" ".join(line[place] for line in lines[:40]))
+def identified(lines: Iterable[str], path: str) -> str:
+    """The language of the first lines of a text.
+
+    Raises:
+        UserError: it cannot be identified.
+    """
+    code = identify_language(" ".join(islice(lines, 40)))
     if code is None:
         raise UserError(f"{path}: its language cannot be identified; give the source a lang:.")
     return code

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,6 @@ from typing import Any
 from babel.core import Locale
 
 from cctuning.data.readers import SUFFIXES, local_path, uncompressed_name
-from cctuning.errors import UserError
 from cctuning.languages import base, canonical_or_none, same
 
 CODE = r"[A-Za-z]{2,3}(?:[-_][A-Z][a-z]{3})?(?:[-_][A-Z]{2})?"
@@ -70,21 +71,24 @@ def languages_in(name: str) -> list[tuple[int, list[str], str]]:
     return found
 
 
-def other_side(path: Path, language: str) -> tuple[Path, Path, str] | None:
-    """Text file, reference file and language of a pair such as `corpus.sw` and `corpus.en`, given one of the two."""
-    for place, rest, code in languages_in(path.name):
-        own = same(code, language)
-        found = []
-        for file in sorted(path.parent.iterdir()):
-            for other in languages_in(file.name):
-                if other[:2] == (place, rest) and same(other[2], language) != own:
-                    found.append((file, other[2]))
-        if own and len(found) > 1:
-            names = ", ".join(file.name for file, _ in found)
-            raise UserError(f"{path}: more than one file matches it: {names}; name one of them.")
-        if found:
-            return (found[0][0], path, found[0][1]) if own else (path, found[0][0], code)
-    return None
+def sides_among(names: Iterable[str], language: str) -> list[tuple[str, str, str]]:
+    """Text, reference and the text's language of each pair of file names that differ only in a language.
+
+    Args:
+        names: names or paths.
+        language: the reference language.
+    """
+    groups: dict[tuple[Any, ...], list[tuple[str, str]]] = defaultdict(list)
+    for name in names:
+        for place, rest, code in languages_in(Path(name).name):
+            groups[(place, *rest)].append((name, code))
+    found: dict[str, tuple[str, str, str]] = {}
+    for group in groups.values():
+        reference = next((name for name, code in group if same(code, language)), None)
+        for name, code in group:
+            if reference is not None and not same(code, language):
+                found.setdefault(name, (name, reference, code))
+    return list(found.values())
 
 
 def pair_of_paths(paths: list[Any], language: str) -> list[Any]:

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import IO, Any
 
-from cctuning.data.parallel.columns import SAMPLE, Layout, Pair, recognise, recognise_cells
-from cctuning.data.parallel.filenames import (
-    TABLES,
-    is_in,
-    known_in_name,
-    languages_in,
-    named_by,
-    other_side,
-    stem_of,
-    suffix_of,
+from cctuning.data.parallel.columns import (
+    SAMPLE,
+    Layout,
+    Pair,
+    identified,
+    numbered,
+    pairs_of,
+    recognise,
+    recognise_numbered,
 )
+from cctuning.data.parallel.filenames import TABLES, languages_in, named_by, sides_among, stem_of, suffix_of
 from cctuning.data.parallel.tatoeba import export_in, read_tatoeba
 from cctuning.data.parallel.tmx import read_tbx, read_tmx
 from cctuning.data.readers import (
     SUFFIXES,
     Records,
     local_path,
-    numbered,
+    numbered_lines,
     of_split,
     open_binary,
     open_records,
@@ -37,13 +38,8 @@ from cctuning.data.schema import BadRow
 from cctuning.data.sources import ParallelSource
 from cctuning.errors import UserError
 from cctuning.files import file_hash
-from cctuning.identify import identify_language
 from cctuning.languages import same
 
-EXPECTED = (
-    "expected columns text and text_{0} (or reference), prompt and prompt_{0}, translation, or one for each language "
-    "({0}, sw, ...)"
-)
 XML = {".tmx": ("TMX", read_tmx), ".tbx": ("TBX", read_tbx)}
 BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # other files in the archives of OPUS
 DOCUMENTS = ("readme", "license", "licence", "_about", "changelog")
@@ -59,13 +55,13 @@ class Part:
     opened: Callable[[], IO[bytes]]
 
     @classmethod
-    def of(cls, path: Path) -> Part:
+    def of(cls, path: str | Path) -> Part:
         """A file on disk."""
-        return cls(str(path), uncompressed_name(path.name), lambda: open_binary(path))
+        return cls(str(path), uncompressed_name(Path(path).name), lambda: open_binary(Path(path)))
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Numbered lines."""
-        return numbered(self.label, self.opened)
+        return numbered_lines(self.label, self.opened)
 
 
 @dataclass
@@ -79,76 +75,77 @@ class Opened:
     notes: list[str] = field(default_factory=list)
 
 
-def open_parallel(source: ParallelSource, language: str) -> list[Opened]:
-    """Open the files of a source.
-
-    Raises:
-        UserError: there is no such file, or no parallel text in it.
-    """
-    local = local_path(source.path)
-    if source.reference is not None:
-        return [_two_files(local, local_path(source.reference), source, language)]
-    if local.is_file():
-        return _file(local, source, language)
-    if local.is_dir() and not any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        export = export_in(local)
-        if export:
-            return [_export(*export, source, language)]
-        return _directory(local, source, language)
-    beside = _prefixed(local, source, language)
-    if beside:
-        return beside
-    opened = []
-    for records in open_records(source.path, source.name, source.split):
-        opened.append(_records(records, source, language, named_by(source.name or local.name, language)))
-    return opened
-
-
 def read_pairs(source: ParallelSource, language: str) -> Iterator[tuple[Opened, Pair | tuple[str, BadRow]]]:
     """Every pair of a source with its file, or the origin and error of a bad one.
 
     Raises:
         UserError: a file cannot be read or holds no parallel text.
     """
-    for opened in open_parallel(source, language):
+    for opened in _open(source, language):
         for found in opened.pairs():
             yield opened, found
 
 
-def _prints(*paths: Path) -> dict[str, str]:
+def _open(source: ParallelSource, language: str) -> list[Opened]:
+    local = local_path(source.path)
+    if source.reference is not None:
+        return [_two_files(local, local_path(source.reference), source, language)]
+    if local.is_file():
+        return _file(local, source, language)
+    if local.is_dir() and not any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return _directory(local, source, language)
+    prefixed = [file for file in _files(local.parent) if uncompressed_name(file.name).rpartition(".")[0] == local.name]
+    opened = _sides(prefixed, source, language)
+    if opened:
+        return opened
+    default = named_by(source.name or local.name, language)
+    return [
+        _records(records, source, language, default)
+        for records in open_records(source.path, source.name, source.split)
+    ]
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []
+
+
+def _hashes(*paths: str | Path) -> dict[str, str]:
     try:
-        return {str(path): file_hash(path) for path in paths}
+        return {str(path): file_hash(Path(path)) for path in paths}
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read: {error.strerror}; give a file.") from None
 
 
 def _file(path: Path, source: ParallelSource, language: str) -> list[Opened]:
     suffix = suffix_of(path.name)
-    if suffix in XML:
-        return [_xml(Part.of(path), source, language, _prints(path))]
     if suffix == ".zip":
         return _zip(path, source, language)
     if suffix in SUFFIXES and suffix != ".tsv":
         default = named_by(stem_of(path.name), language)
         return [_records(records, source, language, default) for records in open_records(str(path))]
-    if suffix != ".tsv":
-        sides = other_side(path, language)
-        if sides:
-            return [_two_sides(*sides, source)]
-    return [_table(Part.of(path), source, language, _prints(path))]
+    if suffix not in (*XML, ".tsv"):
+        among = sides_among(map(str, _files(path.parent)), language)
+        sides = [side for side in among if str(path) in side[:2]]
+        if len(sides) > 1:
+            names = ", ".join(Path(text).name for text, _, _ in sides)
+            raise UserError(f"{path}: more than one file matches it: {names}; name one of them.")
+        for text, reference, code in sides:
+            return [_moses(Part.of(text), Part.of(reference), source.lang or code, _hashes(text, reference))]
+    read = _xml if suffix in XML else _table
+    return [read(Part.of(path), source, language, _hashes(path))]
 
 
 def _directory(folder: Path, source: ParallelSource, language: str) -> list[Opened]:
     """The files of parallel text in a directory; those of one split, where file names have splits."""
-    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
-    chosen = [file for file in files if suffix_of(file.name) in TABLES]
-    opened: list[Opened] = []
-    for file in of_split(chosen, source.split, folder):
-        opened += _file(file, source, language)
-    for file in files:
-        sides = other_side(file, language) if file not in chosen and not is_in(file.name, language) else None
-        if sides and _wanted(sides[2], source.lang):
-            opened.append(_two_sides(*sides, source))
+    export = export_in(folder)
+    if export:
+        label = f"Tatoeba's sentences and links ({export[1].name})"
+        pairs = lambda: read_tatoeba(*export, language, source.lang)  # noqa: E731
+        return [Opened(str(export[0]), label, pairs, _hashes(*export))]
+    files = _files(folder)
+    tables = [file for file in files if suffix_of(file.name) in TABLES]
+    opened = [one for file in of_split(tables, source.split, folder) for one in _file(file, source, language)]
+    opened += _sides([file for file in files if file not in tables], source, language)
     if not opened:
         inside = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
         hint = f" Its directories: {', '.join(inside[:10])}." if inside else ""
@@ -156,45 +153,56 @@ def _directory(folder: Path, source: ParallelSource, language: str) -> list[Open
     return opened
 
 
-def _wanted(code: str, lang: str | None) -> bool:
-    return lang is None or same(code, lang)
+def _zip(path: Path, source: ParallelSource, language: str) -> list[Opened]:
+    """The text in a zip: two plain files or a TMX, as OPUS has them, or a table, as ManyThings has it."""
+    hashes = _hashes(path)
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path}: not a readable zip file ({error}); download it again.") from None
+
+    def part(name: str | Path) -> Part:
+        return Part(f"{path}/{name}", Path(name).name, lambda: archive.open(str(name)))
+
+    names = [name for name in archive.namelist() if not name.endswith(("/", *BESIDE))]
+    names = [name for name in names if not Path(name).name.lower().startswith(DOCUMENTS)]
+    opened = _sides(names, source, language, part, hashes)
+    for name in names if not opened else ():
+        if suffix_of(name) in (*XML, ".tsv", ".txt"):
+            read = _xml if suffix_of(name) in XML else _table
+            opened.append(read(part(name), source, language, hashes))
+    if not opened:
+        raise UserError(f"{path}: no parallel text among {', '.join(names) or 'its files'} with {language} on a side.")
+    return opened
 
 
 # -- two plain files, line by line ------------------------------------------------------------------------------------
 
 
-def _prefixed(prefix: Path, source: ParallelSource, language: str) -> list[Opened]:
-    """Pairs of files named `prefix.sw` and `prefix.en`."""
-    if not prefix.parent.is_dir() or not prefix.name:
-        return []
-    opened = []
-    for file in sorted(prefix.parent.iterdir()):
-        code = known_in_name(uncompressed_name(file.name).removeprefix(f"{prefix.name}.")) if file.is_file() else None
-        if not code or not file.name.startswith(f"{prefix.name}.") or same(code, language):
-            continue
-        sides = other_side(file, language) if _wanted(code, source.lang) else None
-        if sides:
-            opened.append(_two_sides(*sides, source))
-    return opened
+def _sides(
+    names: Iterable[str | Path],
+    source: ParallelSource,
+    language: str,
+    part: Callable[[str], Part] = Part.of,
+    hashes: dict[str, str] | None = None,
+) -> list[Opened]:
+    """The pairs of files among `names` that differ only in the language."""
+    return [
+        _moses(part(text), part(reference), source.lang or code, hashes or _hashes(text, reference))
+        for text, reference, code in sides_among(map(str, names), language)
+        if source.lang is None or same(code, source.lang)
+    ]
 
 
 def _two_files(path: Path, reference: Path, source: ParallelSource, language: str) -> Opened:
-    prints = _prints(path, reference)
+    hashes, text = _hashes(path, reference), Part.of(path)
     code = source.lang or next((code for _, _, code in languages_in(path.name) if not same(code, language)), None)
     code = code or named_by(stem_of(path.name), language)
-    parts = Part.of(path), Part.of(reference)
-    if code is None:
-        code = identify_language(" ".join(raw.decode(errors="replace") for _, raw in islice(parts[0].lines(), 40)))
-    if code is None:
-        raise UserError(f"{path}: its language cannot be identified; give the source a lang:.")
-    return _moses(*parts, code, prints)
+    code = code or identified((raw.decode(errors="replace") for _, raw in text.lines()), str(path))
+    return _moses(text, Part.of(reference), code, hashes)
 
 
-def _two_sides(text: Path, reference: Path, code: str, source: ParallelSource) -> Opened:
-    return _moses(Part.of(text), Part.of(reference), source.lang or code, _prints(text, reference))
-
-
-def _moses(text: Part, reference: Part, lang: str, prints: dict[str, str]) -> Opened:
+def _moses(text: Part, reference: Part, lang: str, hashes: dict[str, str]) -> Opened:
     def pairs() -> Found:
         for left, right in zip_longest(text.lines(), reference.lines()):
             if left is None or right is None:
@@ -214,51 +222,15 @@ def _moses(text: Part, reference: Part, lang: str, prints: dict[str, str]) -> Op
             else:
                 yield Pair(*sides, lang, origin, f"{reference.label}:{right[0]}")
 
-    return Opened(text.label, f"two files line by line ({reference.label})", pairs, prints)
-
-
-def _zip(path: Path, source: ParallelSource, language: str) -> list[Opened]:
-    """The text in a zip: two plain files or a TMX, as OPUS has them, or a table, as ManyThings has it."""
-    prints = _prints(path)
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path}: not a readable zip file ({error}); download it again.") from None
-
-    def part(name: str) -> Part:
-        return Part(f"{path}/{name}", Path(name).name, lambda: archive.open(name))
-
-    names = [name for name in archive.namelist() if not name.endswith(("/", *BESIDE))]
-    names = [name for name in names if not Path(name).name.lower().startswith(DOCUMENTS)]
-    tables = [name for name in names if suffix_of(name) in (*XML, ".tsv", ".txt")]
-    plain = [(name, place, rest, code) for name in names for place, rest, code in languages_in(Path(name).name)[:1]]
-    opened = []
-    for name, place, rest, code in plain:
-        for other, *where, other_code in plain:
-            fits = where == [place, rest] and same(other_code, language) and not same(code, language)
-            if fits and _wanted(code, source.lang):
-                opened.append(_moses(part(name), part(other), source.lang or code, prints))
-    for name in tables if not opened else ():
-        read = _xml if suffix_of(name) in XML else _table
-        opened.append(read(part(name), source, language, prints))
-    if not opened:
-        raise UserError(f"{path}: no parallel text among {', '.join(names) or 'its files'} with {language} on a side.")
-    return opened
+    return Opened(text.label, f"two files line by line ({reference.label})", pairs, hashes)
 
 
 # -- tables and records -----------------------------------------------------------------------------------------------
 
 
-def _xml(part: Part, source: ParallelSource, language: str, prints: dict[str, str]) -> Opened:
+def _xml(part: Part, source: ParallelSource, language: str, hashes: dict[str, str]) -> Opened:
     said, read = XML[suffix_of(part.name)]
-    return Opened(part.label, said, lambda: read(part.label, part.opened, language, source.lang), prints)
-
-
-def _export(sentences: Path, links: Path, source: ParallelSource, language: str) -> Opened:
-    def pairs() -> Found:
-        return read_tatoeba(sentences, links, language, source.lang)
-
-    return Opened(str(sentences), f"Tatoeba's sentences and links ({links.name})", pairs, _prints(sentences, links))
+    return Opened(part.label, said, lambda: read(part.label, part.opened, language, source.lang), hashes)
 
 
 def _cells(raw: bytes) -> list[str]:
@@ -271,95 +243,99 @@ def _cells(raw: bytes) -> list[str]:
     ]
 
 
-def _table(part: Part, source: ParallelSource, language: str, prints: dict[str, str]) -> Opened:
+def _quoted(cell: str) -> bool:
+    return len(cell) > 1 and cell[0] == cell[-1] == '"'
+
+
+def _table(part: Part, source: ParallelSource, language: str, hashes: dict[str, str]) -> Opened:
     """A tab-separated file, with or without a header."""
-    sample = [_cells(raw) for _, raw in islice(part.lines(), SAMPLE) if raw.strip()]
-    if not sample:
+    first = next((_cells(raw) for _, raw in part.lines() if raw.strip()), [])
+    if not first:
         raise UserError(f"{part.label}: it is empty.")
-    numbers = all(str(place).isdecimal() for place in source.columns.values())
-    header = sample[0]
-    quoted = len(header) > 1 and all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in header)
-    header = [cell[1:-1] if quoted else cell for cell in header]
-    stem, default = stem_of(part.name), named_by(stem_of(part.name), language)
-    layout = None
-    if not source.columns or not numbers:
-        layout = recognise(header, source.columns, language, source.lang, default)
-    if layout and len(sample) > 1 and len(sample[1]) == len(header):
-        again = dict(zip(header, sample[1], strict=True))
-        if any(again[name] == name for name in layout.used):
-            layout = None  # columns of language codes (`eng`, `swh`) look like column names
+    quoted = len(first) > 1 and all(map(_quoted, first))
 
     def lines() -> Iterator[tuple[str, list[str]]]:
         for number, raw in part.lines():
             if raw.strip():
-                cells = _cells(raw)
-                yield f"{part.label}:{number}", [_unquoted(cell) for cell in cells] if quoted else cells
+                cells = [cell[1:-1] if quoted and _quoted(cell) else cell for cell in _cells(raw)]
+                yield f"{part.label}:{number}", cells
 
+    sample = [cells for _, cells in islice(lines(), SAMPLE)]
+    header, stem, default = sample[0], stem_of(part.name), named_by(stem_of(part.name), language)
+    layout = None
+    if not source.columns or not all(name.isdecimal() for name in source.columns.values()):
+        layout = recognise(header, source.columns, language, source.lang, part.label, default)
+    if layout and len(sample) > 1 and len(sample[1]) == len(header):
+        again = dict(zip(header, sample[1], strict=True))
+        if any(again[name] == name for name in layout.used):
+            layout = None  # columns of language codes (`eng`, `swh`) look like column names
+    skip, width = 1, "the header has"
     if layout is None:
-        roles = recognise_cells(sample, part.label, stem, source.columns, language, source.lang)
-
-        def pairs() -> Found:
-            for origin, cells in lines():
-                try:
-                    yield Pair(*roles.read(cells), origin)
-                except BadRow as bad:
-                    yield origin, bad
-
-        said = f"columns {roles.text + 1} ({roles.lang}) and {roles.reference + 1} ({language}) of {roles.count}"
-        return Opened(part.label, said, pairs, prints)
+        skip, width = 0, "the first lines have"
+        header = numbered(Counter(map(len, sample)).most_common(1)[0][0])
+        alike = [cells for cells in sample if len(cells) == len(header)]
+        layout = recognise_numbered(alike, part.label, stem, source.columns, language, source.lang)
 
     def records() -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
-        for origin, cells in islice(lines(), 1, None):
+        for origin, cells in islice(lines(), skip, None):
             if len(cells) != len(header):
-                yield origin, BadRow("line", f"{len(cells)} cells where the header has {len(header)}.")
+                yield origin, BadRow("line", f"{len(cells)} cells where {width} {len(header)}.")
             else:
                 yield origin, dict(zip(header, cells, strict=True))
 
-    return _records(Records(header, lambda wanted: records(), prints), source, language, default, part.label)
-
-
-def _unquoted(cell: str) -> str:
-    return cell[1:-1] if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
+    return _records(Records(header, lambda wanted: records(), hashes), source, language, default, part.label, layout)
 
 
 def _records(
-    records: Records, source: ParallelSource, language: str, default: str | None, path: str | None = None
+    records: Records,
+    source: ParallelSource,
+    language: str,
+    default: str | None,
+    path: str | None = None,
+    layout: Layout | None = None,
 ) -> Opened:
     path = path or next(iter(records.fingerprints), source.path)
     layouts: dict[tuple[str, ...], Layout | None] = {}
 
-    def layout_of(found: tuple[str, ...]) -> Layout | None:
+    def layout_of(found: tuple[str, ...]) -> Layout:
         if found not in layouts:
-            layouts[found] = recognise(found, source.columns, language, source.lang, default)
-        return layouts[found]
+            layouts[found] = layout or recognise(found, source.columns, language, source.lang, path, default)
+        chosen = layouts[found]
+        if chosen is None:
+            raise BadRow(
+                "columns",
+                f"no parallel text; expected columns text and text_{language} (or reference), prompt and "
+                f"prompt_{language}, translation, or one for each language ({language}, sw, ...), or map them under "
+                f"columns:. It has {', '.join(found)}.",
+            )
+        return chosen
 
-    no_text = f"no parallel text; {EXPECTED.format(language)}, or map them under columns:."
-    first = layout_of(tuple(records.columns)) if records.columns is not None else None
-    if records.columns is not None and first is None:
-        raise UserError(f"{path}: {no_text} It has {', '.join(records.columns)}.")
-    opened = Opened(path, first.said if first else "", lambda: pairs(), records.fingerprints)
-    wanted = {*first.used, *source.where, "id"} if first else set()
-    missing = [name for name in source.where if records.columns is not None and name not in records.columns]
-    if missing:
-        raise UserError(f"{path}: where: no column {missing[0]!r} among {', '.join(records.columns or ())}.")
+    opened = Opened(path, "", lambda: pairs(), records.fingerprints)
+    wanted: set[str] = set()
+    if records.columns is not None:
+        try:
+            chosen = layout_of(tuple(records.columns))
+        except BadRow as bad:
+            raise UserError(f"{path}: {bad.reason}") from None
+        wanted = {*chosen.used, *source.where, "id"} & set(records.columns)
+        for name in source.where:
+            if name not in records.columns:
+                raise UserError(f"{path}: where: no column {name!r} among {', '.join(records.columns)}.")
 
     def pairs() -> Found:
-        for origin, record in records.iterate(wanted & set(records.columns or ())):
+        for origin, record in records.iterate(wanted):
             if isinstance(record, BadRow):
                 yield origin, record
                 continue
             if any(record.get(name) != value for name, value in source.where.items()):
                 continue
-            layout = first or layout_of(tuple(record))
-            if layout is None:
-                yield origin, BadRow("columns", f"{no_text} It has {', '.join(record)}.")
-                continue
-            if not opened.layout:
-                opened.layout = layout.said
-            if "response" in (records.columns or record) and not opened.notes:
-                opened.notes.append(f"{path}: its responses are not used; only the parallel text is read.")
+            found = tuple(records.columns or record)
             try:
-                for pair in layout.read(record):
+                chosen = layout_of(found)
+                opened.layout = opened.layout or chosen.said
+                if "response" in found and not opened.notes:
+                    opened.notes.append(f"{path}: its responses are not used; only the parallel text is read.")
+                for pair in pairs_of(chosen.texts(record), language, chosen.wanted):
                     yield Pair(*pair, origin, None, record.get("id"))
             except BadRow as bad:
                 yield origin, bad
