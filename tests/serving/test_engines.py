@@ -76,13 +76,17 @@ class World(NamedTuple):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    folder = tmp_path_factory.mktemp("engines")
+    return make_world(tmp_path_factory.mktemp("engines"))
+
+
+def make_world(folder: Path, width: int = 64) -> World:
+    """Train and export in `folder`; `width`: of the base's hidden states."""
     made = World(*(folder / name for name in World._fields))
     tokenizer = llama_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=64,
+        hidden_size=width,
         intermediate_size=96,
         num_hidden_layers=3,
         num_attention_heads=4,

@@ -43,7 +43,7 @@ class Readiness:
     def __str__(self) -> str:
         if self.problems:
             return f"vLLM: not supported: {'; '.join(self.problems)}"
-        return f"vLLM: supported (--enable-lora --max-lora-rank {self.max_rank}); checked from the files, not on a GPU"
+        return f"vLLM: supported (--enable-lora --max-lora-rank {self.max_rank}); checked from the files"
 
 
 def check_vllm(directory: Path) -> Readiness:
