@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers on two cores; one thread each, or they would fight over the cores.
 WORKERS ?= 2
 
-.PHONY: demo test test-slow wheel test-transformers4 test-engines test-vllm bench docs check format clean
+.PHONY: demo lab test test-slow wheel test-transformers4 test-engines test-vllm bench docs check format clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -16,6 +16,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## a real model on real words; asks for Gemma's terms, ACCEPT=gemma-3-270m accepts them. Without: a small made-up world
 	$(BIN)/python -m experiments.real demo --output demo $(if $(ACCEPT),--accept $(ACCEPT))
+
+lab: $(STAMP)  ## experiments on real models: PLAN=quality, packs or smollm2, ACCEPT=gemma-3-270m, CC_TUNING_DATA (experiments/real)
+	mkdir -p results/$(PLAN)
+	$(BIN)/python -m experiments.real.plans $(PLAN) > results/$(PLAN)/plan.jsonl
+	$(BIN)/python -m experiments.real plan results/$(PLAN)/plan.jsonl --workers $(WORKERS) --output results/$(PLAN) \
+	  $(if $(ACCEPT),--accept $(ACCEPT))
+	$(BIN)/python -m experiments.real.plans $(PLAN) results/$(PLAN)/results.jsonl
+PLAN ?= smollm2
 
 test: $(STAMP)  ## the tests (a quarter of an hour on two cores)
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow"
