@@ -129,23 +129,6 @@ def test_least_squares_by_blocks(size):
     assert fit.pairs + fit.held_out == used.stop
 
 
-def test_symmetric_product_by_panels_is_the_product(monkeypatch):
-    """d no multiple of the panel's height, and pairs that come after a solve."""
-    monkeypatch.setattr("cctuning.connection.least_squares.PANEL", 4)
-    draw = torch.Generator().manual_seed(0)
-    x, held = torch.randn(90, 10, generator=draw), torch.arange(90) % 10 == 0
-    y = x @ torch.randn(10, 10, generator=draw) + 0.1 * torch.randn(90, 10, generator=draw)
-    solver = StreamingLeastSquares(10)
-    solver.add(x[:60], y[:60], held[:60])
-    solver.solve()
-    solver.add(x[60:], y[60:], held[60:])
-    fit = solver.solve()
-    fitted = x[~held].double()
-    torch.testing.assert_close(solver.fitted.xx, fitted.T @ fitted, atol=1e-4, rtol=0)
-    missed = (x @ fit.matrix - y)[held].square().sum() / y[held].square().sum()
-    assert fit.error_held_out == pytest.approx(float(missed), rel=1e-3)
-
-
 def breaks(model: torch.nn.Module, **inputs) -> int:
     torch._dynamo.reset()
     return torch._dynamo.explain(model)(**inputs).graph_break_count

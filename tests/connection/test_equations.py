@@ -9,7 +9,7 @@ import torch
 
 from cctuning import ConnectionConfig
 from cctuning.connection import LayerAlignment, LayerConnection, Plan, Statistics, Wire, equations, offered, total
-from cctuning.connection.pooled import Spans
+from cctuning.connection.align import Spans
 
 D, ROWS, LENGTH = 6, 3, 4
 CONNECTED = torch.tensor([1, 3, 4, 11])  # flat positions: two of row 0, one each of rows 1 and 2

@@ -66,7 +66,7 @@ def test_references_take_one_vector_a_layer():
     run = Run(SHAPE, 1, rank=0, references=2, reference=7, live=True)
     made = connected(run)
     ids = torch.randint(2, 64, (2, 7))
-    recorded = made.references.remember(Batch.build(ids, None, None, ids, None, None))
+    recorded = made.reference_pass(Batch(ids, reference_input_ids=ids))
     tensors = [t for kept in recorded.results.memory.values() for t in kept if isinstance(t, torch.Tensor)]
     assert sum(t.nbytes for t in tensors) == 2 * memory(run)["references"]  # fp32 here, bf16 in the plan
 

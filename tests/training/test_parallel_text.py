@@ -229,8 +229,8 @@ def test_a_process_without_references_takes_part_in_the_reference_pass(pool):
     """As under DeepSpeed, where references run in every step and each forward is collective."""
     connected = ConnectedModel.attach(model(), ConnectionConfig(layers=[0, 1], align_pool=pool))
     ids, none = torch.tensor([[7, 8, 9]]), torch.zeros(0, 1, dtype=torch.long)
-    batch = Batch.build(ids, None, ids, none, none, torch.tensor([-1]))
-    connected.references.join(replace(batch, reference_text=none.new_zeros(0, 2)))
+    batch = Batch(ids, None, ids, none, none, torch.tensor([-1]))
+    connected._join_reference_pass(replace(batch, reference_text=none.new_zeros(0, 2)))
 
 
 def test_a_small_language_is_raised_by_the_temperature():

@@ -30,7 +30,7 @@ def attach(model=None, **options) -> ConnectedModel:
 
 def offered(connected: ConnectedModel, batch: dict, start: bool) -> list[torch.Tensor]:
     """What each layer keeps of the references."""
-    plan = connected.references.remember(Batch.build(*batch.values()), connected.start if start else None)
+    plan = connected.reference_pass(Batch(*batch.values()), connected.start if start else None)
     return [memory[0] for _, memory in sorted(plan.results.memory.items())]
 
 

@@ -1,6 +1,6 @@
 """Measure how well parallel text is aligned in a model, by layer and language.
 
-Texts are pooled as `connection: align` pools them, in units of the spread of the references (`connection/pooled.py`).
+Texts are pooled as `connection: align` pools them, in units of the spread of the references (`connection/align.py`).
 *error* is the mean squared error per dimension; 1 is no better than the mean reference. *found* is the share of texts
 whose nearest reference by cosine is the right one; chance is 1 / references.
 """

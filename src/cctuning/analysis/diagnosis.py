@@ -144,10 +144,14 @@ def distinct_rows(batches: Sequence[LanguageBatch]) -> list[int]:
     place = 0
     for batch in batches:
         rows = batch.build()
-        assert rows.labels is not None and rows.reference_ids is not None and rows.reference_mask is not None
+        assert (
+            rows.labels is not None
+            and rows.reference_input_ids is not None
+            and rows.reference_attention_mask is not None
+        )
         ends = prompt_ends(rows.attention_mask, predicting(rows.labels)).tolist()
-        sizes = rows.reference_mask.sum(dim=1).tolist()
-        parallels = [tuple(ids[:size]) for ids, size in zip(rows.reference_ids.tolist(), sizes, strict=True)]
+        sizes = rows.reference_attention_mask.sum(dim=1).tolist()
+        parallels = [tuple(ids[:size]) for ids, size in zip(rows.reference_input_ids.tolist(), sizes, strict=True)]
         for ids, end, index in zip(rows.input_ids.tolist(), ends, rows.reference_index.tolist(), strict=True):
             prompt, reference = tuple(ids[: end + 1]), parallels[index]
             if prompt not in prompts and reference not in references:
@@ -195,8 +199,9 @@ def row_losses(connected: ConnectedModel, batch: LanguageBatch, live: bool) -> T
     rows = batch.build(connected.model.device)
     assert rows.labels is not None
     ends = prompt_ends(rows.attention_mask, predicting(rows.labels))
-    references = (rows.reference_ids, rows.reference_mask, rows.reference_index) if live else (None, None, None)
-    logits = connected(rows.input_ids, rows.attention_mask, None, *references, prompt_lengths=ends + 1).logits
+    names = ("reference_input_ids", "reference_attention_mask", "reference_index") if live else ()
+    references = {name: getattr(rows, name) for name in names}
+    logits = connected(rows.input_ids, rows.attention_mask, prompt_lengths=ends + 1, **references).logits
     assert logits is not None
     wanted = rows.labels[:, 1:]
     scored = wanted != -100

@@ -126,12 +126,14 @@ def prompt_activations(connected: ConnectedModel, batch: LanguageBatch) -> tuple
         (N, L, d) each, fp32, on the CPU, paired by row.
     """
     rows = batch.build(connected.model.device)
-    assert rows.labels is not None and rows.reference_ids is not None and rows.reference_mask is not None
+    assert (
+        rows.labels is not None and rows.reference_input_ids is not None and rows.reference_attention_mask is not None
+    )
     ends = prompt_ends(rows.attention_mask, predicting(rows.labels))
     width = int(ends.max()) + 1
     prompts = rows.attention_mask[:, :width] * (torch.arange(width, device=ends.device) <= ends[:, None])
     own = _run(connected, rows.input_ids[:, :width], prompts, connect=True)
-    theirs = _run(connected, rows.reference_ids, rows.reference_mask, connect=False)
+    theirs = _run(connected, rows.reference_input_ids, rows.reference_attention_mask, connect=False)
     return own, theirs[rows.reference_index.cpu()]
 
 

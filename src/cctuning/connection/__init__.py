@@ -1,17 +1,28 @@
 """The method on torch alone, without transformers: its equations, its parts, and the layers that apply them."""
 
 from cctuning.connection.adaptive import AdaptiveConnection
-from cctuning.connection.align import Enough, LayerAlignment
+from cctuning.connection.align import Enough, LayerAlignment, Spans, Statistics, offered, spans
 from cctuning.connection.config import ConnectionConfig
 from cctuning.connection.decisions import Decision, register_decision
 from cctuning.connection.gated import LayerConnection
 from cctuning.connection.least_squares import Fit, StreamingLeastSquares
-from cctuning.connection.plan import Plan, Wire, answering, predicting, prompt_ends, restore, scope_mask, total
-from cctuning.connection.pooled import Spans, Statistics, offered, spans
+from cctuning.connection.plan import (
+    Above,
+    Observed,
+    Plan,
+    Wire,
+    answering,
+    predicting,
+    prompt_ends,
+    restore,
+    scope_mask,
+    total,
+)
 from cctuning.connection.references import Alignment, Reference, last_real, register_alignment
 from cctuning.connection.transforms import Transform, register_transform
 
 __all__ = [
+    "Above",
     "AdaptiveConnection",
     "Alignment",
     "ConnectionConfig",
@@ -20,6 +31,7 @@ __all__ = [
     "Fit",
     "LayerAlignment",
     "LayerConnection",
+    "Observed",
     "Plan",
     "Reference",
     "Spans",

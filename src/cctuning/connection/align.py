@@ -1,24 +1,145 @@
-"""One aligned layer: no module and no weight, only an error whose gradient is added at the layer's output."""
+"""Align pooled prompts at one layer: spans of prompts, statistics of the references, and the layer's hook.
+
+Of the activation of a pre-trained model 80 to 99.9 % of the squared norm is the same for every prompt: the template,
+the position, a few outlier dimensions (docs/lab/real.md). So both sides are first put in units of the references' own
+variation by dimension. Aligning the mean of a middle layer across languages: Liu and Niehues 2025, arXiv 2502.14830.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from cctuning.connection import equations
 from cctuning.connection.config import ConnectionConfig
-from cctuning.connection.equations import objective, pool
 from cctuning.connection.plan import Wire, add_objective
-from cctuning.connection.pooled import Statistics, error
+
+FLOOR = 0.01  # smallest spread of a dimension, in units of the root mean square over dimensions
 
 
 class Enough(Exception):
     """Ends a forward after the last aligned layer."""
 
 
+@dataclass(frozen=True)
+class Spans:
+    """The positions of each row that are averaged.
+
+    Attributes:
+        index: (B, W) int64 flat positions, W of the longest span; a shorter one repeats its first.
+        weight: (B, W) fp32, 0 at repeated positions; each row sums to 1.
+    """
+
+    index: Tensor
+    weight: Tensor
+
+    def pool(self, hidden: Tensor) -> Tensor:
+        """Means (B, d) of `hidden` (..., d) over the spans."""
+        taken = hidden.reshape(-1, hidden.shape[-1]).index_select(0, self.index.flatten())
+        return equations.pool(taken.view(*self.index.shape, -1), self.weight)
+
+
+def spans(pool: str, starts: Tensor, ends: Tensor, last: Tensor, width: int) -> Spans:
+    """The spans of B rows of `width` positions each.
+
+    Args:
+        pool: `mean`, `text_last` or `last`.
+        starts, ends: (B,) first position of a prompt's own text and the one after its last.
+        last: (B,) the prompt's last position, which may be the template's.
+
+    The first position of a row is left out of a mean over several: it is an attention sink, whose norm would dominate
+    (Xiao et al. 2023, arXiv 2309.17453).
+    """
+    if pool == "mean":
+        first = torch.where(ends - starts > 1, starts.clamp(min=1), starts)
+        count = (ends - first).clamp(min=1)
+    else:
+        first = last if pool == "last" else ends - 1
+        count = torch.ones_like(first)
+    offsets = torch.arange(int(count.max()), device=starts.device)
+    inside = offsets < count[:, None]
+    rows = torch.arange(len(starts), device=starts.device)
+    return Spans((rows * width + first)[:, None] + offsets * inside, inside.float() / count[:, None])
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and spread (standard deviation, with a floor) of a layer's pooled references: (d,) fp32 each."""
+
+    mean: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, *parts: Tensor) -> Statistics:
+        """Of references in parts of (n, d), which need not fit into memory together. A single reference has no
+        spread, and is measured in units of its own size."""
+        count = sum(len(part) for part in parts)
+        mean = torch.stack([part.double().sum(dim=0) for part in parts]).sum(dim=0) / count
+        square = torch.stack([(part.double() - mean).square().sum(dim=0) for part in parts]).sum(dim=0) / count
+        variance = square if count > 1 else mean.square()
+        floor = FLOOR * float(variance.mean().sqrt()) + 1e-12
+        return cls(mean.float(), variance.sqrt().clamp(min=floor).float())
+
+    def to(self, device: torch.device) -> Statistics:
+        return Statistics(self.mean.to(device), self.spread.to(device))
+
+    def z(self, vectors: Tensor) -> Tensor:
+        """Pooled activations (N, d) in units of the references' variation."""
+        return equations.standardize(vectors, self.mean, self.spread)
+
+
+@dataclass(frozen=True)
+class Offered:
+    """What one layer's rows are aligned to in one pass.
+
+    Attributes:
+        target: (B, d) each row's reference; standardized but for `relative`.
+        others: (K, d) unit vectors of the references to tell it from, standardized; None unless `contrastive`.
+        same: (B, K) bool, where one of them is the row's own.
+    """
+
+    target: Tensor
+    others: Tensor | None = None
+    same: Tensor | None = None
+
+
+def offered(
+    loss: str, vectors: Tensor, which: Tensor, statistics: Statistics | None, others: Tensor | None = None
+) -> Offered:
+    """
+    Args:
+        loss: `contrastive`, `standardized` or `relative`.
+        vectors: (R, d) distinct references. which: (B,) the reference of each row.
+        statistics: of the layer; None for `relative`.
+        others: (K,) the references that rows are compared with; None: all. The same for all rows, so that a row's
+            error does not depend on the rows beside it.
+    """
+    if loss == "relative" or statistics is None:
+        return Offered(vectors[which].float())
+    z = statistics.z(vectors)
+    if loss == "standardized":
+        return Offered(z[which])
+    if others is None:
+        others = torch.arange(len(z), device=z.device)
+    return Offered(z[which], normalize(z[others], dim=-1), which[:, None] == others)
+
+
+def error(loss: str, pooled: Tensor, offer: Offered, statistics: Statistics | None, temperature: float) -> Tensor:
+    """The error (B,) of rows whose pooled activations are `pooled` (B, d)."""
+    if loss == "relative" or statistics is None:
+        return equations.relative_error(pooled, offer.target)
+    z = statistics.z(pooled)
+    if offer.others is None or offer.same is None:
+        return equations.standardized_error(z, offer.target)
+    return equations.contrastive_error(z, offer.target, offer.others, offer.same, temperature)
+
+
 class LayerAlignment:
-    """Forward hook of a decoder layer (`align_at: residual`) or of its FFN block (`ffn`).
+    """Forward hook of a decoder layer (`align_at: residual`) or of its FFN block (`ffn`); it has no weights.
 
     In a pass of mode `record` it keeps the pooled activations of the references; in one of mode `align` it adds its
     error to the objective. `statistics` are None until references have been recorded.
@@ -27,8 +148,7 @@ class LayerAlignment:
     def __init__(self, config: ConnectionConfig, index: int, number: int, wire: Wire) -> None:
         """
         Args:
-            config: options of the connection. index: number of the layer.
-            number: how many layers are aligned (the objective is their mean). wire: shared by all of them.
+            index: number of the layer. number: how many layers are aligned. wire: shared by all of them.
         """
         self.config, self.index, self.number, self.wire = config, index, number, wire
         self.statistics: Statistics | None = None
@@ -40,15 +160,14 @@ class LayerAlignment:
         if not self.wire.enabled or plan is None or plan.spans is None:
             return output
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        pooled = plan.spans.pool(hidden)
         if plan.mode == "record":
-            plan.results.memory[self.index] = pool(plan.spans.take(hidden), plan.spans.weight), None
-            return output
-        if plan.row_weight is None:
+            plan.results.memory[self.index] = pooled, None
             return output
         config, offer = self.config, plan.offered[self.index]
-        pooled = pool(plan.spans.take(hidden), plan.spans.weight)
         missed = error(config.loss, pooled, offer, self.statistics, config.align_temperature)
         plan.results.align_error[self.index] = missed.detach()
-        term = objective(missed, plan.row_weight, config.weight / self.number)
+        assert plan.row_weight is not None
+        term = equations.objective(missed, plan.row_weight, config.weight / self.number)
         changed = self._add_objective(hidden, term, plan, self.index)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed

@@ -1,10 +1,7 @@
-"""Options of the connection: the Python API, the flags of the command line and the keys of a recipe in one dataclass.
+"""Options of the connection: one dataclass for the Python API, the command line and recipes.
 
-The `help` of a field is its documentation in all three. `connection: align` has options of its own (`align_*`,
-`layers`). The defaults of `connection: gated` are the cheap recipe that did best on an untouched test split of the
-controlled worlds (docs/method): the fused pass is annealed away over training, the transform acts at every position
-and is of low rank so that it can be merged and exported, and references run without gradient through the starting
-weights.
+`connection: align` has options of its own (`align_*`, `layers`). The defaults of `connection: gated` are the recipe
+that did best on an untouched test split of the controlled worlds at the lowest cost (docs/method/defaults.md).
 """
 
 from __future__ import annotations
@@ -20,38 +17,27 @@ from cctuning.connection.registry import PLUGINS, Registry
 from cctuning.connection.transforms import TRANSFORMS
 from cctuning.errors import UserError, nearest
 
-CONNECTIONS = ("align", "gated", "adaptive", "none")
 SCOPES = ("prompt_end", "response", "all")  # each contains the ones before it
-REFERENCES = ("current", "start")
-PATHS = ("sampled", "both", "fused", "student")
-LOSSES = ("contrastive", "standardized", "relative")
-PLACES = ("residual", "ffn")
-POOLS = ("mean", "text_last", "last")
-ALIGN_OPTIONS = (
-    "align_loss",
-    "align_at",
-    "align_pool",
-    "align_temperature",
-    "align_negatives",
-    "align_weight",
-    "layers",
-)
 WEIGHTS = {"contrastive": 1.0, "standardized": 1.0, "relative": 5.0}  # of the alignment, where none is given
+# Smallest and largest value of an option; those of COUNTS are whole numbers of at least 1.
+BOUNDS = {
+    **dict.fromkeys(("decision_value", "fused_probability_start", "fused_probability_end"), (0.0, 1.0)),
+    **dict.fromkeys(("align_weight", "identity_weight", "distill_weight"), (0.0, math.inf)),
+    "align_temperature": (1e-6, math.inf),
+}
+COUNTS = ("transform_rank", "decision_rank", "align_negatives")
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | Registry | None = None) -> Any:
-    metadata: dict[str, Any] = {"help": help}
-    if choices:
-        metadata["choices"] = choices if isinstance(choices, Registry) else list(choices)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={"help": help} | ({"choices": choices} if choices else {}))
 
 
 @dataclass
 class ConnectionConfig:
     """How the activations of a row and of its reference (the parallel of its prompt) are connected.
 
-    Every field carries its own help. `validate()` runs on construction and raises `UserError` with the field, the
-    value and what was expected.
+    Each field's help is its documentation. A value that is out of range, or a combination that cannot be trained, is
+    a `UserError` on construction.
     """
 
     connection: str = _option(
@@ -59,27 +45,30 @@ class ConnectionConfig:
         "align: hidden states of a prompt are aligned to those of its reference; nothing is added to the model. "
         "gated: the paper's connection, a gate and a transform in every layer. adaptive: the connection of the "
         "authors' code. none: plain SFT.",
-        CONNECTIONS,
+        ("align", "gated", "adaptive", "none"),
     )
     align_loss: str | None = _option(
         None,
         "Error between a row and its reference. contrastive: InfoNCE, the row's own reference against others. "
         "standardized: squared error by dimension, in units of the references' spread; 1 is no better than the mean "
         "reference. relative: squared error over the squared norm. Unset: contrastive for align, relative for gated.",
-        LOSSES,
+        ("contrastive", "standardized", "relative"),
     )
     align_at: str = _option(
-        "residual", "align: what is aligned, the decoder layer's output (residual) or its FFN's output (ffn).", PLACES
+        "residual",
+        "align: what is aligned, the decoder layer's output (residual) or its FFN's output (ffn).",
+        ("residual", "ffn"),
     )
     align_pool: str = _option(
         "mean",
         "align: the positions compared on both sides. mean: over the prompt's own text, without the first token and "
         "the template's. text_last: its last token. last: the prompt's last token, which may be the template's.",
-        POOLS,
+        ("mean", "text_last", "last"),
     )
     align_temperature: float = _option(0.1, "contrastive: temperature of the softmax over cosines.")
     align_negatives: int = _option(
-        1024, "contrastive: at most this many recorded references besides the batch's own to tell the right one from."
+        1024,
+        "contrastive: at most this many recorded references besides the batch's own to tell the right one from.",
     )
     alignment: str = _option(
         "anchor",
@@ -124,18 +113,20 @@ class ConnectionConfig:
         "sampled",
         "Passes in the loss: sampled (one pass a row, fused or student, drawn), both, student (aligned, never fused), "
         "or fused (as the paper describes it; an ablation, for it learns to need the reference).",
-        PATHS,
+        ("sampled", "both", "fused", "student"),
     )
     fused_probability_start: float = _option(1.0, "sampled: probability of the fused pass at the first step.")
     fused_probability_end: float = _option(0.0, "sampled: probability of the fused pass at the last step (linear).")
     align_weight: float | None = _option(
-        None, "Weight of the alignment error. Unset: 1 for contrastive and standardized, 5 for relative."
+        None,
+        "Weight of the alignment error. Unset: 1 for contrastive and standardized, 5 for relative.",
     )
     identity_weight: float = _option(
         1.0, "Weight, within align_weight, of the error where the target is the row's own activation."
     )
     distill_weight: float = _option(
-        0.0, "both: weight of KL(fused pass || student pass) over response tokens, and at the end of answer-free rows."
+        0.0,
+        "both: weight of KL(fused pass || student pass) over response tokens, and at the end of answer-free rows.",
     )
     reference_gradient: bool = _option(
         False, "Backpropagate through the reference pass too (slower: references run in the same batch)."
@@ -145,37 +136,31 @@ class ConnectionConfig:
         "Weights that references run through: those before training (start: the targets are constant, and rows in the "
         "reference language are kept where they were) or the current ones (current, as in the paper). Unset: start, "
         "but current under DeepSpeed, with reference_gradient and with connection: adaptive.",
-        REFERENCES,
+        ("current", "start"),
     )
 
     def __post_init__(self) -> None:
-        self.validate()
-
-    def validate(self) -> None:
-        """Raise `UserError` for a value that is out of range or a combination that cannot be trained."""
         for option in fields(self):
-            value, choices = getattr(self, option.name), option.metadata.get("choices")
-            if choices and value is not None and value not in choices:
+            value = getattr(self, option.name)
+            if value is None:
+                continue
+            choices = option.metadata.get("choices")
+            if choices and value not in choices:
                 hint = nearest(str(value), choices)
                 if isinstance(choices, Registry):
                     hint += f" A class of your own must be imported first: name its module in {PLUGINS}."
                 raise UserError(f"{option.name}: {value!r} is not one of {', '.join(choices)}.{hint}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(f"{option.name}: expected a number, got {value}.")
-        for name in ("transform_rank", "decision_rank"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise UserError(f"{name}: expected a rank, a whole number of at least 1, got {value!r}.")
-        for name in ("decision_value", "fused_probability_start", "fused_probability_end"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}.")
-        for name in ("align_weight", "identity_weight", "distill_weight"):
-            if (getattr(self, name) or 0.0) < 0:
-                raise UserError(f"{name}: expected a weight of at least 0, got {getattr(self, name)}.")
-        if self.align_temperature <= 0:
-            raise UserError(f"align_temperature: expected more than 0, got {self.align_temperature}.")
-        if self.align_negatives < 1:
-            raise UserError(f"align_negatives: expected at least 1, got {self.align_negatives}.")
+            if option.name in COUNTS and (type(value) is not int or value < 1):
+                raise UserError(f"{option.name}: expected a whole number of at least 1, got {value!r}.")
+            low, high = BOUNDS.get(option.name, (-math.inf, math.inf))
+            if isinstance(value, (int, float)) and not low <= value <= high:
+                upper = f" and at most {high:g}" if high < math.inf else ""
+                raise UserError(f"{option.name}: expected at least {low:g}{upper}, got {value!r}.")
+        self._check_combination()
+
+    def _check_combination(self) -> None:
         if self.connection == "gated" and self.align_loss == "contrastive":
             raise UserError(
                 "align_loss: contrastive needs connection: align; the gated connection takes standardized or relative."
@@ -201,11 +186,7 @@ class ConnectionConfig:
             raise UserError(f"reference_weights: start gives references no gradient, which {other} needs; unset one.")
 
     def settled(self, start_kept: bool) -> ConnectionConfig:
-        """A copy with `reference_weights` resolved.
-
-        Args:
-            start_kept: whether the run can keep a copy of the starting weights.
-        """
+        """A copy with `reference_weights` resolved, where the run can keep the starting weights or cannot."""
         if self.reference_weights is not None:
             return self
         kept = self.connection in ("align", "gated") and not self.reference_gradient and start_kept
@@ -259,14 +240,12 @@ class ConnectionConfig:
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any], where: str = "connection config") -> ConnectionConfig:
-        """Build from a mapping; an unknown key is a `UserError` that suggests the nearest.
-
-        Args:
-            options: option names to values.
-            where: what to call the mapping in the message (a file's name).
-        """
+        """Build from a mapping; an unknown key is a `UserError` that names `where` and suggests the nearest."""
         known = [option.name for option in fields(cls)]
         for key in options:
             if key not in known:
                 raise UserError(f"{where}: unknown option {key!r}.{nearest(key, known)}")
         return cls(**options)
+
+
+ALIGN_OPTIONS = (*(option.name for option in fields(ConnectionConfig) if option.name.startswith("align_")), "layers")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cctuning.connection import equations
 from cctuning.connection.config import ConnectionConfig
 from cctuning.connection.decisions import build_decision
-from cctuning.connection.plan import Plan, Wire, add_objective
+from cctuning.connection.plan import Observed, Plan, Wire, add_objective
 from cctuning.connection.references import ALIGNMENTS, Alignment
 from cctuning.connection.transforms import build_transform
 
@@ -90,7 +90,12 @@ class LayerConnection(nn.Module):
         if plan.connect_index is None:
             return output
         own = h[plan.connect_index]
-        target, share = self._fuse(own, h, x, plan)
+        reference = self._offered(own, h, x, plan)
+        share = self.decision(self._units(reference), self._units(own))
+        target = equations.fuse(own, reference, share)
+        if plan.observe and plan.connect_row is not None:
+            found = (reference.float(), own.float(), share.float().expand_as(own), self._changed(own))
+            plan.results.observed[self.index] = Observed(self.index, *found, plan.connect_row)
         if plan.fused is not None:
             # A product with 0 or 1 rather than indexing: every trainable part stays in the graph whatever the draw,
             # as DDP requires.
@@ -98,10 +103,9 @@ class LayerConnection(nn.Module):
             output = output.index_add(0, plan.connect_index, (target - own) * fused_here)
         if plan.row_weight is None:
             return output
-        plan.results.share[self.index] = share
-        return self._add_objective(
-            output, self._objective(own, target.detach(), h.detach(), moved, plan), plan, self.index
-        )
+        plan.results.share[self.index] = share.detach().float().mean() if len(own) else own.new_zeros(())
+        term = self._objective(own, target.detach(), h.detach(), moved, plan)
+        return self._add_objective(output, term, plan, self.index)
 
     def _transformed(self, h: Tensor, plan: Plan) -> tuple[Tensor, Tensor | None]:
         """`h W` where the transform acts, but `h` on rows of the fused path; and, where this pass has an objective,
@@ -126,31 +130,26 @@ class LayerConnection(nn.Module):
             delta = delta * student[at]
         return h.index_add(0, at, delta), moved
 
-    def _fuse(self, own: Tensor, h: Tensor, x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-        """f (N, d) at the connected positions, and the mean of the decision."""
+    def _offered(self, own: Tensor, h: Tensor, x: Tensor, plan: Plan) -> Tensor:
+        """The reference activation e (N, d) of each connected position."""
         assert plan.connect_index is not None and plan.connect_reference is not None
-        if plan.reference is None and not plan.memory:  # no row has a reference: N is 0, and the gate sees nothing
-            offered = own
-        else:
-            if plan.reference_rows is not None:
-                grid, start = (plan.rows, plan.positions, -1), plan.reference_rows
-                assert plan.reference is not None
-                memory = self.alignment.remember(h.view(grid)[start:], x.view(grid)[start:], plan.reference)
-            else:
-                memory = plan.memory[self.index]
-            queries = x[plan.connect_index]
-            offered = self.alignment.offer(memory, plan.connect_reference, queries, plan.reference).to(own.dtype)
-        share = self.decision(self._units(offered), self._units(own))
-        mean = share.detach().float().mean() if own.shape[0] else own.new_zeros(())
-        return equations.fuse(own, offered, share), mean
+        if plan.reference_rows is not None and plan.reference is not None:
+            grid, start = (plan.rows, plan.positions, -1), plan.reference_rows
+            memory = self.alignment.remember(h.view(grid)[start:], x.view(grid)[start:], plan.reference)
+        elif plan.memory:
+            memory = plan.memory[self.index]
+        else:  # no row has a reference: N is 0
+            return own
+        return self.alignment.offer(memory, plan.connect_reference, x[plan.connect_index], plan.reference).to(own)
 
     def _units(self, h: Tensor) -> Tensor:
         """`h` (N, d) in units of the references' spread, where the error is measured in them."""
         return h / self.spread.to(h.dtype) if self.config.loss == "standardized" else h
 
-    def activations(self, units: Tensor) -> Tensor:
-        """The inverse of `_units`."""
-        return units * self.spread.to(units.dtype) if self.config.loss == "standardized" else units
+    def _changed(self, own: Tensor) -> Tensor:
+        """h W (N, d) of the connected positions, in fp32."""
+        own = own.float()
+        return own if self.transform is None else equations.transform(own, self.transform)
 
     def _objective(self, own: Tensor, target: Tensor, h: Tensor, moved: Tensor | None, plan: Plan) -> Tensor:
         """This layer's term of the loss, a scalar; the errors of the rows go to the results.
@@ -158,8 +157,7 @@ class LayerConnection(nn.Module):
         Each row's error is relative to its own activations, so it does not depend on the other rows of the batch.
         """
         assert plan.connect_row is not None and plan.row_weight is not None
-        # The few connected positions once more, rather than a copy out of all of them.
-        changed = own.float() if self.transform is None else equations.transform(own.float(), self.transform)
+        changed = self._changed(own)  # these few positions once more, rather than a copy out of all of them
         standardized = self.config.loss == "standardized"
         measure = equations.standardized_error if standardized else equations.relative_error
         error = measure(self._units(changed), self._units(target.float()), plan.connect_row, plan.rows)

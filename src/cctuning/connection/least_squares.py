@@ -3,9 +3,6 @@
 Only products are kept, summed in fp64. A tenth of the pairs is held out in products of their own, which give the
 held-out error of any matrix without the pairs. The ridge pulls towards the identity, and its strength is the one with
 the smallest held-out error.
-
-For speed (bench/fitting.py), pairs are multiplied in fp32 in blocks of `BLOCK`, only on and above the diagonal of the
-symmetric product, and ridges are tried from the middle in the direction in which the error falls.
 """
 
 from __future__ import annotations
@@ -16,9 +13,7 @@ import torch
 from torch import Tensor
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # relative to the mean eigenvalue of the Gram matrix
-START = 2  # which of them is tried first
 BLOCK = 4096  # pairs multiplied at a time
-PANEL = 192  # rows of the symmetric product made at a time
 
 
 @dataclass
@@ -45,58 +40,35 @@ class _Products:
     def __init__(self, size: int) -> None:
         self.xx = torch.zeros(size, size, dtype=torch.float64)
         self.xz = torch.zeros(size, size, dtype=torch.float64)
-        self.zz, self.yy, self.count = 0.0, 0.0, 0
+        self.zz, self.yy, self.count, self.waiting_count = 0.0, 0.0, 0, 0
         self.waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        self.count += x.shape[0]
-        for start in range(0, x.shape[0], BLOCK):
-            self.waiting.append((x[start : start + BLOCK], y[start : start + BLOCK]))
-            if sum(len(pairs) for pairs, _ in self.waiting) >= BLOCK:
-                self.flush()
+        self.waiting.append((x, y))
+        self.count, self.waiting_count = self.count + len(x), self.waiting_count + len(x)
+        if self.waiting_count >= BLOCK:
+            self.finish()
 
-    def flush(self) -> None:
-        """Multiply the waiting pairs on their device; the sums stay in main memory."""
+    def finish(self) -> None:
+        """Multiply the waiting pairs, in fp32 on their device; the sums stay in main memory."""
         if not self.waiting:
             return
         x, y = (torch.cat(side) for side in zip(*self.waiting, strict=True))
-        self.waiting = []
+        self.waiting, self.waiting_count = [], 0
         dtype = torch.promote_types(x.dtype, torch.float32)
         x, y = x.to(dtype), y.to(dtype)
         z = y - x
-        for start in range(0, x.shape[1], PANEL):
-            self.xx[start : start + PANEL, start:] += (x[:, start : start + PANEL].T @ x[:, start:]).cpu()
+        self.xx += (x.T @ x).cpu()
         self.xz += (x.T @ z).cpu()
         self.zz += float(torch.linalg.vector_norm(z, dtype=torch.float64).square())
         self.yy += float(torch.linalg.vector_norm(y, dtype=torch.float64).square())
 
-    def finish(self) -> None:
-        """Multiply the waiting pairs, and mirror the panels below the diagonal."""
-        self.flush()
-        self.xx = self.xx.triu() + self.xx.triu(1).T
-
-    def error(self, change: Tensor, applied: Tensor | None = None) -> float:
-        """`||X D - Z||^2 / ||Y||^2` of the change D; `applied`: X'X D, if known."""
+    def error(self, change: Tensor) -> float:
+        """`||X D - Z||^2 / ||Y||^2` of the change D; of D = 0 that of the identity."""
         if not self.count:
             return float("nan")
-        applied = self.xx @ change if applied is None else applied
-        return self._relative(float((change * (applied - 2 * self.xz)).sum()) + self.zz)
-
-    def error_identity(self) -> float:
-        """The same of D = 0."""
-        return self._relative(self.zz) if self.count else float("nan")
-
-    def _relative(self, missed: float) -> float:
+        missed = float((change * (self.xx @ change - 2 * self.xz)).sum()) + self.zz
         return max(0.0, missed) / max(self.yy, 1e-30)
-
-
-@dataclass
-class _Tried:
-    """A ridge, its error and its solution."""
-
-    ridge: float
-    error: float
-    change: Tensor
 
 
 class StreamingLeastSquares:
@@ -113,42 +85,24 @@ class StreamingLeastSquares:
 
     def solve(self) -> Fit:
         """The matrix with the smallest held-out error over `RIDGES`, or the identity if none is better."""
-        self.fitted.finish()
-        self.held_out.finish()
-        judge = self.held_out if self.held_out.count else self.fitted
-        best = _Tried(float("inf"), judge.error_identity(), torch.zeros_like(self.fitted.xx))
-        if self.fitted.count:
-            best = min(self._walk(judge), best, key=lambda tried: tried.error)
-        # X'X D = X'Z - r D where D solves the equation, so the error on the fitted pairs needs no product.
-        settled = self.fitted.xz - best.ridge * self._scale() * best.change if best.ridge < float("inf") else None
+        fitted, held_out = self.fitted, self.held_out
+        fitted.finish()
+        held_out.finish()
+        judge = held_out if held_out.count else fitted
+        identity = torch.zeros_like(fitted.xx)
+        best = (judge.error(identity), float("inf"), identity)
+        for ridge in RIDGES if fitted.count else ():
+            gram = fitted.xx.clone()
+            gram.diagonal().add_(ridge * float(fitted.xx.diagonal().mean()))
+            change = torch.cholesky_solve(fitted.xz, torch.linalg.cholesky(gram))
+            best = min(best, (judge.error(change), ridge, change), key=lambda tried: tried[0])
+        _, ridge, change = best
         return Fit(
-            (torch.eye(self.size, dtype=torch.float64) + best.change).float(),
-            self.fitted.count,
-            self.held_out.count,
-            self.fitted.error(best.change, settled),
-            best.error if self.held_out.count else float("nan"),
-            self.held_out.error_identity(),
-            best.ridge,
+            (torch.eye(self.size, dtype=torch.float64) + change).float(),
+            fitted.count,
+            held_out.count,
+            fitted.error(change),
+            held_out.error(change),
+            held_out.error(identity),
+            ridge,
         )
-
-    def _walk(self, judge: _Products) -> _Tried:
-        """Try stronger ridges from the middle one while the error falls; if none is better, weaker ones."""
-        first = best = self._try(RIDGES[START], judge)
-        for way in (RIDGES[START + 1 :], RIDGES[START - 1 :: -1]):
-            for ridge in way:
-                tried = self._try(ridge, judge)
-                if not tried.error < best.error:
-                    break
-                best = tried
-            if best is not first:
-                break
-        return best
-
-    def _try(self, ridge: float, judge: _Products) -> _Tried:
-        gram = self.fitted.xx.clone()
-        gram.diagonal().add_(ridge * self._scale())
-        change = torch.cholesky_solve(self.fitted.xz, torch.linalg.cholesky(gram))
-        return _Tried(ridge, judge.error(change), change)
-
-    def _scale(self) -> float:
-        return float(self.fitted.xx.diagonal().mean())

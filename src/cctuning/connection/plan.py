@@ -1,35 +1,56 @@
-"""The plan of a forward pass (its inputs), what the layers found in it (its results), and how both reach backward.
+"""The plan of a forward pass, what its layers find, and how the layers' terms of the loss reach backward.
 
-All layers of a pass follow one plan, made once from the masks and labels and handed to them through a shared `Wire`.
-Positions are flat indices into (B*T,): this serves FFN blocks that flatten their input as well as those that do not,
-and a layer touches only the positions that connect.
+All layers of a pass follow one `Plan`, made once from the masks and labels and shared through a `Wire`. Positions are
+flat indices into (B*T,), so a layer touches only the positions that connect, and FFN blocks that flatten their input
+are no exception.
 
-Gradient checkpointing runs layers a second time during backward, when the wire may carry another pass already. So the
-plan travels with the autograd graph too: `restore` puts it back on the wire before any layer of its pass is
-recomputed, whichever kind of checkpointing does it.
+Gradient checkpointing runs layers a second time during backward, when the wire may hold the plan of another pass.
+`restore` therefore attaches the plan to the autograd graph and puts it back before any layer is recomputed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cctuning.connection.pooled import Offered, Spans
 from cctuning.connection.references import LayerMemory, Reference, last_real
+
+if TYPE_CHECKING:
+    from cctuning.connection.align import Offered, Spans
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One layer's connection over one batch: N connected positions.
+
+    Attributes:
+        layer: number of the decoder layer.
+        reference, own: (N, d) fp32 activations e and h. share: (N, d) the decision a in [0, 1].
+        changed: (N, d) h W, the output of the transform; h itself without a transform.
+        row: (N,) row of each position.
+    """
+
+    layer: int
+    reference: Tensor
+    own: Tensor
+    share: Tensor
+    changed: Tensor
+    row: Tensor
 
 
 @dataclass
 class Results:
-    """What the layers of one pass found.
+    """What the layers of one pass found, by layer number.
 
     Attributes:
-        memory: `record`: layer -> what it keeps of the references.
-        objective: layer -> its term of the loss, a scalar; detached where its gradient rides on the layer's output.
-        align_error, identity_error: layer -> (B,) errors of the rows, detached, 0 where nothing connects.
-        share: layer -> mean of the decision, a detached scalar.
+        memory: `record`: what a layer keeps of the references.
+        objective: its term of the loss, a scalar; detached where its gradient is added to the layer's output.
+        align_error, identity_error: (B,) errors of the rows, detached, 0 where nothing connects.
+        share: mean of the decision, a detached scalar.
+        observed: where the plan asks for it.
         gradient_scale: gradient of the total loss, known once backward begins.
     """
 
@@ -38,7 +59,36 @@ class Results:
     align_error: dict[int, Tensor] = field(default_factory=dict)
     identity_error: dict[int, Tensor] = field(default_factory=dict)
     share: dict[int, Tensor] = field(default_factory=dict)
+    observed: dict[int, Observed] = field(default_factory=dict)
     gradient_scale: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Above:
+    """The part of a batch that the layers above the last aligned one run: the first entries of one dimension.
+
+    Attributes:
+        dim: 0 (rows, or sequences of packed rows) or 1 (positions of one sequence).
+        whole, count: length of that dimension, and how much of it is run.
+        inputs: what the layers are given in place of their arguments of these names.
+    """
+
+    dim: int
+    whole: int
+    count: int
+    inputs: dict[str, Any] = field(default_factory=dict)
+
+    def of(self, given: Any) -> Any:
+        """`given`, arguments of a layer, with only that part of each tensor that has the whole."""
+        if isinstance(given, Tensor):
+            shape = given.shape
+            is_whole = len(shape) > 1 and shape[self.dim] == self.whole and (self.dim == 0 or shape[0] == 1)
+            return given.narrow(self.dim, 0, self.count) if is_whole else given
+        if isinstance(given, tuple):
+            return tuple(map(self.of, given))
+        if isinstance(given, dict):
+            return {name: self.of(value) for name, value in given.items()}
+        return given
 
 
 @dataclass
@@ -56,19 +106,14 @@ class Plan:
         identity_index, identity_row: positions where the transform is taught the identity, and their rows.
         row_weight: (B,) fp32 share of each row in the alignment objective; None: no objective in this pass.
         identity_weight: weight of the identity error within it.
-        spans: `record` and `align` of pooled rows: the positions that are averaged; None otherwise.
+        spans: `record` and `align` of pooled rows: the positions that are averaged.
         offered: `align`: layer -> what its rows are aligned to.
-        stop: the forward ends after the last aligned layer, for nothing above it is needed.
-        kept: (K,) the sequences, of `sequences` in the batch (rows, or several packed into one), that the layers above
-            the last aligned one run on; None: all.
-        leading: the layers above the last aligned one run only this many positions, the first of one packed sequence;
-            leading_inputs: what they are given in place of the arguments of these names.
+        stop: the forward ends after the last aligned layer. above: what the layers above it run; None: everything.
         memory: layer -> what it kept of the references, in a pass before or in a recording.
         reference: masks of the reference batch, where it ran.
-        reference_rows: where the references run in this same batch (gradient through the reference): the number of
-            rows before them; None otherwise.
+        reference_rows: where the references run in this same batch (`reference_gradient`), the rows before them.
         injection: (N, d), adaptive connection: added after the first layer at `connect_index`.
-        results: what the layers find.
+        observe: keep the activations of connected positions in the results.
     """
 
     mode: str
@@ -87,14 +132,12 @@ class Plan:
     spans: Spans | None = None
     offered: dict[int, Offered] = field(default_factory=dict)
     stop: bool = False
-    kept: Tensor | None = None
-    sequences: int = 0
-    leading: int | None = None
-    leading_inputs: dict[str, Any] = field(default_factory=dict)
+    above: Above | None = None
     memory: dict[int, LayerMemory] = field(default_factory=dict)
     reference: Reference | None = None
     reference_rows: int | None = None
     injection: Tensor | None = None
+    observe: bool = False
     results: Results = field(default_factory=Results)
 
     def at_positions(self, values: Tensor) -> Tensor:
@@ -103,7 +146,7 @@ class Plan:
 
 
 class Wire:
-    """What the layers of a model share: the plan of the running pass. Not a module; copied with the model."""
+    """What the layers of a model share: the plan of the running pass."""
 
     def __init__(self) -> None:
         self.plan: Plan | None = None

@@ -1,4 +1,4 @@
-"""`connection: adaptive` in a model: two passes and a choice of layer between them; it cannot be merged."""
+"""The adaptive connection in a model: two passes and a choice of layer between them; it cannot be merged."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import Cache
 from cctuning.connection import (
     AdaptiveConnection,
     Fit,
+    Observed,
     Plan,
     Reference,
     StreamingLeastSquares,
@@ -24,9 +25,8 @@ from cctuning.connection import (
 from cctuning.connection.references import Anchor
 from cctuning.errors import UserError
 from cctuning.model.connected import ConnectedModel
-from cctuning.model.observing import Observed
 from cctuning.model.passes import Batch, Step, uniform
-from cctuning.model.runner import no_gradient, with_cache
+from cctuning.model.runner import NO_LOGITS, no_gradient, with_cache
 from cctuning.model.sites import Site, unwrap
 
 
@@ -76,26 +76,26 @@ class AdaptiveModel(ConnectedModel):
 
     # -- plans -------------------------------------------------------------------------------------------------------
 
-    def _plan_step(self, batch: Batch, rows: Tensor | int | None) -> tuple[Step, Tensor | int]:
+    def _plan_step(self, batch: Batch, rows: Tensor | int | None, *, whole: bool, loss_only: bool) -> Step:
         assert batch.labels is not None
         predict = predicting(batch.labels)
         live = self.training or not bool(self.adaptive.fitted)
         taking_part = self._taking_part(batch, live)
         plan = self._plan(batch, predict, live, taking_part)
         every = torch.arange(len(batch.input_ids), device=predict.device)
-        fused = taking_part & live
-        step = Step(batch.input_ids, batch.attention_mask, plan, every, fused, predict, predict, trains=live)
-        return step, len(batch.input_ids) if rows is None else rows
+        tokens = (batch.input_ids, batch.attention_mask)
+        count = len(batch.input_ids) if rows is None else rows
+        return Step(*tokens, plan, every, taking_part & live, predict, predict, live, count)
 
     def _plan_inference(self, batch: Batch, predict: Tensor | None) -> Plan:
-        live = self.training or batch.reference_ids is not None or not bool(self.adaptive.fitted)
+        live = self.training or batch.reference_input_ids is not None or not bool(self.adaptive.fitted)
         return self._plan(batch, predict, live, self._taking_part(batch, live))
 
     def _taking_part(self, batch: Batch, live: bool) -> Tensor:
         """(B,) bool: rows whose prompt is connected."""
         if not self.wire.enabled:
             return torch.zeros_like(batch.paired)
-        if live or (batch.connect is None and batch.reference_ids is not None):
+        if live or (batch.connect is None and batch.reference_input_ids is not None):
             return batch.paired
         return torch.ones_like(batch.paired) if batch.connect is None else batch.connect
 
@@ -111,7 +111,7 @@ class AdaptiveModel(ConnectedModel):
         plan = Plan("connect", *batch.input_ids.shape)
         plan.connect_row, plan.connect_index = which, which * batch.input_ids.shape[1] + ends[which]
         noise = None
-        if live and batch.reference_ids is not None:
+        if live and batch.reference_input_ids is not None:
             gradient = self.config.reference_gradient and self.training
             vectors = self._reference_vectors(batch, gradient)[batch.reference_index[which]]
         elif live:
@@ -125,8 +125,8 @@ class AdaptiveModel(ConnectedModel):
             prompt = batch.attention_mask * (places <= ends[:, None])
             vectors = self._vectors(batch.input_ids, prompt, ends, False)[which]
         if self.training and live:
-            numbers = torch.arange(vectors.shape[1], device=batch.ids.device)
-            noise = uniform(self.seed, self.step, batch.ids[which][:, None] * vectors.shape[1] + numbers)
+            numbers = torch.arange(vectors.shape[1], device=batch.row.device)
+            noise = uniform(self.seed, self.step, batch.row[which][:, None] * vectors.shape[1] + numbers)
         base: Any = unwrap(self.model)
         embedding = base.get_input_embeddings()(batch.input_ids[which, ends[which]])
         plan.injection, chosen = self.adaptive(vectors, embedding, not live, noise)
@@ -137,7 +137,7 @@ class AdaptiveModel(ConnectedModel):
         """With a reference, its pass and the prompt's; without one, a pass over the prompt and one more token (with
         beams, assistants and caches of the caller's own: two passes over the prompt)."""
         with_cache(options)
-        live = batch.reference_ids is not None
+        live = batch.reference_input_ids is not None
         training, self.training = self.training, False
         try:
             own = None
@@ -155,8 +155,7 @@ class AdaptiveModel(ConnectedModel):
         """FFN outputs of every layer at position `last` (R,) of each row of `ids` (R, S): (R, L, d)."""
         plan = Plan("record", ids.shape[0], ids.shape[1], reference=Reference(mask.bool(), last))
         with nullcontext() if gradient else no_gradient():
-            nothing = ids.new_empty(0)
-            self._run(None, plan, nothing, input_ids=ids, attention_mask=mask, use_cache=False)
+            self._run(plan, NO_LOGITS, input_ids=ids, attention_mask=mask, use_cache=False)
             vectors = self._stack(plan)
         if gradient and not vectors.requires_grad:
             raise UserError(
@@ -167,9 +166,9 @@ class AdaptiveModel(ConnectedModel):
 
     def _reference_vectors(self, batch: Batch, gradient: bool = False) -> Tensor:
         """(R, L, d) of the references of a batch, at their last tokens."""
-        assert batch.reference_ids is not None and batch.reference_mask is not None
-        last = Reference.from_mask(batch.reference_mask).last
-        return self._vectors(batch.reference_ids, batch.reference_mask, last, gradient)
+        assert batch.reference_input_ids is not None and batch.reference_attention_mask is not None
+        last = Reference.from_mask(batch.reference_attention_mask).last
+        return self._vectors(batch.reference_input_ids, batch.reference_attention_mask, last, gradient)
 
     def _own_vectors(self, batch: Batch) -> Tensor:
         """(B, L, d) of labelled rows, at the ends of their prompts."""
@@ -194,7 +193,7 @@ class AdaptiveModel(ConnectedModel):
         inputs = {**batch.inputs, "use_cache": True}
         if "position_ids" in signature(unwrap(self.model).forward).parameters:  # under left padding, as in `generate`
             inputs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        output = self._run(None, plan, mask.new_empty(0), **inputs)
+        output = self._run(plan, NO_LOGITS, **inputs)
         vectors, cache = self._stack(plan), getattr(output, "past_key_values", None)
         if not isinstance(cache, Cache) or not cache.is_croppable or mask.shape[1] < 2:
             return vectors, None
@@ -234,11 +233,11 @@ class AdaptiveModel(ConnectedModel):
         solver = StreamingLeastSquares(self.width)
         for inputs in batches:
             batch = Batch.of(inputs)
-            if batch.reference_ids is None or batch.labels is None:
+            if batch.reference_input_ids is None or batch.labels is None:
                 continue
             own = self._own_vectors(batch)[batch.paired]
             theirs = self._reference_vectors(batch)[batch.reference_index[batch.paired]]
-            held = (uniform(self.seed, -1, batch.ids[batch.paired]) < hold_out)[:, None].expand(own.shape[:2])
+            held = (uniform(self.seed, -1, batch.row[batch.paired]) < hold_out)[:, None].expand(own.shape[:2])
             solver.add(own.flatten(0, 1), theirs.flatten(0, 1), held.flatten())
         fit = solver.solve()
         self.adaptive.set_matrix(fit.matrix)

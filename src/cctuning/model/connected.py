@@ -15,16 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cctuning.connection import ConnectionConfig, Fit, LayerConnection, Plan
+from cctuning.connection import ConnectionConfig, Fit, LayerConnection, Observed, Plan, predicting
 from cctuning.errors import UserError
 from cctuning.model import lora, merge, serialization
 from cctuning.model.aligner import Aligner
 from cctuning.model.forward import ConnectedForward
-from cctuning.model.live_references import LiveReferences
-from cctuning.model.observing import Observed, observe
-from cctuning.model.passes import Batch
+from cctuning.model.passes import Batch, plan_inference
 from cctuning.model.recorded import RecordedReferences
-from cctuning.model.runner import Runner, copy_output, trainable_parameters
+from cctuning.model.runner import NO_LOGITS, Runner, copy_output
 from cctuning.model.shards import read_into
 from cctuning.model.sites import Site, find_sites, unwrap
 from cctuning.model.starting_weights import StartingWeights, evaluating
@@ -35,10 +33,9 @@ ATTRIBUTE = "cross_lingual_connection"  # name under which the connection of a l
 class ConnectedModel(ConnectedForward):
     """A causal LM whose activations are connected to those of each row's reference (arXiv 2506.00875).
 
-    Create one with `attach` (new) or `from_pretrained` (saved). It starts in the mode (training or evaluation) of the
-    model inside. Train it with `CCTrainer`, or in a loop of your own: set `total_steps` once and `step` before each
-    optimiser step, for the schedule of `paths: sampled`. Attach after `get_peft_model`, not before: PEFT would freeze
-    the connection and hide the LoRA's share of the activation from it.
+    Create one with `attach` (new) or `from_pretrained` (saved). Train it with `CCTrainer`, or in a loop of your own:
+    set `total_steps` once and `step` before each optimiser step, for the schedule of `paths: sampled`. Attach after
+    `get_peft_model`, not before: PEFT would freeze the connection and hide the LoRA's share of the activation from it.
 
     Attributes:
         model: the model inside. config: options of the connection.
@@ -67,7 +64,6 @@ class ConnectedModel(ConnectedForward):
             self._insert(find_sites(self.model))
         self._run = Runner(self.model, self.wire)
         self._handles += self._run.handles
-        self.references = LiveReferences(config, self._run, self.aligner)
         self.written = serialization.times_written(self)  # so that export_lora can tell whether the base was trained
         self.train(model.training)
 
@@ -75,11 +71,7 @@ class ConnectedModel(ConnectedForward):
 
     @classmethod
     def attach(cls, model: PreTrainedModel, config: ConnectionConfig | None = None) -> ConnectedModel:
-        """Connect `model`, in place.
-
-        Args:
-            model: a transformers causal LM, or a PEFT model around one.
-            config: options of the connection; None for the defaults.
+        """Connect `model`, a transformers causal LM or a PEFT model around one, in place.
 
         Raises:
             UserError: the model's FFN is not known, it is connected already, or it lacks one of `layers`.
@@ -123,7 +115,6 @@ class ConnectedModel(ConnectedForward):
 
     @property
     def connections(self) -> dict[int, Any]:
-        """Layer number -> connection of that layer."""
         return {site.index: getattr(site.layer, ATTRIBUTE) for site in self._sites}
 
     def unload(self) -> PreTrainedModel:
@@ -163,12 +154,9 @@ class ConnectedModel(ConnectedForward):
             self.wire.enabled = before
 
     def keep_start(self, start: StartingWeights | None = None) -> None:
-        """Keep a copy of the weights that train, for `reference_weights: start`, as `CCTrainer` does.
+        """Keep a copy of the weights that train (or use `start`), for `reference_weights: start`, as `CCTrainer` does.
 
         In a loop of your own with `reference_weights` unset, references run through this copy from then on.
-
-        Args:
-            start: an existing copy; None: make one.
         """
         self.start = start or StartingWeights(self.model, skip=ATTRIBUTE)
 
@@ -183,30 +171,35 @@ class ConnectedModel(ConnectedForward):
 
     # -- looking inside ----------------------------------------------------------------------------------------------
 
-    def reference_vectors(self, input_ids: Tensor, attention_mask: Tensor, text: Tensor | None) -> dict[int, Tensor]:
-        """Layer -> (R, d): what each layer is offered by these references, through the weights as they are.
+    def reference_vectors(self, input_ids: Tensor, attention_mask: Tensor, text: Tensor | None) -> Tensor:
+        """(R, L, d): what each connected layer is offered by these references, through the weights as they are.
 
         Args:
             input_ids, attention_mask: (R, S), right-padded. text: (R, 2) spans of their own text.
         """
-        every = torch.arange(len(input_ids))
-        batch = Batch(input_ids, attention_mask, None, input_ids, attention_mask, every, reference_text=text)
+        references = {"reference_input_ids": input_ids, "reference_attention_mask": attention_mask}
         with evaluating(self.model):
-            plan = self.references.remember(batch)
-        return {layer: values for layer, (values, _) in plan.results.memory.items()}
+            plan = self.reference_pass(Batch(input_ids, attention_mask, **references, reference_text=text))
+        return torch.stack([plan.results.memory[layer][0] for layer in self.layers], dim=1)
 
     def student_pass(self, input_ids: Tensor, attention_mask: Tensor, connect: Tensor | None = None) -> None:
         """One forward of prompts (B, T) as the model answers them, without references and logits, for hooks to see."""
-        batch = Batch.build(input_ids, attention_mask, None, None, None, None, connect=connect)
-        self.run(self._plan_inference(batch, None), batch)
+        batch = Batch(input_ids, attention_mask, connect=connect)
+        self._run_bare(self._plan_inference(batch, None), batch)
 
-    def run(self, plan: Plan, batch: Batch) -> None:
-        """One forward of the rows of `batch` under `plan`, without logits, for hooks to see."""
-        self._run(None, plan, batch.input_ids.new_empty(0), **batch.inputs, use_cache=False)
+    def _run_bare(self, plan: Plan, batch: Batch) -> None:
+        self._run(plan, NO_LOGITS, **batch.inputs, use_cache=False)
 
-    def observe(self, batch: Batch) -> Iterator[Observed]:
-        """Run labelled rows as students and return what each connected layer sees, layer by layer."""
-        return observe(self, batch) if self.connections else iter(())
+    def observe(self, batch: Batch) -> Iterable[Observed]:
+        """Run labelled rows as students and return what each connected layer sees."""
+        if not self.connections:
+            return ()
+        assert batch.labels is not None
+        plan = plan_inference(batch, self.config, predicting(batch.labels))
+        plan.fused, plan.observe = None, True  # no row is fused: the activations are those of the model's answers
+        self._offer(batch, plan)
+        self._run_bare(plan, batch)
+        return plan.results.observed.values()
 
     @property
     def observed_layers(self) -> list[int]:
@@ -259,7 +252,6 @@ class ConnectedModel(ConnectedForward):
         """Write the connection as JSON and safetensors, atomically; save the base with its own `save_pretrained`.
 
         Args:
-            directory: created if missing.
             base_trained: whether the base's own weights were trained (full fine-tuning); None: whether any of them is
                 trainable.
         """
@@ -279,4 +271,10 @@ class ConnectedModel(ConnectedForward):
 
     def print_trainable_parameters(self) -> None:
         """Print the number of trainable parameters, of the connection and of the base."""
-        print(trainable_parameters(self.model, self.connections.values()))
+        ours = sum(p.numel() for c in self.connections.values() for p in c.parameters() if p.requires_grad)
+        trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        count = sum(p.numel() for p in self.model.parameters())
+        print(
+            f"trainable params: {trainable:,} (connection: {ours:,}, base: {trainable - ours:,}) || "
+            f"all params: {count:,} || trainable%: {100 * trainable / max(count, 1):.4f}"
+        )

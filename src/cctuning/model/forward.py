@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cctuning.connection import ConnectionConfig, Enough, Plan, Wire, answering, restore
+from cctuning.connection import ConnectionConfig, Enough, Plan, Reference, Wire, answering, restore
 from cctuning.connection.equations import fused_probability
 from cctuning.errors import UserError
 from cctuning.model.aligner import Aligner
-from cctuning.model.live_references import LiveReferences, append_references
-from cctuning.model.objective import ConnectedOutput, assemble
+from cctuning.model.objective import ConnectedOutput, aligned_alone, assemble
 from cctuning.model.packing import check_connection, check_packing, pack
-from cctuning.model.passes import Batch, GenerationPlanner, Step, flat_index, plan_inference, plan_step, uniform
+from cctuning.model.passes import (
+    Batch,
+    GenerationPlanner,
+    Step,
+    append_references,
+    flat_index,
+    plan_aligned_step,
+    plan_inference,
+    plan_step,
+    uniform,
+)
 from cctuning.model.recorded import RecordedReferences
-from cctuning.model.runner import Runner, several_processes, with_cache
+from cctuning.model.runner import NO_LOGITS, Runner, no_gradient, several_processes, with_cache
 from cctuning.model.sites import unwrap
 from cctuning.model.starting_weights import StartingWeights
 
@@ -30,7 +39,6 @@ class ConnectedForward(nn.Module):
     connections."""
 
     _run: Runner
-    references: LiveReferences
 
     def __init__(self, model: PreTrainedModel, config: ConnectionConfig) -> None:
         super().__init__()
@@ -58,7 +66,7 @@ class ConnectedForward(nn.Module):
         if not self._packs:
             before, self.wire.enabled = self.wire.enabled, False
             try:
-                check_packing(self.model, lambda **inputs: self._run(None, None, None, use_cache=False, **inputs))
+                check_packing(self.model, lambda **inputs: self._run(None, use_cache=False, **inputs))
             finally:
                 self.wire.enabled = before
             self._packs = True
@@ -68,90 +76,56 @@ class ConnectedForward(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        reference_input_ids: Tensor | None = None,
-        reference_attention_mask: Tensor | None = None,
-        reference_index: Tensor | None = None,
         *,
-        reference_row: Tensor | None = None,
-        text: Tensor | None = None,
-        reference_text: Tensor | None = None,
-        row: Tensor | None = None,
-        connect: Tensor | None = None,
-        fused_rows: Tensor | None = None,
         prompt_lengths: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         num_rows_in_batch: Tensor | int | None = None,
         loss_only: bool = False,
         through: nn.Module | None = None,
-        **kwargs: Any,
+        **inputs: Any,
     ) -> ConnectedOutput:
         """Loss and logits of a batch.
 
         Args:
-            input_ids, attention_mask, labels: (B, T), right-padded in training; labels are -100 where no loss is. A
-                row whose labels are all -100 has no response: it trains the alignment alone.
-            reference_input_ids, reference_attention_mask: (R, S) the references, each ending where its prompt ends.
-            reference_index: (B,) reference of each row, -1 for none (a row in the reference language); may be left out
-                where R = B.
-            reference_row: (B,) recorded reference of each row, -1 for none; replaces the three above after
-                `keep_recorded`.
-            text, reference_text: (B, 2) and (R, 2) first position of each prompt's own text and the one after its
-                last; default: from the second token to the prompt's end.
-            row: (B,) row ids for the draw of `paths: sampled`; default 0..B-1.
-            connect: (B,) bool, see `generate`.
-            fused_rows: (B,) bool; overrides that draw.
+            input_ids, attention_mask, labels: and the others of `Batch`, among them `reference_input_ids`,
+                `reference_attention_mask` and `reference_index`; what is not of a `Batch` is passed to the model.
             prompt_lengths: (B,) without labels, tokens of each prompt where answers follow (rows padded on the right):
                 the answer is then scored as `generate` would write it. Default: prompts end where the rows do.
             num_items_in_batch, num_rows_in_batch: response tokens and rows of the whole optimiser step, where it is
                 accumulated or distributed; default: this batch's.
             loss_only: compute logits at scored positions only, and return none.
             through: module to call in place of the model inside (its DDP or DeepSpeed wrapper).
-            kwargs: passed to the model.
 
         Without labels: logits of the student pass, or, for rows with a reference, of the live connection.
         """
-        batch = Batch.build(
-            input_ids,
-            attention_mask,
-            labels,
-            reference_input_ids,
-            reference_attention_mask,
-            reference_index,
-            reference_row=reference_row,
-            text=text,
-            reference_text=reference_text,
-            row=row,
-            connect=connect,
-            fused=fused_rows,
-        )
+        given = {field.name: inputs.pop(field.name) for field in fields(Batch) if field.name in inputs}
+        batch = Batch(input_ids, attention_mask, labels, **given)  # type: ignore[arg-type]  # filled in
         if labels is None:
             predict = None if prompt_lengths is None else answering(batch.attention_mask, prompt_lengths)
             plan = self._plan_inference(batch, predict)
-            output = self._run(None, plan, None, **batch.inputs, **kwargs)
+            output = self._run(plan, **batch.inputs, **inputs)
             logits = restore(output.logits, self.wire, plan)
             return ConnectedOutput(logits=logits, past_key_values=getattr(output, "past_key_values", None))
-        kwargs.setdefault("use_cache", False)
-        step, rows = self._plan_step(batch, num_rows_in_batch)
-        if self.aligner is not None:
-            self.aligner.shorten(step, through is None or through is self.model, loss_only)
-        kept = step.plan.kept
-        index = flat_index(step.score if kept is None else step.score[kept])[0] if loss_only else None
-        inputs = {"input_ids": step.input_ids, "attention_mask": step.attention_mask, **kwargs}
+        whole = through is None or through is self.model
+        step = self._plan_step(batch, num_rows_in_batch, whole=whole, loss_only=loss_only)
+        config = unwrap(self.model).config.get_text_config()
+        index = flat_index(step.score)[0] if loss_only else None
+        tokens = {"input_ids": step.input_ids, "attention_mask": step.attention_mask}
         if self.padding_free:
             self.check_padding_free()
-            config = unwrap(self.model).config.get_text_config()
-            step.packed = pack(step.input_ids, step.attention_mask, config, kept=kept)
+            above = step.plan.above
+            step.packed = pack(step.input_ids, step.attention_mask, config, whole=above.count if above else None)
             step.packed.apply(step.plan)
-            index = step.packed.place[flat_index(step.score)[0]] if loss_only else None
-            inputs = {**step.packed.inputs, **kwargs}
-        if step.plan.stop and self.aligner is not None:
-            with suppress(Enough):
-                self._run(through, step.plan, index, **inputs)
-            result = self.aligner.alone(batch, step)
-            if result is not None and result.loss is not None:
-                result.loss = restore(result.loss, self.wire, step.plan)
-                return result
-        output = self._run(through, step.plan, index, **inputs)
+            index = step.packed.place[index] if index is not None else None
+            tokens = step.packed.inputs
+        output = None
+        with suppress(Enough):
+            output = self._run(step.plan, index, through, **tokens, **{"use_cache": False, **inputs})
+        if output is None:
+            result = aligned_alone(batch, step)
+            assert result.loss is not None
+            result.loss = restore(result.loss, self.wire, step.plan)
+            return result
         if step.packed is not None and not loss_only:
             output.logits = step.packed.unpacked(output.logits)
         output.logits = restore(output.logits, self.wire, step.plan)
@@ -161,42 +135,50 @@ class ConnectedForward(nn.Module):
             output,
             self.config,
             num_items=num_items_in_batch,
-            num_rows=rows,
-            router_coefficient=getattr(unwrap(self.model).config.get_text_config(), "router_aux_loss_coef", 0.0),
+            router_coefficient=getattr(config, "router_aux_loss_coef", 0.0),
             loss_only=loss_only,
         )
 
-    def _plan_step(self, batch: Batch, rows: Tensor | int | None) -> tuple[Step, Tensor | int]:
-        """The inputs of a forward with labels, and the number of rows that the alignment is averaged over."""
-        connecting = self.config.connection != "none" and self.wire.enabled
+    # -- plans -------------------------------------------------------------------------------------------------------
+
+    def _plan_step(self, batch: Batch, rows: Tensor | int | None, *, whole: bool, loss_only: bool) -> Step:
+        """The inputs of a forward with labels.
+
+        Args:
+            rows: number of rows that the alignment is averaged over; None: the batch's.
+            whole: the model is not wrapped. loss_only: no logits are returned.
+        """
+        config, training, aligner = self.config, self.training, self.aligner
+        connecting = config.connection != "none" and self.wire.enabled
         memory: dict[int, Tensor] = {}
         others: Tensor | None = None  # places of the recorded references to compare with
-        if not connecting or (self.aligner and not self.training):  # an alignment is not evaluated
-            batch = replace(batch, reference_ids=None, reference_index=torch.full_like(batch.reference_index, -1))
-        elif self.recorded is None and self.training and batch.reference_row is not None:
-            raise UserError("reference_row: no references are recorded; call keep_recorded() before the first step.")
-        elif self.recorded is not None and self.training and batch.reference_row is not None:
-            most = self.config.align_negatives if self.config.loss == "contrastive" else 0
+        if not connecting or (aligner and not training):  # an alignment is not evaluated
+            batch = replace(batch, reference_input_ids=None, reference_row=None)
+        elif training and batch.reference_row is not None:
+            if self.recorded is None:
+                raise UserError(
+                    "reference_row: no references are recorded; call keep_recorded() before the first step."
+                )
+            most = config.align_negatives if config.loss == "contrastive" else 0
             drawn = self.seed * 1_000_003 + self.step
             memory, index, others = self.recorded.offer(batch.reference_row, most, drawn)
-            batch = replace(batch, reference_ids=None, reference_index=index)
-        if (
-            batch.fused is None
-            and connecting
-            and self.training
-            and self.config.paths == "sampled"
-            and self.connections
-        ):
-            batch = replace(batch, fused=uniform(self.seed, self.step, batch.ids) < self.fused_probability)
-        if rows is None:  # an alignment is averaged over the rows that have a reference
-            rows = int(batch.paired.sum().clamp(min=1)) if self.aligner else len(batch.input_ids)
-        share = 1.0 / torch.as_tensor(rows, dtype=torch.float32, device=batch.input_ids.device) if connecting else None
-        step = plan_step(batch, self.config, training=self.training, row_share=share)
+            batch = replace(batch, reference_input_ids=None, reference_index=index)
+        if batch.fused_rows is None and connecting and training and config.paths == "sampled" and self.connections:
+            drawn_rows = uniform(self.seed, self.step, batch.row) < self.fused_probability
+            batch = replace(batch, fused_rows=drawn_rows)
+        if aligner is None:
+            count = len(batch.input_ids) if rows is None else rows
+            objective = connecting and config.connection == "gated"
+            step = plan_step(batch, config, count, training=training, objective=objective)
+        else:  # averaged over the rows that have a reference
+            count = int(batch.paired.sum().clamp(min=1)) if rows is None else rows
+            skip, end = aligner.may_leave and loss_only, aligner.may_end(whole, training)
+            step = plan_aligned_step(batch, config, count, training=training, skip=skip, end=end)
         step.plan.memory = {layer: (vectors, None) for layer, vectors in memory.items()}
         self._run_references(batch, step)
-        if self.aligner is not None:
-            self.aligner.offer(batch, step, others)
-        return step, rows
+        if aligner is not None:
+            aligner.offer(batch, step, others)
+        return step
 
     def _run_references(self, batch: Batch, step: Step) -> None:
         """Run the references of a step where they are not recorded."""
@@ -204,22 +186,50 @@ class ConnectedForward(nn.Module):
         if training and self.connections and config.loss == "standardized" and not self.measured:
             raise UserError("align_loss: standardized: call keep_recorded() before the first step, as CCTrainer does.")
         start = self.start if training and config.reference_weights != "current" else None
-        if batch.reference_ids is not None and config.reference_gradient and training:
+        if batch.reference_input_ids is not None and config.reference_gradient and training:
             append_references(step, batch)
-        elif batch.reference_ids is not None:
+        elif batch.reference_input_ids is not None:
             if training and config.reference_weights == "start" and self.start is None:
                 raise UserError("reference_weights: start: call keep_start() before the first step.")
-            self.references.offer(batch, step.plan, start)
+            self._offer(batch, step.plan, start)
         elif config.connection != "none" and several_processes():
             elsewhere = self.recorded is None and not config.reference_gradient if training else self.aligner is None
-            if elsewhere:  # other processes may run references of theirs
-                self.references.join(batch, start)
+            if elsewhere:
+                self._join_reference_pass(batch, start)
+
+    def reference_pass(self, batch: Batch, through: Callable[..., Any] | None = None) -> Plan:
+        """Run the references once, without gradient, LM head or cache; the plan's results hold what layers kept.
+
+        Never through a DDP wrapper: a rank may have no reference in its batch, and DDP's forward is collective.
+
+        Args:
+            through: what to call in place of the model: the model with its starting weights.
+        """
+        ids, mask = batch.reference_input_ids, batch.reference_attention_mask
+        assert ids is not None and mask is not None
+        plan = Plan("record", ids.shape[0], ids.shape[1], reference=Reference.from_mask(mask))
+        if self.aligner is not None:
+            plan.spans = batch.reference_spans(self.config.align_pool)
+            plan.stop = self.aligner.may_end(through is None)
+        with no_gradient(), suppress(Enough):
+            self._run(plan, NO_LOGITS, through, input_ids=ids, attention_mask=mask, use_cache=False)
+        return plan
+
+    def _offer(self, batch: Batch, plan: Plan, through: Callable[..., Any] | None = None) -> None:
+        """Run the references, and put what the layers kept into the `plan` of the rows' own pass."""
+        recorded = self.reference_pass(batch, through)
+        plan.reference, plan.memory = recorded.reference, recorded.results.memory
+
+    def _join_reference_pass(self, batch: Batch, through: Callable[..., Any] | None = None) -> None:
+        """Take part in the reference pass of other processes without a reference of one's own: where weights are
+        sharded each forward is collective, so one token runs along."""
+        self.reference_pass(replace(batch, reference_input_ids=batch.input_ids[:1, :1], reference_text=None), through)
 
     def _plan_inference(self, batch: Batch, predict: Tensor | None) -> Plan:
         """The plan of a forward without labels; `predict` (B, T) marks positions that predict an answer token."""
         plan = plan_inference(batch, self.config, predict)
-        if batch.reference_ids is not None and self.wire.enabled:
-            self.references.offer(batch, plan)
+        if batch.reference_input_ids is not None and self.wire.enabled:
+            self._offer(batch, plan)
         return plan
 
     @property
@@ -236,41 +246,32 @@ class ConnectedForward(nn.Module):
             )
         return fused_probability(self.step, self.total_steps or 1, start, end)
 
+    # -- generation --------------------------------------------------------------------------------------------------
+
     @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        reference_input_ids: Tensor | None = None,
-        reference_attention_mask: Tensor | None = None,
-        reference_index: Tensor | None = None,
-        connect: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Any) -> Any:
         """`generate` of the model inside, as a student, or over the live connection for rows with a reference.
 
         Args:
             input_ids, attention_mask: (B, T) prompts, left-padded.
-            reference_input_ids, reference_attention_mask: (R, S) references, padded on either side.
-            reference_index: (B,) as in `forward`.
-            connect: (B,) bool, rows that are not in the reference language; default all. Read where no reference is
-                given, by the adaptive connection; a gated one answers alike either way.
-            kwargs: generation options of transformers.
+            inputs: `reference_input_ids`, `reference_attention_mask` (padded on either side), `reference_index` and
+                `connect`, as in `Batch`; the rest are generation options of transformers.
 
         Raises:
             UserError: prompts padded on the right, or options under which the prompt's end is not known.
         """
-        references = (reference_input_ids, reference_attention_mask, reference_index)
-        batch = Batch.prompts(input_ids, attention_mask, *references, connect=connect)
-        with self._run.planned(self._plan_generation(batch, kwargs)):
+        given = {field.name: inputs.pop(field.name) for field in fields(Batch) if field.name in inputs}
+        batch = Batch(input_ids, attention_mask, **given)  # type: ignore[arg-type]  # filled in
+        if not bool(batch.attention_mask[:, -1].all()):
+            raise UserError("generate: prompts are padded on the right; set tokenizer.padding_side = 'left'.")
+        with self._run.planned(self._plan_generation(batch, inputs)):
             model: Any = self.model
-            return model.generate(**batch.inputs, **kwargs)
+            return model.generate(**batch.inputs, **inputs)
 
     def _plan_generation(self, batch: Batch, options: dict[str, Any]) -> Callable[[int, int], Plan]:
         """Plans of the forwards of one `generate`; `options` of it may be changed."""
-        live = batch.reference_ids is not None
+        live = batch.reference_input_ids is not None
         if self.config.scope != "all" or live:
             with_cache(options)
-        memory = self.references.remember(batch) if live and self.wire.enabled else None
+        memory = self.reference_pass(batch) if live and self.wire.enabled else None
         return GenerationPlanner(self.config, batch.attention_mask, batch if memory else None, memory)

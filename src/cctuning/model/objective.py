@@ -51,12 +51,8 @@ class ConnectedOutput(ModelOutput):
 def aligned_alone(batch: Batch, step: Step) -> ConnectedOutput:
     """The loss of a batch without any answer, whose forward ended after the last aligned layer."""
     nothing = torch.zeros((), dtype=torch.long, device=batch.input_ids.device)
-    result = ConnectedOutput(
-        loss=torch.stack(list(step.plan.results.objective.values())).sum(),
-        correct=nothing,
-        scored=nothing,
-        row_loss=torch.zeros(len(batch.input_ids), device=batch.input_ids.device),
-    )
+    loss = torch.stack(list(step.plan.results.objective.values())).sum()
+    result = ConnectedOutput(loss=loss, correct=nothing, scored=nothing, row_loss=loss.new_zeros(len(batch.row)))
     _report_alignment(step.plan, result)
     return result
 
@@ -68,15 +64,14 @@ def assemble(
     config: ConnectionConfig,
     *,
     num_items: Tensor | int | None,
-    num_rows: Tensor | int,
     router_coefficient: float,
     loss_only: bool,
 ) -> ConnectedOutput:
     """The loss and its parts, from the output of the forward that ran.
 
     Args:
-        batch, step, config: what ran. output: the model's, with logits (1, N, V) at scored positions if `loss_only`.
-        num_items, num_rows: response tokens and rows of the whole optimiser step; None for tokens: this batch's.
+        output: the model's, with logits (1, N, V) at scored positions if `loss_only`.
+        num_items: response tokens of the whole optimiser step; None: this batch's.
         router_coefficient: of the model's own auxiliary loss.
     """
     scored = output.logits[0] if loss_only else output.logits[step.score]
@@ -98,7 +93,7 @@ def assemble(
         student_row_loss=row_loss.index_add(0, step.source, nll.detach() * ~step.on_fused),
         past_key_values=getattr(output, "past_key_values", None),
     )
-    whole = torch.as_tensor(num_rows, device=nll.device)
+    whole = torch.as_tensor(step.rows, device=nll.device)
     if config.distill_weight > 0 and bool(step.on_fused.any()):
         divergence, taught = distillation(scored, step)
         result.distill_loss = (divergence / taught.clamp(min=1)).detach()
@@ -142,11 +137,7 @@ def _mean(nll: Tensor, tokens: Tensor, which: Tensor) -> Tensor | None:
 
 
 def token_losses(logits: Tensor, batch: Batch, step: Step) -> tuple[Tensor, Tensor, Tensor]:
-    """LM loss of each running row.
-
-    Args:
-        logits: (N, V) at the true entries of `step.score`, in row-major order.
-        batch, step: what ran.
+    """LM loss of each running row, from logits (N, V) at the true entries of `step.score`, in row-major order.
 
     Returns:
         Of each running row (A,): negative log-likelihood summed over its tokens; the number of tokens; how many of
@@ -156,16 +147,12 @@ def token_losses(logits: Tensor, batch: Batch, step: Step) -> tuple[Tensor, Tens
     row, position = step.score.nonzero(as_tuple=True)
     running = step.source.shape[0]
     predict = step.predict[row, position]
-    nll = logits.new_zeros(running, dtype=torch.float32)
     wanted = batch.labels[step.source[row[predict]], position[predict] + 1]
     scored = logits[predict].float()
     losses = nn.functional.cross_entropy(scored, wanted, reduction="none")
-    nll = nll.index_add(0, row[predict], losses)
-    with torch.no_grad():
-        tokens = torch.bincount(row[predict], minlength=running)
-        hits = (scored.argmax(dim=-1) == wanted).long()
-        right = torch.zeros_like(tokens).index_add(0, row[predict], hits)
-    return nll, tokens, right
+    tokens = torch.bincount(row[predict], minlength=running)
+    hits = (scored.argmax(dim=-1) == wanted).long()
+    return equations.row_sums(losses, row[predict], running), tokens, equations.row_sums(hits, row[predict], running)
 
 
 def distillation(logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
@@ -180,6 +167,5 @@ def distillation(logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:
     taught[~teachers] = torch.isin(step.source[~teachers], step.source[teachers])
     divergence = equations.distillation(logits[teachers[row]], logits[taught[row]])
     owner = row[taught[row]]
-    sums = divergence.new_zeros(step.source.shape[0]).index_add(0, owner, divergence)
-    counts = torch.bincount(owner, minlength=step.source.shape[0]).clamp(min=1)
-    return (sums / counts).sum(), taught.sum()
+    mean = equations.ratio(divergence, torch.ones_like(divergence), owner, step.source.shape[0])
+    return mean.sum(), taught.sum()

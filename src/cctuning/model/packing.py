@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import is_flash_attention_requested
 
-from cctuning.connection import ConnectionConfig, Plan
+from cctuning.connection import Above, ConnectionConfig, Plan
 from cctuning.errors import UserError
 from cctuning.model.runner import no_gradient
 from cctuning.model.sites import innermost, unwrap
@@ -63,9 +63,7 @@ class Packed:
         place: (A * T,) flat position in the layout of each position of the padded rows; 0 at padding.
         real: flat positions of the padded rows that are no padding.
         row_of: (N,) row of each flat position of the layout; 0 at padding.
-        kept: (K,) sequences that run through all layers; None: all of them, or `leading`.
-        leading: of one sequence, the number of positions that run through all layers; None: all of them.
-        leading_inputs: arguments of the layers that run only those.
+        above: the part of the layout that has the rows which run through all layers; None: all of it.
         shape: A and T.
     """
 
@@ -73,9 +71,7 @@ class Packed:
     place: Tensor
     real: Tensor
     row_of: Tensor
-    kept: Tensor | None
-    leading: int | None
-    leading_inputs: dict[str, Any]
+    above: Above | None
     shape: tuple[int, int]
 
     def apply(self, plan: Plan) -> None:
@@ -85,8 +81,7 @@ class Packed:
             setattr(plan, name, None if index is None else self.place[index])
         if plan.spans is not None:
             plan.spans = replace(plan.spans, index=self.place[plan.spans.index])
-        plan.row_of, plan.kept, plan.sequences = self.row_of, self.kept, self.inputs["input_ids"].shape[0]
-        plan.leading, plan.leading_inputs = self.leading, self.leading_inputs
+        plan.row_of, plan.above = self.row_of, self.above
 
     def unpacked(self, values: Tensor) -> Tensor:
         """`values` (L, W, V) of the layout at the padded rows (A, T, V), 0 at padding."""
@@ -94,40 +89,34 @@ class Packed:
         return found.index_copy(0, self.real, values.flatten(0, 1)[self.place[self.real]]).view(*self.shape, -1)
 
 
-def pack(ids: Tensor, mask: Tensor, config: Any, one: bool = False, kept: Tensor | None = None) -> Packed:
+def pack(ids: Tensor, mask: Tensor, config: Any, one: bool = False, whole: int | None = None) -> Packed:
     """Lay out rows of tokens without padding.
 
     Args:
         ids, mask: (A, T) padded rows.
         config: of the text part of the model that they are for.
         one: all in one sequence, whatever the attention.
-        kept: (K,) the rows that run through all layers; None: all. They get sequences of their own, which come first,
-            or come first in the one sequence.
+        whole: the first so many rows run through all layers; they share no sequence with the others. None: all rows.
     """
     real = mask.bool()
     lengths = real.sum(dim=1)
     extra: dict[str, Any] = {}
-    leading: int | None = None
-    leading_inputs: dict[str, Any] = {}
-    square = config._attn_implementation in (None, "eager", "sdpa")
-    if square and not one and not getattr(config, "output_router_logits", False):
-        rest = set(range(len(ids))) - set(() if kept is None else kept.tolist())
-        groups = [[*rest]] if kept is None else [kept.tolist(), [*rest]]
-        starts, shape, whole = _lanes(lengths.tolist(), config.hidden_size, groups)
+    above = None
+    balances = getattr(config, "output_router_logits", False)
+    if config._attn_implementation in (None, "eager", "sdpa") and not one and not balances:
+        rows = range(len(ids))
+        starts, shape, lanes = _lanes(lengths.tolist(), config.hidden_size, [rows[:whole], rows[whole or len(ids) :]])
         first = torch.tensor(starts, device=ids.device)
-        kept = None if kept is None else torch.arange(whole, device=ids.device)
+        if whole is not None:
+            above = Above(0, shape[0], lanes)
     else:  # nothing is computed between rows; and padding would count in the load balance of experts
-        upper = torch.ones_like(lengths, dtype=torch.bool)
-        if kept is not None:
-            upper = torch.zeros_like(upper).index_fill(0, kept, True)
-            leading = int(lengths[kept].sum())
-        order = torch.cat([upper.nonzero()[:, 0], (~upper).nonzero()[:, 0]])
-        ends = lengths[order].cumsum(dim=0)
-        first = torch.empty_like(lengths).index_copy(0, order, ends - lengths[order])
-        shape, kept = (1, int(ends[-1])), None
-        if is_flash_attention_requested(config):
-            extra = _varlen(lengths[order])
-            leading_inputs = _varlen(lengths[upper])
+        ends = lengths.cumsum(dim=0)
+        first, shape = ends - lengths, (1, int(ends[-1]))
+        flash = is_flash_attention_requested(config)
+        if flash:
+            extra = _varlen(lengths)
+        if whole is not None:
+            above = Above(1, shape[1], int(ends[whole - 1]), _varlen(lengths[:whole]) if flash else {})
     within = real.cumsum(dim=1) - 1
     place = ((first[:, None] + within) * real).flatten()
     filled = real.flatten().nonzero()[:, 0]
@@ -136,10 +125,9 @@ def pack(ids: Tensor, mask: Tensor, config: Any, one: bool = False, kept: Tensor
     def laid_out(values: Tensor) -> Tensor:
         return values.new_zeros(shape[0] * shape[1]).index_copy(0, at, values.flatten()[filled])
 
-    rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
+    row = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
     inputs = {"input_ids": laid_out(ids).view(shape), "position_ids": laid_out(within).view(shape)}
-    how = (kept, leading, leading_inputs)
-    return Packed(inputs | extra, place, filled, laid_out(rows), *how, (ids.shape[0], ids.shape[1]))
+    return Packed(inputs | extra, place, filled, laid_out(row), above, (ids.shape[0], ids.shape[1]))
 
 
 def _varlen(lengths: Tensor) -> dict[str, Any]:
@@ -149,31 +137,29 @@ def _varlen(lengths: Tensor) -> dict[str, Any]:
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
-def _lanes(lengths: list[int], size: int, groups: list[list[int]]) -> tuple[list[int], tuple[int, int], int]:
+def _lanes(lengths: list[int], size: int, groups: Sequence[Sequence[int]]) -> tuple[list[int], tuple[int, int], int]:
     """Where each row starts, the number and width of the sequences, and how many of them hold the first group, for
     attention that computes a whole square. Rows of different groups do not share a sequence.
 
     Of some widths the one that computes least: a token costs 24 size^2 operations in the matrices of a layer, and
     4 size * width in its attention.
     """
-    best: tuple[int, list[list[list[int]]], int] | None = None
+    found = []
     for capacity in {max(lengths), 2 * max(lengths), 4 * max(lengths), sum(lengths)}:
         packed = [
             [[group[place] for place in lane] for lane in best_fit([lengths[row] for row in group], capacity)]
             for group in groups
         ]
-        width = max(sum(lengths[row] for row in lane) for lanes in packed for lane in lanes)
-        cost = sum(map(len, packed)) * width * (6 * size + width)
-        if best is None or cost < best[0]:
-            best = cost, packed, width
-    assert best is not None
-    _, packed, width = best
+        lanes = [lane for of_group in packed for lane in of_group]
+        width = max(sum(lengths[row] for row in lane) for lane in lanes)
+        found.append((len(lanes) * width * (6 * size + width), width, lanes, len(packed[0])))
+    _, width, lanes, of_first = min(found, key=lambda one: one[0])
     starts = [0] * len(lengths)
-    for number, lane in enumerate(lane for lanes in packed for lane in lanes):
+    for number, lane in enumerate(lanes):
         at = number * width
         for row in lane:
             starts[row], at = at, at + lengths[row]
-    return starts, (sum(map(len, packed)), width), len(packed[0])
+    return starts, (len(lanes), width), of_first
 
 
 def check_connection(config: ConnectionConfig) -> None:
@@ -185,8 +171,7 @@ def check_connection(config: ConnectionConfig) -> None:
 def check_packing(model: nn.Module, run: Callable[..., Any]) -> None:
     """Run a few tokens to see that rows packed into one sequence do not reach each other.
 
-    Args:
-        run: the forward of `model`, without a connection.
+    `run` is the forward of `model`, without a connection.
 
     Raises:
         UserError: the scores of a row depend on the row before it, or differ from those of the row alone.

@@ -1,19 +1,29 @@
 """From a batch to the inputs of its pass: which rows run, which of them fused, and what each layer does where.
 
-A training step differs from plain SFT only in what is decided here, once a step, in a few small index tensors. All
-rows of a step, whichever path they take, run in one forward of the model: distributed wrappers then see one forward
-and one backward a step, and there is one plan for checkpointing to come back to.
+All rows of a step, whichever path they take, run in one forward of the model: distributed wrappers then see one
+forward and one backward a step, and gradient checkpointing has one plan to come back to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from cctuning.connection import ConnectionConfig, Plan, Spans, predicting, prompt_ends, scope_mask, spans
+from cctuning.connection import (
+    Above,
+    ConnectionConfig,
+    Plan,
+    Reference,
+    Spans,
+    predicting,
+    prompt_ends,
+    scope_mask,
+    spans,
+)
 from cctuning.errors import UserError
 from cctuning.model.packing import Packed
 
@@ -23,112 +33,83 @@ class Batch:
     """A batch as `PairedCollator` returns it. B rows of T tokens, R distinct references of S tokens.
 
     Attributes:
-        input_ids, attention_mask: (B, T). labels: (B, T), -100 where no loss; None at inference.
-        reference_ids, reference_mask: (R, S); None where no reference is given.
-        reference_index: (B,) row of the references that belongs to each row; -1 for rows without one.
-        reference_row: (B,) number of each row's recorded reference, -1 for none; None: nothing is recorded.
-        text, reference_text: (B, 2) and (R, 2) span of a prompt's own text, first position and the one after its last;
-            None: from the second token to the prompt's end.
-        row: (B,) ids of the rows, for random draws. connect: see `ConnectedModel.generate`.
-        fused: (B,) bool, `paths: sampled`: rows that are drawn for the fused pass.
+        input_ids, attention_mask: (B, T), right-padded in training. labels: (B, T), -100 where no loss is; a row
+            without any has no response and trains the alignment alone. None at inference.
+        reference_input_ids, reference_attention_mask: (R, S) the references, each ending where its prompt ends.
+        reference_index: (B,) reference of each row, -1 for none (a row in the reference language); default: one
+            reference a row, in order.
+        reference_row: (B,) recorded reference of each row, -1 for none; replaces the three above after
+            `keep_recorded`.
+        text, reference_text: (B, 2) and (R, 2) first position of each prompt's own text and the one after its last;
+            default: from the second token to the prompt's end.
+        row: (B,) row ids, for the draw of `paths: sampled`; default 0..B-1.
+        connect: (B,) bool, inference: rows that are not in the reference language; default all. Read by the adaptive
+            connection where no reference is given; a gated one answers alike either way.
+        fused_rows: (B,) bool, rows on the fused path, in place of that draw.
+
+    Raises:
+        UserError: the references cannot be matched with the rows.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
-    labels: Tensor | None
-    reference_ids: Tensor | None
-    reference_mask: Tensor | None
-    reference_index: Tensor
+    attention_mask: Tensor = None  # type: ignore[assignment]  # these defaults are filled in
+    labels: Tensor | None = None
+    reference_input_ids: Tensor | None = None
+    reference_attention_mask: Tensor | None = None
+    reference_index: Tensor = None  # type: ignore[assignment]
     reference_row: Tensor | None = None
     text: Tensor | None = None
     reference_text: Tensor | None = None
-    row: Tensor | None = None
+    row: Tensor = None  # type: ignore[assignment]
     connect: Tensor | None = None
-    fused: Tensor | None = None
+    fused_rows: Tensor | None = None
 
-    @classmethod
-    def build(
-        cls,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        labels: Tensor | None,
-        reference_ids: Tensor | None,
-        reference_mask: Tensor | None,
-        reference_index: Tensor | None,
-        **more: Tensor | None,
-    ) -> Batch:
-        """Fill in what a caller may leave out, and check the shapes; `more` are the other attributes.
-
-        Raises:
-            UserError: the references cannot be matched with the rows.
-        """
-        rows = input_ids.shape[0]
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if reference_ids is not None and reference_ids.shape[0] == 0:
-            reference_ids = reference_mask = None
-        if reference_ids is None:
-            reference_index = torch.full((rows,), -1, device=input_ids.device)
-        else:
-            if reference_mask is None:
-                reference_mask = torch.ones_like(reference_ids)
-            if reference_index is None:
-                if reference_ids.shape[0] != rows:
-                    raise UserError(
-                        f"reference_input_ids has {reference_ids.shape[0]} rows and input_ids {rows}: expected one "
-                        "reference a row, or reference_index with the reference of each row (-1: none)."
-                    )
-                reference_index = torch.arange(rows, device=input_ids.device)
-            if reference_index.shape != (rows,) or int(reference_index.max()) >= reference_ids.shape[0]:
+    def __post_init__(self) -> None:
+        rows, device = self.input_ids.shape[0], self.input_ids.device
+        if self.attention_mask is None:
+            self.attention_mask = torch.ones_like(self.input_ids)
+        if self.row is None:
+            self.row = torch.arange(rows, device=device)
+        references = self.reference_input_ids
+        if references is None or references.shape[0] == 0:
+            self.reference_input_ids = self.reference_attention_mask = None
+            if self.reference_row is None or self.reference_index is None:
+                self.reference_index = torch.full((rows,), -1, device=device)
+            return
+        if self.reference_attention_mask is None:
+            self.reference_attention_mask = torch.ones_like(references)
+        if self.reference_index is None:
+            if references.shape[0] != rows:
                 raise UserError(
-                    f"reference_index: expected {rows} numbers below {reference_ids.shape[0]}, got "
-                    f"{reference_index.tolist()}."
+                    f"reference_input_ids has {references.shape[0]} rows and input_ids {rows}: expected one reference "
+                    "a row, or reference_index with the reference of each row (-1: none)."
                 )
-        if more.get("row") is None:
-            more["row"] = torch.arange(rows, device=input_ids.device)
-        return cls(input_ids, attention_mask, labels, reference_ids, reference_mask, reference_index, **more)
-
-    def spans(self, pool: str) -> Spans:
-        """The positions of each prompt that `align_pool` averages."""
-        predict = None if self.labels is None else predicting(self.labels)
-        last = prompt_ends(self.attention_mask, predict)
-        text = _text(self.text, last)
-        return spans(pool, text[:, 0], text[:, 1], last, self.input_ids.shape[1])
-
-    def reference_spans(self, pool: str) -> Spans:
-        """Those of each reference."""
-        assert self.reference_mask is not None
-        last = prompt_ends(self.reference_mask, None)
-        text = _text(self.reference_text, last)
-        return spans(pool, text[:, 0], text[:, 1], last, self.reference_mask.shape[1])
+            self.reference_index = torch.arange(rows, device=device)
+        if self.reference_index.shape != (rows,) or int(self.reference_index.max()) >= references.shape[0]:
+            raise UserError(
+                f"reference_index: expected {rows} numbers below {references.shape[0]}, got "
+                f"{self.reference_index.tolist()}."
+            )
 
     @classmethod
     def of(cls, inputs: Mapping[str, Tensor]) -> Batch:
-        """From the tensors of `PairedCollator`, by their names there."""
-        names = ("attention_mask", "labels", "reference_input_ids", "reference_attention_mask", "reference_index")
-        more = {name: inputs.get(name) for name in ("text", "reference_text", "row", "reference_row")}
-        return cls.build(inputs["input_ids"], *(inputs.get(name) for name in names), **more)
+        """From the tensors of `PairedCollator`; other keys are ignored."""
+        return cls(**{field.name: inputs[field.name] for field in fields(cls) if field.name in inputs})
 
-    @classmethod
-    def prompts(
-        cls,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        reference_ids: Tensor | None,
-        reference_mask: Tensor | None,
-        reference_index: Tensor | None,
-        connect: Tensor | None = None,
-    ) -> Batch:
-        """Prompts to be answered: as `build`, but padded on the left, so that each ends at the last position.
+    def ordered(self, order: Tensor) -> Batch:
+        """Its rows in another order (B,)."""
+        names = ("input_ids", "attention_mask", "labels", "reference_index", "reference_row", "text", "row")
+        given = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: value[order] for name, value in given.items() if value is not None})
 
-        Raises:
-            UserError: they are padded on the right, or the references cannot be matched with them.
-        """
-        references = (reference_ids, reference_mask, reference_index)
-        batch = cls.build(input_ids, attention_mask, None, *references, connect=connect)
-        if not bool(batch.attention_mask[:, -1].all()):
-            raise UserError("generate: prompts are padded on the right; set tokenizer.padding_side = 'left'.")
-        return batch
+    def spans(self, pool: str) -> Spans:
+        """The positions of each prompt that `align_pool` averages."""
+        return _spans(pool, self.attention_mask, self.text, None if self.labels is None else predicting(self.labels))
+
+    def reference_spans(self, pool: str) -> Spans:
+        """Those of each reference."""
+        assert self.reference_attention_mask is not None
+        return _spans(pool, self.reference_attention_mask, self.reference_text, None)
 
     @property
     def paired(self) -> Tensor:
@@ -140,16 +121,12 @@ class Batch:
         """`input_ids` and `attention_mask`, as a transformers model takes them."""
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
-    @property
-    def ids(self) -> Tensor:
-        """(B,) `row`, filled in."""
-        assert self.row is not None
-        return self.row
 
-
-def _text(given: Tensor | None, last: Tensor) -> Tensor:
-    """(B, 2) spans of prompts that end at `last` (B,)."""
-    return torch.stack([(last > 0).long(), last + 1], dim=1) if given is None else given
+def _spans(pool: str, mask: Tensor, text: Tensor | None, predict: Tensor | None) -> Spans:
+    last = prompt_ends(mask, predict)
+    if text is None:
+        text = torch.stack([(last > 0).long(), last + 1], dim=1)
+    return spans(pool, text[:, 0], text[:, 1], last, mask.shape[1])
 
 
 @dataclass
@@ -161,6 +138,7 @@ class Step:
         source: (A,) row of the batch. on_fused: (A,) bool, runs the fused pass.
         score: (A, T) bool, positions whose logits are needed. predict: those among them with LM loss.
         trains: the loss is the training objective; else the student pass's LM loss alone.
+        rows: number of rows that the alignment is averaged over.
         packed: the layout that the model runs, of which the plan is; None: the padded rows.
     """
 
@@ -172,6 +150,7 @@ class Step:
     score: Tensor
     predict: Tensor
     trains: bool
+    rows: Tensor | int
     packed: Packed | None = None
 
 
@@ -188,25 +167,16 @@ def uniform(seed: int, step: int, rows: Tensor) -> Tensor:
     return ((x >> 11) & ((1 << 53) - 1)).double() / float(1 << 53)
 
 
-def plan_step(
-    batch: Batch,
-    config: ConnectionConfig,
-    *,
-    training: bool,
-    row_share: Tensor | float | None,
-) -> Step:
-    """Lay out a forward with labels.
+def plan_step(batch: Batch, config: ConnectionConfig, rows: Tensor | int, *, training: bool, objective: bool) -> Step:
+    """Lay out a forward with labels, of any connection but `align`.
 
     Args:
-        batch: rows with labels.
-        config: the connection's options.
+        rows: number of rows that the alignment is averaged over.
         training: False: every row runs the student pass, and paired rows the fused one too, to be reported.
-        row_share: each row's share of the alignment objective, 1 / (rows of the whole step); None: no objective.
+        objective: the connection's error is part of the loss.
     """
     assert batch.labels is not None
     predict = predicting(batch.labels)
-    if config.connection == "align":
-        return _aligned_step(batch, config, predict, row_share, training)
     answered, paired = predict.any(dim=1), batch.paired
     every = torch.arange(batch.input_ids.shape[0], device=batch.input_ids.device)
     no_row = torch.zeros_like(paired)
@@ -217,32 +187,81 @@ def plan_step(
         on_fused = torch.cat([torch.ones_like(twice, dtype=torch.bool), no_row])
     elif config.paths == "fused":
         on_fused = paired & answered
-    elif config.paths == "sampled" and batch.fused is not None:
-        on_fused = batch.fused & paired & answered
-    copies = torch.bincount(source, minlength=every.shape[0])[source]
+    elif config.paths == "sampled" and batch.fused_rows is not None:
+        on_fused = batch.fused_rows & paired & answered
     score = predict
     if config.distill_weight > 0:  # an answer-free row teaches through the next-token distribution at its prompt's end
         score = predict | (scope_mask("prompt_end", batch.attention_mask, predict) & ~answered[:, None])
     plan = _plan(batch, config, predict, source, on_fused)
-    if row_share is not None and config.weight > 0 and config.connection == "gated":
-        plan.row_weight = torch.as_tensor(row_share, device=copies.device).float() / copies
+    if objective and config.weight > 0:
+        copies = torch.bincount(source, minlength=every.shape[0])[source]
+        plan.row_weight = _share(rows, copies) / copies
         plan.identity_weight = config.identity_weight
     mask = batch.attention_mask[source]
-    return Step(batch.input_ids[source], mask, plan, source, on_fused, score[source], predict[source], training)
+    return Step(batch.input_ids[source], mask, plan, source, on_fused, score[source], predict[source], training, rows)
 
 
-def _aligned_step(
-    batch: Batch, config: ConnectionConfig, predict: Tensor, row_share: Tensor | float | None, training: bool
+def plan_aligned_step(
+    batch: Batch, config: ConnectionConfig, rows: Tensor | int, *, training: bool, skip: bool, end: bool
 ) -> Step:
-    """Every row once; those with a reference weigh `row_share` in the alignment."""
-    rows, positions = batch.input_ids.shape
-    plan = Plan("align", rows, positions)
-    if training and row_share is not None and config.weight > 0 and bool(batch.paired.any()):
-        plan.row_weight = batch.paired.float() * torch.as_tensor(row_share, device=predict.device)
+    """Lay out a forward with labels for `connection: align`: every row once; paired ones weigh 1 / `rows`.
+
+    Args:
+        skip: rows without an answer may skip the layers above the last aligned one; the others then come first.
+        end: the forward may end after that layer where no row has an answer.
+    """
+    assert batch.labels is not None
+    order = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
+    if skip:
+        order = (~predicting(batch.labels).any(dim=1)).int().argsort(stable=True)
+        batch = batch.ordered(order)
+    assert batch.labels is not None
+    predict = predicting(batch.labels)
+    plan = Plan("align", *batch.input_ids.shape)
+    if training and config.weight > 0 and bool(batch.paired.any()):
+        plan.row_weight = batch.paired.float() * _share(rows, order)
         plan.spans = batch.spans(config.align_pool)
-    every = torch.arange(rows, device=predict.device)
-    fused = torch.zeros(rows, dtype=torch.bool, device=predict.device)
-    return Step(batch.input_ids, batch.attention_mask, plan, every, fused, predict, predict, training)
+        answered = int(predict.any(dim=1).sum())
+        plan.stop = end and answered == 0
+        if skip and 0 < answered < plan.rows:
+            plan.above = Above(0, plan.rows, answered)
+    fused = torch.zeros_like(batch.paired)
+    return Step(batch.input_ids, batch.attention_mask, plan, order, fused, predict, predict, training, rows)
+
+
+def _share(rows: Tensor | int, like: Tensor) -> Tensor:
+    return 1.0 / torch.as_tensor(rows, dtype=torch.float32, device=like.device)
+
+
+def append_references(step: Step, batch: Batch) -> None:
+    """Put the references into the step's own batch, right-padded to a common length: (A + R, T').
+
+    For `reference_gradient`: inside one forward the reference's activations are ordinary values of the layer, so their
+    gradient is exact under either kind of checkpointing. The step's plan is re-indexed.
+    """
+    assert batch.reference_input_ids is not None and batch.reference_attention_mask is not None
+    plan, old = step.plan, step.plan.positions
+    width, references = max(old, batch.reference_input_ids.shape[1]), len(batch.reference_input_ids)
+    filler = int(batch.input_ids[0, 0])
+
+    def widen(tensor: Tensor, fill: int = 0) -> Tensor:
+        return pad(tensor, (0, width - tensor.shape[1]), value=fill)
+
+    if plan.transform_index is None:  # the references run bare, so "everywhere" becomes "every row before them"
+        plan.transform_index = flat_index(step.attention_mask.bool())[0]
+    for name in ("transform_index", "connect_index", "identity_index"):
+        index = getattr(plan, name)
+        if index is not None:
+            setattr(plan, name, torch.div(index, old, rounding_mode="floor") * width + index % old)
+    plan.reference_rows, plan.rows, plan.positions = plan.rows, plan.rows + references, width
+    if plan.fused is not None:
+        plan.fused = pad(plan.fused, (0, references))
+    if plan.row_weight is not None:
+        plan.row_weight = pad(plan.row_weight, (0, references))
+    plan.reference = Reference.from_mask(widen(batch.reference_attention_mask))
+    step.input_ids = torch.cat([widen(step.input_ids, filler), widen(batch.reference_input_ids, filler)])
+    step.attention_mask = torch.cat([widen(step.attention_mask), widen(batch.reference_attention_mask)])
+    step.score, step.predict = (pad(part, (0, width - old, 0, references)) for part in (step.score, step.predict))
 
 
 def plan_inference(batch: Batch, config: ConnectionConfig, predict: Tensor | None = None) -> Plan:

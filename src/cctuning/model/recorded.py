@@ -67,7 +67,9 @@ class RecordedReferences:
         self.size = int(self._starts[-1])
         size = sum(file.numel() * file.element_size() for file in files)
         self._whole = torch.cat(self._files).to(device) if size <= RESIDENT else None
-        self.statistics = {layer: _statistics(self._files, n, device) for n, layer in enumerate(layers)}
+        self.statistics = {
+            layer: Statistics.of(*(file[:, n] for file in files)).to(device) for n, layer in enumerate(layers)
+        }
 
     def take(self, places: Tensor) -> dict[int, Tensor]:
         """Layer -> (N, d) vectors of the references `places` (N,), on the model's device."""
@@ -101,18 +103,6 @@ class RecordedReferences:
         which = torch.full_like(rows, -1)
         which[rows >= 0] = inverse[: len(own)].to(rows.device)
         return self.take(places), which, inverse[len(own) :].unique().to(self.device)
-
-
-def _statistics(files: Sequence[Tensor], layer: int, device: torch.device) -> Statistics:
-    """Statistics of one layer over all files, which need not fit into memory together."""
-    if len(files) == 1:
-        found = Statistics.of(files[0][:, layer])
-    else:
-        count = sum(len(file) for file in files)
-        mean = sum(file[:, layer].double().sum(dim=0) for file in files) / count
-        square = sum((file[:, layer].double() - mean).square().sum(dim=0) for file in files) / count
-        found = Statistics.from_moments(torch.as_tensor(mean).float(), torch.as_tensor(square).float())
-    return Statistics(found.mean.to(device), found.spread.to(device))
 
 
 def cache_folder() -> Path:
@@ -280,5 +270,5 @@ def _run(connected: ConnectedModel, prompts: Prompts, places: list[int], pad: in
         length = len(prompts.ids[place])
         ids[row, :length] = torch.as_tensor(prompts.ids[place], dtype=torch.long)
         mask[row, :length] = 1
-    memory = connected.reference_vectors(ids.to(device), mask.to(device), prompts.text[places].to(device))
-    return torch.stack([memory[layer] for layer in connected.layers], dim=1).float().cpu()
+    vectors = connected.reference_vectors(ids.to(device), mask.to(device), prompts.text[places].to(device))
+    return vectors.float().cpu()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from cctuning.connection import Plan, Wire
 from cctuning.errors import UserError
 from cctuning.model.sites import unwrap
+
+NO_LOGITS = torch.empty(0, dtype=torch.long)  # as `index`: no logits at all
 
 
 class Runner:
@@ -56,7 +58,12 @@ class Runner:
         return (hidden.reshape(-1, hidden.shape[-1])[self._index].unsqueeze(0), *args[1:])
 
     def __call__(
-        self, through: Callable[..., Any] | None, plan: Plan | None, index: Tensor | None, **inputs: Any
+        self,
+        plan: Plan | None,
+        index: Tensor | None = None,
+        through: Callable[..., Any] | None = None,
+        /,
+        **inputs: Any,
     ) -> Any:
         """One forward under `plan`; logits are (1, N, V) at the flat positions `index` (N,), or all where it is None.
 
@@ -80,8 +87,7 @@ class Runner:
 
 
 def with_cache(options: dict[str, Any]) -> None:
-    """Make `generate` use a cache whatever the model's own options are: without one each step runs the prompt again,
-    and its end is not known.
+    """Turn on the cache of `generate`, without which each step runs the prompt again and its end is not known.
 
     Raises:
         UserError: the caller turned the cache off.
@@ -95,11 +101,8 @@ def copy_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Ten
 
 
 def several_processes() -> bool:
-    return (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    )
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 @contextmanager
@@ -108,14 +111,3 @@ def no_gradient() -> Iterator[None]:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
         yield
-
-
-def trainable_parameters(model: nn.Module, connections: Iterable[nn.Module]) -> str:
-    """A line with the number of trainable parameters of `model`, and of the `connections` inside it."""
-    ours = sum(p.numel() for c in connections for p in c.parameters() if p.requires_grad)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    count = sum(p.numel() for p in model.parameters())
-    return (
-        f"trainable params: {trainable:,} (connection: {ours:,}, base: {trainable - ours:,}) || "
-        f"all params: {count:,} || trainable%: {100 * trainable / max(count, 1):.4f}"
-    )

@@ -63,38 +63,11 @@ class StartingWeights:
         """One forward with the starting weights, without dropout. The model's own weights are unchanged afterwards."""
         self.take()
         with evaluating(self._model):
-            return self._run(inputs)
-
-    def _run(self, inputs: dict[str, Any]) -> Any:
-        if any(isinstance(start, DTensor) for start in self.by_name.values()):
-            with self._exchanged():
-                return self._model(**inputs)
-        return torch.func.functional_call(self._model, self._in_place(), (), inputs, tie_weights=False)
-
-    def _in_place(self) -> dict[str, Tensor]:
-        """Name of each slot that holds a copied weight -> its starting value, every slot once.
-
-        A module that the model holds under two names (PEFT's trainable tokens of tied embeddings) would be exchanged
-        twice by its names, and be left with the starting value.
-        """
-        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        slots: dict[str, Tensor] = {}
-        for prefix, module in self._model.named_modules():
-            for leaf, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-                start = self.of(names[id(parameter)], parameter)
-                if start is not None:
-                    slots[f"{prefix}.{leaf}" if prefix else leaf] = start
-        return slots
-
-    @contextmanager
-    def _exchanged(self) -> Iterator[None]:
-        """Context manager: the shards hold the starting weights. FSDP2 gathers each layer from its shards, so they
-        have to be exchanged in place."""
-        self._exchange()
-        try:
-            yield
-        finally:
             self._exchange()
+            try:
+                return self._model(**inputs)
+            finally:
+                self._exchange()
 
     @torch.no_grad()
     def _exchange(self) -> None:
@@ -103,7 +76,9 @@ class StartingWeights:
                 module.reshard()  # the root stays gathered after a forward, and would be run as it was gathered
         for name, parameter in self._model.named_parameters():
             start = self.of(name, parameter)
-            if start is not None:
+            if isinstance(start, DTensor):  # FSDP2 gathers a layer from the memory of its shards
                 now = parameter.detach().clone()
                 parameter.copy_(start)
                 start.copy_(now)
+            elif start is not None:
+                self.by_name[name], parameter.data = parameter.data, start

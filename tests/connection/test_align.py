@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from cctuning.connection.equations import pool
-from cctuning.connection.pooled import Spans, Statistics, error, offered, spans
+from cctuning.connection.align import Spans, Statistics, error, offered, spans
 
 
 def cloud(count: int = 40, size: int = 6, seed: int = 0) -> torch.Tensor:
@@ -34,9 +33,9 @@ def test_a_mean_leaves_out_the_first_token_and_what_is_not_the_prompt_s_own():
 def test_a_huge_first_token_changes_nothing():
     hidden = torch.randn(2, 5, 3)
     found = spans("mean", torch.tensor([0, 0]), torch.tensor([5, 4]), torch.tensor([4, 3]), 5)
-    before = pool(found.take(hidden), found.weight)
+    before = found.pool(hidden)
     hidden[:, 0] = 1e6
-    assert torch.equal(before, pool(found.take(hidden), found.weight))
+    assert torch.equal(before, found.pool(hidden))
     torch.testing.assert_close(before[1], hidden[1, 1:4].mean(dim=0))
 
 
