@@ -6,6 +6,7 @@ format.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel
@@ -16,7 +17,7 @@ from cctuning.errors import UserError
 from cctuning.model.loading import LOADING_ERRORS, is_quantised
 from cctuning.model.lora import HARMLESS_STARTS, check_vocabulary, existing_lora, plain_adapter, possible_lora
 from cctuning.model.merge import check_merge, linear_transforms
-from cctuning.model.serialization import base_is_trained, times_written
+from cctuning.model.serialization import base_is_trained
 from cctuning.model.sites import find_sites, unwrap
 
 if TYPE_CHECKING:
@@ -59,27 +60,24 @@ def original_vocabulary(name: str | None) -> int | None:
 
 
 def obstacles(connected: ConnectedModel) -> dict[str, str | None]:
-    """Format (`merged`, `lora`) -> why a model that is about to be trained cannot be exported so; None: it can.
+    """Format (`merged`, `lora`) -> why a model that is about to be trained cannot be exported so; None: it can."""
 
-    Where weights are in memory a merge is tried on a layer of each kind, as an export does.
-    """
-    return {"merged": _reason(_check_merge, connected), "lora": _reason(_check_lora, connected)}
+    def reason(check: Callable[[ConnectedModel], None]) -> str | None:
+        try:
+            check(connected)
+        except UserError as error:
+            return str(error)
+        return None
 
-
-def _reason(check: Any, connected: ConnectedModel) -> str | None:
-    try:
-        check(connected)
-    except UserError as error:
-        return str(error)
-    return None
+    return {"merged": reason(_check_merge), "lora": reason(_check_lora)}
 
 
 def _check_merge(connected: ConnectedModel) -> None:
+    """As an export does; where weights are in memory a merge is tried on a layer of each kind."""
     weights = [*connected.model.parameters()]
     # Weights that are yet to be read are one value, seen everywhere (training/sharded_loading.py).
     there = all(not p.is_meta and p.numel() and not hasattr(p, "full_tensor") and p.is_contiguous() for p in weights)
     check_merge(connected, exact=there and not is_quantised(connected.model))
-    connected.written = times_written(connected)  # the trial wrote to weights, and restored them
 
 
 def _check_lora(connected: ConnectedModel) -> None:
@@ -92,7 +90,7 @@ def _check_lora(connected: ConnectedModel) -> None:
         raise UserError(
             "tune: full trains the base's own weights, which a LoRA does not carry; export with --format merged."
         )
-    check_vocabulary(connected.model, original_vocabulary(unwrap(connected.model).config.name_or_path))
+    check_vocabulary(model, original_vocabulary(unwrap(model).config.name_or_path))
     if not transforms and not existing:
         raise UserError("there is neither a transform nor a LoRA in this run.")
     for site in find_sites(model) if transforms else []:

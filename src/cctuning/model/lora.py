@@ -11,25 +11,25 @@ depend on D: the LoRA belongs to these base weights and to no others.
 
 from __future__ import annotations
 
-import copy
 import logging
-import os
-import shutil
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cctuning.connection import Transform
 from cctuning.errors import UserError
+from cctuning.files import directory_atomically
 from cctuning.model.merge import linear_transforms, plain_weight
 from cctuning.model.serialization import times_written
 from cctuning.model.sites import Projection, Site, find_sites, innermost, unwrap
@@ -53,12 +53,16 @@ class Factors(NamedTuple):
 
 
 def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | None = None) -> None:
-    """See `ConnectedModel.export_lora`.
+    """Write a LoRA for `PeftModel.from_pretrained(base, directory)`.
 
     Args:
+        directory: missing or empty; written atomically.
         base_name: base model in the adapter's config; default: where the base was loaded from.
+
+    Raises:
+        UserError: this model cannot be expressed as a LoRA, or the directory is not empty.
     """
-    existing_lora(connected.model)  # an error about the adapter comes before one about the connection
+    factors = existing_lora(connected.model)
     trained = connected.base_trained
     if trained or (trained is None and times_written(connected) != connected.written):
         raise UserError(
@@ -66,45 +70,34 @@ def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | 
             "(merge_and_unload), or train with tune: lora."
         )
     transforms = linear_transforms(connected, "exported as a LoRA")
-    name = base_name if base_name is not None else unwrap(connected.model).config.name_or_path
-    with connected.disable_adapter():
-        write_lora(connected.model, transforms, Path(directory), base_name=name or None)
-
-
-def write_lora(
-    model: nn.Module, transforms: Mapping[int, Transform], directory: Path, *, base_name: str | None
-) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`, for `PeftModel.from_pretrained(base, directory)`.
-
-    Args:
-        model: the base, or a PEFT model with one LoRA around it; unchanged.
-        transforms: layer number -> its transform.
-        directory: missing or empty; written atomically.
-        base_name: name or path of the base model, for the adapter's config.
-
-    Raises:
-        UserError: this model cannot be expressed as a LoRA, or the directory is not empty.
-    """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory}: exists and is not an empty directory; nothing is overwritten, choose another.")
-    base = unwrap(model)
-    factors = existing_lora(model)
-    sites = [site for site in find_sites(model) if site.index in transforms]
-    for site in sites:
-        for projection in site.projections:
+    base = unwrap(connected.model)
+    for site in find_sites(connected.model) if transforms else []:
+        for projection in site.projections if site.index in transforms else ():
             old = factors.get(projection.name)
             factors[projection.name] = lora_from_connection(site, projection, transforms[site.index], old)
     if not factors:
         raise UserError("nothing to export: the connection has no transform and the base has no LoRA.")
     factors = _of_one_rank(factors)
-    config = _config(base, factors, base_name)
+    config = _config(base, factors, (base.config.name_or_path if base_name is None else base_name) or None)
     if config.lora_bias:
         log.warning(
             "%s: the base has biases, so this LoRA needs one (lora_bias): vLLM does not support that, and PEFT merges "
             "it only where every module it targets has a bias.",
             directory,
         )
-    _save(base, config, factors, directory)
+    precise = torch.float64 if base.dtype == torch.float64 else torch.float32
+    state: dict[str, Tensor] = {}
+    for name, (a, b, bias) in factors.items():
+        parts = {"lora_A.weight": a, "lora_B.weight": b}
+        if config.lora_bias:
+            parts["lora_B.bias"] = torch.zeros_like(b[:, 0]) if bias is None else bias
+        state |= {f"base_model.model.{name}.{part}": value for part, value in parts.items()}
+    state = {key: value.to("cpu", precise).contiguous() for key, value in state.items()}
+    with directory_atomically(directory) as partial:
+        config.save_pretrained(str(partial))
+        save_file(state, partial / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
 def lora_from_connection(site: Site, projection: Projection, transform: Transform, lora: Factors | None) -> Factors:
@@ -120,24 +113,23 @@ def lora_from_connection(site: Site, projection: Projection, transform: Transfor
     # In fp64: the products are small, and LoRA and merge then differ by the model's own rounding only.
     matrix = weight.detach().double()
     matrix = matrix.T if projection.kind == "conv1d" else matrix
-    v, u = (factor.to(weight.device, torch.float64) for factor in factors)
-    v, u = v.T, u.T  # (r, d), (d, r)
-    bias = None
+    v, u = (factor.to(weight.device, torch.float64).T for factor in factors)  # (r, d), (d, r)
+    whole = torch.zeros_like(matrix[:, 0])  # the bias of the base and of its LoRA
     if projection.bias is not None:
-        bias = getattr(innermost(projection.module), projection.bias).detach().double()
+        whole = whole + getattr(innermost(projection.module), projection.bias).detach()
+    moved = u @ (v @ whole)
     if lora is None:
-        a, b, moved = v @ matrix, u, None if bias is None else u @ (v @ bias)
+        a, b = v @ matrix, u
     else:
         a1, b1 = (part.to(weight.device, torch.float64) for part in (lora.a, lora.b))
         a, b = torch.cat([a1, v @ matrix + (v @ b1) @ a1]), torch.cat([b1, u], dim=1)
-        moved = None
-        if bias is not None or lora.bias is not None:
-            own = torch.zeros_like(matrix[:, 0]) if lora.bias is None else lora.bias.to(matrix)
-            whole = own if bias is None else own + bias
-            moved = own + u @ (v @ whole)
-    if moved is not None and not bool(moved.any()):
-        moved = None
-    return Factors(a, b, moved)
+        if lora.bias is not None:
+            own = lora.bias.to(matrix)
+            moved = own + u @ (v @ (whole + own))
+    return Factors(a, b, moved if bool(moved.any()) else None)
+
+
+# -- what cannot be a LoRA -------------------------------------------------------------------------------------------
 
 
 def possible_lora(site: Site, transform: Transform) -> None:
@@ -187,18 +179,9 @@ def plain_adapter(model: PeftModel) -> str:
         UserError: there are several adapters, or it is not a plain LoRA.
     """
     active = model.active_adapters
-    config = model.peft_config[active[0]]
-    unfit = None
+    unfit = why_not_plain(model.peft_config[active[0]])
     if len(active) != 1:
         unfit = f"{len(active)} adapters are active ({', '.join(active)})"
-    elif not isinstance(config, LoraConfig):
-        unfit = f"it is a {config.peft_type}"
-    elif config.modules_to_save or config.trainable_token_indices or config.target_parameters or config.bias != "none":
-        unfit = "it trains weights of the base (modules_to_save, trainable tokens, target_parameters or bias)"
-    elif config.init_lora_weights not in HARMLESS_STARTS:
-        unfit = f"its initialisation ({config.init_lora_weights}) has rewritten the base's weights"
-    elif config.layer_replication:
-        unfit = "it replicates layers"
     if unfit:
         raise UserError(f"the adapter on the base cannot be part of a LoRA export: {unfit}; {MERGE_INSTEAD}.")
     for name, module in unwrap(model).named_modules():
@@ -206,6 +189,17 @@ def plain_adapter(model: PeftModel) -> str:
         if variant is not None:  # DoRA and its like are not of the form s B A
             raise UserError(f"{name}: {type(variant).__name__} is no plain LoRA; {MERGE_INSTEAD}.")
     return str(active[0])
+
+
+def why_not_plain(config: PeftConfig) -> str | None:
+    """Why an adapter is not a LoRA that leaves the base's own weights unchanged; None if it is."""
+    if not isinstance(config, LoraConfig):
+        return f"it is a {config.peft_type}"
+    if config.modules_to_save or config.trainable_token_indices or config.target_parameters or config.bias != "none":
+        return "it trains weights of the base (modules_to_save, trainable tokens, target_parameters or bias)"
+    if config.init_lora_weights not in HARMLESS_STARTS:
+        return f"its initialisation ({config.init_lora_weights}) has rewritten the base's weights"
+    return "it replicates layers" if config.layer_replication else None
 
 
 def _factors(name: str, module: BaseTunerLayer, adapter: str) -> Factors | None:
@@ -222,23 +216,25 @@ def _factors(name: str, module: BaseTunerLayer, adapter: str) -> Factors | None:
     return Factors(a.weight.detach(), b.weight.detach().double() * scaling, bias)
 
 
+# -- the adapter's config --------------------------------------------------------------------------------------------
+
+
 def _of_one_rank(factors: Mapping[str, Factors]) -> dict[str, Factors]:
     """The factors, padded with zeros to the largest rank.
 
     Engines scale a module whose rank is not the config's `r` differently (vLLM by alpha / r, llama.cpp by alpha over
     the module's own rank), and neither reads `alpha_pattern`. With one rank all of them scale by 1.
     """
-    rank = max(factor.a.shape[0] for factor in factors.values())
-    pad = torch.nn.functional.pad
+    rank = max(len(factor.a) for factor in factors.values())
     return {
-        name: Factors(pad(a, (0, 0, 0, rank - a.shape[0])), pad(b, (0, rank - a.shape[0])), bias)
+        name: Factors(pad(a, (0, 0, 0, rank - len(a))), pad(b, (0, rank - len(a))), bias)
         for name, (a, b, bias) in factors.items()
     }
 
 
 def _config(base: PreTrainedModel, factors: Mapping[str, Factors], base_name: str | None) -> LoraConfig:
     """PEFT's config, with one rank and scaling 1 for all modules."""
-    rank = next(iter(factors.values())).a.shape[0]
+    rank = len(next(iter(factors.values())).a)
     modules = dict(base.named_modules())
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -261,32 +257,3 @@ def _ends(modules: list[str], wanted: set[str]) -> list[str]:
         if named == wanted:
             return sorted(suffixes)
     return sorted(wanted)
-
-
-def _save(base: PreTrainedModel, config: LoraConfig, factors: Mapping[str, Factors], directory: Path) -> None:
-    """Save through PEFT, with a weightless copy of the base: names and layout are then those that PEFT loads."""
-    with torch.device("meta"):
-        weightless = type(base)(copy.deepcopy(base.config))
-        weightless.name_or_path = config.base_model_name_or_path  # PEFT writes this one into the adapter's config
-        skeleton = get_peft_model(weightless, config, low_cpu_mem_usage=True)
-    precise = torch.float64 if base.dtype == torch.float64 else torch.float32
-    state: dict[str, Tensor] = {}
-    for name, factor in factors.items():
-        prefix = f"base_model.model.{name}"
-        state[f"{prefix}.lora_A.default.weight"] = factor.a
-        state[f"{prefix}.lora_B.default.weight"] = factor.b
-        if config.lora_bias:
-            state[f"{prefix}.lora_B.default.bias"] = factor.b[:, 0] * 0 if factor.bias is None else factor.bias
-    state = {key: tensor.to("cpu", precise).contiguous() for key, tensor in state.items()}
-    expected = {k: v.shape for k, v in skeleton.state_dict().items() if ".lora_" in k}
-    given = {key: tensor.shape for key, tensor in state.items()}
-    if expected != given:
-        odd = Counter([*expected.items(), *given.items()])
-        raise RuntimeError(f"PEFT expects other tensors: {[item for item, count in odd.items() if count == 1][:4]}")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = directory.parent / f".{directory.name}.partial-{os.getpid()}"
-    try:
-        skeleton.save_pretrained(str(partial), state_dict=state, save_embedding_layers=False)
-        os.replace(partial, directory)  # over a missing or an empty directory
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

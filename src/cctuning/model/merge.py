@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig, Transform
 from cctuning.errors import UserError
 from cctuning.model.sites import Projection, Site, find_sites, innermost, unwrap
+from cctuning.model.starting_weights import evaluating
 
 if TYPE_CHECKING:
     from cctuning.model.connected import ConnectedModel
@@ -47,6 +48,41 @@ def merge(connected: ConnectedModel) -> PreTrainedModel:
     return plain
 
 
+def merged(projection: Projection, name: str, value: Tensor, delta: Tensor) -> Tensor:
+    """`value`, the weight or bias called `name` of a projection, times W = I + `delta`.
+
+    `delta` is (d, d), row convention: the output y becomes y + y @ delta. Sums are taken in fp32 (fp64 where the
+    weight is fp64) and cast to the weight's type once.
+    """
+    precise = torch.promote_types(value.dtype, torch.float32)
+    exact, delta = value.to(precise), delta.to(value.device, precise)
+    on_the_right = name == projection.bias or projection.kind == "conv1d" or projection.transposed  # stored (d_ff, d)
+    return (exact + (exact @ delta if on_the_right else delta.T @ exact)).to(value.dtype)
+
+
+@torch.no_grad()
+def merge_projection(projection: Projection, delta: Tensor) -> None:
+    """Multiply a projection by W = I + `delta`, in place, with its bias and all experts.
+
+    Raises:
+        UserError: the weights are quantised, absent or wrapped by PEFT.
+    """
+    if isinstance(projection.module, BaseTunerLayer):
+        raise UserError(
+            f"{projection.name}: a PEFT adapter ({type(projection.module).__name__}) is still on it; merge it first "
+            "(merge_and_unload of the PEFT model)."
+        )
+    weight = plain_weight(projection, "merging")
+    for matrix in weight if projection.kind == "experts" else (weight,):  # one expert at a time: fp32 is large
+        matrix.copy_(merged(projection, projection.weight, matrix, delta))
+    if projection.bias is not None:
+        bias = getattr(projection.module, projection.bias)
+        bias.copy_(merged(projection, projection.bias, bias, delta))
+
+
+# -- what cannot be merged -------------------------------------------------------------------------------------------
+
+
 def check_merge(connected: ConnectedModel, exact: bool = True) -> dict[int, Transform]:
     """Raise `UserError` unless the model can be merged, and return the transforms by layer; no weight is changed.
 
@@ -57,16 +93,18 @@ def check_merge(connected: ConnectedModel, exact: bool = True) -> dict[int, Tran
     model = connected.model
     check_adapter_mergeable(model)
     sites = [site for site in find_sites(model) if site.index in transforms] if transforms else []
-    for site in sites:
-        for projection in site.projections:
-            if isinstance(projection.module, BaseTunerLayer) and not isinstance(model, PeftModel):
-                raise UserError(
-                    f"{projection.name}: an adapter was injected into the plain model; wrap the model with "
-                    "get_peft_model or PeftModel.from_pretrained instead, so that it can be merged."
-                )
+    for projection in (projection for site in sites for projection in site.projections):
+        if isinstance(projection.module, BaseTunerLayer) and not isinstance(model, PeftModel):
+            raise UserError(
+                f"{projection.name}: an adapter was injected into the plain model; wrap the model with "
+                "get_peft_model or PeftModel.from_pretrained instead, so that it can be merged."
+            )
+        if exact:
+            plain_weight(projection, "merging")
     if exact:
+        check_not_shared(model, sites)
         with connected.disable_adapter(), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
-            check_merge_exact(model, sites)
+            check_linear(model, sites)
     return transforms
 
 
@@ -126,11 +164,7 @@ def untie(model: PreTrainedModel) -> None:
     merged into the shared weight, the LoRA would act at both ends."""
     ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     bare: list[Any] = [innermost(end) for end in ends if end is not None]
-    if (
-        len(bare) == 2
-        and bare[0].weight is bare[1].weight
-        and any(a is not b for a, b in zip(ends, bare, strict=True))
-    ):
+    if len(bare) == 2 and bare[0].weight is bare[1].weight and ends != bare:
         bare[1].weight = nn.Parameter(bare[1].weight.detach().clone(), requires_grad=False)
         model.config.get_text_config().tie_word_embeddings = False
         model.config.tie_word_embeddings = False
@@ -156,144 +190,73 @@ def plain_weight(projection: Projection, purpose: str) -> Tensor:
     return weight
 
 
-def merge_projection(projection: Projection, delta: Tensor) -> None:
-    """Multiply a projection by W = I + `delta`, in place, with its bias and all experts.
-
-    Args:
-        delta: (d, d), row convention: the output y becomes y + y @ delta. Sums are taken in fp32 (fp64 where the
-            weight is fp64) and cast to the weight's type once.
-
-    Raises:
-        UserError: the weights are quantised, absent or wrapped by PEFT.
-    """
-    if isinstance(projection.module, BaseTunerLayer):
-        raise UserError(
-            f"{projection.name}: a PEFT adapter ({type(projection.module).__name__}) is still on it; merge it first "
-            "(merge_and_unload of the PEFT model)."
-        )
-    weight = plain_weight(projection, "merging")
-    bias = getattr(projection.module, projection.bias) if projection.bias is not None else None
-    precise = torch.promote_types(weight.dtype, torch.float32)
-    delta = delta.to(weight.device, precise)
-    on_the_right = projection.kind == "conv1d" or projection.transposed  # stored (d_ff, d)
-    with torch.no_grad():
-        for matrix in weight if projection.kind == "experts" else (weight,):  # one expert at a time: fp32 is large
-            exact = matrix.to(precise)
-            matrix.copy_(exact + exact @ delta if on_the_right else exact + delta.T @ exact)
-        if bias is not None:
-            exact = bias.to(precise)
-            bias.copy_(exact + exact @ delta)
-
-
-def check_merge_exact(model: nn.Module, sites: list[Site]) -> None:
-    """Raise `UserError` unless a merge into `sites` of `model` is possible and exact; no weight is changed.
-
-    PEFT layers are looked through: the model must run with its adapters disabled meanwhile.
-    """
-    sites = [
-        replace(site, projections=tuple(replace(p, module=innermost(p.module)) for p in site.projections))
-        for site in sites
-    ]
-    for projection in (projection for site in sites for projection in site.projections):
-        plain_weight(projection, "merging")
-    check_not_shared(model, sites)
-    check_linear(model, sites)
+def tensors_of(projection: Projection) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of the projection's weight and bias, of its innermost layer under PEFT."""
+    for name in (projection.weight, projection.bias):
+        if name is not None:
+            yield name, getattr(innermost(projection.module), name)
 
 
 def check_not_shared(model: nn.Module, sites: list[Site]) -> None:
     """Raise `UserError` where a weight that the merge changes belongs to another module too."""
     shared = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     for projection in (projection for site in sites for projection in site.projections):
-        for name in (projection.weight, projection.bias):
-            if name is not None and shared[id(getattr(projection.module, name))] > 1:
+        for name, tensor in tensors_of(projection):
+            if shared[id(tensor)] > 1:
                 raise UserError(
                     f"{projection.name}.{name}: tied to another module's weight, which a merge would change too; "
                     "save the connection and serve it with cctuning generate."
                 )
 
 
-def kinds_of(sites: list[Site]) -> list[Site]:
-    """One site of each kind: kinds differ in the class of their block and the layout of its projections."""
-    kinds = {(type(site.block), tuple((p.kind, p.transposed) for p in site.projections)): site for site in sites}
-    return list(kinds.values())
-
-
+@torch.no_grad()
 def check_linear(model: nn.Module, sites: list[Site]) -> None:
-    """Raise `UserError` unless a trial merge is exact in one layer of each kind."""
-    kinds = kinds_of(sites)
-    for site, (args, kwargs) in zip(kinds, _inputs(model, kinds) if kinds else [], strict=True):
-        try_merge(site, args, kwargs, unwrap(model).config.model_type)
-
-
-def try_merge(site: Site, args: tuple[Any, ...], kwargs: dict[str, Any], family: str) -> None:
-    """Merge a random matrix into a site, compare its block's output, and restore the weights.
-
-    Args:
-        args, kwargs: inputs of the block.
-        family: model type, for the error message.
-
-    Raises:
-        UserError: the outputs differ, so the block's output is not linear in its projections.
-    """
-    with torch.no_grad(), _restored(site):
-        before = _first(site.block(*args, **kwargs)).double()
-        generator = torch.Generator().manual_seed(site.index)
-        a, b = (torch.randn(site.size, PROBE_RANK, generator=generator) for _ in range(2))
-        delta = a @ b.T / (site.size * PROBE_RANK) ** 0.5
-        for projection in site.projections:
-            merge_projection(projection, delta)
-        after = _first(site.block(*args, **kwargs)).double()
-    expected = before + before @ delta.to(before)
-    error = ((after - expected).norm() / expected.norm().clamp(min=1e-30)).item()
-    tolerance = max(TOLERANCE[plain_weight(p, "merging").dtype] for p in site.projections)
-    if not error <= tolerance:
-        raise UserError(
-            f"{site.name}: merging is not exact in this family ({family}, {type(site.block).__name__}): the error of "
-            f"a trial merge is {error:.1e}, expected at most {tolerance:.0e}. The model is unchanged; serve it with "
-            "cctuning generate."
-        )
-
-
-def _inputs(model: nn.Module, sites: list[Site]) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Inputs of the blocks of `sites` when the model reads a few tokens."""
-    seen: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    """Raise `UserError` unless the merge of a random matrix is exact in one layer of each kind. PEFT layers are looked
+    through: the model must run with its adapters disabled meanwhile."""
+    # Kinds differ in the class of their block and the layout of its projections.
+    kinds = {(type(site.block), tuple((p.kind, p.transposed) for p in site.projections)): site for site in sites}
     base = unwrap(model)
+    with evaluating(base):
+        for site, (args, kwargs) in _inputs(base, list(kinds.values())):
+            draw = torch.Generator().manual_seed(site.index)
+            a, b = (torch.randn(site.size, PROBE_RANK, generator=draw) for _ in range(2))
+            delta = a @ b.T / (site.size * PROBE_RANK) ** 0.5
+            paths = {id(module): path for path, module in site.block.named_modules()}
+            changed = {
+                f"{paths[id(innermost(part.module))]}.{name}".removeprefix("."): merged(part, name, tensor, delta)
+                for part in site.projections
+                for name, tensor in tensors_of(part)
+            }
+            before = _first(site.block(*args, **kwargs)).double()
+            after = _first(functional_call(site.block, changed, args, kwargs)).double()
+            expected = before + before @ delta.to(before)
+            error = ((after - expected).norm() / expected.norm().clamp(min=1e-30)).item()
+            tolerance = max(TOLERANCE[tensor.dtype] for tensor in changed.values())
+            if not error <= tolerance:
+                raise UserError(
+                    f"{site.name}: merging is not exact in this family ({base.config.model_type}, "
+                    f"{type(site.block).__name__}): the error of a trial merge is {error:.1e}, expected at most "
+                    f"{tolerance:.0e}. The model is unchanged; serve it with cctuning generate."
+                )
+
+
+def _inputs(base: PreTrainedModel, sites: list[Site]) -> Iterator[tuple[Site, tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """Each of `sites` with the arguments of its block when the model reads a few tokens."""
+    if not sites:
+        return
+    seen: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     embedding = base.get_input_embeddings().weight
     assert isinstance(embedding, Tensor)
-    tokens = torch.arange(PROBE_TOKENS, device=embedding.device)[None] % embedding.shape[0]
-    training = base.training
-    base.eval()
-    with ExitStack() as hooks, torch.no_grad():
-        for place, site in enumerate(sites):
+    with ExitStack() as hooks:
+        for site in sites:
 
-            def keep(module: nn.Module, args: Any, kwargs: Any, place: int = place) -> None:
-                seen[place] = (args, kwargs)
+            def keep(module: nn.Module, args: Any, kwargs: Any, index: int = site.index) -> None:
+                seen[index] = (args, kwargs)
 
             hooks.enter_context(site.block.register_forward_pre_hook(keep, with_kwargs=True))
-        base(input_ids=tokens, use_cache=False)
-    base.train(training)
-    return [seen[place] for place in range(len(sites))]
-
-
-@contextmanager
-def _restored(site: Site) -> Iterator[None]:
-    """Put a site in eval mode, and restore its projections and modes on exit."""
-    parameters = [
-        getattr(projection.module, name)
-        for projection in site.projections
-        for name in (projection.weight, projection.bias)
-        if name is not None
-    ]
-    copies = [parameter.detach().clone() for parameter in parameters]
-    modes = [(module, module.training) for module in site.block.modules()]
-    site.block.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, copy in zip(parameters, copies, strict=True):
-            parameter.data.copy_(copy)
+        base(input_ids=torch.arange(PROBE_TOKENS, device=embedding.device)[None] % len(embedding), use_cache=False)
+    for site in sites:
+        yield site, seen[site.index]
 
 
 def _first(output: Any) -> Tensor:

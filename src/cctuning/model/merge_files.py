@@ -1,8 +1,8 @@
-"""Merge from file to file: the model is never in memory, only one of its modules at a time.
+"""Merge from file to file: the model is never in memory, only one of its tensors at a time.
 
-What has to be known beside the weights (the projections, whether a merge is exact in this family, how PEFT merges a
-LoRA) comes from the model's own code, built without weights on the meta device. Each module is filled from the files,
-changed by the functions that change it in memory, written and emptied, so both ways give the same bits.
+What has to be known beside the weights (the projections, how PEFT scales a LoRA) comes from the model's own code,
+built without weights on the meta device. Each tensor is read, changed by the functions that change it in memory and
+written, so both ways give the same bits.
 
 Not every checkpoint can be read so: not a family whose files have another layout than its modules (experts that
 from_pretrained stacks), weights of several dtypes, or adapters other than plain LoRA. `open_merge` then returns None,
@@ -11,11 +11,10 @@ and the model is merged in memory.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -27,22 +26,13 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
-from transformers.pytorch_utils import Conv1D
 
 from cctuning.connection import ConnectionConfig, Transform
 from cctuning.connection.transforms import build_transform
 from cctuning.model import serialization
 from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, Loaded, base_of, load_tokenizer, resolve
-from cctuning.model.lora import HARMLESS_STARTS
-from cctuning.model.merge import (
-    PROBE_TOKENS,
-    check_config,
-    check_finite,
-    check_not_shared,
-    kinds_of,
-    merge_projection,
-    try_merge,
-)
+from cctuning.model.lora import why_not_plain
+from cctuning.model.merge import check_config, check_finite, check_not_shared, merged
 from cctuning.model.shards import ShardReader, ShardWriter
 from cctuning.model.sites import Projection, Site, find_sites, innermost
 
@@ -70,25 +60,26 @@ class FileMerge:
         """
         where, run = resolve(path)
         self.folder = Path(where)
-        self.base, source = base_of(self.folder, run)
-        skeleton = _skeleton(source, trust_remote_code)
+        base, source = base_of(self.folder, run)
+        self.skeleton = _skeleton(source, trust_remote_code)
         self.files = ShardReader(_local(source))
-        _check_layout(skeleton, self.files)
+        _check_layout(self.skeleton, self.files)
         self.connection: ConnectionConfig | None = None
         self.projections: dict[str, tuple[Projection, Site]] = {}  # by the module's name, of the layers that connect
-        if (self.folder / LORA_CONFIG).is_file():
+        lora = self.folder / LORA_CONFIG
+        if lora.is_file():
             _check_plain_lora(self.folder)
         if (self.folder / serialization.CONFIG_FILE).is_file():
-            self._read_connection(skeleton)
-        if (self.folder / LORA_CONFIG).is_file():
-            _inject_lora(skeleton, self.folder)
-        own = self.base is None or not self.folder.is_dir() or (self.folder / "tokenizer_config.json").is_file()
-        tokenizer = load_tokenizer(where if own else str(self.base), trust_remote_code=trust_remote_code)
-        self.skeleton = skeleton
-        self.loaded = Loaded(skeleton, None, tokenizer, run, self.base)
+            self._read_connection()
+        if lora.is_file():
+            _inject_lora(self.skeleton, self.folder)
+        self.modules: dict[str, Any] = dict(self.skeleton.named_modules())
+        own = base is None or not self.folder.is_dir() or (self.folder / "tokenizer_config.json").is_file()
+        tokenizer = load_tokenizer(where if own else str(base), trust_remote_code=trust_remote_code)
+        self.loaded = Loaded(self.skeleton, None, tokenizer, run, base)
 
-    def _read_connection(self, skeleton: PreTrainedModel) -> None:
-        record = serialization.read_config(self.folder)
+    def _read_connection(self) -> None:
+        record, skeleton = serialization.read_config(self.folder), self.skeleton
         table = skeleton.get_input_embeddings().weight
         embedding = next(name for name, parameter in skeleton.named_parameters() if parameter is table)
         serialization.check_base(skeleton, record, self.folder, self.files[embedding])
@@ -98,11 +89,6 @@ class FileMerge:
             return
         chosen = [site for site in find_sites(skeleton) if config.layers is None or site.index in config.layers]
         check_not_shared(skeleton, chosen)
-        for site in kinds_of(chosen):
-            prefix = next(name for name, module in site.layer.named_modules(prefix=site.name) if module is site.block)
-            _fill(site.block, prefix, self.files)
-            try_merge(site, (_probe(site),), {}, skeleton.config.model_type)
-            site.block.to("meta")
         self.connection, self.state = config, ShardReader(self.folder, serialization.WEIGHTS_STEM)
         for site in chosen:
             check_finite(site.index, self._transform(site))
@@ -118,55 +104,38 @@ class FileMerge:
         transform.load_state_dict(parts)
         return transform
 
+    @torch.no_grad()
+    def merged(self, name: str) -> Tensor:
+        """The merged tensor of this name in the files."""
+        value = self.files[name]
+        owner, _, leaf = name.rpartition(".")
+        module = self.modules[owner]
+        if isinstance(module, BaseTunerLayer) and leaf == "weight":
+            layer: Any = module  # added in place, as PEFT adds it: the sum is rounded once
+            value = value.clone().add_(layer.get_delta_weight(layer.active_adapters[0]))
+        if owner in self.projections:
+            projection, site = self.projections[owner]
+            if leaf in (projection.weight, projection.bias):
+                value = merged(projection, leaf, value, self._transform(site).matrix())
+        return value
+
     def write(self, directory: Path, dtype: torch.dtype | None = None, limit: int = FILE_BYTES) -> None:
         """Write the merged checkpoint: config, generation config, weights.
 
         Args:
-            directory: created where missing.
-            dtype: of the floating-point weights; None: unchanged.
-            limit: bytes of a file.
+            dtype: of the floating-point weights; None: unchanged. limit: bytes of a file.
         """
         skeleton, output = self.skeleton, ShardWriter(directory, limit=limit)
         directory.mkdir(parents=True, exist_ok=True)
-        modules = dict(skeleton.named_modules())
-        done: set[str] = set()
         for name in tqdm(self.files, desc="Merging", disable=None):
-            owner = name.rpartition(".")[0]
-            if owner in done:
-                continue
-            done.add(owner)
-            module = modules[owner]
-            with torch.no_grad():
-                tensors = self._finished(owner, module)
-            cast = {
-                key: value.to(dtype) if dtype and value.is_floating_point() else value
-                for key, value in tensors.items()
-            }
-            output.add(cast)
+            value = self.merged(name)
+            output.add({name: value.to(dtype) if dtype and value.is_floating_point() else value})
         output.close()
         skeleton.config.dtype = str(dtype or skeleton.dtype).removeprefix("torch.")
         skeleton.config.architectures = [type(skeleton).__name__]
         skeleton.config.save_pretrained(directory)
         if skeleton.generation_config is not None:
             skeleton.generation_config.save_pretrained(directory)
-
-    def _finished(self, owner: str, module: nn.Module) -> dict[str, Tensor]:
-        """The merged weights of one module, by their names in the files."""
-        core = innermost(module)
-        names = [name for name in _own_names(owner, core) if name in self.files]
-        if not isinstance(module, BaseTunerLayer) and owner not in self.projections:
-            return {name: self.files[name] for name in names}
-        for name in names:
-            _put(core, name.rpartition(".")[2], self.files[name])
-        if isinstance(module, BaseTunerLayer):
-            assert not any(parameter.is_meta for parameter in module.parameters())  # merging those does nothing
-            module.merge(safe_merge=False, adapter_names=None)
-        if owner in self.projections:
-            projection, site = self.projections[owner]
-            merge_projection(replace(projection, module=core), self._transform(site).matrix())
-        tensors = {name: getattr(core, name.rpartition(".")[2]).detach() for name in names}
-        core.to("meta")
-        return tensors
 
 
 def open_merge(path: str, trust_remote_code: bool = False) -> FileMerge | None:
@@ -228,17 +197,7 @@ def _check_plain_lora(folder: Path) -> None:
         config = PeftConfig.from_pretrained(str(folder))
     except LOADING_ERRORS as error:
         raise NotByFile(str(error)) from error
-    plain = isinstance(config, LoraConfig) and not (
-        config.use_dora
-        or config.modules_to_save
-        or config.trainable_token_indices
-        or config.target_parameters
-        or config.layer_replication
-        or config.lora_bias
-        or config.bias != "none"
-        or config.init_lora_weights not in HARMLESS_STARTS
-    )
-    if not plain:
+    if why_not_plain(config) or not isinstance(config, LoraConfig) or config.use_dora or config.lora_bias:
         raise NotByFile("its adapter is no plain LoRA")
 
 
@@ -256,7 +215,8 @@ def _inject_lora(model: PreTrainedModel, folder: Path) -> None:
             if not path.endswith((".lora_A", ".lora_B")):
                 raise NotByFile(f"{key} is no part of a linear layer's LoRA")
             # In float32, as in PEFT: their product is rounded once, in the merge.
-            _put(wrapped.get_submodule(f"{path}.{wrapped.active_adapter}"), name, value.to(_at_least_float32(value)))
+            value = value.to(torch.promote_types(value.dtype, torch.float32))
+            setattr(wrapped.get_submodule(f"{path}.{wrapped.active_adapter}"), name, nn.Parameter(value.clone()))
     except LOADING_ERRORS as error:
         raise NotByFile(str(error)) from error
     seen = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
@@ -267,47 +227,3 @@ def _inject_lora(model: PreTrainedModel, folder: Path) -> None:
             raise NotByFile("its LoRA is on a weight that two modules share")
         if getattr(module, "lora_variant", None):
             raise NotByFile("its adapter is a variant of LoRA")
-
-
-def _at_least_float32(value: Tensor) -> torch.dtype:
-    return torch.promote_types(value.dtype, torch.float32)
-
-
-def _own_names(owner: str, module: nn.Module) -> list[str]:
-    """Names of the parameters and buffers that `module` itself holds."""
-    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    return [f"{owner}.{name}" for name, _ in own]
-
-
-def _put(module: nn.Module, name: str, value: Tensor) -> None:
-    """Set a parameter or buffer of `module` to a copy of `value`, for the files are memory-mapped."""
-    value = value.clone()
-    setattr(module, name, nn.Parameter(value, requires_grad=False) if name in module._parameters else value)
-
-
-def _fill(block: nn.Module, prefix: str, files: ShardReader) -> None:
-    """Read the weights of a block into memory."""
-    for path, module in block.named_modules(prefix=prefix):
-        for name in _own_names(path, module):
-            if name not in files:
-                raise NotByFile(f"{name} is not in its files")
-            _put(module, name.rpartition(".")[2], files[name])
-
-
-def _probe(site: Site) -> Tensor:
-    """A random input of a site's block: (1, PROBE_TOKENS, width)."""
-    needed = [
-        parameter
-        for parameter in inspect.signature(site.block.forward).parameters.values()
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-    ]
-    if len(needed) != 1:
-        raise NotByFile(f"{type(site.block).__name__} takes more than an activation")
-    width = site.size
-    if isinstance(site.block, nn.Linear):
-        width = site.block.in_features
-    elif isinstance(site.block, Conv1D):
-        width = site.block.nx
-    weight = next(site.block.parameters())
-    generator = torch.Generator().manual_seed(site.index)
-    return torch.randn(1, PROBE_TOKENS, width, generator=generator).to(weight.dtype)

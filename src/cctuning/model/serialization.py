@@ -17,6 +17,7 @@ from peft import PeftModel, PeftType
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig
@@ -33,62 +34,12 @@ WEIGHTS_STEM = "connection_model"  # a sharded run may write several files: conn
 WEIGHTS_FILE = f"{WEIGHTS_STEM}.safetensors"
 FORMAT = 1
 LORA_CONFIG = "adapter_config.json"  # of PEFT
+EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out")  # where PEFT saves resized
 # What libraries raise for files that are missing, damaged, of another model, or in need of a package not installed.
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError)
 
 
-def describe_base(model: PreTrainedModel) -> dict[str, Any]:
-    """Family, sizes and name of a base model. (Weights change in training; see `fingerprint`.)"""
-    base = unwrap(model)
-    text = base.config.get_text_config()
-    return {
-        "model_type": base.config.model_type,
-        "hidden_size": text.hidden_size,
-        "num_hidden_layers": text.num_hidden_layers,
-        "vocab_size": text.vocab_size,
-        "name_or_path": base.config.name_or_path,
-    }
-
-
-def base_hash(model: PreTrainedModel, embedding: torch.Tensor | None = None) -> str:
-    """Hash over a sample of the input embedding, rounded to bf16: the same in float32 and bfloat16 (float16 rounds
-    otherwise; see `sample`).
-
-    Where the base is trained the embedding changes too, so the fingerprint is that of the trained base.
-
-    Args:
-        model: the base. embedding: its input embedding, gathered, where the model holds a shard of it.
-    """
-    weight = _embedding(model, embedding)
-    sample = weight.flatten()[:: max(1, weight.numel() // 4096)][:4096].float().cpu().bfloat16()
-    return hashlib.sha256(sample.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
-
-
-def _embedding(model: PreTrainedModel, given: torch.Tensor | None) -> torch.Tensor:
-    base: Any = unwrap(model)
-    return base.get_input_embeddings().weight.detach() if given is None else given
-
-
-def sample(embedding: torch.Tensor) -> list[float]:
-    """A few values of the input embedding, to recognise a base in float16, which rounds otherwise."""
-    values = embedding.flatten()[:: max(1, embedding.numel() // 64)][:64]
-    return [float(f"{value:.5g}") for value in values.float().tolist()]
-
-
-def _rounded(embedding: torch.Tensor, expected: list[float] | None) -> bool:
-    """Whether `embedding` is in float16, and differs from the sample `expected` by no more than that rounds."""
-    found = sample(embedding)
-    if embedding.dtype != torch.float16 or len(found) != len(expected or []):
-        return False
-    return all(abs(a - b) <= 2e-3 * abs(b) + 1e-7 for a, b in zip(found, expected or [], strict=True))
-
-
-def base_is_trained(connected: ConnectedModel) -> bool:
-    """Whether any weight that is neither the connection's nor a LoRA's is trainable."""
-    ours = {id(p) for c in connected.connections.values() for p in c.parameters()}
-    return any(
-        p.requires_grad and id(p) not in ours and "lora_" not in name for name, p in connected.model.named_parameters()
-    )
+# -- the base --------------------------------------------------------------------------------------------------------
 
 
 def check_adapter(model: PreTrainedModel) -> None:
@@ -98,22 +49,82 @@ def check_adapter(model: PreTrainedModel) -> None:
         raise UserError(f"{kind.value}: its virtual tokens move every prompt's end; use a LoRA or prefix tuning.")
 
 
+def base_is_trained(connected: ConnectedModel) -> bool:
+    """Whether any weight that is neither the connection's nor a LoRA's is trainable."""
+    return any(parameter.requires_grad for parameter in _of_base(connected))
+
+
 def times_written(connected: ConnectedModel) -> int:
     """A count that grows when a weight of the base, neither the connection's nor a LoRA's, is written to.
 
     It is autograd's `Tensor._version`, which is not public; `tests/model/test_connected.py` fails when it changes.
     """
+    return sum(parameter._version for parameter in _of_base(connected) if not parameter.is_inference())
+
+
+def _of_base(connected: ConnectedModel) -> list[Tensor]:
     ours = {id(p) for c in connected.connections.values() for p in c.parameters()}
-    named = connected.model.named_parameters()
-    return sum(p._version for name, p in named if id(p) not in ours and "lora_" not in name and not p.is_inference())
+    return [p for name, p in connected.model.named_parameters() if id(p) not in ours and "lora_" not in name]
+
+
+def describe_base(model: PreTrainedModel, embedding: Tensor | None = None) -> dict[str, Any]:
+    """Family, sizes and name of a base model, and what its weights are recognised by.
+
+    `fingerprint` is a hash over 4,096 values of the input embedding rounded to bf16, so it is the same in float32 and
+    bfloat16; `sample` are 64 values, for float16, which rounds otherwise. Where the base is trained the embedding
+    changes too, so both are of the trained base.
+
+    Args:
+        embedding: input embedding of the model, gathered, where the model itself holds a shard of it or no weights.
+    """
+    base: Any = unwrap(model)
+    text = base.config.get_text_config()
+    flat = (base.get_input_embeddings().weight if embedding is None else embedding).detach().flatten()
+    hashed = flat[:: max(1, flat.numel() // 4096)][:4096].float().cpu().bfloat16().view(torch.int16)
+    sample = flat[:: max(1, flat.numel() // 64)][:64].float().tolist()
+    return {
+        "model_type": base.config.model_type,
+        "hidden_size": text.hidden_size,
+        "num_hidden_layers": text.num_hidden_layers,
+        "vocab_size": text.vocab_size,
+        "name_or_path": base.config.name_or_path,
+        "fingerprint": hashlib.sha256(hashed.numpy().tobytes()).hexdigest()[:16],
+        "sample": [float(f"{value:.5g}") for value in sample],
+    }
+
+
+def check_base(
+    model: PreTrainedModel, record: dict[str, Any], directory: Path, embedding: Tensor | None = None
+) -> None:
+    """Raise `UserError` unless `model` is the base of the connection with config `record` in `directory`; `embedding`
+    as in `describe_base`."""
+    found, expected = describe_base(model, embedding), record["base"]
+    for key in ("model_type", "hidden_size", "num_hidden_layers"):
+        if found[key] != expected[key]:
+            raise UserError(
+                f"{directory}: made for another model: {key} {expected[key]!r}, this one has {found[key]!r}; "
+                f"load it on {expected['name_or_path'] or 'the base it was trained with'}."
+            )
+    half = unwrap(model).get_input_embeddings().weight.dtype == torch.float16  # differs by its rounding
+    pairs = [*zip(found["sample"], expected.get("sample", []), strict=False)]
+    close = half and pairs and all(abs(a - b) <= 2e-3 * abs(b) + 1e-7 for a, b in pairs)
+    if found["fingerprint"] != expected["fingerprint"] and not close:
+        which = "its own fine-tuned base" if expected["trained"] else expected["name_or_path"] or "its base"
+        raise UserError(
+            f"{directory}: made for another model of the same shape (embedding fingerprint {found['fingerprint']}, "
+            f"expected {expected['fingerprint']}); load it on {which}."
+        )
+
+
+# -- the files -------------------------------------------------------------------------------------------------------
 
 
 def save_state(
     connected: ConnectedModel,
     directory: Path,
-    state: dict[str, torch.Tensor],
+    state: dict[str, Tensor],
     base_trained: bool,
-    embedding: torch.Tensor | None = None,
+    embedding: Tensor | None = None,
 ) -> None:
     """Write config and weights; `state` and `embedding` are gathered copies where the model itself is sharded."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -124,19 +135,14 @@ def save_state(
 
 
 def save_config(
-    connected: ConnectedModel, directory: Path, base_trained: bool, embedding: torch.Tensor | None = None
+    connected: ConnectedModel, directory: Path, base_trained: bool, embedding: Tensor | None = None
 ) -> None:
     """Write the config only; arguments as in `save_state`."""
     record = {
         "format": FORMAT,
         "connection": connected.config.to_dict(),
         "reference_language": connected.reference_language,
-        "base": {
-            **describe_base(connected.model),
-            "trained": base_trained,
-            "fingerprint": base_hash(connected.model, embedding),
-            "sample": sample(_embedding(connected.model, embedding)),
-        },
+        "base": describe_base(connected.model, embedding) | {"trained": base_trained},
     }
     write_atomically(directory / CONFIG_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
@@ -158,30 +164,6 @@ def read_config(directory: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the config of a connection ({error!r}); train or copy it again.") from error
     return record
-
-
-def check_base(
-    model: PreTrainedModel, record: dict[str, Any], directory: Path, embedding: torch.Tensor | None = None
-) -> None:
-    """Raise `UserError` unless `model` is the base of the connection with config `record` in `directory`.
-
-    Args:
-        embedding: input embedding of the model, where the model itself has no weights.
-    """
-    found, expected = describe_base(model), record["base"]
-    for key in ("model_type", "hidden_size", "num_hidden_layers"):
-        if found[key] != expected[key]:
-            raise UserError(
-                f"{directory}: made for another model: {key} {expected[key]!r}, this one has {found[key]!r}; "
-                f"load it on {expected['name_or_path'] or 'the base it was trained with'}."
-            )
-    mark = base_hash(model, embedding)
-    if mark != expected["fingerprint"] and not _rounded(_embedding(model, embedding), expected.get("sample")):
-        which = "its own fine-tuned base" if expected["trained"] else expected["name_or_path"] or "its base"
-        raise UserError(
-            f"{directory}: made for another model of the same shape (embedding fingerprint {mark}, "
-            f"expected {expected['fingerprint']}); load it on {which}."
-        )
 
 
 def load(cls: type[ConnectedModel], model: PreTrainedModel, directory: Path) -> ConnectedModel:
@@ -224,12 +206,10 @@ def load_lora(model: PreTrainedModel, directory: Path) -> Any:
 def _saved_vocabulary(directory: Path) -> int | None:
     """Rows of the embedding that a model was trained with; None where the files do not tell: its base's."""
     if (directory / CONFIG_FILE).is_file():
-        rows = read_config(directory)["base"].get("vocab_size")
-        return rows if isinstance(rows, int) else None
-    ends = ("embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out")
+        return read_config(directory)["base"].get("vocab_size")
     with safe_open(directory / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118  # no mapping, and not iterable
-            if key.endswith(tuple(f".{end}.weight" for end in ends)):  # PEFT saves them where they were resized
+            if key.endswith(tuple(f".{end}.weight" for end in EMBEDDINGS)):
                 return int(file.get_slice(key).get_shape()[0])
     return None
 
