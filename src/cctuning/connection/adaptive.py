@@ -23,10 +23,6 @@ class AdaptiveConnection(nn.Module):
     """
 
     def __init__(self, size: int, layers: int) -> None:
-        """
-        Args:
-            size: d, the model's width. layers: L, its number of decoder layers.
-        """
         super().__init__()
         self.selector = nn.Linear(size, layers, bias=False)
         self.matrix = nn.Linear(size, size, bias=False)  # M transposed; fitted, not trained

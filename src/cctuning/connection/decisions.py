@@ -21,14 +21,10 @@ class Decision(nn.Module):
     """Base class. `forward(e, h)` returns the share a in [0, 1], of a shape that broadcasts to (N, d).
 
     Register a class of your own with `@register_decision("name")`; every parameter of it must get a gradient whatever
-    its inputs, as DDP requires.
+    its inputs, as DDP requires. `size` is d, the width of the activations.
     """
 
     def __init__(self, config: ConnectionConfig, size: int) -> None:
-        """
-        Args:
-            config: options of the connection. size: d, width of the activations.
-        """
         super().__init__()
 
 
@@ -52,7 +48,6 @@ class Gate(Decision):
         nn.init.constant_(self.up.bias, config.decision_bias)
 
     def forward(self, reference: Tensor, own: Tensor) -> Tensor:
-        """Shares (N, d) for activations `reference` e and `own` h, (N, d) each."""
         return decide(own, reference, self._score).to(own.dtype)
 
     def _score(self, difference: Tensor) -> Tensor:
@@ -69,7 +64,6 @@ class FixedBlend(Decision):
         self.value = config.decision_value
 
     def forward(self, reference: Tensor, own: Tensor) -> Tensor:
-        """A scalar tensor."""
         return own.new_full((), self.value)
 
 

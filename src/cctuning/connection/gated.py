@@ -27,11 +27,8 @@ class LayerConnection(nn.Module):
     def __init__(self, config: ConnectionConfig, size: int, index: int, number: int, wire: Wire) -> None:
         """
         Args:
-            config: options of the connection.
-            size: d, the width of the FFN's output.
-            index: number of the decoder layer.
-            number: how many layers connect (the objective is their mean).
-            wire: shared with the other layers of the model.
+            size: d, the width of the FFN's output. index: number of the decoder layer.
+            number: how many layers connect (the objective is their mean). wire: shared by all of them.
         """
         super().__init__()
         self.config, self.index, self.number, self.wire = config, index, number, wire

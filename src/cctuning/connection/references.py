@@ -19,12 +19,8 @@ LayerMemory = tuple[Tensor, Tensor | None]  # values that are offered, and keys 
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference batch: R distinct references, right- or left-padded to S tokens.
-
-    Attributes:
-        mask: (R, S) bool, true at real tokens.
-        last: (R,) int64, position of each reference's last real token. Under right padding that is not -1.
-    """
+    """R distinct references, padded on either side to S tokens: `mask` (R, S) bool of the real tokens, and `last` (R,)
+    the position of each one's last."""
 
     mask: Tensor
     last: Tensor
@@ -52,22 +48,15 @@ class Alignment:
     recordable = True
 
     def remember(self, output: Tensor, inputs: Tensor, reference: Reference) -> LayerMemory:
-        """What a layer keeps of the reference pass.
-
-        Args:
-            output: (R, S, d) FFN outputs. inputs: (R, S, k) FFN inputs. reference: masks of the batch.
-
-        Returns:
-            Values (R, d) and None; where not `recordable`, whatever `offer` reads.
-        """
+        """What a layer keeps of the FFN outputs (R, S, d) and inputs (R, S, k) of the reference pass: values (R, d)
+        and None; where not `recordable`, whatever `offer` reads."""
         raise NotImplementedError
 
     def offer(self, memory: LayerMemory, which: Tensor, queries: Tensor, reference: Reference | None) -> Tensor:
-        """The reference activation of each connected position: (N, d).
+        """The reference activation (N, d) of each connected position, from what `remember` returned.
 
         Args:
-            memory: of this layer, from `remember`. which: (N,) reference of each position.
-            queries: (N, k) FFN inputs at the connected positions. reference: masks of the batch.
+            which: (N,) reference of each position. queries: (N, k) FFN inputs at the positions.
         """
         return memory[0][which]
 

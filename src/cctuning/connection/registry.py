@@ -46,13 +46,7 @@ class Registry(dict[str, Any]):
 
 
 def load_plugins() -> None:
-    """Import the modules that `CC_TUNING_PLUGINS` names, which register classes.
-
-    Not when this package is imported: the modules import it themselves.
-
-    Raises:
-        UserError: one of them cannot be imported.
-    """
+    """Import the modules that `CC_TUNING_PLUGINS` names, which register classes (and import this package)."""
     for name in filter(None, (part.strip() for part in os.environ.get(PLUGINS, "").split(","))):
         try:
             import_module(name)

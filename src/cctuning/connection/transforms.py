@@ -25,16 +25,12 @@ class Transform(nn.Module):
 
     Register a class of your own with `@register_transform("name")`. Where the map is linear, set `linear = True` and
     define `matrix` so that it can be merged; where it is of low rank, define `factors` so that it can be exported as a
-    LoRA.
+    LoRA. `size` is d, the width of the activations.
     """
 
     linear = False
 
     def __init__(self, config: ConnectionConfig, size: int) -> None:
-        """
-        Args:
-            config: options of the connection. size: d, width of the activations.
-        """
         super().__init__()
 
     def moved(self, hidden: Tensor) -> tuple[Tensor, Tensor]:

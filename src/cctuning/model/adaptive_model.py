@@ -35,8 +35,8 @@ class AdaptiveModel(ConnectedModel):
 
     In training, and with a reference, rows connect to it live. Without one a first pass over the prompt gives the
     row's own FFN outputs, the matrix maps them to what the reference's would be, one layer is chosen, and a second
-    pass runs with it (in `generate` over the prompt's last token alone). Rows in the reference language take no part:
-    `connect` says which do. The loss is the LM loss of the connected pass alone, as in the paper's code.
+    pass runs with it. Rows in the reference language take no part: `connect` says which do. The loss is the LM loss of
+    the connected pass alone, as in the paper's code.
     """
 
     mixes_references = False
@@ -58,9 +58,8 @@ class AdaptiveModel(ConnectedModel):
     def _recorder(self, site: Site) -> Any:
         def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             plan = self.wire.plan
-            if plan is not None and plan.mode == "record" and plan.reference is not None:
-                hidden = output[0] if isinstance(output, tuple) else output
-                hidden = hidden.reshape(plan.rows, plan.positions, -1)
+            if plan is not None and plan.reference is not None:
+                hidden = _hidden(output).reshape(plan.rows, plan.positions, -1)
                 plan.results.memory[site.index] = Anchor().remember(hidden, hidden, plan.reference)
 
         return record
@@ -69,7 +68,7 @@ class AdaptiveModel(ConnectedModel):
         plan = self.wire.plan
         if plan is None or plan.injection is None or plan.connect_index is None:
             return output
-        hidden = output[0] if isinstance(output, tuple) else output
+        hidden = _hidden(output)
         flat = hidden.reshape(-1, hidden.shape[-1])
         changed = flat.index_add(0, plan.connect_index, plan.injection.to(flat.dtype)).view_as(hidden)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
@@ -106,24 +105,21 @@ class AdaptiveModel(ConnectedModel):
             live: connect to the reference; else to the row's own vectors, through the matrix.
             own: (B, L, d) the rows' own vectors, where they are known already.
         """
-        ends = prompt_ends(batch.attention_mask, predict)
+        ends, width = prompt_ends(batch.attention_mask, predict), batch.input_ids.shape[1]
         which = rows.nonzero()[:, 0]
-        plan = Plan("connect", *batch.input_ids.shape)
-        plan.connect_row, plan.connect_index = which, which * batch.input_ids.shape[1] + ends[which]
-        noise = None
-        if live and batch.reference_input_ids is not None:
+        plan = Plan("connect", len(rows), width, connect_row=which, connect_index=which * width + ends[which])
+        selector = self.adaptive.selector
+        if live and batch.reference_input_ids is None:
+            vectors = selector.weight.new_empty(0, selector.out_features, selector.in_features)
+        elif live:
             gradient = self.config.reference_gradient and self.training
             vectors = self._reference_vectors(batch, gradient)[batch.reference_index[which]]
-        elif live:
-            selector = self.adaptive.selector
-            vectors = selector.weight.new_empty(0, selector.out_features, selector.in_features)
-        elif own is not None:
-            vectors = own[which]
         else:
-            # The prompt alone: what follows its end is masked out, so that labels cannot leak into the choice.
-            places = torch.arange(batch.input_ids.shape[1], device=ends.device)
-            prompt = batch.attention_mask * (places <= ends[:, None])
-            vectors = self._vectors(batch.input_ids, prompt, ends, False)[which]
+            if own is None:  # of the prompt alone, so that labels cannot leak into the choice
+                places = torch.arange(width, device=ends.device)
+                own = self._vectors(batch.input_ids, batch.attention_mask * (places <= ends[:, None]), ends, False)
+            vectors = own[which]
+        noise = None
         if self.training and live:
             numbers = torch.arange(vectors.shape[1], device=batch.row.device)
             noise = uniform(self.seed, self.step, batch.row[which][:, None] * vectors.shape[1] + numbers)
@@ -137,14 +133,12 @@ class AdaptiveModel(ConnectedModel):
         """With a reference, its pass and the prompt's; without one, a pass over the prompt and one more token (with
         beams, assistants and caches of the caller's own: two passes over the prompt)."""
         with_cache(options)
-        live = batch.reference_input_ids is not None
+        live, own = batch.reference_input_ids is not None, None
         training, self.training = self.training, False
         try:
-            own = None
             if not live and self.wire.enabled and self._decodes_plainly(options):
                 own, cache = self._prefill(batch)
-                if cache is not None:
-                    options["past_key_values"] = cache
+                options |= {} if cache is None else {"past_key_values": cache}
             return _InjectOnce(self._plan(batch, None, live, self._taking_part(batch, live), own))
         finally:
             self.training = training
@@ -156,7 +150,7 @@ class AdaptiveModel(ConnectedModel):
         plan = Plan("record", ids.shape[0], ids.shape[1], reference=Reference(mask.bool(), last))
         with nullcontext() if gradient else no_gradient():
             self._run(plan, NO_LOGITS, input_ids=ids, attention_mask=mask, use_cache=False)
-            vectors = self._stack(plan)
+            vectors = _stacked(plan)
         if gradient and not vectors.requires_grad:
             raise UserError(
                 "reference_gradient: the first pass of the adaptive connection has no gradient under reentrant "
@@ -176,11 +170,6 @@ class AdaptiveModel(ConnectedModel):
         ends = prompt_ends(batch.attention_mask, predicting(batch.labels))
         return self._vectors(batch.input_ids, batch.attention_mask, ends, False)
 
-    @staticmethod
-    def _stack(plan: Plan) -> Tensor:
-        memory = plan.results.memory
-        return torch.stack([memory[layer][0] for layer in sorted(memory)], dim=1)
-
     def _prefill(self, batch: Batch) -> tuple[Tensor, Any]:
         """Run left-padded prompts once: their own vectors (B, L, d), and the cache of all but their last tokens.
 
@@ -194,7 +183,7 @@ class AdaptiveModel(ConnectedModel):
         if "position_ids" in signature(unwrap(self.model).forward).parameters:  # under left padding, as in `generate`
             inputs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
         output = self._run(plan, NO_LOGITS, **inputs)
-        vectors, cache = self._stack(plan), getattr(output, "past_key_values", None)
+        vectors, cache = _stacked(plan), getattr(output, "past_key_values", None)
         if not isinstance(cache, Cache) or not cache.is_croppable or mask.shape[1] < 2:
             return vectors, None
         try:
@@ -273,6 +262,15 @@ class AdaptiveModel(ConnectedModel):
         assert batch.labels is not None
         share = self._plan(batch, predicting(batch.labels), True, batch.paired).results.share
         return torch.stack([share[layer] for layer in sorted(share)])
+
+
+def _hidden(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _stacked(plan: Plan) -> Tensor:
+    """(R, L, d) of what the layers kept."""
+    return torch.stack([kept[0] for _, kept in sorted(plan.results.memory.items())], dim=1)
 
 
 class _InjectOnce:

@@ -118,10 +118,9 @@ class ConnectedForward(nn.Module):
             step.packed.apply(step.plan)
             index = step.packed.place[index] if index is not None else None
             tokens = step.packed.inputs
-        output = None
         with suppress(Enough):
             output = self._run(step.plan, index, through, **tokens, **{"use_cache": False, **inputs})
-        if output is None:
+        if step.plan.stop:
             result = aligned_alone(batch, step)
             assert result.loss is not None
             result.loss = restore(result.loss, self.wire, step.plan)

@@ -75,12 +75,9 @@ def read_record(run: Path) -> dict[str, Any]:
 
 def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error}): {otherwise}; copy it again, or use another.") from error
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: expected an object, found {type(record).__name__}: {otherwise}; copy it again.")
-    return record
 
 
 def torch_dtype(name: str) -> torch.dtype | None:
@@ -172,6 +169,12 @@ def load_tokenizer(
         raise UserError(f"tokenizer of {name!r}: cannot be loaded: {first_line(error)}") from error
 
 
+def tokenizer_of(where: str, base: str | None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in the directory `where`, or its base's where it has none."""
+    own = base is None or not Path(where).is_dir() or (Path(where) / "tokenizer_config.json").is_file()
+    return load_tokenizer(where if own else str(base), trust_remote_code=trust_remote_code)
+
+
 def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> Loaded:
     """Load the model at `path`, with its connection if it has one.
 
@@ -199,8 +202,7 @@ def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> 
         model = connected.model
     elif (folder / LORA_CONFIG).is_file():
         model = serialization.load_lora(model, folder)
-    own = base is None or not folder.is_dir() or (folder / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(where if own else str(base), trust_remote_code=trust_remote_code)
+    tokenizer = tokenizer_of(where, base, trust_remote_code)
     (connected or model).eval()
     return Loaded(model, connected, tokenizer, run, base)
 

@@ -30,7 +30,7 @@ from transformers.core_model_loading import WeightConverter
 from cctuning.connection import ConnectionConfig, Transform
 from cctuning.connection.transforms import build_transform
 from cctuning.model import serialization
-from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, Loaded, base_of, load_tokenizer, resolve
+from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, Loaded, base_of, resolve, tokenizer_of
 from cctuning.model.lora import why_not_plain
 from cctuning.model.merge import check_config, check_finite, check_not_shared, merged
 from cctuning.model.shards import ShardReader, ShardWriter
@@ -74,8 +74,7 @@ class FileMerge:
         if lora.is_file():
             _inject_lora(self.skeleton, self.folder)
         self.modules: dict[str, Any] = dict(self.skeleton.named_modules())
-        own = base is None or not self.folder.is_dir() or (self.folder / "tokenizer_config.json").is_file()
-        tokenizer = load_tokenizer(where if own else str(base), trust_remote_code=trust_remote_code)
+        tokenizer = tokenizer_of(where, base, trust_remote_code)
         self.loaded = Loaded(self.skeleton, None, tokenizer, run, base)
 
     def _read_connection(self) -> None:

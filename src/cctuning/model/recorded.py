@@ -3,7 +3,7 @@
 With `reference_weights: start` the references run through weights that never change, so what they offer a layer, one
 vector each, is data. Recording it takes the reference pass, and a copy of the weights, out of every step. The vectors
 are memory-mapped safetensors files in a folder named after all that they depend on: weights, layers, pooling, tokens,
-precision. A second run on the same rows reads them; an interrupted recording is completed.
+precision. A second run on the same rows reads them, and an interrupted recording is completed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from cctuning.connection import Statistics
@@ -62,26 +63,24 @@ class RecordedReferences:
         Args:
             files: (n, L, d) each, consecutive references. layers: numbers of the layers. device: of the model.
         """
-        self.layers, self.device, self._files = list(layers), device, list(files)
-        self._starts = np.cumsum([0] + [len(file) for file in files])
-        self.size = int(self._starts[-1])
-        size = sum(file.numel() * file.element_size() for file in files)
-        self._whole = torch.cat(self._files).to(device) if size <= RESIDENT else None
+        self.layers, self.device = list(layers), device
         self.statistics = {
             layer: Statistics.of(*(file[:, n] for file in files)).to(device) for n, layer in enumerate(layers)
         }
+        self.resident = sum(file.nbytes for file in files) <= RESIDENT
+        self._files = [torch.cat(list(files)).to(device)] if self.resident else list(files)
+        self._starts = torch.tensor([0, *(len(file) for file in self._files)], device=self._files[0].device).cumsum(0)
+        self.size = int(self._starts[-1])
 
     def take(self, places: Tensor) -> dict[int, Tensor]:
         """Layer -> (N, d) vectors of the references `places` (N,), on the model's device."""
-        if self._whole is not None:
-            found = self._whole[places.to(self.device)]
-        else:
-            numbers = places.cpu().numpy()
-            which = np.searchsorted(self._starts, numbers, side="right") - 1
-            rows = [
-                self._files[file][number - self._starts[file]] for file, number in zip(which, numbers, strict=True)
-            ]
-            found = torch.stack(rows).to(self.device)
+        places = places.to(self._starts.device)
+        file_of = torch.searchsorted(self._starts, places, right=True) - 1
+        found = self._files[0].new_empty(len(places), *self._files[0].shape[1:])
+        for number in file_of.unique().tolist():
+            rows = file_of == number
+            found[rows] = self._files[number][places[rows] - self._starts[number]]
+        found = found.to(self.device)
         return {layer: found[:, n] for n, layer in enumerate(self.layers)}
 
     def offer(self, rows: Tensor, others: int, seed: int) -> tuple[dict[int, Tensor], Tensor, Tensor | None]:
@@ -95,8 +94,8 @@ class RecordedReferences:
             Layer -> (R', d); (B,) place of each row's reference among them, -1 for none; (K,) places of the others,
             None for all R'.
         """
-        if self.size <= others and self._whole is not None:
-            return {layer: self._whole[:, n] for n, layer in enumerate(self.layers)}, rows, None
+        if self.size <= others and self.resident:
+            return {layer: self._files[0][:, n] for n, layer in enumerate(self.layers)}, rows, None
         drawn = torch.randint(self.size, (others,), generator=torch.Generator().manual_seed(seed))
         own = rows[rows >= 0].cpu()
         places, inverse = torch.unique(torch.cat([own, drawn]), return_inverse=True)
@@ -175,36 +174,40 @@ def record(
         UserError: a file of the recording cannot be written.
     """
     device = next(connected.model.parameters()).device
-    chunks = [list(range(start, min(start + CHUNK, len(prompts)))) for start in range(0, len(prompts), CHUNK)]
+    chunks = [prompts.of(range(start, min(start + CHUNK, len(prompts)))) for start in range(0, len(prompts), CHUNK)]
     if folder is None:
-        files = [_vectors(connected, prompts.of(chunk), pad, quiet) for chunk in chunks]
+        files = [_vectors(connected, chunk, pad, quiet) for chunk in chunks]
         return RecordedReferences(files, connected.layers, device)
     if not collective:
         folder = folder / key(connected, prompts, precision)
     folder.mkdir(parents=True, exist_ok=True)
     shape = (len(connected.layers), connected.width)
     paths = [folder / f"{number:05d}.safetensors" for number in range(len(chunks))]
-    there = [_read(path, len(chunk), shape) is not None for path, chunk in zip(paths, chunks, strict=True)]
+
+    def read(number: int) -> Tensor | None:
+        return _read(paths[number], (len(chunks[number]), *shape))
+
+    there = [read(number) is not None for number in range(len(chunks))]
     if collective:  # all processes record, or none does
         told: list[Any] = [all(there)]
         torch.distributed.broadcast_object_list(told)
         there = [told[0]] * len(chunks)
-    for number, (path, chunk) in enumerate(zip(paths, chunks, strict=True)):
-        if number % world == rank and not there[number]:
-            _write(path, _vectors(connected, prompts.of(chunk), pad, quiet))
-    if collective and not all(there):
-        forwards = [len(batches(prompts.of(chunk))) for chunk in chunks]
+    for number in range(rank, len(chunks), world):
+        if not there[number]:
+            _write(paths[number], _vectors(connected, chunks[number], pad, quiet))
+    if collective and not all(there):  # run along where others have more to record
+        forwards = [len(batches(chunk)) for chunk in chunks]
         most = max(sum(forwards[one::world]) for one in range(world))
         for _ in range(most - sum(forwards[rank::world])):
             _run(connected, prompts, [0], pad)
     if world > 1:
         torch.distributed.barrier()
     files = []
-    for path, chunk in zip(paths, chunks, strict=True):
-        found = _read(path, len(chunk), shape)
+    for number, path in enumerate(paths):
+        found = read(number)
         if found is None and not collective:  # another process's share, on another machine's disk
-            _write(path, _vectors(connected, prompts.of(chunk), pad, quiet))
-            found = _read(path, len(chunk), shape)
+            _write(path, _vectors(connected, chunks[number], pad, quiet))
+            found = read(number)
         if found is None:
             raise UserError(
                 f"{path}: cannot be read back; all processes must share one file system. Check it, or set "
@@ -217,15 +220,13 @@ def record(
     return RecordedReferences(files, connected.layers, device)
 
 
-def _read(path: Path, rows: int, shape: tuple[int, int]) -> Tensor | None:
+def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     """The vectors in `path`, memory-mapped; None where the file is missing or incomplete."""
-    if not path.is_file():
-        return None
     try:
         vectors = load_file(path)["vectors"]
     except (SafetensorError, OSError, KeyError, ValueError):
         return None
-    return vectors if vectors.shape == (rows, *shape) and vectors.dtype == torch.float32 else None
+    return vectors if vectors.shape == shape and vectors.dtype == torch.float32 else None
 
 
 def _write(path: Path, vectors: Tensor) -> None:
@@ -264,11 +265,8 @@ def _vectors(connected: ConnectedModel, prompts: Prompts, pad: int, quiet: bool 
 def _run(connected: ConnectedModel, prompts: Prompts, places: list[int], pad: int) -> Tensor:
     """(N, L, d) of the prompts at `places`, in one forward."""
     device = next(connected.model.parameters()).device
-    width = max(len(prompts.ids[place]) for place in places)
-    ids, mask = torch.full((len(places), width), pad), torch.zeros(len(places), width, dtype=torch.long)
-    for row, place in enumerate(places):
-        length = len(prompts.ids[place])
-        ids[row, :length] = torch.as_tensor(prompts.ids[place], dtype=torch.long)
-        mask[row, :length] = 1
+    rows = [torch.as_tensor(prompts.ids[place], dtype=torch.long) for place in places]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     vectors = connected.reference_vectors(ids.to(device), mask.to(device), prompts.text[places].to(device))
     return vectors.float().cpu()

@@ -2,12 +2,11 @@
 
 One rule covers most of transformers: the decoder's layers are the shallowest `ModuleList` of `num_hidden_layers`
 entries, the FFN is a child of the layer with one of a few exact names, and its output comes from modules with one of a
-few exact names (or from a fused 3-D expert weight). Families that need more are in `EXCEPTIONS`, families that are not
-supported in `REFUSED`; each entry says why.
+few exact names (or from a fused 3-D expert weight).
 
-The connection acts on the output of the FFN block, not of its projection: a LoRA that is injected into the projection
-later is then part of what the connection sees, and an MoE block is one activation and not one per expert. A merge
-multiplies every projection of the block, which is exact because the block's output is linear in all of them together.
+The connection acts on the output of the FFN block, not of its projection: a LoRA on the projection is then part of
+what the connection sees, and an MoE block is one activation and not one per expert. A merge multiplies every
+projection of the block, which is exact because the block's output is linear in all of them together.
 """
 
 from __future__ import annotations
@@ -32,20 +31,19 @@ QUANTISED_WEIGHTS = ("qweight", "down_proj_blocks")  # names under which GPTQ/AW
 class Family(NamedTuple):
     """What the rule does not find out about a family."""
 
-    why: str
     block: str | None = None  # path from the layer to the module whose output is the activation
     transposed: bool | None = None  # layout of its fused experts
     in_place: bool = False  # the layer writes into the activation it is given
 
 
 EXCEPTIONS = {
-    "bloom": Family("the FFN block adds the residual itself", block="mlp.dense_4h_to_h"),
-    "mpt": Family("the FFN block adds the residual itself", block="ffn.down_proj"),
-    "opt": Family("the layer holds its FFN's matrices without a block around them", block="fc2"),
-    "xglm": Family("the layer holds its FFN's matrices without a block around them", block="fc2"),
-    "biogpt": Family("the layer holds its FFN's matrices without a block around them", block="fc2"),
-    "falcon": Family("its layer adds the attention's output to the FFN's in place", in_place=True),
-    "llama4_text": Family("its experts have no attribute that says they are stored (E, d_ff, d)", transposed=True),
+    "bloom": Family("mlp.dense_4h_to_h"),  # the FFN block adds the residual itself
+    "mpt": Family("ffn.down_proj"),
+    "opt": Family("fc2"),  # the layer holds its FFN's matrices without a block around them
+    "xglm": Family("fc2"),
+    "biogpt": Family("fc2"),
+    "falcon": Family(in_place=True),  # its layer adds the attention's output to the FFN's in place
+    "llama4_text": Family(transposed=True),  # its experts have no attribute that says they are stored (E, d_ff, d)
 }
 REFUSED = {
     "mamba": "its layers are state-space mixers without an FFN",
@@ -154,25 +152,19 @@ def _layers(base: PreTrainedModel, family: str) -> nn.ModuleList:
 
 
 def _site(base: PreTrainedModel, family: str, index: int, name: str, layer: nn.Module) -> Site:
-    exception = EXCEPTIONS.get(family)
-    if exception is not None and exception.block is not None:
-        path = exception.block
-        block = layer.get_submodule(path)
-    else:
-        children = dict(layer.named_children())
-        path = next((name for name in BLOCK_NAMES if name in children), "")
-        if not path:
-            raise _unsupported(
-                family,
-                f"layer {index} ({type(layer).__name__}) has no FFN: no child is named {', '.join(BLOCK_NAMES)}",
-            )
-        block = children[path]
+    exception = EXCEPTIONS.get(family, Family())
+    children = dict(layer.named_children())
+    path = exception.block or next((name for name in BLOCK_NAMES if name in children), None)
+    if path is None:
+        raise _unsupported(
+            family, f"layer {index} ({type(layer).__name__}) has no FFN: no child is named {', '.join(BLOCK_NAMES)}"
+        )
+    block = layer.get_submodule(path)
     hidden = base.config.get_text_config().hidden_size
-    transposed = exception.transposed if exception is not None else None
     projections = tuple(
         projection
         for inner, module in block.named_modules(prefix=f"{name}.{path}")
-        if (projection := _projection(family, inner, module, hidden, transposed)) is not None
+        if (projection := _projection(family, inner, module, hidden, exception.transposed)) is not None
     )
     if not projections:
         raise _unsupported(
@@ -180,7 +172,7 @@ def _site(base: PreTrainedModel, family: str, index: int, name: str, layer: nn.M
             f"layer {index}'s FFN ({type(block).__name__}) has no output projection named "
             f"{', '.join(PROJECTION_NAMES)}, and no fused experts",
         )
-    return Site(index, name, layer, block, hidden, projections, exception is not None and exception.in_place)
+    return Site(index, name, layer, block, hidden, projections, exception.in_place)
 
 
 def _projection(family: str, name: str, module: nn.Module, hidden: int, transposed: bool | None) -> Projection | None:

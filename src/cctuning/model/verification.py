@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from cctuning.errors import UserError
-from cctuning.model.loading import LOADING_ERRORS, load, torch_dtype
+from cctuning.model.loading import LOADING_ERRORS, load
 from cctuning.model.sites import unwrap
 
 TEXTS = (
@@ -40,11 +41,8 @@ class Agreement:
     """How an export's logits differ from its run's, over all positions of the probes.
 
     Attributes:
-        error: norm of the difference over the norm of the run's, both without their mean over the vocabulary (on which
-            no probability depends).
-        same: share of positions with the same most likely token.
-        positions: their number.
-        allowed: largest `error` that rounding explains.
+        error: norm of the difference over the norm of the run's. same: share of positions with the same most likely
+            token. positions: their number. allowed: largest `error` that rounding explains.
     """
 
     error: float
@@ -72,9 +70,8 @@ def logits(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
     """Logits of all tokens of `rows`, (tokens, vocabulary), in float32 on the CPU, without their mean over the
     vocabulary."""
     device = next(model.parameters()).device
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
+    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True).to(device)
     model.eval()
     found = model(input_ids=ids, attention_mask=mask).logits[mask.bool()].float().cpu()
     return found - found.mean(-1, keepdim=True)
@@ -92,8 +89,7 @@ def check_export(
     Raises:
         UserError: the export does not load, or its logits differ.
     """
-    source = str(base) if kind == "lora" else str(directory)
-    written = torch_dtype(str(_config(source, trust_remote_code or kind == "code").dtype).removeprefix("torch."))
+    source, trusted = str(base) if kind == "lora" else str(directory), trust_remote_code or kind == "code"
     loaded = load(path, trust_remote_code=trust_remote_code)
     small = 4 * sum(parameter.numel() for parameter in loaded.model.parameters()) <= IN_FLOAT32
     dtype = "float32" if small and loaded.model.dtype != torch.float64 else "auto"
@@ -104,7 +100,8 @@ def check_export(
     wanted = logits(run, rows)
     del loaded, run
     try:
-        model = _reload(directory, kind, source, dtype, trust_remote_code or kind == "code")
+        written = AutoConfig.from_pretrained(source, trust_remote_code=trusted).dtype
+        model: Any = _reload(directory, kind, source, dtype, trusted)
         found = logits(model, rows)
     except LOADING_ERRORS as error:
         raise UserError(
@@ -114,7 +111,6 @@ def check_export(
     allowed = max(tolerance.get(kind, 1e-3) for kind in (written or torch.float32, model.dtype))
     missed = float((found - wanted).norm() / wanted.norm().clamp(min=1e-30))
     same = (found.argmax(-1) == wanted.argmax(-1)).float().mean().item()
-    agreement = Agreement(missed, same, len(wanted), allowed)
     if not missed <= allowed:
         raise UserError(
             f"the export does not answer as the run does: its logits differ by {missed:.1e} of their size (rounding "
@@ -122,25 +118,14 @@ def check_export(
             "positions. It was deleted. Please report this with the run's config.yaml; cctuning generate answers with "
             "the run itself."
         )
-    return agreement
-
-
-def _config(source: str, trust_remote_code: bool) -> Any:
-    try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except LOADING_ERRORS as error:
-        raise UserError(f"the config of the export cannot be loaded ({error}); the export was deleted.") from error
+    return Agreement(missed, same, len(wanted), allowed)
 
 
 def _reload(directory: Path, kind: str, source: str, dtype: str, trust_remote_code: bool) -> Any:
     """The export as a server loads it, without this package."""
     loader: Any = AutoModelForCausalLM
-    model, info = loader.from_pretrained(
-        source,
-        dtype="auto" if dtype == "auto" else torch_dtype(dtype),
-        trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-    )
+    how = {"dtype": dtype, "trust_remote_code": trust_remote_code, "output_loading_info": True}
+    model, info = loader.from_pretrained(source, **how)
     odd = sorted([*info["missing_keys"], *info["unexpected_keys"]])
     if odd and kind != "lora":
         raise ValueError(f"{len(odd)} weights are missing or unexpected, the first {odd[0]}")
