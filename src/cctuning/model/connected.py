@@ -268,13 +268,3 @@ class ConnectedModel(ConnectedForward):
             UserError: the directory is incomplete, or holds the connection of another model.
         """
         return serialization.load(cls, model, Path(directory))
-
-    def print_trainable_parameters(self) -> None:
-        """Print the number of trainable parameters, of the connection and of the base."""
-        ours = sum(p.numel() for c in self.connections.values() for p in c.parameters() if p.requires_grad)
-        trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        count = sum(p.numel() for p in self.model.parameters())
-        print(
-            f"trainable params: {trainable:,} (connection: {ours:,}, base: {trainable - ours:,}) || "
-            f"all params: {count:,} || trainable%: {100 * trainable / max(count, 1):.4f}"
-        )

@@ -195,7 +195,7 @@ def plan_step(batch: Batch, config: ConnectionConfig, rows: Tensor | int, *, tra
     plan = _plan(batch, config, predict, source, on_fused)
     if objective and config.weight > 0:
         copies = torch.bincount(source, minlength=every.shape[0])[source]
-        plan.row_weight = _share(rows, copies) / copies
+        plan.row_weight = 1.0 / (torch.as_tensor(rows, device=copies.device) * copies)
         plan.identity_weight = config.identity_weight
     mask = batch.attention_mask[source]
     return Step(batch.input_ids[source], mask, plan, source, on_fused, score[source], predict[source], training, rows)
@@ -219,7 +219,7 @@ def plan_aligned_step(
     predict = predicting(batch.labels)
     plan = Plan("align", *batch.input_ids.shape)
     if training and config.weight > 0 and bool(batch.paired.any()):
-        plan.row_weight = batch.paired.float() * _share(rows, order)
+        plan.row_weight = batch.paired / torch.as_tensor(rows, device=order.device)
         plan.spans = batch.spans(config.align_pool)
         answered = int(predict.any(dim=1).sum())
         plan.stop = end and answered == 0
@@ -227,10 +227,6 @@ def plan_aligned_step(
             plan.above = Above(0, plan.rows, answered)
     fused = torch.zeros_like(batch.paired)
     return Step(batch.input_ids, batch.attention_mask, plan, order, fused, predict, predict, training, rows)
-
-
-def _share(rows: Tensor | int, like: Tensor) -> Tensor:
-    return 1.0 / torch.as_tensor(rows, dtype=torch.float32, device=like.device)
 
 
 def append_references(step: Step, batch: Batch) -> None:
