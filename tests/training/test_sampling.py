@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +10,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from cctuning import CCTrainer, ConnectionConfig
-from cctuning.training.sampling import FILLER, BalancedOrder, EpochOrder, own_rows, undisturbed, without_repeats
-from tests.conftest import paired_batch
+from cctuning.training.sampling import BalancedOrder, EpochOrder, undisturbed
 from tests.training.test_trainer import config, losses, weights
 from tests.training.toys import model, rows, tokenizer
 
@@ -106,35 +104,50 @@ def test_workers_change_nothing(strategy, tmp_path):
     assert rest.steps == {10: two.steps[10]} and losses(resumed) == losses(several)
 
 
+def order(kind, lengths, strategy="random", processes=1, parts=1, rank=0, seed=1, drop_last=False):
+    options = {"dp_size": processes, "grad_accum": parts, "rank": rank, "seed": seed, "drop_last": drop_last}
+    return kind(lengths, 4, strategy, **options)
+
+
 def test_epochs_and_seeds_differ():
     lengths = [3 + place % 5 for place in range(40)]
     for strategy in ("random", "group_by_length"):
         orders = []
         for seed, epoch in ((1, 0), (1, 1), (5, 0)):
-            order = EpochOrder(lengths, strategy, 8, seed)
-            order.begin(epoch)
+            made = order(EpochOrder, lengths, strategy, seed=seed, parts=2)
+            made.begin(epoch)
             torch.rand(epoch + 1)  # what others draw is nothing to it
-            orders.append(list(order))
-            assert list(order) == orders[-1] and sorted(orders[-1]) == list(range(40))
+            orders.append([row for batch in made for row in batch])
+            assert [row for batch in made for row in batch] == orders[-1] and sorted(orders[-1]) == list(range(40))
         assert orders[0] != orders[1] and orders[0] != orders[2]
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize("rows", [12, 13, 17, 19, 25])
-def test_balanced_batches_hold_each_row_once(rows, processes):
+@pytest.mark.parametrize("count", [3, 12, 13, 17, 19, 24, 25])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_batches_hold_each_row_once(strategy, count, processes):
     """Of all processes together, but for those that are told to be fillers; each has as many batches as the others."""
     taken: Counter = Counter()
-    counts = set()
+    kind = BalancedOrder if strategy == "batch_rebalance" else EpochOrder
+    batches = []
     for rank in range(processes):
-        order = BalancedOrder(
-            [1 + place % 7 for place in range(rows)], 4 * processes, processes, 2, True, 0, rank, False
+        made = order(kind, [1 + place % 7 for place in range(count)], strategy, processes, 2, rank)
+        made.begin(1)
+        batches.append(list(made))
+        assert len(batches[-1]) == len(made) and all(batches[-1])
+        taken.update(row for batch in (batches[-1][:-1] if made.fills else batches[-1]) for row in batch)
+    assert len(set(map(len, batches))) == 1 and taken == Counter(range(count))
+    if strategy == "sequential":  # process p takes the p-th batch of each round
+        assert [row for together in zip(*batches, strict=True) for batch in together for row in batch][:count] == list(
+            range(count)
         )
-        order.begin(1)
-        batches = list(order)
-        assert len(batches) == len(order)
-        counts.add(len(batches))
-        taken.update(place for batch in (batches[:-1] if order.fills else batches) for place in batch)
-    assert len(counts) == 1 and taken == Counter(range(rows))
+
+
+def test_incomplete_batches_are_dropped_on_request():
+    for rank in range(2):
+        made = order(EpochOrder, [1] * 19, "sequential", 2, 1, rank, drop_last=True)
+        assert list(made) == [list(range(8 * place + 4 * rank, 8 * place + 4 * rank + 4)) for place in range(2)]
+        assert not made.fills
 
 
 def test_evaluation_gives_the_generators_back():
@@ -144,22 +157,3 @@ def test_evaluation_gives_the_generators_back():
     with undisturbed():
         torch.rand(5)
     assert torch.equal(torch.rand(2), expected)
-
-
-def process(index, processes=2, last=True):
-    state = SimpleNamespace(end_of_dataloader=last)
-    return SimpleNamespace(num_processes=processes, process_index=index, gradient_state=state)
-
-
-def test_repeated_rows_are_cut_off():
-    assert [own_rows(4, process(p), 13) for p in range(2)] == [4, 1]
-    assert [own_rows(4, process(p), 11) for p in range(2)] == [3, 0]
-    assert (
-        own_rows(4, process(1), 16) == own_rows(4, process(1, last=False), 11) == own_rows(4, process(0, 1), 11) == 4
-    )
-    batch = paired_batch() | {"row": torch.arange(4)}
-    (cut,) = without_repeats(iter([batch]), process(1), 13)
-    assert cut["input_ids"].shape[0] == cut["reference_input_ids"].shape[0] == 1 and FILLER not in cut
-    (filler,) = without_repeats(iter([batch]), process(1), 11)
-    assert filler[FILLER] and len(filler["labels"]) == 1 and bool((filler["labels"] == -100).all())
-    assert next(without_repeats(iter([batch]), process(0), 12)) is batch

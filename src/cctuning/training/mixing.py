@@ -21,7 +21,7 @@ from cctuning.data import PairedCollator
 from cctuning.data.in_memory import in_schema
 from cctuning.errors import UserError
 from cctuning.training.config import CCConfig
-from cctuning.training.epochs import EpochTrainer
+from cctuning.training.sampling import EpochTrainer
 
 
 class MixingTrainer(EpochTrainer):
@@ -37,7 +37,6 @@ class MixingTrainer(EpochTrainer):
         """As the parent's; with parallel text each row brings its pairs."""
         plain: Any = self.data_collator
         self.data_collator = self.training_collator()
-        self._rows_each = self.data_collator.each + 1 if isinstance(self.data_collator, MixingCollator) else 1
         try:
             return super().get_train_dataloader()
         finally:
@@ -126,11 +125,11 @@ class MixingTrainer(EpochTrainer):
         }
         still = EpochStaysZero()
         self.callback_handler.callbacks.insert(0, still)
-        self._all_rows_count = True  # the steps are whole: accelerate repeats no row
+        epochs, self._order = self._order, None  # the steps are whole: accelerate repeats no row
         try:
             super()._run_epoch(model, -1, **kwargs | before)
         finally:
-            self._all_rows_count = False
+            self._order = epochs
             self.remove_callback(still)
 
 

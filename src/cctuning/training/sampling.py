@@ -7,9 +7,9 @@ first. Here the trainer sets the sampler's epoch itself (`begin`), and evaluatio
 (`undisturbed`).
 
 accelerate also completes an epoch's last batches with rows from its beginning, so that every process has as many.
-Those rows would be trained on twice, and a run would depend on the number of its processes; `without_repeats` cuts
-them off. A process that is left without a row keeps one as a filler with zero loss, because it has to take part in
-the collectives.
+Those rows would be trained on twice, and a run would depend on the number of its processes. So each order here makes
+the batches of its own process, as transformers' `batch_rebalance` does. A process that is left without a row gets one
+as a filler with zero loss, because it has to take part in the collectives.
 """
 
 from __future__ import annotations
@@ -23,57 +23,64 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from accelerate import Accelerator
-from torch.utils.data import Sampler
+from datasets import Dataset
 from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
 
 from cctuning.model.packing import best_fit
+from cctuning.training.losses import EvaluationLoss
+from cctuning.training.tokenizing import TokenizingTrainer
 
 FILLER = "filler"  # key of a batch whose loss does not count
-BY_ROW = ("input_ids", "attention_mask", "labels", "row", "text", "reference_index", "reference_row")
-BY_REFERENCE = ("reference_input_ids", "reference_attention_mask", "reference_text")
 
 
-class EpochOrder(Sampler[int]):
-    """All rows of an epoch: shuffled, grouped by length, or in their order."""
+class EpochOrder(BatchRebalanceSampler):
+    """Batches of this process: the rows of an epoch shuffled, grouped by length, or in their order.
 
-    def __init__(self, lengths: Sequence[int], strategy: str, group: int, seed: int) -> None:
+    transformers and accelerate leave the batches of a `BatchRebalanceSampler` as they are.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, strategy: str = "random", **options: Any) -> None:
         """
         Args:
             lengths: tokens of each row.
+            batch: rows of a batch.
             strategy: `random`, `group_by_length` or `sequential`.
-            group: rows in a group of similar length, for `group_by_length`.
-            seed: of the order.
+            options: `dp_size`, `grad_accum`, `rank`, `seed` and `drop_last` of the parent.
         """
-        self.lengths, self.strategy, self.group, self.seed = list(lengths), strategy, group, seed
-        self.epoch = 0
-
-    def begin(self, epoch: int) -> None:
-        """Use the order of `epoch` from the next iteration on."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        if self.strategy == "group_by_length":
-            return iter(get_length_grouped_indices(self.lengths, self.group, generator=generator))
-        if self.strategy == "sequential":
-            return iter(range(len(self.lengths)))
-        return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
-
-
-class BalancedOrder(BatchRebalanceSampler):
-    """transformers' `batch_rebalance` without repeated rows.
-
-    The parent completes the epoch's last step by repeating rows. Here that step has fewer batches; if it has fewer
-    rows than there are processes, the other processes get one row as a filler.
-    """
+        super().__init__(list(lengths), batch * options["dp_size"] * options["grad_accum"], **options)
+        self.batch, self.strategy = batch, strategy
 
     def begin(self, epoch: int) -> None:
         """Use the order of `epoch` from the next iteration on."""
         self.set_epoch(epoch)
+
+    @property
+    def fills(self) -> bool:
+        """Whether this process's last batch is a filler."""
+        return not self.drop_last and 0 < len(self.lengths) % (self.batch * self.dp_size) <= self.batch * self.rank
+
+    def __len__(self) -> int:
+        batches = len(self.lengths) / (self.batch * self.dp_size)
+        return math.floor(batches) if self.drop_last else math.ceil(batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = list(range(len(self.lengths)))
+        if self.strategy == "group_by_length":
+            order = get_length_grouped_indices(self.lengths, self.effective_batch_size, generator=generator)
+        elif self.strategy == "random":
+            order = torch.randperm(len(order), generator=generator).tolist()
+        for place in range(len(self)):
+            together = order[place * self.batch * self.dp_size :][: self.batch * self.dp_size]
+            yield together[self.rank * self.batch :][: self.batch] or together[:1]
+
+
+class BalancedOrder(EpochOrder):
+    """transformers' `batch_rebalance` without repeated rows.
+
+    transformers completes the epoch's last step by repeating rows. Here that step has fewer batches; if it has fewer
+    rows than there are processes, the other processes get one row as a filler.
+    """
 
     @property
     def _last_slots(self) -> int:
@@ -107,7 +114,7 @@ class BalancedOrder(BatchRebalanceSampler):
             self.grad_accum = slots
 
 
-class PackedOrder(BatchRebalanceSampler):
+class PackedOrder(EpochOrder):
     """Batches of bins that are filled with whole rows, best-fit decreasing; each row once.
 
     Each epoch fills the bins anew. Their number is the same in all epochs, for it depends on the lengths alone.
@@ -117,19 +124,15 @@ class PackedOrder(BatchRebalanceSampler):
         """
         Args:
             lengths: tokens that each row takes. capacity: tokens of a bin. bins: of a batch.
-            options: `dp_size`, `grad_accum`, `rank`, `seed` and `drop_last` of the parent.
+            options: as of `EpochOrder`.
         """
-        super().__init__(list(lengths), bins * options["dp_size"] * options["grad_accum"], **options)
+        super().__init__(lengths, bins, **options)
         self.capacity = capacity
         self.whole, self.tail = divmod(len(best_fit(self.lengths, capacity)), self.effective_batch_size)
         if self.drop_last:
             self.tail = 0
         # Batches a process in the last, incomplete step.
         self.last_slots = math.ceil(self.tail * self.grad_accum / self.effective_batch_size)
-
-    def begin(self, epoch: int) -> None:
-        """Take the order of `epoch` from the next iteration on."""
-        self.set_epoch(epoch)
 
     @property
     def fills(self) -> bool:
@@ -152,31 +155,24 @@ class PackedOrder(BatchRebalanceSampler):
                 yield [row for rows in mine for row in rows] or dealt[0][:1]
 
 
-def order_of(rows: Any, args: Any, beside: int = 0) -> EpochOrder | BalancedOrder | PackedOrder:
+def order_of(rows: Any, args: Any, beside: int = 0) -> EpochOrder:
     """The order of the encoded `rows` in a run with the training options `args`.
 
     Args:
         beside: tokens of parallel text that come with each row, on average.
     """
     lengths = pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
-    seed = args.seed if args.data_seed is None else args.data_seed
-    parts, processes = args.gradient_accumulation_steps, max(1, args.world_size)
+    options = {
+        "dp_size": max(1, args.world_size),
+        "grad_accum": args.gradient_accumulation_steps,
+        "seed": args.seed if args.data_seed is None else args.data_seed,
+        "rank": args.process_index,
+        "drop_last": args.dataloader_drop_last,
+    }
     if args.packing:
-        ways = {"dp_size": processes, "grad_accum": parts, "rank": args.process_index}
-        ways |= {"seed": seed, "drop_last": args.dataloader_drop_last}
-        return PackedOrder([length + beside for length in lengths], args.max_length, args.train_batch_size, **ways)
-    step = args.train_batch_size * parts * processes  # rows of all processes: their number does not change the order
-    if args.train_sampling_strategy != "batch_rebalance":
-        return EpochOrder(lengths, args.train_sampling_strategy, step, seed)
-    return BalancedOrder(
-        lengths,
-        effective_batch_size=step,
-        dp_size=processes,
-        grad_accum=parts,
-        seed=seed,
-        rank=args.process_index,
-        drop_last=args.dataloader_drop_last,
-    )
+        return PackedOrder([length + beside for length in lengths], args.max_length, args.train_batch_size, **options)
+    kind = BalancedOrder if args.train_sampling_strategy == "batch_rebalance" else EpochOrder
+    return kind(lengths, args.train_batch_size, args.train_sampling_strategy, **options)
 
 
 @contextmanager
@@ -192,44 +188,57 @@ def undisturbed() -> Iterator[None]:
             np.random.set_state(numbers)
 
 
-def without_repeats(
-    batches: Iterator[dict[str, Any]], accelerator: Accelerator, length: int, each: int = 1
-) -> Iterator[dict[str, Any]]:
-    """This process's batches of `PairedCollator`, the epoch's last without repeated rows.
+class EpochTrainer(TokenizingTrainer):
+    """A `TokenizingTrainer` whose order of rows depends on nothing but seed and epoch, with losses by language."""
 
-    Args:
-        length: rows of an epoch.
-        each: rows of a batch for each row of the epoch: 1, or with parallel text the row and its pairs.
-    """
-    for batch in batches:
-        yield cut(batch, each * own_rows(len(batch["input_ids"]) // each, accelerator, length))
+    _order: EpochOrder | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._eval_losses = EvaluationLoss()
+        super().__init__(*args, **kwargs)
 
-def fillers_at_the_end(
-    batches: Iterator[dict[str, Any]], accelerator: Accelerator, filler: bool
-) -> Iterator[dict[str, Any]]:
-    """The batches of a `BalancedOrder`; if `filler`, the last is one row that does not count."""
-    for batch in batches:
-        yield cut(batch, 0) if filler and accelerator.gradient_state.end_of_dataloader else batch
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> EpochOrder:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        self._order = order_of(rows, self.args, self._tokens_beside())
+        return self._order
 
+    def _tokens_beside(self) -> int:
+        """Tokens of parallel text in a batch for each row of the epoch, on average."""
+        return 0
 
-def own_rows(rows: int, accelerator: Accelerator, length: int) -> int:
-    """How many of a batch's `rows` are not repeated. Process p gets the p-th batch of each round."""
-    # Not accelerate's `remainder`, which is unknown in an epoch that was resumed.
-    remainder = length % (rows * accelerator.num_processes)
-    if accelerator.num_processes == 1 or not accelerator.gradient_state.end_of_dataloader or remainder == 0:
-        return rows
-    return min(max(remainder - accelerator.process_index * rows, 0), rows)
+    def get_train_dataloader(self) -> Any:
+        """As the parent's, with a generator for the workers' seeds that dropout does not draw from."""
+        loader: Any = super().get_train_dataloader()
+        loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
 
+    def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        # accelerate's set_epoch does not reach the sampler where batches are skipped.
+        if self._order is not None:
+            self._order.begin(epoch)
+        return super()._run_epoch(model, epoch, *args, **kwargs)
 
-def cut(batch: dict[str, Any], rows: int) -> dict[str, Any]:
-    """The first `rows` rows of `batch`; for 0, its first row as a filler."""
-    if rows == len(batch["input_ids"]):
-        return batch
-    own = batch | {key: batch[key][: max(rows, 1)] for key in BY_ROW if key in batch}
-    if "reference_index" in batch:
-        references = int(own["reference_index"].max()) + 1  # numbered in the order in which rows use them
-        own |= {key: value[:references] for key, value in batch.items() if key in BY_REFERENCE}
-    if rows == 0:
-        own |= {FILLER: True, "labels": torch.full_like(own["labels"], -100)}
-    return own
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """As the parent's; the epoch's last batch does not count if it is a filler."""
+        if self._order is not None and self._order.fills:
+            epoch_iterator = self._with_filler(epoch_iterator)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _with_filler(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for batch in batches:
+            last = self.accelerator.gradient_state.end_of_dataloader
+            yield batch | {FILLER: True, "labels": torch.full_like(batch["labels"], -100)} if last else batch
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the parent's, with the loss of each language. Training continues as if there had been no evaluation."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        self._eval_losses.start(self.eval_dataset[rows] if isinstance(rows, str) else rows)  # type: ignore[index]
+        with undisturbed():
+            return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's, with the loss of each language among the metrics."""
+        output = super().evaluation_loop(*args, **kwargs)
+        assert output.metrics is not None
+        output.metrics.update(self._eval_losses.result(kwargs.get("metric_key_prefix", "eval")))
+        return output

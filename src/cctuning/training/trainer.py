@@ -5,7 +5,7 @@ saved. Everything else (schedulers, PEFT, accelerate, logging, resuming) is TRL'
 in layers, each in its own file:
 
     TokenizingTrainer (tokenizing.py)   rows to tokens
-    EpochTrainer (epochs.py)            order of the rows, evaluation losses
+    EpochTrainer (sampling.py)          order of the rows, evaluation losses
     MixingTrainer (mixing.py)           parallel text in the batches
     SavingTrainer (saving.py)           model, connection and optimizer on disk
     RecordingTrainer (recording.py)     references recorded before the first step
