@@ -29,5 +29,5 @@ def test_run_shorter_than_its_trace(tmp_path):
 def test_off_by_default_and_checked(tmp_path):
     trainer(tmp_path / "run", max_steps=1).train()
     assert not (tmp_path / "run" / "trace.json").exists()
-    with pytest.raises(UserError, match="profile_steps: expected a number of steps"):
+    with pytest.raises(UserError, match="profile_steps: expected at least 0"):
         config(tmp_path, profile_steps=-1)

@@ -276,7 +276,7 @@ def test_a_code_with_a_region_is_the_same_language(code, same, tmp_path):
 
 def test_rows_that_were_checked_are_not_parsed_again(tmp_path, monkeypatch):
     rows, _ = load(write(tmp_path / "rows.jsonl", ROWS[:3]))
-    monkeypatch.setattr(row_reader, "parse", lambda *args, **options: pytest.fail("parsed again"))
+    monkeypatch.setattr(row_reader.RowReader, "parse", lambda *args, **options: pytest.fail("parsed again"))
     for data in (rows, rows.select([2, 0]), rows.add_column("more", [1, 2, 3])):
         assert in_schema(data, "en", "rows", required=True)[0] is data
     monkeypatch.undo()

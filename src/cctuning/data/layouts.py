@@ -1,10 +1,10 @@
-"""Recognise the layout of a record by its columns and parse the record into a row.
+"""Recognise the layout of a record by its columns, and find the parts of a row in it.
 
 Layouts: `prompt` / `response`; Alpaca's `instruction` + `input` / `output`; TRL's `prompt` / `completion` (text or
 messages); `messages`; ShareGPT's `conversations`. A recipe maps columns with other names. The reference is in a column
 named after the reference language (`prompt_en`, `instruction_en`, `messages_en`).
 
-The reference must never contain the response: assistant turns at its end are removed, and `leak` looks for the
+The reference must never contain the response: assistant turns at its end are removed, and `RowReader` looks for the
 response in the rest.
 """
 
@@ -15,11 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from cctuning.data.messages import THINKING, history_of, messages_of, text_of, tools_of
-from cctuning.data.schema import BadRow, Message, Row, Text
-from cctuning.data.text import flat, leak, normalise
+from cctuning.data.messages import THINKING, history_of, messages_of, text_of
+from cctuning.data.schema import BadRow, Message, Text
 from cctuning.errors import UserError, nearest
-from cctuning.languages import canonical, is_code, same, unknown
+from cctuning.languages import is_code, same
 
 
 @dataclass(frozen=True)
@@ -112,57 +111,7 @@ def _beside(found: Sequence[str], language: str, *stems: str) -> list[str]:
 PARTS = tuple(part.name for part in fields(Layout))
 
 
-def parse(
-    record: Mapping[str, Any],
-    layout: Layout,
-    origin: str,
-    *,
-    found: Sequence[str],
-    lang: str | None,
-    language: str,
-    unread: dict[str, int] | None = None,
-) -> Row:
-    """Parse and check a record; whether it needs a reference is not checked.
-
-    Args:
-        record: column names to values.
-        layout: which column plays which part.
-        origin: where the record stands.
-        found: all columns of the file, for errors; the record may hold only those in use.
-        lang: the language of a record that names none.
-        language: the reference language. A row in it has no reference.
-        unread: counts non-empty keys of messages that are not read.
-
-    Raises:
-        BadRow: a field is missing, empty or of the wrong type, or the reference contains the response.
-    """
-    prompt, response, prompt_field = _sides(record, layout, found, unread)
-    _filled(prompt, prompt_field)
-    named = record.get(layout.lang) if layout.lang else None
-    row_lang = text_of(lang if named is None or named == "" else named, layout.lang or "lang").strip()
-    if not row_lang:
-        raise BadRow(layout.lang or "lang", "no language; fill the column, or give the source a lang: in the recipe.")
-    if not is_code(row_lang):
-        raise BadRow(layout.lang or "lang", unknown(row_lang))
-    row_lang = language if same(row_lang, language) else canonical(row_lang)
-    reference, reference_response = _reference(record, layout, language) if row_lang != language else (None, None)
-    if reference is not None and response is not None:
-        how = leak(prompt, response["content"], reference)
-        if how:
-            raise BadRow(layout.reference_messages or layout.reference or "reference", how)
-    if layout.id is not None:
-        origin = f"{origin} (id {record.get(layout.id)})"
-    row = Row(prompt, None, row_lang, reference, reference_response, origin)
-    if response is not None:
-        row.response, row.calls = response["content"], response.get("tool_calls")
-        row.thinking = response.get("thinking")
-    row.tools = tools_of(record.get(layout.tools), layout.tools) if layout.tools else None
-    if layout.arguments and record.get(layout.arguments):
-        row.arguments = _arguments(record[layout.arguments], layout.arguments)
-    return row
-
-
-def _sides(
+def sides_of(
     record: Mapping[str, Any], layout: Layout, found: Sequence[str], unread: dict[str, int] | None
 ) -> tuple[Text, Message | None, str]:
     """The prompt with all its context, the answering message, and the column of the prompt."""
@@ -214,19 +163,11 @@ def _as_messages(prompt: Text) -> list[Message]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
-def _arguments(value: Any, field: str) -> dict[str, Any]:
+def arguments_of(value: Any, field: str) -> dict[str, Any]:
     found = json.loads(value) if isinstance(value, str) else value
     if not isinstance(found, Mapping):
         raise BadRow(field, f"expected the chat template's arguments as a mapping, found {str(value)[:60]}.")
     return {name: held for name, held in found.items() if held is not None}
-
-
-def unused_parallel(record: Mapping[str, Any], layout: Layout, row: Row, language: str) -> bool:
-    """Whether a row in the reference language has a parallel with another text, which is not used."""
-    if row.lang != language:
-        return False
-    reference, _ = _reference(record, layout, language)
-    return reference is not None and normalise(flat(reference)) != normalise(flat(row.prompt))
 
 
 def missing_reference(layout: Layout, found: Sequence[str], language: str) -> BadRow:
@@ -276,12 +217,12 @@ def _split(messages: list[Message]) -> tuple[list[Message], Message | None]:
     return messages[:-1], last if said else None
 
 
-def _filled(prompt: Text, field: str) -> None:
+def check_filled(prompt: Text, field: str) -> None:
     if not (prompt if isinstance(prompt, str) else prompt[-1]["content"]).strip():
         raise BadRow(field, "the prompt is empty.")
 
 
-def _reference(record: Mapping[str, Any], layout: Layout, language: str) -> tuple[Text | None, str | None]:
+def reference_of(record: Mapping[str, Any], layout: Layout, language: str) -> tuple[Text | None, str | None]:
     """The reference without assistant turns at its end, and the response in the reference language."""
     field = layout.reference_messages or layout.reference
     value = record.get(field) if field else None
@@ -297,7 +238,7 @@ def _reference(record: Mapping[str, Any], layout: Layout, language: str) -> tupl
             answer = answer or (last["content"] if last is not None else None)
         if not reference:
             raise BadRow(field, "has only assistant turns; give the parallel of the prompt.")
-    _filled(reference, field)
+    check_filled(reference, field)
     return _in_context(reference, record, layout.reference_system, layout.reference_history), answer
 
 

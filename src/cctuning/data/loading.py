@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -31,6 +32,7 @@ def load_rows(
     reference_language: str = "en",
     seed: int = 0,
     require_reference: bool = True,
+    bad_rows: str = "error",
 ) -> tuple[datasets.Dataset, LoadReport]:
     """Read, check and mix the sources.
 
@@ -39,12 +41,11 @@ def load_rows(
         reference_language: rows in it are their own parallel; it also names the reference's columns (`prompt_en`).
         seed: of the samples that weights draw.
         require_reference: False for a recipe that does not use references; rows without one are then kept.
+        bad_rows: `skip`: leave out bad rows in all sources.
 
     Returns:
-        The data set, and the account. Columns: `prompt` and `reference` (text, or messages where any row of any
-        source has messages; `reference` null where the row is its own parallel), `response` (null: the row trains
-        the alignment alone), `lang`, `origin` (file:line, or name[split]:index from 0) and `row` (its place in the
-        data set); and where any row has them `thinking`, `calls`, `tools` and `arguments`, as `tables` says.
+        The rows in the schema of `cctuning.data.schema`, and the report. All prompts and references are messages
+        where any row of any source has messages.
 
     Raises:
         UserError: a file cannot be read, or a row is bad and its source does not say to skip such rows.
@@ -53,7 +54,9 @@ def load_rows(
         sources = [sources]
     if not sources:
         raise UserError("sources: none given; name at least one file, directory or hub data set.")
-    named = [Source.from_dict(source, f"sources[{number}]") for number, source in enumerate(sources)]
+    named = [Source.from_dict(source, f"data[{number}]") for number, source in enumerate(sources)]
+    if bad_rows == "skip":
+        named = [replace(source, bad_rows="skip") for source in named]
     reference_language = canonical(reference_language, "reference_language")
     report, tables, seen = LoadReport(reference_language), [], set[bytes]()
     for number, source in enumerate(named):

@@ -10,11 +10,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cctuning.data.layouts import Layout, check_columns, missing_reference, parse, unused_parallel
+from cctuning.data.layouts import (
+    Layout,
+    arguments_of,
+    check_columns,
+    check_filled,
+    missing_reference,
+    reference_of,
+    sides_of,
+)
+from cctuning.data.messages import text_of, tools_of
 from cctuning.data.readers import open_records
 from cctuning.data.schema import BadRow, Row
 from cctuning.data.sources import BaseSource
+from cctuning.data.text import flat, leak, normalise
 from cctuning.errors import UserError
+from cctuning.languages import canonical, is_code, same, unknown
 
 PROMPTS = {"prompt", "messages", "conversations", "instruction"}
 
@@ -109,25 +120,48 @@ class RowReader:
         Args:
             found: all columns of the file; the record may hold only those in use.
         """
-        columns = tuple(found)
         try:
-            layout = self.layout(columns)
-            row = parse(
-                record,
-                layout,
-                origin,
-                found=columns,
-                lang=self.lang,
-                language=self.language,
-                unread=self.unread_keys,
-            )
+            return self._parse(record, origin, tuple(found))
         except BadRow as bad:
             return bad
-        if self.require_reference:
-            if row.reference is None and row.lang != self.language:
-                return missing_reference(layout, columns, self.language)
-            self.unused_parallels += unused_parallel(record, layout, row, self.language)
+
+    def _parse(self, record: Mapping[str, Any], origin: str, found: tuple[str, ...]) -> Row:
+        layout = self.layout(found)
+        prompt, response, prompt_field = sides_of(record, layout, found, self.unread_keys)
+        check_filled(prompt, prompt_field)
+        lang = self._language(record, layout)
+        reference = reference_response = None
+        if lang != self.language:
+            reference, reference_response = reference_of(record, layout, self.language)
+            how = leak(prompt, response["content"], reference) if reference is not None and response else None
+            if how:
+                raise BadRow(layout.reference_messages or layout.reference or "reference", how)
+            if self.require_reference and reference is None:
+                raise missing_reference(layout, found, self.language)
+        elif self.require_reference:
+            unused, _ = reference_of(record, layout, self.language)
+            self.unused_parallels += unused is not None and normalise(flat(unused)) != normalise(flat(prompt))
+        if layout.id is not None:
+            origin = f"{origin} (id {record.get(layout.id)})"
+        row = Row(prompt, None, lang, reference, reference_response, origin)
+        if response is not None:
+            row.response, row.calls = response["content"], response.get("tool_calls")
+            row.thinking = response.get("thinking")
+        row.tools = tools_of(record.get(layout.tools), layout.tools) if layout.tools else None
+        if layout.arguments and record.get(layout.arguments):
+            row.arguments = arguments_of(record[layout.arguments], layout.arguments)
         return row
+
+    def _language(self, record: Mapping[str, Any], layout: Layout) -> str:
+        """The row's language, canonical; the reference language in any spelling is `self.language`."""
+        field = layout.lang or "lang"
+        named = record.get(layout.lang) if layout.lang else None
+        lang = text_of(self.lang if named is None or named == "" else named, field).strip()
+        if not lang:
+            raise BadRow(field, "no language; fill the column, or give the source a lang: in the recipe.")
+        if not is_code(lang):
+            raise BadRow(field, unknown(lang))
+        return self.language if same(lang, self.language) else canonical(lang)
 
 
 def read_rows(path: str, lang: str, language: str) -> Iterator[tuple[str, Row | BadRow]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -13,7 +12,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.shards import ShardReader
-from cctuning.training import sharded_checkpoints as sharded
+from cctuning.training.sharded_checkpoints import OPTIMIZER_RECORD
 
 INDEX = ".safetensors.index.json"
 
@@ -35,51 +34,32 @@ def fault(checkpoint: Path, weights_only: bool = False) -> str | None:
     """
     if not is_complete(checkpoint):
         return TRAINER_STATE_NAME
-    return next(_damaged(checkpoint), None) or next(_missing(checkpoint, weights_only), None)
+    files = sorted(checkpoint.iterdir())
+    damaged = next((file.name for file in files if not _is_readable(file)), None)
+    if damaged or (checkpoint / "latest").exists():  # DeepSpeed's, in folders of its own
+        return damaged
+    needed = {"model.safetensors": ("model", "adapter_model")}  # file -> beginnings of names, one of which is enough
+    if (checkpoint / serialization.CONFIG_FILE).exists():
+        needed[serialization.WEIGHTS_FILE] = (serialization.WEIGHTS_STEM,)
+    if not weights_only:
+        needed |= {OPTIMIZER_NAME: (OPTIMIZER_NAME, OPTIMIZER_RECORD), SCHEDULER_NAME: (SCHEDULER_NAME,)}
+        needed |= {"rng_state.pth": ("rng_state",)}
+    missing = (name for name, begin in needed.items() if not any(file.name.startswith(begin) for file in files))
+    return next(missing, None)
 
 
-def _damaged(checkpoint: Path) -> Iterator[str]:
-    for file in sorted(checkpoint.iterdir()):
+def _is_readable(file: Path) -> bool:
+    try:
         if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, framework="pt"):
-                    pass
-            except (OSError, SafetensorError):
-                yield file.name
-        elif file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
-            yield file.name
-        elif file.name.endswith(INDEX):
-            try:
-                ShardReader(checkpoint, file.name.removesuffix(INDEX))
-            except UserError:
-                yield file.name
+            with safe_open(file, framework="pt"):
+                return True
+        if file.name.endswith(INDEX):
+            ShardReader(file.parent, file.name.removesuffix(INDEX))
         elif file.suffix == ".json":
-            try:
-                json.loads(file.read_text(encoding="utf-8"))
-            except ValueError:
-                yield file.name
-
-
-def _missing(checkpoint: Path, weights_only: bool) -> Iterator[str]:
-    names = {file.name for file in checkpoint.iterdir()}
-
-    def there(*prefixes: str) -> bool:
-        return any(name.startswith(prefixes) for name in names)
-
-    if "latest" in names:  # DeepSpeed's, in folders of its own
-        return
-    if not there("model", "adapter_model"):
-        yield "model.safetensors"
-    if serialization.CONFIG_FILE in names and not there(serialization.WEIGHTS_STEM):
-        yield serialization.WEIGHTS_FILE
-    if weights_only:
-        return
-    if OPTIMIZER_NAME not in names and not sharded.has_optimizer(checkpoint):
-        yield OPTIMIZER_NAME
-    if SCHEDULER_NAME not in names:
-        yield SCHEDULER_NAME
-    if not there("rng_state"):
-        yield "rng_state.pth"
+            json.loads(file.read_text(encoding="utf-8"))
+        return file.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(file)
+    except (OSError, ValueError, SafetensorError, UserError):
+        return False
 
 
 def last_whole(directory: Path, weights_only: bool = False) -> tuple[str | None, list[str]]:

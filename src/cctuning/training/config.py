@@ -157,7 +157,7 @@ class CCConfig(SFTConfig):
             if self.bf16 is None:
                 self.bf16 = False
         if self.early_stopping_patience is not None:
-            self._stop_early(self.early_stopping_patience)
+            self._stop_early()
         super().__post_init__()
         if "tensorboard" in (self.report_to or []) and not available("tensorboardX"):
             require("tensorboard", "report_to: tensorboard")
@@ -179,9 +179,12 @@ class CCConfig(SFTConfig):
             raise UserError(f"loss_type: {self.loss_type} is not supported with a connection; use nll.")
         if self.label_smoothing_factor:
             raise UserError("label_smoothing_factor is not supported with a connection; set it to 0.")
-        for name, least in (("align_first", 0), ("parallel_rows", 0), ("parallel_temperature", 1.0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}: expected at least {least}, got {getattr(self, name)}.")
+        least = {"align_first": 0, "parallel_rows": 0, "parallel_temperature": 1.0}
+        least |= {"profile_steps": 0, "eval_samples": 0, "early_stopping_patience": 1}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise UserError(f"{name}: expected at least {smallest}, got {value}.")
         if 0 < self.max_steps <= self.align_first:
             raise UserError(
                 f"align_first: {self.align_first} of max_steps: {self.max_steps} leave no step for the answered rows; "
@@ -191,12 +194,8 @@ class CCConfig(SFTConfig):
             self.record_references = str(self.record_references).lower()
         if self.record_references not in ("auto", "true", "false"):
             raise UserError(f"record_references: expected auto, true or false, got {self.record_references!r}.")
-        if self.profile_steps < 0:
-            raise UserError(f"profile_steps: expected a number of steps, or 0 for none, got {self.profile_steps}.")
         if self.connection_lr_scale <= 0:
             raise UserError(f"connection_lr_scale: expected a positive number, got {self.connection_lr_scale}.")
-        if self.eval_samples < 0:
-            raise UserError(f"eval_samples: expected a number of rows, or 0 for none, got {self.eval_samples}.")
 
     def _check_packing(self) -> None:
         """Raise `UserError` for options that packing or padding_free exclude."""
@@ -216,10 +215,8 @@ class CCConfig(SFTConfig):
         if strategy == "sequential":
             raise UserError("train_sampling_strategy: sequential: packing orders rows by length; leave one out.")
 
-    def _stop_early(self, patience: int) -> None:
+    def _stop_early(self) -> None:
         """Set the options that transformers needs to keep the best weights."""
-        if patience < 1:
-            raise UserError(f"early_stopping_patience: expected at least 1, got {patience}.")
         strategy = str(getattr(self.eval_strategy, "value", self.eval_strategy))
         if strategy == "no":
             raise UserError("early_stopping_patience: needs evaluations; set eval_strategy: steps or epoch.")

@@ -33,6 +33,8 @@ class MixingTrainer(EpochTrainer):
 
     args: CCConfig
 
+    _mixing: MixingCollator | None = None
+
     def get_train_dataloader(self) -> Any:
         """As the parent's; with parallel text each row brings its pairs."""
         plain: Any = self.data_collator
@@ -50,9 +52,9 @@ class MixingTrainer(EpochTrainer):
         plain: Any = self.data_collator
         places = {row: place for place, row in enumerate(sorted(rows["row"]))}
         taken = self.args.align_first * self._pairs_a_step() if self.args.align_first else 0
-        mixing = MixingCollator(plain, self.parallel, self._mixture(), self.args.parallel_rows, places, taken)
-        self.add_callback(EpochOfMixture(mixing))
-        return mixing
+        each = self.args.parallel_rows
+        self._mixing = MixingCollator(plain, self.parallel, self._mixture(), each, places, taken)
+        return self._mixing
 
     def _mixture(self) -> Mixture:
         assert self.parallel is not None
@@ -100,6 +102,8 @@ class MixingTrainer(EpochTrainer):
             if self.control.should_training_stop:
                 return None
             kwargs["resume_from_checkpoint"] = None  # the epoch begins at its first batch
+        if self._mixing is not None:
+            self._mixing.epoch = epoch  # before the epoch's workers start
         return super()._run_epoch(model, epoch, *args, **kwargs)
 
     def _align_first(self, model: Any, kwargs: dict[str, Any]) -> None:
@@ -204,17 +208,6 @@ class MixingCollator:
                 self.parallel[number] for number in self.mixture.rows(self.taken + place * self.each, self.each)
             ]
         return self.collate(together)
-
-
-class EpochOfMixture(TrainerCallback):
-    """Set the collator's epoch before the epoch's workers start."""
-
-    def __init__(self, collator: MixingCollator) -> None:
-        self.collator = collator
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Also after a resume."""
-        self.collator.epoch = int((state.epoch or 0) + 1e-6)
 
 
 class EpochStaysZero(TrainerCallback):

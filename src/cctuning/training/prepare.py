@@ -16,8 +16,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import is_fsdp_enabled
 
 from cctuning.connection import ConnectionConfig
-from cctuning.data import LoadReport, Source, load_rows
-from cctuning.data.parallel.pairs import load_parallel
+from cctuning.data import LoadReport, load_parallel, load_rows
 from cctuning.errors import UserError
 from cctuning.model.exportable import obstacles
 from cctuning.model.loading import RUN_FILE, load_base, load_tokenizer
@@ -40,14 +39,15 @@ def prepare(
     """The trainer, the record for run.json, and the loader of the weights if they are loaded sharded."""
     if args.not_here:
         logger.warning(f"{', '.join(args.not_here)}: off, because there is no accelerator.")
-    paired = connection.connection != "none" and not options.parallel
-    rows, report = read(options.data, args, paired) if options.data else (None, None)
-    eval_rows, eval_report = read(options.eval_data, args, False) if options.eval_data else (None, None)
-    pairs, pairs_report = None, None
-    if options.parallel and connection.connection != "none":
-        pairs, pairs_report = load_parallel(
-            options.parallel, reference_language=args.reference_language, seed=args.seed, bad_rows=args.bad_rows
-        )
+    reading: Any = {"reference_language": args.reference_language, "seed": args.seed, "bad_rows": args.bad_rows}
+    connects = connection.connection != "none"
+    rows = eval_rows = pairs = report = eval_report = pairs_report = None
+    if options.data:
+        rows, report = load_rows(options.data, require_reference=connects and not options.parallel, **reading)
+    if options.eval_data:
+        eval_rows, eval_report = load_rows(options.eval_data, require_reference=False, **reading)
+    if options.parallel and connects:
+        pairs, pairs_report = load_parallel(options.parallel, **reading)
         pairs_report.notes += shared_with(eval_rows, pairs)
     reports = [found for found in (report, eval_report, pairs_report) if found is not None]
     for note in [note for found in reports for note in found.notes]:
@@ -161,20 +161,6 @@ def check_sizes(trainer: CCTrainer) -> None:
                 f"{option}: a row has {longest} tokens, and the model has {positions} positions; set {option} to at "
                 f"most {positions}" + ("." if column == "input_ids" else " and shorten or skip such rows.")
             )
-
-
-def read(data: list[Any], args: CCConfig, require_reference: bool) -> tuple[Dataset, LoadReport]:
-    """Load the rows of `data` (paths, or mappings of `Source`'s fields)."""
-    sources = [Source.from_dict(entry, "data") for entry in data]
-    if args.bad_rows == "skip":
-        for source in sources:
-            source.bad_rows = "skip"
-    return load_rows(
-        sources,
-        reference_language=args.reference_language,
-        seed=args.seed,
-        require_reference=require_reference,
-    )
 
 
 def shared_with(eval_rows: Dataset | None, pairs: Dataset) -> list[str]:

@@ -36,7 +36,8 @@ from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.shards import ShardReader, ShardWriter, read_into, shard_like
 from cctuning.model.sites import unwrap
 
-OPTIMIZER_STEM = "optimizer"  # optimizer.json, optimizer.safetensors (or its shards)
+OPTIMIZER_STEM = "optimizer"  # optimizer.safetensors (or its shards)
+OPTIMIZER_RECORD = "optimizer.json"
 LAYER = re.compile(r".*?\.\d+\.")
 
 
@@ -206,12 +207,12 @@ def write_optimizer(optimizer: Any, model: nn.Module, directory: Path, *, writer
     if writer:
         options = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         record = {"groups": options, "names": groups, "state": numbers}
-        write_atomically(directory / f"{OPTIMIZER_STEM}.json", json.dumps(record))
+        write_atomically(directory / OPTIMIZER_RECORD, json.dumps(record))
 
 
 def has_optimizer(directory: Path) -> bool:
     """Whether a sharded run wrote its optimizer in `directory`."""
-    return (directory / f"{OPTIMIZER_STEM}.json").is_file()
+    return (directory / OPTIMIZER_RECORD).is_file()
 
 
 def read_optimizer(optimizer: Any, model: nn.Module, directory: Path) -> None:
@@ -224,7 +225,7 @@ def read_optimizer(optimizer: Any, model: nn.Module, directory: Path) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     flat = [name for names in groups for name in names]
     if has_optimizer(directory):
-        record = json.loads((directory / f"{OPTIMIZER_STEM}.json").read_text(encoding="utf-8"))
+        record = json.loads((directory / OPTIMIZER_RECORD).read_text(encoding="utf-8"))
         if record["names"] != groups:
             raise UserError(f"{directory}: its optimizer's parameters are not those of this run; start a new run.")
         state: dict[int, dict[str, Any]] = {}
