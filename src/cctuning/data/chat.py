@@ -123,7 +123,6 @@ def settle(
     """Settle a template; one that is settled already keeps its settings.
 
     Args:
-        tokenizer: renders the template.
         template: None: the tokenizer's own.
         arguments: of the template, for example `enable_thinking`.
         thinking: whether answers contain thinking. None: no, unless `arguments` turn it on or a settled template has
@@ -250,34 +249,29 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
 def assistant_spans(
     prompt: Sequence[Message], text: str, render: Callable[[list[Message]], str]
 ) -> list[tuple[int, int]]:
-    """Where the assistant turns that have a loss are in a rendered prompt, as TRL's `assistant_only_loss` has it.
+    """First and last + 1 character of each assistant turn that has a loss, as TRL's `assistant_only_loss` has it.
 
     TRL needs templates with `{% generation %}` marks. Here each turn is rendered once more with another text in its
     place, and is where the two renderings differ, which works with any template.
 
     Args:
-        prompt: the messages that `text` renders.
-        text: the rendering.
+        text: the rendering of `prompt`.
         render: renders other messages in the same way.
-
-    Returns:
-        The first character of each turn, and the one after its last.
     """
     places = []
     for turn, message in enumerate(prompt):
         if message["role"] != "assistant" or message.get("train") is False:
             continue
         other = render([*prompt[:turn], {"role": "assistant", "content": PLACEHOLDER}, *prompt[turn + 1 :]])
-        start = _common(text, other)
-        end = len(text) - _common(text[start:][::-1], other[start:][::-1])
+        start = common(text, other)
+        end = len(text) - common(text[start:][::-1], other[start:][::-1])
         if end > start and PLACEHOLDER in other[start:]:
             closing = END.match(text, end)
             places.append((start, closing.end() if closing else end))
     return places
 
 
-def _common(one: str, other: str) -> int:
+def common(one: Sequence[Any], other: Sequence[Any]) -> int:
     """The length of the common prefix."""
-    return next(
-        (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -21,6 +21,7 @@ from cctuning.data.chat import (
     answer_message,
     assistant_spans,
     closes,
+    common,
     render,
     settle,
     special_tokens,
@@ -113,11 +114,7 @@ class Encoder:
             one, other = self._ids([self.render("a word"), self.render("0.")])
         except UserError:  # a template that requires other turns
             return 0, 0
-        before, after = (
-            next((place for place, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), 0)
-            for x, y in ((one, other), (one[::-1], other[::-1]))
-        )
-        return before, after
+        return common(one, other), common(one[::-1], other[::-1])
 
     def _text(self, prompt: list[int]) -> list[int]:
         """First position of the prompt's own text, without the template's, and the one after its last."""
@@ -134,8 +131,7 @@ class Encoder:
         """The text of a prompt as the model sees it, up to the start of its answer.
 
         Args:
-            prompt: text or messages.
-            row: its row, which may have tools and template arguments.
+            row: the prompt's row, which may have tools and template arguments.
 
         Raises:
             UserError: messages where `chat` is off, or the template rejects them.

@@ -45,12 +45,7 @@ class Layout:
 
     @classmethod
     def recognise(cls, found: Sequence[str], columns: Mapping[str, str], language: str) -> Layout:
-        """Recognise the layout from column names; `columns` overrides it.
-
-        Args:
-            found: column names of a file, or keys of a record.
-            columns: part to column name, as in a recipe.
-            language: the reference language, which names the reference's columns.
+        """Recognise the layout from column names; `columns` (part to column) overrides it.
 
         Raises:
             BadRow: two columns could play the same part.

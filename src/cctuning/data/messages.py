@@ -43,12 +43,7 @@ def text_of(value: Any, field: str) -> str:
 
 
 def messages_of(value: Any, field: str, unread: dict[str, int] | None = None) -> list[Message]:
-    """The messages of a conversation in any format.
-
-    Args:
-        value: a list of mappings.
-        field: what to call it in an error.
-        unread: counts non-empty keys that are not read.
+    """The messages of a conversation in any format; `unread` counts non-empty keys that are not read.
 
     Raises:
         BadRow: it is not a list, a role is unknown, or content is not text.

@@ -80,12 +80,9 @@ def open_binary(path: Path) -> IO[bytes]:
 
 
 def open_records(path: str, name: str | None = None, split: str = "train") -> list[Records]:
-    """Open a file, a directory or a data set on the hub.
+    """Open a file, a directory or a data set on the hub (with its configuration `name`).
 
-    Args:
-        path: environment variables and `~` are expanded in a local one.
-        name: configuration of a hub data set.
-        split: of a hub or saved data set; in a directory, files whose names begin with it are read.
+    In a directory of files, those whose names begin with `split` are read.
 
     Raises:
         UserError: there is no such file or split, or its format is unknown.
@@ -166,13 +163,9 @@ def _open_file(path: Path) -> Records:
 
 
 def numbered_lines(path: str | Path, opened: Callable[[], IO[bytes]] | None = None) -> Iterator[tuple[int, bytes]]:
-    """Lines of a file, plain or compressed, numbered from 1.
+    """Lines of a file (or of what `opened` opens), numbered from 1.
 
     They are split only at line feeds, because U+2028 may occur inside a JSON string.
-
-    Args:
-        path: of the file; for errors alone where `opened` opens it.
-        opened: opens the file.
 
     Raises:
         UserError: the file is UTF-16, or cannot be read to its end.

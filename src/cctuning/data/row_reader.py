@@ -1,8 +1,4 @@
-"""From the records of a source to checked rows.
-
-`load_rows`, `cctuning pair` and data sets passed to the trainer from Python all read their rows here, so a layout is
-recognised, a record parsed and a leak found in one place and once.
-"""
+"""From records to checked rows, for `load_rows`, `cctuning pair` and data sets passed to the trainer from Python."""
 
 from __future__ import annotations
 
@@ -99,11 +95,7 @@ class RowReader:
                     raise UserError(f"{source.path}: where: no column {column!r} among {columns}.")
 
     def layout(self, found: tuple[str, ...]) -> Layout:
-        """Which column plays which part.
-
-        Raises:
-            BadRow: two columns could play the same part.
-        """
+        """Which column plays which part; raises `BadRow` where two columns could play the same."""
         if found not in self._layouts:
             columns = dict(self.columns)
             mapped = {"prompt", "messages"} & columns.keys()
@@ -115,11 +107,7 @@ class RowReader:
         return self._layouts[found]
 
     def parse(self, record: Mapping[str, Any], origin: str, found: Sequence[str] | Mapping[str, Any]) -> Row | BadRow:
-        """The row that a record is, or what is wrong with it.
-
-        Args:
-            found: all columns of the file; the record may hold only those in use.
-        """
+        """The row that a record is, or what is wrong with it; `found` are all columns of its file."""
         try:
             return self._parse(record, origin, tuple(found))
         except BadRow as bad:
@@ -165,15 +153,9 @@ class RowReader:
 
 
 def read_rows(path: str, lang: str, language: str) -> Iterator[tuple[str, Row | BadRow]]:
-    """The rows of one file or data set with their origins, of any layout or of parallel text.
+    """The rows of a file, directory or hub data set with their origins, of any layout or of parallel text.
 
-    Args:
-        path: file, directory or hub name.
-        lang: language of rows that name none.
-        language: the reference language.
-
-    Raises:
-        UserError: it cannot be read, or is empty.
+    `lang` is the language of rows that name none, `language` the reference language.
     """
     empty = True
     reader = RowReader(language, lang=lang, text_is_prompt=True)

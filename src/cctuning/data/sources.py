@@ -54,15 +54,7 @@ class BaseSource:
 
     @classmethod
     def from_dict(cls, options: Self | Mapping[str, Any] | str, where: str | None = None) -> Self:
-        """Build from a mapping as a recipe has it, or from a path.
-
-        Args:
-            options: field names to values.
-            where: what errors call the mapping.
-
-        Raises:
-            UserError: an unknown key, or a bad value.
-        """
+        """Build from a mapping as a recipe has it, or from a path; errors call it `where`."""
         if isinstance(options, cls):
             return options
         if isinstance(options, str):

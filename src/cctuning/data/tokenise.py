@@ -31,15 +31,12 @@ def encode_dataset(
     desc: str = "Tokenising rows",
     notes: list[str] | None = None,
 ) -> tuple[Dataset, list[tuple[str, str]]]:
-    """`Encoder.encode_row` over a data set of rows, with progress.
+    """`Encoder.encode_row` over rows in the schema of `cctuning.data.schema`, with progress.
 
     Args:
-        dataset: rows of `load_rows`.
-        encoder: tokenizer and lengths.
         bad_rows: `error` stops at the first row that cannot be used; `skip` leaves such rows out.
         own_references: the reference language, if rows in it are their own reference.
         num_proc: processes; None: this one.
-        desc: label of the progress bar.
         notes: warnings about rows are appended to it.
 
     Returns:

@@ -1,8 +1,4 @@
-"""Decay towards the base: keeps English, and whatever else the rows do not rehearse, while other languages move.
-
-Aligning a language to English moves weights that English needs too. Weight decay towards zero does not help; decay
-towards the initial weights does.
-"""
+"""Decay towards the base: keeps English, and whatever else the rows do not rehearse, while other languages move."""
 
 from __future__ import annotations
 
@@ -25,11 +21,6 @@ class BaseDecay(TrainerCallback):
     """
 
     def __init__(self, start: StartingWeights, decay: float) -> None:
-        """
-        Args:
-            start: w_0.
-            decay: of the equation.
-        """
         self.start, self.decay = start, decay
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.profiler import profile, schedule
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from cctuning.analysis.alignment import Alignment, measure
 from cctuning.model.recorded import Prompts
@@ -42,10 +42,7 @@ class AlignmentByLanguage(TrainerCallback):
     """
 
     def __init__(self, trainer: RecordingTrainer, rows: Any) -> None:
-        """
-        Args:
-            rows: encoded parallel text with `reference_row`.
-        """
+        """`rows` is encoded parallel text with `reference_row`."""
         self.trainer, self.rows = trainer, rows
         self.before: Alignment | None = None
         self.after: Alignment | None = None
@@ -129,12 +126,7 @@ class SampleAnswers(TrainerCallback):
     """
 
     def __init__(self, trainer: Any, path: Path, each: int) -> None:
-        """
-        Args:
-            trainer: a `CCTrainer` with evaluation rows.
-            path: file that lines are appended to.
-            each: prompts per language.
-        """
+        """`path` is the file that lines are appended to, `each` the number of prompts per language."""
         self.trainer, self.path = trainer, path
         self.rows: list[dict[str, Any]] = []
         sets = trainer.eval_dataset
@@ -169,15 +161,10 @@ class SampleAnswers(TrainerCallback):
                         eos_token_id=self._ends(),
                     )[0, len(prompt) :]
                 wanted = [label for label in row["labels"] if label != -100]
-                lines.append(
-                    {
-                        "step": state.global_step,
-                        "lang": row["lang"],
-                        "prompt": tokenizer.decode(prompt),
-                        "answer": tokenizer.decode(made, skip_special_tokens=True).strip(),
-                        "expected": tokenizer.decode(wanted, skip_special_tokens=True).strip(),
-                    }
-                )
+                line = {"step": state.global_step, "lang": row["lang"], "prompt": tokenizer.decode(prompt)}
+                for name, part in (("answer", made), ("expected", wanted)):
+                    line[name] = tokenizer.decode(part, skip_special_tokens=True).strip()
+                lines.append(line)
         connected.train(training)
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -206,9 +193,7 @@ class StepProfiler(TrainerCallback):
         self.steps, self.directory = steps, directory
         self.profiler: profile | None = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             skipped = max(0, min(SKIPPED, state.max_steps - state.global_step - self.steps))
             warmup = min(1, skipped)  # traced and discarded: the profiler warms up too
@@ -216,15 +201,11 @@ class StepProfiler(TrainerCallback):
             self.profiler = profile(schedule=when, on_trace_ready=self._write, record_shapes=True)
             self.profiler.start()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.profiler is not None:
             self.profiler.step()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.profiler is not None:
             self.profiler.stop()  # writes the trace of a run with fewer steps than asked for
 

@@ -68,16 +68,7 @@ def write_model_card(
     args: Any,
     peft: bool,
 ) -> None:
-    """Write the card of a trained model to `path`.
-
-    Args:
-        connected: the model and its connection.
-        model_name: title of the card.
-        dataset_name: None if unknown.
-        tags: hub tags.
-        args: the training options.
-        peft: whether the base was trained through PEFT.
-    """
+    """Write the card of a trained model to `path`; `args` are the training options."""
     data = ModelCardData(
         base_model=hub_name(connected.model.config.name_or_path),
         library_name="peft" if peft else "transformers",

@@ -41,10 +41,7 @@ SHAPING |= {"connection", "decision", "decision_rank", "transform", "transform_r
 
 
 def claim(args: CCConfig) -> tuple[Path, str | None, list[str]]:
-    """Check the run directory.
-
-    Returns:
-        The directory, the checkpoint to resume from (None: start from the beginning), and notes on other checkpoints.
+    """The run directory, the checkpoint to resume from (None: from the beginning), and notes on other checkpoints.
 
     Raises:
         UserError: the directory contains a finished run, an interrupted one without `resume_from_checkpoint`, or
@@ -177,11 +174,7 @@ def check_record(file: Path, record: dict[str, Any], expected: Mapping[str, Any]
 
 
 def read_options(directory: Path) -> dict[str, Any]:
-    """The options in a run's config.yaml, which are those that differ from their defaults.
-
-    Raises:
-        UserError: the file is missing or not a mapping.
-    """
+    """The options in a run's config.yaml, which are those that differ from their defaults."""
     file = directory / "config.yaml"
     try:
         options = yaml.safe_load(file.read_text(encoding="utf-8"))

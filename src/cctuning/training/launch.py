@@ -74,13 +74,7 @@ def check_checkpoint(checkpoint: str) -> None:
 
 
 def check_engine(accelerator: Accelerator, model: nn.Module, connection: str, optim: str) -> None:
-    """Raise `UserError` if the connection does not work under the engine, or under one of its options.
-
-    Args:
-        model: connected, before it is wrapped.
-        connection: its kind.
-        optim: name of the optimizer.
-    """
+    """Raise `UserError` if the connection (of this kind) does not work under the engine or one of its options."""
     fsdp = accelerator.state.fsdp_plugin if accelerator.distributed_type == "FSDP" else None
     zero = accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
     if fsdp is not None and fsdp.fsdp_version != 2:

@@ -145,11 +145,7 @@ class Mixture:
     """
 
     def __init__(self, languages: Sequence[str], temperature: float, seed: int) -> None:
-        """
-        Args:
-            languages: language of each row.
-            temperature, seed: options of the run.
-        """
+        """`languages` has the language of each row."""
         self.seed = seed
         named = np.asarray(languages)
         self._rows = [np.flatnonzero(named == code) for code in sorted(set(languages))]

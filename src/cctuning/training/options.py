@@ -107,11 +107,7 @@ class AdapterOptions:
         )
 
     def quantisation(self, dtype: str) -> BitsAndBytesConfig | None:
-        """transformers' config of the base's quantisation.
-
-        Args:
-            dtype: of the run's weights, and of the computation.
-        """
+        """transformers' config of the base's quantisation; `dtype` is that of weights and computation."""
         if not (self.load_in_4bit or self.load_in_8bit):
             return None
         require("bitsandbytes", "load_in_4bit" if self.load_in_4bit else "load_in_8bit")

@@ -132,13 +132,7 @@ class Recording(TrainerCallback):
     """
 
     def __init__(self, trainer: RecordingTrainer, prompts: Prompts, folder: Path, whole: bool, sharded: bool) -> None:
-        """
-        Args:
-            prompts: distinct references.
-            folder: where they are kept.
-            whole: False: only the statistics of a sample are needed.
-            sharded: the weights are; they are there when training begins.
-        """
+        """`whole`: not only the statistics of a sample; `sharded`: the weights are, when training begins."""
         self.trainer, self.prompts, self.folder, self.whole, self.sharded = trainer, prompts, folder, whole, sharded
         self.done = False
 

@@ -68,15 +68,12 @@ def write(
     convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] = dict,
     desc: str,
 ) -> None:
-    """Write `tensors`, gathered one layer at a time. A collective.
+    """Write `tensors`, gathered one layer at a time, to files named `stem`. A collective.
 
     Args:
         tensors: by name, in the same order in every process.
-        directory: an existing one.
-        stem: of the files' names.
         writer: whether this process writes.
         convert: from a layer's names and layout in the model to those on disk.
-        desc: of the progress bar.
     """
     files = ShardWriter(directory, stem)
     every = list(tensors)
@@ -117,12 +114,7 @@ def save_base(model: PreTrainedModel, directory: Path, *, skip: str, plain: bool
 
 
 def save_connection(connected: ConnectedModel, directory: Path, embedding: Tensor, *, writer: bool) -> None:
-    """Write the connection as `ConnectedModel.save_pretrained` does. A collective.
-
-    Args:
-        embedding: the base's whole input embedding.
-        writer: whether this process writes.
-    """
+    """Write the connection as `ConnectedModel.save_pretrained` does. A collective."""
     state = connected.connection_state()
     write(state.items(), directory, serialization.WEIGHTS_STEM, writer=writer, desc="Writing connection")
     if writer:

@@ -126,11 +126,7 @@ class ShardedLoader:
 
     @contextmanager
     def reading(self, model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
-        """While `accelerator` prepares `model` within, every process reads its own shards.
-
-        Args:
-            model: `self.model`, or a model that contains it.
-        """
+        """While `accelerator` prepares `model` (or a model that contains it) within, each process reads its shards."""
         if accelerator.mixed_precision != "no":  # accelerate converts trained weights to fp32, whole
             for parameter in model.parameters():
                 weight = self._weights.get(parameter.data_ptr())
@@ -146,13 +142,7 @@ class ShardedLoader:
     def _fill(
         self, accelerator: Accelerator, model: nn.Module, full_sd: Mapping[str, Tensor], cpu_offload: bool = False
     ) -> nn.Module:
-        """Load the sharded `model`; replaces accelerate's function of this signature. A collective.
-
-        Args:
-            model: on the meta device.
-            full_sd: what it held before, by name.
-            cpu_offload: keep the shards on the CPU.
-        """
+        """Load the sharded `model`, which held `full_sd` before; replaces accelerate's function. A collective."""
         device, shards = accelerator.device, model.state_dict()
         filled: dict[str, Tensor] = {}
         wanted: dict[Weight, list[str]] = defaultdict(list)  # -> names in the model: a tied weight has several

@@ -284,12 +284,7 @@ def without_effect(options: RunOptions, connection: ConnectionConfig, args: CCCo
 
 
 def unforeseen(obstacles: Mapping[str, str | None], tune: str) -> Iterator[str]:
-    """Notes on what the run cannot be exported to.
-
-    Args:
-        obstacles: of `model.exportable`.
-        tune: option of the run; only `lora` is expected to export a LoRA.
-    """
+    """Notes on what the run cannot be exported to; only `tune: lora` is expected to export a LoRA."""
     if obstacles["merged"] is not None:
         yield f"this run cannot be exported as a plain checkpoint: {obstacles['merged']}"
     if obstacles["lora"] is not None and tune == "lora" and obstacles["merged"] is None:

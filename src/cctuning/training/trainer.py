@@ -1,8 +1,6 @@
 """CCTrainer: TRL's SFTTrainer for rows with references and parallel text.
 
-It differs from plain SFT in how rows are tokenised, what a batch holds, what the loss is, and how the connection is
-saved. Everything else (schedulers, PEFT, accelerate, logging, resuming) is TRL's and transformers'. The class is built
-in layers, each in its own file:
+The class is built in layers, each in its own file:
 
     TokenizingTrainer (tokenizing.py)   rows to tokens
     EpochTrainer (sampling.py)          order of the rows, evaluation losses

@@ -58,7 +58,6 @@ def pairs_of(texts: Mapping[str, str], language: str, wanted: str | None) -> lis
 
     Args:
         texts: canonical code to text; empty text counts as missing.
-        language: the reference language.
         wanted: take only this language.
 
     Raises:
@@ -86,14 +85,11 @@ def recognise(
     where: str,
     default: str | None = None,
 ) -> Layout | None:
-    """Recognise the layout from column names; None where they hold no parallel text.
+    """Recognise the layout from the column names `found`; None where they hold no parallel text.
 
     Args:
-        found: column names.
         columns: part to column, as the source maps them.
-        language: the reference language.
         lang: the source's `lang`: language of records that name none, and the one to take of several.
-        where: the file, for errors.
         default: language of records that name none, from the file's name.
 
     Raises:
@@ -206,10 +202,8 @@ def recognise_numbered(
 
     Args:
         lines: the cells of the first lines, all of the same number.
-        path: for errors.
         stem: the file's name without endings.
         columns: part to column number from 1, where the source gives them.
-        language: the reference language.
         lang: the other language, where the source gives it.
 
     Raises:
@@ -264,12 +258,9 @@ def recognise_numbered(
 
 
 def _side_of_reference(texts: Sequence[str], language: str, other: str | None) -> tuple[int, str] | None:
-    """Which of two columns is in the reference language, and the language of the other; None where it is not clear.
+    """Which of two texts is in the reference language, and the language of the other; None where it is not clear.
 
-    Args:
-        texts: a sample of each column.
-        language: the reference language.
-        other: the language of the other column, where it is known.
+    `other` is that language where it is known.
     """
     if other is None:
         found = [identify_language(text) for text in texts]
@@ -291,11 +282,7 @@ def _place(columns: Mapping[str, str], part: str, count: int, path: str) -> int:
 
 
 def identified(lines: Iterable[str], path: str) -> str:
-    """The language of the first lines of a text.
-
-    Raises:
-        UserError: it cannot be identified.
-    """
+    """The language of the first lines of a text; `UserError` where it cannot be identified."""
     code = identify_language(" ".join(islice(lines, 40)))
     if code is None:
         raise UserError(f"{path}: its language cannot be identified; give the source a lang:.")

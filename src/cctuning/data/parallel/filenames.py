@@ -72,12 +72,7 @@ def languages_in(name: str) -> list[tuple[int, list[str], str]]:
 
 
 def sides_among(names: Iterable[str], language: str) -> list[tuple[str, str, str]]:
-    """Text, reference and the text's language of each pair of file names that differ only in a language.
-
-    Args:
-        names: names or paths.
-        language: the reference language.
-    """
+    """Text, reference and the text's language of each pair of file names or paths that differ only in a language."""
     groups: dict[tuple[Any, ...], list[tuple[str, str]]] = defaultdict(list)
     for name in names:
         for place, rest, code in languages_in(Path(name).name):

@@ -26,13 +26,7 @@ Found = Iterator[Pair | tuple[str, BadRow]]
 
 
 def read_tmx(name: str, opened: Opened, language: str, lang: str | None) -> Found:
-    """The pairs of every translation unit: one for each language beside the reference language.
-
-    Args:
-        name: for origins and errors.
-        opened: opens the file, decompressed.
-        language: the reference language.
-        lang: take only this language; None: all.
+    """The pairs of every translation unit: one for each language beside the reference language, or for `lang` alone.
 
     Raises:
         UserError: it is not XML, or declares entities.
