@@ -84,12 +84,7 @@ def render(
     options: dict[str, Any] = {"tools": tools} if tools else {}
     try:
         text = tokenizer.apply_chat_template(
-            given,
-            tokenize=False,
-            add_generation_prompt=prompt,
-            chat_template=template,
-            **options,
-            **(arguments or {}),
+            given, tokenize=False, add_generation_prompt=prompt, chat_template=template, **options, **(arguments or {})
         )
     except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"the chat template rejects these messages ({error}); correct them or the template.") from None

@@ -79,12 +79,7 @@ def load_rows(
 
 
 def _rows(
-    source: Source,
-    language: str,
-    require_reference: bool,
-    seen: set[bytes],
-    account: SourceReport,
-    report: LoadReport,
+    source: Source, language: str, require_reference: bool, seen: set[bytes], account: SourceReport, report: LoadReport
 ) -> Iterator[Row]:
     """The good rows of a source, each followed by its reference row where asked for."""
     reader = RowReader(language, source.columns, source.lang, require_reference)

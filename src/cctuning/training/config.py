@@ -23,8 +23,7 @@ class CCConfig(SFTConfig):
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "chat_template_kwargs"]
 
     connection_lr_scale: float = field(
-        default=2.0,
-        metadata={"help": "Learning rate of the connection's weights, as a multiple of learning_rate."},
+        default=2.0, metadata={"help": "Learning rate of the connection's weights, as a multiple of learning_rate."}
     )
     base_decay: float = field(
         default=0.0,
@@ -114,8 +113,7 @@ class CCConfig(SFTConfig):
         },
     )
     log_connection: bool = field(
-        default=False,
-        metadata={"help": "Also log each layer's mean decision (decision_layer_<number>)."},
+        default=False, metadata={"help": "Also log each layer's mean decision (decision_layer_<number>)."}
     )
     padding_free: bool = field(
         default=False,
@@ -133,8 +131,7 @@ class CCConfig(SFTConfig):
         },
     )
     packing_strategy: str = field(
-        default="bfd",
-        metadata={"help": "bfd: best-fit decreasing, which keeps rows whole; no other is supported."},
+        default="bfd", metadata={"help": "bfd: best-fit decreasing, which keeps rows whole; no other is supported."}
     )
     profile_steps: int = field(
         default=0,

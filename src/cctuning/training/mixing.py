@@ -113,11 +113,7 @@ class MixingTrainer(EpochTrainer):
         order = self._mixture().rows(0, steps * self._pairs_a_step())
         rows = self.parallel.select(order)
         loader: Any = self._get_dataloader(
-            rows,
-            "Alignment",
-            self._pairs_a_batch(),
-            sampler_fn=lambda _: SequentialSampler(order),
-            is_training=True,
+            rows, "Alignment", self._pairs_a_batch(), sampler_fn=lambda _: SequentialSampler(order), is_training=True
         )
         loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
         before = {

@@ -139,16 +139,14 @@ class RunOptions(AdapterOptions):
     attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, flash_attention_2, eager, ..."})
     data: list[str] = field(  # as on the command line; a recipe may also have mappings
         default_factory=list,
-        metadata={
-            "help": "Training rows: files, directories or hub names; in YAML also mappings (path, lang, ...).",
-        },
+        metadata={"help": "Training rows: files, directories or hub names; in YAML also mappings (path, lang, ...)."},
     )
     parallel: list[str] = field(
         default_factory=list,
         metadata={
             "help": "Parallel text without answers, in the languages to reach: JSON Lines, TSV, TMX, two plain files, "
             "hub names; in YAML also mappings (path, lang, ...). With data, parallel_rows of it go with each row; "
-            "without, it is aligned alone (a language pack).",
+            "without, it is aligned alone (a language pack)."
         },
     )
     eval_data: list[str] = field(default_factory=list, metadata={"help": "Evaluation rows, named like data."})

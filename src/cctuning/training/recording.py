@@ -16,16 +16,7 @@ from transformers import TrainerCallback
 from cctuning.connection.references import ALIGNMENTS
 from cctuning.errors import UserError
 from cctuning.model.connected import ATTRIBUTE
-from cctuning.model.recorded import (
-    INDEX,
-    SAMPLE,
-    Prompts,
-    bytes_needed,
-    cache_folder,
-    fits,
-    key,
-    record,
-)
+from cctuning.model.recorded import INDEX, SAMPLE, Prompts, bytes_needed, cache_folder, fits, key, record
 from cctuning.model.starting_weights import StartingWeights
 from cctuning.training.base_decay import BaseDecay, check_start
 from cctuning.training.callbacks import AlignmentByLanguage

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 from transformers.trainer import SCHEDULER_NAME, TRAINER_STATE_NAME
 
@@ -107,7 +106,7 @@ class SavingTrainer(MixingTrainer):
         if self.recording is not None:
             self.recording.make()
         if self._is_peft():
-            sharded.read_adapter(self.model, checkpoint / SAFETENSORS_WEIGHTS_NAME, self.model.active_adapter)
+            sharded.read_adapter(self.model, checkpoint, self.model.active_adapter)
         else:
             sharded.read_weights(self.model, checkpoint, skip=ATTRIBUTE)
 

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
@@ -145,16 +145,30 @@ def whole_embedding(model: nn.Module) -> Tensor:
 def read_weights(model: nn.Module, directory: Path, skip: str) -> None:
     """Load all weights from `directory`, written by a sharded or an unsharded run; each process its own share.
 
-    Args:
-        skip: leave out parameters with this in their name.
+    Parameters with `skip` in their name are left out.
 
     Raises:
         UserError: names or shapes differ.
     """
     files = ShardReader(directory)
     own = {name: tensor for name, tensor in weights(model) if skip not in name}
-    tied = model.state_dict().keys() - own.keys()
-    odd = sorted(own.keys() ^ (files.keys() - tied))
+    _read(own, files, directory, ignored=model.state_dict().keys() - own.keys())  # tied
+
+
+def read_adapter(model: nn.Module, directory: Path, adapter: str) -> None:
+    """Load a PEFT adapter's weights, each process its own share.
+
+    Raises:
+        UserError: names or shapes differ.
+    """
+    files = ShardReader(directory, SAFETENSORS_WEIGHTS_NAME.removesuffix(".safetensors"))
+    in_name = re.compile(rf"\.{re.escape(adapter)}(?=\.|$)")  # PEFT leaves it out of the file
+    named = {in_name.sub("", name): tensor for name, tensor in model.named_parameters()}
+    _read({name: tensor for name, tensor in named.items() if name in files}, files, directory)
+
+
+def _read(own: Mapping[str, Tensor], files: ShardReader, directory: Path, ignored: Collection[str] = ()) -> None:
+    odd = sorted(own.keys() ^ (files.keys() - set(ignored)))
     if odd:
         raise UserError(
             f"{directory}: {len(odd)} weights do not match the model's by name (first: {odd[0]}): the checkpoint is "
@@ -162,22 +176,6 @@ def read_weights(model: nn.Module, directory: Path, skip: str) -> None:
         )
     for name, tensor in tqdm(own.items(), desc="Reading weights", disable=None, leave=False):
         read_into(tensor, files[name], f"{directory}: {name}")
-
-
-def read_adapter(model: nn.Module, file: Path, adapter: str) -> None:
-    """Load a PEFT adapter's weights, each process its own share.
-
-    Raises:
-        UserError: names or shapes differ.
-    """
-    own = dict(model.named_parameters())
-    with safe_open(file, framework="pt") as weights_file:
-        for key in weights_file.keys():  # noqa: SIM118  # not iterable
-            head, _, tail = key.rpartition(".")
-            name = f"{head}.{adapter}.{tail}"
-            if name not in own:
-                raise UserError(f"{file}: {key} is not part of this model's adapter.")
-            read_into(own[name], weights_file.get_tensor(key), f"{file}: {key}")
 
 
 # -- optimizer -------------------------------------------------------------------------------------------------------

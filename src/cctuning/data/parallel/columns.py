@@ -188,12 +188,7 @@ def _is_number(cell: str) -> bool:
 
 
 def recognise_numbered(
-    lines: Sequence[Sequence[str]],
-    path: str,
-    stem: str,
-    columns: Mapping[str, str],
-    language: str,
-    lang: str | None,
+    lines: Sequence[Sequence[str]], path: str, stem: str, columns: Mapping[str, str], language: str, lang: str | None
 ) -> Layout:
     """Recognise the columns of a table without a header from their content; `numbered` names them.
 

@@ -129,7 +129,8 @@ def _file(path: Path, source: ParallelSource, language: str) -> list[Opened]:
         if len(sides) > 1:
             names = ", ".join(Path(text).name for text, _, _ in sides)
             raise UserError(f"{path}: more than one file matches it: {names}; name one of them.")
-        for text, reference, code in sides:
+        if sides:
+            text, reference, code = sides[0]
             return [_moses(Part.of(text), Part.of(reference), source.lang or code, _hashes(text, reference))]
     read = _xml if suffix in XML else _table
     return [read(Part.of(path), source, language, _hashes(path))]

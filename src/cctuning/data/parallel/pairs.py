@@ -83,7 +83,7 @@ def load_parallel(
             account.languages = dict(Counter(dataset.select(parts[-1])["lang"]).most_common())
         account.pairs = len(places)
     report.pairs = sum(map(len, parts))
-    if report.pairs != len(dataset) or any(source.weight != 1 for source in named):
+    if any(source.weight != 1 for source in named):
         dataset = dataset.select(np.concatenate(parts))
     few = [f"{lang} {times}" for lang, times in report.languages.items() if times < FEW]
     if few:
