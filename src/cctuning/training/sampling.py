@@ -43,12 +43,13 @@ class EpochOrder(BatchRebalanceSampler):
         """
         Args:
             lengths: tokens of each row.
-            batch: rows of a batch.
+            batch: rows of a batch (bins of a packed one).
             strategy: `random`, `group_by_length` or `sequential`.
             options: `dp_size`, `grad_accum`, `rank`, `seed` and `drop_last` of the parent.
         """
         super().__init__(list(lengths), batch * options["dp_size"] * options["grad_accum"], **options)
         self.batch, self.strategy = batch, strategy
+        self._made: dict[int, list[list[int]]] = {}  # epoch -> batches
 
     def begin(self, epoch: int) -> None:
         """Use the order of `epoch` from the next iteration on."""
@@ -57,61 +58,53 @@ class EpochOrder(BatchRebalanceSampler):
     @property
     def fills(self) -> bool:
         """Whether this process's last batch is a filler."""
-        return not self.drop_last and 0 < len(self.lengths) % (self.batch * self.dp_size) <= self.batch * self.rank
+        return not all(self._batches()[-1:])
 
     def __len__(self) -> int:
-        batches = len(self.lengths) / (self.batch * self.dp_size)
-        return math.floor(batches) if self.drop_last else math.ceil(batches)
+        return len(self._batches())
 
     def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return (rows or [0] for rows in self._batches())
+
+    def _batches(self) -> list[list[int]]:
+        """The batches of the epoch; an empty one is a filler."""
+        if self.epoch not in self._made:
+            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            self._made = {self.epoch: list(self._make(generator))}
+        return self._made[self.epoch]
+
+    def _make(self, generator: torch.Generator) -> Iterator[list[int]]:
         order = list(range(len(self.lengths)))
         if self.strategy == "group_by_length":
             order = get_length_grouped_indices(self.lengths, self.effective_batch_size, generator=generator)
-        elif self.strategy == "random":
+        elif self.strategy != "sequential":
             order = torch.randperm(len(order), generator=generator).tolist()
-        for place in range(len(self)):
-            together = order[place * self.batch * self.dp_size :][: self.batch * self.dp_size]
-            yield together[self.rank * self.batch :][: self.batch] or together[:1]
+        together = self.batch * self.dp_size
+        for start in range(0, len(order) - (together - 1 if self.drop_last else 0), together):
+            yield order[start : start + together][self.rank * self.batch :][: self.batch]
 
 
 class BalancedOrder(EpochOrder):
     """transformers' `batch_rebalance` without repeated rows.
 
     transformers completes the epoch's last step by repeating rows. Here that step has fewer batches; if it has fewer
-    rows than there are processes, the other processes get one row as a filler.
+    rows than there are processes, the other processes get a filler.
     """
 
-    @property
-    def _last_slots(self) -> int:
-        """Batches per process in the epoch's last, incomplete step; 0 if all are complete."""
-        return min(self.grad_accum, max(1, self.remainder // self.dp_size)) if self.has_tail else 0
-
-    @property
-    def fills(self) -> bool:
-        """Whether this process's last batch is a filler."""
-        return self.has_tail and self.rank >= self.remainder
-
-    def __len__(self) -> int:
-        return self.num_full_batches * self.grad_accum + self._last_slots
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+    def _make(self, generator: torch.Generator) -> Iterator[list[int]]:
         order = torch.randperm(len(self.lengths), generator=generator).tolist()
         whole = self.num_full_batches * self.effective_batch_size
         for start in range(0, whole, self.effective_batch_size):
             yield from self._yield_global_batch(order[start : start + self.effective_batch_size])
-        if not self.has_tail:
-            return
-        last = order[whole:]
-        if len(last) < self.dp_size:
-            yield [last[self.rank if self.rank < len(last) else 0]]
-            return
-        slots, self.grad_accum = self.grad_accum, self._last_slots
-        try:
-            yield from self._yield_global_batch(last)
-        finally:
-            self.grad_accum = slots
+        last = order[whole:] if self.has_tail else []
+        if 0 < len(last) < self.dp_size:
+            yield last[self.rank : self.rank + 1]
+        elif last:
+            slots, self.grad_accum = self.grad_accum, min(self.grad_accum, len(last) // self.dp_size)
+            try:
+                yield from self._yield_global_batch(last)
+            finally:
+                self.grad_accum = slots
 
 
 class PackedOrder(EpochOrder):
@@ -128,31 +121,17 @@ class PackedOrder(EpochOrder):
         """
         super().__init__(lengths, bins, **options)
         self.capacity = capacity
-        self.whole, self.tail = divmod(len(best_fit(self.lengths, capacity)), self.effective_batch_size)
-        if self.drop_last:
-            self.tail = 0
-        # Batches a process in the last, incomplete step.
-        self.last_slots = math.ceil(self.tail * self.grad_accum / self.effective_batch_size)
 
-    @property
-    def fills(self) -> bool:
-        """Whether this process's last batch is a filler."""
-        return self.tail > 0 and (self.last_slots - 1) * self.dp_size + self.rank >= self.tail
-
-    def __len__(self) -> int:
-        return self.whole * self.grad_accum + self.last_slots
-
-    def __iter__(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+    def _make(self, generator: torch.Generator) -> Iterator[list[int]]:
         rows = torch.randperm(len(self.lengths), generator=generator).tolist()
         packed = best_fit([self.lengths[row] for row in rows], self.capacity)
         bins = [[rows[place] for place in packed[one]] for one in torch.randperm(len(packed), generator=generator)]
-        for step in range(self.whole + (self.tail > 0)):
-            dealt = bins[step * self.effective_batch_size : (step + 1) * self.effective_batch_size]
-            slots = self.grad_accum if step < self.whole else self.last_slots
+        step = self.effective_batch_size
+        for start in range(0, len(bins) - (step - 1 if self.drop_last else 0), step):
+            dealt = bins[start : start + step]
+            slots = math.ceil(len(dealt) * self.grad_accum / step)
             for slot in range(slots):
-                mine = dealt[slot * self.dp_size + self.rank :: slots * self.dp_size]
-                yield [row for rows in mine for row in rows] or dealt[0][:1]
+                yield [row for one in dealt[slot * self.dp_size + self.rank :: slots * self.dp_size] for row in one]
 
 
 def order_of(rows: Any, args: Any, beside: int = 0) -> EpochOrder:
