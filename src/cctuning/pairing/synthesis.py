@@ -18,7 +18,7 @@ from cctuning.pairing.candidates import Candidate, Outcome, Problem, Rejected
 from cctuning.pairing.translation import Answer, Translator
 
 if TYPE_CHECKING:
-    from cctuning.pairing.translation import ChatClient
+    from cctuning.pairing.translation.chat_client import ChatClient
 
 CHUNK = 5000  # rows in memory at once
 

@@ -22,7 +22,6 @@ NEXT = str.maketrans(
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", "bcdefghijklmnopqrstuvwxyzaBCDEFGHIJKLMNOPQRSTUVWXYZA"
 )
 TEXT = re.compile(r"<text>\n(.*)\n</text>", re.DOTALL)
-NUMBERED = re.compile(r"<t(\d+)>\n(.*?)\n</t\1>", re.DOTALL)
 
 
 def translated(text: str) -> str:
@@ -55,18 +54,18 @@ class Handler(BaseHTTPRequestHandler):
         state = self.state
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         content = body["messages"][-1]["content"]
-        texts = [text for _, text in NUMBERED.findall(content)] or TEXT.findall(content) or [content]
+        (text,) = TEXT.findall(content) or [content]
         with state.lock:
             state.requests += 1
             state.times.append(time.monotonic())
             state.under_way += 1
             self.counted = True
             state.most_under_way = max(state.most_under_way, state.under_way)
-            state.asked.update(texts)
-            first = all(state.asked[text] == 1 for text in texts)
+            state.asked[text] += 1
+            first = state.asked[text] == 1
         try:
             time.sleep(state.options.delay)
-            self.answer(body, texts, first, numbered="<t1>" in content)
+            self.answer(body, text, first)
         except BrokenPipeError:
             pass  # the client has gone
         finally:
@@ -78,9 +77,9 @@ class Handler(BaseHTTPRequestHandler):
             self.state.under_way -= self.counted
             self.counted = False
 
-    def answer(self, body: dict, texts: list[str], first: bool, numbered: bool) -> None:
+    def answer(self, body: dict, words: str, first: bool) -> None:
         """Answer, or fail as the words in the text ask for."""
-        options, words = self.state.options, " ".join(texts)
+        options = self.state.options
         if options.key and self.headers["Authorization"] != f"Bearer {options.key}":
             return self.reply(401, json.dumps({"error": {"message": f"bad key {self.headers['Authorization']}"}}))
         if body["model"] != "tiny":
@@ -91,6 +90,10 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(400, json.dumps({"error": {"message": "maximum context length exceeded"}}))
         if ("limit-once" in words and first) or "limit-always" in words:
             return self.reply(429, "slow down", {"Retry-After": "1"})
+        if "limit-for-an-hour" in words:
+            return self.reply(429, "come back later", {"Retry-After": "3600"})
+        if "early-once" in words and first:
+            return self.reply(425, "too early")
         if ("broken-once" in words and first) or "broken-always" in words:
             return self.reply(500, "internal error")
         if ("hang-up-once" in words and first) or "hang-up-always" in words:
@@ -100,19 +103,15 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(1.5)
         if "garbage-once" in words and first:
             return self.reply(200, "<html>a proxy's page</html>")
-        answers = [translated(text) for text in texts]
+        content = translated(words)
         if "drop-marker" in words:
-            answers = [re.sub(r"\[\[\d+\]\]", "", answer) for answer in answers]
+            content = re.sub(r"\[\[\d+\]\]", "", content)
         if "join-lines" in words:
-            answers = [re.sub(r"\s*\n\s*", " ", answer) for answer in answers]
-        if "miscount" in words and len(texts) > 1:
-            answers = answers[:-1]
+            content = re.sub(r"\s*\n\s*", " ", content)
         if "empty-answer" in words:
-            answers = [""] * len(answers)
+            content = ""
         if "think-first" in words:
-            answers[0] = f"<think>Hm, what is that in the other language?</think>\n\n{answers[0]}"
-        content = "\n".join(f"<t{number}>\n{answer}\n</t{number}>" for number, answer in enumerate(answers, 1))
-        content = content if numbered else answers[0]
+            content = f"<think>Hm, what is that in the other language?</think>\n\n{content}"
         cut = "cut-off" in words
         tokens = {"prompt_tokens": len(words.split()), "completion_tokens": len(content.split())}
         with self.state.lock:

@@ -11,8 +11,9 @@ import time
 import pytest
 
 from cctuning.errors import UserError
-from cctuning.pairing.translation import ChatClient, open_translator
+from cctuning.pairing.translation import open_translator
 from cctuning.pairing.translation.cache import Cache
+from cctuning.pairing.translation.chat_client import ChatClient
 from tests.pairing.translation.server import Server, translated
 
 
@@ -29,7 +30,9 @@ def test_answers_come_in_order_and_are_counted(chat, server):
     assert (usage["texts"], usage["characters"]) == (50, sum(map(len, texts)))
 
 
-@pytest.mark.parametrize("fault", ["limit-once", "broken-once", "hang-up-once", "garbage-once", "slow-once"])
+@pytest.mark.parametrize(
+    "fault", ["limit-once", "early-once", "broken-once", "hang-up-once", "garbage-once", "slow-once"]
+)
 def test_a_fault_of_the_moment_is_tried_again(chat, server, fault):
     translator = chat(timeout=1.0)
     texts = ["kwanza", f"pili {fault}", "tatu"]
@@ -43,6 +46,12 @@ def test_retry_after_holds_every_request(chat, server):
     list(translator.translate(["limit-once", "pili"], "sw", "en"))
     first, *later = server.stats()["times"]
     assert all(moment - first >= 1.0 for moment in later)
+
+
+def test_a_server_that_asks_to_wait_for_long_ends_the_run(chat, server):
+    with pytest.raises(UserError, match=r"429: it asks to wait 3600 s; run the same command again then"):
+        list(chat().translate(["kwanza", "limit-for-an-hour"], "sw", "en"))
+    assert server.stats()["asked"]["limit-for-an-hour"] == 1
 
 
 @pytest.mark.parametrize(
@@ -119,17 +128,9 @@ def test_never_more_at_once_than_the_options_say(chat):
         assert slow.stats()["most_under_way"] == 3
 
 
-def test_batches_and_a_wrong_count_falls_back_to_one_by_one(chat, server):
-    texts = [f"namba {number}" for number in range(6)] + ["miscount", "saba", "nane"]
-    results = list(chat(batch_size=3, concurrency=1).translate(texts, "sw", "en"))
-    assert [result.text for result in results] == [translated(text) for text in texts]
-    stats = server.stats()
-    assert stats["requests"] == 3 + 3 and stats["asked"]["namba 0"] == 1 and stats["asked"]["saba"] == 2
-
-
 def test_thoughts_and_tags_are_not_part_of_a_translation(chat):
     texts = ["think-first habari", "cut-off habari"]
-    results = list(chat(batch_size=2).translate(texts, "sw", "en"))
+    results = list(chat().translate(texts, "sw", "en"))
     assert results[0].text == "uijol-gjstu ibcbsj" and results[1].text is None
 
 

@@ -6,7 +6,8 @@ import pytest
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as NLLB
 
 from cctuning.errors import UserError
-from cctuning.pairing.translation import model_codes
+from cctuning.pairing.translation.chat import named
+from cctuning.pairing.translation.seq2seq import opus_code, resolve
 
 M2M100 = [
     "af", "am", "ar", "ast", "az", "ba", "be", "bg", "bn", "br", "bs", "ca", "ceb", "cs", "cy", "da", "de", "el",
@@ -32,30 +33,30 @@ ASKED = {
 
 @pytest.mark.parametrize("tag", ASKED)
 def test_nllb(tag):
-    assert model_codes.resolve(tag, NLLB, "NLLB") == ASKED[tag]
+    assert resolve(tag, NLLB, "NLLB") == ASKED[tag]
 
 
 def test_every_code_of_nllb_is_reached_by_itself_and_in_both_spellings():
     assert len(NLLB) == 202
     for code in NLLB:
-        assert model_codes.resolve(code, NLLB, "NLLB") == code
-        assert model_codes.resolve(code.replace("_", "-"), NLLB, "NLLB") == code
+        assert resolve(code, NLLB, "NLLB") == code
+        assert resolve(code.replace("_", "-"), NLLB, "NLLB") == code
     several = {"ace", "bjn", "kas", "knc", "min", "taq", "zho"}  # more than one script
     for code in NLLB:
         if code[:3] not in several:
-            assert model_codes.resolve(code[:3], NLLB, "NLLB") == code
+            assert resolve(code[:3], NLLB, "NLLB") == code
 
 
 def test_m2m100_madlad_and_opus():
     for code in M2M100:
-        assert model_codes.resolve(code, M2M100, "M2M100") == code
+        assert resolve(code, M2M100, "M2M100") == code
     asked = {"swh": "sw", "fil": "tl", "nb": "no", "iw": "he", "nso": "ns", "arb": "ar", "zh-CN": "zh", "pt-BR": "pt"}
-    assert {tag: model_codes.resolve(tag, M2M100, "M2M100") for tag in asked} == asked
+    assert {tag: resolve(tag, M2M100, "M2M100") for tag in asked} == asked
     madlad = ["en", "sw", "zh", "iw", "fil", "no", "translate", "ace_Arab", "ace"]
-    assert model_codes.resolve("he", madlad, "MADLAD") == "iw" and model_codes.resolve("tl", madlad, "MADLAD") == "fil"
-    assert model_codes.resolve("sw", ["swh", "eng", "cmn_Hans", "cmn_Hant"], "Opus") == "swh"
-    assert model_codes.resolve("zh-TW", ["swh", "eng", "cmn_Hans", "cmn_Hant"], "Opus") == "cmn_Hant"
-    assert [model_codes.opus_code(tag) for tag in ("swh", "zh-TW", "nb", "tl", "ceb")] == [
+    assert resolve("he", madlad, "MADLAD") == "iw" and resolve("tl", madlad, "MADLAD") == "fil"
+    assert resolve("sw", ["swh", "eng", "cmn_Hans", "cmn_Hant"], "Opus") == "swh"
+    assert resolve("zh-TW", ["swh", "eng", "cmn_Hans", "cmn_Hant"], "Opus") == "cmn_Hant"
+    assert [opus_code(tag) for tag in ("swh", "zh-TW", "nb", "tl", "ceb")] == [
         "sw",
         "zh",
         "no",
@@ -77,19 +78,19 @@ def test_m2m100_madlad_and_opus():
 )
 def test_unknown_languages_are_one_line_with_the_nearest(tag, message):
     with pytest.raises(UserError, match=message):
-        model_codes.resolve(tag, NLLB, "NLLB")
+        resolve(tag, NLLB, "NLLB")
 
 
 def test_names_for_prompts():
-    named = {
+    names = {
         "sw": "Swahili",
         "swh": "Swahili",
         "zh-TW": "Traditional Chinese",
         "pt-BR": "Brazilian Portuguese",
         "prs": "Dari",
     }
-    assert {tag: model_codes.name(tag) for tag in named} == named
+    assert {tag: named(tag) for tag in names} == names
     nameless = {"acm", "acq", "ajp", "apc", "azb", "cjk", "hne", "kbp", "taq"}  # CLDR has no English name for these
-    assert all(model_codes.name(tag) for tag in {code.split("_")[0] for code in NLLB} - nameless)
+    assert all(named(tag) for tag in {code.split("_")[0] for code in NLLB} - nameless)
     with pytest.raises(UserError, match=r"'Swahilli'.*Did you mean 'sw'"):
-        model_codes.name("Swahilli")
+        named("Swahilli")

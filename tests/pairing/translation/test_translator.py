@@ -172,14 +172,14 @@ def test_cache_is_safe_for_threads_and_processes(tmp_path):
         "import sys; from pathlib import Path; from cctuning.pairing.translation.cache import Cache\n"
         "from cctuning.pairing.translation.base import Answer\n"
         "c = Cache(Path(sys.argv[1]))\n"
-        "for n in range(300): c.put([(c.key({}, str(n)), Answer(f'said {n}'))])"
+        "for n in range(300): c.put(c.key({}, str(n)), Answer(f'said {n}'))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
     cache = Cache(tmp_path)
 
     def put(start):
         for number in range(start, start + 100):
-            cache.put([(cache.key({}, str(number)), Answer(f"said {number}"))])
+            cache.put(cache.key({}, str(number)), Answer(f"said {number}"))
 
     threads = [threading.Thread(target=put, args=(start,)) for start in (300, 350)]
     while cache.count() == 0 and process.poll() is None:  # until the other process writes too
@@ -195,7 +195,8 @@ def test_cache_is_safe_for_threads_and_processes(tmp_path):
 
 def test_passing_problems_are_not_kept_and_lasting_ones_are(tmp_path):
     cache = Cache(tmp_path)
-    cache.put([(b"1", Answer(None, "busy", passing=True)), (b"2", Answer(None, "cut off"))])
+    cache.put(b"1", Answer(None, "busy", passing=True))
+    cache.put(b"2", Answer(None, "cut off"))
     assert cache.get(b"1") is None and cache.get(b"2") == Answer(None, "cut off")
 
 

@@ -1,12 +1,12 @@
 """Ask a model behind an OpenAI-compatible chat endpoint (vLLM, `transformers serve`, llama.cpp, hosted services).
 
-The `openai` package sends each request and retries it (429, 5xx, a timeout, a lost connection) with exponential
-back-off and the delay that `Retry-After` asks for. Added here: several requests at once, a rate limit that retries
-respect too, a cache that holds an answer on disk before anything else happens to it, and three kinds of failure:
+The `openai` package sends each request and retries it (408, 409, 429, 5xx, a timeout, a lost connection) with
+exponential back-off or after the delay in `Retry-After`. Added here: several requests at once, a rate limit that
+retries respect too, a cache, and what a failure means:
 
-- temporary: the retries were not enough. The request gets a problem that another run may not meet.
-- of the request: cut off, empty, filtered or refused. The request gets a problem.
-- of the setup: no such host, model or key, or nothing but failures. A `UserError` ends the run; answers are kept.
+- the retries were not enough: the request gets a temporary problem, which is not cached.
+- the answer is cut off, empty or filtered, or the request is refused: the request gets a problem.
+- no such host, model or key, or nothing but failures: a `UserError` ends the run; answers are kept.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import os
 import threading
 import time
 import urllib.parse
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ from cctuning.pairing.translation.cache import Cache
 from cctuning.settings import from_mapping
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}
-Request = Sequence[Message] | Answer
-HOPELESS = 20  # failed requests in a row after which a run stops
+HOPELESS, REFUSED = 20, 5  # failed requests in a row after which a run stops; refused ones, before any answer
+LONGEST_WAIT = 120  # seconds in Retry-After above which a run stops; openai does not retry after longer ones
+AHEAD = 64  # answers per concurrent request that may wait for an earlier one
+_TEMPORARY = (408, 409, 425, 429)
 _SETUP = {401: "the key is not accepted", 403: "access is refused", 404: "there is no such address or model"}
 
 
@@ -96,7 +98,6 @@ class ChatClient:
         self._next = 0.0  # when the next request may be sent, on the monotonic clock
         self._stop = threading.Event()
         self._counts: Counter[str] = Counter(requests=0, retries=0, prompt_tokens=0, completion_tokens=0, cache_hits=0)
-        self._asked = 0  # requests without retries
         self._failed = 0  # requests in a row
         self._answered = False
         self._client = openai.OpenAI(
@@ -106,95 +107,66 @@ class ChatClient:
             max_retries=options.max_retries,
             http_client=openai.DefaultHttpxClient(
                 follow_redirects=False,  # a redirected request could take the key to another host
-                event_hooks={"request": [self._wait_for_turn], "response": [self._hold]},
+                event_hooks={"request": [self._before], "response": [self._after]},
             ),
         )
 
     @classmethod
     def open(cls, options: Mapping[str, Any], cache_dir: Path | None, where: str = "chat") -> ChatClient:
-        """A client from the options of a recipe, with a cache in `cache_dir`.
-
-        Raises:
-            UserError: an unknown option, a bad value, or an unusable cache.
-        """
+        """A client from the options of a recipe, with a cache in `cache_dir`."""
         return cls(from_mapping(ClientOptions, options, where), Cache(cache_dir) if cache_dir is not None else None)
 
     def identity(self) -> dict[str, Any]:
         """What decides an answer besides the messages; not the address, where the same model may move."""
         return {key: asdict(self.options)[key] for key in ("model", "temperature", "max_tokens", "body")}
 
-    def complete(self, conversations: Iterable[Sequence[Message]]) -> Iterator[Answer]:
+    def complete(
+        self, conversations: Iterable[Sequence[Message]], keep: Callable[[int, Answer], None] | None = None
+    ) -> Iterator[Answer]:
         """One answer for each conversation, in the same order; conversations are read as they are needed.
 
         Equal conversations in progress at once share one request.
 
-        Raises:
-            UserError: the setup is wrong. Answers until then are in the cache.
-        """
-        waiting: dict[int, Answer] = {}
-        keys: dict[int, bytes] = {}  # of requests
-        equal: dict[bytes, list[int]] = {}  # others that wait for the same answer
-        identity = self.identity()
-        following = 0
+        Args:
+            conversations: messages, as a chat endpoint takes them.
+            keep: called with the index of a request and its answer, in the thread that received it.
 
-        def requests() -> Iterator[tuple[int, Request]]:
+        Raises:
+            UserError: the setup is wrong. It is raised when the requests in progress are done.
+        """
+        identity = self.identity()
+        under_way: dict[bytes, Future[Answer]] = {}
+        waiting: deque[Future[Answer]] = deque()
+        slots = threading.Semaphore(self.options.concurrency)
+
+        def work(index: int, key: bytes, messages: Sequence[Message]) -> Answer:
+            try:
+                answer = self.cache.get(key) if self.cache is not None else None
+                self._count("cache_hits", answer is not None)
+                if answer is None:
+                    answer = self._ask(messages)
+                    if self.cache is not None:
+                        self.cache.put(key, answer)
+                if keep is not None:
+                    keep(index, answer)
+                return answer
+            finally:
+                slots.release()
+
+        pool = ThreadPoolExecutor(self.options.concurrency)
+        try:
             for index, messages in enumerate(conversations):
                 key = Cache.key(identity, json.dumps(messages, sort_keys=True))
-                if key in equal:
-                    equal[key].append(index)
-                    continue
-                found = self.cache.get(key) if self.cache is not None else None
-                if found is None:
-                    keys[index], equal[key] = key, []
-                self._count("cache_hits", found is not None)
-                yield index, found or messages
-
-        def keep(index: int, answer: Answer) -> None:
-            if self.cache is not None:
-                self.cache.put([(keys[index], answer)])
-
-        for index, answer in self.answers(requests(), keep):
-            others = equal.pop(keys.pop(index)) if index in keys else []
-            waiting |= dict.fromkeys([index, *others], answer)
-            while following in waiting:
-                yield waiting.pop(following)
-                following += 1
-
-    def answers(
-        self, requests: Iterable[tuple[int, Request]], keep: Callable[[int, Answer], None]
-    ) -> Iterator[tuple[int, Answer]]:
-        """Answers as they arrive, each with its index; `keep` is called first, in the thread that received it.
-
-        A request that is already an `Answer` is passed on. One call at a time.
-
-        Raises:
-            UserError: the setup is wrong, after the requests in progress are done.
-        """
-        pool = ThreadPoolExecutor(self.options.concurrency)
-        under_way: dict[Future[Answer], int] = {}
-
-        def ask(index: int, messages: Sequence[Message]) -> Answer:
-            answer = self._ask(messages)
-            keep(index, answer)
-            return answer
-
-        def arrived() -> Iterator[tuple[int, Answer]]:
-            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                yield under_way.pop(future), future.result()
-
-        try:
-            for index, request in requests:
-                if isinstance(request, Answer):
-                    yield index, request
-                    continue
+                if key not in under_way:
+                    slots.acquire()
+                    under_way = {other: future for other, future in under_way.items() if not future.done()}
+                    under_way[key] = pool.submit(work, index, key, messages)
+                waiting.append(under_way[key])
                 # The oldest may be slow; the others continue, but only so far that few answers wait behind it.
-                while len(under_way) >= self.options.concurrency or (
-                    under_way and index - min(under_way.values()) > 64 * self.options.concurrency
-                ):
-                    yield from arrived()
-                under_way[pool.submit(ask, index, request)] = index
-            while under_way:
-                yield from arrived()
+                while waiting and (waiting[0].done() or len(waiting) > AHEAD * self.options.concurrency):
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
         finally:
             self._stop.set()  # nothing more is sent; requests in progress are finished
             pool.shutdown(wait=True, cancel_futures=True)
@@ -202,68 +174,67 @@ class ChatClient:
 
     def _ask(self, messages: Sequence[Message]) -> Answer:
         """One answer; `openai` retries what is temporary, and here an answer that is not a chat completion."""
-        options, problem = self.options, ""
+        options = self.options
         given: dict[str, Any] = {"temperature": options.temperature, "max_tokens": options.max_tokens}
         body = {name: value for name, value in given.items() if value is not None} | options.body
         create: Any = self._client.chat.completions.with_raw_response.create
-        with self._lock:
-            self._asked += 1
-        for _ in range(options.max_retries + 1):
+        for attempt in range(options.max_retries + 1):
+            self._count("retries", attempt > 0)
             try:
                 response = create(model=options.model, messages=list(messages), extra_body=body)
             except _Stopped:
                 return Answer(None, "not asked: the run was stopped", passing=True)
             except openai.APIStatusError as error:
-                return self._status(error)
+                return self._refused(error.response)
             except openai.APITimeoutError:
                 return self._fail(f"no answer in {options.timeout:g} s")
             except openai.APIConnectionError as error:
-                return self._fail(f"no connection: {error.__cause__ or error}", 1 if not self._answered else HOPELESS)
+                return self._fail(f"no connection: {error.__cause__ or error}", HOPELESS if self._answered else 1)
             answer = self._read(response.content)
             if answer is not None:
                 self._answered, self._failed = True, 0
                 return answer
-            problem = "the answer is not a chat completion"
-        return self._fail(problem)
+        return self._fail("the answer is not a chat completion")
 
-    def _status(self, error: openai.APIStatusError) -> Answer:
+    def _refused(self, response: Any) -> Answer:
         """What an error status means.
 
         Raises:
-            UserError: the address, the key or the model is wrong.
+            UserError: the address, the key or the model is wrong, or the server asks to wait for long.
         """
-        code, body = error.status_code, " ".join(error.response.text.split())
+        code, body = response.status_code, " ".join(response.text.split())
         said = (body.replace(self._key, "***") if self._key else body)[:300]
         if code in _SETUP or 300 <= code < 400:
-            location = error.response.headers.get("Location")
-            what = _SETUP.get(code, f"redirected to {location}; give that address")
-            raise UserError(f"{self.options.base_url}: HTTP {code}: {what}. {said}") from None
-        if code not in (408, 409, 429) and code < 500:
-            # A run in which every request is refused has a field that this server does not take.
-            return self._fail(f"refused with HTTP {code}: {said}", HOPELESS // 4, once_answered=False)
-        return self._fail(f"failed {self.options.max_retries + 1} times: HTTP {code}: {said}")
+            what = _SETUP.get(code, f"redirected to {response.headers.get('Location')}; give that address")
+            raise self._end(f"HTTP {code}: {what}. {said}")
+        if (wait := _retry_after(response)) > LONGEST_WAIT:
+            raise self._end(f"HTTP {code}: it asks to wait {wait} s; run the same command again then. {said}")
+        if code >= 500 or code in _TEMPORARY:
+            return self._fail(f"failed {self.options.max_retries + 1} times: HTTP {code}: {said}")
+        refused = f"refused with HTTP {code}: {said}"
+        # A run in which every request is refused has a field that this server does not take.
+        return Answer(None, refused, passing=True) if self._answered else self._fail(refused, REFUSED)
 
-    def _fail(self, problem: str, limit: int = HOPELESS, once_answered: bool = True) -> Answer:
+    def _fail(self, problem: str, limit: int = HOPELESS) -> Answer:
         """A temporary problem.
-
-        Args:
-            problem: what happened.
-            limit: how many in a row end the run.
-            once_answered: whether they do so after the server has answered other requests.
 
         Raises:
             UserError: `limit` requests failed in a row.
         """
         with self._lock:
-            self._failed += once_answered or not self._answered
-            if self._failed < limit or (self._answered and not once_answered):
-                return Answer(None, problem, passing=True)
-            raise UserError(
-                f"{self.options.base_url}: {self._failed} requests failed in a row; the last: {problem}. Correct the "
-                "server or the options and run the same command again: what was answered is kept."
-            )
+            self._failed += 1
+        if self._failed < limit:
+            return Answer(None, problem, passing=True)
+        raise self._end(
+            f"{self._failed} requests failed in a row; the last: {problem}. Correct the server or the options and run "
+            "the same command again: what was answered is kept."
+        )
 
-    def _wait_for_turn(self, request: Any) -> None:
+    def _end(self, why: str) -> UserError:
+        self._stop.set()
+        return UserError(f"{self.options.base_url}: {why}")
+
+    def _before(self, request: Any) -> None:
         """Before every request: wait until the rate limit, or the delay that a server asked for, has passed."""
         with self._lock:
             now = time.monotonic()
@@ -273,13 +244,15 @@ class ChatClient:
         if self._stop.wait(max(0.0, turn - now)):
             raise _Stopped
         self._count("requests")
+        self._count("retries", request.headers.get("x-stainless-retry-count", "0") != "0")
 
-    def _hold(self, response: Any) -> None:
-        """After every response: where the server is too busy, no request is sent before it says."""
-        seconds = response.headers.get("Retry-After", "")
-        if response.status_code >= 400 and seconds.isdecimal():
+    def _after(self, response: Any) -> None:
+        """After every response: where the server is too busy, no request is sent before the delay it asks for."""
+        if response.status_code == 425:
+            response.headers["x-should-retry"] = "true"  # openai does not retry this status by itself
+        if response.status_code >= 400 and (wait := _retry_after(response)) <= LONGEST_WAIT:
             with self._lock:
-                self._next = max(self._next, time.monotonic() + min(int(seconds), 120))
+                self._next = max(self._next, time.monotonic() + wait)
 
     def _read(self, body: bytes) -> Answer | None:
         """The answer in a response, its tokens counted; None if the response is not a chat completion."""
@@ -307,7 +280,7 @@ class ChatClient:
     def usage(self) -> dict[str, int | float]:
         """Requests sent (with retries), retries, tokens as the server reports them, and cache hits."""
         with self._lock:
-            return {**self._counts, "retries": self._counts["requests"] - self._asked}
+            return dict(self._counts)
 
     def close(self) -> None:
         """Stop sending, and close the cache."""
@@ -315,3 +288,9 @@ class ChatClient:
         self._client.close()
         if self.cache is not None:
             self.cache.close()
+
+
+def _retry_after(response: Any) -> int:
+    """The delay in `Retry-After`, in seconds; 0 where there is none."""
+    seconds = response.headers.get("Retry-After", "")
+    return int(seconds) if seconds.isdecimal() else 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cctuning.errors import UserError
-from cctuning.pairing.translation.base import Answer, Done, SegmentOptions
+from cctuning.pairing.translation.base import Answer, Done, Engine, SegmentOptions
 from cctuning.settings import from_mapping
 
 
@@ -25,22 +25,15 @@ from cctuning.settings import from_mapping
 class FunctionOptions(SegmentOptions):
     """The function and its batch size."""
 
-    split: str = field(default="long", metadata=SegmentOptions.__dataclass_fields__["split"].metadata)
-    max_chars: int = field(default=3000, metadata=SegmentOptions.__dataclass_fields__["max_chars"].metadata)
     function: str = field(metadata={"help": "module:name of f(texts, source, target) -> list of translations."})
     batch_size: int = field(default=64, metadata={"help": "Texts per call.", "least": 1})
 
 
-class Function:
+class Function(Engine):
     """The function engine."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """Import the function.
-
-        Raises:
-            UserError: no such module or function, an unknown option, a bad value.
-        """
-        self.options = from_mapping(FunctionOptions, options, "translation engine function")
+        self.options: FunctionOptions = from_mapping(FunctionOptions, options, "translation engine function")
         self.name = f"function {self.options.function}"
         self._function, self._file = _imported(self.options.function)
         self._calls = 0
@@ -76,23 +69,18 @@ class Function:
 
     def _raised(self, error: Exception, texts: list[str]) -> str:
         """The function's exception in one line: type, place and texts."""
-        what = type(error).__name__
-        if said := " ".join(str(error).split())[:200]:
-            what += f" ({said})"
+        said = " ".join(str(error).split())[:200]
         frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is the call of it
         where = f" at {Path(frames[0].filename).name}:{frames[0].lineno}" if frames else ""
         which = "" if len(texts) == 1 else f" one of {len(texts)} texts, the first of them"
         return (
-            f"{self.name}: raised {what}{where} for{which} {texts[0][:60]!r}; correct it, or return an empty text "
-            "where there is no translation."
+            f"{self.name}: raised {type(error).__name__}{f' ({said})' if said else ''}{where} for{which} "
+            f"{texts[0][:60]!r}; correct it, or return an empty text where there is no translation."
         )
 
     def usage(self) -> dict[str, int | float]:
         """The number of calls."""
         return {"requests": self._calls}
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 def _imported(place: str) -> tuple[Callable[[list[str], str, str], Any], str | None]:

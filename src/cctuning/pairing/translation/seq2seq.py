@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,9 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from cctuning.errors import UserError
-from cctuning.pairing.translation import model_codes
-from cctuning.pairing.translation.base import Answer, Done, SegmentOptions
+from cctuning.errors import UserError, nearest
+from cctuning.languages import base, is_code, language_name, matches, matching, same, unknown
+from cctuning.pairing.translation.base import Answer, Done, Engine, SegmentOptions
 from cctuning.settings import from_mapping
 
 BUCKET = 32  # source tokens: lengths are rounded up to this before the limit is set
@@ -73,15 +73,11 @@ class Seq2SeqOptions(SegmentOptions):
     )
 
 
-class Seq2Seq:
+class Seq2Seq(Engine):
     """The seq2seq engine. The model is loaded when the first segment needs it; one is in memory at a time."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        """
-        Raises:
-            UserError: an unknown option or a bad value.
-        """
-        self.options = from_mapping(Seq2SeqOptions, options, "translation engine seq2seq")
+        self.options: Seq2SeqOptions = from_mapping(Seq2SeqOptions, options, "translation engine seq2seq")
         self.device = torch.device(self.options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         default = "float32" if self.device.type == "cpu" else "bfloat16"
         self.dtype = self.options.dtype or default
@@ -102,8 +98,7 @@ class Seq2Seq:
         """Load the tokenizer and the config of the model for this pair of languages."""
         place = self.options.model
         if "{source}" in place or "{target}" in place:
-            place = place.replace("{source}", model_codes.opus_code(source))
-            place = place.replace("{target}", model_codes.opus_code(target))
+            place = place.replace("{source}", opus_code(source)).replace("{target}", opus_code(target))
         if place == self._place:
             return
         try:
@@ -145,15 +140,14 @@ class Seq2Seq:
         """The tokens for source and target; None where the model takes none."""
         if self._family == "opus":
             stated = [self._tokenizer.init_kwargs.get(f"{end}_lang") for end in ("source", "target")]
-            forms = [model_codes.form(one) if one else None for one in stated]
-            if source != target and forms == [model_codes.form(target), model_codes.form(source)]:
+            if all(stated) and same(stated[0], target) and same(stated[1], source):
                 raise UserError(f"{self._place}: translates from {stated[0]} to {stated[1]}, the other way round.")
             if not self._codes:
                 return None, None
-        ends = [self._codes[model_codes.resolve(tag, self._codes, self._place)] for tag in (target, source)][
-            : 2 if self._family in ("nllb", "m2m100") else 1
-        ]
-        return (ends[1] if len(ends) == 2 else None), ends[0]
+        to = self._codes[resolve(target, self._codes, self._place)]
+        if self._family in ("nllb", "m2m100"):
+            return self._codes[resolve(source, self._codes, self._place)], to
+        return None, to
 
     def run(self, segments: Sequence[str], source: str, target: str, done: Done) -> None:
         """Translate in batches of similar length, longest first, so that memory runs out early or not at all."""
@@ -254,6 +248,41 @@ class Seq2Seq:
         self._model = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def resolve(tag: str, codes: Collection[str], where: str) -> str:
+    """The code among `codes` that means the language `tag`.
+
+    The script must agree, unless the model has only one code for the language.
+
+    Args:
+        tag: a language code, an English name, or one of `codes`.
+        codes: those of the model, without markers: `swh_Latn`, `sw`.
+        where: what to call the model in an error.
+
+    Raises:
+        UserError: the model does not know the language, or not in this script.
+    """
+    if tag in codes:
+        return tag
+    if not is_code(tag):
+        raise UserError(f"{where}: {unknown(tag)}")
+    known = {"nso" if code == "ns" else code: code for code in codes}  # M2M100's code of Northern Sotho
+    found = sorted(matching(tag, known), key=len)  # shortest first: the language before one of its variants
+    if len(found) == 1 or (found and matches(tag, found[0])):
+        return known[found[0]]
+    others = [code for code in sorted(known) if is_code(code) and base(code) == base(tag)]
+    if others:
+        raise UserError(f"{where}: language {tag!r}: known only as {', '.join(others)}; name one of them.")
+    hint = nearest(base(tag), {base(code) for code in known if is_code(code)})
+    hint = hint or f" It knows {len(codes)} languages: {', '.join(sorted(codes)[:5])}, …"
+    raise UserError(f"{where}: no code for the language {tag!r} ({language_name(tag)}).{hint}")
+
+
+def opus_code(tag: str) -> str:
+    """The code in the name of an Opus-MT model: two letters where there are two, else three."""
+    language = base(tag)
+    return {"fil": "tl"}.get(language, language)
 
 
 def _directory_hash(directory: Path) -> str:

@@ -12,8 +12,8 @@ and length of a pair are checked in `row_checks.py`.
 
 from __future__ import annotations
 
+import importlib
 import re
-import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,13 +23,14 @@ from typing import Any
 from tqdm import tqdm
 
 from cctuning.errors import UserError, nearest
-from cctuning.pairing.translation import model_codes, protect
-from cctuning.pairing.translation.base import Answer, Engine, SegmentOptions, Translator
+from cctuning.languages import base, parse, same
+from cctuning.pairing.translation import protect
+from cctuning.pairing.translation.base import Answer, Engine
 from cctuning.pairing.translation.cache import Cache
 from cctuning.pairing.translation.segments import Piece, line_marks, split
 
 WINDOW = 1000  # texts
-ENGINES = ("seq2seq", "chat", "function")
+ENGINES = {"seq2seq": "Seq2Seq", "chat": "Chat", "function": "Function"}  # module to class
 COPIED = 25  # characters from which a copy is not a name or a title
 EXPLOSION = 6  # times the length of the source, above 200 characters
 REPEATS, LONGEST, LOOP = 6, 60, 30  # a phrase of up to 60 characters, six times in a row, at least 30 characters
@@ -49,64 +50,98 @@ def open_translator(options: Mapping[str, Any], cache_dir: Path) -> Translator:
     """
     rest = dict(options)
     kind = rest.pop("engine", None)
-    engine: Any
-    if kind == "seq2seq":
-        from cctuning.pairing.translation.seq2seq import Seq2Seq  # transformers takes seconds to import
-
-        engine = Seq2Seq(rest)
-    elif kind == "chat":
-        from cctuning.pairing.translation.chat import Chat
-
-        engine = Chat(rest)
-    elif kind == "function":
-        from cctuning.pairing.translation.function import Function
-
-        engine = Function(rest)
-    else:
+    if kind not in ENGINES:
         hint = nearest(str(kind), ENGINES)
         raise UserError(f"translation: engine: expected one of {', '.join(ENGINES)}, got {kind!r}.{hint}")
-    return SegmentTranslator(engine, engine.options, Cache(Path(cache_dir)))
+    module = importlib.import_module(f"cctuning.pairing.translation.{kind}")  # transformers takes seconds to import
+    return Translator(getattr(module, ENGINES[kind])(rest), Cache(Path(cache_dir)))
 
 
-class SegmentTranslator:
-    """A `Translator` around an engine."""
+class Translator:
+    """Translates texts with an engine and a cache."""
 
-    def __init__(self, engine: Engine, options: SegmentOptions, cache: Cache) -> None:
-        """
-        Args:
-            engine: translates segments.
-            options: how texts are split and what is protected.
-            cache: of answers.
-        """
+    def __init__(self, engine: Engine, cache: Cache) -> None:
         self.name = engine.name
-        self._engine, self._options, self._cache = engine, options, cache
+        self._engine, self._options, self._cache = engine, engine.options, cache
         self._counts: Counter[str] = Counter(texts=0, characters=0, segments=0, cache_hits=0, second_way=0)
-        self._lock = threading.Lock()
+        self._bar: Any = None
 
     def translate(self, texts: Sequence[str], source: str, target: str) -> Iterator[Answer]:
         """One answer for each text, in the same order. A text without letters is returned unchanged.
+
+        Args:
+            texts: to translate.
+            source: their language, a code or an English name.
+            target: the language to translate into.
 
         Raises:
             UserError: at once for a language that the engine does not know or that is both source and target; later
                 where the engine cannot go on. Answers until then are in the cache.
         """
-        if source == target or None is not model_codes.form(source) == model_codes.form(target):
+        if same(source, target):
             raise UserError(f"translation: source {source!r} and target {target!r} are one language.")
         return self._windows(texts, source, target, self._engine.identity(source, target))
 
     def _windows(
         self, texts: Sequence[str], source: str, target: str, identity: Mapping[str, Any]
     ) -> Iterator[Answer]:
-        work = _Work(self, source, target, identity)
         total = sum(map(len, texts))
-        with tqdm(total=total, unit="char", unit_scale=True, desc=f"{source}-{target}", disable=None) as work.bar:
+        with tqdm(total=total, unit="char", unit_scale=True, desc=f"{source}-{target}", disable=None) as self._bar:
             read = 0
             for start in range(0, len(texts), WINDOW):
                 window = texts[start : start + WINDOW]
-                results = work.window(window)
+                results = self._window(window, source, target, identity)
                 read += sum(map(len, window))
-                work.bar.update(read - work.bar.n)
+                self._bar.update(read - self._bar.n)
                 yield from results
+
+    def _window(self, texts: Sequence[str], source: str, target: str, identity: Mapping[str, Any]) -> list[Answer]:
+        options, pair = self._options, (source, target)
+        plans: list[list[Piece] | None] = []
+        for text in texts:
+            spans, blocks = protect.find(text, options.protect_numbers)
+            sound = text.isascii() or text.encode("utf-8", "replace").decode() == text
+            plans.append(
+                split(text, options.max_chars, options.split == "sentences", spans, blocks) if sound else None
+            )
+        self._counts.update(texts=len(texts), characters=sum(map(len, texts)))
+        outcomes = self._outcomes((piece for plan in plans for piece in plan or ()), identity, *pair)
+        again = {
+            piece: split(piece.text, options.max_chars, True, blocks=piece.spans)
+            for piece, outcome in outcomes.items()
+            if outcome is None
+        }
+        self._counts["second_way"] += len(again)
+        parts = self._outcomes((part for plan in again.values() for part in plan), identity, *pair)
+        outcomes |= {piece: _joined(plan, parts, *pair) for piece, plan in again.items()}
+        unsound = Answer(None, "the text is not valid Unicode")
+        return [unsound if plan is None else _joined(plan, outcomes, *pair) for plan in plans]
+
+    def _outcomes(
+        self, pieces: Iterable[Piece], identity: Mapping[str, Any], source: str, target: str
+    ) -> dict[Piece, Answer | None]:
+        """The result of each piece that is translated; None if it has lost a marker or a line."""
+        masked = {piece: protect.mask(piece.text, piece.spans) for piece in pieces if not piece.kept}
+        answers: dict[str, Answer] = {}
+        missing: dict[str, bytes] = {}
+        for text in dict.fromkeys(text for text, _ in masked.values()):
+            key = self._cache.key(identity, source, target, text)
+            if found := self._cache.get(key):
+                answers[text] = found
+            else:
+                missing[text] = key
+        self._counts.update(segments=len(answers) + len(missing), cache_hits=len(answers))
+        segments = list(missing)
+
+        def done(index: int, answer: Answer) -> None:
+            self._cache.put(missing[segments[index]], answer)
+            answers[segments[index]] = answer
+            self._bar.update(len(segments[index]))
+
+        if segments:
+            self._engine.run(segments, source, target, done)
+        one = base(source) == base(target)
+        return {piece: _outcome(piece, answers[text], text, kept, one) for piece, (text, kept) in masked.items()}
 
     def usage(self) -> dict[str, int | float]:
         """Counts since this translator was opened.
@@ -124,106 +159,44 @@ class SegmentTranslator:
         self._cache.close()
 
 
-class _Work:
-    """One call of `translate`."""
+def _outcome(piece: Piece, answer: Answer, masked: str, kept: list[str], same_language: bool) -> Answer | None:
+    """The result of a segment; None if it has lost a marker or a line and must be translated in pieces."""
+    if answer.text is None:
+        return Answer(None, answer.problem)
+    problem = problem_of(masked, answer.text, same_language)
+    if problem:
+        return Answer(None, problem)
+    text = protect.restore(_laid_out(masked, answer.text) or "", kept)
+    if text:
+        return Answer(text)
+    whole = not piece.spans and "\n" not in piece.text
+    return Answer(None, "the translation has more lines than the source") if whole else None
 
-    bar: Any
 
-    def __init__(self, owner: SegmentTranslator, source: str, target: str, identity: Mapping[str, Any]) -> None:
-        self.owner, self.source, self.target, self.identity = owner, source, target, identity
-        forms = model_codes.form(source), model_codes.form(target)
-        self.same_language = forms[0] is not None and forms[1] is not None and forms[0][0] == forms[1][0]
+def _joined(plan: Sequence[Piece], outcomes: Mapping[Piece, Answer | None], source: str, target: str) -> Answer:
+    """Reassemble a text; the first problem of a segment is the text's problem."""
+    source_spaced, target_spaced = spaced(source), spaced(target)
+    parts: list[str] = []
+    for place, piece in enumerate(plan):
+        text = piece.text
+        if not piece.kept:
+            outcome = outcomes[piece]
+            assert outcome is not None
+            if outcome.text is None:
+                return Answer(None, f"{outcome.problem} (at {piece.text[:40]!r})")
+            text = outcome.text
+        elif text == " " and source_spaced and not target_spaced and 0 < place < len(plan) - 1:
+            continue  # no space between sentences in Chinese and Japanese
+        if target_spaced and not source_spaced and parts and _apart(parts[-1][-1], text[0]):
+            parts.append(" ")
+        parts.append(text)
+    return Answer("".join(parts))
 
-    def window(self, texts: Sequence[str]) -> list[Answer]:
-        """Translate some texts."""
-        options, counts = self.owner._options, self.owner._counts
-        plans: list[list[Piece] | None] = []
-        for text in texts:
-            counts["texts"] += 1
-            counts["characters"] += len(text)
-            spans, blocks = protect.find(text, options.protect_numbers)
-            sound = text.isascii() or text.encode("utf-8", "replace").decode() == text
-            plans.append(
-                split(text, options.max_chars, options.split == "sentences", spans, blocks) if sound else None
-            )
-        first = dict.fromkeys(piece for plan in plans for piece in plan or () if not piece.kept)
-        answers = self._answers(first)
-        outcomes = {piece: self._outcome(piece, answers) for piece in first}
 
-        again = {
-            piece: split(piece.text, options.max_chars, True, blocks=piece.spans)
-            for piece, outcome in outcomes.items()
-            if outcome is None
-        }
-        counts["second_way"] += len(again)
-        answers = self._answers(part for plan in again.values() for part in plan if not part.kept)
-        for piece, plan in again.items():
-            outcomes[piece] = self._joined(
-                plan, {part: self._outcome(part, answers) for part in plan if not part.kept}
-            )
-        return [
-            Answer(None, "the text is not valid Unicode") if plan is None else self._joined(plan, outcomes)
-            for plan in plans
-        ]
-
-    def _answers(self, pieces: Iterable[Piece]) -> dict[str, Answer]:
-        """The engine's answer to each masked segment, from the cache or new."""
-        owner = self.owner
-        answers: dict[str, Answer] = {}
-        missing: list[tuple[str, bytes]] = []
-        for masked in dict.fromkeys(protect.mask(piece.text, piece.spans)[0] for piece in pieces):
-            key = owner._cache.key(self.identity, self.source, self.target, masked)
-            if found := owner._cache.get(key):
-                answers[masked] = found
-            else:
-                missing.append((masked, key))
-        owner._counts["segments"] += len(answers) + len(missing)
-        owner._counts["cache_hits"] += len(answers)
-
-        def done(index: int, answer: Answer) -> None:
-            masked, key = missing[index]
-            owner._cache.put([(key, answer)])
-            with owner._lock:
-                answers[masked] = answer
-                self.bar.update(len(masked))
-
-        if missing:
-            owner._engine.run([masked for masked, _ in missing], self.source, self.target, done)
-        return answers
-
-    def _outcome(self, piece: Piece, answers: Mapping[str, Answer]) -> Answer | None:
-        """The result of a segment; None if it has lost a marker or a line and must be translated in pieces."""
-        masked, kept = protect.mask(piece.text, piece.spans)
-        answer = answers[masked]
-        if answer.text is None:
-            return Answer(None, answer.problem)
-        problem = problem_of(masked, answer.text, self.same_language)
-        if problem:
-            return Answer(None, problem)
-        text = protect.restore(_laid_out(masked, answer.text) or "", kept)
-        if text:
-            return Answer(text)
-        whole = not piece.spans and "\n" not in piece.text
-        return Answer(None, "the translation has more lines than the source") if whole else None
-
-    def _joined(self, plan: Sequence[Piece], outcomes: Mapping[Piece, Answer | None]) -> Answer:
-        """Reassemble a text; the first problem of a segment is the text's problem."""
-        wide, source_wide = model_codes.spaced(self.target), model_codes.spaced(self.source)
-        parts: list[str] = []
-        for place, piece in enumerate(plan):
-            text = piece.text
-            if not piece.kept:
-                outcome = outcomes[piece]
-                assert outcome is not None
-                if outcome.text is None:
-                    return Answer(None, f"{outcome.problem} (at {piece.text[:40]!r})")
-                text = outcome.text
-            elif text == " " and source_wide and not wide and 0 < place < len(plan) - 1:
-                continue  # no space between sentences in Chinese and Japanese
-            if wide and not source_wide and parts and _apart(parts[-1][-1], text[0]):
-                parts.append(" ")
-            parts.append(text)
-        return Answer("".join(parts))
+def spaced(tag: str) -> bool:
+    """Whether sentences are separated by spaces in this language's script."""
+    found = parse(tag)
+    return found is None or found.script not in ("Hans", "Hant", "Jpan", "Hani")
 
 
 def _laid_out(source_text: str, translation: str) -> str | None:
