@@ -39,31 +39,7 @@ GROUPS = {
         *("parallel/tatoeba/deu", "parallel/tatoeba/zho", "parallel/tatoeba/rus", "parallel/tatoeba/fra"),
     ],
     "seen": ["sft/gsm8k_questions/sw", "sft/gsm8k_questions/ja", "parallel/tico19/sw"],
-    "held_out": [
-        *(
-            f"parallel/tico19/{lang}"
-            for lang in ["ar", "bn", "fa", "ha", "hi", "id", "mr", "ms", "my", "ne", "pt-BR", "ta", "tl", "ur", "zu"]
-        ),
-        *(
-            f"parallel/tatoeba/{lang}"
-            for lang in [
-                "ara",
-                "ben",
-                "ell",
-                "hin",
-                "ind",
-                "ita",
-                "jpn",
-                "kor",
-                "por",
-                "swe",
-                "tha",
-                "tur",
-                "urd",
-                "vie",
-            ]
-        ),
-    ],
+    "held_out": [*(f"parallel/tico19/{lang}" for lang in TICO), *(f"parallel/tatoeba/{lang}" for lang in TATOEBA)],
 }
 Row = dict[str, Any]
 Planter = Callable[[Row, list[Row], random.Random], Row | None]

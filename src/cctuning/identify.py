@@ -15,48 +15,22 @@ from collections import Counter
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
+from babel import Locale
+
 from cctuning.extras import require
 from cctuning.languages import base, canonical_or_none, parse
 
 if TYPE_CHECKING:
-    from lingua import ConfidenceValue, Language, LanguageDetector
+    from lingua import Language, LanguageDetector
 
 # Languages that a wrong text is likely to be in: the most widespread ones of scripts that several languages share.
 WIDESPREAD = "en es fr de pt it nl pl id vi tr sw ru uk bg ar fa ur hi mr zh ja ko"
 ALIKE = ("id ms", "hr bs sr", "nb nn da no", "cs sk", "zu xh", "es ca", "st tn")
 ALIKE_SETS = [frozenset(group.split()) for group in ALIKE]
-# ISO 15924 code to the first words of the names of its characters in Unicode.
-SCRIPTS = {
-    "Arab": ("ARABIC",),
-    "Armn": ("ARMENIAN",),
-    "Beng": ("BENGALI",),
-    "Cyrl": ("CYRILLIC",),
-    "Deva": ("DEVANAGARI",),
-    "Ethi": ("ETHIOPIC",),
-    "Geor": ("GEORGIAN",),
-    "Grek": ("GREEK",),
-    "Gujr": ("GUJARATI",),
-    "Guru": ("GURMUKHI",),
-    "Hans": ("CJK",),
-    "Hant": ("CJK", "BOPOMOFO"),
-    "Hebr": ("HEBREW",),
-    "Jpan": ("HIRAGANA", "KATAKANA", "CJK"),
-    "Khmr": ("KHMER",),
-    "Knda": ("KANNADA",),
-    "Kore": ("HANGUL", "CJK"),
-    "Laoo": ("LAO",),
-    "Latn": ("LATIN",),
-    "Mlym": ("MALAYALAM",),
-    "Mong": ("MONGOLIAN",),
-    "Mymr": ("MYANMAR",),
-    "Orya": ("ORIYA",),
-    "Sinh": ("SINHALA",),
-    "Taml": ("TAMIL",),
-    "Telu": ("TELUGU",),
-    "Thaa": ("THAANA",),
-    "Thai": ("THAI",),
-    "Tibt": ("TIBETAN",),
-}
+# First words of the names of a script's characters in Unicode, where they are not the script's English name
+SCRIPTS = {"Hans": "CJK", "Hant": "CJK BOPOMOFO", "Hani": "CJK", "Jpan": "HIRAGANA KATAKANA CJK", "Kore": "HANGUL CJK"}
+SCRIPTS |= {"Beng": "BENGALI", "Orya": "ORIYA", "Mtei": "MEETEI", "Aran": "ARABIC", "Latf": "LATIN", "Latg": "LATIN"}
+SCRIPTS |= {"Cans": "CANADIAN", "Nkoo": "NKO", "Lana": "TAI", "Lisu": "LISU", "Mand": "MANDAIC", "Plrd": "MIAO"}
 # Second scripts of languages, besides the one that CLDR expects; `sr-Latn` names one.
 ALSO = {"sr": "Latn", "bs": "Cyrl", "az": "Cyrl", "uz": "Cyrl", "kk": "Latn", "mn": "Mong", "pa": "Arab", "ku": "Arab"}
 SURE = 0.5  # confidence in low-accuracy mode above which the full models are not used
@@ -93,7 +67,8 @@ def expected_scripts(code: str) -> tuple[str, ...]:
     given, usual = [found.script], parse(found.language)
     if usual is not None and usual.script == found.script and found.language in ALSO:
         given.append(ALSO[found.language])
-    return tuple(name for script in given for name in SCRIPTS.get(script, ()))
+    names = (SCRIPTS.get(script, str(Locale("en").scripts[script]).upper().partition(" ")[0]) for script in given)
+    return tuple(word for name in names for word in name.split())
 
 
 def scripts_apart(code: str, other: str) -> bool:
@@ -137,27 +112,27 @@ def _family(code: str) -> frozenset[Language]:
 
 def load(code: str, other: str) -> None:
     """Load the models that texts in `code` are compared with, so that forked processes share them."""
-    for one, two in ((code, other), (other, code)):
-        for detector in _detectors(one, two):
-            detector.compute_language_confidence_values("a text that loads them")
+    for rivals in (_rivals(code, other), _rivals(other, code)):
+        for low in (True, False):
+            _detector(rivals, low).compute_language_confidence_values("a text that loads them")
 
 
 @cache
-def _detectors(code: str, other: str) -> tuple[LanguageDetector, LanguageDetector]:
-    """Detectors in low-accuracy mode and in full."""
-    builder, chosen = lingua().LanguageDetectorBuilder.from_languages, _rivals(code, other)
-    return builder(*chosen).with_low_accuracy_mode().build(), builder(*chosen).build()
+def _detector(languages: tuple[Language, ...], low: bool) -> LanguageDetector:
+    """A detector of these languages, or of all where there are none, in low-accuracy mode or not."""
+    builder = lingua().LanguageDetectorBuilder
+    builder = builder.from_languages(*languages) if languages else builder.from_all_languages()
+    return (builder.with_low_accuracy_mode() if low else builder).build()
 
 
-def _rivals(code: str, other: str) -> list[Language]:
+@cache
+def _rivals(code: str, other: str) -> tuple[Language, ...]:
     """The languages that a text in `code` is compared with, including itself."""
     own = set(expected_scripts(code)) or {"LATIN"}
     rivals = [name for name in WIDESPREAD.split() if own & set(expected_scripts(name))]
     known = {lingua_language(name) for name in (*rivals, other, "en")} | _family(code)
     chosen = sorted((language for language in known if language is not None), key=str)
-    if len(chosen) == 1:
-        chosen.append(lingua().Language.FRENCH)  # lingua needs two
-    return chosen
+    return (*chosen, lingua().Language.FRENCH) if len(chosen) == 1 else tuple(chosen)  # lingua needs two
 
 
 def prose(text: str) -> str:
@@ -177,22 +152,17 @@ def confidence(text: str, code: str, other: str) -> tuple[float, str]:
         The confidence in [0, 1], and the code of the most likely language. For a language without a model in lingua:
         one minus the confidence that it is `other` or English.
     """
-    family = _family(code)
-    low, full = _detectors(code, other)
-
-    def ask(detector: LanguageDetector) -> tuple[float, str]:
-        values = detector.compute_language_confidence_values(text)
+    family, rivals = _family(code), _rivals(code, other)
+    others = (lingua_language(other), lingua().Language.ENGLISH)
+    sure, nearest = 0.0, ""
+    for low in (True, False):
+        values = _detector(rivals, low).compute_language_confidence_values(text)
         nearest = values[0].language.iso_code_639_1.name.lower()
-        return _share(values, family, lingua_language(other)), nearest
-
-    sure, nearest = ask(low)
-    return (sure, nearest) if sure >= SURE else ask(full)
-
-
-def _share(values: list[ConfidenceValue], family: frozenset[Language], other: Language | None) -> float:
-    if family:
-        return sum(value.value for value in values if value.language in family)
-    return 1 - sum(value.value for value in values if value.language in (other, lingua().Language.ENGLISH))
+        sure = sum(value.value for value in values if value.language in (family or others))
+        sure = sure if family else 1 - sure
+        if sure >= SURE:
+            break
+    return sure, nearest
 
 
 def between(text: str, one: str, other: str) -> float | None:
@@ -211,21 +181,11 @@ def between(text: str, one: str, other: str) -> float | None:
         return None if known is None else known[0] if wanted else 1 - known[0]
     if _family(one) & _family(other):
         return None
-    return _two(wanted, rival).compute_language_confidence(text, wanted)
-
-
-@cache
-def _two(one: Language, other: Language) -> LanguageDetector:
-    return lingua().LanguageDetectorBuilder.from_languages(one, other).with_low_accuracy_mode().build()
+    return _detector((wanted, rival), True).compute_language_confidence(text, wanted)
 
 
 def identify_language(text: str) -> str | None:
     """The language of some sentences, of all that lingua knows; None where it is not sure."""
-    found = _all_languages().compute_language_confidence_values(prose(text))
+    found = _detector((), True).compute_language_confidence_values(prose(text))
     sure = bool(found) and found[0].value >= SURE
     return canonical_or_none(found[0].language.iso_code_639_1.name) if sure else None
-
-
-@cache
-def _all_languages() -> LanguageDetector:
-    return lingua().LanguageDetectorBuilder.from_all_languages().with_low_accuracy_mode().build()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cctuning.errors import UserError, nearest
@@ -23,6 +23,19 @@ KINDS = {
     list: "a list",
     types.NoneType: "null",
 }
+
+
+def option(default: Any = MISSING, help: str = "", **metadata: Any) -> Any:
+    """A field of a dataclass of options.
+
+    Args:
+        default: a list or a mapping is copied for each instance.
+        help: documents the field, in `--help` and in the reference.
+        metadata: `choices`, or `least` (smallest number).
+    """
+    if isinstance(default, (list, dict)):
+        return field(default_factory=default.copy, metadata={"help": help, **metadata})
+    return field(default=default, metadata={"help": help, **metadata})
 
 
 def from_mapping(cls: type[T], options: Mapping[str, Any], where: str) -> T:

@@ -93,7 +93,7 @@ def test_features_by_hand():
     own = features(texts, references)(np.arange(3))
     np.testing.assert_allclose(own[:, 0], [0.8, 1.0, 0.6], atol=1e-6)  # own similarity
     np.testing.assert_allclose(own[:, 1], [0.6, 0.8, 0.8], atol=1e-6)  # text's nearest other reference
-    np.testing.assert_allclose(own[:, 2], [0.6, 0.0, 0.8], atol=1e-6)  # reference's nearest other text, equals hidden
+    np.testing.assert_allclose(own[:, 3], [0.6, 0.0, 0.8], atol=1e-6)  # reference's nearest other text, equals hidden
     right, wrong = block(texts, references)
     assert right.shape == (3, 10) and wrong.shape == (len(WRONG), 3, 10)
 

@@ -9,8 +9,7 @@ import pytest
 
 from cctuning.data import load_parallel
 from cctuning.errors import UserError
-from cctuning.pairing.selecting import Best, SelectOptions, select
-from cctuning.pairing.tfidf import WordVectors, words_and_pairs
+from cctuning.pairing.selecting import SelectOptions, in_turn, select
 from tests.cli.world import done
 from tests.data.test_parallel import DATA
 from tests.pairing.world import lines, write
@@ -107,27 +106,16 @@ def test_evaluation_texts_are_left_out(corpus, task, tmp_path):
     assert sentence("health", 0) not in {row["text_en"] for row in after} and card["left_out"]["against"] >= 2
 
 
-def test_the_size_of_a_chunk_changes_nothing(corpus, task, tmp_path, monkeypatch):
+def test_the_size_of_a_block_changes_nothing(corpus, task, tmp_path, monkeypatch):
     _, rows = run(corpus, task, tmp_path)
     monkeypatch.setattr("cctuning.pairing.selecting.CHUNK", 7)
     monkeypatch.setattr("cctuning.pairing.selecting.BLOCK", 3)
     assert run(corpus, task, tmp_path)[1] == rows
 
 
-def test_vectors_are_tf_idf_as_scikit_learn_has_it():
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    texts = [sentence(topic, number) for number in range(9) for topic in TOPICS]
-    ours = WordVectors(iter([texts[:5], texts[5:]]))(texts)
-    theirs = TfidfVectorizer(analyzer=words_and_pairs, sublinear_tf=True).fit_transform(texts)
-    np.testing.assert_allclose((ours @ ours.T).todense(), (theirs @ theirs.T).todense(), atol=1e-5)
-
-
 def test_best_of_each_row_in_turn():
-    best = Best.empty(2, 2)
-    best.add(np.array([[0.1, 0.9], [0.5, 0.2]], np.float32), np.array([10, 11]))
-    best.add(np.array([[0.3, 0.0], [0.5, 0.0]], np.float32), np.array([12, 13]))
-    assert [(place, round(score, 1)) for place, score in best.in_turn()] == [(11, 0.9), (10, 0.5), (12, 0.5)]
+    similarities, places = np.array([[0.9, 0.3], [0.5, 0.5]]), np.array([[11, 12], [10, 12]])
+    assert list(in_turn(similarities, places).items()) == [(11, 0.9), (10, 0.5), (12, 0.5)]
 
 
 def test_english_rows_without_a_language_are_the_task_themselves(corpus, tmp_path):

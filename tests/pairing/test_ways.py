@@ -112,14 +112,12 @@ def test_what_a_key_does_not_find_or_finds_twice_is_told(tmp_path, rows):
     assert said[1][0] == "join" and "no record" in said[1][1]
     assert said[3][0] == "join" and "2 different prompts" in said[3][1] and "e.jsonl:2 and" in said[3][1]
     notes = " ".join(card["sources"][0]["notes"])
-    assert "2 keys occur more than once, 1 of them with different prompts" in notes
-    assert "1 records have no key" in notes and "2 of 4 records found no parallel" in notes
+    assert "1 records cannot be joined, the first: " in notes and "e.jsonl:6: no value under id" in notes
+    assert card["sources"][0]["rejected"] == {"join": 2}
 
 
 def test_a_key_that_is_no_column_is_refused(tmp_path, rows, english):
-    with pytest.raises(
-        UserError, match="none has a value under number; the last has the columns id, prompt, response"
-    ):
+    with pytest.raises(UserError, match="no value under number; it has the columns id, prompt, response"):
         run(tmp_path, joined(rows, english, key=["number"]))
 
 

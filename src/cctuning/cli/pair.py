@@ -121,7 +121,7 @@ def sources_of(options: PairOptions) -> list[PairSource]:
     way = options.way
     if options.join:
         way = way or "join"
-        common |= {"english": options.join, "key": options.key}
+        common |= {"english": {"path": options.join}, "key": options.key}
     if options.translate:
         common["engine"] = _engine(options.translate)
         way = way or "translate"

@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import closing
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cctuning.data.parallel.columns import Pair
 from cctuning.data.parallel.files import read_pairs
 from cctuning.data.row_reader import RowReader
-from cctuning.data.schema import BadRow
+from cctuning.data.schema import Row
 from cctuning.data.sources import BaseSource, ParallelSource
 from cctuning.errors import UserError
 from cctuning.pairing import synthesis
-from cctuning.pairing.candidates import Candidate, Outcomes, Problem, Rejected
+from cctuning.pairing.candidates import Candidate, Candidates
 from cctuning.pairing.joining import INDEX, ReferenceSide, key_of
 from cctuning.pairing.options import PairSource
-from cctuning.pairing.translation import open_translator
+from cctuning.pairing.translation import Translator, open_translator
 
 PAIR_PARTS = {"prompt": "text", "reference": "reference", "lang": "lang"}  # a row's parts as parallel text names them
 
 
 @dataclass
 class Account:
-    """What one source gave, for the card."""
+    """A source and what it gave, for the card."""
 
+    number: int
     source: PairSource
     read: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)  # by reason
+    rejected: Counter[str] = field(default_factory=Counter)  # by reason
     fingerprints: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)  # requests and tokens by engine
+
+    def limited(self, rows: Iterable[Candidate]) -> Candidates:
+        """At most `limit` rows."""
+        for row in islice(rows, self.source.limit):
+            self.read += 1
+            yield row
+        if not self.read:
+            filtered = " with these values (where)" if self.source.where else ""
+            raise UserError(f"{self.source.path}: no record to pair{filtered}.")
 
 
 @dataclass
@@ -51,12 +63,8 @@ class Assembly:
     cache_dir: Path
     engine: Mapping[str, Any]
 
-    def candidates(self, number: int, account: Account) -> Outcomes:
-        """The rows of source `number`, each with its parallel or with the reason it has none.
-
-        Raises:
-            UserError: something cannot be read, or an engine cannot go on.
-        """
+    def candidates(self, account: Account) -> Candidates:
+        """The rows of a source, each with its parallel or with the reason it has none."""
         ways = {
             "given": self._given,
             "join": self._joined,
@@ -65,144 +73,111 @@ class Assembly:
             "translation": self._translation,
             "distillation": self._distilled,
         }
-        return ways[account.source.way](number, account)
+        return ways[account.source.way](account)
 
-    def _given(self, number: int, account: Account, require_reference: bool = True) -> Outcomes:
+    def _given(self, account: Account, require_reference: bool = True) -> Candidates:
         """Rows as their file has them; without a parallel they are rejected where one is required."""
         source = account.source
         reader = RowReader(self.language, source.columns, source.lang, require_reference, text_is_prompt=True)
         account.fingerprints = reader.fingerprints
-        count = 0
-        for origin, record, row in reader.read(source, source.where, also=["id"]):
-            count += 1
-            if isinstance(row, BadRow):
-                yield Rejected(number, origin, [Problem("row", str(row))], dict(record))
-            else:
-                yield Candidate.of(row, number, record.get("id"))
-            if count == source.limit:
-                return
-        if not count:
-            raise _nothing(source, bool(source.where))
+        found = reader.read(source, source.where, also=["id"])
+        return account.limited(Candidate.of(row, origin, record, account.number) for origin, record, row in found)
 
-    def _parallel(self, number: int, account: Account) -> Outcomes:
+    def _parallel(self, account: Account) -> Candidates:
         """Pairs of parallel text as rows without a response."""
         source = account.source
-        count = 0
-        for opened, found in read_pairs(_parallel_source(source), self.language):
-            account.fingerprints |= opened.fingerprints
-            count += 1
-            if isinstance(found, Pair):
-                row = Candidate(found.text, None, found.lang, found.reference, None, found.origin, source=number)
-                row.reference_origin = found.reference_origin
-                row.id = found.id if isinstance(found.id, (str, int)) else None
-                yield row
-            else:
-                origin, bad = found
-                yield Rejected(number, origin, [Problem("row", str(bad))])
-            if count == source.limit:
-                return
-        if not count:
-            raise _nothing(source, bool(source.where))
+        for part in source.columns:
+            if part not in PAIR_PARTS:
+                known = ", ".join(PAIR_PARTS)
+                raise UserError(f"source {source.path}: columns: {part}: parallel text has only {known}.")
+        columns = {PAIR_PARTS[part]: name for part, name in source.columns.items()}
+        reference = source.english.get("path")
+        given = {name: getattr(source, name) for name in ("name", "split", "lang", "where")}
 
-    def _joined(self, number: int, account: Account) -> Outcomes:
+        def rows() -> Candidates:
+            for opened, found in read_pairs(
+                ParallelSource(source.path, columns=columns, reference=reference, **given), self.language
+            ):
+                account.fingerprints |= opened.fingerprints
+                if isinstance(found, Pair):
+                    row = Row(found.text, None, found.lang, found.reference, None, found.origin)
+                    candidate = Candidate.of(row, found.origin, {"id": found.id}, account.number)
+                    candidate.reference_origin = found.reference_origin
+                    yield candidate
+                else:
+                    yield Candidate.of(found[1], found[0], {}, account.number)
+
+        return account.limited(rows())
+
+    def _joined(self, account: Account) -> Candidates:
         """Rows with the parallel that another file has under the same key."""
         source, side = account.source, account.source.english
-        also = [] if source.key == [INDEX] else source.key
-        same_place = side["path"] == source.path
+        by_index = source.key == [INDEX]
+        also = [] if by_index else source.key
+        same = source if side["path"] == source.path else BaseSource(side["path"])
         other = BaseSource(
             side["path"],
-            name=side.get("name", source.name if same_place else None),
-            split=side.get("split", source.split if same_place else "train"),
+            name=side.get("name", same.name),
+            split=side.get("split", same.split),
             lang=self.language,
             columns=dict(side.get("columns", {})),
         )
         theirs = RowReader(self.language, other.columns, other.lang, text_is_prompt=True)
-        with closing(ReferenceSide(self.draft / f"reference-{number}.sqlite", source.key)) as index:
-            index.fill(other.path, theirs.read(other, side.get("where", {}), also), self.language)
+        reader = RowReader(self.language, source.columns, source.lang, text_is_prompt=True)
+        with closing(ReferenceSide(self.draft / f"reference-{account.number}.sqlite", source.key)) as index:
+            index.fill(other.path, theirs.read(other, side.get("where", {}), also))
             account.notes += index.notes(other.path)
-            reader = RowReader(self.language, source.columns, source.lang, text_is_prompt=True)
-            count, unmatched = 0, 0
-            for origin, record, row in reader.read(source, source.where, also=["id", *also]):
-                if isinstance(row, BadRow):
-                    yield Rejected(number, origin, [Problem("row", str(row))], dict(record))
-                else:
-                    candidate = Candidate.of(row, number, record.get("id"))
-                    candidate.reference = candidate.reference_response = None
-                    problem = None
-                    if row.lang != self.language:
-                        problem = index.match(candidate, key_of(record, count, source.key), self.language)
-                    unmatched += problem is not None
-                    yield candidate if problem is None else Rejected(number, origin, [problem], dict(record))
-                count += 1
-                if count == source.limit:
-                    break
-            account.fingerprints = {**reader.fingerprints, **theirs.fingerprints}
-        if not count:
-            raise _nothing(source, bool(source.where))
-        if source.key == [INDEX] and count != source.limit and count != index.records:
+
+            def rows() -> Candidates:
+                for count, (origin, record, row) in enumerate(reader.read(source, source.where, ["id", *also])):
+                    found = Candidate.of(row, origin, record, account.number)
+                    found.reference = found.reference_response = None
+                    if not found.problems and found.lang != self.language:
+                        index.match(found, key_of(record, count, source.key))
+                        found.record = dict(record) if found.problems else None
+                    yield found
+
+            yield from account.limited(rows())
+        account.fingerprints = {**reader.fingerprints, **theirs.fingerprints}
+        if by_index and account.read not in (source.limit, index.records):
             raise UserError(
-                f"{source.path}: {count} records, where {other.path} has {index.records}: joined by index they would "
-                "be out of step. Join by key columns, or correct the files."
+                f"{source.path}: {account.read} records, where {other.path} has {index.records}: joined by index they "
+                "would be out of step. Join by key columns, or correct the files."
             )
-        if unmatched:
-            account.notes.append(f"{source.path}: {unmatched} of {count} records found no parallel by {source.key}.")
 
     # -- synthetic rows ---------------------------------------------------------------------------------------------
 
-    def _engine(self, source: PairSource) -> Any:
-        options = source.engine or self.engine
+    @contextmanager
+    def _translator(self, account: Account) -> Iterator[Translator]:
+        """The source's engine; what it used goes into the account."""
+        options = account.source.engine or self.engine
         if not options:
+            source = account.source
             raise UserError(f"source {source.path}: {source.way} needs an engine (docs/guides/translate.md).")
-        return open_translator(options, self.cache_dir)
+        with closing(open_translator(options, self.cache_dir)) as translator:
+            yield translator
+            account.usage[translator.name] = translator.usage()
 
-    def _translated(self, number: int, account: Account) -> Outcomes:
-        with closing(self._engine(account.source)) as translator:
-            rows = self._given(number, account, require_reference=False)
+    def _translated(self, account: Account) -> Candidates:
+        with self._translator(account) as translator:
+            rows = self._given(account, require_reference=False)
             yield from synthesis.translate_prompts(rows, translator, self.language)
-            account.usage[translator.name] = translator.usage()
 
-    def _translation(self, number: int, account: Account) -> Outcomes:
-        source = account.source
-        source.lang = source.lang or self.language
-        with closing(self._engine(source)) as translator:
-            rows = self._given(number, account, require_reference=False)
-            yield from synthesis.translate_rows(rows, translator, self.language, source.into)
-            account.usage[translator.name] = translator.usage()
+    def _translation(self, account: Account) -> Candidates:
+        account.source.lang = account.source.lang or self.language
+        with self._translator(account) as translator:
+            rows = self._given(account, require_reference=False)
+            yield from synthesis.translate_rows(rows, translator, self.language, account.source.into)
 
-    def _distilled(self, number: int, account: Account) -> Outcomes:
+    def _distilled(self, account: Account) -> Candidates:
         from cctuning.pairing.translation.chat_client import ChatClient  # imports openai
 
         source = account.source
+        rows = self._given(account)
         with closing(ChatClient.open(source.teacher, self.cache_dir, f"source {source.path}: teacher")) as teacher:
-            rows = self._given(number, account)
             if source.answers == "row":
                 yield from synthesis.distil(rows, teacher, None, self.language)
             else:
-                with closing(self._engine(source)) as translator:
+                with self._translator(account) as translator:
                     yield from synthesis.distil(rows, teacher, translator, self.language)
-                    account.usage[translator.name] = translator.usage()
             account.usage[f"teacher {source.teacher.get('model')}"] = teacher.usage()
-
-
-def _nothing(source: PairSource, filtered: bool) -> UserError:
-    return UserError(f"{source.path}: no record to pair" + (" with these values (where)." if filtered else "."))
-
-
-def _parallel_source(source: PairSource) -> ParallelSource:
-    """The same source for `load_parallel`'s reader.
-
-    Raises:
-        UserError: a column is mapped that parallel text has no part for.
-    """
-    for part in source.columns:
-        if part not in PAIR_PARTS:
-            raise UserError(f"source {source.path}: columns: {part}: parallel text has only {', '.join(PAIR_PARTS)}.")
-    return ParallelSource(
-        source.path,
-        reference=source.english.get("path"),
-        name=source.name,
-        split=source.split,
-        lang=source.lang,
-        columns={PAIR_PARTS[part]: name for part, name in source.columns.items()},
-        where=source.where,
-    )

@@ -10,7 +10,6 @@ The index is two arrays, 12 bytes per n-gram, which forked workers share.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from cctuning.errors import UserError
 
 N = 8  # tokens in an n-gram
 SHORT = 4  # fewest tokens of a text that is not found by coincidence
-TEMPLATE = 20  # records of a file that share an n-gram above which it belongs to the template
+TEMPLATE = 20  # texts of a file that share an n-gram above which it belongs to the template
 
 
 @dataclass(frozen=True)
@@ -44,56 +43,42 @@ class Benchmarks:
 
     grams: Hashes
     owners: NDArray[np.int32]
-    sizes: NDArray[np.int32]
+    sizes: NDArray[np.int64]
     origins: list[str]
     whole: dict[int, int]
     fingerprints: dict[str, str]
 
     @classmethod
     def read(cls, paths: Sequence[str]) -> Benchmarks:
-        """Index every data file under `paths`.
-
-        Raises:
-            UserError: a path does not exist, or a file cannot be read.
-        """
-        grams: list[Hashes] = []
-        owners: list[NDArray[np.int32]] = []
+        """Index every data file under `paths`."""
+        grams: list[Hashes] = [np.empty(0, np.uint64)]
+        owners: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
         origins: list[str] = []
-        sizes: list[int] = []
         whole: dict[int, int] = {}
         prints: dict[str, str] = {}
         files = [file for path in paths for file in _files(path)]
         for path in tqdm(files, desc="evaluation texts", unit="file", disable=None):
-            held: list[tuple[str, Hashes]] = []
-            shared: Counter[int] = Counter()
+            texts: list[tuple[str, list[str]]] = []
             for records in open_records(path):
                 prints |= records.fingerprints
                 for origin, record in records.iterate(records.columns or ()):
-                    if isinstance(record, BadRow):
-                        continue
-                    texts = [(field, tokens(text)) for field, text in _texts(record)]
-                    long = [(field, np.unique(ngrams(words, N))) for field, words in texts if len(words) >= N]
-                    held += [(f"{origin} ({field})", found) for field, found in long]
-                    shared.update({gram for _, found in long for gram in found.tolist()})
-                    for field, words in texts:
-                        if SHORT <= len(words) < N and _whole(words) not in whole:
-                            whole[_whole(words)] = len(origins)
-                            origins.append(f"{origin} ({field})")
-                            sizes.append(0)
-            template = np.array([gram for gram, times in shared.items() if times > TEMPLATE], np.uint64)
-            for origin, found in held:
-                own = found[~np.isin(found, template)] if len(template) else found
-                if len(own):
+                    if not isinstance(record, BadRow):
+                        texts += [(f"{origin} ({field})", tokens(text)) for field, text in _texts(record)]
+            held = [np.unique(ngrams(words, N)) for _, words in texts]
+            every, times = np.unique(np.concatenate([grams[0], *held]), return_counts=True)
+            template = every[times > TEMPLATE]
+            for (origin, words), found in zip(texts, held, strict=True):
+                own = found[~np.isin(found, template)]
+                short = SHORT <= len(words) < N and whole.setdefault(_whole(words), len(origins)) == len(origins)
+                if short or len(own):
                     grams.append(own)
                     owners.append(np.full(len(own), len(origins), np.int32))
                     origins.append(origin)
-                    sizes.append(len(own))
         if not origins:
             raise UserError(f"against: no text of {SHORT} words or more under {', '.join(paths)}.")
-        every = np.concatenate(grams) if grams else np.empty(0, np.uint64)
+        every, owner = np.concatenate(grams), np.concatenate(owners)
         order = np.argsort(every)
-        owner = np.concatenate(owners)[order] if owners else np.empty(0, np.int32)
-        return cls(every[order], owner, np.array(sizes, np.int32), origins, whole, prints)
+        return cls(every[order], owner[order], np.bincount(owner, minlength=len(origins)), origins, whole, prints)
 
     def hit(self, asked: Sequence[str], answers: Sequence[str], share: float) -> str | None:
         """A description of the evaluation text that a row contains, or None.

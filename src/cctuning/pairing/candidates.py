@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from cctuning.data.schema import Row
+from cctuning.data.schema import BadRow, Row
+
+
+@dataclass(slots=True)
+class Problem:
+    """What a check has against a row: the `check` and an explanation."""
+
+    check: str
+    says: str
 
 
 @dataclass(slots=True)
@@ -16,11 +24,18 @@ class Candidate(Row):
     source: int = 0  # its number in the recipe
     reference_origin: str | None = None
     id: Any = None
+    record: Any = None  # as it was read, where it is not a row or found no parallel
+    problems: list[Problem] = field(default_factory=list)
 
     @classmethod
-    def of(cls, row: Row, source: int, id: Any) -> Candidate:
-        """A row of source number `source`, with what its record has as `id`."""
-        values = {field.name: getattr(row, field.name) for field in fields(row)}
+    def of(cls, row: Row | BadRow, origin: str, record: Any, source: int) -> Candidate:
+        """The row that was read from a record, or the record with its problem."""
+        if isinstance(row, BadRow):
+            bad = cls("", None, "", None, None, origin, source=source, record=dict(record))
+            bad.problems.append(Problem("row", str(row)))
+            return bad
+        id = record.get("id")
+        values: dict[str, Any] = {name: getattr(row, name) for name in Row.__slots__}
         return cls(**values, source=source, id=id if isinstance(id, (str, int)) else None)
 
     def as_row(self, language: str) -> dict[str, Any]:
@@ -42,34 +57,4 @@ class Candidate(Row):
         return row | {name: value for name, value in optional.items() if value is not None}
 
 
-@dataclass(slots=True)
-class Problem:
-    """What a check has against a row: the `check` and an explanation."""
-
-    check: str
-    says: str
-
-
-@dataclass(slots=True)
-class Rejected:
-    """A record that did not become a row, or a row that failed a check."""
-
-    source: int
-    origin: str
-    problems: list[Problem]
-    row: Any = None  # the row or the record, as far as it was read
-
-    @classmethod
-    def by(cls, problem: Problem, row: Candidate, language: str) -> Rejected:
-        """A candidate that a problem rejects."""
-        return cls(row.source, row.origin, [problem], row.as_row(language))
-
-    def as_line(self) -> dict[str, Any]:
-        """A line of rejects.jsonl."""
-        first, *rest = ({"reason": problem.check, "says": problem.says} for problem in self.problems)
-        line: dict[str, Any] = {"origin": self.origin, **first}
-        return line | ({"also": rest} if rest else {}) | {"row": self.row}
-
-
-Outcome = Candidate | Rejected
-Outcomes = Iterator[Outcome]
+Candidates = Iterator[Candidate]

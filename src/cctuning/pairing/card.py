@@ -1,8 +1,10 @@
-"""The data card of `cctuning pair`: rows, sources, rejected rows and lengths, as JSON and as Markdown."""
+"""The data cards of `cctuning pair` and `pair select`: rows, sources and what was left out, as JSON and Markdown."""
 
 from __future__ import annotations
 
 import datetime
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,25 @@ if TYPE_CHECKING:
     from cctuning.pairing.run import Run
 
 SHOWN = 20  # evaluation hits in the Markdown
+RESPONSE = 4  # place of the response's characters among a row's lengths
+
+
+def made_by(command: str, *packages: str) -> dict[str, str]:
+    """The command, the versions of the packages, and the time."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("cc-tuning", *packages))
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"made_by": f"{command}, {versions}", "made_at": now}
+
+
+def page(title: str, intro: str, sections: dict[str, str]) -> str:
+    """Markdown with the sections that have text."""
+    parts = [f"# {title}", intro, *(f"## {name}\n\n{text}" for name, text in sections.items() if text)]
+    return "\n\n".join(parts) + "\n"
+
+
+def listed(lines: Iterable[str]) -> str:
+    """A Markdown list."""
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def make_card(
@@ -33,35 +54,38 @@ def make_card(
         benchmarks: evaluation texts that rows were compared with.
         files: of the output, with hashes.
     """
-    options, figures = run.options, run.figures
-    counts = figures.counts(order) if len(order) else {}
-    languages: dict[str, int] = {}
+    options, corpus = run.options, run.corpus
+    counts = corpus.counts(order)
+    languages: Counter[str] = Counter()
     for (_, lang), times in sorted(counts.items()):
-        languages[lang] = languages.get(lang, 0) + times
-    unit = "tokens" if options.tokenizer else "words"
-    with_response = figures.with_response(order)
+        languages[lang] += times
+    with_response = int((corpus.rows["lengths"][order, RESPONSE] > 0).sum())
     sources = []
-    for number, account in enumerate(run.accounts):
-        own = {lang: times for (source, lang), times in counts.items() if source == number}
+    for account in run.accounts:
+        own = {lang: times for (source, lang), times in counts.items() if source == account.number}
         given = {key: value for key, value in asdict(account.source).items() if value not in (None, [], {})}
         told = {"read": account.read, "rows": sum(own.values()), "languages": own, "rejected": account.rejected}
         engines = {"engines": account.usage} if account.usage else {}
         sources.append({**given, **told, **engines, "fingerprints": account.fingerprints, "notes": account.notes})
+    notes = []
+    if blind := [lang for lang in (*corpus.langs, options.reference_language) if not identifiable(lang)]:
+        notes.append(f"{', '.join(blind)}: no language model; only the script and not being English were checked.")
+    if unknown := [lang for lang in corpus.langs if not expected_scripts(lang)]:
+        notes.append(f"{', '.join(unknown)}: the script is unknown and was not checked; give it, as in sr-Latn.")
     return {
-        "made_by": f"cctuning pair, cc-tuning {version('cc-tuning')}, lingua {version('lingua-language-detector')}",
-        "made_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **made_by("cctuning pair", "lingua-language-detector"),
         "reference_language": options.reference_language,
         "rows": len(order),
         "with_response": with_response,
         "without_response": len(order) - with_response,
-        "parallels": figures.groups(order) if len(order) else 0,
-        "languages": languages,
+        "parallels": len(np.unique(corpus.rows["group"][order])),
+        "languages": dict(languages),
         "sources": sources,
         "rejected_rows": run.rejected_rows,
         "rejected": dict(run.rejected.most_common()),
         "lengths_in": options.tokenizer or "whitespace-separated words",
-        "lengths": figures.table(order, unit),
-        "usual": {lang: asdict(usual) for lang, usual in figures.usual.items()},
+        "lengths": corpus.lengths(order, "tokens" if options.tokenizer else "words"),
+        "usual": {lang: asdict(usual) for lang, usual in corpus.usual.items()},
         "meaning": {"encoder": options.encoder, "learned": run.meanings} if run.meanings else None,
         "against": {
             "paths": options.against,
@@ -69,90 +93,61 @@ def make_card(
             "files": benchmarks.fingerprints if benchmarks else {},
         },
         "checks": asdict(checks),
-        "notes": [*_notes(figures.langs, options.reference_language), *run.notes],
+        "notes": notes + run.notes,
         "files": files,
     }
 
 
-def _notes(langs: list[str], language: str) -> list[str]:
-    notes = []
-    blind = [lang for lang in (*langs, language) if not identifiable(lang)]
-    if blind:
-        notes.append(
-            f"{', '.join(blind)}: no language model; rows were only checked for script and for not being English."
-        )
-    unknown = [lang for lang in langs if not expected_scripts(lang)]
-    if unknown:
-        notes.append(f"{', '.join(unknown)}: the script is unknown and was not checked; give it, as in sr-Latn.")
-    return notes
-
-
 def markdown(card: dict[str, Any]) -> str:
     """The card as Markdown."""
-    unit = "tokens" if card["lengths_in"] != "whitespace-separated words" else "words"
-    lines = [
-        "# Data card",
-        "",
-        f"{card['rows']} rows ({card['with_response']} with a response, {card['without_response']} for the alignment "
-        f"alone) with {card['parallels']} distinct parallels in {card['reference_language']}; {card['rejected_rows']} "
-        f"rejected. {card['made_at']}, {card['made_by']}.",
-        "",
-        "## Sources",
-        "",
-    ]
-    rows = []
+    sources = []
     for source in card["sources"]:
         name = source["path"] + (f" ({source['name']})" if source.get("name") else "")
-        rejected = ", ".join(f"{reason} {times}" for reason, times in source["rejected"].items()) or "none"
-        languages = ", ".join(f"{lang} {times}" for lang, times in source["languages"].items())
         cells = [name, source["way"], source.get("licence", "not given"), source["read"], source["rows"]]
-        rows.append([*cells, languages, rejected])
-    lines.append(table(["source", "way", "licence", "read", "rows", "languages", "rejected"], rows))
-    lines += [
-        "",
-        "## Languages",
-        "",
-        f"Lengths are medians, and in brackets the 95th percentile ({card['lengths_in']}).",
-    ]
-    parts = ("prompt", "parallel", "response")
-    rows = []
+        sources.append([*cells, counted(source["languages"]), counted(source["rejected"]) or "none"])
+    languages = []
     for lang, times in card["languages"].items():
-        lengths = card["lengths"][lang]
-        cells = [
-            f"{lengths[part][unit]['median']:.0f} ({lengths[part][unit]['p95']:.0f})" if part in lengths else ""
-            for part in parts
-        ]
+        lengths = [card["lengths"][lang].get(part) for part in ("prompt", "parallel", "response")]
+        units = [list(length.values())[1] if length else None for length in lengths]
+        cells = [f"{unit['median']:.0f} ({unit['p95']:.0f})" if unit else "" for unit in units]
         usual = card["usual"].get(lang)
-        ratio = f"{usual['ratio']:.2f}" if usual else ""
-        rows.append([lang, times, *cells, ratio])
-    header = ["language", "rows", *(f"{part}, {unit}" for part in parts), "usual length ratio"]
-    lines += ["", table(header, rows)]
-    lines += ["", "## Rejected", "", "A row is counted once for each reason it has.", ""]
-    lines.append(table(["reason", "rows"], card["rejected"].items()))
-    lines += ["", "Thresholds: " + ", ".join(f"{name} {value}" for name, value in card["checks"].items()) + "."]
-    if card["meaning"]:
-        lines += ["", "## Meaning", "", f"Encoder: {card['meaning']['encoder']}. The shares are estimates.", ""]
-        rows = []
-        for lang, told in card["meaning"]["learned"].items():
-            shares = (f"{told[name]:.1%}" for name in ("wrong", "found_next", "found_random"))
-            rows.append([lang, told["rows"], f"{told['similarity']:.2f}", *shares])
-        header = ["language", "rows", "usual similarity", "wrong rows", "next row's found", "random row's found"]
-        lines.append(table(header, rows))
-    against = card["against"]
-    if against["paths"]:
-        hits = card["rejected"].get("against", 0)
-        lines += ["", "## Held against evaluation texts", ""]
-        lines += [f"{', '.join(against['paths'])} ({len(against['files'])} files): {hits} rows found and rejected."]
-        lines += [f"- {hit['row']}: {hit['says']}" for hit in against["hits"][:SHOWN]]
-    notes = [*card["notes"], *(note for source in card["sources"] for note in source["notes"])]
-    lines += ["", "## Notes", "", *(f"- {note}" for note in notes)] if notes else []
-    engines = [(name, usage) for source in card["sources"] for name, usage in source.get("engines", {}).items()]
-    if engines:
-        lines += ["", "## Engines", ""]
-        lines += [
-            f"- {name}: {', '.join(f'{key} {value}' for key, value in usage.items())}" for name, usage in engines
-        ]
+        languages.append([lang, times, *cells, f"{usual['ratio']:.2f}" if usual else ""])
+    learned = []
+    for lang, told in (card["meaning"] or {"learned": {}})["learned"].items():
+        shares = (f"{told[name]:.1%}" for name in ("wrong", "found_next", "found_random"))
+        learned.append([lang, told["rows"], f"{told['similarity']:.2f}", *shares])
+    against, hits = card["against"], card["against"]["hits"]
     prints = {name: value for source in card["sources"] for name, value in source["fingerprints"].items()}
-    rows = [[name, value.removeprefix("sha256:")] for name, value in {**prints, **card["files"]}.items()]
-    lines += ["", "## Fingerprints", "", table(["file", "sha256 or data set"], rows)]
-    return "\n".join(lines) + "\n"
+    sections = {
+        "Sources": table(["source", "way", "licence", "read", "rows", "languages", "rejected"], sources),
+        "Languages": f"Lengths are medians, and in brackets the 95th percentile ({card['lengths_in']}).\n\n"
+        + table(["language", "rows", "prompt", "parallel", "response", "usual length ratio"], languages),
+        "Rejected": "A row is counted once for each reason it has.\n\n"
+        + table(["reason", "rows"], card["rejected"].items())
+        + f"\n\nThresholds: {counted(card['checks'])}.",
+    }
+    if learned:
+        header = ["language", "rows", "usual similarity", "wrong rows", "next row's found", "random row's found"]
+        encoder = card["meaning"]["encoder"]
+        sections["Meaning"] = f"Encoder: {encoder}. The shares are estimates.\n\n{table(header, learned)}"
+    if against["paths"]:
+        said = f"{', '.join(against['paths'])} ({len(against['files'])} files): "
+        said += f"{card['rejected'].get('against', 0)} rows found and rejected.\n\n"
+        sections["Evaluation texts"] = said + listed(f"{hit['row']}: {hit['says']}" for hit in hits[:SHOWN])
+    sections["Notes"] = listed([*card["notes"], *(note for source in card["sources"] for note in source["notes"])])
+    sections["Engines"] = listed(
+        f"{name}: {counted(usage)}" for source in card["sources"] for name, usage in source.get("engines", {}).items()
+    )
+    files = [[name, value.removeprefix("sha256:")] for name, value in {**prints, **card["files"]}.items()]
+    sections["Fingerprints"] = table(["file", "sha256 or data set"], files)
+    intro = (
+        f"{card['rows']} rows ({card['with_response']} with a response, {card['without_response']} for the alignment "
+        f"alone) with {card['parallels']} distinct parallels in {card['reference_language']}; {card['rejected_rows']} "
+        f"rejected. {card['made_at']}, {card['made_by']}."
+    )
+    return page("Data card", intro, sections)
+
+
+def counted(counts: dict[str, Any]) -> str:
+    """`sw 4, de 2`."""
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

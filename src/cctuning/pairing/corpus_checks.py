@@ -1,15 +1,12 @@
 """Checks that need all rows: usual lengths, truncation, duplicates; and the order in which rows are written.
 
-A row takes 63 bytes: its figures are in arrays, its text in a temporary file. The usual length ratio of a language is
-estimated from the rows by median and median absolute deviation, which a tenth of bad rows hardly changes.
+A row takes 61 bytes in memory; its text is in a temporary file. The usual length ratio of a language is estimated from
+the rows by median and median absolute deviation, which a tenth of bad rows hardly changes.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,38 +34,39 @@ class Usual:
     closes: list[float]  # share of prompts that close where the parallel does, and the other way round
 
 
-@dataclass
-class CorpusFigures:
-    """Figures of the rows that passed the checks of single rows, one array per figure."""
+ROW = np.dtype("u8,u2,u2,u8,u8,f4,u4,u1,6u4")
+ROW.names = ("offset", "lang", "source", "same", "group", "ratio", "size", "ends", "lengths")
 
-    checks: Checks
-    offsets: array[int] = field(default_factory=lambda: array("Q"))
-    same: array[int] = field(default_factory=lambda: array("Q"))
-    group: array[int] = field(default_factory=lambda: array("Q"))
-    ratio: array[float] = field(default_factory=lambda: array("f"))
-    size: array[int] = field(default_factory=lambda: array("I"))
-    ends: array[int] = field(default_factory=lambda: array("B"))
-    lang: array[int] = field(default_factory=lambda: array("H"))
-    source: array[int] = field(default_factory=lambda: array("H"))
-    lengths: array[int] = field(default_factory=lambda: array("I"))
-    langs: list[str] = field(default_factory=list)
-    usual: dict[str, Usual] = field(default_factory=dict)
+
+class Corpus:
+    """Figures of the rows that passed the checks of single rows.
+
+    Attributes:
+        langs: the languages; `rows["lang"]` is the place in this list.
+        usual: (filled by `judge`) by language.
+    """
+
+    def __init__(self, checks: Checks) -> None:
+        self.checks = checks
+        self.langs: list[str] = []
+        self.usual: dict[str, Usual] = {}
+        self._rows, self._count = np.zeros(1024, ROW), 0
 
     def add(self, figures: Figures, lang: str, source: int, offset: int) -> None:
         """Add a row whose text begins at `offset` of the temporary file."""
         if lang not in self.langs:
             self.langs.append(lang)
-        self.offsets.append(offset)
-        self.same.append(figures.same)
-        self.group.append(figures.group)
-        self.ratio.append(float("nan") if figures.ratio is None else figures.ratio)
-        self.size.append(figures.size)
-        self.ends.append(figures.ends)
-        self.lang.append(self.langs.index(lang))
-        self.source.append(source)
-        self.lengths.extend(figures.lengths)
+        if self._count == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        self._rows[self._count] = (offset, self.langs.index(lang), source, *figures)
+        self._count += 1
 
-    def judge(self, problems: Mapping[int, Problem] = MappingProxyType({})) -> dict[int, Problem]:
+    @property
+    def rows(self) -> NDArray[Any]:
+        """The figures, in order: offset of the text, number of language and source, and `Figures`."""
+        return self._rows[: self._count]
+
+    def judge(self, problems: dict[int, Problem]) -> dict[int, Problem]:
         """Row number to problem, over all rows.
 
         Duplicates come last, so that the first of two equal rows is one that stays.
@@ -77,68 +75,55 @@ class CorpusFigures:
             problems: of rows that another check rejects.
         """
         deviation = self._deviations()
-        problems = {**problems, **self._lengths(deviation), **self._endings(deviation)}
-        if self.checks.check_duplicates and len(self.same):
-            left = np.setdiff1d(np.arange(len(self.same)), list(problems))
-            same = np.asarray(self.same, np.uint64)[left]
-            _, first, which = np.unique(same, return_index=True, return_inverse=True)
-            for number in left[left != left[first[which]]].tolist():
+        problems = {**problems, **self._odd_lengths(deviation), **self._odd_endings(deviation)}
+        if self.checks.check_duplicates:
+            left, first = self._firsts("same", problems)
+            for number in left[left != first].tolist():
                 problems[number] = Problem("duplicate", "an earlier row is the same.")
         return problems
 
     def order(self, rejected: dict[int, Problem]) -> NDArray[np.int64]:
         """The rows that stay, those with the same parallel together, in order of the first of each."""
-        left = np.setdiff1d(np.arange(len(self.group)), list(rejected))
-        _, first, which = np.unique(np.asarray(self.group, np.uint64)[left], return_index=True, return_inverse=True)
-        return left[np.lexsort((left, first[which]))]
+        left, first = self._firsts("group", rejected)
+        return left[np.lexsort((left, first))]
 
-    def groups(self, rows: NDArray[np.int64]) -> int:
-        """The number of distinct parallels."""
-        return len(np.unique(np.asarray(self.group, np.uint64)[rows]))
-
-    def with_response(self, rows: NDArray[np.int64]) -> int:
-        """The number of rows with a response."""
-        return int((np.asarray(self.lengths).reshape(-1, 6)[rows, 4] > 0).sum())
+    def _firsts(self, column: str, rejected: dict[int, Problem]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows that are not rejected, and for each the first one with the same value in a column."""
+        left = np.setdiff1d(np.arange(self._count), list(rejected))
+        _, first, which = np.unique(self.rows[column][left], return_index=True, return_inverse=True)
+        return left, left[first[which]]
 
     def counts(self, rows: NDArray[np.int64]) -> dict[tuple[int, str], int]:
         """Rows by source and language."""
-        pairs = np.stack([np.asarray(self.source)[rows], np.asarray(self.lang)[rows]])
-        kinds, times = np.unique(pairs, axis=1, return_counts=True)
-        return {(int(source), self.langs[int(lang)]): int(n) for (source, lang), n in zip(kinds.T, times, strict=True)}
+        kinds, times = np.unique(self.rows[["source", "lang"]][rows], return_counts=True)
+        return {(int(one["source"]), self.langs[one["lang"]]): int(n) for one, n in zip(kinds, times, strict=True)}
 
-    def table(self, rows: NDArray[np.int64], unit: str) -> dict[str, Any]:
-        """Lengths by language: median, 95th percentile and sum, in characters and in `unit`."""
-        lengths, langs = np.asarray(self.lengths).reshape(-1, 6), np.asarray(self.lang)
+    def lengths(self, rows: NDArray[np.int64], unit: str) -> dict[str, Any]:
+        """Lengths by language and part: median, 95th percentile and sum, in characters and in `unit`."""
         out: dict[str, Any] = {}
+        chosen = self.rows[rows]
         for number, lang in enumerate(self.langs):
-            own = lengths[rows[langs[rows] == number]]
-            if not len(own):
-                continue
-            out[lang] = {}
+            own = chosen["lengths"][chosen["lang"] == number]
             for place, part in enumerate(KINDS):
-                filled = own[own[:, 2 * place] > 0]
+                filled = own[own[:, 2 * place] > 0, 2 * place : 2 * place + 2]
                 if len(filled):
-                    out[lang][part] = {
+                    out.setdefault(lang, {})[part] = {
                         name: {
                             "median": float(np.median(values)),
                             "p95": round(float(np.quantile(values, 0.95)), 1),
                             "sum": int(values.sum()),
                         }
-                        for name, values in (
-                            ("characters", filled[:, 2 * place]),
-                            (unit, filled[:, 2 * place + 1]),
-                        )
+                        for name, values in zip(("characters", unit), filled.T, strict=True)
                     }
         return out
 
     def _deviations(self) -> NDArray[np.float64]:
         """How many standard deviations each row's log ratio is from the median of its language and size."""
-        ratio = np.asarray(self.ratio, np.float64)
-        ranges, langs = np.searchsorted(SIZES, np.asarray(self.size)), np.asarray(self.lang)
-        ends = np.asarray(self.ends)
+        ratio, ends = self.rows["ratio"].astype(np.float64), self.rows["ends"]
+        ranges = np.searchsorted(SIZES, self.rows["size"])
         out = np.zeros(len(ratio))
         for number, lang in enumerate(self.langs):
-            own = np.flatnonzero((langs == number) & ~np.isnan(ratio))
+            own = np.flatnonzero((self.rows["lang"] == number) & ~np.isnan(ratio))
             if not len(own):
                 continue
             middle, spread = _robust(ratio[own])
@@ -154,35 +139,32 @@ class CorpusFigures:
                 out[some] = (ratio[some] - centre) / width
         return out
 
-    def _lengths(self, deviation: NDArray[np.float64]) -> dict[int, Problem]:
+    def _odd_lengths(self, deviation: NDArray[np.float64]) -> dict[int, Problem]:
         if not self.checks.check_length:
             return {}
         odd = np.flatnonzero(abs(deviation) > self.checks.check_length).tolist()
         return {number: Problem("length", self._says(number, deviation[number])) for number in odd}
 
-    def _endings(self, deviation: NDArray[np.float64]) -> dict[int, Problem]:
+    def _odd_endings(self, deviation: NDArray[np.float64]) -> dict[int, Problem]:
         if not self.checks.check_ending:
             return {}
-        ends, langs = np.asarray(self.ends), np.asarray(self.lang)
         problems = {}
         for lang, usual in self.usual.items():
-            if usual.rows < LEARN:
-                continue
-            own = langs == self.langs.index(lang)
+            own = self.rows["lang"] == self.langs.index(lang)
             for side, share, closed, sign in (("prompt", 0, 2, -1), ("parallel", 1, 1, 1)):
-                if usual.closes[share] < CLOSED:
+                if usual.rows < LEARN or usual.closes[share] < CLOSED:
                     continue
-                odd = own & (ends == closed) & (sign * deviation > self.checks.check_ending)
+                odd = own & (self.rows["ends"] == closed) & (sign * deviation > self.checks.check_ending)
                 for number in np.flatnonzero(odd).tolist():
                     says = self._says(number, deviation[number])
                     problems[number] = Problem("ending", f"only the {side} lacks final punctuation, and {says}")
         return problems
 
     def _says(self, number: int, deviation: float) -> str:
-        usual = self.usual[self.langs[self.lang[number]]].ratio
+        row = self.rows[number]
         return (
-            f"the prompt is {np.exp(self.ratio[number]):.2f} times as long as the parallel; {usual:.2f} is usual "
-            f"({deviation:+.1f} standard deviations)."
+            f"the prompt is {np.exp(row['ratio']):.2f} times as long as the parallel; "
+            f"{self.usual[self.langs[row['lang']]].ratio:.2f} is usual ({deviation:+.1f} standard deviations)."
         )
 
 

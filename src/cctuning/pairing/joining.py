@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,96 +36,65 @@ def _key_part(part: Any) -> Any:
     return str(int(part)) if isinstance(part, float) and part.is_integer() else str(part)
 
 
-@dataclass
 class ReferenceSide:
     """The records of the reference language under their keys, in a scratch SQLite file.
 
     Attributes:
         records: how many there are, good or not; the position is the key where rows are joined by index.
-        bad: those that are not rows, with the reason.
-        without_key: good ones whose key is empty.
-        repeated: keys that more than one record has.
-        ambiguous: of those, keys whose records have different prompts.
+        unused: number of those that are not rows or have no key.
+        first_unused: the first of them, with the reason.
     """
 
-    path: Path
-    key: Sequence[str]
-    records: int = 0
-    bad: list[tuple[str, BadRow]] = field(default_factory=list)
-    without_key: int = 0
-    repeated: int = 0
-    ambiguous: int = 0
-
-    def __post_init__(self) -> None:
-        self.path.unlink(missing_ok=True)
-        self.table = sqlite3.connect(self.path, isolation_level=None)
+    def __init__(self, path: Path, key: Sequence[str]) -> None:
+        self.path, self.key = path, key
+        self.records, self.unused, self.first_unused = 0, 0, ""
+        self.table = sqlite3.connect(path, isolation_level=None)
         # A scratch file: it is removed with the run, so it need not survive a crash.
         self.table.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;")
         self.table.execute("CREATE TABLE reference (key TEXT, prompt TEXT, response TEXT, origin TEXT)")
 
-    def fill(self, path: str, rows: Iterable[tuple[str, Mapping[str, Any], Row | BadRow]], language: str) -> None:
-        """Store the records of `RowReader.read`.
-
-        Raises:
-            UserError: there is no good record.
-        """
-        columns: list[str] = []
+    def fill(self, path: str, rows: Iterable[tuple[str, Mapping[str, Any], Row | BadRow]]) -> None:
+        """Store the records of `RowReader.read`."""
 
         def keyed() -> Iterator[tuple[str, str, str | None, str]]:
-            nonlocal columns
             for number, (origin, record, row) in enumerate(rows):
-                self.records, columns = number + 1, list(record)
-                if isinstance(row, BadRow):
-                    self.bad.append((origin, row))
-                    continue
+                self.records += 1
                 key = key_of(record, number, self.key)
-                if key is None:
-                    self.without_key += 1
-                else:
+                if not isinstance(row, BadRow) and key is not None:
                     yield key, json.dumps(row.prompt, ensure_ascii=False), row.response, origin
+                    continue
+                self.unused += 1
+                no_key = f"no value under {', '.join(self.key)}; it has the columns {', '.join(record)}."
+                self.first_unused = self.first_unused or f"{origin}: {row if isinstance(row, BadRow) else no_key}"
 
         self.table.execute("BEGIN")
         self.table.executemany("INSERT INTO reference VALUES (?, ?, ?, ?)", keyed())
         self.table.execute("COMMIT")
         self.table.execute("CREATE INDEX keys ON reference (key)")
-        repeated = "SELECT COUNT(*) FROM (SELECT 1 FROM reference GROUP BY key HAVING COUNT(*) > 1)"
-        different = "SELECT COUNT(*) FROM (SELECT 1 FROM reference GROUP BY key HAVING COUNT(DISTINCT prompt) > 1)"
-        self.repeated, self.ambiguous = (self.table.execute(query).fetchone()[0] for query in (repeated, different))
-        if self.records == len(self.bad) + self.without_key:
-            empty = f"none has a value under {', '.join(self.key)}; the last has the columns {', '.join(columns)}."
-            why = f"the first: {self.bad[0][0]}: {self.bad[0][1]}" if self.bad else empty
-            raise UserError(f"{path}: no record of the {language} side can be used: {why}")
+        if self.records == self.unused:
+            raise UserError(f"{path}: no record can be joined; the first: {self.first_unused or 'it is empty.'}")
 
-    def match(self, row: Candidate, key: str | None, language: str) -> Problem | None:
-        """Give `row` the parallel under `key`, or say why it has none."""
-        if key is None:
-            return Problem("join", f"its key is empty ({', '.join(self.key)}).")
+    def match(self, row: Candidate, key: str | None) -> None:
+        """Give `row` the parallel under `key`, or the reason why it has none as its problem."""
         # SQLite takes the other columns of a group from the row that MIN names.
         query = "SELECT MIN(rowid), prompt, response, origin FROM reference WHERE key = ? GROUP BY prompt ORDER BY 1"
         found = self.table.execute(query, (key,)).fetchall()
-        if not found:
-            return Problem("join", f"no record of the {language} side has the key {key}.")
-        if len(found) > 1:
+        if len(found) == 1:
+            _, prompt, row.reference_response, row.reference_origin = found[0]
+            row.reference = json.loads(prompt)
+            return
+        if key is None:
+            says = f"its key is empty ({', '.join(self.key)})."
+        elif not found:
+            says = f"no record of the other side has the key {key}."
+        else:
             where = " and ".join(origin for *_, origin in found[:2])
-            return Problem("join", f"the key {key} has {len(found)} different prompts on the other side: {where}.")
-        _, prompt, row.reference_response, row.reference_origin = found[0]
-        row.reference = json.loads(prompt)
-        return None
+            says = f"the key {key} has {len(found)} different prompts on the other side: {where}."
+        row.problems.append(Problem("join", says))
 
     def notes(self, path: str) -> list[str]:
-        """What the user should know of this side."""
-        notes = []
-        if self.bad:
-            origin, bad = self.bad[0]
-            notes.append(f"{path}: {len(self.bad)} records are not rows, the first: {origin}: {bad}")
-        if self.without_key:
-            notes.append(f"{path}: {self.without_key} records have no key.")
-        if self.repeated:
-            notes.append(
-                f"{path}: {self.repeated} keys occur more than once, {self.ambiguous} of them with different prompts; "
-                "rows with those are rejected."
-            )
-        return notes
+        """A note on the records that cannot be used."""
+        return [f"{path}: {self.unused} records cannot be joined, the first: {self.first_unused}"] * bool(self.unused)
 
     def close(self) -> None:
         """Remove the file."""

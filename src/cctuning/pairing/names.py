@@ -1,21 +1,20 @@
 """`cctuning pair names`: pairs of names from CLDR, Wikidata labels and glossaries.
 
 A model that cannot recall a fact in a language often does not know the name in the question; align on parallel names
-before the answers. CLDR is part of babel: territories, languages, scripts, currencies, cities, units, months and days
-in about 200 languages. Wikidata has names of everything else, glossaries the terms of a field.
+before the answers. CLDR is part of babel: territories, languages, scripts, currencies, cities and units in about 200
+languages. Wikidata has names of everything else, glossaries the terms of a field.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from babel import Locale, UnknownLocaleError, localedata
+from babel import Locale, UnknownLocaleError
 
 from cctuning.data.parallel.columns import Pair
 from cctuning.data.parallel.files import read_pairs
@@ -27,8 +26,9 @@ from cctuning.data.text import Seen, flat, tokens
 from cctuning.errors import UserError, nearest
 from cctuning.languages import canonical, canonical_or_none, matching, same
 from cctuning.pairing import output
+from cctuning.settings import option
 
-KINDS = ("territory", "language", "script", "currency", "city", "unit", "month", "day")
+KINDS = ("territory", "language", "script", "currency", "city", "unit")
 LONGEST = 8  # most words of a name that is looked up in the task's rows
 NO_PLACE = ("ZZ", "Zyyy", "Zzzz", "Zinh", "und", "mul", "zxx", "mis", "XXX")  # codes for "unknown"
 
@@ -37,26 +37,16 @@ NO_PLACE = ("ZZ", "Zyyy", "Zzzz", "Zinh", "und", "mul", "zxx", "mis", "XXX")  # 
 class NamesOptions:
     """Sources of names, languages and output."""
 
-    lang: list[str] = field(default_factory=list, metadata={"help": "Languages, e.g. sw te yo."})
-    output: str = field(default="", metadata={"help": "File to write: .jsonl or .jsonl.gz."})
-    cldr: bool = field(default=True, metadata={"help": "Names from CLDR, which is installed."})
-    kinds: list[str] = field(
-        default_factory=lambda: list(KINDS), metadata={"help": f"Kinds of names from CLDR: {', '.join(KINDS)}."}
-    )
-    wikidata: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Wikidata dumps, or JSON lines with labels (language: name); also compressed."},
-    )
-    glossary: list[str] = field(
-        default_factory=list, metadata={"help": "Glossaries: CSV or TSV with one column per language, TBX, TMX."}
-    )
-    within: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Rows of the task: only names that occur in their reference-language side."},
-    )
-    limit: int = field(default=0, metadata={"help": "Most names of each language and source; 0: all."})
-    reference_language: str = field(default="en", metadata={"help": "Language of the other side."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace the file."})
+    lang: list[str] = option([], "Languages, e.g. sw te yo.")
+    output: str = option("", "File to write: .jsonl or .jsonl.gz.")
+    cldr: bool = option(True, "Names from CLDR, which is installed.")
+    kinds: list[str] = option(list(KINDS), f"Kinds of names from CLDR: {', '.join(KINDS)}.")
+    wikidata: list[str] = option([], "Wikidata dumps, or JSON lines with labels (language: name); also compressed.")
+    glossary: list[str] = option([], "Glossaries: CSV or TSV with one column per language, TBX, TMX.")
+    within: list[str] = option([], "Rows of the task: only names that occur in their reference-language side.")
+    limit: int = option(0, "Most names of each language and source; 0: all.")
+    reference_language: str = option("en", "Language of the other side.")
+    overwrite: bool = option(False, "Replace the file.")
 
     def __post_init__(self) -> None:
         if not self.lang:
@@ -95,34 +85,23 @@ def names(options: NamesOptions) -> NamesReport:
     Raises:
         UserError: a file cannot be read, or there are no names.
     """
-    place = Path(options.output).expanduser()
-    if place.exists() and not options.overwrite:
-        raise UserError(f"--output {place}: exists; name another file, or add --overwrite.")
     report = NamesReport({lang: Counter() for lang in options.lang})
     inside = _word_runs(options) if options.within else None
     seen, taken = Seen(), Counter[tuple[str, int]]()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    draft = place.with_name(f".{place.name}.draft")
-    opened: Callable[..., Any] = gzip.open if place.suffix == ".gz" else open
-    try:
-        with opened(draft, "wb") as file:
-            for source, (name, reference, lang, kind) in _all(options, report):
-                if options.limit and taken[lang, source] == options.limit:
-                    continue
-                if name == reference:
-                    report.same += 1
-                elif inside is not None and " ".join(tokens(reference)) not in inside:
-                    report.elsewhere += 1
-                elif seen.add(name, reference, lang):
-                    taken[lang, source] += 1
-                    report.counts[lang][kind] += 1
-                    row = {"text": name, f"text_{options.reference_language}": reference, "lang": lang, "kind": kind}
-                    file.write(output.line(row))
+    with output.new_file(options.output, options.overwrite) as write:
+        for source, (name, reference, lang, kind) in _all(options, report):
+            if options.limit and taken[lang, source] == options.limit:
+                continue
+            if name == reference:
+                report.same += 1
+            elif inside is not None and " ".join(tokens(reference)) not in inside:
+                report.elsewhere += 1
+            elif seen.add(name, reference, lang):
+                taken[lang, source] += 1
+                report.counts[lang][kind] += 1
+                write({"text": name, f"text_{options.reference_language}": reference, "lang": lang, "kind": kind})
         if not taken:
             raise UserError("no names: " + (" ".join(report.notes) or "the sources have none in these languages."))
-        draft.rename(place)
-    finally:
-        draft.unlink(missing_ok=True)
     for lang, counts in report.counts.items():
         if not counts:
             report.notes.append(f"{lang}: no names.")
@@ -131,14 +110,11 @@ def names(options: NamesOptions) -> NamesReport:
 
 def _all(options: NamesOptions, report: NamesReport) -> Iterator[tuple[int, Name]]:
     """Every name, with the number of its source."""
-    sources: list[Iterator[Name]] = []
-    if options.cldr:
-        sources.append(cldr(options, report))
+    sources = [cldr(options, report)] if options.cldr else []
     sources += [wikidata(Path(path).expanduser(), options) for path in options.wikidata]
     sources += [_glossary(path, options, report) for path in options.glossary]
     for number, source in enumerate(sources):
-        for found in source:
-            yield number, found
+        yield from ((number, found) for found in source)
 
 
 # -- CLDR -------------------------------------------------------------------------------------------------------------
@@ -177,47 +153,20 @@ def _kinds(locale: Locale) -> dict[str, dict[str, str]]:
     zones = locale.time_zones
     units = locale._data["unit_display_names"]
     return {
-        "territory": _texts(locale.territories),
-        "language": _texts(locale.languages),
-        "script": _texts(locale.scripts),
-        "currency": _texts(locale.currencies),
+        "territory": dict(locale.territories),
+        "language": dict(locale.languages),
+        "script": dict(locale.scripts),
+        "currency": dict(locale.currencies),
         "city": {str(code): str(zones[code]["city"]) for code in zones if "city" in zones[code]},
         "unit": {code: str(units[code].get("long", units[code].get("short", ""))) for code in units},
-        "month": _calendar(locale, "months"),
-        "day": _calendar(locale, "days"),
     }
-
-
-def _texts(names: Mapping[str, str]) -> dict[str, str]:
-    return {code: str(names[code]) for code in names}
-
-
-def _calendar(locale: Locale, what: str) -> dict[str, str]:
-    """Names of months or days in their stand-alone form, otherwise as in a date.
-
-    babel 2.18 resolves an alias of the stand-alone names in data that all locales share, so that the first locale
-    gives its names to others. So names are read from the data itself, and only where they are the locale's own.
-    """
-    data, root = localedata.load(str(locale))[what], localedata.load("root")[what]
-    found: dict[str, str] = {}
-    for context in ("format", "stand-alone"):
-        wide = data[context].get("wide")
-        if isinstance(wide, tuple):  # an alias, and the locale's own value
-            wide = wide[1]
-        if isinstance(wide, (dict, localedata.LocaleDataDict)) and wide is not root[context].get("wide"):
-            found |= {str(number): str(name) for number, name in wide.items()}
-    return found
 
 
 # -- Wikidata, glossaries, the task -----------------------------------------------------------------------------------
 
 
 def wikidata(path: Path, options: NamesOptions) -> Iterator[Name]:
-    """Labels of entities in a Wikidata dump (an array with one entity per line), or in JSON Lines with `labels`.
-
-    Raises:
-        UserError: a line is not a JSON object with labels.
-    """
+    """Labels of entities in a Wikidata dump (an array with one entity per line), or in JSON Lines with `labels`."""
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a Wikidata dump or JSON lines with labels.")
     for number, raw in numbered_lines(path):

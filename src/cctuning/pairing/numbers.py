@@ -23,20 +23,7 @@ NOON = re.compile(r"\d\s*(?:[ap]\.?\s?m\b|o['’]clock)", re.IGNORECASE)
 SAA = re.compile(r"\bsaa\b", re.IGNORECASE)  # Swahili counts the hours from six
 MYRIAD = re.compile(r"[万萬億亿兆만억조]")
 DISCOUNT = re.compile(r"(?<!\d)(\d)\.?(\d?)\s*折")  # 8折 (pay eight tenths) is 20 % off; 75折 is 25 % off
-SCALES = {
-    "百": 2,
-    "백": 2,
-    "千": 3,
-    "천": 3,
-    "万": 4,
-    "萬": 4,
-    "만": 4,
-    "億": 8,
-    "亿": 8,
-    "억": 8,
-    "兆": 12,
-    "조": 12,
-}  # zeros
+SCALES = dict(zip("百백千천万萬만億亿억兆조", (2, 2, 3, 3, 4, 4, 4, 8, 8, 8, 12, 12), strict=True))  # zeros
 SCALED = r"\d+(?:[百千백천]?[万萬億亿兆만억조]|[百千백천])"
 NO_MORE = r"(?!\d|[.,]\d)"
 COMPOUND = re.compile(  # 1億2000万, 3万5千, 3万5000
@@ -59,10 +46,7 @@ Reading = frozenset[Decimal]
 def numbers(text: str, mode: str = "") -> list[Reading]:
     """The numbers of a text in order, each as the set of its readings: `1.234` is 1.234 or 1234.
 
-    Args:
-        text: in any script.
-        mode: `joined` reads `1 000` as one number, `split` splits at commas and points,
-            `fractions` reads `1/2` as 0.5.
+    In mode `joined`, `1 000` is one number; `split` splits at commas and points; `fractions` reads `1/2` as 0.5.
     """
     text = DISCOUNT.sub(lambda match: str(100 - int(f"{match[1]}{match[2] or 0}")), ascii_digits(text))
     text = COMPOUND.sub(_summed, text)
@@ -110,10 +94,7 @@ def _readings(written: str) -> Iterator[Reading]:
 def differ(text: str, reference: str, lang: str) -> tuple[list[str], list[str]] | None:
     """The numbers that only one side has, where both sides have such; None where the sides agree.
 
-    Args:
-        text: of the row.
-        reference: its parallel.
-        lang: the row's language without script and region; some have a calendar of their own.
+    `lang` is the row's language without script and region; some have a calendar of their own.
     """
     apart = CALENDARS.get(lang, ()) + ((12,) if NOON.search(reference) or NOON.search(text) else ())
     apart += (6,) if lang == "sw" and SAA.search(text) else ()

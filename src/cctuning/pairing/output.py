@@ -9,8 +9,9 @@ import fcntl
 import gzip
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,11 +22,7 @@ CARD, TABLE, ROWS, REJECTS = "card.json", "card.md", "rows.jsonl", "rejects.json
 
 
 def check(output: Path, overwrite: bool) -> None:
-    """Check the output before any work is done.
-
-    Raises:
-        UserError: it is missing, or exists and may not be replaced.
-    """
+    """Check the output before any work is done."""
     if not output.name:
         raise UserError("--output: missing; name a new directory.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -39,11 +36,7 @@ def check(output: Path, overwrite: bool) -> None:
 
 @contextmanager
 def draft(output: Path) -> Iterator[Path]:
-    """A temporary directory that becomes `output`, or is removed if an exception is raised.
-
-    Raises:
-        UserError: another run is writing the same output.
-    """
+    """A temporary directory that becomes `output`, or is removed if an exception is raised."""
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = output.with_name(f".{output.name}.draft")
     folder.mkdir(exist_ok=True)
@@ -58,19 +51,32 @@ def draft(output: Path) -> Iterator[Path]:
             shutil.rmtree(folder)
             folder.mkdir()
             yield folder
-            _replace(output, folder)
+            old = output.with_name(f".{output.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if output.exists():
+                output.rename(old)
+            folder.rename(output)
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             Path(lock.name).unlink(missing_ok=True)
 
 
-def _replace(output: Path, folder: Path) -> None:
-    old = output.with_name(f".{output.name}.old")
-    if output.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        output.rename(old)
-    folder.rename(output)
-    shutil.rmtree(old, ignore_errors=True)
+@contextmanager
+def new_file(output: str, overwrite: bool) -> Iterator[Callable[[Any], None]]:
+    """Yield a function that writes a row to a new file, which appears only when it is complete; .gz is compressed."""
+    place = Path(output).expanduser()
+    if place.exists() and not overwrite:
+        raise UserError(f"--output {place}: exists; name another file, or add --overwrite.")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_name(f".{place.name}.draft")
+    opened: Callable[..., Any] = gzip.open if place.suffix == ".gz" else open
+    try:
+        with opened(partial, "wb") as file:
+            yield lambda row: file.write(line(row))
+        partial.rename(place)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def line(value: Any) -> bytes:
@@ -84,34 +90,31 @@ def write_rows(folder: Path, lines: Iterable[bytes], shard_rows: int) -> dict[st
     Returns:
         File name to hash.
     """
+    rest = iter(lines)
     if not shard_rows:
         with (folder / ROWS).open("wb") as file:
-            file.writelines(lines)
+            file.writelines(rest)
         return {ROWS: file_hash(folder / ROWS)}
-    prints: dict[str, str] = {}
     (folder / "rows").mkdir()
-    shard: gzip.GzipFile | None = None
-    try:
-        for number, text in enumerate(lines):
-            if number % shard_rows == 0:
-                if shard is not None:
-                    shard.close()
-                name = f"rows/rows-{number // shard_rows:05}.jsonl.gz"
-                # Without a timestamp, so that the same rows give the same file.
-                shard = gzip.GzipFile(folder / name, "wb", compresslevel=6, mtime=0)
-                prints[name] = ""
-            assert shard is not None
-            shard.write(text)
-    finally:
-        if shard is not None:
-            shard.close()
-    return {name: file_hash(folder / name) for name in prints}
+    prints: dict[str, str] = {}
+    while (first := next(rest, None)) is not None:
+        name = f"rows/rows-{len(prints):05}.jsonl.gz"
+        # Without a timestamp, so that the same rows give the same file.
+        with gzip.GzipFile(folder / name, "wb", compresslevel=6, mtime=0) as shard:
+            shard.writelines(chain([first], islice(rest, shard_rows - 1)))
+        prints[name] = file_hash(folder / name)
+    return prints
+
+
+def line_at(file: IO[bytes], offset: int) -> bytes:
+    """The line that begins at `offset`."""
+    file.seek(offset)
+    return file.readline()
 
 
 def json_at(file: IO[bytes], offset: int) -> Any:
     """The JSON line that begins at `offset`."""
-    file.seek(offset)
-    return json.loads(file.readline())
+    return json.loads(line_at(file, offset))
 
 
 def write_card(folder: Path, card: Any, table: str) -> None:

@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from cctuning import identify
 from cctuning.data.text import TOKEN, ascii_digits, flat, found, leak, ngrams, normalise, tokens
 from cctuning.identify import confidence, expected_scripts, identifiable, prose, scripts
-from cctuning.languages import base
+from cctuning.languages import ENGLISH, base
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.candidates import Candidate, Problem
 from cctuning.pairing.numbers import differ
@@ -33,24 +32,32 @@ CLEAR = 0.7  # confidence above which a text is surely in the other side's langu
 RESTATED = 0.3  # share of a response's bigrams in the prompt above which it restates the question
 
 
-@dataclass(slots=True)
-class Figures:
+class Figures(NamedTuple):
     """What the checks of all rows and the card need from a row."""
 
     same: int  # hash that duplicates share
     group: int  # hash of the parallel: rows that share it are written together
-    ratio: float | None  # log of the length of the prompt over that of the parallel, without shared text; or None
+    ratio: float  # log of the length of the prompt over that of the parallel, without shared text; nan: no parallel
     size: int  # characters of the parallel
     ends: int  # bit 1: the prompt has final punctuation, bit 2: the parallel has
     lengths: tuple[int, ...]  # characters and words (or tokens) of prompt, parallel, response
 
 
-@dataclass(slots=True)
-class Verdict:
-    """The problems of a row; figures where it has none."""
+Verdict = tuple[list[Problem], Figures | None]  # the problems of a row; figures where it has none
 
-    problems: list[Problem]
-    figures: Figures | None = None
+
+@dataclass(slots=True)
+class Side:
+    """The prompt or the parallel of a row. `own`: the text without the words that are on the other side too."""
+
+    name: str
+    text: str
+    lang: str
+    own: str = ""
+    words: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.own, self.words = self.text, tokens(self.text)
 
 
 class Inspector:
@@ -81,164 +88,146 @@ class Inspector:
 
     def __call__(self, rows: list[Candidate]) -> list[Verdict]:
         """Verdicts in the rows' order."""
-        return [self._inspect(row) for row in rows]
+        return [(row.problems, None) if row.problems else self._inspect(row) for row in rows]
 
     def _inspect(self, row: Candidate) -> Verdict:
-        text = flat(row.prompt)
-        other = flat(row.reference) if row.reference is not None else None
-        words, other_words = tokens(text), tokens(other) if other is not None else []
-        own, other_own = (_alone(text, other), _alone(other, text)) if other is not None else (text, None)
-        problems = self._of_languages(row, (text, own), (other, other_own))
-        if other is not None:
-            problems += self._of_pair(row, text, other, words, other_words)
-        problems += self._repeats("prompt", words, other_words)
-        if other is not None:
-            problems += self._repeats("parallel", other_words, words)
+        prompt, parallel = Side("prompt", flat(row.prompt), row.lang), Side("parallel", "", self.language)
+        sides = [(prompt, parallel)]
+        if row.reference is not None:
+            parallel = Side("parallel", flat(row.reference), self.language)
+            prompt.own, parallel.own = _alone(prompt.text, parallel.text), _alone(parallel.text, prompt.text)
+            sides = [(prompt, parallel), (parallel, prompt)]
+        problems = []
+        for side, other in sides:
+            if says := wrong_script(self.checks, side):
+                problems.append(Problem("script", f"{side.name}: {says}"))
+            elif says := wrong_language(self.checks, side, other):
+                problems.append(Problem("language", f"{side.name}: {says}"))
+            if says := repeated(self.checks, side, other):
+                problems.append(Problem("repeat", f"{side.name}: {says}"))
+        if row.reference is not None:
+            for name, check in (("copy", copied), ("numbers", numbers_apart), ("leak", leaked)):
+                if says := check(self.checks, row, prompt, parallel):
+                    problems.append(Problem(name, says))
         if self.benchmarks is not None and self.checks.check_against:
-            asked = [part for part in (text, other) if part]
             answers = [part for part in (row.response, row.reference_response) if part]
-            hit = self.benchmarks.hit(asked, answers, self.checks.check_against)
-            problems += [Problem("against", hit)] if hit else []
-        ratio = math.log(max(len(own), 1) / max(len(other_own), 1)) if other_own is not None else None
-        return Verdict(problems, None if problems else self._figures(row, text, other, ratio))
+            asked = [side.text for side in (prompt, parallel) if side.text]
+            if says := self.benchmarks.hit(asked, answers, self.checks.check_against):
+                problems.append(Problem("against", says))
+        return problems, None if problems else self._figures(row, prompt, parallel)
 
-    # -- language and script ----------------------------------------------------------------------------------------
-
-    def _of_languages(
-        self, row: Candidate, text: tuple[str, str], other: tuple[str | None, str | None]
-    ) -> list[Problem]:
-        """Check script and language; each side is given whole and without shared text."""
-        problems = []
-        for name, (whole, own), lang, other_lang in (
-            ("prompt", text, row.lang, self.language),
-            ("parallel", other, self.language, row.lang),
-        ):
-            if whole is None or own is None:
-                continue
-            own = prose(own)
-            counts = scripts(own)
-            said = self._script(name, counts, lang)
-            if said is None and self.checks.check_language:
-                judge = self._language if self._enough(counts.total(), lang) else self._left
-                said = judge(name, own, prose(whole), lang, other_lang)
-            problems += [said] if said else []
-        return problems
-
-    def _script(self, name: str, counts: Counter[str], lang: str) -> Problem | None:
-        expected = expected_scripts(lang)
-        if not expected or not self.checks.check_script or counts.total() < LETTERS:
-            return None
-        share = sum(counts[script] for script in expected) / counts.total()
-        if share >= self.checks.check_script:
-            return None
-        most, times = counts.most_common(1)[0]
-        says = f"{share:.0%} of its letters are {lang}'s; most are {most.title()} ({times / counts.total():.0%})."
-        return Problem("script", f"{name}: {says}")
-
-    def _enough(self, letters: int, lang: str) -> bool:
-        # Where a character is a word or a syllable, a third of the letters is enough.
-        dense = not DENSE.isdisjoint(expected_scripts(lang))
-        return letters * (3 if dense else 1) >= self.checks.check_language_letters
-
-    def _language(self, name: str, own: str, whole: str, lang: str, other_lang: str) -> Problem | None:
-        """Check the text that only this side has."""
-        sure, nearest = confidence(own, lang, other_lang)
-        if sure >= self.checks.check_language:
-            return None
-        if not identifiable(lang) and nearest not in (base(other_lang), "en"):
-            return None
-        return _in_language(name, nearest, lang, sure)
-
-    def _left(self, name: str, own: str, whole: str, lang: str, other_lang: str) -> Problem | None:
-        """Check the whole text, where too little is left alone: it may be in the other side's language.
-
-        What is left must be in that language too, because a short request may quote a long sentence of any language.
-        """
-        if not scripts(own) or not self._enough(scripts(whole).total(), lang) or not identifiable(other_lang):
-            return None
-        sure, nearest = 0.0, ""
-        for text in (own, whole):
-            sure, nearest = confidence(text, lang, other_lang)
-            if sure >= self.checks.check_language or nearest != base(other_lang):
-                return None
-        return _in_language(name, nearest, lang, sure) if confidence(whole, other_lang, lang)[0] >= CLEAR else None
-
-    # -- the two sides together -------------------------------------------------------------------------------------
-
-    def _of_pair(
-        self, row: Candidate, text: str, other: str, words: list[str], other_words: list[str]
-    ) -> list[Problem]:
-        problems = []
-        if self.checks.check_copy and any(character.isalpha() for character in text):
-            share = (
-                1.0 if normalise(text) == normalise(other) else found(ngrams(words, COPY), ngrams(other_words, COPY))
-            )
-            if share >= self.checks.check_copy:
-                problems.append(Problem("copy", f"{share:.0%} of the prompt is in the parallel unchanged."))
-        if self.checks.check_numbers:
-            apart = differ(text, other, base(row.lang))
-            if apart is not None:
-                left, right = (", ".join(side[:5]) for side in apart)
-                problems.append(Problem("numbers", f"only the prompt has {left}; only the parallel has {right}."))
-        if row.response is not None:
-            said = self._leaked(row, words, other_words)
-            problems += [Problem("leak", said)] if said else []
-        return problems
-
-    def _leaked(self, row: Candidate, words: list[str], other_words: list[str]) -> str | None:
-        """Whether the parallel contains the response, or the response in its own language, and the prompt does not.
-
-        Many prompts contain their answer (correct this sentence: ...), and a short answer may occur anywhere. So
-        n-grams of `LEAK` tokens count, and only where the prompt has few of the response's `RESTATE`-grams, which are
-        short because responses are often translated separately, in other words. `leak`, by which `train` rejects
-        rows, comes first and cannot be turned off.
-        """
-        assert row.response is not None and row.reference is not None
-        said = leak(row.prompt, row.response, row.reference)
-        if said:
-            return f"parallel: {said}"
-        answer = tokens(row.response)
-        if not self.checks.check_leak or found(ngrams(answer, RESTATE), ngrams(words, RESTATE)) >= RESTATED:
-            return None
-        given = ngrams(other_words, LEAK)
-        for response in (answer, tokens(row.reference_response or "")):
-            share = found(ngrams(response, LEAK), given)
-            if share >= self.checks.check_leak:
-                return f"{share:.0%} of the response is in the parallel, and almost none of it in the prompt."
-        return None
-
-    def _repeats(self, name: str, words: list[str], other_words: list[str]) -> list[Problem]:
-        """Whether a side repeats itself while the other does not."""
-        share, other = _repeated(words), _repeated(other_words)
-        if not self.checks.check_repeat or share < self.checks.check_repeat or share - other < 0.3:
-            return []
-        return [Problem("repeat", f"{name}: {share:.0%} of it is repetition.")]
-
-    # -- figures ----------------------------------------------------------------------------------------------------
-
-    def _figures(self, row: Candidate, text: str, other: str | None, ratio: float | None) -> Figures:
-        same = json.dumps(
-            [normalise(text), normalise(other or ""), normalise(row.response or ""), row.lang], ensure_ascii=False
-        )
+    def _figures(self, row: Candidate, prompt: Side, parallel: Side) -> Figures:
+        parts = (prompt.text, parallel.text, row.response or "")
+        same = json.dumps([*map(normalise, parts), row.lang], ensure_ascii=False)
+        ratio = math.log(max(len(prompt.own), 1) / max(len(parallel.own), 1))
         return Figures(
             same=_hash(same),
             group=_hash(json.dumps(row.reference if row.reference is not None else row.prompt, ensure_ascii=False)),
-            ratio=ratio,
-            size=len(other) if other is not None else 0,
-            ends=_ends(text) + 2 * _ends(other or ""),
-            lengths=tuple(n for part in (text, other, row.response) for n in (len(part or ""), self._count(part))),
+            ratio=math.nan if row.reference is None else ratio,
+            size=len(parallel.text),
+            ends=_ends(prompt.text) + 2 * _ends(parallel.text),
+            lengths=tuple(n for part in parts for n in (len(part), self._count(part))),
         )
 
-    def _count(self, text: str | None) -> int:
-        if not text:
-            return 0
-        if self.tokenizer is not None:
+    def _count(self, text: str) -> int:
+        if self.tokenizer is not None and text:
             return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return len(text.split())
 
 
-def _in_language(name: str, nearest: str, lang: str, sure: float) -> Problem:
-    return Problem("language", f"{name}: is in {nearest}, not {lang} (confidence {sure:.2f}).")
+def wrong_script(checks: Checks, side: Side) -> str | None:
+    """Whether too few letters are in a script of the side's language."""
+    expected, counts = expected_scripts(side.lang), scripts(prose(side.own))
+    letters = counts.total()
+    if not expected or not checks.check_script or letters < LETTERS:
+        return None
+    share = sum(counts[script] for script in expected) / letters
+    if share >= checks.check_script:
+        return None
+    most, times = counts.most_common(1)[0]
+    return f"{share:.0%} of its letters are {side.lang}'s; most are {most.title()} ({times / letters:.0%})."
+
+
+def wrong_language(checks: Checks, side: Side, other: Side) -> str | None:
+    """Whether a side is in another language than it should be.
+
+    Where little is left without the shared words, the whole text must be in the other side's language, and what is
+    left too, because a short request may quote a long sentence of any language.
+    """
+    if not checks.check_language:
+        return None
+    own, whole = prose(side.own), prose(side.text)
+
+    def enough(text: str) -> bool:
+        # Where a character is a word or a syllable, a third of the letters is enough.
+        dense = not DENSE.isdisjoint(expected_scripts(side.lang))
+        return scripts(text).total() * (3 if dense else 1) >= checks.check_language_letters
+
+    if enough(own):
+        sure, nearest = confidence(own, side.lang, other.lang)
+        wrong = sure < checks.check_language and (identifiable(side.lang) or nearest in (base(other.lang), ENGLISH))
+        return _in_language(nearest, side.lang, sure) if wrong else None
+    if not scripts(own) or not enough(whole) or not identifiable(other.lang):
+        return None
+    sure, nearest = 0.0, ""
+    for text in (own, whole):
+        sure, nearest = confidence(text, side.lang, other.lang)
+        if sure >= checks.check_language or nearest != base(other.lang):
+            return None
+    clear = confidence(whole, other.lang, side.lang)[0] >= CLEAR
+    return _in_language(nearest, side.lang, sure) if clear else None
+
+
+def repeated(checks: Checks, side: Side, other: Side) -> str | None:
+    """Whether a side repeats itself while the other does not."""
+    share, elsewhere = _repetition(side.words), _repetition(other.words)
+    if not checks.check_repeat or share < max(checks.check_repeat, elsewhere + 0.3):
+        return None
+    return f"{share:.0%} of it is repetition."
+
+
+def copied(checks: Checks, row: Candidate, prompt: Side, parallel: Side) -> str | None:
+    """Whether the prompt is the parallel, or most of it is."""
+    if not checks.check_copy or not any(character.isalpha() for character in prompt.text):
+        return None
+    equal = normalise(prompt.text) == normalise(parallel.text)
+    share = 1.0 if equal else found(ngrams(prompt.words, COPY), ngrams(parallel.words, COPY))
+    return f"{share:.0%} of the prompt is in the parallel unchanged." if share >= checks.check_copy else None
+
+
+def numbers_apart(checks: Checks, row: Candidate, prompt: Side, parallel: Side) -> str | None:
+    """Whether each side has a number that the other lacks."""
+    apart = differ(prompt.text, parallel.text, base(row.lang)) if checks.check_numbers else None
+    if apart is None:
+        return None
+    left, right = (", ".join(side[:5]) for side in apart)
+    return f"only the prompt has {left}; only the parallel has {right}."
+
+
+def leaked(checks: Checks, row: Candidate, prompt: Side, parallel: Side) -> str | None:
+    """Whether the parallel contains the response, or the response in its own language, and the prompt does not.
+
+    Many prompts contain their answer (correct this sentence: ...), and a short answer may occur anywhere. So n-grams
+    of `LEAK` tokens count, and only where the prompt has few of the response's `RESTATE`-grams, which are short
+    because responses are often translated separately, in other words. `leak`, by which `train` rejects rows, comes
+    first and cannot be turned off.
+    """
+    if row.response is None or row.reference is None:
+        return None
+    if says := leak(row.prompt, row.response, row.reference):
+        return f"parallel: {says}"
+    answer = tokens(row.response)
+    if not checks.check_leak or found(ngrams(answer, RESTATE), ngrams(prompt.words, RESTATE)) >= RESTATED:
+        return None
+    given = ngrams(parallel.words, LEAK)
+    share = max(found(ngrams(words, LEAK), given) for words in (answer, tokens(row.reference_response or "")))
+    if share < checks.check_leak:
+        return None
+    return f"{share:.0%} of the response is in the parallel, and almost none of it in the prompt."
+
+
+def _in_language(nearest: str, lang: str, sure: float) -> str:
+    return f"is in {nearest}, not {lang} (confidence {sure:.2f})."
 
 
 def _alone(text: str, other: str) -> str:
@@ -249,7 +238,7 @@ def _alone(text: str, other: str) -> str:
     return own if any(character.isalpha() for character in own) else text
 
 
-def _repeated(words: list[str]) -> float:
+def _repetition(words: list[str]) -> float:
     grams = ngrams(words, REPEAT)
     return 1 - len(set(grams.tolist())) / len(grams) if len(grams) >= 4 * REPEAT else 0.0
 

@@ -1,7 +1,7 @@
 """Run `cctuning pair`: read the sources, check rows in worker processes, write what passes.
 
 Rows are streamed. Rows that pass the checks of single rows are kept in a temporary file until all are read, because
-usual lengths, duplicates and shared parallels are known only then; 63 bytes per row stay in memory. Only a few chunks
+usual lengths, duplicates and shared parallels are known only then; 61 bytes per row stay in memory. Only a few chunks
 are in progress at once, so slow checks hold back reading and memory stays flat.
 """
 
@@ -12,15 +12,14 @@ import multiprocessing
 import os
 import signal
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cctuning.errors import UserError
@@ -28,9 +27,9 @@ from cctuning.files import file_hash
 from cctuning.pairing import output
 from cctuning.pairing.assemble import Account, Assembly
 from cctuning.pairing.benchmarks import Benchmarks
-from cctuning.pairing.candidates import Candidate, Problem, Rejected
+from cctuning.pairing.candidates import Candidate, Problem
 from cctuning.pairing.card import make_card, markdown
-from cctuning.pairing.corpus_checks import CorpusFigures
+from cctuning.pairing.corpus_checks import Corpus
 from cctuning.pairing.encoder import Encoder, open_encoder
 from cctuning.pairing.options import Checks, PairOptions, PairSource
 from cctuning.pairing.row_checks import Inspector, Verdict
@@ -64,7 +63,7 @@ class Run:
     """State of a run while sources are read."""
 
     options: PairOptions
-    figures: CorpusFigures
+    corpus: Corpus
     accounts: list[Account]
     rows: IO[bytes]
     rejects: IO[bytes]
@@ -74,25 +73,46 @@ class Run:
     meanings: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was learned, by language
     notes: list[str] = field(default_factory=list)
 
-    def keep(self, row: Candidate, verdict: Verdict) -> None:
+    def add(self, row: Candidate, verdict: Verdict) -> None:
         """Store a checked row, or reject it."""
         as_row = row.as_row(self.options.reference_language)
-        if verdict.figures is None:
-            self.reject(Rejected(row.source, row.origin, verdict.problems, as_row))
-            return
-        self.figures.add(verdict.figures, row.lang, row.source, self.rows.tell())
-        self.rows.write(output.line(as_row))
+        problems, figures = verdict
+        if figures is None:
+            self.reject(row.source, row.origin, problems, as_row if row.record is None else row.record)
+        else:
+            self.corpus.add(figures, row.lang, row.source, self.rows.tell())
+            self.rows.write(output.line(as_row))
 
-    def reject(self, rejected: Rejected) -> None:
+    def reject(self, source: int, origin: str, problems: Sequence[Problem], row: Any) -> None:
         """Write and count a rejected row."""
-        self.rejects.write(output.line(rejected.as_line()))
+        first, *rest = ({"reason": problem.check, "says": problem.says} for problem in problems)
+        line = {"origin": origin, **first, **({"also": rest} if rest else {}), "row": row}
+        self.rejects.write(output.line(line))
         self.rejected_rows += 1
-        for problem in rejected.problems:
+        for problem in problems:
             self.rejected[problem.check] += 1
-            counts = self.accounts[rejected.source].rejected
-            counts[problem.check] = counts.get(problem.check, 0) + 1
+            self.accounts[source].rejected[problem.check] += 1
             if problem.check == "against" and len(self.hits) < HITS:
-                self.hits.append({"row": rejected.origin, "says": problem.says})
+                self.hits.append({"row": origin, "says": problem.says})
+
+    def judge(self, encoder: Encoder | None) -> dict[int, Problem]:
+        """Reject what the checks of all rows find."""
+        meanings: dict[int, Problem] = {}
+        if encoder is not None:
+            from cctuning.pairing.meaning import judge
+
+            read = partial(output.json_at, self.rows)
+            language, share = self.options.reference_language, self.corpus.checks.check_meaning
+            meanings, self.meanings, notes = judge(self.corpus, read, language, encoder, share)
+            self.notes += notes
+        elif self.corpus.checks.check_meaning:
+            self.notes.append(NO_ENCODER)
+        problems = self.corpus.judge(meanings)
+        for number, problem in sorted(problems.items()):
+            found = self.corpus.rows[number]
+            row = output.json_at(self.rows, found["offset"])
+            self.reject(int(found["source"]), row["origin"], [problem], row)
+        return problems
 
 
 def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) -> dict[str, Any]:
@@ -117,27 +137,18 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
     encoder = open_encoder(options.encoder) if options.encoder and checks.check_meaning else None
     inspector = Inspector(checks, options.reference_language, benchmarks, options.tokenizer)
     workers = options.workers or min(8, os.cpu_count() or 1)
-    accounts = [Account(source) for source in sources]
-    with output.draft(place) as folder, (folder / SPOOL).open("wb") as rows:
-        with (folder / output.REJECTS).open("wb") as rejects:
-            run = Run(options, CorpusFigures(checks), accounts, rows, rejects)
-            assembly = Assembly(
-                options.reference_language, folder, Path(options.cache_dir).expanduser(), options.engine
-            )
-            langs = {source.lang for source in sources if source.lang}
-            with _pool(workers, inspector, langs) as pool:
-                for number in range(len(sources)):
-                    _read(run, assembly, number, pool, 2 * workers)
-            rows.flush()
-            with (folder / SPOOL).open("rb") as spool:
-                judged = run.figures.judge(_meanings(run, spool, checks.check_meaning, encoder))
-                for number in sorted(judged):
-                    row = output.json_at(spool, run.figures.offsets[number])
-                    source = run.figures.source[number]
-                    run.reject(Rejected(source, row["origin"], [judged[number]], row))
-        order = run.figures.order(judged)
-        with (folder / SPOOL).open("rb") as spool:
-            prints = output.write_rows(folder, _lines(spool, run.figures, order), options.shard_rows)
+    accounts = [Account(number, source) for number, source in enumerate(sources)]
+    with output.draft(place) as folder:
+        with (folder / SPOOL).open("wb+") as rows, (folder / output.REJECTS).open("wb") as rejects:
+            run = Run(options, Corpus(checks), accounts, rows, rejects)
+            cache_dir = Path(options.cache_dir).expanduser()
+            assembly = Assembly(options.reference_language, folder, cache_dir, options.engine)
+            with _pool(workers, inspector, {source.lang for source in sources if source.lang}) as pool:
+                for account in accounts:
+                    _read(run, assembly, account, pool, 2 * workers)
+            order = run.corpus.order(run.judge(encoder))
+            bar = tqdm(run.corpus.rows["offset"][order].tolist(), desc="writing", unit="row", disable=None)
+            prints = output.write_rows(folder, (output.line_at(rows, offset) for offset in bar), options.shard_rows)
         (folder / SPOOL).unlink()
         prints[output.REJECTS] = file_hash(folder / output.REJECTS)
         card = make_card(run, order, checks, benchmarks, prints)
@@ -146,19 +157,6 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
         reasons = ", ".join(f"{reason} {times}" for reason, times in run.rejected.most_common())
         raise UserError(f"no row is left ({reasons}); {place}/{output.REJECTS} has each with its reason.")
     return card
-
-
-def _meanings(run: Run, spool: IO[bytes], share: float, encoder: Encoder | None) -> dict[int, Problem]:
-    """Rows that the encoder's check rejects; a note where there is no encoder."""
-    if encoder is None:
-        if share:
-            run.notes.append(NO_ENCODER)
-        return {}
-    from cctuning.pairing.meaning import judge
-
-    problems, run.meanings, notes = judge(run.figures, spool, run.options.reference_language, encoder, share)
-    run.notes += notes
-    return problems
 
 
 def _pool(workers: int, inspector: Inspector, langs: Collection[str]) -> _InProcess | ProcessPoolExecutor:
@@ -179,44 +177,29 @@ class _InProcess(Executor):
     def __init__(self, inspector: Inspector) -> None:
         self.inspector = inspector
 
-    def submit(self, function: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
         future.set_result(self.inspector(*args))
         return future
 
 
-def _read(run: Run, assembly: Assembly, number: int, pool: Executor, ahead: int) -> None:
+def _read(run: Run, assembly: Assembly, account: Account, pool: Executor, ahead: int) -> None:
     """Read one source and check its rows, in order."""
-    account = run.accounts[number]
-    waiting: deque[tuple[list[Candidate | Rejected], Future[list[Verdict]]]] = deque()
-
-    def settle() -> None:
-        chunk, future = waiting.popleft()
-        verdicts = iter(future.result())
-        for row in chunk:
-            if isinstance(row, Rejected):
-                run.reject(row)
-            else:
-                run.keep(row, next(verdicts))
-
-    stream = assembly.candidates(number, account)
+    waiting: deque[tuple[list[Candidate], Future[list[Verdict]]]] = deque()
+    stream = assembly.candidates(account)
     try:
         with tqdm(desc=f"{account.source.way} {account.source.path}", unit="row", disable=None) as bar:
-            while chunk := list(islice(stream, CHUNK)):
-                account.read += len(chunk)
+            while True:
+                chunk = list(islice(stream, CHUNK))
                 bar.update(len(chunk))
-                good = [row for row in chunk if isinstance(row, Candidate)]
-                waiting.append((chunk, pool.submit(_inspect, good)))
-                if len(waiting) > ahead:
-                    settle()
-            while waiting:
-                settle()
+                if chunk:
+                    waiting.append((chunk, pool.submit(_inspect, chunk)))
+                if len(waiting) > (ahead if chunk else 0):
+                    rows, future = waiting.popleft()
+                    for row, verdict in zip(rows, future.result(), strict=True):
+                        run.add(row, verdict)
+                elif not chunk:
+                    return
     finally:
         for _, future in waiting:
             future.cancel()
-
-
-def _lines(spool: IO[bytes], figures: CorpusFigures, order: NDArray[np.int64]) -> Iterator[bytes]:
-    for number in tqdm(order.tolist(), desc="writing", unit="row", disable=None):
-        spool.seek(figures.offsets[number])
-        yield spool.readline()

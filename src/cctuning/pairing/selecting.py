@@ -1,18 +1,16 @@
 """`cctuning pair select`: choose the pairs of large parallel corpora that are nearest to a task.
 
 Pairs are compared with the reference-language side of the task's rows. Each row in turn takes the pair nearest to it,
-so that rare kinds of row are covered too; pairs that are nearly the same as a chosen one are skipped. The corpus is
-streamed: only the best few pairs of each row are in memory.
+so that rare kinds of row are covered too; pairs that are nearly the same as a chosen one are skipped.
 """
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from cctuning.data.parallel.pairs import load_parallel
 from cctuning.data.reports import ParallelReport
 from cctuning.data.row_reader import read_rows
 from cctuning.data.schema import BadRow
-from cctuning.data.text import flat, normalise
+from cctuning.data.text import flat, normalise, tokens
 from cctuning.errors import UserError
 from cctuning.files import file_hash
 from cctuning.identify import identify_language
@@ -34,60 +32,46 @@ from cctuning.languages import canonical_or_none, matching
 from cctuning.markdown import table
 from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
-from cctuning.pairing.tfidf import WordVectors
+from cctuning.pairing.card import counted, listed, made_by, page
+from cctuning.settings import option
 
-CHUNK = 2000  # pairs whose vectors are computed at once
+CHUNK = 2000  # pairs that are read at once
 MOST_ROWS = 2000  # rows of the task that pairs are compared with; of more, a sample
 SPARE = 16  # candidates per row beyond its share
 UNKNOWN = "und"
 BLOCK = 500  # candidates that are compared at once
+MEMORY = 128  # MiB of similarities that are computed at once
 
 Vectors = Any  # rows of unit length, dense or sparse
+Chosen = dict[str, list[tuple[int, float | None]]]  # by language: place in the corpus, similarity
 
 
 @dataclass
 class SelectOptions:
     """Corpus, task and number of pairs."""
 
-    corpus: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Parallel text; the same as naming it first on the command line (docs/start/data.md)."},
+    corpus: list[str] = option(
+        [], "Parallel text; the same as naming it first on the command line (docs/start/data.md)."
     )
-    near: list[str] = field(
-        default_factory=list, metadata={"help": "Rows of the task, with their reference-language side."}
+    near: list[str] = option([], "Rows of the task, with their reference-language side.")
+    count: int = option(2000, "Pairs per language.")
+    output: str = option("", "New directory for rows.jsonl and the card.")
+    lang: list[str] = option([], "Take only these languages.")
+    by: str = option(
+        "tfidf",
+        "tfidf: words in common. encoder: meaning (--encoder). random: any pairs, as a control.",
+        choices=["tfidf", "encoder", "random"],
     )
-    count: int = field(default=2000, metadata={"help": "Pairs per language."})
-    output: str = field(default="", metadata={"help": "New directory for rows.jsonl and the card."})
-    lang: list[str] = field(default_factory=list, metadata={"help": "Take only these languages."})
-    by: str = field(
-        default="tfidf",
-        metadata={
-            "help": "tfidf: words in common. encoder: meaning (--encoder). random: any pairs, as a control.",
-            "choices": ["tfidf", "encoder", "random"],
-        },
-    )
-    encoder: str | None = field(
-        default=None, metadata={"help": "Sentence encoder of --by encoder: a name or directory (docs/start/data.md)."}
-    )
-    min_length: int = field(default=20, metadata={"help": "Fewest characters of the reference-language side."})
-    max_length: int = field(default=400, metadata={"help": "Most characters of the reference-language side."})
-    near_duplicate: float = field(
-        default=0.8, metadata={"help": "Similarity above which two pairs are near-duplicates; 1: only when equal."}
-    )
-    against: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Files or directories of evaluation rows: pairs with them are left out."},
-    )
-    check_against: float = field(
-        default=0.6, metadata={"help": "Share of an evaluation text's n-grams found in a pair (--against)."}
-    )
-    reference_language: str = field(default="en", metadata={"help": "Language of the side that is compared."})
-    bad_rows: str = field(
-        default="skip",
-        metadata={"help": "skip: leave bad pairs out. error: stop at one.", "choices": ["error", "skip"]},
-    )
-    seed: int = field(default=0, metadata={"help": "Of --by random, and of the sample of a large task."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace an output that an earlier run wrote."})
+    encoder: str | None = option(None, "Sentence encoder of --by encoder: a name or directory (docs/start/data.md).")
+    min_length: int = option(20, "Fewest characters of the reference-language side.")
+    max_length: int = option(400, "Most characters of the reference-language side.")
+    near_duplicate: float = option(0.8, "Similarity above which two pairs are near-duplicates; 1: only when equal.")
+    against: list[str] = option([], "Files or directories of evaluation rows: pairs with them are left out.")
+    check_against: float = option(0.6, "Share of an evaluation text's n-grams found in a pair (--against).")
+    reference_language: str = option("en", "Language of the side that is compared.")
+    bad_rows: str = option("skip", "skip: leave bad pairs out. error: stop at one.", choices=["error", "skip"])
+    seed: int = option(0, "Of --by random, and of the sample of a large task.")
+    overwrite: bool = option(False, "Replace an output that an earlier run wrote.")
 
     def __post_init__(self) -> None:
         if not self.corpus:
@@ -104,39 +88,6 @@ class SelectOptions:
                 raise UserError(f"--{name}: expected above 0 and at most 1, got {getattr(self, name)}.")
 
 
-@dataclass
-class Best:
-    """For each row of the task, the nearest pairs of one language, nearest first."""
-
-    scores: NDArray[np.float32]  # (rows, kept)
-    places: NDArray[np.int64]  # (rows, kept); -1: none
-
-    @classmethod
-    def empty(cls, rows: int, kept: int) -> Best:
-        """No pairs yet."""
-        return cls(np.full((rows, kept), -1, np.float32), np.full((rows, kept), -1, np.int64))
-
-    def add(self, similarities: NDArray[np.float32], places: NDArray[np.int64]) -> None:
-        """Add pairs: `similarities` is (rows, pairs)."""
-        scores = np.concatenate([self.scores, similarities], axis=1)
-        kept = self.scores.shape[1]
-        known = np.concatenate([self.places, np.broadcast_to(places, similarities.shape)], axis=1)
-        # The earlier of equals, so that the result does not depend on the size of a chunk.
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :kept]
-        self.scores = np.take_along_axis(scores, order, axis=1)
-        self.places = np.take_along_axis(known, order, axis=1)
-
-    def in_turn(self) -> list[tuple[int, float]]:
-        """Places with scores: the nearest pair of every row, then the second of every row, and so on; each once."""
-        found: dict[int, float] = {}
-        for rank in range(self.scores.shape[1]):
-            for row in np.argsort(-self.scores[:, rank], kind="stable"):
-                place, score = int(self.places[row, rank]), float(self.scores[row, rank])
-                if place >= 0 and score > 0:
-                    found[place] = max(score, found.get(place, 0.0))
-        return list(found.items())
-
-
 def select(options: SelectOptions) -> dict[str, Any]:
     """Choose pairs and write rows.jsonl and the card.
 
@@ -148,41 +99,38 @@ def select(options: SelectOptions) -> dict[str, Any]:
     """
     place = Path(options.output).expanduser()
     output.check(place, options.overwrite)
-    corpus, report = load_parallel(_sources(options), reference_language=options.reference_language)
+    only = {"lang": options.lang[0]} if len(options.lang) == 1 else {}
+    joined = pair_of_paths(list(options.corpus), options.reference_language)
+    named = [one if isinstance(one, dict) else {"path": one} for one in joined]
+    sources = [{**one, **only, "bad_rows": options.bad_rows} for one in named]
+    corpus, report = load_parallel(sources, reference_language=options.reference_language)
     benchmarks = Benchmarks.read(options.against) if options.against else None
     fits, dropped = _fitting(corpus, options, benchmarks)
-    task = _task(options) if options.by != "random" else []
-    chosen = _at_random(fits, options) if options.by == "random" else _nearest(corpus, fits, task, options)
+    task: list[str] = []
+    chosen: Chosen = {}
+    if options.by == "random":
+        for lang, places in fits.items():
+            drawn = np.random.default_rng(options.seed).permutation(places)[: options.count]
+            chosen[lang] = [(int(place), None) for place in drawn]
+    else:
+        task = _task(options)
+        chosen = _nearest(corpus, fits, task, options)
     notes = list(report.notes)
-    for lang, count in sorted({lang: len(found) for lang, found in chosen.items()}.items()):
-        if count < options.count:
-            notes.append(
-                f"{lang}: {count} pairs, fewer than --count {options.count}: no others are similar and distinct."
-            )
-    with output.draft(place) as folder:
-        path = folder / output.ROWS
-        with path.open("wb") as file:
-            for lang in sorted(chosen):
-                for number, score in chosen[lang]:
-                    file.write(output.line(_row(corpus[number], score, options.reference_language)))
-        card = _card(options, report, chosen, dropped, len(task), notes, file_hash(path))
+    with output.draft(place) as folder, (folder / output.ROWS).open("wb") as file:
+        for lang, found in sorted(chosen.items()):
+            if len(found) < options.count:
+                few = f"{lang}: {len(found)} pairs, fewer than --count {options.count}"
+                notes.append(f"{few}: no others are similar and distinct.")
+            for number, score in found:
+                file.write(output.line(_row(corpus[number], score, options.reference_language)))
+        file.close()
+        card = _card(options, report, chosen, dropped, len(task), notes, file_hash(folder / output.ROWS))
         output.write_card(folder, card, markdown(card))
     return card
 
 
-def _sources(options: SelectOptions) -> list[dict[str, Any]]:
-    lang = {"lang": options.lang[0]} if len(options.lang) == 1 else {}
-    joined = pair_of_paths(list(options.corpus), options.reference_language)
-    named = [one if isinstance(one, dict) else {"path": one} for one in joined]
-    return [{**one, **lang, "bad_rows": options.bad_rows} for one in named]
-
-
 def _task(options: SelectOptions) -> list[str]:
-    """The reference-language side of the task's rows, each text once, at most `MOST_ROWS`.
-
-    Raises:
-        UserError: no row has one.
-    """
+    """The reference-language side of the task's rows, each text once, at most `MOST_ROWS`."""
     found: dict[str, None] = {}
     bare: dict[str, None] = {}  # prompts of rows without a language and a reference
     language = options.reference_language
@@ -221,19 +169,15 @@ def _fitting(
         raise UserError(f"--lang {' '.join(options.lang)}: the corpus has {', '.join(sorted(every))}.")
     fits: dict[str, list[int]] = {}
     dropped: Counter[str] = Counter()
-    for start in range(0, len(corpus), CHUNK):
-        batch = corpus[start : start + CHUNK]
-        for number, (text, reference, lang) in enumerate(
-            zip(batch["text"], batch["reference"], batch["lang"], strict=True), start
-        ):
-            if lang not in taken:
-                continue
-            if not options.min_length <= len(reference) <= options.max_length:
-                dropped["length"] += 1
-            elif benchmarks and benchmarks.hit([text, reference], [], options.check_against):
-                dropped["against"] += 1
-            else:
-                fits.setdefault(lang, []).append(number)
+    for number, (text, reference, lang) in enumerate(_pairs(corpus)):
+        if lang not in taken:
+            continue
+        if not options.min_length <= len(reference) <= options.max_length:
+            dropped["length"] += 1
+        elif benchmarks and benchmarks.hit([text, reference], [], options.check_against):
+            dropped["against"] += 1
+        else:
+            fits.setdefault(lang, []).append(number)
     if not fits:
         raise UserError(
             f"no pair has between --min_length {options.min_length} and --max_length {options.max_length} characters."
@@ -241,94 +185,95 @@ def _fitting(
     return {lang: np.array(places) for lang, places in fits.items()}, dict(dropped)
 
 
-Chosen = dict[str, list[tuple[int, float | None]]]  # by language: place in the corpus, similarity
-
-
-def _at_random(fits: dict[str, NDArray[np.int64]], options: SelectOptions) -> Chosen:
-    chosen: Chosen = {}
-    for lang, places in sorted(fits.items()):
-        drawn = np.random.default_rng(options.seed).permutation(places)[: options.count]
-        chosen[lang] = [(int(place), None) for place in drawn]
-    return chosen
+def _pairs(corpus: datasets.Dataset) -> Iterator[tuple[str, str, str]]:
+    """Text, reference and language of each pair."""
+    for batch in corpus.iter(CHUNK):
+        yield from zip(batch["text"], batch["reference"], batch["lang"], strict=True)
 
 
 def _nearest(
     corpus: datasets.Dataset, fits: dict[str, NDArray[np.int64]], task: list[str], options: SelectOptions
 ) -> Chosen:
-    vectors: Callable[[Sequence[str]], Vectors]
-    if options.by == "tfidf":
-        vectors = WordVectors(corpus[start : start + CHUNK]["reference"] for start in range(0, len(corpus), CHUNK))
-    else:
-        from cctuning.pairing.encoder import open_encoder
+    from sklearn import config_context
+    from sklearn.neighbors import NearestNeighbors
 
-        vectors = open_encoder(str(options.encoder))
-    rows = vectors(task)
+    pairs, rows = _vectors(corpus, task, options)
     chosen: Chosen = {}
     for lang, places in tqdm(sorted(fits.items()), desc="choosing", unit="language", disable=None):
+        own = pairs[places]
+        near = NearestNeighbors(metric="cosine", algorithm="brute").fit(own)
         kept = math.ceil(2 * options.count / len(task)) + SPARE
         while True:
-            best = _best(corpus, places, vectors, rows, min(kept, len(places)))
-            found = _distinct(corpus, best.in_turn(), vectors, options)
-            if len(found) >= options.count or kept >= len(places):
+            kept = min(kept, len(places))
+            with config_context(working_memory=MEMORY):
+                distances, found = near.kneighbors(rows, kept)
+            taken = distinct(own, in_turn(1 - distances, found), corpus[places]["reference"], options)
+            if len(taken) == options.count or kept == len(places):
                 break
             kept *= 8  # too many near-duplicates: look further
-        chosen[lang] = list(found)
+        chosen[lang] = [(int(places[number]), score) for number, score in taken.items()]
     return chosen
 
 
-def _best(
-    corpus: datasets.Dataset, places: NDArray[np.int64], vectors: Callable[..., Vectors], rows: Vectors, kept: int
-) -> Best:
-    best = Best.empty(rows.shape[0], kept)
-    for start in range(0, len(places), CHUNK):
-        chunk = places[start : start + CHUNK]
-        similarities = rows @ vectors(corpus[chunk]["reference"]).T
-        best.add(_dense(similarities), chunk)
-    return best
+def _vectors(corpus: datasets.Dataset, task: list[str], options: SelectOptions) -> tuple[Vectors, Vectors]:
+    """Vectors of the corpus' references and of the task's rows."""
+    references = (reference for _, reference, _ in _pairs(corpus))
+    if options.by == "encoder":
+        from cctuning.pairing.encoder import open_encoder
+
+        encoder = open_encoder(str(options.encoder))
+        return encoder(list(references)), encoder(task)
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+    hashing = HashingVectorizer(analyzer=words_and_pairs, norm=None, alternate_sign=False, dtype=np.float32)
+    counts = hashing.transform(references)
+    weights = TfidfTransformer(sublinear_tf=True).fit(counts)
+    return weights.transform(counts, copy=False), weights.transform(hashing.transform(task))
 
 
-def _dense(matrix: Any) -> NDArray[np.float32]:
-    return np.asarray(matrix.todense() if hasattr(matrix, "todense") else matrix, dtype=np.float32)
+def words_and_pairs(text: str) -> list[str]:
+    """Words, and pairs of consecutive words."""
+    words = tokens(text)
+    return words + [f"{one} {other}" for one, other in pairwise(words)]
 
 
-def _distinct(
-    corpus: datasets.Dataset,
-    ranked: list[tuple[int, float]],
-    vectors: Callable[..., Vectors],
-    options: SelectOptions,
-) -> list[tuple[int, float]]:
+def in_turn(similarities: NDArray[Any], places: NDArray[np.int64]) -> dict[int, float]:
+    """Places and their best similarity: the nearest of every row, then the second of every row, and so on.
+
+    Args:
+        similarities: (rows, kept), descending in each row.
+        places: (rows, kept).
+    """
+    found: dict[int, float] = {}
+    for rank in range(places.shape[1]):
+        for row in np.argsort(-similarities[:, rank], kind="stable"):
+            place, score = int(places[row, rank]), float(similarities[row, rank])
+            if score > 0:
+                found[place] = max(score, found.get(place, 0.0))
+    return found
+
+
+def distinct(
+    vectors: Vectors, ranked: dict[int, float], texts: Sequence[str], options: SelectOptions
+) -> dict[int, float]:
     """The first `count` of the ranked pairs that are not near-duplicates of an earlier one."""
-    taken: list[tuple[int, float]] = []
+    from sklearn.metrics.pairwise import cosine_similarity
+
+    taken: list[int] = []
     said: set[str] = set()
-    held: Any = None
-    for start in range(0, len(ranked), BLOCK):
-        block = ranked[start : start + BLOCK]
-        texts = corpus[[place for place, _ in block]]["reference"]
-        found = vectors(texts)
-        within = _dense(found @ found.T)
-        before = _dense(found @ held.T).max(axis=1) if held is not None else np.zeros(len(block))
-        kept: list[int] = []
-        for number, text in enumerate(texts):
-            alike = max([float(before[number]), *within[number, kept]]) >= options.near_duplicate
-            if normalise(text) in said or (alike and options.near_duplicate < 1):
-                continue
-            said.add(normalise(text))
-            kept.append(number)
-            taken.append(block[number])
-            if len(taken) == options.count:
-                return taken
-        held = _stacked(held, found[kept]) if kept else held
-    return taken
-
-
-def _stacked(one: Any, other: Any) -> Any:
-    if one is None:
-        return other
-    if hasattr(one, "todense"):
-        from scipy.sparse import vstack
-
-        return vstack([one, other], format="csr")
-    return np.concatenate([one, other])
+    order = list(ranked)
+    for start in range(0, len(order), BLOCK):
+        block = order[start : start + BLOCK]
+        similar = cosine_similarity(vectors[block], vectors[taken + block])
+        columns = list(range(len(taken)))  # of those that were taken
+        for number, place in enumerate(block):
+            text = normalise(texts[place])
+            alike = options.near_duplicate < 1 and similar[number, columns].max(initial=0) >= options.near_duplicate
+            if text not in said and not alike and len(taken) < options.count:
+                said.add(text)
+                columns.append(similar.shape[1] - len(block) + number)
+                taken.append(place)
+    return {place: ranked[place] for place in taken}
 
 
 def _row(pair: dict[str, Any], score: float | None, language: str) -> dict[str, Any]:
@@ -352,9 +297,8 @@ def _card(
         if scores:
             languages[lang] |= {"similarity": {"median": float(np.median(scores)), "least": min(scores)}}
     return {
-        "made_by": f"cctuning pair select, cc-tuning {version('cc-tuning')}, scikit-learn {version('scikit-learn')}",
-        "made_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "options": {name: getattr(options, name) for name in options.__dataclass_fields__},
+        **made_by("cctuning pair select", "scikit-learn"),
+        "options": asdict(options),
         "rows": sum(len(found) for found in chosen.values()),
         "languages": languages,
         "task_rows": rows,
@@ -368,17 +312,15 @@ def _card(
 def markdown(card: dict[str, Any]) -> str:
     """The card as Markdown."""
     options = card["options"]
-    lines = [f"# {card['rows']} pairs, chosen by {options['by']}", "", f"{card['made_by']}, {card['made_at']}.", ""]
-    if card["task_rows"]:
-        lines += [f"Nearest to {card['task_rows']} rows of {', '.join(options['near'])}.", ""]
     rows = []
     for lang, told in card["languages"].items():
-        figures = told.get("similarity")
-        cells = [f"{figures['median']:.2f}", f"{figures['least']:.2f}"] if figures else ["", ""]
-        rows.append([lang, told["pairs"], told["of"], *cells])
-    lines.append(table(["language", "pairs", "of", "similarity, median", "least"], rows))
-    left = ", ".join(f"{reason} {count}" for reason, count in card["left_out"].items()) or "none"
-    lines += ["", f"Left out before choosing: {left}.", "", "## Sources", ""]
-    lines += [f"- {source['path']}: {source['read']} pairs" for source in card["sources"]]
-    lines += ["", "## Notes", "", *(f"- {note}" for note in card["notes"])] if card["notes"] else []
-    return "\n".join(lines) + "\n"
+        similar = [f"{value:.2f}" for value in told.get("similarity", {}).values()] or ["", ""]
+        rows.append([lang, told["pairs"], told["of"], *similar])
+    near = f"Nearest to {card['task_rows']} rows of {', '.join(options['near'])}.\n\n" if card["task_rows"] else ""
+    sections = {
+        "Languages": near + table(["language", "pairs", "of", "similarity, median", "least"], rows),
+        "Left out before choosing": counted(card["left_out"]) or "none",
+        "Sources": listed(f"{source['path']}: {source['read']} pairs" for source in card["sources"]),
+        "Notes": listed(card["notes"]),
+    }
+    return page(f"{card['rows']} pairs, chosen by {options['by']}", f"{card['made_by']}, {card['made_at']}.", sections)

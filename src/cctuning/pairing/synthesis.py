@@ -1,7 +1,7 @@
 """Synthetic rows: translate prompts, translate whole rows, distil responses from a teacher model.
 
 Rows are processed in chunks, because translators batch many texts better than one; order is kept. A row that cannot be
-made is rejected with the engine's reason.
+made gets the engine's reason as its problem.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from cctuning.data.schema import Message, Text
+from cctuning.data.schema import Text
 from cctuning.data.text import flat
 from cctuning.errors import UserError
-from cctuning.pairing.candidates import Candidate, Outcome, Problem, Rejected
-from cctuning.pairing.translation import Answer, Translator
+from cctuning.pairing.candidates import Candidate, Candidates, Problem
+from cctuning.pairing.translation import Translator
 
 if TYPE_CHECKING:
     from cctuning.pairing.translation.chat_client import ChatClient
@@ -23,61 +23,53 @@ if TYPE_CHECKING:
 CHUNK = 5000  # rows in memory at once
 
 
-def chunks(rows: Iterable[Outcome]) -> Iterator[list[Outcome]]:
+def chunks(rows: Candidates) -> Iterator[list[Candidate]]:
     """Lists of `CHUNK` rows."""
-    rest = iter(rows)
-    while chunk := list(islice(rest, CHUNK)):
+    while chunk := list(islice(rows, CHUNK)):
         yield chunk
 
 
-def translate_prompts(rows: Iterable[Outcome], translator: Translator, language: str) -> Iterator[Outcome]:
+def by_language(rows: Sequence[Candidate], language: str) -> Iterator[tuple[str, list[Candidate]]]:
+    """The rows without problems in other languages than the reference language, by language."""
+    good = [row for row in rows if not row.problems and row.lang != language]
+    for lang in sorted({row.lang for row in good}):
+        yield lang, [row for row in good if row.lang == lang]
+
+
+def translate_prompts(rows: Candidates, translator: Translator, language: str) -> Candidates:
     """Translate each prompt into its parallel; rows in the reference language stay as they are."""
     for chunk in chunks(rows):
-        by_lang: dict[str, list[int]] = {}
-        for place, row in enumerate(chunk):
-            if isinstance(row, Candidate) and row.lang != language:
-                by_lang.setdefault(row.lang, []).append(place)
-        for lang, places in by_lang.items():
-            made = _translated([_candidate(chunk, place).prompt for place in places], translator, lang, language)
-            for place, text in zip(places, made, strict=True):
-                row = _candidate(chunk, place)
-                if isinstance(text, Problem):
-                    chunk[place] = Rejected.by(text, row, language)
-                else:
-                    chunk[place] = replace(row, reference=text)
+        for lang, own in by_language(chunk, language):
+            for row, text in translated(own, [row.prompt for row in own], translator, lang, language):
+                row.reference = text
         yield from chunk
 
 
-def translate_rows(
-    rows: Iterable[Outcome], translator: Translator, language: str, into: Sequence[str]
-) -> Iterator[Outcome]:
+def translate_rows(rows: Candidates, translator: Translator, language: str, into: Sequence[str]) -> Candidates:
     """Translate prompt and response of rows in the reference language; the original row is the parallel."""
     for chunk in chunks(rows):
-        good = [row for row in chunk if isinstance(row, Candidate)]
-        yield from (row for row in chunk if isinstance(row, Rejected))
+        good = [row for row in chunk if not row.problems]
+        yield from (row for row in chunk if row.problems)
         for row in good:
             if row.lang != language:
                 raise UserError(f"{row.origin}: lang is {row.lang}; way: translation starts from rows in {language}.")
         for lang in into:
-            texts: list[Text] = []
-            for row in good:
-                texts += [row.prompt, *([row.response] if row.response is not None else [])]
-            made = _translated(texts, translator, language, lang)
-            for row in good:
-                prompt, response = next(made), next(made) if row.response is not None else None
-                if isinstance(prompt, Problem) or isinstance(response, Problem):
-                    problem = prompt if isinstance(prompt, Problem) else response
-                    assert isinstance(problem, Problem)
-                    yield Rejected.by(problem, row, language)
-                    continue
-                answer = None if response is None else flat(response)
-                english = replace(row, reference=row.prompt, reference_response=row.response)
-                yield replace(english, lang=lang, prompt=prompt, response=answer, thinking=None)
+            made = [
+                replace(
+                    row, lang=lang, reference=row.prompt, reference_response=row.response, thinking=None, problems=[]
+                )
+                for row in good
+            ]
+            for row, prompt in translated(made, [row.prompt for row in made], translator, language, lang):
+                row.prompt = prompt
+            answered = [row for row in made if row.response is not None and not row.problems]
+            responses = [row.response or "" for row in answered]
+            for row, response in translated(answered, responses, translator, language, lang):
+                row.response = flat(response)
+            yield from made
 
 
-def distil(
-    rows: Iterable[Outcome], teacher: ChatClient, translator: Translator | None, language: str
-) -> Iterator[Outcome]:
+def distil(rows: Candidates, teacher: ChatClient, translator: Translator | None, language: str) -> Candidates:
     """Replace each response by the teacher's answer.
 
     Args:
@@ -87,56 +79,42 @@ def distil(
         language: of the parallels.
     """
     for chunk in chunks(rows):
-        good = [row for row in chunk if isinstance(row, Candidate)]
-        yield from (row for row in chunk if isinstance(row, Rejected))
+        good = [row for row in chunk if not row.problems]
         asked = [row.prompt if translator is None or row.reference is None else row.reference for row in good]
-        answers = [
-            answer.text if answer.text is not None else Problem("teacher", answer.problem or "no answer")
-            for answer in teacher.complete([_conversation(text) for text in asked])
-        ]
-        yield from _answered(good, answers, translator, language)
+        conversations = ([{"role": "user", "content": text}] if isinstance(text, str) else text for text in asked)
+        for row, answer in zip(good, teacher.complete(conversations), strict=True):
+            if answer.text is None:
+                row.problems.append(Problem("teacher", answer.problem or "no answer"))
+                continue
+            row.response, row.thinking, row.calls = answer.text, None, None
+            if translator is not None and row.reference is not None:
+                row.reference_response = answer.text
+        if translator is not None:
+            for lang, own in by_language(chunk, language):
+                responses = [row.response or "" for row in own]
+                for row, text in translated(own, responses, translator, language, lang):
+                    row.response = flat(text)
+        yield from chunk
 
 
-def _answered(
-    rows: list[Candidate], answers: list[str | Problem], translator: Translator | None, language: str
-) -> Iterator[Outcome]:
-    made: list[Text | Problem] = list(answers)
-    if translator is not None:
-        for lang in sorted({row.lang for row in rows} - {language}):
-            places = [n for n, row in enumerate(rows) if row.lang == lang and isinstance(answers[n], str)]
-            translated = _translated([str(answers[place]) for place in places], translator, language, lang)
-            for place, text in zip(places, translated, strict=True):
-                made[place] = text
-    for row, answer, response in zip(rows, answers, made, strict=True):
-        if isinstance(response, Problem):
-            yield Rejected.by(response, row, language)
-        else:
-            english = str(answer) if translator is not None and row.reference is not None else row.reference_response
-            yield replace(row, response=flat(response), reference_response=english, thinking=None, calls=None)
-
-
-def _translated(texts: Sequence[Text], translator: Translator, source: str, target: str) -> Iterator[Text | Problem]:
-    """The translation of each text; messages are translated one by one."""
+def translated(
+    rows: Iterable[Candidate], texts: Sequence[Text], translator: Translator, source: str, target: str
+) -> Iterator[tuple[Candidate, Text]]:
+    """Each row with the translation of its text, messages one by one; a row whose text has none gets a problem."""
     parts = [part for text in texts for part in ([text] if isinstance(text, str) else [m["content"] for m in text])]
     done = translator.translate(parts, source, target)
-    for text in texts:
-        if isinstance(text, str):
-            yield _or_problem(next(done))
+    for row, text in zip(rows, texts, strict=True):
+        answers = list(islice(done, 1 if isinstance(text, str) else len(text)))
+        problem = next((answer.problem for answer in answers if answer.text is None), None)
+        if problem:
+            row.problems.append(Problem("translation", problem))
             continue
-        contents = [_or_problem(next(done)) for _ in text]
-        problem = next((content for content in contents if isinstance(content, Problem)), None)
-        yield problem or [{"role": m["role"], "content": str(c)} for m, c in zip(text, contents, strict=True)]
-
-
-def _or_problem(done: Answer) -> str | Problem:
-    return done.text if done.text is not None else Problem("translation", done.problem or "no translation")
-
-
-def _conversation(text: Text) -> list[Message]:
-    return text if isinstance(text, list) else [{"role": "user", "content": text}]
-
-
-def _candidate(chunk: list[Outcome], place: int) -> Candidate:
-    row = chunk[place]
-    assert isinstance(row, Candidate)
-    return row
+        contents = [str(answer.text) for answer in answers]
+        yield (
+            row,
+            (
+                contents[0]
+                if isinstance(text, str)
+                else [{"role": m["role"], "content": content} for m, content in zip(text, contents, strict=True)]
+            ),
+        )

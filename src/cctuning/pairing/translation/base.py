@@ -7,8 +7,10 @@ caching, checking) is in `translator.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from cctuning.settings import option
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,13 @@ Done = Callable[[int, Answer], None]  # called with the index of a segment and i
 class SegmentOptions:
     """How texts are split and what is protected; part of every engine's options."""
 
-    split: str = field(
-        default="long",
-        metadata={
-            "help": "sentences: translate sentence by sentence. long: split only what is longer than max_chars.",
-            "choices": ("sentences", "long"),
-        },
+    split: str = option(
+        "long",
+        "sentences: translate sentence by sentence. long: split only what is longer than max_chars.",
+        choices=("sentences", "long"),
     )
-    max_chars: int = field(default=3000, metadata={"help": "Longest segment, in characters.", "least": 20})
-    protect_numbers: bool = field(default=False, metadata={"help": "Also keep numbers as they are, digit by digit."})
+    max_chars: int = option(3000, "Longest segment, in characters.", least=20)
+    protect_numbers: bool = option(False, "Also keep numbers as they are, digit by digit.")
 
 
 class Engine:
@@ -48,11 +48,7 @@ class Engine:
     options: SegmentOptions
 
     def identity(self, source: str, target: str) -> dict[str, Any]:
-        """Everything besides the segment that decides its translation; part of the cache key, so never a secret.
-
-        Raises:
-            UserError: the engine does not know one of the languages, or there is no such model.
-        """
+        """Everything besides the segment that decides its translation; part of the cache key, so never a secret."""
         raise NotImplementedError
 
     def run(self, segments: Sequence[str], source: str, target: str, done: Done) -> None:

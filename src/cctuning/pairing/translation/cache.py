@@ -25,11 +25,7 @@ TABLE = "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, text TEXT, pr
 
 
 class Cache:
-    """Answers by key, in `cache_dir`. Safe for threads and for several processes.
-
-    Raises:
-        UserError: the directory cannot be written, or the file is not such a cache.
-    """
+    """Answers by key, in `cache_dir`. Safe for threads and for several processes."""
 
     def __init__(self, cache_dir: Path) -> None:
         self.path = cache_dir / NAME

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from cctuning.errors import UserError
 from cctuning.languages import base, language_name
 from cctuning.pairing.translation.base import Answer, Done, Engine, SegmentOptions
 from cctuning.pairing.translation.chat_client import ChatClient, ClientOptions
-from cctuning.settings import from_mapping
+from cctuning.settings import from_mapping, option
 
 PROMPT = """\
 Translate the text between <text> and </text> from {source} to {target}.
@@ -34,10 +34,8 @@ _FRAME = re.compile(r"\s*(?:<text>)?\s*(.*?)\s*(?:</text>)?\s*", re.DOTALL)
 class ChatOptions(SegmentOptions, ClientOptions):
     """Options of the server and of the prompt."""
 
-    prompt: str | None = field(
-        default=None, metadata={"help": "Prompt with {text}, and optionally {source} and {target}."}
-    )
-    system: str | None = field(default=None, metadata={"help": "System message."})
+    prompt: str | None = option(None, "Prompt with {text}, and optionally {source} and {target}.")
+    system: str | None = option(None, "System message.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ import urllib.parse
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import openai
 from cctuning.errors import UserError
 from cctuning.pairing.translation.base import Answer
 from cctuning.pairing.translation.cache import Cache
-from cctuning.settings import from_mapping
+from cctuning.settings import from_mapping, option
 
 Message = Mapping[str, str]  # {"role": ..., "content": ...}
 HOPELESS, REFUSED = 20, 5  # failed requests in a row after which a run stops; refused ones, before any answer
@@ -46,24 +46,16 @@ class _Stopped(openai.OpenAIError):
 class ClientOptions:
     """Server, model and request options."""
 
-    base_url: str = field(metadata={"help": "The server's address up to /v1, e.g. http://localhost:8000/v1."})
-    model: str = field(metadata={"help": "Name of the model on the server."})
-    api_key_env: str | None = field(
-        default=None, metadata={"help": "Environment variable with the API key, which is never written to disk."}
-    )
-    temperature: float | None = field(
-        default=0.0, metadata={"help": "Sampling temperature; null: the server's default.", "least": 0}
-    )
-    max_tokens: int | None = field(
-        default=2048, metadata={"help": "Longest answer, in tokens; null: the server's default.", "least": 1}
-    )
-    body: dict[str, Any] = field(default_factory=dict, metadata={"help": "More fields of the request, e.g. top_p."})
-    concurrency: int = field(default=8, metadata={"help": "Concurrent requests.", "least": 1})
-    requests_per_minute: float | None = field(
-        default=None, metadata={"help": "Most requests per minute.", "least": 0.001}
-    )
-    timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for an answer.", "least": 0.001})
-    max_retries: int = field(default=6, metadata={"help": "Retries of a request.", "least": 0})
+    base_url: str = option(help="The server's address up to /v1, e.g. http://localhost:8000/v1.")
+    model: str = option(help="Name of the model on the server.")
+    api_key_env: str | None = option(None, "Environment variable with the API key, which is never written to disk.")
+    temperature: float | None = option(0.0, "Sampling temperature; null: the server's default.", least=0)
+    max_tokens: int | None = option(2048, "Longest answer, in tokens; null: the server's default.", least=1)
+    body: dict[str, Any] = option({}, "More fields of the request, e.g. top_p.")
+    concurrency: int = option(8, "Concurrent requests.", least=1)
+    requests_per_minute: float | None = option(None, "Most requests per minute.", least=0.001)
+    timeout: float = option(120.0, "Seconds to wait for an answer.", least=0.001)
+    max_retries: int = option(6, "Retries of a request.", least=0)
 
     def __post_init__(self) -> None:
         address = urllib.parse.urlsplit(self.base_url)
@@ -197,11 +189,7 @@ class ChatClient:
         return self._fail("the answer is not a chat completion")
 
     def _refused(self, response: Any) -> Answer:
-        """What an error status means.
-
-        Raises:
-            UserError: the address, the key or the model is wrong, or the server asks to wait for long.
-        """
+        """What an error status means."""
         code, body = response.status_code, " ".join(response.text.split())
         said = (body.replace(self._key, "***") if self._key else body)[:300]
         if code in _SETUP or 300 <= code < 400:
@@ -216,11 +204,7 @@ class ChatClient:
         return Answer(None, refused, passing=True) if self._answered else self._fail(refused, REFUSED)
 
     def _fail(self, problem: str, limit: int = HOPELESS) -> Answer:
-        """A temporary problem.
-
-        Raises:
-            UserError: `limit` requests failed in a row.
-        """
+        """A temporary problem."""
         with self._lock:
             self._failed += 1
         if self._failed < limit:

@@ -12,21 +12,21 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cctuning.errors import UserError
 from cctuning.pairing.translation.base import Answer, Done, Engine, SegmentOptions
-from cctuning.settings import from_mapping
+from cctuning.settings import from_mapping, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionOptions(SegmentOptions):
     """The function and its batch size."""
 
-    function: str = field(metadata={"help": "module:name of f(texts, source, target) -> list of translations."})
-    batch_size: int = field(default=64, metadata={"help": "Texts per call.", "least": 1})
+    function: str = option(help="module:name of f(texts, source, target) -> list of translations.")
+    batch_size: int = option(64, "Texts per call.", least=1)
 
 
 class Function(Engine):
@@ -43,11 +43,7 @@ class Function(Engine):
         return {"engine": "function", "function": self.options.function, "file": self._file}
 
     def run(self, segments: Sequence[str], source: str, target: str, done: Done) -> None:
-        """Call the function in batches.
-
-        Raises:
-            UserError: it raised an exception, or did not return one text for each.
-        """
+        """Call the function in batches."""
         for start in range(0, len(segments), self.options.batch_size):
             texts = list(segments[start : start + self.options.batch_size])
             self._calls += 1

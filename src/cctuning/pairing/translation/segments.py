@@ -68,27 +68,19 @@ def split(
     pieces: list[Piece] = []
     at = 0
     for start, end in [*blocks, (len(text), len(text))]:
-        _stretch(text, at, start, max_chars, sentences, [span for span in spans if at <= span[0] < start], pieces)
+        inside = [span for span in spans if at <= span[0] < start]
+        cuts = {at, start}
+        if sentences:
+            cuts |= {*_free(_BREAK.finditer(text, at, start), inside), *_ends(text, at, start, inside)}
+        for low, high in itertools.pairwise(sorted(cuts)):
+            while low < high:
+                stop = high if high - low <= max_chars else _best_cut(text, low, high, max_chars, inside)
+                pieces += _pieces(text, low, stop, inside)
+                low = stop
         if end > start:
             pieces.append(Piece(text[start:end], True))
         at = end
     return pieces
-
-
-def _stretch(
-    text: str, start: int, end: int, max_chars: int, sentences: bool, spans: list[Span], pieces: list[Piece]
-) -> None:
-    """Append the pieces of text[start:end], which has no block."""
-    if sentences:
-        cuts = [start, *_free(_BREAK.finditer(text, start, end), spans), *_ends(text, start, end, spans), end]
-    else:
-        cuts = [start, end]
-    cuts = sorted(set(cuts))
-    for low, high in itertools.pairwise(cuts):
-        while low < high:
-            stop = high if high - low <= max_chars else _best_cut(text, low, high, max_chars, spans)
-            _append(text, low, stop, spans, pieces)
-            low = stop
 
 
 def _free(matches: Iterable[re.Match[str]], spans: list[Span]) -> list[int]:
@@ -136,42 +128,28 @@ def _joined(left: str, right: str) -> bool:
     return unicodedata.category(right)[0] == "M" or "\u200d" in (left, right) or "\U0001f3fb" <= right <= "\U0001f3ff"
 
 
-def _append(text: str, low: int, high: int, spans: list[Span], pieces: list[Piece]) -> None:
-    """Append text[low:high] as up to three pieces: marks and white space, the text, white space."""
-    start, end = low, high
-    line = low
-    while line > 0 and text[line - 1] in " \t":
-        line -= 1
-    if line == 0 or text[line - 1] == "\n":
-        while start < end and text[start].isspace():
-            start += 1
-        mark = LINE_MARK.match(text, start, end)
+def _pieces(text: str, low: int, high: int, spans: list[Span]) -> list[Piece]:
+    """text[low:high] as up to three pieces: marks and white space, the text, white space."""
+    start = low
+    if not text[text.rfind("\n", 0, low) + 1 : low].strip(" \t"):  # at the start of a line
+        start = _skipped(text, start, high)
+        mark = LINE_MARK.match(text, start, high)
         if mark and not any(first < mark.end() for first, last in spans if last > start):
             start = mark.end()
-    while start < end and text[start].isspace():
-        start += 1
-    while end > start and text[end - 1].isspace():
-        end -= 1
-    inner = tuple((first - start, last - start) for first, last in spans if start <= first and last <= end)
-    if not readable(text[start:end], inner):
+    start = _skipped(text, start, high)
+    end = start + len(text[start:high].rstrip())
+    inner = [(first, last) for first, last in spans if start <= first and last <= end]
+    outside = [text[one:other] for (_, one), (other, _) in itertools.pairwise([(0, start), *inner, (end, 0)])]
+    if not any(character.isalpha() for part in outside for character in part):
         start = end = high
-    for piece in (
-        Piece(text[low:start], True),
-        Piece(text[start:end], False, inner),
-        Piece(text[end:high], True),
-    ):
-        if piece.text:
-            pieces.append(piece)
+    moved = tuple((first - start, last - start) for first, last in inner)
+    parts = Piece(text[low:start], True), Piece(text[start:end], False, moved), Piece(text[end:high], True)
+    return [piece for piece in parts if piece.text]
 
 
-def readable(text: str, spans: Sequence[Span] = ()) -> bool:
-    """Whether there is a letter outside protected spans."""
-    at = 0
-    for start, end in [*spans, (len(text), len(text))]:
-        if any(character.isalpha() for character in text[at:start]):
-            return True
-        at = end
-    return False
+def _skipped(text: str, start: int, end: int) -> int:
+    """The first place from `start` on that is not white space."""
+    return end - len(text[start:end].lstrip())
 
 
 def line_marks(text: str) -> list[str]:

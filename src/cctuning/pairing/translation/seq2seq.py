@@ -19,7 +19,7 @@ import hashlib
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,47 +30,32 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 from cctuning.errors import UserError, nearest
 from cctuning.languages import base, is_code, language_name, matches, matching, same, unknown
 from cctuning.pairing.translation.base import Answer, Done, Engine, SegmentOptions
-from cctuning.settings import from_mapping
+from cctuning.settings import from_mapping, option
 
 BUCKET = 32  # source tokens: lengths are rounded up to this before the limit is set
-# how each family of models writes languages in its vocabulary
-_CODES = {
-    "nllb": re.compile(r"([a-z]{3}_[A-Z][a-z]{3})"),
-    "m2m100": re.compile(r"__([a-z]{2,3})__"),
-    "madlad": re.compile(r"<2([A-Za-z_]{2,})>"),
-    "opus": re.compile(r">>([A-Za-z_]{2,})<<"),
-}
+# languages in the vocabulary of NLLB, M2M100, MADLAD and Opus-MT
+CODE = re.compile(r"([a-z]{3}_[A-Z][a-z]{3})|__([a-z]{2,3})__|<2([A-Za-z_]{2,})>|>>([A-Za-z_]{2,})<<")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seq2SeqOptions(SegmentOptions):
-    """The model and its settings."""
+    """The model and its settings; it translates sentence by sentence, as such models were trained."""
 
-    split: str = field(default="sentences", metadata=SegmentOptions.__dataclass_fields__["split"].metadata)
-    max_chars: int = field(default=400, metadata=SegmentOptions.__dataclass_fields__["max_chars"].metadata)
-    model: str = field(
-        metadata={
-            "help": "Directory or hub name; {source} and {target} in it become language codes, as in Opus-MT names."
-        }
+    split: str = option("sentences", **SegmentOptions.__dataclass_fields__["split"].metadata)
+    max_chars: int = option(400, "Longest segment, in characters.", least=20)
+    model: str = option(
+        help="Directory or hub name; {source} and {target} in it become language codes, as in Opus-MT names."
     )
-    revision: str | None = field(default=None, metadata={"help": "Revision on the hub."})
-    device: str | None = field(
-        default=None, metadata={"help": "cpu, cuda, cuda:1, ...; unset: a GPU if there is one."}
+    revision: str | None = option(None, "Revision on the hub.")
+    device: str | None = option(None, "cpu, cuda, cuda:1, ...; unset: a GPU if there is one.")
+    dtype: str | None = option(
+        None,
+        "Of the weights; unset: bfloat16 on a GPU, float32 on a CPU.",
+        choices=("float32", "bfloat16", "float16", None),
     )
-    dtype: str | None = field(
-        default=None,
-        metadata={
-            "help": "Of the weights; unset: bfloat16 on a GPU, float32 on a CPU.",
-            "choices": ("float32", "bfloat16", "float16", None),
-        },
-    )
-    batch_size: int = field(
-        default=32, metadata={"help": "Segments per batch; halved when memory runs out.", "least": 1}
-    )
-    num_beams: int = field(default=4, metadata={"help": "Beams; 1 is greedy and faster.", "least": 1})
-    max_new_tokens: int = field(
-        default=512, metadata={"help": "Longest translation of a segment, in tokens.", "least": 1}
-    )
+    batch_size: int = option(32, "Segments per batch; halved when memory runs out.", least=1)
+    num_beams: int = option(4, "Beams; 1 is greedy and faster.", least=1)
+    max_new_tokens: int = option(512, "Longest translation of a segment, in tokens.", least=1)
 
 
 class Seq2Seq(Engine):
@@ -123,29 +108,23 @@ class Seq2Seq(Engine):
             _directory_hash(Path(place)) if Path(place).is_dir() else f"{place}@{self._config._commit_hash}"
         )
         tokens = self._tokenizer.get_vocab().keys() | set(self._tokenizer.all_special_tokens)
-        families = {"m2m_100": ("nllb", "m2m100"), "t5": ("madlad",), "marian": ("opus",)}
-        for family in families[self._config.model_type]:
-            self._family = family
-            pattern = _CODES[family]
-            self._codes = {match[1]: token for token in tokens if (match := pattern.fullmatch(token))}
-            if self._codes:
-                break
-        if not self._codes and self._family == "m2m100":
-            # Its tokenizer has the codes apart from the vocabulary where the files on disk do not list them.
+        self._codes = {match[match.lastindex or 0]: match[0] for match in map(CODE.fullmatch, tokens) if match}
+        if not self._codes:
+            # M2M100's tokenizer has the codes apart from the vocabulary where the files on disk do not list them.
             self._codes = {code: f"__{code}__" for code in getattr(self._tokenizer, "lang_code_to_id", ())}
-        if not self._codes and self._family != "opus":
+        if not self._codes and self._config.model_type != "marian":
             raise UserError(f"{place}: its tokenizer holds no language codes; expected NLLB, M2M100 or MADLAD.")
 
     def _languages(self, source: str, target: str) -> tuple[str | None, str | None]:
         """The tokens for source and target; None where the model takes none."""
-        if self._family == "opus":
+        if self._config.model_type == "marian":
             stated = [self._tokenizer.init_kwargs.get(f"{end}_lang") for end in ("source", "target")]
             if all(stated) and same(stated[0], target) and same(stated[1], source):
                 raise UserError(f"{self._place}: translates from {stated[0]} to {stated[1]}, the other way round.")
             if not self._codes:
                 return None, None
         to = self._codes[resolve(target, self._codes, self._place)]
-        if self._family in ("nllb", "m2m100"):
+        if self._config.model_type == "m2m_100":
             return self._codes[resolve(source, self._codes, self._place)], to
         return None, to
 
@@ -209,7 +188,7 @@ class Seq2Seq(Engine):
     def _longest(self) -> int:
         """The longest input in tokens; a T5 has relative positions and no limit."""
         longest = self._tokenizer.model_max_length
-        return int(longest if self._family == "madlad" else min(longest, self._config.max_position_embeddings))
+        return int(longest if self._config.model_type == "t5" else min(longest, self._config.max_position_embeddings))
 
     def _generate(self, ids: list[list[int]], forced: int | None, limit: int) -> list[Answer]:
         """Translate one batch; `limit` in new tokens."""
