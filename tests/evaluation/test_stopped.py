@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from cctuning.cli import main
 from cctuning.errors import UserError
-from cctuning.evaluation import models, results_directory
+from cctuning.evaluation import models, saved_results
 from cctuning.evaluation import run as evaluation
 from cctuning.evaluation.models import AnsweringLM
 from cctuning.evaluation.reference_prompts import ReferencePrompts
@@ -141,11 +141,11 @@ def test_a_disk_that_is_full_while_results_are_written(writes, data, model, tmp_
         times.append(path)
         write(path, text)
 
-    for module in (evaluation, results_directory):
+    for module in (evaluation, saved_results):
         monkeypatch.setattr(module, "write_atomically", full)
     message = refused(capsys, *base, tmp_path / "out")
     assert "cannot be written (No space left on device)" in message and str(tmp_path / "out") in message
-    for module in (evaluation, results_directory):
+    for module in (evaluation, saved_results):
         monkeypatch.setattr(module, "write_atomically", write)
     assert main(["evaluate", *map(str, base), str(tmp_path / "out")]) == 0
     assert figures(kept(tmp_path / "out")) == figures(kept(tmp_path / "whole"))

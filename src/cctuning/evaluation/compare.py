@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,7 @@ from cctuning.errors import UserError
 from cctuning.evaluation.answer_language import compare_shares
 from cctuning.evaluation.samples import uniform_answers
 from cctuning.evaluation.saved_results import ScoredRun, check_same, check_seeds, common_tasks, read_run
-from cctuning.evaluation.statistics import (
-    Array,
-    Interval,
-    clustered_bootstrap,
-    holm,
-    paired_bootstrap,
-    sign_flip_test,
-    t_interval,
-)
+from cctuning.evaluation.statistics import Array, clustered_bootstrap, holm, sign_flip_test, t_interval
 from cctuning.languages import ENGLISH, language_name
 
 MIN_DRAWS = 1000
@@ -83,27 +75,13 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class _Test:
-    """How differences are tested."""
-
-    draws: int
-    seed: int
-    alpha: float
-
-
-@dataclass(frozen=True)
 class _Cell:
-    """One task of two systems: values [seeds, items] of each, and the ids of the items."""
+    """One task of two systems: their values [seeds, items]."""
 
-    benchmark: str
     language: str
     ids: list[int]
     first: Array
     second: Array
-
-    @property
-    def gains(self) -> Array:
-        return np.asarray(self.second.mean(axis=0) - self.first.mean(axis=0))
 
 
 def compare(
@@ -131,7 +109,6 @@ def compare(
         raise UserError(f"--seed {seed}: expected 0 or more.")
     if not 0 < alpha < 1:
         raise UserError(f"--alpha {alpha}: expected a number between 0 and 1.")
-    test = _Test(draws, seed, alpha)
     base = _baseline(runs, baseline)
     loaded = [read_run(name, path) for name, path in runs]
     systems: dict[str, list[ScoredRun]] = {}
@@ -142,12 +119,14 @@ def compare(
     tasks = common_tasks(loaded, notes)
     check_same(loaded, tasks)
     apart = _reference_languages(loaded, notes)
-    notes += [*_system_notes(systems, base), *_task_notes(loaded, tasks, test), *_answer_notes(systems, tasks)]
+    settings = {"draws": draws, "seed": seed, "alpha": alpha, "level": 0.95, "tasks": tasks}
+    settings["reference_languages"] = apart
+    notes += [*_system_notes(systems, base), *_task_notes(systems, tasks, settings)]
     rows: list[Row] = []
     summary: list[str] = []
     for name, members in systems.items():
         if name != base:
-            found = _system_rows(name, _cells(systems[base], members, tasks, apart), apart, test)
+            found = _system_rows(name, _cells(systems[base], members, tasks, apart), settings)
             rows += found
             summary += _summary(name, base, found, apart)
     described = {
@@ -157,8 +136,7 @@ def compare(
         ]
         for name, members in systems.items()
     }
-    settings = {"draws": draws, "seed": seed, "alpha": alpha, "level": 0.95, "tasks": tasks}
-    return Comparison(base, described, {**settings, "reference_languages": apart}, rows, summary, notes)
+    return Comparison(base, described, settings, rows, summary, notes)
 
 
 def _baseline(runs: Sequence[tuple[str, Path]], wanted: str | None) -> str:
@@ -196,107 +174,111 @@ def _system_notes(systems: Mapping[str, Sequence[ScoredRun]], base: str) -> list
         found = list(dict.fromkeys(str(one.get(package)) for one in versions))
         if len(found) > 1:
             notes.append(f"versions of {package} differ: {', '.join(found)}.")
-    single = [name for name, members in systems.items() if len(members) == 1]
+    seeds = {name: [run.record["model"].get("training_seed") for run in members] for name, members in systems.items()}
+    single = [name for name, numbers in seeds.items() if len(numbers) == 1]
     if single:
         notes.append(f"one training seed: {', '.join(single)}; variation between trainings is not measured.")
-    numbers = {
-        name: [run.record["model"].get("training_seed") for run in members] for name, members in systems.items()
-    }
-    for name, seeds in numbers.items():
-        if name == base or name in single or base in single:
+    for name in seeds if base not in single else ():
+        if name in (base, *single):
             continue
-        if len(seeds) != len(numbers[base]):
-            notes.append(
-                f"no seed-level interval for {name}: {len(seeds)} seeds, and {base} has {len(numbers[base])}."
-            )
-        elif seeds != numbers[base]:
-            notes.append(f"seeds paired in the order given: {base} {numbers[base]}, {name} {seeds}.")
+        if len(seeds[name]) != len(seeds[base]):
+            counts = f"{len(seeds[name])} seeds, and {base} has {len(seeds[base])}"
+            notes.append(f"no seed-level interval for {name}: {counts}.")
+        elif seeds[name] != seeds[base]:
+            notes.append(f"seeds paired in the order given: {base} {seeds[base]}, {name} {seeds[name]}.")
     return notes
 
 
-def _task_notes(runs: Sequence[ScoredRun], tasks: Sequence[str], test: _Test) -> list[str]:
-    """Notes on numbers of items and languages, and on metrics."""
+def _task_notes(
+    systems: Mapping[str, Sequence[ScoredRun]], tasks: Sequence[str], settings: Mapping[str, Any]
+) -> list[str]:
+    """Notes on numbers of items and languages, on metrics, and on the answers."""
     notes = []
-    found = [runs[0].tasks[name] for name in tasks]
-    few = [name for name, task in zip(tasks, found, strict=True) if len(task.items) < FEW_ITEMS]
+    found = {name: next(iter(systems.values()))[0].tasks[name] for name in tasks}
+    few = [name for name, task in found.items() if len(task.items) < FEW_ITEMS]
     if few:
         notes.append(f"fewer than {FEW_ITEMS} items, so intervals are too narrow: {', '.join(few)}.")
-    languages = max(Counter(task.benchmark for task in found).values())
-    if languages / (test.draws + 1) >= test.alpha:
-        notes.append(f"too few draws for {languages} languages to fall below alpha {test.alpha}; raise --draws.")
-    metrics = list(dict.fromkeys(str(task.about["metric"]) for task in found))
+    languages = max(Counter(task.benchmark for task in found.values()).values())
+    if languages / (settings["draws"] + 1) >= settings["alpha"]:
+        notes.append(f"too few draws for {languages} languages to fall below {settings['alpha']}; raise --draws.")
+    metrics = list(dict.fromkeys(str(task.about["metric"]) for task in found.values()))
     if len(metrics) > 1:
         notes.append(f"the overall mean mixes metrics: {', '.join(metrics)}.")
-    return notes
-
-
-def _answer_notes(systems: Mapping[str, Sequence[ScoredRun]], tasks: Sequence[str]) -> list[str]:
-    """Notes on the languages of answers, and on answers that are all empty or the same."""
-    notes = []
-    for task in tasks:
-        abouts = {name: [run.tasks[task].about for run in members] for name, members in systems.items()}
-        shares = {name: [about.get("answered_in") for about in one] for name, one in abouts.items()}
-        note = compare_shares(shares, task, str(next(iter(abouts.values()))[0]["language"]))
-        notes += [note] if note is not None else []
-        notes += [
-            f"{name}: {note}" for name, one in abouts.items() for about in one for note in uniform_answers(task, about)
-        ]
+    for name, task in found.items():
+        abouts = {system: [run.tasks[name].about for run in members] for system, members in systems.items()}
+        shares = {system: [about.get("answered_in") for about in own] for system, own in abouts.items()}
+        share = compare_shares(shares, name, task.language)
+        notes += [] if share is None else [share]
+        for system, own in abouts.items():
+            notes += [f"{system}: {note}" for about in own for note in uniform_answers(name, about)]
     return notes
 
 
 def _cells(
     first: Sequence[ScoredRun], second: Sequence[ScoredRun], tasks: Sequence[str], apart: Sequence[str]
-) -> list[_Cell]:
-    """One cell per task, benchmarks in the runs' order, the languages `apart` first in each."""
-    cells = []
+) -> dict[str, list[_Cell]]:
+    """The tasks by benchmark, the languages `apart` first in each."""
+    cells: dict[str, list[_Cell]] = {}
     for name in tasks:
         task = first[0].tasks[name]
         ids = sorted(task.items)
         values = [np.array([[run.tasks[name].items[i][2] for i in ids] for run in side]) for side in (first, second)]
-        cells.append(_Cell(task.benchmark, task.language, ids, values[0], values[1]))
-    order = list(dict.fromkeys(cell.benchmark for cell in cells))
-    return sorted(cells, key=lambda cell: (order.index(cell.benchmark), cell.language not in apart))
+        own = cells.setdefault(task.benchmark, [])
+        own.append(_Cell(task.language, ids, *values))
+        own.sort(key=lambda cell: cell.language not in apart)
+    return cells
 
 
-def _system_rows(name: str, cells: Sequence[_Cell], apart: Sequence[str], test: _Test) -> list[Row]:
+def _system_rows(name: str, cells: Mapping[str, list[_Cell]], settings: Mapping[str, Any]) -> list[Row]:
     rows: list[Row] = []
-    groups: dict[str, list[_Cell]] = {}
-    for cell in cells:
-        groups.setdefault(cell.benchmark, []).append(cell)
-    for benchmark, members in groups.items():
-        ps = [sign_flip_test(cell.gains, test.draws, test.seed) for cell in members]
-        measured = {cell.language for cell in members}
-        rows += [Row(name, "language", benchmark, one, 1, 0) for one in apart if one not in measured]
-        for cell, p, adjusted in zip(members, ps, holm(ps), strict=True):
-            interval = paired_bootstrap(cell.first.mean(axis=0), cell.second.mean(axis=0), test.draws, test.seed)
-            rows.append(_row(name, "language", benchmark, cell.language, [cell], interval, p, adjusted, test))
-        rows += _mean_row(name, "mean", benchmark, {benchmark: members}, apart, test)
-    if len(groups) > 1:
-        rows += _mean_row(name, "overall", None, groups, apart, test)
+    apart = settings["reference_languages"]
+    others = {
+        benchmark: kept
+        for benchmark, own in cells.items()
+        if (kept := [one for one in own if one.language not in apart])
+    }
+    for benchmark, own in cells.items():
+        measured = {cell.language for cell in own}
+        rows += [Row(name, "language", benchmark, language, 1, 0) for language in apart if language not in measured]
+        found = [_row(Row(name, "language", benchmark, one.language, 1, 0), [[one]], settings) for one in own]
+        for row, p in zip(found, holm([float(row.p or 0) for row in found]), strict=True):
+            rows.append(_judged(row, p, settings["alpha"]))
+        if benchmark in others:
+            kept = others[benchmark]
+            row = _row(Row(name, "mean", benchmark, None, len(kept), 0), [kept], settings)
+            rows.append(_judged(row, row.p, settings["alpha"]))
+    if len(cells) > 1 and others:
+        count = sum(map(len, others.values()))
+        row = _row(Row(name, "overall", None, None, count, 0), [*others.values()], settings)
+        rows.append(_judged(row, row.p, settings["alpha"]))
     return rows
 
 
-def _mean_row(
-    name: str,
-    kind: str,
-    benchmark: str | None,
-    groups: Mapping[str, Sequence[_Cell]],
-    apart: Sequence[str],
-    test: _Test,
-) -> list[Row]:
-    """The mean over languages except those `apart`; empty if there are none."""
-    kept = [[cell for cell in members if cell.language not in apart] for members in groups.values()]
-    kept = [members for members in kept if members]
-    if not kept:
-        return []
-    matrices = [_by_item(members) for members in kept]
-    columns = sum(matrix.shape[1] for matrix in matrices)
+def _row(row: Row, groups: Sequence[Sequence[_Cell]], settings: Mapping[str, Any]) -> Row:
+    """`row` with the mean difference over all cells of all benchmarks, its intervals and its p-value."""
+    how = settings["draws"], settings["seed"]
+    cells = [cell for group in groups for cell in group]
+    first, second = (  # [seeds]
+        np.mean([side.mean(axis=1) for side in sides], axis=0)
+        for sides in ([cell.first for cell in cells], [cell.second for cell in cells])
+    )
+    matrices = [_by_item(group) for group in groups]
+    interval = clustered_bootstrap(matrices, *how)
     # The contribution of each item to the mean, over all its languages: the unit whose sign is flipped.
-    shares = [np.nansum(one / np.count_nonzero(~np.isnan(one), axis=0), axis=1) / columns for one in matrices]
-    p = sign_flip_test(np.concatenate(shares), test.draws, test.seed)
-    interval = clustered_bootstrap(matrices, test.draws, test.seed)
-    flat = [cell for members in kept for cell in members]
-    return [_row(name, kind, benchmark, None, flat, interval, p, p, test)]
+    shares = [np.nansum(one / np.count_nonzero(~np.isnan(one), axis=0), axis=1) / len(cells) for one in matrices]
+    seeds = t_interval(second - first) if len(first) == len(second) >= 2 else None
+    return replace(
+        row,
+        items=interval.n,
+        baseline=float(first.mean()),
+        value=float(second.mean()),
+        difference=interval.value,
+        low=interval.low,
+        high=interval.high,
+        p=sign_flip_test(np.concatenate(shares), *how),
+        seed_low=seeds.low if seeds else None,
+        seed_high=seeds.high if seeds else None,
+    )
 
 
 def _by_item(cells: Sequence[_Cell]) -> Array:
@@ -308,44 +290,15 @@ def _by_item(cells: Sequence[_Cell]) -> Array:
     ids = {key: place for place, key in enumerate(sorted({key for cell in cells for key in cell.ids}))}
     matrix = np.full((len(ids), len(cells)), math.nan)
     for column, cell in enumerate(cells):
-        matrix[[ids[key] for key in cell.ids], column] = cell.gains
+        matrix[[ids[key] for key in cell.ids], column] = cell.second.mean(axis=0) - cell.first.mean(axis=0)
     return matrix
 
 
-def _row(
-    name: str,
-    kind: str,
-    benchmark: str | None,
-    language: str | None,
-    cells: Sequence[_Cell],
-    interval: Interval,
-    p: float,
-    adjusted: float,
-    test: _Test,
-) -> Row:
-    first = np.mean([cell.first.mean(axis=1) for cell in cells], axis=0)  # [seeds]
-    second = np.mean([cell.second.mean(axis=1) for cell in cells], axis=0)
-    paired = len(first) == len(second) and len(first) >= 2
-    seeds = t_interval(second - first) if paired else None
-    real = adjusted < test.alpha and interval.value != 0
-    return Row(
-        system=name,
-        kind=kind,
-        benchmark=benchmark,
-        language=language,
-        languages=len(cells),
-        items=interval.n,
-        baseline=float(first.mean()),
-        value=float(second.mean()),
-        difference=interval.value,
-        low=interval.low,
-        high=interval.high,
-        p=p,
-        p_adjusted=adjusted,
-        seed_low=seeds.low if seeds else None,
-        seed_high=seeds.high if seeds else None,
-        verdict=(BETTER if interval.value > 0 else WORSE) if real else SAME,
-    )
+def _judged(row: Row, p: float | None, alpha: float) -> Row:
+    """`row` with its adjusted p-value and its verdict."""
+    assert p is not None and row.difference is not None
+    verdict = SAME if p >= alpha or row.difference == 0 else BETTER if row.difference > 0 else WORSE
+    return replace(row, p_adjusted=p, verdict=verdict)
 
 
 def _summary(name: str, base: str, rows: Sequence[Row], apart: Sequence[str]) -> list[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,24 +20,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cctuning.errors import UserError
+from cctuning.evaluation.saved_results import writing
 from cctuning.model.connected import ConnectedModel
 from cctuning.serving.stop_tokens import Thoughts
 
 CHUNK = 8  # batches between two writes to the journal
 THINKING_TOKENS = 1024  # for a model that thinks before it answers
 FIRST_BATCH = {"cpu": 16}  # on other devices 64, halved while memory runs out
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an error of writing `path`, such as a full disk, into a `UserError`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space and give the same command "
-            "again: what was scored is kept."
-        ) from error
 
 
 class Journal(LM):

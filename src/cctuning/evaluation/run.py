@@ -1,12 +1,4 @@
-"""Score models on a suite, on rows or on any lm-eval task, and save the results.
-
-A directory of results holds:
-
-- `results.json`: settings, versions, the hash of the model's weights, and the figures of each finished task
-- `results.md`: the same as a table
-- `samples/TASK.jsonl`: one line per item with prompt, target, answer and metrics
-- `journal.jsonl`: answers of the task at work; removed at the end
-"""
+"""Score models on a suite, on rows or on any lm-eval task, and save the results."""
 
 from __future__ import annotations
 
@@ -31,18 +23,19 @@ from cctuning.data.chat import own_template
 from cctuning.errors import UserError
 from cctuning.evaluation.answer_language import answered_in
 from cctuning.evaluation.lm_eval_tasks import load_tasks
-from cctuning.evaluation.models import THINKING_TOKENS, AnsweringLM, ConnectedLM, Journal, writing
+from cctuning.evaluation.models import THINKING_TOKENS, AnsweringLM, ConnectedLM, Journal
 from cctuning.evaluation.own_rows import load_own_rows, rows_hash
 from cctuning.evaluation.reference_prompts import ReferencePrompts, with_reference_prompts
-from cctuning.evaluation.results_directory import (
+from cctuning.evaluation.samples import answer_counts, sample_line, uniform_answers
+from cctuning.evaluation.saved_results import (
     JOURNAL_FILE,
     SAMPLES_FOLDER,
     claim,
+    model_hash,
     new_record,
     write_results,
+    writing,
 )
-from cctuning.evaluation.samples import answer_counts, sample_line, uniform_answers
-from cctuning.evaluation.saved_results import model_hash
 from cctuning.evaluation.suite_tasks import Item, load_suite
 from cctuning.evaluation.suites import SUITES, current
 from cctuning.files import write_atomically

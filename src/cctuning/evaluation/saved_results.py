@@ -1,10 +1,20 @@
-"""Read the directories that `cctuning evaluate` wrote, and check that their results can be compared."""
+"""Directories of results: write and continue them, read them, and check that results can be compared.
+
+A directory holds:
+
+- `results.json`: settings, versions, the hash of the model's weights, and the figures of each finished task
+- `results.md`: the same as a table
+- `samples/TASK.jsonl`: one line per item with prompt, target, answer and metrics
+- `journal.jsonl`: answers of the task at work; removed at the end
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +22,13 @@ from typing import Any
 import torch
 
 from cctuning.errors import UserError
+from cctuning.evaluation.results_table import markdown
+from cctuning.files import write_atomically
 from cctuning.model.loading import Loaded
 
 FORMAT = 1  # of results.json
+RESULTS_FILE, SAMPLES_FOLDER, JOURNAL_FILE, TABLE_FILE = "results.json", "samples", "journal.jsonl", "results.md"
+PACKAGES = ("cc-tuning", "lm_eval", "torch", "transformers", "peft", "datasets")
 _AGAIN = "score the model again with `cctuning evaluate` into a new directory"
 
 
@@ -44,33 +58,90 @@ class ScoredRun:
     tasks: dict[str, ScoredTask]
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of writing `path`, such as a full disk, into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space and give the same command "
+            "again: what was scored is kept."
+        ) from error
+
+
+def claim(directory: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The results of an earlier, unfinished run, None for a new directory.
+
+    Raises:
+        UserError: the directory holds something else, or results of other settings.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--output {directory}: a file; name a directory.")
+    file = directory / RESULTS_FILE
+    if not file.is_file():
+        ours = (f".{RESULTS_FILE}.partial", SAMPLES_FOLDER)  # left by a run that could not write results.json
+        if directory.is_dir() and any(one.name not in ours for one in directory.iterdir()):
+            raise UserError(f"--output {directory}: not empty, and no {RESULTS_FILE} in it; name another directory.")
+        return None
+    record = _read_record(file)
+    now, before = json.loads(json.dumps(settings)), record["settings"]
+    other = sorted(key for key in {*now, *before} if now.get(key) != before.get(key))
+    if other:
+        told = ", ".join(f"{key} {before.get(key)!r} (now {now.get(key)!r})" for key in other)
+        raise UserError(f"--output {directory}: holds results of other settings: {told}; name another directory.")
+    return record
+
+
+def new_record(path: str, loaded: Loaded, weights: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The record of a model of which no task is scored yet; `weights` is their hash."""
+    return {
+        "format": FORMAT,
+        "status": "stopped",
+        "model": {
+            "name": path,
+            "fingerprint": weights,
+            "dtype": str(loaded.model.dtype),
+            "training_seed": loaded.run.get("seed"),
+            "group": None,
+        },
+        "settings": settings,
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "device": str(loaded.model.device),
+        "tasks": {},
+    }
+
+
+def write_results(directory: Path, record: dict[str, Any]) -> None:
+    """Write `results.json` and the table of it."""
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    for path, content in ((directory / RESULTS_FILE, text), (directory / TABLE_FILE, markdown(record))):
+        with writing(path):
+            write_atomically(path, content)
+
+
 def parse_named(arguments: Sequence[str]) -> list[tuple[str, str]]:
     """Split `NAME=PATH` arguments; a plain path is named after its last part.
 
     Raises:
-        UserError: an empty name or path, or two plain paths with the same name.
+        UserError: an empty name or path, or a plain path with the name of another.
     """
     found: list[tuple[str, str]] = []
-    plain: dict[str, str] = {}
-    given: set[str] = set()
+    first: dict[str, tuple[str, bool]] = {}  # path, and whether it was named
     for argument in arguments:
         name, sign, path = argument.partition("=")
-        if not sign or Path(argument).is_dir():  # a directory may have "=" in its name
+        named = bool(sign) and not Path(argument).is_dir()  # a directory may have "=" in its name
+        if not named:
             name, path = Path(argument).resolve().name, argument
-            if name in plain:
-                raise UserError(
-                    f"{plain[name]}, {argument}: both would be called {name!r}; give them different names "
-                    f"(A={argument}), or the same if they are seeds of one system "
-                    f"({name}={plain[name]} {name}={argument})."
-                )
-            plain[name] = argument
-        else:
-            given.add(name)
         if not name or not path:
             raise UserError(f"{argument!r}: expected DIR or NAME=DIR.")
+        other, other_named = first.setdefault(name, (path, named))
+        if (name, other) in found and not (named and other_named):
+            raise UserError(
+                f"{other}, {path}: both would be called {name!r}; give them different names (A={path}), or both the "
+                f"same if they are seeds of one system ({name}={other} {name}={path})."
+            )
         found.append((name, path))
-    for name in sorted(given & {*plain}):
-        raise UserError(f"{plain[name]}: {name!r} is given as another's name; write {name}={plain[name]} if meant.")
     return found
 
 
@@ -79,88 +150,74 @@ def parse_runs(arguments: Sequence[str]) -> list[tuple[str, Path]]:
     return [(name, Path(path)) for name, path in parse_named(arguments)]
 
 
+def _read_record(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); {_AGAIN}.") from error
+    parts = ("model", "settings", "tasks")
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), dict) for key in parts):
+        raise UserError(f"{file}: not results of `cctuning evaluate` ({', '.join(parts)}); name another directory.")
+    if record.get("format") != FORMAT:
+        raise UserError(f"{file}: format {record.get('format')}, and this version reads {FORMAT}; {_AGAIN}.")
+    return record
+
+
 def read_run(system: str, path: Path) -> ScoredRun:
     """Read a directory of finished results.
 
     Raises:
         UserError: results that are missing, damaged, unfinished or of another version.
     """
-    file = path / "results.json"
+    file = path / RESULTS_FILE
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected a directory that `cctuning evaluate` wrote.")
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}, line {error.lineno}: not JSON ({error.msg}); {_AGAIN}.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); {_AGAIN}.") from error
-    if not isinstance(record, dict) or "format" not in record:
-        raise UserError(f"{file}: not results of `cctuning evaluate` (no `format`); name another directory.")
-    if record["format"] != FORMAT:
-        raise UserError(f"{file}: format {record['format']}, and this version reads {FORMAT}; {_AGAIN}.")
-    for key in ("model", "settings", "tasks"):
-        if not isinstance(record.get(key), dict):
-            raise UserError(f"{file}: `{key}` is missing or not a mapping; {_AGAIN}.")
+    record = _read_record(file)
     if record.get("status") != "finished":
         lacking = [name for name in record.get("planned") or [] if name not in record["tasks"]]
         told = f", without {', '.join(lacking)}" if lacking else ""
         raise UserError(f"{file}: not finished{told}; give the same `cctuning evaluate` command again to continue.")
-    tasks = {name: _read_task(path, name, about) for name, about in record["tasks"].items()}
+    tasks = {name: ScoredTask(about, _read_items(path, name, about)) for name, about in record["tasks"].items()}
     return ScoredRun(system, path, record, tasks)
 
 
-def _read_task(path: Path, name: str, about: Any) -> ScoredTask:
-    for key in ("benchmark", "language", "version", "items", "metric"):
-        if not isinstance(about, dict) or key not in about:
-            raise UserError(f"{path / 'results.json'}: task {name} has no `{key}`; {_AGAIN}.")
-    file = path / "samples" / f"{name}.jsonl"
+def _read_items(path: Path, name: str, about: dict[str, Any]) -> dict[int, tuple[str, str, float]]:
+    lacking = [key for key in ("benchmark", "language", "version", "items", "metric") if key not in about]
+    if lacking:
+        raise UserError(f"{path / RESULTS_FILE}: task {name} has no `{lacking[0]}`; {_AGAIN}.")
+    file = path / SAMPLES_FOLDER / f"{name}.jsonl"
     if not file.is_file():
-        raise UserError(f"{file}: no such file, but results.json has the task; {_AGAIN}.")
+        raise UserError(f"{file}: no such file, but {RESULTS_FILE} has the task; {_AGAIN}.")
     items: dict[int, tuple[str, str, float]] = {}
-    try:
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                item_id, item = _read_item(f"{file}, line {number}", line, about["metric"])
-                if item_id in items:
-                    raise UserError(f"{file}, line {number}: id {item_id} a second time; {_AGAIN}.")
-                items[item_id] = item
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 ({error.reason}); {_AGAIN}.") from error
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                sample = json.loads(line)
+                value = sample["metrics"][about["metric"]]
+                if not 0 <= value <= 1:  # NaN fails too
+                    raise ValueError(f"{about['metric']}: {value} is not between 0 and 1")
+                items[int(sample["id"])] = sample["hash"], sample["prompt_hash"], float(value)
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{file}, line {number}: not a sample ({error!r}); {_AGAIN}.") from error
     if not items or len(items) != about["items"]:
         raise UserError(f"{file}: {len(items)} items, and results.json counts {about['items']}; {_AGAIN}.")
-    return ScoredTask(about, items)
-
-
-def _read_item(where: str, line: str, metric: str) -> tuple[int, tuple[str, str, float]]:
-    try:
-        sample = json.loads(line)
-        key, item_hash, prompt_hash, metrics = (sample[name] for name in ("id", "hash", "prompt_hash", "metrics"))
-    except (ValueError, KeyError, TypeError) as error:
-        what = f"no `{error.args[0]}`" if isinstance(error, KeyError) else "not a JSON mapping"
-        raise UserError(f"{where}: {what}; {_AGAIN}.") from error
-    value = metrics.get(metric) if isinstance(metrics, dict) else None
-    if type(key) is not int:
-        raise UserError(f"{where}: id {key!r} is not a whole number; {_AGAIN}.")
-    if not isinstance(value, (int, float)) or not 0 <= value <= 1:  # NaN fails too
-        raise UserError(f"{where}: metric {metric}: expected a number from 0 to 1, got {value!r}; {_AGAIN}.")
-    return key, (str(item_hash), str(prompt_hash), float(value))
+    return items
 
 
 def check_seeds(systems: Mapping[str, Sequence[ScoredRun]]) -> None:
     """Raise a `UserError` if the seeds of a system differ in mode, or if one of them is given twice."""
     for name, members in systems.items():
-        for place, run in enumerate(members):
-            for other in members[:place]:
-                modes = [one.record["settings"].get("mode") for one in (other, run)]
-                if modes[0] != modes[1]:
-                    raise UserError(
-                        f"{name}: {other.path} has mode {modes[0]} and {run.path} has {modes[1]}; seeds of one system "
-                        "need the same mode: give them different names."
-                    )
-                weights = run.record["model"].get("fingerprint")
-                same = weights is not None and weights == other.record["model"].get("fingerprint")
-                if same or run.path.resolve() == other.path.resolve():
-                    raise UserError(f"{name}: {other.path} and {run.path} hold the same weights; give each seed once.")
+        weights: dict[str, ScoredRun] = {}
+        for run in members:
+            modes = [one.record["settings"].get("mode") for one in (members[0], run)]
+            if modes[0] != modes[1]:
+                raise UserError(
+                    f"{name}: {members[0].path} has mode {modes[0]} and {run.path} has {modes[1]}; seeds of one "
+                    "system need the same mode: give them different names."
+                )
+            other = weights.setdefault(str(run.record["model"].get("fingerprint") or run.path.resolve()), run)
+            if other is not run:
+                raise UserError(f"{name}: {other.path} and {run.path} hold the same weights; give each seed once.")
 
 
 def common_tasks(runs: Sequence[ScoredRun], notes: list[str]) -> list[str]:
@@ -178,43 +235,25 @@ def common_tasks(runs: Sequence[ScoredRun], notes: list[str]) -> list[str]:
 def check_same(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> None:
     """Raise a `UserError` if runs were scored on other items, prompts, task versions, metrics or chat settings."""
     first = runs[0]
+
+    def check(what: str, one: Any, other: Any, advice: str) -> None:
+        if one != other:
+            raise UserError(f"{what} differs: {one} in {first.path}, {other} in {run.path}; {advice}.")
+
     for run in runs[1:]:
-        chats = [bool(one.record["settings"].get("chat")) for one in (first, run)]
-        if chats[0] != chats[1]:
-            raise UserError(
-                f"chat setting differs: {chats[0]} in {first.path}, {chats[1]} in {run.path}; "
-                "score both with --chat or both without."
-            )
+        one_chat, other_chat = (bool(each.record["settings"].get("chat")) for each in (first, run))
+        check("chat setting", one_chat, other_chat, "score both with --chat or both without")
         for name in tasks:
-            _check_task(name, first, run)
-
-
-def _check_task(name: str, first: ScoredRun, run: ScoredRun) -> None:
-    one, other = first.tasks[name], run.tasks[name]
-    for key in ("version", "metric", "benchmark", "language"):
-        if one.about[key] != other.about[key]:
-            told = "main metric" if key == "metric" else key
-            raise UserError(
-                f"task {name}: {told} differs: {one.about[key]} in {first.path}, {other.about[key]} in {run.path}; "
-                "score both with the same version of cctuning and lm-eval."
-            )
-    apart = sorted(one.items.keys() ^ other.items.keys())
-    if apart:
-        raise UserError(
-            f"task {name}: items differ: {len(one.items)} in {first.path}, {len(other.items)} in {run.path}; id "
-            f"{apart[0]} is in one only; score both with the same --limit and data."
-        )
-    for item_id, (item_hash, prompt_hash, _) in one.items.items():
-        if item_hash != other.items[item_id][0]:
-            raise UserError(
-                f"task {name}: items differ: id {item_id} is another document in {first.path} than in {run.path}; "
-                "score both on the same data."
-            )
-        if prompt_hash != other.items[item_id][1]:
-            raise UserError(
-                f"task {name}: prompts differ: id {item_id} has another prompt in {first.path} than in {run.path}; "
-                "score both with the same settings and chat template."
-            )
+            one, other = first.tasks[name], run.tasks[name]
+            for key, what in {"version": "version", "metric": "main metric", "language": "language"}.items():
+                advice = "score both with the same version of cctuning and lm-eval"
+                check(f"task {name}: {what}", one.about[key], other.about[key], advice)
+            same = "score both on the same data, with the same --limit"
+            check(f"task {name}: number of items", len(one.items), len(other.items), same)
+            for item in one.items:
+                here, there = one.items[item], other.items.get(item, ("no such item", "", 0.0))
+                check(f"task {name}: item {item}", here[0], there[0], same)
+                check(f"task {name}: prompt of item {item}", here[1], there[1], "use the same settings and template")
 
 
 def model_hash(loaded: Loaded, mode: str = "student") -> str:
