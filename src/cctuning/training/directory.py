@@ -218,37 +218,25 @@ def failed_write(error: BaseException | None) -> BaseException | None:
 
 
 class RunLog:
-    """Keeps what this package and its libraries log until there is a file for it.
-
-    Attributes:
-        notes: messages of `logger`.
-    """
+    """Keeps what this package and its libraries log until there is a file for it."""
 
     LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "cctuning")
 
-    def __init__(self, logger: logging.Logger) -> None:
-        self.logger = logger
+    def __init__(self) -> None:
         self.kept = MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
-        self.notes: list[str] = []
 
     def __enter__(self) -> RunLog:
         for name in self.LIBRARIES:
             logging.getLogger(name).addHandler(self.kept)
-        self.logger.addFilter(self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.logger.removeFilter(self._note)
         for name in self.LIBRARIES:
             logging.getLogger(name).removeHandler(self.kept)
         file = self.kept.target
         self.kept.close()
         if file is not None:
             file.close()
-
-    def _note(self, record: logging.LogRecord) -> bool:
-        self.notes.append(record.getMessage())
-        return True
 
     def write_to(self, path: Path) -> None:
         """Write to `path`, starting with what was kept so far."""

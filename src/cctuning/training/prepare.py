@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import sys
 from importlib.metadata import version
@@ -29,7 +28,6 @@ from cctuning.training.sharded_loading import NotShardable, ShardedLoader
 from cctuning.training.summary import unforeseen
 from cctuning.training.trainer import CCTrainer
 
-logger = logging.getLogger(__name__)  # its messages become the run's notes
 PACKAGES = ("cc-tuning", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers")
 
 
@@ -37,8 +35,7 @@ def prepare(
     options: RunOptions, connection: ConnectionConfig, args: CCConfig, directory: Path
 ) -> tuple[CCTrainer, dict[str, Any], ShardedLoader | None]:
     """The trainer, the record for run.json, and the loader of the weights if they are loaded sharded."""
-    if args.not_here:
-        logger.warning(f"{', '.join(args.not_here)}: off, because there is no accelerator.")
+    notes = [f"{', '.join(args.not_here)}: off, because there is no accelerator."] if args.not_here else []
     reading: Any = {"reference_language": args.reference_language, "seed": args.seed, "bad_rows": args.bad_rows}
     connects = connection.connection != "none"
     rows = eval_rows = pairs = report = eval_report = pairs_report = None
@@ -50,12 +47,12 @@ def prepare(
         pairs, pairs_report = load_parallel(options.parallel, **reading)
         pairs_report.notes += shared_with(eval_rows, pairs)
     reports = [found for found in (report, eval_report, pairs_report) if found is not None]
-    for note in [note for found in reports for note in found.notes]:
-        logger.warning(note)
+    notes += [note for found in reports for note in found.notes]
     tokenizer = load_tokenizer(
         options.tokenizer or options.model, revision=options.revision, trust_remote_code=args.trust_remote_code
     )
-    model, start = load_model(options, args)
+    model, start, why = load_model(options, args)
+    notes += [why] if why else []
     if options.tune == "connection":
         model.requires_grad_(False)
     try:
@@ -79,22 +76,20 @@ def prepare(
                 "HF_DATASETS_CACHE and TMPDIR to other places."
             ) from error
         raise UserError(f"options: {error}") from error
-    for note in trainer.notes:
-        logger.warning(note)
+    notes += trainer.notes
     check_sizes(trainer)
     whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)  # one process cannot generate from a shard
     if eval_rows is not None and args.eval_samples and whole and connection.connection != "adaptive":
         trainer.add_callback(SampleAnswers(trainer, directory / SAMPLES_FILE, args.eval_samples))
     can = obstacles(trainer.connected)
-    for note in unforeseen(can, options.tune):
-        logger.warning(note)
+    notes += unforeseen(can, options.tune)
     settled = trainer.connected.config
     moved = connection.reference_weights is None and settled.reference_weights == "current"
     if moved and settled.connection in ("align", "gated"):
-        logger.warning("reference_weights: current, because the start is not kept under DeepSpeed or with a gradient")
+        notes.append("reference_weights: current, because the start is not kept under DeepSpeed or with a gradient")
     left_out = sum(len(found.skipped) for found in reports) + len(trainer.skipped)
     if left_out:
-        logger.warning(f"rows left out (bad_rows: skip): {left_out}; {RUN_FILE} lists them.")
+        notes.append(f"rows left out (bad_rows: skip): {left_out}; {RUN_FILE} lists them.")
     record = {
         "status": "running",
         "versions": {name: version(name) for name in PACKAGES}
@@ -110,12 +105,13 @@ def prepare(
         "chat_template_kwargs": args.chat_template_kwargs,
         "thinking": trainer.settled is not None and trainer.settled.thinks,
         "exports": can,
+        "notes": notes,
     }
     return trainer, record, start
 
 
-def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, ShardedLoader | None]:
-    """The base model; under FSDP with `fsdp_cpu_ram_efficient_loading` without its weights, if possible."""
+def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, ShardedLoader | None, str | None]:
+    """The base model; under FSDP with `fsdp_cpu_ram_efficient_loading` without its weights, or why not."""
     loading: dict[str, Any] = {
         "dtype": options.dtype,
         "revision": options.revision,
@@ -124,7 +120,8 @@ def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, Sh
     }
     quantisation = options.quantisation(options.dtype)
     if quantisation is not None:
-        return load_base(options.model, **loading, quantisation=quantisation), None
+        return load_base(options.model, **loading, quantisation=quantisation), None, None
+    note = None
     if is_fsdp_enabled():
         start, reason = None, None
         try:
@@ -134,10 +131,10 @@ def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, Sh
         reasons: list[str | None] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(reasons, reason)  # all processes load in the same way
         if start and not any(reasons):
-            return start.model, start
+            return start.model, start, None
         why = next(filter(None, reasons))
-        logger.warning(f"every process reads the whole model {options.model!r} before it is sharded: {why}.")
-    return load_base(options.model, **loading), None
+        note = f"every process reads the whole model {options.model!r} before it is sharded: {why}."
+    return load_base(options.model, **loading), None, note
 
 
 def check_sizes(trainer: CCTrainer) -> None:

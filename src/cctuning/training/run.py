@@ -43,7 +43,7 @@ from cctuning.training.directory import (
 )
 from cctuning.training.launch import check_checkpoint
 from cctuning.training.options import RunOptions
-from cctuning.training.prepare import logger, prepare
+from cctuning.training.prepare import prepare
 from cctuning.training.sharded_loading import ShardedLoader
 from cctuning.training.summary import (
     Plan,
@@ -88,15 +88,16 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     if checkpoint is not None:
         check_checkpoint(checkpoint)
     new = not directory.exists()
-    with RunLog(logger) as log:
+    with RunLog() as log:
         try:
             trainer, record, start = prepare(options, connection, args, directory)
             todo = plan(trainer)
-            log.notes += [*filter(None, [log_often_enough(todo, args)]), *doubts(todo, args)]
+            notes = record["notes"]
+            notes += [*filter(None, [log_often_enough(todo, args)]), *doubts(todo, args)]
             if trainer.is_world_process_zero():
                 print("\n".join([*todo.lines(record["exports"]), *faster_on_cpu(todo, trainer)]), flush=True)
             if options.dry_run:
-                dry(trainer, todo, log.notes)
+                dry(trainer, todo, notes)
                 return trainer
             trainer.make_recording()
         finally:
@@ -106,9 +107,9 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
         record["plan"] = asdict(todo)
         given, connection = connection, trainer.connected.config  # with defaults that depend on the run
         trainer.accelerator.wait_for_everyone()  # until every process has claimed the directory
-        log.notes += [*said, *changes(directory, options, connection, args, record)] if checkpoint else said
-        log.notes += without_effect(options, given, args)
-        record |= {"checkpoint": checkpoint, "notes": log.notes}
+        notes += [*said, *changes(directory, options, connection, args, record)] if checkpoint else said
+        notes += without_effect(options, given, args)
+        record["checkpoint"] = checkpoint
         directory.mkdir(parents=True, exist_ok=True)
         before = 0.0
         if trainer.is_world_process_zero():
@@ -117,7 +118,7 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
             before = trained_before(directory / METRICS_FILE)
             write_record(directory, record)
             write_atomically(directory / "config.yaml", resolved(options, connection, args))
-            for note in log.notes:
+            for note in notes:
                 print(f"note: {note}", flush=True)
         started = time.time() - before
         try:
