@@ -43,8 +43,8 @@ def in_batches(records: Iterable[dict[str, Any]], schema: pa.Schema) -> Iterator
 
 
 def table_of(rows: Iterable[Row]) -> pa.Table:
-    """Rows as a table of `READ`."""
-    return pa.Table.from_batches(in_batches(map(_record, rows), READ), READ)
+    """Rows as a table of `READ`, mapped from disk."""
+    return on_disk(in_batches(map(_record, rows), READ), READ).data.table
 
 
 def _record(row: Row) -> dict[str, Any]:
