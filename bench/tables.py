@@ -42,51 +42,52 @@ def spread(case: Result) -> str:
     return f"{case['ratio']:.3f} [{case['low']:.3f}, {case['high']:.3f}]"
 
 
-def verdict(case: Result) -> str:
-    if case["target"] is None:
-        return ""
-    return f"{case['target']:g}: " + ("met" if round(case["ratio"], 2) <= case["target"] else "**missed**")
+def cell(case: Result) -> str:
+    """Ratio with quartiles, floor and target of a case."""
+    text = spread(case)
+    if case["floor"] is not None:
+        text += f"; floor {case['floor']:.3f}"
+    if case["target"] is not None:
+        met = round(case["ratio"], 2) <= case["target"]
+        text += f"; target {case['target']:g}: " + ("met" if met else "**missed**")
+    return text
 
 
-def ratios(cases: Sequence[Result], accelerator: bool = False) -> str:
-    """On an accelerator, where time is wall time, no second column says so again."""
-    head = ["case", "against", "CPU time", "wall", "floor", "over floor", "target", "rounds"]
-    rows = [
-        [
-            case["name"],
-            case["rival"],
-            spread(case),
-            f"{case['wall_ratio']:.3f}",
-            "" if case["floor"] is None else f"{case['floor']:.3f}",
-            "" if case["over_floor"] is None else f"{case['over_floor']:.3f}",
-            verdict(case),
-            case["rounds"],
-        ]
-        for case in cases
-    ]
-    if accelerator:
-        kept = [0, 1, 2, 4, 5, 7]
-        head = ["case", "against", "time", *(head[i] for i in kept[3:])]
-        rows = [[row[i] for i in kept] for row in rows]
-    return table(head, rows)
+def pivot(head: str, cells: Sequence[tuple[str, str, str]]) -> str:
+    """A table of (row, column, text) with rows and columns in the order of their first appearance."""
+    columns = dict.fromkeys(column for _, column, _ in cells)
+    by_row: dict[str, dict[str, str]] = {}
+    for row, column, text in cells:
+        by_row.setdefault(row, {})[column] = text
+    rows = [[row, *(found.get(column, "") for column in columns)] for row, found in by_row.items()]
+    return table([head, *columns], rows)
+
+
+def ratios(cases: Sequence[Result]) -> str:
+    return pivot("case", [(case["name"], f"of {case['rival']}", cell(case)) for case in cases])
 
 
 def listed(result: Result) -> str:
     return ratios(result["cases"]) + origin(result)
 
 
+def inference(result: Result) -> str:
+    named = [(*case["name"].split(", batch "), cell(case)) for case in result["cases"]]
+    return pivot("of the base's time", [(name, f"batch {batch}", text) for name, batch, text in named]) + origin(
+        result
+    )
+
+
 def memory(result: Result) -> str:
-    rows = [
-        [
+    cells = [
+        (
             case["name"],
-            case["batch"],
-            " ".join(map(str, case["peak_mib"])),
-            f"{case['ratio']:.3f}",
-            verdict(case),
-        ]
+            f"{case['batch']} rows: MiB, of TRL's",
+            f"{' '.join(map(str, case['peak_mib']))}, {case['ratio']:.3f}",
+        )
         for case in result["cases"]
     ]
-    return table(["case", "rows a batch", "peak MiB", "of TRL's", "target"], rows) + origin(result)
+    return pivot("case", cells) + origin(result)
 
 
 def fitting(result: Result) -> str:
@@ -137,35 +138,39 @@ def growth(result: Result) -> str:
     rows = [
         [
             axis,
-            point["at"],
-            f"{point['seconds']['plain']:.3f}",
-            f"{point['seconds']['sampled']:.3f}",
-            spread(point["ratio"]),
-            f"{point['ratio']['floor']:.3f}",
-            f"{point['ratio']['over_floor']:.3f}",
+            ", ".join(
+                f"{point['at']}: {point['ratio']['ratio']:.3f} ({point['ratio']['floor']:.3f})"
+                for point in found["points"]
+            ),
         ]
         for axis, found in result["axes"].items()
-        for point in found["points"]
     ]
-    head = ["axis", "at", "plain, CPU s", "connected, CPU s", "ratio", "floor", "over floor"]
-    return table(head, rows) + origin(result)
+    return table(["axis", "at: time of plain SFT's (floor)"], rows) + origin(result)
 
 
 def gpu(result: Result) -> str:
-    rows = [
-        [
-            name,
-            case,
-            f"{figures['row_tokens_per_second']:,}",
-            "" if figures["mfu"] is None else f"{100 * figures['mfu']:.1f} %",
-            "" if figures["peak_gib"] is None else f"{figures['peak_gib']:.1f}",
-        ]
+    steps = [
+        (f"{case['name'].partition(' ')[2]}, of {case['rival']}", name, cell(case))
         for name, shape in result["shapes"].items()
-        for case, figures in shape["figures"].items()
+        for case in shape["cases"]
     ]
-    steps = [case for shape in result["shapes"].values() for case in shape["cases"]]
-    figures = table(["shape", "case", "row tokens a second", "MFU", "peak GiB"], rows)
-    return "\n\n".join([ratios([*steps, *result["answering"]], accelerator=True), figures]) + origin(result)
+    answering = []
+    for case in result["answering"]:
+        name, batch = case["name"].split(", batch ")
+        answering.append((name, f"batch {batch}", cell(case)))
+    figures = [
+        (
+            case,
+            f"{name}: row tokens/s, MFU, GiB",
+            f"{one['row_tokens_per_second']:,}"
+            + ("" if one["mfu"] is None else f", {100 * one['mfu']:.1f} %")
+            + ("" if one["peak_gib"] is None else f", {one['peak_gib']:.1f}"),
+        )
+        for name, shape in result["shapes"].items()
+        for case, one in shape["figures"].items()
+    ]
+    parts = [pivot("step", steps), pivot("answers, of the base's time", answering), pivot("case", figures)]
+    return "\n\n".join(parts) + origin(result)
 
 
 TABLES: dict[str, Callable[[Result], str]] = {
@@ -173,7 +178,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "parallel_text": listed,
     "packing": packing,
     "memory": memory,
-    "inference": listed,
+    "inference": inference,
     "fitting": fitting,
     "startup": startup,
     "growth": growth,

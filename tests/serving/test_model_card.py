@@ -116,7 +116,7 @@ def test_unfinished_results_are_refused(run, tmp_path, capsys):
 
 def test_the_bases_licence_is_named_as_its_card_names_it(run, tmp_path):
     base = Path(shutil.copytree(run.parent / "base", tmp_path / "base"))
-    assert base_licence(str(base)) is None and base_licence(None) is None
+    assert base_licence(str(base)) == base_licence(None) == {}
     head = "license: other\nlicense_name: llama3.1\nlicense_link: https://example.org/LICENSE\n"
     (base / "README.md").write_text(f"---\n{head}---\n\n# A base\n")
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
@@ -128,7 +128,7 @@ def test_the_bases_licence_is_named_as_its_card_names_it(run, tmp_path):
     export(str(run), "merged", tmp_path / "none")
     assert "its card does not name one: look it up" in (tmp_path / "none" / "README.md").read_text()
     (base / "README.md").write_text("---\nlicense: [\n---\n")
-    assert base_licence(str(base)) is None
+    assert base_licence(str(base)) == {}
 
 
 def test_licences_of_rows_come_from_the_card_that_lies_beside_them(run, tmp_path):

@@ -160,7 +160,7 @@ def test_each_format_names_its_weights_stops_and_template(tmp_path):
         assert 'PARAMETER stop "<turn>"' in text and 'PARAMETER stop "<end>"' in text
         assert '{{- if eq .Role "user" }}' in text and str(tmp_path) not in text
         assert "`Modelfile`" in (tmp_path / format / "README.md").read_text()
-    assert "\nFROM .\n" in (tmp_path / "merged" / "Modelfile").read_text()
+    assert "\nFROM ./model.gguf\n" in (tmp_path / "merged" / "Modelfile").read_text()
     assert "\nFROM ./base.gguf\nADAPTER ./lora.gguf\n" in (tmp_path / "lora" / "Modelfile").read_text()
     (tmp_path / "plain").mkdir()
     export(str(make(tmp_path / "plain")), "merged", tmp_path / "bare")

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cctuning.cli.options import CHAT, Plain, add_chat
+from cctuning.cli.options import Plain, add_chat, chosen
+from cctuning.errors import UserError
 
 BASE = "base"
 
@@ -61,23 +62,11 @@ def main(argv: list[str]) -> None:
     from cctuning.evaluation.results_table import caption, terminal
     from cctuning.evaluation.run import Options, evaluate, evaluate_models
 
+    names = "rows tasks include_path languages benchmarks limit data chat chat_template_kwargs thinking_tokens dtype"
     options = Options(
         suite=args.suite or "source",
-        rows=args.rows,
-        tasks=args.tasks,
-        include_path=args.include_path,
-        languages=args.languages,
-        benchmarks=args.benchmarks,
-        limit=args.limit,
-        data=args.data,
-        chat=CHAT[args.chat],
-        chat_template_kwargs=args.chat_template_kwargs,
-        thinking_tokens=args.thinking_tokens,
         mode="parallel" if args.reference else "bypass" if args.bypass else "student",
-        dtype=args.dtype,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        trust_remote_code=args.trust_remote_code,
+        **chosen(args, f"{names} seed batch_size trust_remote_code"),
     )
     output, models = Path(args.output), _models(args.models)
     baseline = _baseline(args.baseline, models)
@@ -101,8 +90,6 @@ def main(argv: list[str]) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from cctuning.errors import UserError
-
     if args.bypass and args.reference:
         raise UserError("--bypass and --reference exclude each other: --bypass turns the connection off.")
     for option, others in (("rows", ("suite", "data", "benchmarks")), ("tasks", ("suite", "rows", "benchmarks"))):
@@ -113,7 +100,6 @@ def _check(args: argparse.Namespace) -> None:
 
 def _models(arguments: list[str]) -> list[tuple[str, str]]:
     """Name and path of each model; `base` is replaced by the base of the runs beside it."""
-    from cctuning.errors import UserError
     from cctuning.evaluation.saved_results import parse_named
     from cctuning.model.loading import resolve
 
@@ -134,8 +120,6 @@ def _models(arguments: list[str]) -> list[tuple[str, str]]:
 
 
 def _baseline(wanted: str | None, models: list[tuple[str, str]]) -> str:
-    from cctuning.errors import UserError
-
     names = [name for name, _ in models]
     if wanted is not None and wanted not in names:
         raise UserError(f"--baseline {wanted}: expected one of {', '.join(names)}.")

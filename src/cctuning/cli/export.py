@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cctuning.cli.options import Plain
+from cctuning.cli.options import Plain, chosen
 
 
 def main(argv: list[str]) -> None:
@@ -37,17 +37,8 @@ def main(argv: list[str]) -> None:
         args.format = "merged"
     from cctuning.serving.exporting import export
 
-    done = export(
-        args.run,
-        args.format,
-        Path(args.output),
-        dtype=args.dtype,
-        max_shard_size=args.max_shard_size,
-        results=args.results,
-        push_to_hub=args.push_to_hub,
-        private=args.private,
-        trust_remote_code=args.trust_remote_code,
-    )
+    names = "dtype max_shard_size results push_to_hub private trust_remote_code"
+    done = export(args.run, args.format, Path(args.output), **chosen(args, names))
     print(f"written: {args.output}\nchecked: loaded again, {done.checked}")
     if args.format == "merged":
         print("load it: AutoModelForCausalLM.from_pretrained(DIR), or a server that loads Hugging Face checkpoints")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cctuning.cli.options import CHAT, Plain, add_chat
+from cctuning.cli.options import Plain, add_chat, chosen
 from cctuning.errors import UserError
 from cctuning.languages import UNKNOWN
 
@@ -68,17 +68,8 @@ def main(argv: list[str]) -> None:
         )
     rows = list(_rows(args, language or "en")) if args.file is not None else []
     loaded = load(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
-    answerer = Answerer(
-        loaded,
-        chat=CHAT[args.chat],
-        chat_template_kwargs=args.chat_template_kwargs,
-        system=args.system,
-        bypass=args.bypass,
-        batch_size=args.batch_size,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        seed=args.seed,
-    )
+    names = "chat chat_template_kwargs system bypass batch_size max_new_tokens temperature seed"
+    answerer = Answerer(loaded, **chosen(args, names))
     for note in chat_notes(loaded.run, answerer.encoder):
         print(f"note: {note}", file=sys.stderr)
     languages = [args.lang] if args.prompt is not None else [row["lang"] for row in rows]

@@ -58,6 +58,12 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def chosen(args: argparse.Namespace, names: str) -> dict[str, Any]:
+    """The values of the options `names` (separated by spaces), as keyword arguments; `chat` as a truth value."""
+    values = {name: getattr(args, name) for name in names.split()}
+    return values | ({"chat": CHAT[values["chat"]]} if "chat" in values else {})
+
+
 def _mapping(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cctuning.cli.options import Plain
+from cctuning.cli.options import Plain, chosen
 from cctuning.extras import require
 
 
@@ -54,17 +54,11 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--{name}: expected at least {least}, got {getattr(args, name)}.")
     if args.no_analysis and (args.data is not None or args.examples):
         raise UserError("--no_analysis loads no model; leave out --data and --examples, or --no_analysis.")
-    pairs = [one.partition("=") for one in args.columns]
-    if args.columns and (args.data is None or not all(part and column for part, _, column in pairs)):
+    columns = dict(one.partition("=")[::2] for one in args.columns)
+    if args.columns and (args.data is None or not all([*columns, *columns.values()])):
         raise UserError("--columns: expected PART=COLUMN, with --data, as in prompt=text reference=text_en.")
-    data = Source(args.data, columns={part: column for part, _, column in pairs}) if args.data is not None else None
-    options = Options(
-        rows=args.rows,
-        batch_size=args.batch_size,
-        examples=args.examples,
-        dtype=args.dtype,
-        trust_remote_code=args.trust_remote_code,
-    )
+    data = Source(args.data, columns=columns) if args.data is not None else None
+    options = Options(**chosen(args, "rows batch_size examples dtype trust_remote_code"))
     notes = build(
         args.runs,
         Path(args.output),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -38,9 +39,12 @@ DESCRIPTIONS = {
 
 def main(argv: list[str], verb: str = "train") -> None:
     """Train, and print where the results are; with --accelerate_config in several processes."""
-    launching, argv = launch_options(argv)
-    if launching:
-        raise SystemExit(launch(launching, argv))
+    launcher = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in LAUNCHING:
+        launcher.add_argument(f"--{name}", nargs="?", const="")
+    launching, argv = launcher.parse_known_args(argv)
+    if any(value is not None for value in vars(launching).values()):
+        raise SystemExit(launch(launching.accelerate_config, launching.num_processes, argv))
     check_paths(argv)
     from cctuning.cli.options import parse  # TRL with it
     from cctuning.connection import ConnectionConfig
@@ -103,22 +107,13 @@ def groups() -> list[Group]:
     return [(name, heading, own.__contains__) for name, (heading, own) in names.items()]
 
 
-def launch_options(argv: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Split `argv` into the options of `LAUNCHING` and the other arguments."""
-    given, rest = {}, []
-    arguments = iter(argv)
-    for argument in arguments:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and name in LAUNCHING:
-            given[name] = value if equals else next(arguments, "")
-        else:
-            rest.append(argument)
-    return given, rest
+def launch(config: str | None, processes: str | None, argv: list[str]) -> int:
+    """Run `cctuning train` under accelerate's launcher; returns the exit status.
 
-
-def launch(launching: dict[str, str], argv: list[str]) -> int:
-    """Run `cctuning train` under accelerate's launcher; returns the exit status."""
-    config, processes = launching.get("accelerate_config"), launching.get("num_processes")
+    Args:
+        config: file or name of an accelerate configuration. processes: their number, if not as in the configuration.
+        argv: the other arguments.
+    """
     if config is None:
         raise UserError("--num_processes: needs --accelerate_config.")
     config = str(find(config, accelerate_configs(), "--accelerate_config"))
@@ -128,9 +123,8 @@ def launch(launching: dict[str, str], argv: list[str]) -> int:
     command += ["--num_processes", processes] if processes is not None else []
     with tempfile.TemporaryDirectory() as scratch:
         error = Path(scratch) / "error"
-        status = subprocess.run(
-            [*command, "-m", "cctuning", "train", *argv], env={**os.environ, ERRORS: str(error)}
-        ).returncode
+        environment = {**os.environ, ERRORS: str(error)}
+        status = subprocess.run([*command, "-m", "cctuning", "train", *argv], env=environment).returncode
         if status and error.is_file():  # printed by a process, above the launcher's own message
             raise UserError(error.read_text(encoding="utf-8"))
     return status

@@ -1,14 +1,14 @@
 """What other engines need of an export: a check for vLLM, and a Modelfile for Ollama with the commands for llama.cpp.
 
-Sources: for what vLLM accepts of an adapter, its vllm/config/lora.py, vllm/lora/peft_helper.py and vllm/lora/utils.py
-(whether it supports LoRA on a family of models is not checked); for how Ollama renders a prompt, template/template.go.
+Sources: for what vLLM accepts of an adapter, its vllm/config/lora.py (as of 0.32), vllm/lora/peft_helper.py and
+vllm/lora/utils.py (whether it supports LoRA on a family of models is not checked); for how Ollama renders a prompt,
+template/template.go, and for what it imports, docs/import.mdx.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,47 +22,26 @@ from cctuning.serving.manifest import Manifest
 from cctuning.training.card import hub_name
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of vLLM's --max-lora-rank; an adapter may have any rank up to it
-FILES = ("adapter_config.json", "adapter_model.safetensors")
 WEIGHT = re.compile(r"base_model\.model\..+\.(lora_A|lora_B)\.weight|base_model\.model\..+\.lora_embedding_[AB]")
 MODELFILE = "Modelfile"
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")  # parameters of Ollama that generation configs have too
 
 
-@dataclass(frozen=True)
-class Readiness:
-    """Whether vLLM loads an adapter.
-
-    Attributes:
-        problems: why it does not; empty where it does.
-        max_rank: the --max-lora-rank that it needs; None where that is among the problems.
-    """
-
-    problems: list[str]
-    max_rank: int | None
-
-    def __str__(self) -> str:
-        if self.problems:
-            return f"vLLM: not supported: {'; '.join(self.problems)}"
-        return f"vLLM: supported (--enable-lora --max-lora-rank {self.max_rank}); checked from the files"
-
-
-def check_vllm(directory: Path) -> Readiness:
-    """Check the files of a PEFT LoRA as vLLM does when it loads them."""
-    missing = [name for name in FILES if not (directory / name).is_file()]
-    if missing:
-        return Readiness([f"{', '.join(missing)} is missing"], None)
+def check_vllm(directory: Path) -> str:
+    """Check the files of a PEFT LoRA as vLLM does when it loads them; returns `vLLM: supported …` or why it is not."""
+    problems = []
     try:
-        config = json.loads((directory / FILES[0]).read_text(encoding="utf-8"))
-        with safe_open(directory / FILES[1], framework="pt") as weights:
+        config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        with safe_open(directory / "adapter_model.safetensors", framework="pt") as weights:
             shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 (no mapping)
-    except (ValueError, SafetensorError) as error:
-        return Readiness([f"the files cannot be read ({error})"], None)
+    except (OSError, ValueError, SafetensorError) as error:
+        return f"vLLM: not supported: the files cannot be read ({error})"
     unsupported = {
         "modules_to_save": "it contains whole modules (modules_to_save)",
         "use_dora": "it is a DoRA",
         "lora_bias": "it has biases (lora_bias), because the base's projections have; use --format merged",
     }
-    problems = [problem for key, problem in unsupported.items() if config.get(key)]
+    problems += [problem for key, problem in unsupported.items() if config.get(key)]
     if config.get("bias", "none") != "none":
         problems.append(f"biases of the base were trained (bias: {config['bias']})")
     odd = sorted(name for name in shapes if not WEIGHT.fullmatch(name) and not name.endswith(".lora_B.bias"))
@@ -74,7 +53,9 @@ def check_vllm(directory: Path) -> Readiness:
         problems.append("it has no LoRA weights")
     elif allowed is None:
         problems.append(f"its rank is {rank}, above the maximum of {RANKS[-1]}; use --format merged")
-    return Readiness(problems, allowed)
+    if problems:
+        return f"vLLM: not supported: {'; '.join(problems)}"
+    return f"vLLM: supported (--enable-lora --max-lora-rank {allowed}); checked from the files"
 
 
 def modelfile(manifest: Manifest, encoder: Encoder, generation: GenerationConfig) -> str:
@@ -85,24 +66,24 @@ def modelfile(manifest: Manifest, encoder: Encoder, generation: GenerationConfig
         generation: of the export. Without sampling in it, Ollama decodes greedily, as `cctuning generate` does.
     """
     base = hub_name(manifest.base) or "BASE"
-    lines = ["# Ollama: run `ollama create NAME -f Modelfile` in this directory, then `ollama run NAME`."]
+    lines = ["# Ollama: convert the weights with the scripts of llama.cpp, in this directory:"]
     if manifest.kind == "lora":
         lines += [
-            "# First convert the base and the adapter with the scripts of llama.cpp:",
             f"#   python llama.cpp/convert_hf_to_gguf.py {base} --outtype bf16 --outfile base.gguf",
             f"#   python llama.cpp/convert_lora_to_gguf.py . --base {base} --outfile lora.gguf",
+            "# then run `ollama create NAME -f Modelfile` and `ollama run NAME`.",
             "# llama.cpp by itself: llama-server -m base.gguf --lora lora.gguf",
             "FROM ./base.gguf",
             "ADAPTER ./lora.gguf",
         ]
     else:
         lines += [
-            "# Ollama reads these files where it supports the architecture. Otherwise, or to quantize them, convert",
-            "# them with llama.cpp and write FROM ./model.gguf:",
             "#   python llama.cpp/convert_hf_to_gguf.py . --outtype bf16 --outfile model.gguf",
+            "# then run `ollama create NAME -f Modelfile` and `ollama run NAME`. To quantize, first run",
             "#   llama-quantize model.gguf model-q4.gguf Q4_K_M",
+            "# and write FROM ./model-q4.gguf. For some architectures Ollama reads safetensors itself: FROM .",
             "# llama.cpp by itself: llama-server -m model.gguf",
-            "FROM .",
+            "FROM ./model.gguf",
         ]
     template = go_template(encoder) if manifest.chat else "{{ .Prompt }}"
     if template is None:
@@ -116,7 +97,7 @@ def modelfile(manifest: Manifest, encoder: Encoder, generation: GenerationConfig
     sampling: dict[str, Any] = {"temperature": 0}
     if generation.do_sample:
         sampling = {name: getattr(generation, name) for name in SAMPLING}
-    sampling["repeat_penalty"] = generation.repetition_penalty or 1.0  # Ollama's default is not 1
+    sampling["repeat_penalty"] = generation.repetition_penalty or 1.0  # 1.1 in older versions of Ollama
     lines += [f"PARAMETER {name} {value}" for name, value in sampling.items() if value is not None]
     return "\n".join(lines) + "\n"
 

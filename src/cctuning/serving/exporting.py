@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from transformers.utils.hub import convert_file_size_to_int
 
 from cctuning.data import Encoder
 from cctuning.errors import UserError
-from cctuning.evaluation.saved_results import ScoredRun, model_hash
+from cctuning.evaluation.saved_results import ScoredRun, model_hash, read_run
 from cctuning.model.exportable import original_vocabulary
 from cctuning.model.loading import Loaded, load, load_tokenizer, torch_dtype
 from cctuning.model.lora import check_vocabulary, export_lora
@@ -33,9 +33,9 @@ from cctuning.model.sites import unwrap
 from cctuning.model.verification import Agreement, check_export
 from cctuning.serving.answering import encoder_of
 from cctuning.serving.base_files import base_files, write_config, write_tokenizer
-from cctuning.serving.engines import MODELFILE, Readiness, check_vllm, modelfile
+from cctuning.serving.engines import MODELFILE, check_vllm, modelfile
 from cctuning.serving.manifest import Manifest
-from cctuning.serving.model_card import model_card, read_results, results_section
+from cctuning.serving.model_card import model_card
 from cctuning.serving.remote_code import write_code
 from cctuning.serving.stop_tokens import generation_config, stop_text
 from cctuning.serving.trained_run import TrainedRun, check_not_quantized, read_trained_run
@@ -45,21 +45,21 @@ FORMATS = ("merged", "lora", "code")
 PROBES = ("?", "a b", "1 + 1 = ", "Habari gani?")  # prompts that the saved tokenizer is checked with
 
 
-@dataclass(frozen=True)
+@dataclass
 class Exported:
     """What was written.
 
     Attributes:
         manifest: the manifest.
         notes: sentences for whoever serves the model.
-        vllm: whether vLLM loads it; None unless it is a LoRA.
+        vllm: whether vLLM loads it, and why not; None unless it is a LoRA.
         checked: how the export, loaded again, agrees with the run.
         url: address on the hub, if it was uploaded.
     """
 
     manifest: Manifest
     notes: list[str]
-    vllm: Readiness | None
+    vllm: str | None
     checked: Agreement
     url: str | None = None
 
@@ -108,30 +108,32 @@ def export(
         check_push(push_to_hub)
     run = read_trained_run(path)
     check_not_quantized(run, trust_remote_code)
-    scored = read_results(results)
+    scored = [read_run(Path(result).name, Path(result)) for result in results]
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with _disk_errors(directory):
-            exported, card = _write(run, format, partial, kind, max_shard_size, scored, trust_remote_code)
-            text = model_card(run, exported.manifest, name=push_to_hub or directory.name, **card)
-            (partial / "README.md").write_text(text, encoding="utf-8")
+            name = push_to_hub or directory.name
+            exported = _write(run, format, partial, name, kind, max_shard_size, scored, trust_remote_code)
             partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return exported if push_to_hub is None else replace(exported, url=push(directory, push_to_hub, private=private))
+    if push_to_hub is not None:
+        exported.url = push(directory, push_to_hub, private=private)
+    return exported
 
 
 def _write(
     run: TrainedRun,
     format: str,
     directory: Path,
+    name: str,
     dtype: Any,
     max_shard_size: str | None,
     scored: Sequence[ScoredRun],
     trust_remote_code: bool,
-) -> tuple[Exported, dict[str, Any]]:
-    """Write everything except the model card; returns what was written and the arguments of the card."""
+) -> Exported:
+    """Write weights, tokenizer, configs, manifest, Modelfile and, with this `name`, the model card."""
     # Merging file by file needs one module in memory, hashing for results the whole model.
     by_file = open_merge(run.path, trust_remote_code) if format == "merged" and not scored else None
     loaded = by_file.loaded if by_file is not None else load(run.path, trust_remote_code=trust_remote_code)
@@ -184,9 +186,10 @@ def _write(
         (directory / MODELFILE).write_text(modelfile(manifest, encoder, generation), encoding="utf-8")
     vllm = check_vllm(directory) if format == "lora" else None
     notes = _notes(run, manifest, encoder, directory, trust_remote_code)
-    card_notes = notes if vllm is None else [*notes, f"{vllm}."]
-    card = {"base": base, "results": results_section(scored, hashes), "notes": card_notes}
-    return Exported(manifest, notes, vllm, checked), card
+    told = notes if vllm is None else [*notes, f"{vllm}."]
+    card = model_card(run, manifest, name=name, base=base, scored=scored, hashes=hashes, notes=told)
+    (directory / "README.md").write_text(card, encoding="utf-8")
+    return Exported(manifest, notes, vllm, checked)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Write the model card of an export: use, method, data, results and licence.
+"""Write the model card of an export from the template model_card.md.
 
 Everything is read from the run's records and from configs; what they do not contain is said to be unknown. Paths of
 the training machine are shortened to their last part.
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cctuning.evaluation.results_table import METRIC_NAMES
-from cctuning.evaluation.saved_results import ScoredRun, read_run
+from cctuning.evaluation.saved_results import ScoredRun
 from cctuning.languages import language_name
 from cctuning.markdown import table
 from cctuning.serving.manifest import Manifest
@@ -30,63 +30,107 @@ PLACES = (
 )
 # fmt: on
 MODES = {"student": "", "bypass": ", transform bypassed", "parallel": ", with the prompt in the reference language"}
+TUNED = {"full": "all weights of the base", "lora": "a LoRA on the base", "connection": "the connection alone"}
+
+
+def _language(code: str) -> str:
+    known = language_name(code)
+    return f"{known} (`{code}`)" if known != code else f"`{code}`"
+
+
+def _counts(languages: dict[str, int]) -> str:
+    return ", ".join(f"{_language(code)} {count}" for code, count in sorted(languages.items()))
+
+
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    keep_trailing_newline=True,
+)
+_ENVIRONMENT.filters |= {"language": _language, "counts": _counts}
 
 
 def model_card(
-    run: TrainedRun, manifest: Manifest, *, name: str, base: str | None, results: str, notes: Sequence[str]
+    run: TrainedRun,
+    manifest: Manifest,
+    *,
+    name: str,
+    base: str | None,
+    scored: Sequence[ScoredRun],
+    hashes: Collection[str],
+    notes: Sequence[str],
 ) -> str:
     """The card as Markdown.
 
     Args:
         name: hub name or directory that the model is loaded by.
         base: name or path of the base model, where it is known.
-        results: the text of `results_section`.
+        scored: results of `cctuning evaluate`.
+        hashes: of this model's weights, as trained and as exported. Results with another hash are those of another
+            model.
         notes: further sentences for whoever serves the model.
     """
-    licence, base = base_licence(base), hub_name(base)
-    lora, kind = manifest.kind == "lora", manifest.kind
-    own = [manifest.reference_language] if run.record else []
-    own = [code for code in own if code in run.record["data"]["languages"]]
-    data = ModelCardData(
+    licence, base, lora = base_licence(base), hub_name(base), manifest.kind == "lora"
+    languages = [*manifest.languages]
+    if run.record and manifest.reference_language in run.record["data"]["languages"]:
+        languages.append(manifest.reference_language)
+    metadata = ModelCardData(
         base_model=base,
         base_model_relation=("adapter" if lora else "finetune") if base else None,
         library_name="peft" if lora else "transformers",
         pipeline_tag="text-generation",
-        language=[code for code in [*manifest.languages, *own] if code not in ("und", "")] or None,
-        license=licence.id if licence else None,
-        license_name=licence.name if licence else None,
-        license_link=licence.link if licence else None,
+        language=[code for code in languages if code not in ("und", "")] or None,
         tags=["cc-tuning", "multilingual", *(["lora"] if lora else [])],
+        **licence,
     )
-    model = f"`{base}`" if base else "a base model that is not on the hub"
-    what = (
-        "A LoRA adapter" if lora else "A fine-tuned checkpoint" if kind != "code" else "A checkpoint with model code"
-    )
-    languages = ", ".join(_name(code) for code in manifest.languages) or "unknown languages"
-    connected = run.connection.connection != "none"
-    reference = f", with {_name(manifest.reference_language)} as the reference language" if connected else ""
-    parts = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# {name.rpartition('/')[2]}",
-        f"{what} of {model}. Trained on {languages}{reference}.",
-        f"## Use\n\n{_snippet(manifest, name, base)}",
-        "\n".join(f"- {note}" for note in [*_rules(manifest), *notes]),
-        f"## Method\n\n{_method(run)}",
-        f"## Data\n\n{_data(run)}",
-        f"## Results\n\n{results}",
-        f"## Licence\n\n{_licence(base, licence)}",
-        CITE,
-    ]
-    return "\n\n".join(part for part in parts if part)
+    values: dict[str, Any] = {
+        "metadata": metadata.to_yaml(),
+        "name": name,
+        "base": base,
+        "manifest": manifest,
+        "lora": lora,
+        "trust": ", trust_remote_code=True" if manifest.kind == "code" else "",
+        "notes": notes,
+        "connected": run.connection.connection != "none",
+        "method": describe_method(run.connection, run.reference_language),
+        "options": option_table(run.connection),
+        "record": run.record and {"parallel": None, **run.record},
+        "results": [_result(one, hashes) for one in scored],
+        "licence": licence,
+        "cite": CITE,
+    }
+    if run.record:
+        versions = run.record["versions"].items()
+        values |= {
+            "tuned": TUNED.get(str(run.options.get("tune", "full")), ""),
+            "settings": _settings(run.options),
+            "versions": ", ".join(f"{key} {value}" for key, value in versions if key != "platform"),
+            "sources": _sources(run.record),
+        }
+    return _ENVIRONMENT.get_template("model_card.md").render(values)
 
 
-def _name(code: str) -> str:
-    known = language_name(code)
-    return f"{known} (`{code}`)" if known != code else f"`{code}`"
+def _settings(options: dict[str, Any]) -> str:
+    """The options of a run as YAML, without places and the hub's token."""
+    kept = {
+        key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for key, value in options.items()
+        if key not in PLACES and not key.startswith("hub_")
+    }
+    return str(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True))
 
 
-def _counts(languages: dict[str, int] | None) -> str:
-    return ", ".join(f"{_name(code)} {count}" for code, count in sorted((languages or {}).items()))
+def _sources(record: dict[str, Any]) -> str:
+    """The table of the sources of rows and parallel text."""
+    rows = []
+    for source in [*record["data"]["sources"], *(record.get("parallel") or {"sources": []})["sources"]]:
+        path, hashes = str(source.get("path", "?")), dict(source.get("fingerprints") or {})
+        counts = ", ".join(f"{code} {count}" for code, count in sorted((source.get("languages") or {}).items()))
+        licences = "; ".join(row_licences(path, hashes.values())) or "not known"
+        files = "; ".join(f"{Path(file).name} `{value}`" for file, value in hashes.items())
+        rows.append([_basename(path), source.get("rows", source.get("pairs", "?")), counts, licences, files])
+    return table(["source", "rows", "languages", "licence", "files"], rows, "lr")
 
 
 def _basename(path: str) -> str:
@@ -94,162 +138,38 @@ def _basename(path: str) -> str:
     return Path(path).name if Path(path).is_absolute() or Path(path).exists() else path
 
 
-# -- use --------------------------------------------------------------------------------------------------------------
-
-
-def _snippet(manifest: Manifest, name: str, base: str | None) -> str:
-    lora = manifest.kind == "lora"
-    # The tokenizer needs the argument too: it reads config.json, whose auto_map names the code.
-    trust = ", trust_remote_code=True" if manifest.kind == "code" else ""
-    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig"]
-    lines += ["from peft import PeftModel"] if lora else []
-    lines += ["", f'name = "{name}"', f"tokenizer = AutoTokenizer.from_pretrained(name{trust})"]
-    if lora:
-        lines += [f'base = AutoModelForCausalLM.from_pretrained("{base or "THE BASE"}", dtype="auto")']
-        lines += ["model = PeftModel.from_pretrained(base, name)"]
-    else:
-        lines += [f'model = AutoModelForCausalLM.from_pretrained(name, dtype="auto"{trust})']
-    if manifest.chat:
-        lines += ['messages = [{"role": "user", "content": "…"}]', "inputs = tokenizer.apply_chat_template("]
-        lines += ['    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"', ")"]
-    else:
-        lines += ['inputs = tokenizer("…", return_tensors="pt")']
-    stop = f', stop_strings=["{manifest.stop}"], tokenizer=tokenizer' if manifest.stop else ""
-    lines += ["config = GenerationConfig.from_pretrained(name)  # with the stop tokens"]
-    lines += [f"answer = model.generate(**inputs, generation_config=config, max_new_tokens=256{stop})"]
-    lines += ['print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))']
-    return "```python\n" + "\n".join(lines) + "\n```"
-
-
-def _rules(manifest: Manifest) -> list[str]:
-    if manifest.chat:
-        rules = ["Prompts were rendered with the chat template in this directory (`chat_template.jinja`)."]
-    else:
-        rules = [
-            "Prompts were plain text in training, so there is no chat template: send the prompt as it is "
-            "(`/v1/completions` of a server, not `/v1/chat/completions`)."
-        ]
-    if manifest.stop_token_ids:
-        rules.append(f"Stop tokens: {', '.join(map(str, manifest.stop_token_ids))} (`generation_config.json`).")
-    if manifest.stop:
-        rules.append(f"A turn ends with the text {manifest.stop!r}, which is no token: send it as `stop`.")
-    if manifest.kind == "lora":
-        rules.append(
-            f"The adapter fits this base only. Prompts in {_name(manifest.reference_language)} can be answered by the "
-            "base alone, request by request."
-        )
-    if manifest.kind != "code":
-        rules.append("llama.cpp and Ollama: `Modelfile` has the commands, the prompt template and the stop strings.")
-    return rules
-
-
-# -- method and data --------------------------------------------------------------------------------------------------
-
-
-def _method(run: TrainedRun) -> str:
-    parts = [describe_method(run.connection, run.reference_language)]
-    parts += [] if run.connection.connection == "none" else [option_table(run.connection)]
-    if not run.record:
-        return "\n\n".join([*parts, "The record of the run was not found: data and training options are not known."])
-    tuned = {"full": "all weights of the base", "lora": "a LoRA on the base", "connection": "the connection alone"}
-    kept = {
-        key: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-        for key, value in run.options.items()
-        if key not in PLACES and not key.startswith("hub_")  # the hub's token among them
-    }
-    options = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
-    versions = ", ".join(f"{key} {value}" for key, value in run.record["versions"].items() if key != "platform")
-    what = tuned.get(str(run.options.get("tune", "full")), "")
-    parts.append(f"Trained: {what}. Options that differ from the defaults:\n\n```yaml\n{options}```\n\n{versions}.")
-    return "\n\n".join(parts)
-
-
-def _data(run: TrainedRun) -> str:
-    if not run.record:
-        return "Not known (see above)."
-    data, parallel = run.record["data"], run.record.get("parallel") or {"pairs": 0, "sources": []}
-    text = f"{data['rows']} rows: {data['with_response']} with a response, {data['without_response']} for the "
-    text += f"alignment only. {_counts(data['languages'])}."
-    if parallel["pairs"]:
-        text += f"\n{parallel['pairs']} pairs of parallel text without responses: {_counts(parallel['languages'])}."
+def _result(run: ScoredRun, hashes: Collection[str]) -> dict[str, str]:
+    """Title, table and settings of the results of one run, copied from results.json."""
+    record, settings = run.record, run.record["settings"]
+    own = record["model"].get("fingerprint") in hashes
+    name = "This model" if own else f"Another model: {Path(str(record['model'].get('name', run.path.name))).name}"
     rows = []
-    for source in [*data["sources"], *parallel["sources"]]:
-        path, hashes = str(source.get("path", "?")), dict(source.get("fingerprints") or {})
-        counts = ", ".join(f"{code} {count}" for code, count in sorted((source.get("languages") or {}).items()))
-        licences = "; ".join(row_licences(path, hashes.values())) or "not known"
-        files = "; ".join(f"{Path(file).name} `{value}`" for file, value in hashes.items())
-        rows.append([_basename(path), source.get("rows", source.get("pairs", "?")), counts, licences, files])
-    return f"{text}\n\n{table(['source', 'rows', 'languages', 'licence', 'files'], rows, 'lr')}"
+    for task in sorted(run.tasks.values(), key=lambda task: (task.benchmark, task.language)):
+        about = task.about
+        figure, chance = about["metrics"][about["metric"]], about.get("chance")
+        error = "" if figure["stderr"] is None else f" ± {100 * figure['stderr']:.1f}"
+        cells = [about["benchmark"], about["language"], METRIC_NAMES.get(about["metric"], about["metric"])]
+        cells += [about["items"], f"{100 * figure['value']:.1f}{error}"]
+        rows.append([*cells, "" if chance is None else f"{100 * chance:.1f}"])
+    named = {**settings, **{f"{key} version": value for key, value in record.get("versions", {}).items()}}
+    return {
+        "title": name + MODES.get(settings.get("mode", "student"), ""),
+        "table": table(["benchmark", "language", "metric", "n", "%", "chance"], rows, "lllrrr"),
+        "settings": ", ".join(f"{key} {value}" for key, value in named.items() if value is not None),
+    }
 
 
-# -- results ----------------------------------------------------------------------------------------------------------
-
-
-def read_results(directories: Sequence[str]) -> list[ScoredRun]:
-    """Finished results of `cctuning evaluate`.
-
-    Raises:
-        UserError: a directory has none, or they are unfinished or damaged.
-    """
-    return [read_run(Path(directory).name, Path(directory)) for directory in directories]
-
-
-def results_section(runs: Sequence[ScoredRun], hashes: Collection[str]) -> str:
-    """The results as Markdown, one table per run, copied from results.json.
-
-    Args:
-        runs: what `read_results` gave; may be empty.
-        hashes: of this model's weights, as trained and as exported. Results with another hash are those of another
-            model.
-    """
-    if not runs:
-        return "No results were given for this card."
-    parts = ["% ± standard error over n items. Chance is the score of guessing."]
-    for run in runs:
-        record, settings = run.record, run.record["settings"]
-        name = Path(str(record["model"].get("name", run.path.name))).name
-        own = record["model"].get("fingerprint") in hashes
-        title = f"{'This model' if own else f'Another model: {name}'}{MODES.get(settings.get('mode', 'student'), '')}"
-        tasks = sorted(run.tasks.values(), key=lambda task: (task.benchmark, task.language))
-        header = ["benchmark", "language", "metric", "n", "%", "chance"]
-        rows = table(header, [_cells(task.about) for task in tasks], "lllrrr")
-        named = {**settings, **{f"{key} version": value for key, value in record.get("versions", {}).items()}}
-        setup = ", ".join(f"{key} {value}" for key, value in named.items() if value is not None)
-        parts.append(f"### {title}\n\n{rows}\n\n{setup}.")
-    return "\n\n".join(parts)
-
-
-def _cells(task: dict[str, Any]) -> list[Any]:
-    figure = task["metrics"][task["metric"]]
-    error = "" if figure["stderr"] is None else f" ± {100 * figure['stderr']:.1f}"
-    chance = "" if task.get("chance") is None else f"{100 * task['chance']:.1f}"
-    metric = METRIC_NAMES.get(task["metric"], task["metric"])
-    return [task["benchmark"], task["language"], metric, task["items"], f"{100 * figure['value']:.1f}{error}", chance]
-
-
-# -- licences ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Licence:
-    """Licence in the metadata of a model card: the hub's identifier; name and link where that is `other`."""
-
-    id: str
-    name: str | None = None
-    link: str | None = None
-
-
-def base_licence(base: str | None) -> Licence | None:
-    """Licence of the base model, from its own card (local README.md, or the hub); None where it cannot be read."""
+def base_licence(base: str | None) -> dict[str, Any]:
+    """Licence of the base model as in the metadata of its card (local README.md, or the hub); empty if unknown."""
     if not base:
-        return None
+        return {}
     try:
         found = ModelCard.load(Path(base) / "README.md" if Path(base).is_dir() else base).data.to_dict()
     except (OSError, ValueError, yaml.YAMLError):
-        return None
+        return {}
     if not isinstance(found.get("license"), str):
-        return None
-    return Licence(found["license"], found.get("license_name"), found.get("license_link"))
+        return {}
+    return {key: found[key] for key in ("license", "license_name", "license_link") if found.get(key)}
 
 
 def row_licences(path: str, hashes: Iterable[str]) -> list[str]:
@@ -270,17 +190,3 @@ def row_licences(path: str, hashes: Iterable[str]) -> list[str]:
             named = [(_basename(str(source.get("path", "?"))), source.get("licence")) for source in sources]
             return [f"{name}: {licence or 'not given'}" for name, licence in named]
     return []
-
-
-def _licence(base: str | None, licence: Licence | None) -> str:
-    model = f"`{base}`" if base else "the base model"
-    if licence is None:
-        text = f"The licence of {model} applies to this model; its card does not name one: look it up."
-    else:
-        name = f"{licence.name} ({licence.id})" if licence.name else licence.id
-        link = f" ({licence.link})" if licence.link else ""
-        text = f"The licence of {model} applies to this model: {name}{link}, according to its model card."
-    return (
-        f"{text} Include its text and notices where it asks for them. The training data may have conditions of their "
-        "own (see Data). CC-Tuning itself (Apache-2.0) sets none."
-    )

@@ -14,13 +14,9 @@ from typing import Any
 import torch
 import transformers
 from peft import PeftModel
-from transformers import PreTrainedModel
 
-from cctuning.connection import ConnectionConfig
-from cctuning.connection.transforms import NonlinearTransform
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
-from cctuning.model.connected import ConnectedModel
 from cctuning.model.loading import Loaded
 from cctuning.model.merge import check_adapter_mergeable, check_finite
 from cctuning.model.sites import find_sites, unwrap
@@ -46,9 +42,21 @@ def write_code(
     connected = loaded.connected
     if connected is None:
         raise UserError("--format code: the model has no connection; use --format merged.")
-    _check(connected.config)
-    model: Any
-    model, maps = _plain_and_maps(connected)
+    if connected.config.mergeable:
+        raise UserError("--format code: this connection can be merged and needs no code; use --format merged.")
+    for name, needed in (("connection", "gated"), ("scope", "all"), ("transform", "nonlinear")):
+        if (found := getattr(connected.config, name)) != needed:
+            raise UserError(
+                f"--format code: needs {name}: {needed}, and this run has {name}: {found}; use cctuning generate."
+            )
+    maps = {index: part.transform for index, part in connected.connections.items()}
+    for index, part in maps.items():
+        check_finite(index, part)
+    check_adapter_mergeable(connected.model)
+    model: Any = connected.unload()
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    model = unwrap(model)
     base, config = type(model), type(model.config)
     for kind in (base, config):
         if getattr(transformers, kind.__name__, None) is not kind:
@@ -76,28 +84,6 @@ def write_code(
         "LlamaForCausalLM as", f"{base.__name__} as"
     )
     write_atomically(directory / Path(template.__file__).name, source)
-
-
-def _check(config: ConnectionConfig) -> None:
-    if config.mergeable:
-        raise UserError("--format code: this connection can be merged and needs no code; use --format merged.")
-    for name, needed in (("connection", "gated"), ("scope", "all"), ("transform", "nonlinear")):
-        if (found := getattr(config, name)) != needed:
-            raise UserError(
-                f"--format code: needs {name}: {needed}, and this run has {name}: {found}; use cctuning generate."
-            )
-
-
-def _plain_and_maps(connected: ConnectedModel) -> tuple[PreTrainedModel, dict[int, NonlinearTransform]]:
-    """The base with adapters merged, and the map of each connected layer."""
-    maps = {index: part.transform for index, part in connected.connections.items()}
-    for index, part in maps.items():
-        check_finite(index, part)
-    check_adapter_mergeable(connected.model)
-    plain: Any = connected.unload()
-    if isinstance(plain, PeftModel):
-        plain = plain.merge_and_unload()
-    return unwrap(plain), maps
 
 
 def _write_config(directory: Path, connection: dict[str, Any]) -> None:
