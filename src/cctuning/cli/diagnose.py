@@ -1,4 +1,4 @@
-"""`cctuning diagnose MODEL DATA [DATA …]`: measure, before training, whether a connection can help."""
+"""`cctuning diagnose MODEL DATA …` or `--parallel FILE …`: measure, before training, whether alignment can help."""
 
 from __future__ import annotations
 
@@ -40,6 +40,19 @@ ADVICE = {
 }
 
 
+COLUMNS = 9  # layers in the table, from the first to the last
+# Least share of texts found among some 64 to 256 references; what to expect, and what to set.
+TEXT_ADVICE = (
+    (0.8, "close to {name} already: expect little from alignment", "connection: none (plain fine-tuning)"),
+    (0.2, "partly aligned: alignment can start from this", "connection: align"),
+    (
+        0.0,
+        "far from {name}: the model hardly knows the language, or the text is not parallel",
+        "connection: align if the text is parallel; more text, or a model that knows the language, may help more",
+    ),
+)
+
+
 def main(argv: list[str]) -> None:
     """Measure, print a table with advice, and save the figures if asked."""
     parser = Plain("cctuning diagnose", description="Measure, before training, whether a connection can help.")
@@ -67,44 +80,51 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--output {args.output}: exists already; name a new file.")
     if args.output and not Path(args.output).resolve().parent.is_dir():
         raise UserError(f"--output: {Path(args.output).parent} is not a directory; create it or use another path.")
-    from rich.console import Console
-    from rich.table import Table
-
     if bool(args.data) == bool(args.parallel):
         raise UserError(
             "expected either DATA or --parallel: rows with answers and reference prompts, or parallel text."
         )
     check_base(args.model)
     args.reference_language = canonical(args.reference_language, "--reference_language")
-    if args.parallel:
-        from cctuning.cli.diagnose_text import diagnose_text
+    found = diagnose_text(args) if args.parallel else diagnose_rows(args)
+    if args.output:
+        text = json.dumps(_plain(found), indent=1, allow_nan=False)
+        Path(args.output).write_text(text + "\n", encoding="utf-8")
 
-        diagnose_text(args)
-        return
+
+def diagnose_rows(args: Any) -> list[dict[str, Any]]:
+    """Measure the gap and the way across for rows with answers, and print a table with advice."""
     found = measure(args)
     name = language_name(args.reference_language)
-    table = Table(title=f"{args.model}: what a connection could transfer", caption=CAPTION.format(name=name))
-    for column in ("language", "rows", "own", name, "live", "share", "explained", "found", "layer"):
-        table.add_column(column, justify="left" if column == "language" else "right")
-    for one in found:
-        table.add_row(
+    columns = ["language", "rows", "own", name, "live", "share", "explained", "found", "layer"]
+    rows = [
+        [
             one["language"],
             str(one["rows"]),
             *(_number(one[key], ".2f") for key in ("own", "reference", "live", "share", "explained")),
             _number(one["found"], ".0%"),
             str(one["layer"]),
-        )
-    Console(width=None if Console().is_terminal else 120).print(table)
+        ]
+        for one in found
+    ]
+    _print_table(f"{args.model}: what a connection could transfer", columns, rows, CAPTION.format(name=name))
     for one in found:
         expect, setting = (text.format(name=name) for text in ADVICE[one["verdict"]])
-        print(
-            f"{language_name(one['language'])}: {expect}.\n  set {setting}"
-            if one["verdict"] != "rows"
-            else f"{language_name(one['language'])}: {expect}; {setting}."
-        )
-    if args.output:
-        text = json.dumps(_plain(found), indent=1, allow_nan=False)
-        Path(args.output).write_text(text + "\n", encoding="utf-8")
+        told = f"; {setting}." if one["verdict"] == "rows" else f".\n  set {setting}"
+        print(f"{language_name(one['language'])}: {expect}{told}")
+    return found
+
+
+def _print_table(title: str, columns: list[str], rows: list[list[str]], caption: str | None = None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption)
+    for column in columns:
+        table.add_column(column, justify="left" if column == "language" else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if Console().is_terminal else 120).print(table)
 
 
 CAPTION = (
@@ -222,6 +242,56 @@ def verdict(entry: dict[str, Any], rows: int) -> str:
     if math.isnan(entry["reference"]) or math.isnan(entry["own"]):
         return "across"
     return "open" if entry["own"] - entry["reference"] > GAP else "gap"
+
+
+def diagnose_text(args: Any) -> dict[str, Any]:
+    """Measure how well parallel text is aligned already, layer by layer, and print a table with advice."""
+    from cctuning.analysis.alignment import of_text
+    from cctuning.analysis.observe import spread
+    from cctuning.connection import ConnectionConfig
+    from cctuning.data.parallel.pairs import load_parallel
+    from cctuning.model.loading import load_base
+
+    pairs, report = load_parallel(args.parallel, reference_language=args.reference_language, bad_rows="skip")
+    for note in report.notes:
+        print(f"note: {note}")
+    by_language: dict[str, list[dict[str, Any]]] = {}
+    for row in pairs.to_list():
+        by_language.setdefault(row["lang"], []).append(row)
+    chosen = [row for own in by_language.values() for row in spread(own, args.limit)]
+    encoder = encoder_of(args)
+    model = load_base(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code).eval()
+    print(f"measuring {len(chosen)} pairs in {len(by_language)} languages", flush=True)
+    found = of_text(model, encoder, chosen)
+    name, depth = language_name(args.reference_language), len(found.layers)
+    usual = ConnectionConfig().layers_of(depth)
+    shown = sorted({round(place * (depth - 1) / (COLUMNS - 1)) for place in range(COLUMNS)})
+    title = (
+        f"{args.model}: right {name} text found among {found.references}, by layer (chance {1 / found.references:.1%})"
+    )
+    columns = ["language", "pairs", *map(str, shown), "error"]
+    rows = []
+    for number, code in enumerate(found.languages):
+        by_layer = (f"{float(found.found[number, layer]):.0%}" for layer in shown)
+        error = f"{float(found.error[number, usual].mean()):.2f}"
+        rows.append([code, str(found.pairs[number]), *by_layer, error])
+    _print_table(title, columns, rows)
+    spread_share = float(found.spread[usual].mean())
+    print(
+        f"error: mean over layers {usual[0]} to {usual[-1]}, in units of the spread of {name} texts; 1 is no better\n"
+        f"than their mean. In these layers {spread_share:.1%} of the squared norm differs between texts."
+    )
+    for number, code in enumerate(found.languages):
+        best = float(found.found[number, usual].mean())
+        expect, setting = next(texts for least, *texts in TEXT_ADVICE if best >= least)
+        print(f"{language_name(code)}: {expect.format(name=name)} ({best:.0%} found).\n  set {setting}")
+    best_layers = found.best_layers(len(usual))
+    print(
+        f"Most texts are found in layers {best_layers[0]} to {best_layers[-1]} (set layers); the default of "
+        f"connection: align is {usual[0]} to {usual[-1]}."
+    )
+    values = {key: getattr(found, key) for key in ("layers", "languages", "pairs", "references")}
+    return values | {key: getattr(found, key).tolist() for key in ("error", "found", "spread")}
 
 
 def _plain(value: Any) -> Any:

@@ -32,11 +32,7 @@ def accelerate_configs() -> dict[str, Path]:
 
 
 def find(given: str, known: dict[str, Path], flag: str) -> Path:
-    """The file `given`, or the one in the package with that name; a file has precedence.
-
-    Raises:
-        UserError: there is neither.
-    """
+    """The file `given`, or the one in the package with that name; a file has precedence."""
     path = Path(given).expanduser()
     if path.is_file():
         return path

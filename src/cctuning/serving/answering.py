@@ -31,11 +31,7 @@ Text = str | list[dict[str, str]]
 
 
 def chat_of(run: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether prompts are rendered with the chat template: as in training; where that is unknown, if there is one.
-
-    Args:
-        run: record of the training run; empty where there is none.
-    """
+    """Whether prompts are rendered with the chat template: as the record `run` says, otherwise if there is one."""
     trained = run.get("chat")
     return bool(trained) if trained is not None else own_template(tokenizer) is not None
 
@@ -66,11 +62,7 @@ def encoder_for(
 
 
 def tokenizer_of(path: str, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, dict[str, Any]]:
-    """The tokenizer that `load` gives a model, and the record of its run, without reading weights.
-
-    Raises:
-        UserError: there is no model.
-    """
+    """The tokenizer that `load` gives a model, and the record of its run, without reading weights."""
     where, run = resolve(path)
     folder = Path(where)
     base, _ = base_of(folder, run)
@@ -94,11 +86,7 @@ def chat_notes(run: Mapping[str, Any], encoder: Encoder) -> list[str]:
 
 
 def reference_language(path: str) -> str | None:
-    """Reference language of a model's connection, without reading weights; None where it has no connection.
-
-    Raises:
-        UserError: there is no model.
-    """
+    """Reference language of a model's connection, without reading weights; None where it has no connection."""
     folder = Path(resolve(path)[0])
     if not (folder / serialization.CONFIG_FILE).is_file():
         return None
@@ -109,14 +97,9 @@ class Answerer:
     """Generate answers with a loaded model; greedy unless a temperature is given.
 
     Args:
-        loaded: model and tokenizer.
         chat, chat_template_kwargs: as in `encoder_of`.
         system: a system message for prompts that have none.
         bypass: run without the connection's transform.
-        batch_size, max_new_tokens, temperature, seed: of the generation.
-
-    Raises:
-        UserError: an option is out of range, or the tokenizer lacks what an option needs.
     """
 
     def __init__(
@@ -158,11 +141,7 @@ class Answerer:
         torch.manual_seed(seed)
 
     def prompt_ids(self, prompt: Text, row: Mapping[str, Any] | None = None) -> list[int]:
-        """Token ids of a prompt or reference, with the system message if there is one.
-
-        Args:
-            row: its row, for tools and arguments of the chat template.
-        """
+        """Token ids of a prompt or reference, with the system message; `row` may have tools and template arguments."""
         if self.system:
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             if messages[0]["role"] != "system":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,17 +47,13 @@ def base_files(base: str | None) -> Path | None:
 
 
 def write_config(directory: Path, base: Path | None) -> None:
-    """Rewrite the config.json that transformers saved in `directory`: the base's own, with the values that differ.
-
-    Args:
-        base: directory of the base; None: only the old keys are added.
-    """
+    """Rewrite the config.json that transformers saved in `directory`: the base's own (if any), with what differs."""
     saved = _read(directory / CONFIG)
     config = dict(saved)
     if base is not None and (base / CONFIG).is_file():
-        with suppress(*LOADING_ERRORS), tempfile.TemporaryDirectory() as scratch:
-            AutoConfig.from_pretrained(base).save_pretrained(scratch)
-            unchanged = _read(Path(scratch) / CONFIG)  # the base's, as this version of transformers saves it
+        with suppress(*LOADING_ERRORS):
+            # The base's config as this version of transformers saves it.
+            unchanged = json.loads(AutoConfig.from_pretrained(base).to_json_string())
             changed = {key: value for key, value in saved.items() if unchanged.get(key) != value}
             kept = {key: value for key, value in _read(base / CONFIG).items() if key in saved or key not in unchanged}
             config = kept | changed
@@ -91,11 +86,9 @@ def add_old_keys(config: dict[str, Any]) -> None:
 
 
 def write_tokenizer(directory: Path, base: Path | None, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write a tokenizer to `directory`: the base's own files if it has the same tokens, else as transformers saves it.
+    """Write a tokenizer to `directory`: the base's own files if they have the same tokens, else as transformers does.
 
-    Args:
-        base: directory of the base, if it can be read.
-        tokenizer: of training; its chat template is written, or none where it has none.
+    The chat template is that of `tokenizer`, if it has one.
     """
     original = None
     if base is not None:

@@ -61,9 +61,7 @@ def check_vllm(directory: Path) -> str:
 def modelfile(manifest: Manifest, encoder: Encoder, generation: GenerationConfig) -> str:
     """The Modelfile of an export: where Ollama finds the weights, the prompt template, stop strings and sampling.
 
-    Args:
-        encoder: with the chat template of training.
-        generation: of the export. Without sampling in it, Ollama decodes greedily, as `cctuning generate` does.
+    Without sampling in the generation config Ollama decodes greedily, as `cctuning generate` does.
     """
     base = hub_name(manifest.base) or "BASE"
     lines = ["# Ollama: convert the weights with the scripts of llama.cpp, in this directory:"]

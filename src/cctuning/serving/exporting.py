@@ -79,14 +79,12 @@ def export(
     """Export the run, checkpoint or model directory `path`.
 
     Args:
-        path: as in `loading.load`.
         format: `merged` (a plain checkpoint), `lora` (a PEFT LoRA for the base) or `code` (a checkpoint with a
             modeling file, for a nonlinear transform).
         directory: to write; must not exist.
-        dtype: of a merged checkpoint; `auto` keeps the dtype of the trained weights.
-        max_shard_size: of a merged checkpoint's files, like `5GB`; None: the default of transformers.
+        dtype, max_shard_size: of a merged checkpoint; by default as trained, and as transformers splits it.
         results: directories of `cctuning evaluate`, for the model card.
-        push_to_hub, private: repository to upload to, and whether a new one is private.
+        push_to_hub: repository to upload to; a new one is `private` if that is set.
 
     Raises:
         UserError: `directory` exists, an option or record is not valid, or the model cannot be exported in this
@@ -140,9 +138,9 @@ def _write(
     hashes = _hashes(loaded, scored)
     encoder = encoder_of(loaded)
     generation = generation_config(encoder, unwrap(loaded.model))
-    size = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    size = {"max_shard_size": max_shard_size} if max_shard_size else {}
     if by_file is not None:
-        limit = {} if max_shard_size is None else {"limit": convert_file_size_to_int(max_shard_size.upper())}
+        limit = {"limit": convert_file_size_to_int(max_shard_size.upper())} if max_shard_size else {}
         loaded.model.generation_config = generation
         by_file.write(directory, dtype, **limit)
     elif format == "merged":
@@ -236,11 +234,7 @@ def _merge_in_memory(loaded: Loaded) -> PreTrainedModel:
 def _notes(
     run: TrainedRun, manifest: Manifest, encoder: Encoder, directory: Path, trust_remote_code: bool
 ) -> list[str]:
-    """Notes for this export; those for every export are in the model card.
-
-    Raises:
-        UserError: the saved tokenizer renders chats differently from training.
-    """
+    """Notes for this export; raises `UserError` if the saved tokenizer renders chats differently from training."""
     notes = []
     if not run.record:
         notes.append("The record of the run was not found; the model card has no data and no training options.")
@@ -286,14 +280,7 @@ def check_push(repo_id: str) -> None:
 
 
 def push(directory: Path, repo_id: str, *, private: bool) -> str:
-    """Upload `directory` to the model repository `repo_id`, which is created if needed; returns its address.
-
-    Args:
-        private: of a new repository; an existing one keeps its visibility.
-
-    Raises:
-        UserError: the upload failed; the directory is complete.
-    """
+    """Upload `directory` to the model repository `repo_id`, created (`private`) if needed; returns its URL."""
     api = HfApi()
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)

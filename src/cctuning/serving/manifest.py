@@ -43,21 +43,17 @@ class Manifest:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The manifest of an export.
-
-    Raises:
-        UserError: there is none, or it cannot be read.
-    """
+    """The manifest of an export; raises `UserError` if there is none, or it cannot be read."""
     file = directory / EXPORT_FILE
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected a directory that `cctuning export` wrote.")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         version = record.pop("format")
-        del record["made_by"]
-        manifest = Manifest(**record) if version == FORMAT else None
+        if version != FORMAT:
+            raise UserError(f"{file}: has format {version}, this version reads {FORMAT}; export again.")
+        return Manifest(**{key: value for key, value in record.items() if key != "made_by"})
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: cannot be read ({error}); export again with this version.") from error
-    if manifest is None:
-        raise UserError(f"{file}: has format {version}, this version reads {FORMAT}; export again with this version.")
-    return manifest

@@ -103,12 +103,7 @@ class Router:
     def adapter_names(
         self, prompts: Sequence[Prompt], langs: Sequence[str | None] | None = None, adapter: str = "default"
     ) -> list[str]:
-        """The argument `adapter_names` of PEFT's `generate` and `forward` for a batch.
-
-        Args:
-            langs: languages of the prompts; None: they are detected.
-            adapter: name of the LoRA in the PEFT model.
-        """
+        """The argument `adapter_names` of PEFT's `generate` and `forward` for a batch; `adapter` names the LoRA."""
         told = langs if langs is not None else [None] * len(prompts)
         pairs = zip(prompts, told, strict=True)
         return [PEFT_BASE if self.is_reference(prompt, lang) else adapter for prompt, lang in pairs]
