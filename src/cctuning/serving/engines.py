@@ -1,6 +1,6 @@
 """What other engines need of an export: a check for vLLM, and a Modelfile for Ollama with the commands for llama.cpp.
 
-Sources: for what vLLM accepts of an adapter, its vllm/config/lora.py (as of 0.32), vllm/lora/peft_helper.py and
+Sources: for what vLLM accepts of an adapter, its vllm/config/lora.py (as of 0.27), vllm/lora/peft_helper.py and
 vllm/lora/utils.py (whether it supports LoRA on a family of models is not checked); for how Ollama renders a prompt,
 template/template.go, and for what it imports, docs/import.mdx.
 """
