@@ -1,7 +1,7 @@
 """The method on torch alone, without transformers: its equations, its parts, and the layers that apply them."""
 
 from cctuning.connection.adaptive import AdaptiveConnection
-from cctuning.connection.align import Enough, LayerAlignment, Spans, Statistics, offered, spans
+from cctuning.connection.align import LayerAlignment, Spans, Statistics, StopForward, offered, spans
 from cctuning.connection.config import ConnectionConfig
 from cctuning.connection.decisions import Decision, register_decision
 from cctuning.connection.gated import LayerConnection
@@ -27,7 +27,6 @@ __all__ = [
     "Alignment",
     "ConnectionConfig",
     "Decision",
-    "Enough",
     "Fit",
     "LayerAlignment",
     "LayerConnection",
@@ -36,6 +35,7 @@ __all__ = [
     "Reference",
     "Spans",
     "Statistics",
+    "StopForward",
     "StreamingLeastSquares",
     "Transform",
     "Wire",

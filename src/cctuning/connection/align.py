@@ -21,7 +21,7 @@ from cctuning.connection.plan import Wire, add_objective
 FLOOR = 0.01  # smallest spread of a dimension, in units of the root mean square over dimensions
 
 
-class Enough(Exception):
+class StopForward(Exception):
     """Ends a forward after the last aligned layer."""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cctuning.connection import ConnectionConfig, Enough, LayerAlignment, Wire, offered
+from cctuning.connection import ConnectionConfig, LayerAlignment, StopForward, Wire, offered
 from cctuning.errors import UserError
 from cctuning.model.passes import Batch, Step
 from cctuning.model.recorded import RecordedReferences
@@ -51,7 +51,7 @@ class Aligner:
         """Runs before each layer above the last aligned one, also when it is recomputed for a checkpoint."""
         plan = self.wire.plan
         if plan is not None and plan.stop:
-            raise Enough
+            raise StopForward
         if plan is None or plan.above is None:
             return None
         own = {name: value for name, value in plan.above.inputs.items() if name in kwargs}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cctuning.connection import ConnectionConfig, Enough, Plan, Reference, Wire, answering, restore
+from cctuning.connection import ConnectionConfig, Plan, Reference, StopForward, Wire, answering, restore
 from cctuning.connection.equations import fused_probability
 from cctuning.errors import UserError
 from cctuning.model.aligner import Aligner
@@ -118,7 +118,7 @@ class ConnectedForward(nn.Module):
             step.packed.apply(step.plan)
             index = step.packed.place[index] if index is not None else None
             tokens = step.packed.inputs
-        with suppress(Enough):
+        with suppress(StopForward):
             output = self._run(step.plan, index, through, **tokens, **{"use_cache": False, **inputs})
         if step.plan.stop:
             result = aligned_alone(batch, step)
@@ -210,7 +210,7 @@ class ConnectedForward(nn.Module):
         if self.aligner is not None:
             plan.spans = batch.reference_spans(self.config.align_pool)
             plan.stop = self.aligner.may_end(through is None)
-        with no_gradient(), suppress(Enough):
+        with no_gradient(), suppress(StopForward):
             self._run(plan, NO_LOGITS, through, input_ids=ids, attention_mask=mask, use_cache=False)
         return plan
 

@@ -1,8 +1,7 @@
 """Read and write weights in safetensors files, one tensor at a time.
 
-Used by a sharded run, which gathers, writes and drops its weights so that no process holds them all
-(training/sharded_checkpoints.py), and by a merge from file to file (merge_files.py). The files are those of
-`save_pretrained`: `STEM.safetensors`, or `STEM-0000i-of-0000n.safetensors` with `STEM.safetensors.index.json`.
+The files are those of `save_pretrained`: `STEM.safetensors`, or `STEM-0000i-of-0000n.safetensors` with
+`STEM.safetensors.index.json`.
 """
 
 from __future__ import annotations
@@ -77,42 +76,32 @@ class ShardReader(Mapping[str, Tensor]):
             UserError: the files are missing or incomplete.
         """
         single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
-        self.directory = directory
-        self._open: dict[str, Any] = {}
-        if index.is_file():
-            try:
-                weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{index}: cannot be read ({error!r}); train or copy it again.") from error
-            self.files = sorted(set(weight_map.values()))
-        elif single.is_file():
-            self.files = [single.name]
-            weight_map = dict.fromkeys(self._handle(single.name).keys(), single.name)
-        else:
+        path, self.directory, self.files = single, directory, [single.name]
+        if not index.is_file() and not single.is_file():
             raise UserError(
                 f"{directory}: {single.name} is missing, so the directory is incomplete; train or copy it again."
             )
-        for name in self.files:
-            self._handle(name)
-        self.file_of = weight_map
-
-    def _handle(self, name: str) -> Any:
-        if name not in self._open:
-            path = self.directory / name
-            try:
+        try:
+            if index.is_file():
+                path = index
+                self.file_of: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                self.files = sorted(set(self.file_of.values()))
+            self._open: dict[str, Any] = {}
+            for name in self.files:
+                path = directory / name
                 self._open[name] = safe_open(path, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise UserError(
-                    f"{path}: not a complete safetensors file ({error}); train or copy it again."
-                ) from error
-        return self._open[name]
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            kind = "index" if path == index else "safetensors file"
+            raise UserError(f"{path}: not a complete {kind} ({error!r}); train or copy it again.") from error
+        if not index.is_file():
+            self.file_of = dict.fromkeys(self._open[single.name].keys(), single.name)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._handle(self.file_of[name]).get_tensor(name)
+        return self._open[self.file_of[name]].get_tensor(name)
 
     def describe(self, name: str) -> tuple[torch.dtype | None, tuple[int, ...]]:
         """Dtype (None if it is not floating-point) and shape, without reading the tensor."""
-        part = self._handle(self.file_of[name]).get_slice(name)
+        part = self._open[self.file_of[name]].get_slice(name)
         return FLOATS.get(part.get_dtype()), tuple(part.get_shape())
 
     def __iter__(self) -> Iterator[str]:
