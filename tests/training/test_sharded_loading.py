@@ -13,11 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.utils import fsdp_utils
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from cctuning.errors import UserError
+from cctuning.training.sharded_checkpoints import read_adapter
 from cctuning.training.sharded_loading import NotShardable, ShardedLoader
+from tests.conftest import tiny_llama
 from tests.families import build
 
 ROOT = Path(__file__).parents[2]
@@ -152,3 +156,21 @@ def test_accelerate_still_calls_this_function():
     assert "fsdp2_load_full_state_dict(" in inspect.getsource(fsdp_utils.fsdp2_prepare_model)
     offset = inspect.signature(compute_local_shape_and_global_offset)
     assert list(offset.parameters)[:3] == ["global_shape", "mesh", "placements"]
+
+
+@pytest.mark.parametrize("name", ["default", "task"])
+def test_an_adapter_is_read_whole_or_not_at_all(name, tmp_path):
+    """Also its factors of an embedding, whose names end with the adapter's."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "embed_tokens"], init_lora_weights=False)
+    saved, other = (get_peft_model(tiny_llama(layers=2), config, adapter_name=name) for _ in range(2))
+    saved.save_pretrained(tmp_path)
+    folder = tmp_path if name == "default" else tmp_path / name
+    with torch.no_grad():
+        for key, parameter in other.named_parameters():
+            if "lora_" in key:
+                parameter.zero_()
+    read_adapter(other, folder, name)
+    expected = {key: value for key, value in saved.named_parameters() if "lora_" in key}
+    assert expected and all(torch.equal(dict(other.named_parameters())[key], value) for key, value in expected.items())
+    with pytest.raises(UserError, match="weights do not match the model's by name"):
+        read_adapter(get_peft_model(tiny_llama(layers=1), config, adapter_name=name), folder, name)

@@ -164,7 +164,7 @@ def read_adapter(model: nn.Module, directory: Path, adapter: str) -> None:
     files = ShardReader(directory, SAFETENSORS_WEIGHTS_NAME.removesuffix(".safetensors"))
     in_name = re.compile(rf"\.{re.escape(adapter)}(?=\.|$)")  # PEFT leaves it out of the file
     named = {in_name.sub("", name): tensor for name, tensor in model.named_parameters()}
-    _read({name: tensor for name, tensor in named.items() if name in files}, files, directory)
+    _read({name: tensor for name, tensor in named.items() if name in files.file_of}, files, directory)
 
 
 def _read(own: Mapping[str, Tensor], files: ShardReader, directory: Path, ignored: Collection[str] = ()) -> None:
