@@ -40,7 +40,7 @@ MOST_ROWS = 2000  # rows of the task that pairs are compared with; of more, a sa
 SPARE = 16  # candidates per row beyond its share
 UNKNOWN = "und"
 BLOCK = 500  # candidates that are compared at once
-MEMORY = 128  # MiB of similarities that are computed at once
+MEMORY = 256  # MiB of similarities that are computed at once
 
 Vectors = Any  # rows of unit length, dense or sparse
 Chosen = dict[str, list[tuple[int, float | None]]]  # by language: place in the corpus, similarity

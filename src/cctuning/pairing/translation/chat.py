@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from cctuning.errors import UserError
@@ -48,8 +48,7 @@ class Chat(Engine):
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options: ChatOptions = from_mapping(ChatOptions, options, "translation engine chat")
-        names = [option.name for option in fields(ClientOptions)]
-        self.client = ChatClient(ClientOptions(**{name: getattr(self.options, name) for name in names}))
+        self.client = ChatClient(self.options)
         self.name = f"chat {self.options.model}"
         self.usage, self.close = self.client.usage, self.client.close  # type: ignore[method-assign]
 

@@ -19,7 +19,7 @@ import urllib.parse
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class ChatClient:
 
     def identity(self) -> dict[str, Any]:
         """What decides an answer besides the messages; not the address, where the same model may move."""
-        return {key: asdict(self.options)[key] for key in ("model", "temperature", "max_tokens", "body")}
+        return {name: getattr(self.options, name) for name in ("model", "temperature", "max_tokens", "body")}
 
     def complete(
         self, conversations: Iterable[Sequence[Message]], keep: Callable[[int, Answer], None] | None = None
