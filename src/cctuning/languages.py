@@ -61,13 +61,10 @@ class Tag(NamedTuple):
     variants: tuple[str, ...] = ()
 
 
+@cache
 def parse(code: str) -> Tag | None:
     """Parse a code or an English name; None where it is neither."""
-    return _parse(code.strip())
-
-
-@cache
-def _parse(code: str) -> Tag | None:
+    code = code.strip()
     if PRIVATE.fullmatch(code.lower()):
         return Tag(code.lower(), None, None)
     if CODE.fullmatch(code):

@@ -12,8 +12,8 @@ import multiprocessing
 import os
 import signal
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from collections.abc import Collection, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -43,14 +43,12 @@ NO_ENCODER = (
 )
 HITS = 1000  # rows found in evaluation texts, listed in the card
 
-_inspector: Inspector | None = None  # of a worker process
+_inspector: Inspector | None = None  # of this process; forked workers inherit it
 
 
-def _become_worker(inspector: Inspector, parent: int) -> None:
-    global _inspector
+def _become_worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interrupts
     leave_with(parent)
-    _inspector = inspector
 
 
 def _inspect(rows: list[Candidate]) -> list[Verdict]:
@@ -159,28 +157,17 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
     return card
 
 
-def _pool(workers: int, inspector: Inspector, langs: Collection[str]) -> _InProcess | ProcessPoolExecutor:
-    """A pool of forked workers, which share the language models and the index of evaluation texts."""
+def _pool(workers: int, inspector: Inspector, langs: Collection[str]) -> Executor:
+    """Forked workers, which share the language models and the index of evaluation texts; or one thread."""
+    global _inspector
+    _inspector = inspector
     if workers == 1 or "fork" not in multiprocessing.get_all_start_methods():
-        return _InProcess(inspector)
-    context = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(workers, context, _become_worker, (inspector, os.getpid()))
+        return ThreadPoolExecutor(1)
     inspector.load(langs)
     gc.freeze()
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _become_worker, (os.getpid(),))
     pool.submit(_inspect, []).result()  # forks all workers now, before an engine starts threads
     return pool
-
-
-class _InProcess(Executor):
-    """Runs the checks in this process."""
-
-    def __init__(self, inspector: Inspector) -> None:
-        self.inspector = inspector
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        future.set_result(self.inspector(*args))
-        return future
 
 
 def _read(run: Run, assembly: Assembly, account: Account, pool: Executor, ahead: int) -> None:
