@@ -42,12 +42,12 @@ def main(argv: list[str]) -> None:
 def show(comparison: Any, output: Path | None = None) -> None:
     """Print a comparison."""
     from rich.console import Console
+    from rich.markdown import Markdown
 
-    from cctuning.evaluation.comparison_table import terminal
+    from cctuning.evaluation.comparison_table import tables
 
     console = Console(width=None if sys.stdout.isatty() else 140)  # a file is as wide as the table
-    for table in terminal(comparison):
-        console.print(table)
+    console.print(Markdown(tables(comparison)))
     for note in comparison.notes:
         print(f"note: {note}")
     if output:

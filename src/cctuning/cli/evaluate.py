@@ -58,8 +58,9 @@ def main(argv: list[str]) -> None:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it logs the settings of each task
     from rich.console import Console
+    from rich.markdown import Markdown
 
-    from cctuning.evaluation.results_table import caption, terminal
+    from cctuning.evaluation.results_table import tables
     from cctuning.evaluation.run import Options, evaluate, evaluate_models
 
     names = "rows tasks include_path languages benchmarks limit data chat chat_template_kwargs thinking_tokens dtype"
@@ -76,9 +77,7 @@ def main(argv: list[str]) -> None:
         done = [(models[0][0], output, evaluate(models[0][1], output, options))]
     console = Console()
     for _, directory, record in done:
-        for table in terminal(record, console.width):
-            console.print(table)
-        console.print(caption(record))
+        console.print(Markdown(tables(record)))
         for note in record["notes"]:
             print(f"note: {note}")
         print(f"results: {directory}/results.json, table: {directory}/results.md, samples: {directory}/samples/")

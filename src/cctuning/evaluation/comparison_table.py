@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.table import Table
-
 from cctuning.errors import UserError
 from cctuning.evaluation.compare import Comparison, Row, difference_text, interval_text
 from cctuning.files import write_atomically
@@ -40,56 +38,32 @@ def table_cells(comparison: Comparison, rows: Sequence[Row]) -> tuple[list[str],
     return header, body
 
 
-def _tables(comparison: Comparison) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, header and cells for each system except the baseline."""
-    found = []
+def tables(comparison: Comparison) -> str:
+    """A Markdown table with a heading for each system except the baseline, and how to read them."""
+    lines = []
     for system, members in comparison.systems.items():
-        if system != comparison.baseline:
-            counts = [len(members), len(comparison.systems[comparison.baseline])]
-            seeds = "" if counts == [1, 1] else f" ({counts[0]} and {counts[1]} seeds)"
-            rows = [row for row in comparison.rows if row.system == system]
-            found.append((f"{system} against {comparison.baseline}{seeds}", *table_cells(comparison, rows)))
-    return found
-
-
-def _caption(comparison: Comparison) -> str:
+        if system == comparison.baseline:
+            continue
+        counts = [len(members), len(comparison.systems[comparison.baseline])]
+        seeds = "" if counts == [1, 1] else f" ({counts[0]} and {counts[1]} seeds)"
+        rows = [row for row in comparison.rows if row.system == system]
+        header, body = table_cells(comparison, rows)
+        lines += [f"## {system} against {comparison.baseline}{seeds}", ""]
+        lines += [table(header, body, f"ll{'r' * (len(header) - 3)}"), ""]
     settings = comparison.settings
-    return (
+    caption = (
         "Values in %, differences in points, paired by item; means (how many) leave out "
         f"{', '.join(settings['reference_languages'])}. 95 % intervals: [items] bootstrap, {settings['draws']} draws; "
         "[seeds] Student's t of runs paired in order. p: sign-flip test, Holm-corrected "
         f"over a benchmark's languages; a mean's p is not corrected. Verdict: p < {settings['alpha']:g}. "
         f"Seed {settings['seed']}."
     )
-
-
-def terminal(comparison: Comparison) -> list[Table]:
-    """A table per system except the baseline."""
-    from rich.markup import escape
-
-    tables = []
-    for title, header, body in _tables(comparison):
-        shown = Table(title=escape(title), caption=escape(_caption(comparison)))
-        for number, column in enumerate(header):
-            shown.add_column(
-                escape(column),
-                justify="right" if 2 <= number < len(header) - 1 else "left",
-                no_wrap=number in (1, 2),
-                overflow="fold",  # a narrow terminal wraps figures instead of cutting them
-            )
-        for number, line in enumerate(body):
-            last = number + 1 == len(body) or body[number + 1][0] != line[0]
-            shown.add_row(*map(escape, line), end_section=last)
-        tables.append(shown)
-    return tables
+    return "\n".join([*lines, caption])
 
 
 def markdown(comparison: Comparison) -> str:
     """The content of comparison.md."""
-    lines = [f"# Comparison with {comparison.baseline}", ""]
-    for title, header, body in _tables(comparison):
-        lines += [f"## {title}", "", table(header, body, f"ll{'r' * (len(header) - 3)}"), ""]
-    lines += [_caption(comparison), ""]
+    lines = [f"# Comparison with {comparison.baseline}", "", tables(comparison), ""]
     lines += [f"- note: {note}" for note in comparison.notes]
     for name, members in comparison.systems.items():
         lines += [

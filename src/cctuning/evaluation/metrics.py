@@ -8,11 +8,12 @@ scores are in [0, 1].
 
 from __future__ import annotations
 
-import re
 import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+
+import regex
 
 from cctuning.languages import parse
 
@@ -28,21 +29,15 @@ _ARABIC_ARTICLE = "ال"
 _UNSPACED_LANGUAGES = frozenset(("zh", "yue", "ja", "th", "my", "km", "lo"))
 _TURKIC_CASING = frozenset(("tr", "az"))
 
-_UNSPACED_SCRIPT = re.compile(
-    "["
-    "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han, with 々 and 〇
-    "\u3041-\u30ff\u31f0-\u31ff\uff66-\uff9f"  # kana
-    "\u0e00-\u0e7f\u0e80-\u0eff"  # Thai, Lao
-    "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Myanmar
-    "\u1780-\u17ff"  # Khmer
-    "]"
-)
-# Letters by category that Unicode counts to the cluster before them: Thai and Lao AM, half-width kana's voice marks.
-_ATTACHED_LETTERS = frozenset("\u0e33\u0eb3\uff9e\uff9f")
-# Signs that set the next consonant below: Myanmar's virama and Khmer's coeng.
-_STACKERS = frozenset("\u1039\u17d2")
-_ZERO_WIDTH_SPACE = "\u200b"
-_VARIATION_SELECTORS = re.compile("[\ufe00-\ufe0f]")
+# A character of a script without spaces, and what belongs to it: marks, the letters that Unicode counts to the cluster
+# before them (Thai and Lao AM, the voice marks of half-width kana), and the consonant that Myanmar's virama and
+# Khmer's coeng set below it.
+_UNSPACED = r"[[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}ーｰ]&&[\p{L}\p{M}\p{Nl}\p{No}]]"
+_ATTACHED = r"(?:[\p{M}\u0e33\u0eb3\uff9e\uff9f]|(?<=[\u1039\u17d2])" + _UNSPACED + ")"
+_TOKEN = regex.compile(f"{_UNSPACED}{_ATTACHED}*|(?:(?!{_UNSPACED}).)(?:(?!{_UNSPACED}).|\\p{{M}})*", regex.V1)
+_PUNCTUATION = regex.compile(rf"[\p{{P}}{regex.escape(string.punctuation)}]")
+_OUTSIDE_WORDS = regex.compile(r"(?<![\p{L}\p{N}\p{M}])\p{M}+|[^\p{L}\p{N}\p{M}]")
+_INVISIBLE = regex.compile(r"[\p{Cf}\ufe00-\ufe0f]")  # formats and variation selectors
 
 
 def normalise_answer(text: str, language: str) -> list[str]:
@@ -63,14 +58,13 @@ def normalise_answer(text: str, language: str) -> list[str]:
       characters are removed, the zero-width space counts as a space; tr and az pair İ with i and I with ı.
     """
     code = _language_code(language)
-    plain = "".join(character for character in _clean(text, code) if not _is_punctuation(character))
-    words = plain.split()
+    words = _PUNCTUATION.sub("", _clean(text, code)).split()
     if code == "ar":
         words = [word for word in (word.removeprefix(_ARABIC_ARTICLE) for word in words) if word]
     articles = _ARTICLES.get(code, frozenset())
     words = [word for word in words if word not in articles]
     if code in _UNSPACED_LANGUAGES:
-        return [token for word in words for token in _split_unspaced(word)]
+        return [token for word in words for token in _TOKEN.findall(word)]
     return words
 
 
@@ -101,12 +95,8 @@ def tokens_for_rouge(text: str, language: str) -> list[str]:
     decides only the case rule of tr and az. XL-Sum's multilingual ROUGE (Hasan et al. 2021, arXiv 2106.13822) segments
     those languages into words and stems some others, so its figures differ.
     """
-    kept: list[str] = []
-    for character in _clean(text, _language_code(language)):
-        major = unicodedata.category(character)[0]
-        in_word = major in "LN" or (major == "M" and bool(kept) and kept[-1] != " ")
-        kept.append(character if in_word else " ")
-    return [token for word in "".join(kept).split() for token in _split_unspaced(word)]
+    words = _OUTSIDE_WORDS.sub(" ", _clean(text, _language_code(language))).split()
+    return [token for word in words for token in _TOKEN.findall(word)]
 
 
 def rouge_l(prediction: str, target: str, language: str) -> float:
@@ -134,35 +124,7 @@ def _clean(text: str, code: str) -> str:
     if code in _TURKIC_CASING:
         composed = composed.replace("İ", "i").replace("I", "ı")
     lowered = unicodedata.normalize("NFC", composed.lower())
-    spaced = _VARIATION_SELECTORS.sub("", lowered).replace(_ZERO_WIDTH_SPACE, " ")
-    return "".join(character for character in spaced if unicodedata.category(character) != "Cf")
-
-
-def _is_punctuation(character: str) -> bool:
-    return character in string.punctuation or unicodedata.category(character).startswith("P")
-
-
-def _is_unspaced(character: str) -> bool:
-    """Whether a character is a letter, mark or letter-like number of a script without spaces between words."""
-    if not _UNSPACED_SCRIPT.match(character):
-        return False
-    category = unicodedata.category(character)
-    return category[0] in "LMN" and category != "Nd"
-
-
-def _split_unspaced(word: str) -> list[str]:
-    """Split off each unspaced character with its marks; keep the runs between them whole."""
-    pieces: list[str] = []
-    in_run = False
-    for character in word:
-        mark = unicodedata.category(character).startswith("M") or character in _ATTACHED_LETTERS
-        unspaced = _is_unspaced(character)
-        if pieces and (mark or (unspaced and pieces[-1][-1] in _STACKERS) or (in_run and not unspaced)):
-            pieces[-1] += character
-        else:
-            pieces.append(character)
-            in_run = not unspaced
-    return pieces
+    return _INVISIBLE.sub("", lowered.replace("\u200b", " "))  # zero-width space
 
 
 def _best_over_targets(

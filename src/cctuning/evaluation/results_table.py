@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.table import Table
-
 from cctuning.evaluation.answer_language import HEADER, table_rows
 from cctuning.languages import ENGLISH, base, is_code, language_name
 from cctuning.markdown import table
@@ -31,6 +29,7 @@ JOSHI_CLASS = {
     "te": 1, "qu": 1, "my": 1,
 }  # fmt: skip
 LEVELS = ("high", "mid", "low")
+AT_ONCE = 5  # benchmarks side by side, as a terminal has room for
 
 
 def level(language: str) -> str | None:
@@ -39,44 +38,33 @@ def level(language: str) -> str | None:
     return None if found is None else "high" if found >= 4 else "mid" if found == 3 else "low"
 
 
-def caption(record: dict[str, Any]) -> str:
-    """How to read the table."""
-    return (
-        "% ± standard error over items; means over languages (how many). Resource levels: Joshi et al. 2020, classes "
-        f"4-5 high, 3 mid, 0-2 low; their means leave out {language_name(_reference(record))}."
-    )
-
-
 def _reference(record: dict[str, Any]) -> str:
     return record["model"].get("reference_language") or ENGLISH
 
 
-def rows(record: dict[str, Any], metric: str | None = None) -> tuple[list[str], list[list[str]]]:
-    """Header and rows as text.
-
-    Args:
-        metric: metric to show, of the tasks that have it; None for the main metric of each task.
-    """
-    tasks = [task if metric is None else {**task, "metric": metric} for task in record["tasks"].values()]
-    tasks = [task for task in tasks if task["metric"] in task["metrics"]]
+def _table(record: dict[str, Any], tasks: list[dict[str, Any]]) -> str:
+    """A Markdown table of the main metric of `tasks`."""
     cells = {(task["benchmark"], task["language"]): task for task in tasks}
-    metrics = {task["benchmark"]: METRIC_NAMES.get(task["metric"], task["metric"]) for task in tasks}
-    chance = {task["benchmark"]: task["chance"] for task in reversed(tasks)}
+    benchmarks = {task["benchmark"]: task for task in reversed(tasks)}
+    names = [*dict.fromkeys(task["benchmark"] for task in tasks)]
     reference = _reference(record)
     languages = sorted({task["language"] for task in tasks}, key=lambda one: (one != reference, one))
     body = []
     for language in languages:
-        figures = [_figure(cells.get((name, language))) for name in metrics]
+        figures = [_figure(cells.get((name, language))) for name in names]
         body.append([language, level(language) or "-", *figures])
     others = [one for one in languages if one != reference]
     groups = {"mean": languages, f"mean without {reference}": others}
     groups |= {f"mean {name}": [one for one in others if level(one) == name] for name in LEVELS}
     for label, group in groups.items():
-        means = [_mean([cells[name, one] for one in group if (name, one) in cells]) for name in metrics]
+        means = [_mean([cells[name, one] for one in group if (name, one) in cells]) for name in names]
         if any(mean != "-" for mean in means):
             body.append([label, "", *means])
-    body.append(["chance", "", *("-" if chance[name] is None else f"{100 * chance[name]:.1f}" for name in metrics)])
-    return ["language", "resource", *(f"{name} ({metric})" for name, metric in metrics.items())], body
+    chances = [benchmarks[name]["chance"] for name in names]
+    body.append(["chance", "", *("-" if chance is None else f"{100 * chance:.1f}" for chance in chances)])
+    metrics = [benchmarks[name]["metric"] for name in names]
+    columns = [f"{name} ({METRIC_NAMES.get(metric, metric)})" for name, metric in zip(names, metrics, strict=True)]
+    return table(["language", "resource", *columns], body, f"ll{'r' * len(columns)}")
 
 
 def _figure(task: dict[str, Any] | None) -> str:
@@ -92,46 +80,37 @@ def _mean(tasks: list[dict[str, Any]]) -> str:
     return f"{100 * sum(values) / len(values):.1f} ({len(values)})" if values else "-"
 
 
-def terminal(record: dict[str, Any], width: int) -> list[Table]:
-    """Tables for a terminal of `width` columns, with as many benchmarks side by side as fit."""
-    header, body = rows(record)
-    at_once = max(1, (width - 30) // 16)
-    tables = []
-    for start in range(2, len(header), at_once):
-        columns = [0, 1, *range(start, min(start + at_once, len(header)))]
-        shown = Table(title=_title(record), title_justify="left")
-        for column in columns:
-            name = header[column].replace(" (", "\n(")
-            shown.add_column(name, justify="left" if column < 2 else "right", no_wrap=True)
-        for number, row in enumerate(body):
-            ends = row[0] != "chance" and body[number + 1][0] in ("mean", "chance")
-            shown.add_row(*(row[column] for column in columns), end_section=ends)
-        tables.append(shown)
-    identified = table_rows(record)
-    if identified:
-        shown = Table(*HEADER, title="Which language it answered in", title_justify="left")
-        for row in identified:
-            shown.add_row(*row)
-        tables.append(shown)
-    return tables
-
-
-def markdown(record: dict[str, Any]) -> str:
-    """The content of results.md."""
-
-    def figures(metric: str | None = None) -> str:
-        header, body = rows(record, metric)
-        return table(header, body, f"ll{'r' * len(header)}")
-
-    lines = [f"# {_title(record)}", "", figures(), "", caption(record), ""]
-    if any(NORMALISED in task["metrics"] for task in record["tasks"].values()):
-        lines += ["## Length-normalised accuracy", "", figures(NORMALISED), ""]
-        lines += ["Log-likelihood of each choice divided by its number of characters; from the same answers.", ""]
+def tables(record: dict[str, Any]) -> str:
+    """Markdown tables of the results, at most `AT_ONCE` benchmarks in each, and how to read them."""
+    lines = [f"# {_title(record)}", ""]
+    for metric in (None, NORMALISED):
+        tasks = [task if metric is None else {**task, "metric": metric} for task in record["tasks"].values()]
+        tasks = [task for task in tasks if task["metric"] in task["metrics"]]
+        if metric and tasks:
+            lines += ["## Length-normalised accuracy", ""]
+        names = list(dict.fromkeys(task["benchmark"] for task in tasks))
+        for start in range(0, len(names), AT_ONCE):
+            kept = [task for task in tasks if task["benchmark"] in names[start : start + AT_ONCE]]
+            lines += [_table(record, kept), ""]
+        if metric is None:
+            lines += [
+                "% ± standard error over items; means over languages (how many). Resource levels: Joshi et al. 2020, "
+                "classes 4-5 high, 3 mid, 0-2 low; their means leave out "
+                f"{language_name(_reference(record))}.",
+                "",
+            ]
+        elif tasks:
+            lines += ["Log-likelihood of each choice divided by its number of characters; from the same answers.", ""]
     identified = table_rows(record)
     if identified:
         lines += ["## Which language it answered in", "", table(HEADER, identified, "llrrr"), ""]
         lines += ["By lingua, of answers that are long enough (how many).", ""]
-    lines += [f"- {note}" for note in record.get("notes", [])]
+    return "\n".join(lines)
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """The content of results.md."""
+    lines = [tables(record), *(f"- {note}" for note in record.get("notes", []))]
     settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items() if value is not None)
     versions = ", ".join(f"{key} {value}" for key, value in record["versions"].items())
     lines += [f"- {settings}", f"- {versions}", f"- fingerprint {record['model']['fingerprint']}", ""]
