@@ -30,12 +30,12 @@ def as_lines(every: float = EVERY) -> None:
     def display(bar: Any, msg: str | None = None, pos: int | None = None) -> bool:
         now = time.time()
         if now - getattr(bar, "last_line", getattr(bar, "start_t", now)) >= every:
-            bar.last_line = now
+            bar.last_line, bar.shown = now, bar.n
             print(_line(bar.format_dict), file=bar.fp, flush=True)
         return True
 
     def close(bar: Any) -> None:
-        if not getattr(bar, "disable", True) and hasattr(bar, "last_line"):
+        if not getattr(bar, "disable", True) and getattr(bar, "shown", bar.n) != bar.n:
             print(_line(bar.format_dict), file=bar.fp, flush=True)
         bar.leave, bar.fp = False, io.StringIO()  # discards what tqdm writes when it closes
         ended(bar)
@@ -48,13 +48,14 @@ def _line(state: dict[str, Any]) -> str:
     name = (state["prefix"] or "").strip().rstrip(":") or "progress"
     done, total, seconds = state["n"], state["total"], state["elapsed"]
     unit = "" if state["unit"] in ("", "it") else f" {state['unit'].strip()}"
-    text = f"{name}: {done:,.0f}" + (f" of {total:,.0f}" if total else "") + f"{unit}, {_time(seconds)}"
+    text = f"{name}: {done:,.0f}" + (f" of {total:,.0f}" if total else "") + f"{unit}, {duration(seconds)}"
     if total and 0 < done < total:
-        text += f", about {_time(seconds * (total - done) / done)} to go"
+        text += f", about {duration(seconds * (total - done) / done)} to go"
     return text
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as text, in the unit that suits them."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

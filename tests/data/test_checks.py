@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cctuning.data import load_rows
+from cctuning.data import load_parallel, load_rows
 from cctuning.identify import between
 
 PAIRS = {
@@ -89,3 +89,14 @@ def test_two_languages_told_apart():
     assert between("这条河每年春天都会泛滥", "zh", "en") == 1.0 and between("ሰላም ነው ወይ", "am", "en") == 1.0
     assert between("Yara suna wasa a gida yau da safe.", "ha", "en") > 0.5 > between("They play at home.", "ha", "en")
     assert between("a", "id", "ms") is None and between("a", "ha", "yo") is not None
+
+
+def test_words_with_digits_are_not_identified(tmp_path):
+    rows = [
+        {"prompt": f"x{n} x2 x3 x4 x5 x6", "response": "a", "lang": "sw", "prompt_en": f"w{n} w2 w3 w4 w5 w6"}
+        for n in range(8)
+    ]
+    assert notes(tmp_path, rows) == []
+    pairs = [{"text": row["prompt"], "text_en": row["prompt_en"], "lang": "sw"} for row in rows]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    assert load_parallel([str(tmp_path / "pairs.jsonl")])[1].notes == []

@@ -95,7 +95,7 @@ for _ in tqdm(range(3), desc="Off", disable=True): time.sleep(0.3)
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
     lines = said.splitlines()
     assert len(lines) >= 2 and all(re.fullmatch(r"Folding: \d+ of 10, \d+ s(, about \d+ s to go)?", x) for x in lines)
-    assert lines[-1].startswith("Folding: 10 of 10") and "\r" not in said
+    assert lines[-1].startswith("Folding: 10 of 10") and "\r" not in said and len(lines) == len({*lines})
     assert io.StringIO(said).readline()
 
 

@@ -16,8 +16,8 @@ from cctuning.identify import between, scripts_apart
 from cctuning.languages import language_name
 
 SAMPLE = 64  # pairs of a language that are identified
-WORDS = 5  # fewest words of a text whose language lingua identifies: names confuse it
-WRONG = 0.2  # likelihood of its own language below which a text is in the other side's
+WORDS = 5  # fewest words without digits of a text whose language lingua identifies: names confuse it
+WRONG = 0.2  # likelihood of its own language below which a text of rows is in the other side's
 SHARE = 0.2  # of the sampled rows that makes a warning: names and formulas mislead lingua
 
 
@@ -72,23 +72,30 @@ def identifiable(lang: str, language: str) -> bool:
     return scripts_apart(lang, language) or available("lingua")
 
 
-def wrong_sides(pairs: Iterable[Iterable[str]], lang: str, language: str) -> tuple[int, Counter[str]]:
+def wrong_sides(
+    pairs: Iterable[Iterable[str]], lang: str, language: str, wrong: float = WRONG
+) -> tuple[int, Counter[str]]:
     """How many (text, reference) pairs could be identified, and how many of those show each problem.
 
-    A problem is `swapped`, `text` (it is not in `lang`) or `reference` (it is not in `language`).
+    A problem is `swapped`, `text` (it is not in `lang`) or `reference` (it is not in `language`): its likelihood is
+    below `wrong`.
     """
     read, found = 0, Counter[str]()
     least = 1 if scripts_apart(lang, language) else WORDS
     for text, reference in pairs:
-        if _equal(text, reference) or min(len(tokens(side)) for side in (text, reference)) < least:
+        if _equal(text, reference) or min(map(_words, (text, reference))) < least:
             continue
         own, other = between(text, lang, language), between(reference, language, lang)
         if own is None or other is None:
             continue
         read += 1
-        if own < WRONG or other < WRONG:
-            found["swapped" if own < WRONG and other < WRONG else "text" if own < WRONG else "reference"] += 1
+        if own < wrong or other < wrong:
+            found["swapped" if own < wrong and other < wrong else "text" if own < wrong else "reference"] += 1
     return read, found
+
+
+def _words(text: str) -> int:
+    return sum(not any(map(str.isdecimal, word)) for word in tokens(text))
 
 
 def _texts(table: pa.Table) -> Iterator[tuple[str, str, str]]:

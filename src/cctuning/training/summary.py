@@ -16,6 +16,7 @@ from cctuning.connection import ConnectionConfig
 from cctuning.connection.config import ALIGN_OPTIONS
 from cctuning.errors import UserError
 from cctuning.model.connected import ATTRIBUTE
+from cctuning.progress import duration
 from cctuning.training.config import CCConfig
 from cctuning.training.options import RunOptions
 from cctuning.training.sampling import undisturbed
@@ -81,13 +82,9 @@ def plan(trainer: Any) -> Plan:
     labels = rows["labels"]
     answered = sum(any(label != -100 for label in row) for row in labels)
     processes, parts = max(1, args.world_size), args.gradient_accumulation_steps
-    rows_a_step = args.train_batch_size * processes * parts
-    batches = len(rows) // (args.train_batch_size * processes)
+    rows_a_step, batches = args.train_batch_size * processes * parts, len(trainer._get_train_sampler())
     if args.packing:
-        batches = len(trainer._get_train_sampler())
         rows_a_step = min(len(rows), round(len(rows) * parts / max(1, batches)))
-    elif not args.dataloader_drop_last:
-        batches = math.ceil(len(rows) / (args.train_batch_size * processes))
     per_epoch = max(1, math.ceil(batches / parts))
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch) + args.align_first
     trains = {"base": 0, "LoRA": 0, "connection": 0}
@@ -241,9 +238,8 @@ def trial(trainer: Any) -> tuple[float, int, str]:
 
 def expected(plan: Plan, seconds: float, peak: int, recording: str) -> list[str]:
     """The results of a trial for the whole run, as lines."""
-    lines = [
-        f"time:       about {_time(seconds * plan.steps)}: {seconds:.3g} s a step, measured on rows of median length"
-    ]
+    whole = duration(seconds * plan.steps)
+    lines = [f"time:       about {whole}: {seconds:.3g} s a step, measured on rows of median length"]
     if recording:
         lines.append(f"recording:  {recording}")
     if peak:
@@ -304,9 +300,3 @@ def _count(number: int) -> str:
 
 def _bytes(number: int) -> str:
     return f"{number / 1024**3:.3g} GiB" if number >= 1024**3 / 10 else f"{number / 1024**2:.3g} MiB"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -28,6 +28,7 @@ from cctuning.languages import canonical, same
 SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "reference", "lang", "origin")])
 FEW = 4  # pairs of a language below which a note is written
 SAMPLE = 40  # pairs of a language whose sides are identified
+WRONG = 0.1  # likelihood of its own language below which a side is in the other's: an error, so surer than a warning
 
 
 def load_parallel(
@@ -153,7 +154,7 @@ def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: Paral
     for lang, sample in samples.items():
         if same(lang, language) or not identifiable(lang, language):
             continue
-        read, problems = wrong_sides(sample, lang, language)
+        read, problems = wrong_sides(sample, lang, language, WRONG)
         for what, times in problems.most_common(1):
             if times < FEW or times <= read / 2:
                 continue
