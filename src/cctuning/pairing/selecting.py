@@ -28,7 +28,7 @@ from cctuning.data.text import flat, normalise, tokens
 from cctuning.errors import UserError
 from cctuning.files import file_hash
 from cctuning.identify import identify_language
-from cctuning.languages import canonical_or_none, matching
+from cctuning.languages import UNKNOWN, canonical_or_none, matching
 from cctuning.markdown import table
 from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
@@ -38,7 +38,6 @@ from cctuning.settings import option
 CHUNK = 2000  # pairs that are read at once
 MOST_ROWS = 2000  # rows of the task that pairs are compared with; of more, a sample
 SPARE = 16  # candidates per row beyond its share
-UNKNOWN = "und"
 BLOCK = 500  # candidates that are compared at once
 MEMORY = 256  # MiB of similarities that are computed at once
 

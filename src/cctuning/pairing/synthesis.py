@@ -66,7 +66,9 @@ def translate_rows(rows: Candidates, translator: Translator, language: str, into
             responses = [row.response or "" for row in answered]
             for row, response in translated(answered, responses, translator, language, lang):
                 row.response = flat(response)
-            yield from made
+            for row, source in zip(made, good, strict=True):
+                row.record = source.as_row(language) if row.problems else None
+                yield row
 
 
 def distil(rows: Candidates, teacher: ChatClient, translator: Translator | None, language: str) -> Candidates:
@@ -86,6 +88,7 @@ def distil(rows: Candidates, teacher: ChatClient, translator: Translator | None,
             if answer.text is None:
                 row.problems.append(Problem("teacher", answer.problem or "no answer"))
                 continue
+            row.record = row.as_row(language)  # to be written if its answer cannot be translated
             row.response, row.thinking, row.calls = answer.text, None, None
             if translator is not None and row.reference is not None:
                 row.reference_response = answer.text
@@ -94,7 +97,9 @@ def distil(rows: Candidates, teacher: ChatClient, translator: Translator | None,
                 responses = [row.response or "" for row in own]
                 for row, text in translated(own, responses, translator, language, lang):
                     row.response = flat(text)
-        yield from chunk
+        for row in chunk:
+            row.record = row.record if row.problems else None
+            yield row
 
 
 def translated(
