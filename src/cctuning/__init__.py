@@ -1,8 +1,7 @@
-"""CC-Tuning: fine-tune a language model for one language while it borrows from the one it knows best.
+"""CC-Tuning: fine-tune a language model so that what it knows in one language also works in others.
 
-The floors, lowest first; a floor imports only floors below it: `connection` (the method, torch alone), `model` (the
-method in a transformers model) and `data` (rows in, batches out), `training` (on TRL), `demo` (a small world to try
-it in), `cli`. The names below are the public API.
+Packages import in one direction: `connection` (the method, torch alone) < `model` (in a transformers model), `data`
+< `training` (on TRL) < `evaluation`, `report`, `serving` < `cli`, `demo`. The names below are the public API.
 """
 
 from __future__ import annotations
