@@ -75,9 +75,6 @@ class Aligner:
 
         Args:
             others: places of the references to tell them from; None: all.
-
-        Raises:
-            UserError: the error is in units of the references' spread, which has not been measured.
         """
         if step.plan.row_weight is None:
             return

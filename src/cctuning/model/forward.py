@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -98,8 +98,7 @@ class ConnectedForward(nn.Module):
 
         Without labels: logits of the student pass, or, for rows with a reference, of the live connection.
         """
-        given = {field.name: inputs.pop(field.name) for field in fields(Batch) if field.name in inputs}
-        batch = Batch(input_ids, attention_mask, labels, **given)  # type: ignore[arg-type]  # filled in
+        batch = Batch.take(inputs, input_ids=input_ids, attention_mask=attention_mask, labels=labels)
         if labels is None:
             predict = None if prompt_lengths is None else answering(batch.attention_mask, prompt_lengths)
             plan = self._plan_inference(batch, predict)
@@ -233,11 +232,7 @@ class ConnectedForward(nn.Module):
 
     @property
     def fused_probability(self) -> float:
-        """Probability of the fused pass now (`paths: sampled`).
-
-        Raises:
-            UserError: it changes over training, and `total_steps` is not set.
-        """
+        """Probability of the fused pass now (`paths: sampled`)."""
         start, end = self.config.fused_probability_start, self.config.fused_probability_end
         if self.total_steps is None and start != end:
             raise UserError(
@@ -259,8 +254,7 @@ class ConnectedForward(nn.Module):
         Raises:
             UserError: prompts padded on the right, or options under which the prompt's end is not known.
         """
-        given = {field.name: inputs.pop(field.name) for field in fields(Batch) if field.name in inputs}
-        batch = Batch(input_ids, attention_mask, **given)  # type: ignore[arg-type]  # filled in
+        batch = Batch.take(inputs, input_ids=input_ids, attention_mask=attention_mask)
         if not bool(batch.attention_mask[:, -1].all()):
             raise UserError("generate: prompts are padded on the right; set tokenizer.padding_side = 'left'.")
         with self._run.planned(self._plan_generation(batch, inputs)):

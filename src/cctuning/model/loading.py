@@ -44,11 +44,7 @@ class Loaded:
 
 
 def resolve(path: str) -> tuple[str, dict[str, Any]]:
-    """Where the weights of `path` are, and the record of their run (empty if there is none).
-
-    Raises:
-        UserError: the run has not finished, or there is no model at the path.
-    """
+    """Where the weights of `path` are, and the record of their run (empty if there is none)."""
     folder = Path(path)
     if (folder / RUN_FILE).is_file():
         run = read_record(folder)
@@ -81,11 +77,7 @@ def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
 
 
 def torch_dtype(name: str) -> torch.dtype | None:
-    """The dtype with this name; None for `auto`.
-
-    Raises:
-        UserError: there is no such floating-point dtype.
-    """
+    """The dtype with this name; None for `auto`."""
     dtype = getattr(torch, name, None)
     if name == "auto":
         return None
@@ -176,11 +168,7 @@ def tokenizer_of(where: str, base: str | None, trust_remote_code: bool = False) 
 
 
 def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> Loaded:
-    """Load the model at `path`, with its connection if it has one.
-
-    Raises:
-        UserError: there is no model that can be loaded.
-    """
+    """Load the model at `path`, with its connection if it has one."""
     where, run = resolve(path)
     folder = Path(where)
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
@@ -212,9 +200,6 @@ def base_of(folder: Path, run: dict[str, Any]) -> tuple[str | None, str]:
 
     Args:
         run: record of its run, or an empty one.
-
-    Raises:
-        UserError: a LoRA that does not name its base model.
     """
     base: str | None = run.get("model")
     if (folder / LORA_CONFIG).is_file():

@@ -101,11 +101,7 @@ def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | 
 
 
 def lora_from_connection(site: Site, projection: Projection, transform: Transform, lora: Factors | None) -> Factors:
-    """Factors of a projection under its layer's transform, and under its LoRA where it has one.
-
-    Raises:
-        UserError: fused experts, a transform that is not of low rank, or quantised weights.
-    """
+    """Factors of a projection under its layer's transform, and under its LoRA where it has one."""
     possible_lora(site, transform)
     factors = transform.factors()
     assert factors is not None
@@ -155,11 +151,7 @@ def check_vocabulary(model: nn.Module, original: int | None) -> None:
 
 
 def existing_lora(model: nn.Module) -> dict[str, Factors]:
-    """The LoRA on `model`, by module name in the unwrapped model, with the scaling in b; empty if there is none.
-
-    Raises:
-        UserError: the adapter is not one plain LoRA.
-    """
+    """The LoRA on `model`, by module name in the unwrapped model, with the scaling in b; empty if there is none."""
     found = {name: module for name, module in unwrap(model).named_modules() if isinstance(module, BaseTunerLayer)}
     if not isinstance(model, PeftModel):
         if found:
@@ -173,11 +165,7 @@ def existing_lora(model: nn.Module) -> dict[str, Factors]:
 
 
 def plain_adapter(model: PeftModel) -> str:
-    """Name of the one LoRA on `model`.
-
-    Raises:
-        UserError: there are several adapters, or it is not a plain LoRA.
-    """
+    """Name of the one LoRA on `model`."""
     active = model.active_adapters
     unfit = why_not_plain(model.peft_config[active[0]])
     if len(active) != 1:

@@ -62,11 +62,7 @@ def merged(projection: Projection, name: str, value: Tensor, delta: Tensor) -> T
 
 @torch.no_grad()
 def merge_projection(projection: Projection, delta: Tensor) -> None:
-    """Multiply a projection by W = I + `delta`, in place, with its bias and all experts.
-
-    Raises:
-        UserError: the weights are quantised, absent or wrapped by PEFT.
-    """
+    """Multiply a projection by W = I + `delta`, in place, with its bias and all experts."""
     if isinstance(projection.module, BaseTunerLayer):
         raise UserError(
             f"{projection.name}: a PEFT adapter ({type(projection.module).__name__}) is still on it; merge it first "

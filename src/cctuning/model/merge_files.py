@@ -138,11 +138,7 @@ class FileMerge:
 
 
 def open_merge(path: str, trust_remote_code: bool = False) -> FileMerge | None:
-    """Open `path` to be merged file by file; None if it has to be merged in memory.
-
-    Raises:
-        UserError: it cannot be read or merged.
-    """
+    """Open `path` to be merged file by file; None if it has to be merged in memory."""
     try:
         return FileMerge(path, trust_remote_code)
     except NotByFile as reason:
@@ -201,11 +197,7 @@ def _check_plain_lora(folder: Path) -> None:
 
 
 def _inject_lora(model: PreTrainedModel, folder: Path) -> None:
-    """Inject the LoRA of `folder` into `model`, and read its weights (not those of the base).
-
-    Raises:
-        NotByFile: it is no plain LoRA, or it is on a weight that two modules share.
-    """
+    """Inject the LoRA of `folder` into `model`, and read its weights (not those of the base)."""
     try:
         wrapped = PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=True)
         # PEFT has put the LoRA on the device of the base, meta; so it is read once more.

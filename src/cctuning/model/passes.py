@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,9 +47,6 @@ class Batch:
         connect: (B,) bool, inference: rows that are not in the reference language; default all. Read by the adaptive
             connection where no reference is given; a gated one answers alike either way.
         fused_rows: (B,) bool, rows on the fused path, in place of that draw.
-
-    Raises:
-        UserError: the references cannot be matched with the rows.
     """
 
     input_ids: Tensor
@@ -94,7 +92,12 @@ class Batch:
     @classmethod
     def of(cls, inputs: Mapping[str, Tensor]) -> Batch:
         """From the tensors of `PairedCollator`; other keys are ignored."""
-        return cls(**{field.name: inputs[field.name] for field in fields(cls) if field.name in inputs})
+        return cls.take(dict(inputs))
+
+    @classmethod
+    def take(cls, inputs: dict[str, Any], **own: Any) -> Batch:
+        """From `own` and those of `inputs` that are a batch's, which are removed from it."""
+        return cls(**own, **{field.name: inputs.pop(field.name) for field in fields(cls) if field.name in inputs})
 
     def ordered(self, order: Tensor) -> Batch:
         """Its rows in another order (B,)."""

@@ -169,9 +169,6 @@ def record(
         collective: the weights are sharded, so all processes run every forward together; `folder` is then this
             recording's own, for its name cannot be computed from the weights.
         quiet: show no progress bar (None: where the output is not a terminal).
-
-    Raises:
-        UserError: a file of the recording cannot be written.
     """
     device = next(connected.model.parameters()).device
     chunks = [prompts.of(range(start, min(start + CHUNK, len(prompts)))) for start in range(0, len(prompts), CHUNK)]

@@ -23,9 +23,6 @@ class Runner:
     A pre-hook on the output embedding selects the positions whose logits are needed. This works for every family (the
     model's own scaling and soft-capping of logits still apply), skips the head in a reference pass, and costs no
     memory for positions without loss.
-
-    Raises:
-        UserError: the model has no output embedding.
     """
 
     def __init__(self, model: nn.Module, wire: Wire) -> None:
@@ -87,11 +84,7 @@ class Runner:
 
 
 def with_cache(options: dict[str, Any]) -> None:
-    """Turn on the cache of `generate`, without which each step runs the prompt again and its end is not known.
-
-    Raises:
-        UserError: the caller turned the cache off.
-    """
+    """Turn on the cache of `generate`, without which each step runs the prompt again and its end is not known."""
     if options.setdefault("use_cache", True) is False:
         raise UserError("generate: use_cache=False hides the prompt's end from the connection; leave the cache on.")
 

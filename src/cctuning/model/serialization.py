@@ -148,11 +148,7 @@ def save_config(
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The saved record, checked.
-
-    Raises:
-        UserError: no connection there, or one that cannot be read.
-    """
+    """The saved record, checked."""
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{directory}: no {CONFIG_FILE} in it; expected a directory written by save_pretrained.")
@@ -186,11 +182,7 @@ def load(cls: type[ConnectedModel], model: PreTrainedModel, directory: Path) -> 
 
 
 def load_lora(model: PreTrainedModel, directory: Path) -> Any:
-    """`model` with the LoRA in `directory`, as PEFT loads it; a vocabulary that training resized is resized first.
-
-    Raises:
-        UserError: it is incomplete, or made for another model.
-    """
+    """`model` with the LoRA in `directory`, as PEFT loads it; a vocabulary that training resized is resized first."""
     try:
         rows = _saved_vocabulary(directory)
         if rows is not None and rows != model.config.get_text_config().vocab_size:

@@ -71,10 +71,6 @@ class ShardReader(Mapping[str, Tensor]):
     """The tensors of such files by name, each read to the CPU when it is looked up."""
 
     def __init__(self, directory: Path, stem: str = "model") -> None:
-        """
-        Raises:
-            UserError: the files are missing or incomplete.
-        """
         single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
         path, self.directory, self.files = single, directory, [single.name]
         if not index.is_file() and not single.is_file():
@@ -112,11 +108,7 @@ class ShardReader(Mapping[str, Tensor]):
 
 
 def read_into(parameter: Tensor, value: Tensor, where: str) -> None:
-    """Copy the whole `value` into `parameter`, of which this process may hold a shard.
-
-    Raises:
-        UserError: the shapes differ.
-    """
+    """Copy the whole `value` into `parameter`, of which this process may hold a shard."""
     if parameter.shape != value.shape:
         raise UserError(f"{where}: has shape {tuple(value.shape)}, expected {tuple(parameter.shape)}.")
     with torch.no_grad():
