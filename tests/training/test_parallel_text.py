@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from cctuning import CCTrainer, ConnectedModel, ConnectionConfig, UserError
 from cctuning.model.passes import Batch
 from cctuning.training import CCConfig
-from cctuning.training.mixing import Mixture
+from cctuning.training.mixing import Mixture, as_rows
 from tests.training.toys import model, rows, tokenizer
 
 
@@ -292,6 +292,14 @@ def test_what_cannot_be_is_one_line(options, said, tmp_path):
     with pytest.raises(UserError, match=said) as raised:
         trainer(tmp_path, options.pop("connection", None), english(), **options)
     assert "\n" not in str(raised.value)
+
+
+def test_each_reference_is_a_row_of_its_own_once():
+    found = as_rows(
+        Dataset.from_dict({"text": ["a", "b", "c"], "reference": ["d", "e", "e"], "lang": ["en", "sw", "sw"]}), "en", 7
+    )
+    assert found["prompt"][:] == ["a", "b", "c", "e"] and found["lang"][:] == ["en", "sw", "sw", "en"]
+    assert found["reference"][:] == [None, "e", "e", "e"] and found["row"][:] == [7, 8, 9, 10]
 
 
 def test_neither_rows_nor_text(tmp_path):

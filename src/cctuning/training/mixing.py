@@ -253,7 +253,8 @@ def as_rows(parallel: Dataset, language: str, first: int) -> Dataset:
     pairs = pairs.remove_columns([name for name in pairs.column_names if name not in kept])
     met: dict[str, int] = {}
     for number, value in enumerate(pairs["reference"]):
-        met.setdefault(str(value), number)
+        if value is not None:  # a pair in the reference language is its own reference
+            met.setdefault(str(value), number)
     own = pairs.select(sorted(met.values()))
     own = own.remove_columns(["prompt", "lang"]).add_column("prompt", own["reference"])
     own = own.add_column("lang", [language] * len(own)).cast(pairs.features)
