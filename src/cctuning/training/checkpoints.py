@@ -38,9 +38,8 @@ def fault(checkpoint: Path, weights_only: bool = False) -> str | None:
     damaged = next((file.name for file in files if not _is_readable(file)), None)
     if damaged or (checkpoint / "latest").exists():  # DeepSpeed's, in folders of its own
         return damaged
-    needed: dict[str, tuple[str, ...]] = {
-        "model.safetensors": ("model", "adapter_model")
-    }  # file -> beginnings of names, one of which is enough
+    # File -> beginnings of names, one of which is enough.
+    needed: dict[str, tuple[str, ...]] = {"model.safetensors": ("model", "adapter_model")}
     if (checkpoint / serialization.CONFIG_FILE).exists():
         needed[serialization.WEIGHTS_FILE] = (serialization.WEIGHTS_STEM,)
     if not weights_only:
