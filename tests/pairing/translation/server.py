@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 NEXT = str.maketrans(
@@ -92,6 +93,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(429, "slow down", {"Retry-After": "1"})
         if "limit-for-an-hour" in words:
             return self.reply(429, "come back later", {"Retry-After": "3600"})
+        if "limit-until" in words:
+            return self.reply(429, "come back later", {"Retry-After": formatdate(time.time() + 3600, usegmt=True)})
         if "early-once" in words and first:
             return self.reply(425, "too early")
         if ("broken-once" in words and first) or "broken-always" in words:

@@ -20,6 +20,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +197,7 @@ class ChatClient:
             what = _SETUP.get(code, f"redirected to {response.headers.get('Location')}; give that address")
             raise self._end(f"HTTP {code}: {what}. {said}")
         if (wait := _retry_after(response)) > LONGEST_WAIT:
-            raise self._end(f"HTTP {code}: it asks to wait {wait} s; run the same command again then. {said}")
+            raise self._end(f"HTTP {code}: it asks to wait {wait:.0f} s; run the same command again then. {said}")
         if code >= 500 or code in _TEMPORARY:
             return self._fail(f"failed {self.options.max_retries + 1} times: HTTP {code}: {said}")
         refused = f"refused with HTTP {code}: {said}"
@@ -274,7 +275,12 @@ class ChatClient:
             self.cache.close()
 
 
-def _retry_after(response: Any) -> int:
-    """The delay in `Retry-After`, in seconds; 0 where there is none."""
-    seconds = response.headers.get("Retry-After", "")
-    return int(seconds) if seconds.isdecimal() else 0
+def _retry_after(response: Any) -> float:
+    """The delay in `Retry-After`, which has seconds or a date; in seconds, 0 where there is none."""
+    given = response.headers.get("Retry-After", "")
+    if given.isdecimal():
+        return float(given)
+    try:
+        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
+    except ValueError:
+        return 0.0
