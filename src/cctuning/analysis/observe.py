@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cctuning.connection import Observed
 from cctuning.data import PairedCollator
 from cctuning.errors import UserError
 from cctuning.model.connected import ConnectedModel
@@ -65,24 +66,11 @@ def languages_of(batches: Sequence[LanguageBatch]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Activations of one layer at the N connected positions of a batch of `rows` rows.
-
-    Attributes:
-        language: of the batch. layer: the decoder layer's number.
-        reference, own: (N, d) activations e and h. share: (N, d) the decision a in [0, 1].
-        row: (N,) row of each position.
-        changed: (N, d) h W, the output of the transform; h without a transform.
-    """
+class Seen(Observed):
+    """One layer's connection over a batch of `rows` rows in one language; (N, d) activations as in `Observed`."""
 
     language: str
-    layer: int
-    reference: Tensor
-    own: Tensor
-    share: Tensor
-    row: Tensor
     rows: int
-    changed: Tensor
 
     @property
     def target(self) -> Tensor:
@@ -106,5 +94,4 @@ def observe(connected: ConnectedModel, batches: Iterable[LanguageBatch]) -> Iter
     for batch in batches:
         rows = batch.build(connected.model.device)
         for seen in connected.observe(rows):
-            found = (seen.reference, seen.own, seen.share, seen.row, len(rows.input_ids), seen.changed)
-            yield Seen(batch.language, seen.layer, *found)
+            yield Seen(**vars(seen), language=batch.language, rows=len(rows.input_ids))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks.xcopa import utils
 
 from cctuning.evaluation.metrics import exact_match, rouge_l, token_f1
 
@@ -106,18 +107,10 @@ def xcopa_english(folder: Path) -> ConfigurableTask:
             "dataset_name": "en",
             "output_type": "multiple_choice",
             "test_split": "test",
-            "doc_to_text": _copa_text,
+            "doc_to_text": partial(utils.doc_to_text, connector={"cause": "because", "effect": "therefore"}),
             "doc_to_target": "label",
-            "doc_to_choice": _copa_choices,
+            "doc_to_choice": utils.doc_to_choice,
             "metric_list": ACCURACIES,
             "metadata": {"version": VERSION},
         }
     )
-
-
-def _copa_text(doc: dict[str, Any]) -> str:
-    return doc["premise"].strip()[:-1] + {"cause": " because", "effect": " therefore"}[doc["question"]]
-
-
-def _copa_choices(doc: dict[str, Any]) -> list[str]:
-    return [choice[0].lower() + choice[1:] for choice in (doc["choice1"], doc["choice2"])]

@@ -16,7 +16,7 @@ import torch
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from lm_eval.tasks import TaskManager
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
 from cctuning.data import Encoder
 from cctuning.data.chat import own_template
@@ -123,17 +123,7 @@ def evaluate_models(
     Raises:
         UserError: as `evaluate`; a path that cannot be loaded is found before the first model is scored.
     """
-    checked = [_check_model(path, options) for _, path in models]
-    runs = [run for _, run in checked]
-    chats = {
-        name: chat_of(run, tokenizer) if options.chat is None else options.chat
-        for (name, _), (tokenizer, run) in zip(models, checked, strict=True)
-    }
-    if len({*chats.values()}) > 1:
-        told = ", ".join(f"{name} {'with' if chat else 'without'}" for name, chat in chats.items())
-        raise UserError(f"prompts would be rendered with the chat template for some models only: {told}; use --chat.")
-    if options.suite == "current" and options.languages is None and not (options.rows or options.tasks):
-        options = replace(options, languages=_trained_languages(runs))
+    options = _settled(models, options)
     done = []
     for name, path in models:
         done.append((name, directory / name, evaluate(path, directory / name, options)))
@@ -171,10 +161,8 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     Raises:
         UserError: bad options, data or model, or a directory with other results. Finished tasks are kept.
     """
-    tokenizer, run = _check_model(path, options)
-    if options.suite == "current" and options.languages is None and not (options.rows or options.tasks):
-        options = replace(options, languages=_trained_languages([run]))
-    options = replace(options, chat=chat_of(run, tokenizer) if options.chat is None else options.chat)
+    options = _settled([(path, path)], options)
+    tokenizer, run = tokenizer_of(path, options.trust_remote_code)
     record = claim(directory, options.settings())
     own_reference = reference_language(path)
     reference = own_reference or ENGLISH
@@ -231,18 +219,27 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     return record
 
 
-def _check_model(path: str, options: Options) -> tuple[PreTrainedTokenizerBase, dict[str, Any]]:
-    """The tokenizer of a model and the record of its run. Reads no weights.
+def _settled(models: Sequence[tuple[str, str]], options: Options) -> Options:
+    """`options` with the chat setting and the languages that follow from the models. Reads no weights.
 
     Raises:
-        UserError: nothing that can be loaded is there, or it lacks what an option needs.
+        UserError: a model cannot be loaded, or lacks what an option needs, or the chat settings differ.
     """
-    tokenizer, run = tokenizer_of(path, options.trust_remote_code)
-    if options.chat and own_template(tokenizer) is None:
-        raise UserError(f"{path}: --chat: its tokenizer has no chat template; leave the option out.")
-    if options.mode != "student" and not (Path(resolve(path)[0]) / CONFIG_FILE).is_file():
-        raise UserError(f"{path}: has no connection, which --bypass and --reference need; leave the option out.")
-    return tokenizer, run
+    runs, chats = [], {}
+    for name, path in models:
+        tokenizer, run = tokenizer_of(path, options.trust_remote_code)
+        if options.chat and own_template(tokenizer) is None:
+            raise UserError(f"{path}: --chat: its tokenizer has no chat template; leave the option out.")
+        if options.mode != "student" and not (Path(resolve(path)[0]) / CONFIG_FILE).is_file():
+            raise UserError(f"{path}: has no connection, which --bypass and --reference need; leave the option out.")
+        runs.append(run)
+        chats[name] = chat_of(run, tokenizer) if options.chat is None else options.chat
+    if len({*chats.values()}) > 1:
+        told = ", ".join(f"{name} {'with' if chat else 'without'}" for name, chat in chats.items())
+        raise UserError(f"prompts would be rendered with the chat template for some models only: {told}; use --chat.")
+    if options.suite == "current" and options.languages is None and not (options.rows or options.tasks):
+        options = replace(options, languages=_trained_languages(runs))
+    return replace(options, chat=chats[models[0][0]])
 
 
 def _load_items(options: Options, reference: str, encoder: Encoder) -> tuple[list[Item], list[str]]:

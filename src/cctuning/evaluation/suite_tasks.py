@@ -118,14 +118,17 @@ def load_suite(
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such directory; docs/guides/evaluate.md describes the layout.")
     notes: list[str] = []
+    found: list[Candidate] = []
     if suite == "current":
         codes = sorted({code for one in current() for code in one.tasks})
-        alike = {one: [code for code in codes if same(code, one)] for one in languages or () if one not in codes}
-        languages = languages and [(alike.get(one) or [one])[0] for one in languages]
+        languages = languages and [
+            one if one in codes else next((code for code in codes if same(code, one)), one) for one in languages
+        ]
         found = _current(languages, data, reference, notes)
-    else:
-        found = [] if suite == "paper" else [(b.name, lang, b) for b in SOURCE for lang in _languages(b, data, notes)]
-        found += [] if suite == "source" else _paper(suite, data, notes)
+    if suite in ("source", "all"):
+        found += [(one.name, language, one) for one in SOURCE for language in _languages(one, data, notes)]
+    if suite in ("paper", "all"):
+        found += _paper(suite, data, notes)
     if not found and data is not None and suite != "current":
         raise UserError(f"--data {data}: has no files of suite {suite}; docs/guides/evaluate.md describes the layout.")
     known = sorted({language for _, language, _ in found})
@@ -213,16 +216,13 @@ def local_file(one: Benchmark, language: str, data: Path) -> Path | None:
 def _check_files(kept: list[Candidate], data: Path) -> None:
     """Read every local file before scoring, so that a broken line does not stop a run after hours."""
     for name, language, one in kept:
-        if isinstance(one, Benchmark):
-            path = local_file(one, language, data)
-            assert path is not None  # `_languages` has looked
-            _check_file(path, one.fields)
-            if not (data / one.dataset / "README.md").is_file():
-                raise UserError(
-                    f"{data / one.dataset}/README.md: missing; `datasets` finds the data set's files by it."
-                )
-        else:
+        if not isinstance(one, Benchmark):
             _check_file(one, ("id", "prompt", "answer"), CHOICES.get(name.removeprefix("paper ")))
+        elif (path := local_file(one, language, data)) is not None:
+            _check_file(path, one.fields)
+            card = data / one.dataset / "README.md"
+            if not card.is_file():
+                raise UserError(f"{card}: missing; `datasets` finds the data set's files by it.")
 
 
 def _check_file(path: Path, fields: tuple[str, ...], labels: tuple[str, ...] | None = None) -> None:
@@ -231,17 +231,16 @@ def _check_file(path: Path, fields: tuple[str, ...], labels: tuple[str, ...] | N
     try:
         with opened(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{path}:{number}: not JSON ({error}); fix or remove the line.") from None
-                lacking = [field for field in fields if not isinstance(row, dict) or row.get(field) is None]
+                row = json.loads(line)
+                lacking = [field for field in fields if row.get(field) is None]
                 if lacking:
                     raise UserError(f"{path}:{number}: {lacking[0]}: missing; expected {', '.join(fields)}.")
                 if labels and row["answer"] not in labels:
                     raise UserError(f"{path}:{number}: answer: {row['answer']!r} is not one of {', '.join(labels)}.")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}:{number + 1}: cannot be read ({error}); copy the file again.") from None
+    except UserError:
+        raise
+    except (OSError, EOFError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}:{number}: cannot be read ({error}); fix or remove the line.") from None
     if not number:
         raise UserError(f"{path}: empty; copy the file again.")
 
@@ -306,13 +305,10 @@ def _lm_eval_task(manager: TaskManager, one: Benchmark, language: str, data: Pat
     if data is not None and (one.name, language) == ("XCOPA", "en"):
         return xcopa_english(data / one.dataset)
     name = one.tasks[language]
-    spec: dict[str, Any] = {"task": name}
-    if data is not None and one.fields:
-        spec |= {"dataset_path": str((data / one.dataset).resolve()), **dict(one.overrides)}
     if one.metrics:
-        spec["metric_list"] = [metric for metric in ACCURACIES if metric["metric"] in one.metrics]
-    if spec == {"task": name}:
-        found: Any = manager.load([name])
-        return found.get("groups", {}).get(name) or found["tasks"][name]
-    # lm-eval overrides settings of a registered task only inside a group.
-    return manager.load([{"group": "cctuning", "task": [spec]}])["tasks"][name]
+        metrics = [metric for metric in ACCURACIES if metric["metric"] in one.metrics]
+        # lm-eval overrides settings of a registered task only inside a group.
+        group: Any = {"group": "cctuning", "task": [{"task": name, "metric_list": metrics}]}
+        return manager.load([group])["tasks"][name]
+    found: Any = manager.load([name])
+    return found.get("groups", {}).get(name) or found["tasks"][name]

@@ -27,7 +27,6 @@ class Benchmark:
         chance: expected accuracy of a guess, None for generated answers.
         parallel: item i is the same question in every language, and the choices do not contain the prompt.
         split, fields: of a local file of the data set: its directory, and the keys that every row needs.
-        overrides: task settings for a local directory, which may lack the training split.
         metrics: accuracies to compute instead of the task's own metrics, see `row_tasks.ACCURACIES`.
         files: language code to the YAML file of the task, where it is not in `FOLDERS`.
     """
@@ -40,7 +39,6 @@ class Benchmark:
     parallel: bool = False
     split: str = "test"
     fields: tuple[str, ...] = ()
-    overrides: tuple[tuple[str, None], ...] = ()
     metrics: tuple[str, ...] = ()
     files: dict[str, Path] = field(default_factory=dict)
 
@@ -51,7 +49,6 @@ def _tasks(pattern: str, languages: str, **other: str) -> dict[str, str]:
 
 # lm-eval's tasks of these define accuracy alone, and their choices differ in length.
 _NORMALISED = ("acc", "acc_norm")
-_NO_TRAINING_SPLIT = (("training_split", None),)
 MGSM = Benchmark(
     name="MGSM",
     dataset="juletxara/mgsm",
@@ -80,7 +77,6 @@ XSTORYCLOZE = Benchmark(
     parallel=True,
     split="eval",
     fields=("input_sentence_1", "sentence_quiz1", "sentence_quiz2", "answer_right_ending"),
-    overrides=_NO_TRAINING_SPLIT,
     metrics=_NORMALISED,
 )
 XNLI = Benchmark(
@@ -91,7 +87,6 @@ XNLI = Benchmark(
     chance=1 / 3,
     split="validation",
     fields=("premise", "hypothesis", "label"),
-    overrides=_NO_TRAINING_SPLIT,
     metrics=_NORMALISED,
 )
 XWINOGRAD = Benchmark(
@@ -157,52 +152,32 @@ def _registered(folder: str, file: str, task: str) -> tuple[dict[str, str], dict
 
 # Name, data set, metric, chance, and where lm-eval keeps the tasks (see `_registered`). Global-MMLU is used for the
 # languages that its Lite edition lacks. The last two generate long answers.
+# fmt: off
 _CURRENT: tuple[tuple[str, str, str, float | None, str, str, str], ...] = (
-    (
-        *("Global-MMLU Lite", "CohereForAI/Global-MMLU-Lite", "acc,none", 1 / 4),
-        *("global_mmlu/default/*", "_global_mmlu_{}", "global_mmlu_{}"),
-    ),
-    (
-        *("Global-MMLU", "CohereForAI/Global-MMLU", "acc,none", 1 / 4),
-        *("global_mmlu/full/*", "_global_mmlu_full_{}", "global_mmlu_full_{}"),
-    ),
-    (
-        *("Belebele", "facebook/belebele", "acc,none", 1 / 4),
-        *("belebele", "belebele_{}", "belebele_{}"),
-    ),
-    (
-        *("INCLUDE", "CohereForAI/include-base-44", "acc,none", 1 / 4),
-        *("include/default/*", "_include_base_44_{}", "include_base_44_{}"),
-    ),
-    (
-        *("Global-PIQA", "mrlbenchmarks/global-piqa-parallel", "acc_norm,none", 1 / 4),
-        *("global_piqa/parallel_cloze", "{}", "global_piqa_parallel_cloze_{}"),
-    ),
-    (
-        *("Global-PIQA nonparallel", "mrlbenchmarks/global-piqa-nonparallel", "acc_norm,none", 1 / 2),
-        *("global_piqa/nonparallel_cloze", "{}", "global_piqa_nonparallel_cloze_{}"),
-    ),
-    (
-        *("AfriMMLU", "masakhane/afrimmlu", "acc,none", 1 / 4),
-        *("afrimmlu/direct/prompt_1", "afrimmlu_direct_{}", "afrimmlu_direct_{}_prompt_1"),
-    ),
-    (
-        *("AfriXNLI", "masakhane/afrixnli", "acc,none", 1 / 3),
-        *("afrixnli/direct/prompt_1", "afrixnli_{}", "afrixnli_{}_prompt_1"),
-    ),
-    (
-        *("SIB-200", "Davlan/sib200", "acc,none", 1 / 7),
-        *("afrobench/sib/prompt_1", "sib_{}", "sib_{}_prompt_1"),
-    ),
-    (
-        *("AfriMGSM", "masakhane/afrimgsm", "exact_match,flexible-extract", None),
-        *("afrimgsm/direct/prompt_1", "afrimgsm_{}", "afrimgsm_{}_prompt_1"),
-    ),
-    (
-        *("MMLU-ProX Lite", "li-lab/MMLU-ProX-Lite", "exact_match,custom-extract", None),
-        *("mmlu_prox/*", "_mmlu_prox_lite_{}", "mmlu_prox_lite_{}"),
-    ),
+    ("Global-MMLU Lite", "CohereForAI/Global-MMLU-Lite", "acc,none", 1 / 4,
+     "global_mmlu/default/*", "_global_mmlu_{}", "global_mmlu_{}"),
+    ("Global-MMLU", "CohereForAI/Global-MMLU", "acc,none", 1 / 4,
+     "global_mmlu/full/*", "_global_mmlu_full_{}", "global_mmlu_full_{}"),
+    ("Belebele", "facebook/belebele", "acc,none", 1 / 4,
+     "belebele", "belebele_{}", "belebele_{}"),
+    ("INCLUDE", "CohereForAI/include-base-44", "acc,none", 1 / 4,
+     "include/default/*", "_include_base_44_{}", "include_base_44_{}"),
+    ("Global-PIQA", "mrlbenchmarks/global-piqa-parallel", "acc_norm,none", 1 / 4,
+     "global_piqa/parallel_cloze", "{}", "global_piqa_parallel_cloze_{}"),
+    ("Global-PIQA nonparallel", "mrlbenchmarks/global-piqa-nonparallel", "acc_norm,none", 1 / 2,
+     "global_piqa/nonparallel_cloze", "{}", "global_piqa_nonparallel_cloze_{}"),
+    ("AfriMMLU", "masakhane/afrimmlu", "acc,none", 1 / 4,
+     "afrimmlu/direct/prompt_1", "afrimmlu_direct_{}", "afrimmlu_direct_{}_prompt_1"),
+    ("AfriXNLI", "masakhane/afrixnli", "acc,none", 1 / 3,
+     "afrixnli/direct/prompt_1", "afrixnli_{}", "afrixnli_{}_prompt_1"),
+    ("SIB-200", "Davlan/sib200", "acc,none", 1 / 7,
+     "afrobench/sib/prompt_1", "sib_{}", "sib_{}_prompt_1"),
+    ("AfriMGSM", "masakhane/afrimgsm", "exact_match,flexible-extract", None,
+     "afrimgsm/direct/prompt_1", "afrimgsm_{}", "afrimgsm_{}_prompt_1"),
+    ("MMLU-ProX Lite", "li-lab/MMLU-ProX-Lite", "exact_match,custom-extract", None,
+     "mmlu_prox/*", "_mmlu_prox_lite_{}", "mmlu_prox_lite_{}"),
 )
+# fmt: on
 # lm-eval's tasks of these also define an F1 over the whole test, which has no value for a single item.
 _ACCURACY_ALONE = ("AfriMMLU", "AfriXNLI", "SIB-200")
 
