@@ -56,7 +56,7 @@ def demo(output: Path, accept: Sequence[str]) -> int:
         world = world_of(WORLD)
         base = ready(BASES[BASE], world.texts(), [BASE], pieces=True)
     except UserError as error:
-        console.print(f"{error}\nThe small made-up world runs instead (cctuning demo, about three minutes).")
+        console.print(f"{error}\nThe small made-up world runs instead (cctuning demo).")
         return cctuning(["demo", "--output", str(output)])
     assert isinstance(world, Named)
     write_files(output, world)
