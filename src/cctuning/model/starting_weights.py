@@ -46,6 +46,7 @@ class StartingWeights:
     def take(self) -> None:
         """Copy the weights as they are now, unless that has been done."""
         if not self.by_name:
+            self._reshard()
             self.by_name = {
                 name: parameter.detach().clone()
                 for name, parameter in self._model.named_parameters()
@@ -69,11 +70,15 @@ class StartingWeights:
             finally:
                 self._exchange()
 
-    @torch.no_grad()
-    def _exchange(self) -> None:
+    def _reshard(self) -> None:
+        """Free the weights that FSDP2 keeps gathered after a forward, those of the root: they are no shards."""
         for module in self._model.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # the root stays gathered after a forward, and would be run as it was gathered
+                module.reshard()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        self._reshard()
         for name, parameter in self._model.named_parameters():
             start = self.of(name, parameter)
             if isinstance(start, DTensor):  # FSDP2 gathers a layer from the memory of its shards
