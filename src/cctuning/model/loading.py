@@ -71,7 +71,10 @@ def read_record(run: Path) -> dict[str, Any]:
 
 def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError(f"expected an object, got {type(found).__name__}")
+        return found
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({error}): {otherwise}; copy it again, or use another.") from error
 
