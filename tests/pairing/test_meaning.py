@@ -98,13 +98,28 @@ def test_features_by_hand():
     assert right.shape == (3, 10) and wrong.shape == (len(WRONG), 3, 10)
 
 
-def test_threshold_on_scores_that_are_known():
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
+def test_threshold_on_scores_that_are_known(share):
     rng = np.random.default_rng(0)
-    bad, right = rng.normal(-4, 1, 4000), rng.normal(4, 1, 1900)
-    given = np.concatenate([right, rng.normal(-4, 1, 100)])
-    least, rate = threshold(given, bad, 0.005)
-    assert rate == pytest.approx(0.05, abs=0.01) and (bad < least).mean() > 0.999
-    assert (right < least).mean() < 0.01
+    # Log odds between two normal distributions whose variance is twice their mean are normal like them.
+    count = round(4000 * share)
+    right, bad = rng.normal(10, 20**0.5, 4000 - count), rng.normal(-10, 20**0.5, count)
+    least, rate = threshold(np.concatenate([right, bad]), 0.005)
+    assert rate == pytest.approx(share, abs=0.005)
+    assert (right < least).mean() == pytest.approx(0.005, abs=0.003)
+    assert not count or (bad < least).mean() > 0.95
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.5])
+def test_files_in_which_many_rows_are_wrong(share):
+    rng = np.random.default_rng(0)
+    bad = rng.random(600) < share
+    own = rng.normal(np.where(bad, -1, 1)[:, None], 1, (600, 10)).astype(np.float32)
+    wrong = rng.normal(-1, 1, (5, 600, 10)).astype(np.float32)
+    scores, _ = scored(own, wrong)
+    least, rate = threshold(scores, 0.005)
+    assert rate == pytest.approx(bad.mean(), abs=0.03)
+    assert (scores[bad] < least).mean() > 0.95 and (scores[~bad] < least).mean() < 0.02
 
 
 def test_scores_come_from_the_other_half():

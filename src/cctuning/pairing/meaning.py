@@ -3,12 +3,11 @@
 Usual similarities differ by language, and some texts are similar to everything. So each row is compared with the
 others of its block, as in margin scoring (Artetxe and Schwenk 2019): the features are the similarity of its two sides,
 and that of each side to the nearest other rows, for the encoder's vectors and for centred ones (the mean of each side
-subtracted). For each language a logistic regression is trained on the rows themselves: their own pairs, nearly all of
-them correct, against pairs that are mismatched on purpose. Two halves score each other, and rows classified as wrong
-are left out of a second fit.
+subtracted). For each language a logistic regression is trained on the rows themselves: their own pairs, most of them
+correct, against pairs that are mismatched on purpose. Two halves score each other, and rows classified as wrong are
+left out of the next fit; so half of the rows may be wrong.
 
-The threshold is the highest at which no more than the given share of correct rows is rejected. The share of wrong rows
-is estimated from the scores of the mismatched pairs.
+The threshold is the highest at which no more than the given share of the correct rows is expected to be rejected.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ LEAST = 100  # fewest rows of a language to learn from
 NEAREST = (1, 4)  # numbers of them whose mean is a feature
 # Mismatched pairs: a text with the reference so many rows on (0: half a block), and whether the true counterparts of
 # the text and of the reference are hidden. In real data the counterparts of a wrong row may be there or not; both are
-# learned. The first two are rows shifted by one whose own counterpart is missing.
+# learned.
 WRONG = ((1, False, True), (-1, False, True), (3, True, True), (7, True, False), (0, True, True))
-SHIFTED = 2
 LEARN = 20_000  # rows of a language that are learned from
-SURE = 0.5  # share of mismatched pairs below a threshold from which it is used to estimate the share of wrong rows
+ROUNDS = 4  # fits, each without the rows that the last one classified as wrong
+MOSTLY_WRONG = 0.2  # share of rows classified as correct at which no row is left out: the fit is not to be trusted
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.int64]
@@ -101,7 +100,7 @@ def scored(own: Floats, wrong: Floats) -> tuple[Floats, Floats]:
     learned = wrong.shape[1]
     kept = np.ones(learned, bool)
     out, out_wrong = np.zeros(len(own), np.float32), np.zeros(wrong.shape[:2], np.float32)
-    for _ in range(2):
+    for _ in range(ROUNDS):
         for half in (0, 1):
             theirs, mine = slice(1 - half, learned, 2), slice(half, learned, 2)
             right, bad = own[theirs][kept[theirs]], wrong[:, theirs].reshape(-1, own.shape[1])
@@ -111,27 +110,30 @@ def scored(own: Floats, wrong: Floats) -> tuple[Floats, Floats]:
             out[half::2] = model.decision_function(own[half::2]) + more
             flat_wrong = wrong[:, mine].reshape(-1, own.shape[1])
             out_wrong[:, mine] = (model.decision_function(flat_wrong) + more).reshape(len(wrong), -1)
-        if (out[:learned] > 0).mean() > 0.5:
+        if (out[:learned] > 0).mean() > MOSTLY_WRONG:
             kept = out[:learned] > 0
     return out, out_wrong
 
 
-def threshold(own: Floats, wrong: Floats, share: float) -> tuple[float, float]:
+def threshold(scores: Floats, share: float) -> tuple[float, float]:
     """The score below which a row is rejected, and the estimated share of wrong rows.
 
+    The scores are log odds for equal numbers of correct and wrong rows. With the share of wrong rows that explains
+    them best (by expectation maximisation) they become probabilities. Rows are rejected, worst first, as long as no
+    more than `share` of the correct rows are expected among them.
+
     Args:
-        own: scores of the rows.
-        wrong: scores of mismatched pairs.
+        scores: of the rows.
         share: of correct rows that may be rejected.
     """
-    given, bad = np.sort(own), np.sort(wrong.ravel())
-    at = np.unique(given)
-    below = np.searchsorted(given, at) / len(given)
-    below_bad = np.searchsorted(bad, at) / len(bad)
-    sure = below_bad >= SURE
-    rate = float((below[sure] / below_bad[sure]).min()) if sure.any() else 0.0
-    turned = (below - rate * below_bad) / max(1 - rate, 1e-9)
-    return float(at[np.flatnonzero(turned <= share)[-1]]), rate
+    odds = np.exp(np.clip(np.asarray(scores, np.float64), -30, 30))
+    wrong = 0.1
+    for _ in range(200):
+        wrong = float((wrong / (wrong + (1 - wrong) * odds)).mean())
+    order = np.argsort(odds)
+    correct = 1 - wrong / (wrong + (1 - wrong) * odds[order])
+    rejected = int(np.searchsorted(np.cumsum(correct), share * (1 - wrong) * len(odds), side="right"))
+    return float(scores[order[rejected]]) if rejected < len(odds) else float("inf"), wrong
 
 
 def judge(
@@ -168,7 +170,7 @@ def judge(
                 wrong.append(bad)
         every = np.concatenate(own)
         scores, scores_wrong = scored(every, np.concatenate(wrong, axis=1))
-        least, rate = threshold(scores[: scores_wrong.shape[1]], scores_wrong[:SHIFTED], share)
+        least, rate = threshold(scores, share)
         usual = float(np.median(every[:, 0]))
         found_next, found_random = (float((scores_wrong[which] < least).mean()) for which in (0, -1))
         told = {"rows": len(rows), "threshold": least, "wrong": rate, "similarity": usual}
