@@ -7,7 +7,8 @@ subtracted). For each language a logistic regression is trained on the rows them
 correct, against pairs that are mismatched on purpose. Two halves score each other, and rows classified as wrong are
 left out of the next fit; so half of the rows may be wrong.
 
-The threshold is the highest at which no more than the given share of the correct rows is expected to be rejected.
+The threshold is the highest at which no more than the given share of the correct rows is expected to be rejected,
+or higher where rows are almost surely wrong.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ NEAREST = (1, 4)  # numbers of them whose mean is a feature
 WRONG = ((1, False, True), (-1, False, True), (3, True, True), (7, True, False), (0, True, True))
 LEARN = 20_000  # rows of a language that are learned from
 ROUNDS = 4  # fits, each without the rows that the last one classified as wrong
+SURELY_WRONG = 0.1  # probability of being correct below which a row is rejected in any case
 MOSTLY_WRONG = 0.2  # share of rows classified as correct at which no row is left out: the fit is not to be trusted
 
 Floats = NDArray[np.float32]
@@ -120,7 +122,7 @@ def threshold(scores: Floats, share: float) -> tuple[float, float]:
 
     The scores are log odds for equal numbers of correct and wrong rows. With the share of wrong rows that explains
     them best (by expectation maximisation) they become probabilities. Rows are rejected, worst first, as long as no
-    more than `share` of the correct rows are expected among them.
+    more than `share` of the correct rows are expected among them; beyond that, where a row is `SURELY_WRONG`.
 
     Args:
         scores: of the rows.
@@ -132,7 +134,8 @@ def threshold(scores: Floats, share: float) -> tuple[float, float]:
         wrong = float((wrong / (wrong + (1 - wrong) * odds)).mean())
     order = np.argsort(odds)
     correct = 1 - wrong / (wrong + (1 - wrong) * odds[order])
-    rejected = int(np.searchsorted(np.cumsum(correct), share * (1 - wrong) * len(odds), side="right"))
+    within = np.searchsorted(np.cumsum(correct), share * (1 - wrong) * len(odds), side="right")
+    rejected = max(int(within), int((correct < SURELY_WRONG).sum()))
     return float(scores[order[rejected]]) if rejected < len(odds) else float("inf"), wrong
 
 
