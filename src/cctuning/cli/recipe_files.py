@@ -60,7 +60,7 @@ def read_recipe(
     """The options in a YAML file.
 
     Args:
-        options, hints: the options and their types, by name.
+        options: option name -> dataclass field. hints: option name -> type.
         mappings: options that also take mappings, whatever their type says.
 
     Raises:

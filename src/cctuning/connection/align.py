@@ -75,8 +75,10 @@ class Statistics:
 
     @classmethod
     def of(cls, *parts: Tensor) -> Statistics:
-        """Of references in parts of (n, d), which need not fit into memory together. A single reference has no
-        spread, and is measured in units of its own size."""
+        """Mean and spread of references given in parts of (n, d), which need not fit into memory together.
+
+        A single reference has no spread: the size of its own values is used instead.
+        """
         count = sum(len(part) for part in parts)
         mean = torch.stack([part.double().sum(dim=0) for part in parts]).sum(dim=0) / count
         square = torch.stack([(part.double() - mean).square().sum(dim=0) for part in parts]).sum(dim=0) / count

@@ -50,7 +50,14 @@ class Chat(Engine):
         self.options: ChatOptions = from_mapping(ChatOptions, options, "translation engine chat")
         self.client = ChatClient(self.options)
         self.name = f"chat {self.options.model}"
-        self.usage, self.close = self.client.usage, self.client.close  # type: ignore[method-assign]
+
+    def usage(self) -> dict[str, int | float]:
+        """Requests, retries, tokens and cache hits."""
+        return self.client.usage()
+
+    def close(self) -> None:
+        """Close the client."""
+        self.client.close()
 
     def identity(self, source: str, target: str) -> dict[str, Any]:
         """Model, sampling and prompt with the names of the languages."""
