@@ -38,11 +38,6 @@ CASES: dict[str, tuple[ConnectionConfig, int, float | None]] = {  # name -> conn
     "sampled, references as it trains": (ConnectionConfig("gated", reference_weights="current"), 1, None),
     "student": (ConnectionConfig("gated", paths="student"), 1, None),
     "both": (ConnectionConfig("gated", paths="both"), 1, None),
-    "sampled, gradient through the reference": (
-        ConnectionConfig("gated", reference_gradient=True),
-        1,
-        None,
-    ),
     "adaptive": (ConnectionConfig(connection="adaptive"), 1, None),
 }
 GROUPS: dict[str, dict[str, Any]] = {
@@ -59,7 +54,7 @@ def floors(case: str, shape: Shape, shared: int, group: dict[str, Any]) -> tuple
     recorded = CASES[case][0].reference_weights is None  # references that were recorded cost a step nothing
     batch = Rows(BATCH, TOKENS, ANSWER, 0 if recorded else BATCH // shared, REFERENCE)
     how = {"checkpointing": group.get("checkpointing"), "frozen": group.get("lora", False)}
-    if case in ("adaptive", "sampled, gradient through the reference"):
+    if case == "adaptive":
         return None, None
     if case == "align":
         mine = plain_step(shape, batch, **how)

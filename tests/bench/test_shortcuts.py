@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
 
 from cctuning import ConnectedModel, ConnectionConfig
 from cctuning.connection import StreamingLeastSquares
@@ -44,52 +43,12 @@ def test_low_rank_transform_under_autocast():
     torch.testing.assert_close(norm, expected, rtol=3e-2, atol=0)
 
 
-def generated(connected: ConnectedModel, plainly: bool, monkeypatch) -> tuple[torch.Tensor, int]:
-    """Tokens for left-padded prompts, and how many tokens the model ran for them."""
-    prompts, mask = torch.randint(3, 64, (3, 6), generator=torch.Generator().manual_seed(5)), torch.ones(3, 6).long()
-    mask[0, :2] = 0
-    ran = []
-    handle = connected.model.get_decoder().register_forward_pre_hook(
-        lambda module, args, kwargs: ran.append((kwargs["input_ids"] if "input_ids" in kwargs else args[0]).numel()),
-        with_kwargs=True,
-    )
-    if not plainly:
-        monkeypatch.setattr(type(connected), "_decodes_plainly", lambda self, kwargs: False)
-    tokens = connected.generate(prompts * mask, mask, max_new_tokens=5, do_sample=False, pad_token_id=0)
-    handle.remove()
-    monkeypatch.undo()
-    return tokens, sum(ran)
-
-
 def adaptive(model) -> ConnectedModel:
     connected = ConnectedModel.attach(model, ConnectionConfig(connection="adaptive")).eval()
     torch.manual_seed(3)
     connected.adaptive.selector.weight.data.normal_()
     connected.adaptive.set_matrix(20 * (torch.eye(32) + 0.1 * torch.randn(32, 32)))
     return connected
-
-
-def test_adaptive_prefill_is_run_once(monkeypatch):
-    """The second pass runs a token a prompt, and the answer is that of two whole passes."""
-    connected = adaptive(tiny_llama())
-    short, tokens = generated(connected, True, monkeypatch)
-    long, more = generated(connected, False, monkeypatch)
-    assert torch.equal(short, long)
-    assert tokens == 3 * (6 + 1 + 4) and more == 3 * (6 + 6 + 4)
-    with connected.disable_adapter():
-        base, _ = generated(connected, True, monkeypatch)
-    assert not torch.equal(short, base)
-
-
-def test_adaptive_prefill_under_a_full_sliding_window(monkeypatch):
-    """A cache that has dropped what the second pass needs is not used."""
-    torch.manual_seed(0)
-    config = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4, "eos_token_id": None}
-    connected = adaptive(MistralForCausalLM(MistralConfig(**config, **heads)).eval())
-    short, tokens = generated(connected, True, monkeypatch)
-    long, more = generated(connected, False, monkeypatch)
-    assert torch.equal(short, long) and tokens == more
 
 
 @pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}])

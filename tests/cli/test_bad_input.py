@@ -76,10 +76,6 @@ def train(tmp_path, base, good, capsys):
         ("model: m\ndata: {path: d, wieght: 2}\n", "unknown key 'wieght'.*Did you mean 'weight'"),
         ("model: m\ndata: {weight: 2}\n", "path: missing"),
         ("packing_strategy: wrapped\nmodel: m\n", "packing_strategy: wrapped cuts rows"),
-        (
-            "padding_free: true\nconnection: gated\nreference_gradient: true\nmodel: m\ndata: d\n",
-            "padding_free: not supported with reference_gradient",
-        ),
         ("learning_rate: .nan\n", "learning_rate: expected a number, got nan"),
         ("base_decay: .nan\n", "base_decay: expected a number, got nan"),
         ("num_train_epochs: 0\n", "num_train_epochs: expected more than 0"),

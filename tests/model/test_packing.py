@@ -281,12 +281,6 @@ def test_flash_attention_is_told_where_rows_begin():
     assert packed.inputs["cu_seq_lens_q"].dtype == torch.int32 and packed.inputs["max_length_k"] == 12
 
 
-def test_a_gradient_through_the_references_does_not_pack():
-    made = ConnectedModel.attach(tiny_llama(), ConnectionConfig("gated", reference_gradient=True, paths="fused"))
-    with pytest.raises(UserError, match="packing / padding_free: not supported with reference_gradient"):
-        made.check_padding_free()
-
-
 def test_rows_fill_bins_best_fit_decreasing():
     assert sorted(map(sorted, best_fit([6, 5, 4, 3, 2], 10))) == [[0, 2], [1, 3, 4]]
     assert best_fit([12, 3], 10) == [[0], [1]]  # longer than a bin: alone

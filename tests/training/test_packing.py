@@ -178,12 +178,3 @@ def test_bins_that_hold_one_row_are_noted(length, expected, tmp_path):
     run.train()
     assert found.steps == run.state.max_steps and "about" in "".join(found.lines({}))
     assert any("raise max_length" in doubt for doubt in doubts(found, run.args)) == expected
-
-
-@pytest.mark.parametrize("name", ["packing", "padding_free"])
-def test_a_gradient_through_the_references_is_not_packed(name, tmp_path):
-    """Said before a model is read."""
-    options = {"reference_gradient": True, "paths": "fused"}
-    with pytest.raises(UserError, match="packing / padding_free: not supported with reference_gradient") as raised:
-        test_trainer.trainer(tmp_path, options, base="no model is read", **{name: True})
-    assert "\n" not in str(raised.value)

@@ -135,7 +135,6 @@ def test_the_copy_is_one_and_of_what_trains_alone(tmp_path):
     [
         ({}, "start"),
         (CURRENT, "current"),
-        ({"reference_gradient": True}, "current"),
         ({"connection": "adaptive"}, "current"),
         ({"connection": "none"}, "current"),
     ],
@@ -196,9 +195,7 @@ def test_a_saved_connection_runs_as_ever(tmp_path, batch):
 
 
 def test_what_cannot_be_is_one_line(batch):
-    with pytest.raises(UserError, match="no gradient, which reference_gradient needs"):
-        ConnectionConfig("gated", **START, reference_gradient=True)
-    with pytest.raises(UserError, match="no gradient, which connection: adaptive needs"):
+    with pytest.raises(UserError, match="start is not supported with connection: adaptive"):
         ConnectionConfig(**START, connection="adaptive")
     with pytest.raises(UserError, match="reference_weights: 'begin' is not one of"):
         ConnectionConfig("gated", reference_weights="begin")

@@ -60,7 +60,7 @@ def weights(made: CCTrainer) -> dict[str, torch.Tensor]:
         {"paths": "student", "decision": "fixed", "decision_value": 1.0, "transform": "none", "align_weight": 5.0},
         {"connection": "none"},
         {"connection": "adaptive"},
-        {"reference_gradient": True, "paths": "fused"},
+        {"paths": "fused"},
     ],
     ids=["cc", "both", "align", "vanilla", "adaptive", "fused"],
 )

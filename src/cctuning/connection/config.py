@@ -25,6 +25,7 @@ BOUNDS = {
     **dict.fromkeys(("align_weight", "identity_weight", "distill_weight"), (0.0, math.inf)),
     "align_temperature": (1e-6, math.inf),
 }
+RETIRED = {"reference_gradient"}  # in saved connections, where it changes nothing
 COUNTS = ("transform_rank", "decision_rank", "align_negatives")
 
 
@@ -128,14 +129,11 @@ class ConnectionConfig:
         0.0,
         "both: weight of KL(fused pass || student pass) over response tokens, and at the end of answer-free rows.",
     )
-    reference_gradient: bool = _option(
-        False, "Backpropagate through the reference pass too (slower: references run in the same batch)."
-    )
     reference_weights: str | None = _option(
         None,
         "Weights that references run through: those before training (start: the targets are constant, and rows in the "
         "reference language are kept where they were) or the current ones (current, as in the paper). Unset: start, "
-        "but current under DeepSpeed, with reference_gradient and with connection: adaptive.",
+        "but current under DeepSpeed and with connection: adaptive.",
         ("current", "start"),
     )
 
@@ -179,17 +177,14 @@ class ConnectionConfig:
             raise UserError(
                 "connection: adaptive trains on the fused pass of all layers; leave paths and layers unset."
             )
-        if self.connection == "align" and self.reference_gradient:
-            raise UserError("reference_gradient: references have no gradient with connection: align; leave it off.")
-        if self.reference_weights == "start" and (self.reference_gradient or self.connection == "adaptive"):
-            other = "connection: adaptive" if self.connection == "adaptive" else "reference_gradient"
-            raise UserError(f"reference_weights: start gives references no gradient, which {other} needs; unset one.")
+        if self.reference_weights == "start" and self.connection == "adaptive":
+            raise UserError("reference_weights: start is not supported with connection: adaptive; leave it unset.")
 
     def settled(self, start_kept: bool) -> ConnectionConfig:
         """A copy with `reference_weights` resolved, where the run can keep the starting weights or cannot."""
         if self.reference_weights is not None:
             return self
-        kept = self.connection in ("align", "gated") and not self.reference_gradient and start_kept
+        kept = self.connection in ("align", "gated") and start_kept
         return replace(self, reference_weights="start" if kept else "current")
 
     @property
@@ -242,10 +237,10 @@ class ConnectionConfig:
     def from_dict(cls, options: Mapping[str, Any], where: str = "connection config") -> ConnectionConfig:
         """Build from a mapping; an unknown key is a `UserError` that names `where` and suggests the nearest."""
         known = [option.name for option in fields(cls)]
-        for key in options:
+        for key in options.keys() - RETIRED:
             if key not in known:
                 raise UserError(f"{where}: unknown option {key!r}.{nearest(key, known)}")
-        return cls(**options)
+        return cls(**{key: value for key, value in options.items() if key not in RETIRED})
 
 
 ALIGN_OPTIONS = (*(option.name for option in fields(ConnectionConfig) if option.name.startswith("align_")), "layers")

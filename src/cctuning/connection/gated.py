@@ -87,7 +87,7 @@ class LayerConnection(nn.Module):
         if plan.connect_index is None:
             return output
         own = h[plan.connect_index]
-        reference = self._offered(own, h, x, plan)
+        reference = self._offered(own, x, plan)
         share = self.decision(self._units(reference), self._units(own))
         target = equations.fuse(own, reference, share)
         if plan.observe and plan.connect_row is not None:
@@ -127,16 +127,12 @@ class LayerConnection(nn.Module):
             delta = delta * student[at]
         return h.index_add(0, at, delta), moved
 
-    def _offered(self, own: Tensor, h: Tensor, x: Tensor, plan: Plan) -> Tensor:
+    def _offered(self, own: Tensor, x: Tensor, plan: Plan) -> Tensor:
         """The reference activation e (N, d) of each connected position."""
         assert plan.connect_index is not None and plan.connect_reference is not None
-        if plan.reference_rows is not None and plan.reference is not None:
-            grid, start = (plan.rows, plan.positions, -1), plan.reference_rows
-            memory = self.alignment.remember(h.view(grid)[start:], x.view(grid)[start:], plan.reference)
-        elif plan.memory:
-            memory = plan.memory[self.index]
-        else:  # no row has a reference: N is 0
+        if not plan.memory:  # no row has a reference: N is 0
             return own
+        memory = plan.memory[self.index]
         return self.alignment.offer(memory, plan.connect_reference, x[plan.connect_index], plan.reference).to(own)
 
     def _units(self, h: Tensor) -> Tensor:

@@ -111,7 +111,6 @@ class Plan:
         stop: the forward ends after the last aligned layer. above: what the layers above it run; None: everything.
         memory: layer -> what it kept of the references, in a pass before or in a recording.
         reference: masks of the reference batch, where it ran.
-        reference_rows: where the references run in this same batch (`reference_gradient`), the rows before them.
         injection: (N, d), adaptive connection: added after the first layer at `connect_index`.
         observe: keep the activations of connected positions in the results.
     """
@@ -135,7 +134,6 @@ class Plan:
     above: Above | None = None
     memory: dict[int, LayerMemory] = field(default_factory=dict)
     reference: Reference | None = None
-    reference_rows: int | None = None
     injection: Tensor | None = None
     observe: bool = False
     results: Results = field(default_factory=Results)

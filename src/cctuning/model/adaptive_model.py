@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache
 
 from cctuning.connection import (
     AdaptiveConnection,
@@ -20,10 +18,8 @@ from cctuning.connection import (
     StreamingLeastSquares,
     predicting,
     prompt_ends,
-    restore,
 )
 from cctuning.connection.references import Anchor
-from cctuning.errors import UserError
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.passes import Batch, Step, uniform
 from cctuning.model.runner import NO_LOGITS, no_gradient, with_cache
@@ -98,12 +94,10 @@ class AdaptiveModel(ConnectedModel):
             return batch.paired
         return torch.ones_like(batch.paired) if batch.connect is None else batch.connect
 
-    def _plan(self, batch: Batch, predict: Tensor | None, live: bool, rows: Tensor, own: Tensor | None = None) -> Plan:
+    def _plan(self, batch: Batch, predict: Tensor | None, live: bool, rows: Tensor) -> Plan:
         """The plan of the main pass: what is added at the ends of the prompts of `rows` (B,) bool.
 
-        Args:
-            live: connect to the reference; else to the row's own vectors, through the matrix.
-            own: (B, L, d) the rows' own vectors, where they are known already.
+        `live`: connect to the reference; else to the row's own vectors, through the matrix.
         """
         ends, width = prompt_ends(batch.attention_mask, predict), batch.input_ids.shape[1]
         which = rows.nonzero()[:, 0]
@@ -112,12 +106,10 @@ class AdaptiveModel(ConnectedModel):
         if live and batch.reference_input_ids is None:
             vectors = selector.weight.new_empty(0, selector.out_features, selector.in_features)
         elif live:
-            gradient = self.config.reference_gradient and self.training
-            vectors = self._reference_vectors(batch, gradient)[batch.reference_index[which]]
-        else:
-            if own is None:  # of the prompt alone, so that labels cannot leak into the choice
-                places = torch.arange(width, device=ends.device)
-                own = self._vectors(batch.input_ids, batch.attention_mask * (places <= ends[:, None]), ends, False)
+            vectors = self._reference_vectors(batch)[batch.reference_index[which]]
+        else:  # of the prompt alone, so that labels cannot leak into the choice
+            places = torch.arange(width, device=ends.device)
+            own = self._vectors(batch.input_ids, batch.attention_mask * (places <= ends[:, None]), ends)
             vectors = own[which]
         noise = None
         if self.training and live:
@@ -130,80 +122,37 @@ class AdaptiveModel(ConnectedModel):
         return plan
 
     def _plan_generation(self, batch: Batch, options: dict[str, Any]) -> Callable[[int, int], Plan]:
-        """With a reference, its pass and the prompt's; without one, a pass over the prompt and one more token (with
-        beams, assistants and caches of the caller's own: two passes over the prompt)."""
+        """A pass over the reference, or else over the prompt, comes before the prompt's own."""
         with_cache(options)
-        live, own = batch.reference_input_ids is not None, None
         training, self.training = self.training, False
         try:
-            if not live and self.wire.enabled and self._decodes_plainly(options):
-                own, cache = self._prefill(batch)
-                options |= {} if cache is None else {"past_key_values": cache}
-            return _InjectOnce(self._plan(batch, None, live, self._taking_part(batch, live), own))
+            return _InjectOnce(self._plan_inference(batch, None))
         finally:
             self.training = training
 
     # -- first passes ------------------------------------------------------------------------------------------------
 
-    def _vectors(self, ids: Tensor, mask: Tensor, last: Tensor, gradient: bool) -> Tensor:
+    @no_gradient()
+    def _vectors(self, ids: Tensor, mask: Tensor, last: Tensor) -> Tensor:
         """FFN outputs of every layer at position `last` (R,) of each row of `ids` (R, S): (R, L, d)."""
         plan = Plan("record", ids.shape[0], ids.shape[1], reference=Reference(mask.bool(), last))
-        with nullcontext() if gradient else no_gradient():
-            self._run(plan, NO_LOGITS, input_ids=ids, attention_mask=mask, use_cache=False)
-            vectors = _stacked(plan)
-        if gradient and not vectors.requires_grad:
-            raise UserError(
-                "reference_gradient: the first pass of the adaptive connection has no gradient under reentrant "
-                "gradient checkpointing; set gradient_checkpointing_kwargs: {use_reentrant: false}, or leave it off."
-            )
-        return restore(vectors, self.wire, plan)
+        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+        if "position_ids" in signature(unwrap(self.model).forward).parameters:  # under left padding, as in `generate`
+            inputs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        self._run(plan, NO_LOGITS, **inputs)
+        return torch.stack([kept[0] for _, kept in sorted(plan.results.memory.items())], dim=1)
 
-    def _reference_vectors(self, batch: Batch, gradient: bool = False) -> Tensor:
+    def _reference_vectors(self, batch: Batch) -> Tensor:
         """(R, L, d) of the references of a batch, at their last tokens."""
         assert batch.reference_input_ids is not None and batch.reference_attention_mask is not None
         last = Reference.from_mask(batch.reference_attention_mask).last
-        return self._vectors(batch.reference_input_ids, batch.reference_attention_mask, last, gradient)
+        return self._vectors(batch.reference_input_ids, batch.reference_attention_mask, last)
 
     def _own_vectors(self, batch: Batch) -> Tensor:
         """(B, L, d) of labelled rows, at the ends of their prompts."""
         assert batch.labels is not None
         ends = prompt_ends(batch.attention_mask, predicting(batch.labels))
-        return self._vectors(batch.input_ids, batch.attention_mask, ends, False)
-
-    def _prefill(self, batch: Batch) -> tuple[Tensor, Any]:
-        """Run left-padded prompts once: their own vectors (B, L, d), and the cache of all but their last tokens.
-
-        What is added after the first layer at a prompt's last token is seen by no token before it, so the second pass
-        needs to run this one token only. None in place of the cache where it cannot be shortened.
-        """
-        mask = batch.attention_mask
-        last = torch.full_like(mask[:, 0], mask.shape[1] - 1)
-        plan = Plan("record", mask.shape[0], mask.shape[1], reference=Reference(mask.bool(), last))
-        inputs = {**batch.inputs, "use_cache": True}
-        if "position_ids" in signature(unwrap(self.model).forward).parameters:  # under left padding, as in `generate`
-            inputs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        output = self._run(plan, NO_LOGITS, **inputs)
-        vectors, cache = _stacked(plan), getattr(output, "past_key_values", None)
-        if not isinstance(cache, Cache) or not cache.is_croppable or mask.shape[1] < 2:
-            return vectors, None
-        try:
-            cache.crop(-1)
-        except RuntimeError:  # a sliding window that is full has dropped what it would need
-            return vectors, None
-        return vectors, cache
-
-    def _decodes_plainly(self, options: dict[str, Any]) -> bool:
-        """Whether `generate` with these options takes a prefilled cache: one sequence a prompt, token by token, in a
-        cache of transformers' choosing."""
-        model: Any = self.model
-        config = options.get("generation_config") or model.generation_config
-
-        def given(name: str) -> Any:
-            return options.get(name, getattr(config, name, None))
-
-        special = ("past_key_values", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens")
-        several = any((given(name) or 1) > 1 for name in ("num_beams", "num_return_sequences"))
-        return not several and all(given(name) is None for name in special)
+        return self._vectors(batch.input_ids, batch.attention_mask, ends)
 
     # -- the matrix --------------------------------------------------------------------------------------------------
 
@@ -266,11 +215,6 @@ class AdaptiveModel(ConnectedModel):
 
 def _hidden(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
-
-
-def _stacked(plan: Plan) -> Tensor:
-    """(R, L, d) of what the layers kept."""
-    return torch.stack([kept[0] for _, kept in sorted(plan.results.memory.items())], dim=1)
 
 
 class _InjectOnce:

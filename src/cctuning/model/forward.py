@@ -16,12 +16,11 @@ from cctuning.connection.equations import fused_probability
 from cctuning.errors import UserError
 from cctuning.model.aligner import Aligner
 from cctuning.model.objective import ConnectedOutput, aligned_alone, assemble
-from cctuning.model.packing import check_connection, check_packing, pack
+from cctuning.model.packing import check_packing, pack
 from cctuning.model.passes import (
     Batch,
     GenerationPlanner,
     Step,
-    append_references,
     flat_index,
     plan_aligned_step,
     plan_inference,
@@ -62,7 +61,6 @@ class ConnectedForward(nn.Module):
 
     def check_padding_free(self) -> None:
         """Raise `UserError` if the model cannot run packed rows, or the options do not allow it."""
-        check_connection(self.config)
         if not self._packs:
             before, self.wire.enabled = self.wire.enabled, False
             try:
@@ -184,14 +182,12 @@ class ConnectedForward(nn.Module):
         if training and self.connections and config.loss == "standardized" and not self.measured:
             raise UserError("align_loss: standardized: call keep_recorded() before the first step, as CCTrainer does.")
         start = self.start if training and config.reference_weights != "current" else None
-        if batch.reference_input_ids is not None and config.reference_gradient and training:
-            append_references(step, batch)
-        elif batch.reference_input_ids is not None:
+        if batch.reference_input_ids is not None:
             if training and config.reference_weights == "start" and self.start is None:
                 raise UserError("reference_weights: start: call keep_start() before the first step.")
             self._offer(batch, step.plan, start)
         elif config.connection != "none" and several_processes():
-            elsewhere = self.recorded is None and not config.reference_gradient if training else self.aligner is None
+            elsewhere = self.recorded is None if training else self.aligner is None
             if elsewhere:
                 self._join_reference_pass(batch, start)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import is_flash_attention_requested
 
-from cctuning.connection import Above, ConnectionConfig, Plan
+from cctuning.connection import Above, Plan
 from cctuning.errors import UserError
 from cctuning.model.runner import no_gradient
 from cctuning.model.sites import innermost, unwrap
@@ -160,12 +160,6 @@ def _lanes(lengths: list[int], size: int, groups: Sequence[Sequence[int]]) -> tu
         for row in lane:
             starts[row], at = at, at + lengths[row]
     return starts, (len(lanes), width), of_first
-
-
-def check_connection(config: ConnectionConfig) -> None:
-    """Raise `UserError` for a connection that cannot run on packed rows."""
-    if config.reference_gradient:
-        raise UserError("packing / padding_free: not supported with reference_gradient: true; leave both off.")
 
 
 def check_packing(model: nn.Module, run: Callable[..., Any]) -> None:

@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from cctuning.connection import (
     Above,
     ConnectionConfig,
     Plan,
-    Reference,
     Spans,
     predicting,
     prompt_ends,
@@ -230,37 +228,6 @@ def plan_aligned_step(
             plan.above = Above(0, plan.rows, answered)
     fused = torch.zeros_like(batch.paired)
     return Step(batch.input_ids, batch.attention_mask, plan, order, fused, predict, predict, training, rows)
-
-
-def append_references(step: Step, batch: Batch) -> None:
-    """Put the references into the step's own batch, right-padded to a common length: (A + R, T').
-
-    For `reference_gradient`: inside one forward the reference's activations are ordinary values of the layer, so their
-    gradient is exact under either kind of checkpointing. The step's plan is re-indexed.
-    """
-    assert batch.reference_input_ids is not None and batch.reference_attention_mask is not None
-    plan, old = step.plan, step.plan.positions
-    width, references = max(old, batch.reference_input_ids.shape[1]), len(batch.reference_input_ids)
-    filler = int(batch.input_ids[0, 0])
-
-    def widen(tensor: Tensor, fill: int = 0) -> Tensor:
-        return pad(tensor, (0, width - tensor.shape[1]), value=fill)
-
-    if plan.transform_index is None:  # the references run bare, so "everywhere" becomes "every row before them"
-        plan.transform_index = flat_index(step.attention_mask.bool())[0]
-    for name in ("transform_index", "connect_index", "identity_index"):
-        index = getattr(plan, name)
-        if index is not None:
-            setattr(plan, name, torch.div(index, old, rounding_mode="floor") * width + index % old)
-    plan.reference_rows, plan.rows, plan.positions = plan.rows, plan.rows + references, width
-    if plan.fused is not None:
-        plan.fused = pad(plan.fused, (0, references))
-    if plan.row_weight is not None:
-        plan.row_weight = pad(plan.row_weight, (0, references))
-    plan.reference = Reference.from_mask(widen(batch.reference_attention_mask))
-    step.input_ids = torch.cat([widen(step.input_ids, filler), widen(batch.reference_input_ids, filler)])
-    step.attention_mask = torch.cat([widen(step.attention_mask), widen(batch.reference_attention_mask)])
-    step.score, step.predict = (pad(part, (0, width - old, 0, references)) for part in (step.score, step.predict))
 
 
 def plan_inference(batch: Batch, config: ConnectionConfig, predict: Tensor | None = None) -> Plan:

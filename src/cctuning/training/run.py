@@ -27,7 +27,6 @@ from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
 from cctuning.model.loading import MODEL_FOLDER
-from cctuning.model.packing import check_connection
 from cctuning.training.config import CCConfig
 from cctuning.training.directory import (
     METRICS_FILE,
@@ -82,8 +81,6 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise UserError(f"{name}: expected at least 1, got {getattr(args, name)}.")
-    if args.packing or args.padding_free:
-        check_connection(connection)
     directory, checkpoint, said = claim(args)
     if checkpoint is not None:
         check_checkpoint(checkpoint)

@@ -33,7 +33,6 @@ from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.exportable import check_adapter_start
-from cctuning.model.packing import check_connection
 from cctuning.training.callbacks import StepProfiler
 from cctuning.training.config import CCConfig
 from cctuning.training.launch import check_engine, check_launch, under_deepspeed
@@ -101,8 +100,6 @@ class CCTrainer(RecordingTrainer):
     ) -> None:
         args = args if args is not None else CCConfig("cc-tuning-output")
         check_launch(args)
-        if args.packing or args.padding_free:
-            check_connection(connection_config or ConnectionConfig())
         handed = {"train_dataset": train_dataset, "parallel_dataset": parallel_dataset, "eval_dataset": eval_dataset}
         for given, rows in handed.items():
             if rows is not None:
