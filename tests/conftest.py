@@ -12,8 +12,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("CC_TUNING_CACHE", tempfile.mkdtemp(prefix="cctuning-cache-"))
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory) -> None:
+    """Temporary files of tests and of processes that they start are in pytest's own directory."""
+    folder = tmp_path_factory.mktemp("temporary")
+    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+    os.environ.setdefault("CC_TUNING_CACHE", str(folder / "cache"))
 
 
 def tiny_llama(layers: int = 3, **options) -> LlamaForCausalLM:

@@ -92,7 +92,7 @@ def run(console: Console, output: Path, base: Path) -> int:
         train += ["--use_cpu", "true", "--bf16", "true"]  # twice as fast where the processor has it
     evaluate = ["evaluate", *runs, "--rows", held_out, "--batch_size", "64", "--output", str(scores)]
     compare = ["compare", *(str(scores / Path(run).name) for run in runs)]
-    report = ["report", *runs, "--evaluation", *compare[1:], "--no_analysis", "--output", str(page)]
+    report = ["report", *runs, "--evaluation", *compare[1:], "--output", str(page)]
     steps = [
         Step("Plain SFT on 200 English labels", english, [*train, "--connection", "none", "--output_dir", runs[0]]),
         Step(

@@ -92,6 +92,46 @@ def test_diagnose_says_how_far_text_is(base, tmp_path, capsys):
     assert found["languages"] == ["qu"] and len(found["found"][0]) == len(found["layers"]) == 2
 
 
+def test_diagnose_takes_rows_with_reference_prompts_in_any_language(base, tmp_path, capsys):
+    rows = [{"prompt": f"x{i}", "response": f" x{i}", "lang": "sw", "prompt_fr": f"w{i}"} for i in range(20)]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    done("diagnose", base, "--parallel", data, "--reference_language", "fr")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "right French text found among 20" in said and "English" not in said and "{" not in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--limit", "0"], "--limit: expected at least 1"),
+        (["--output", "nowhere/x.json"], "is not a directory"),
+        (["--output", __file__], "exists already; name a new file"),
+    ],
+)
+def test_bad_input_of_diagnose(argv, says, base, tmp_path, capsys):
+    assert says in refused(capsys, "diagnose", base, "--parallel", pairs(tmp_path / "p.jsonl"), *argv)
+
+
+@pytest.mark.parametrize(
+    ("file", "record", "kind"),
+    [
+        ("run.json", {"status": "finished", "model": "org/base"}, "a run"),
+        ("adapter_config.json", {"base_model_name_or_path": "org/base"}, "a LoRA"),
+        (
+            "connection_config.json",
+            {"format": 1, "connection": {}, "base": {"name_or_path": "org/base"}},
+            "a model with a trained connection",
+        ),
+    ],
+)
+def test_diagnose_expects_the_untrained_model_and_names_it(file, record, kind, tmp_path, capsys):
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / file).write_text(json.dumps(record))
+    said = refused(capsys, "diagnose", made, "--parallel", "rows.jsonl")
+    assert f"made: {kind}; diagnose expects the untrained model: use its base, org/base." in said
+
+
 def test_bad_input_is_one_line(base, tmp_path, capsys):
     text = pairs(tmp_path / "p.jsonl")
     run = ("--output_dir", tmp_path / "run", *SMALL)
@@ -103,7 +143,7 @@ def test_bad_input_is_one_line(base, tmp_path, capsys):
     assert "no such file" in refused(capsys, "align", base, "--parallel", tmp_path / "none.tsv", *run)
     half = write_jsonl(tmp_path / "half.jsonl", [{"text": "x1 x2", "text_en": "", "lang": "qu"}])
     assert "half.jsonl:1" in refused(capsys, "align", base, "--parallel", half, *run)
-    assert "DATA or --parallel" in refused(capsys, "diagnose", base)
+    assert "required: --parallel" in refused(capsys, "diagnose", base)
     assert not (tmp_path / "run").exists()
 
 

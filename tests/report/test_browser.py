@@ -64,7 +64,7 @@ def page(tmp_path_factory) -> str:
     flags = {"en": [1, 0] * 20, "qaa": [1, 0, 0, 1] * 10}
     scored = [f"{name}={write_evaluation(folder / f'e-{name}', name, flags)}" for name in ("plain", "cc")]
     output = folder / "page.html"
-    done("report", *runs, "--data", data, "--examples", 2, "--evaluation", *scored, "--output", output)
+    done("report", *runs, "--evaluation", *scored, "--output", output)
     return output.read_text(encoding="utf-8")
 
 

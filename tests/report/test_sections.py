@@ -8,13 +8,10 @@ from html import escape
 from pathlib import Path
 
 import pytest
-import torch
 from markupsafe import Markup
 
-from cctuning.analysis import GateStatistics, Similarity, TransformErrors, TransformShape
 from cctuning.connection import ConnectionConfig
-from cctuning.report.charts import forest, heatmap, lines
-from cctuning.report.connection_sections import gate_section, similarity_section, transform_section
+from cctuning.report.charts import forest, lines
 from cctuning.report.examples_section import answer_text
 from cctuning.report.formatting import (
     count,
@@ -26,14 +23,11 @@ from cctuning.report.formatting import (
     percent,
     points,
 )
-from cctuning.report.model_analysis import Findings, ModelAnalysis, Plane, Rows
 from cctuning.report.page import DARK, LIGHT, PRINT
 from cctuning.report.results_section import read_evaluations, results_section
 from cctuning.report.runs import Run, Sizes
 from cctuning.report.training_section import cost, data_section, tokens_a_second, training_section
 from tests.report.world import Look, write_evaluation
-
-LANGUAGES = ["sw", "th"]
 
 
 def run(name="cc", path=Path("runs/cc"), metrics=(), **options):
@@ -50,70 +44,8 @@ def run(name="cc", path=Path("runs/cc"), metrics=(), **options):
     return Run(name, path, record, {}, list(metrics), config, Sizes(100, 60, 0, 1000))
 
 
-def inside(cka=0.5, languages=LANGUAGES, **parts) -> ModelAnalysis:
-    flat = torch.as_tensor(cka).expand(3, len(languages)).T
-    plane = Plane(
-        1,
-        (0.6, 0.3),
-        {"sw": [(0.0, 1.0)], "th": [(1.0, 1.0)]},
-        {"sw": [(0.0, 0.0)], "th": [(1.0, 0.0)]},
-    )
-    rows = torch.full((len(languages),), 9)
-    return ModelAnalysis(Similarity([0, 1, 2], languages, rows, flat, flat / 2, flat), plane, **parts)
-
-
-def findings(tuned: ModelAnalysis, base: ModelAnalysis | None = None) -> Findings:
-    return Findings(Rows([None] * 18, "held.jsonl", True), {"cc": tuned}, {"base": base or inside()})
-
-
 def html(section) -> str:
     return " ".join(section.parts)
-
-
-def test_a_gate_open_in_one_place_is_what_the_page_says():
-    mean = torch.full((2, 3, 4), 0.1)
-    mean[1, 2] = 0.75  # Thai, layer 2
-    mean[:, 1, 3] = 0.9  # dimension 3 of layer 1
-    gate = GateStatistics([0, 1, 2], LANGUAGES, torch.tensor([9, 9]), mean, torch.zeros(2, 3))
-    text = Look(html(gate_section([run(decision_bias=0.0)], findings(inside(gate=gate)), "English"))).text
-    assert (
-        "most open for Thai in layer 2, where 75 % of the activation is English, and least for Swahili in layer 0 "
-        "(10 %)" in text
-    )
-    assert "started at 50 % everywhere" in text
-    assert "The largest share is that of dimension 3 in layer 1, 90 %" in text
-
-
-def test_what_the_transform_misses_is_named():
-    identity = torch.full((2, 3), 0.4)
-    error = torch.tensor([[0.1, 0.1, 0.1], [0.5, 0.4, 0.4]])
-    errors = TransformErrors([0, 1, 2], LANGUAGES, torch.tensor([9, 9]), error, identity, identity)
-    shape = TransformShape([0, 1, 2], torch.tensor([0.1, 0.3, 0.2]), torch.tensor([2.0, 4.0, 3.0]), 16)
-    text = Look(html(transform_section([run()], findings(inside(errors=errors, shape=shape)), "English"))).text
-    assert "closes between −8 % (Thai) and 75 % (Swahili) of the gap to its target" in text
-    assert "For Thai it is no better than the identity." in text
-    assert "The matrix of layer 1 is 30 % of the identity's norm away from it, the largest distance." in text
-    assert "an effective rank of 2.0 to 4.0, of 16 possible" in text
-
-
-def test_languages_that_came_closer_and_that_did_not():
-    closer = Look(html(similarity_section([run()], findings(inside(0.8)), "English"))).text
-    assert "base 0.50, cc 0.80" in closer and "increased most for Swahili (0.30, mean over layers)" in closer
-    assert "to its English reference prompt is 2.00 times" in closer  # 1 apart, 0.5 from the middle
-    apart = Look(html(similarity_section([run()], findings(inside(0.2)), "English"))).text
-    assert "increased for no language: the largest change is Swahili with −0.30" in apart
-
-
-def test_languages_are_told_apart_by_their_code_and_not_by_their_place():
-    base = inside(torch.tensor([0.2, 0.8]), ["sw", "th"])
-    turned = html(
-        similarity_section([run()], findings(inside(torch.tensor([0.8, 0.2]), ["th", "sw"]), base), "English")
-    )
-    assert "increased for no language: the largest change is Swahili with 0.00" in Look(turned).text
-    rows = re.findall(r"<tr><th[^>]*>(?:base|cc)</th>(.*?)</tr>", turned)[:6]  # three layers each
-    assert rows[:3] == rows[3:] and "0.200" in rows[0]
-    lost = html(similarity_section([run()], findings(inside(torch.tensor([0.9]), ["th"]), base), "English"))
-    assert "increased most for Thai (0.10, mean over layers)" in Look(lost).text
 
 
 def test_codes_of_one_name_stay_apart():
@@ -128,7 +60,7 @@ def test_codes_of_one_name_stay_apart():
         },
         skipped_in_tokenisation=[],
     )
-    text = Look(html(data_section([own], None))).text
+    text = Look(html(data_section([own]))).text
     assert "in 3 languages" in text and "Arabic (arb)" in text and "Arabic (ara)" in text
 
 
@@ -199,33 +131,14 @@ def test_a_gain_lies_right_of_zero_and_a_loss_left():
     assert "+5.0 [+2.0, +8.0]" in chart and "−5.0 [−8.0, −2.0]" in chart
 
 
-def test_a_heatmap_is_deepest_where_the_value_is_largest():
-    chart = heatmap("n", "d", "t", [0, 1], {"a": "A", "b": "B"}, [[0.1, -0.2], [0.4, math.nan]], 0.4)
-    cells = re.findall(r"fill: var\(--(heat|cold)\)(?:; fill-opacity: ([\d.]+))?", chart)
-    assert cells == [("heat", "0.25"), ("heat", ""), ("cold", "0.5")]  # the empty cell is not drawn
-
-
-def test_where_cells_have_no_room_for_numbers_the_colours_have_a_legend():
-    many = {f"l{i}": f"L{i}" for i in range(20)}
-    shown = [[0.1]] * 20
-
-    def texts(values, columns):
-        return re.findall(r"<text[^>]*>([^<]*)", heatmap("n", "d", "t", [0], columns, values, 0.4))
-
-    assert texts(shown, many)[-2:] == ["0.00", "0.40"]
-    assert texts([[-0.3], *shown[1:]], many)[-3:] == ["−0.40", "0.00", "0.40"]
-    assert texts([[0.1]], {"l": "L"})[-1] == "0.10"
-
-
 def test_charts_with_many_and_with_no_numbers():
-    names = {f"l{i}": f"Language {i}" for i in range(40)}
-    wide = heatmap("n", "d", "t", range(40), names, [[i / 40] * 40 for i in range(40)], 1.0)
+    wide = lines("n", "d", "t", {f"s{i}": (range(9), [i / 40] * 9) for i in range(40)}, "x", "y")
     empty = lines("n", "d", "t", {"a": ([0, 1], [math.nan, math.nan])}, "x", "y")
     flat = lines("n", "d", "t", {"a": ([3], [0.0])}, "x", "y")
     for chart in (wide, empty, flat):
         drawn = chart[: chart.index("</svg>")]
         assert "nan" not in drawn and "inf" not in drawn and 'viewBox="0 0 360 ' in drawn
-    assert wide.count("<tr>") == 41
+    assert wide.count("<tr>") == 10
 
 
 def test_the_table_of_a_long_series_is_short():
@@ -257,8 +170,6 @@ def test_contrast_of_text_and_marks(colours):
     for ground in ("ground", "soft"):
         for text in ("ink", "dim", "link"):
             assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
-    for cell in ("heat", "cold"):  # a cell's number is ink, on colour of any depth
-        assert contrast(colours["ink"], colours[cell]) >= 4.5, cell
     for mark in ("good", "bad", *(f"s{place}" for place in range(8))):
         assert contrast(colours[mark], colours["ground"]) >= 3, mark
 

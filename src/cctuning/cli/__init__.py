@@ -13,7 +13,7 @@ from pathlib import Path
 ERRORS = "CC_TUNING_ERRORS"  # environment variable: file that a launched process writes its error to
 VERBS = {
     "pair": "find or make the English parallel text of rows, with checks and a card",
-    "diagnose": "measure before training what a connection could transfer",
+    "diagnose": "measure before training how far languages are aligned",
     "align": "align a model's languages to English on parallel text alone (a language pack)",
     "train": "fine-tune a model on rows and parallel text, from a recipe and flags",
     "recipes": "list the recipes in the package, for --config NAME",

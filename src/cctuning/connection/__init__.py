@@ -8,7 +8,6 @@ from cctuning.connection.gated import LayerConnection
 from cctuning.connection.least_squares import Fit, StreamingLeastSquares
 from cctuning.connection.plan import (
     Above,
-    Observed,
     Plan,
     Wire,
     answering,
@@ -30,7 +29,6 @@ __all__ = [
     "Fit",
     "LayerAlignment",
     "LayerConnection",
-    "Observed",
     "Plan",
     "Reference",
     "Spans",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from cctuning.connection import equations
 from cctuning.connection.config import ConnectionConfig
 from cctuning.connection.decisions import build_decision
-from cctuning.connection.plan import Observed, Plan, Wire, add_objective
+from cctuning.connection.plan import Plan, Wire, add_objective
 from cctuning.connection.references import ALIGNMENTS, Alignment
 from cctuning.connection.transforms import build_transform
 
@@ -90,9 +90,6 @@ class LayerConnection(nn.Module):
         reference = self._offered(own, x, plan)
         share = self.decision(self._units(reference), self._units(own))
         target = equations.fuse(own, reference, share)
-        if plan.observe and plan.connect_row is not None:
-            found = (reference.float(), own.float(), share.float().expand_as(own), self._changed(own))
-            plan.results.observed[self.index] = Observed(self.index, *found, plan.connect_row)
         if plan.fused is not None:
             # A product with 0 or 1 rather than indexing: every trainable part stays in the graph whatever the draw,
             # as DDP requires.
@@ -139,18 +136,15 @@ class LayerConnection(nn.Module):
         """`h` (N, d) in units of the references' spread, where the error is measured in them."""
         return h / self.spread.to(h.dtype) if self.config.loss == "standardized" else h
 
-    def _changed(self, own: Tensor) -> Tensor:
-        """h W (N, d) of the connected positions, in fp32."""
-        own = own.float()
-        return own if self.transform is None else equations.transform(own, self.transform)
-
     def _objective(self, own: Tensor, target: Tensor, h: Tensor, moved: Tensor | None, plan: Plan) -> Tensor:
         """This layer's term of the loss, a scalar; the errors of the rows go to the results.
 
         Each row's error is relative to its own activations, so it does not depend on the other rows of the batch.
         """
         assert plan.connect_row is not None and plan.row_weight is not None
-        changed = self._changed(own)  # these few positions once more, rather than a copy out of all of them
+        changed = own.float()
+        if self.transform is not None:  # these few positions once more, rather than a copy out of all of them
+            changed = equations.transform(changed, self.transform)
         standardized = self.config.loss == "standardized"
         measure = equations.standardized_error if standardized else equations.relative_error
         error = measure(self._units(changed), self._units(target.float()), plan.connect_row, plan.rows)

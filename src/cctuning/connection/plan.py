@@ -22,25 +22,6 @@ if TYPE_CHECKING:
     from cctuning.connection.align import Offered, Spans
 
 
-@dataclass(frozen=True)
-class Observed:
-    """One layer's connection over one batch: N connected positions.
-
-    Attributes:
-        layer: number of the decoder layer.
-        reference, own: (N, d) fp32 activations e and h. share: (N, d) the decision a in [0, 1].
-        changed: (N, d) h W, the output of the transform; h itself without a transform.
-        row: (N,) row of each position.
-    """
-
-    layer: int
-    reference: Tensor
-    own: Tensor
-    share: Tensor
-    changed: Tensor
-    row: Tensor
-
-
 @dataclass
 class Results:
     """What the layers of one pass found, by layer number.
@@ -50,7 +31,6 @@ class Results:
         objective: its term of the loss, a scalar; detached where its gradient is added to the layer's output.
         align_error, identity_error: (B,) errors of the rows, detached, 0 where nothing connects.
         share: mean of the decision, a detached scalar.
-        observed: where the plan asks for it.
         gradient_scale: gradient of the total loss, known once backward begins.
     """
 
@@ -59,7 +39,6 @@ class Results:
     align_error: dict[int, Tensor] = field(default_factory=dict)
     identity_error: dict[int, Tensor] = field(default_factory=dict)
     share: dict[int, Tensor] = field(default_factory=dict)
-    observed: dict[int, Observed] = field(default_factory=dict)
     gradient_scale: Tensor | None = None
 
 
@@ -112,7 +91,6 @@ class Plan:
         memory: layer -> what it kept of the references, in a pass before or in a recording.
         reference: masks of the reference batch, where it ran.
         injection: (N, d), adaptive connection: added after the first layer at `connect_index`.
-        observe: keep the activations of connected positions in the results.
     """
 
     mode: str
@@ -135,7 +113,6 @@ class Plan:
     memory: dict[int, LayerMemory] = field(default_factory=dict)
     reference: Reference | None = None
     injection: Tensor | None = None
-    observe: bool = False
     results: Results = field(default_factory=Results)
 
     def at_positions(self, values: Tensor) -> Tensor:

@@ -53,16 +53,6 @@ class Transform(nn.Module):
         """A (d, r) and B (r, d) of W = I + A B, fp32, detached; None where there are no such factors."""
         return None
 
-    def singular_values(self) -> Tensor | None:
-        """Singular values of M in fp64, as many as M can have; None where the transform is not linear."""
-        if not self.linear:
-            return None
-        factors = self.factors()
-        if factors is None:
-            return torch.linalg.svdvals(self.matrix().double())
-        a, b = factors
-        return torch.linalg.svdvals((torch.linalg.qr(a).R @ b).double())  # A = QR: the same values as A B
-
 
 TRANSFORMS = Registry("transform", Transform)
 register_transform = TRANSFORMS.register

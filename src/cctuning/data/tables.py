@@ -5,14 +5,18 @@ Optional columns, and optional keys of messages, exist only where some row has a
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cache
 from itertools import islice
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import datasets
 import pyarrow as pa
@@ -25,6 +29,7 @@ KEYS = {"role": TEXT, "content": TEXT, "thinking": TEXT, "tool_calls": TEXT, "na
 KEYS |= {"train": pa.bool_()}
 MESSAGES = pa.list_(pa.struct([*KEYS.items()]))
 CHECKED = "Checked by cc-tuning as it was read."
+PREFIX = "cctuning-rows-"  # of temporary directories
 EXTRA = ("thinking", "calls", "tools", "arguments")
 # While reading, text and messages have separate columns: whether any row has messages is known only at the end.
 READ = pa.schema(
@@ -110,18 +115,42 @@ def _as_messages(text: str) -> Text:
     return [{"role": "user", "content": text}]
 
 
+@cache
+def _folder() -> Path:
+    """The directory of this process's Arrow files in `TMPDIR`, locked while the process lives."""
+    root = Path(tempfile.gettempdir())
+    for left in root.glob(f"{PREFIX}*"):  # by processes that were killed
+        with suppress(OSError), (left / "lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{PREFIX}"))
+    lock = (new / "lock").open("w")  # open as long as the process
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = new.rename(root / new.name.removeprefix("."))
+    # Not atexit, which forked multiprocessing workers skip. In a child process this does nothing.
+    Finalize(None, _remove, args=(folder, lock), exitpriority=0)
+    return folder
+
+
+def _remove(folder: Path, lock: IO[str]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.close()
+
+
 def on_disk(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> datasets.Dataset:
     """Write batches to a temporary Arrow file and map it into memory.
 
-    `TMPDIR` says where. The file is removed when the process ends; nothing is cached between runs.
+    `TMPDIR` says where. The file is removed if writing fails, and when the process ends.
     """
-    folder = Path(tempfile.mkdtemp(prefix="cctuning-rows-"))
-    # Not atexit, which forked multiprocessing workers skip. In a child process this does nothing.
-    Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=0)
-    path = folder / "rows.arrow"
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-    dataset = datasets.Dataset.from_file(str(path))
+    handle, path = tempfile.mkstemp(".arrow", dir=_folder())
+    os.close(handle)
+    try:
+        with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+    except BaseException:
+        os.unlink(path)
+        raise
+    dataset = datasets.Dataset.from_file(path)
     dataset.info.description = CHECKED
     return dataset

@@ -107,7 +107,7 @@ def run_demo(output: Path, cache: Path, seed: int = 0, size: Size | None = None)
     scored = [f"base={base}", *runs]
     evaluate = ["evaluate", *scored, "--rows", str(held_out), "--batch_size", "128", "--baseline", "plain"]
     compare = ["compare", *(str(scores / name) for name in ("base", *RUNS)), "--baseline", "plain"]
-    report = ["report", *runs, "--evaluation", *compare[1:], "--rows", "64", "--data", str(held_out)]
+    report = ["report", *runs, "--evaluation", *compare[1:]]
     steps += [
         Step("Facts that the base read in English alone", scores, [*evaluate, "--output", str(scores)], compare),
         Step("A plain checkpoint", merged, ["export", runs[-1], "--format", "merged", "--output", str(merged)]),

@@ -194,13 +194,13 @@ def _train_base(world: World, tokenizer: PreTrainedTokenizerFast, progress: bool
     )
     model = LlamaForCausalLM(config)
     _train(model, tokenizer, [world.text(ENGLISH)], size.english_steps, 3e-3, "English", progress)
-    graft(model, tokenizer, world)
+    add_languages(model, tokenizer, world)
     _train(model, tokenizer, [world.text(lang) for lang in LANGUAGES], size.joint_steps, 1e-3, "joint text", progress)
     return model.eval()
 
 
 @torch.no_grad()
-def graft(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World) -> None:
+def add_languages(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World) -> None:
     """Make the embeddings of the other languages: 0.6 of the English word's, noise, and a vector of the language."""
     spread = model.model.embed_tokens.weight.std()
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

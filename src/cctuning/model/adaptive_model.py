@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from inspect import signature
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from cctuning.connection import (
     AdaptiveConnection,
     Fit,
-    Observed,
     Plan,
     Reference,
     StreamingLeastSquares,
@@ -181,36 +180,9 @@ class AdaptiveModel(ConnectedModel):
         self.adaptive.set_matrix(fit.matrix)
         return fit
 
-    # -- looking inside ----------------------------------------------------------------------------------------------
-
-    def observe(self, batch: Batch) -> Iterator[Observed]:
-        """As in the base class, of every layer's vector at the prompt's end. The share is 1, for the matrix is fitted
-        to the reference's vectors as they are."""
-        matrix = self.adaptive.matrix
-        own, theirs = self._own_vectors(batch), self._reference_vectors(batch)[batch.reference_index]
-        changed = matrix(own.to(matrix.weight.dtype)).float()
-        row = torch.arange(len(own), device=own.device)
-        for layer in range(own.shape[1]):
-            e, h = theirs[:, layer].float(), own[:, layer].float()
-            yield Observed(layer, e, h, torch.ones_like(h), changed[:, layer], row)
-
-    @property
-    def observed_layers(self) -> list[int]:
-        return list(range(self.adaptive.selector.out_features))
-
     @property
     def decisions(self) -> dict[int, nn.Module]:
         return {}
-
-    def singular_values(self) -> dict[int, Tensor]:
-        """Of the one matrix, as layer 0."""
-        change = self.adaptive.matrix.weight.detach().double()
-        return {0: torch.linalg.svdvals(change - torch.eye(len(change), device=change.device))}
-
-    def layer_choice(self, batch: Batch) -> Tensor:
-        assert batch.labels is not None
-        share = self._plan(batch, predicting(batch.labels), True, batch.paired).results.share
-        return torch.stack([share[layer] for layer in sorted(share)])
 
 
 def _hidden(output: Any) -> Tensor:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cctuning.connection import ConnectionConfig, Fit, LayerConnection, Observed, Plan, predicting
+from cctuning.connection import ConnectionConfig, Fit, LayerConnection, Plan
 from cctuning.errors import UserError
 from cctuning.model import lora, merge, serialization
 from cctuning.model.aligner import Aligner
 from cctuning.model.forward import ConnectedForward
-from cctuning.model.passes import Batch, plan_inference
+from cctuning.model.passes import Batch
 from cctuning.model.recorded import RecordedReferences
 from cctuning.model.runner import NO_LOGITS, Runner, copy_output
 from cctuning.model.shards import read_into
@@ -190,35 +190,10 @@ class ConnectedModel(ConnectedForward):
     def _run_bare(self, plan: Plan, batch: Batch) -> None:
         self._run(plan, NO_LOGITS, **batch.inputs, use_cache=False)
 
-    def observe(self, batch: Batch) -> Iterable[Observed]:
-        """Run labelled rows as students and return what each connected layer sees."""
-        if not self.connections:
-            return ()
-        assert batch.labels is not None
-        plan = plan_inference(batch, self.config, predicting(batch.labels))
-        plan.fused, plan.observe = None, True  # no row is fused: the activations are those of the model's answers
-        self._offer(batch, plan)
-        self._run_bare(plan, batch)
-        return plan.results.observed.values()
-
-    @property
-    def observed_layers(self) -> list[int]:
-        """Numbers of the layers that `observe` returns."""
-        return sorted(self.connections)
-
     @property
     def decisions(self) -> dict[int, nn.Module]:
         """Layer number -> its Decision Maker."""
         return {layer: connection.decision for layer, connection in self.connections.items()}
-
-    def singular_values(self) -> dict[int, Tensor]:
-        """Layer number -> singular values of W - I; empty where there is no transform or it is not linear."""
-        found = {n: part.transform and part.transform.singular_values() for n, part in self.connections.items()}
-        return {} if any(values is None for values in found.values()) else found
-
-    def layer_choice(self, batch: Batch) -> Tensor | None:
-        """(L,) share of the rows that chose each layer; None: this connection does not choose layers."""
-        return None
 
     def after_training(self, batches: Iterable[dict[str, Tensor]]) -> Fit | None:
         """Fit what is not trained by gradient descent (nothing, but for the adaptive connection)."""

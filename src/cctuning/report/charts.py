@@ -16,10 +16,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib import rc_context
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from cctuning.report.formatting import number
 from cctuning.report.page import LIGHT, figure, table
@@ -162,61 +159,3 @@ def forest(
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel(x)
     return figure(name, text, title, _svg(axes, title, text), numbers)
-
-
-@rc_context(STYLE)
-def heatmap(
-    name: str, text: str, title: str, rows: Sequence[int], columns: Mapping[str, str], values: Any, top: float
-) -> Markup:
-    """A cell per layer and language, coloured from 0 to `top`; negative values in another colour.
-
-    Args:
-        rows: numbers of the layers. columns: name of each language by code. values: (languages, layers).
-    """
-    grid = np.asarray(values, dtype=float).T
-    few = len(columns) <= 11 and len(rows) <= 16
-    axes = _axes(26 + (20 if len(rows) <= 16 else 14) * len(rows))
-    shades = np.array([to_rgb(LIGHT["heat"]), to_rgb(LIGHT["cold"])])[(grid < 0).astype(int)]
-    depth = np.clip(np.abs(np.nan_to_num(grid)) / (top or 1), 0, 1)[..., None]
-    axes.pcolormesh(np.concatenate([shades, depth], axis=2), edgecolors=LIGHT["ground"], linewidth=1)
-    axes.set_ylim(len(rows), 0)
-    axes.grid(visible=False)
-    axes.spines.bottom.set_visible(False)
-    every = math.ceil(len(columns) / 12)
-    axes.set_xticks(np.arange(0, len(columns), every) + 0.5, list(columns)[::every])
-    axes.set_yticks(np.arange(len(rows)) + 0.5, [str(row) for row in rows])
-    axes.tick_params(length=0, labeltop=True, labelbottom=False)
-    for (row, column), value in np.ndenumerate(grid) if few else ():
-        axes.text(column + 0.5, row + 0.5, number(value), ha="center", va="center", fontsize=10)
-    if not few:
-        ends = [(-top, "cold", 1.0)] * bool((grid < 0).any()) + [(0.0, "heat", 0.0), (top, "heat", 1.0)]
-        _legend(axes, [Patch(facecolor=(*to_rgb(LIGHT[of]), depth), label=number(value)) for value, of, depth in ends])
-    body = [[str(row), *(number(value, 3) for value in grid[place])] for place, row in enumerate(rows)]
-    numbers = table(title, ["layer", *columns.values()], body)
-    return figure(name, text, title, _svg(axes, title, text), numbers)
-
-
-@rc_context(STYLE)
-def scatter(
-    name: str,
-    text: str,
-    title: str,
-    groups: Mapping[str, Sequence[tuple[float, float]]],
-    links: Sequence[tuple[tuple[float, float], tuple[float, float]]],
-    x: str,
-    y: str,
-) -> Markup:
-    """Groups of points, with thin lines for `links` between points; both axes have the same unit."""
-    axes = _axes(280)
-    handles = []
-    for one, other in links:
-        axes.plot(*zip(one, other, strict=True), color=LIGHT["dim"], linewidth=0.5, alpha=0.6)
-    for style, (label, points) in enumerate(groups.items()):
-        look: dict[str, Any] = {"color": SERIES[style % len(SERIES)], "marker": MARKERS[style % len(MARKERS)]}
-        axes.plot(*zip(*points, strict=True), linestyle="", markersize=5, **look)
-        handles.append(Line2D([], [], linestyle="", label=label, **look))
-    axes.set_aspect("equal", adjustable="datalim")
-    axes.set(xlabel=x, ylabel=y, xticks=[], yticks=[])
-    _legend(axes, handles)
-    rows = [[label, number(a), number(b)] for label, points in groups.items() for a, b in points]
-    return figure(name, text, title, _svg(axes, title, text), table(title, ["language", x, y], rows))

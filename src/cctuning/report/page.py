@@ -18,13 +18,13 @@ figure, side_by_side, example = _PARTS.figure, _PARTS.side_by_side, _PARTS.examp
 # Variables of the style sheet, by colour scheme.
 LIGHT = {
     **{"ground": "#ffffff", "ink": "#1b1f24", "dim": "#50575f", "rule": "#d5d9de", "soft": "#f3f5f7"},
-    **{"link": "#0b57a4", "heat": "#74b4ee", "cold": "#eda864", "good": "#1a7440", "bad": "#b3261e"},
+    **{"link": "#0b57a4", "good": "#1a7440", "bad": "#b3261e"},
     **{"s0": "#0b5cad", "s1": "#b3421e", "s2": "#1a7441", "s3": "#7a3e9d", "s4": "#7a5a00", "s5": "#00707a"},
     **{"s6": "#a0346e", "s7": "#50575e"},
 }
 DARK = {
     **{"ground": "#14171a", "ink": "#e6e8ea", "dim": "#a9b0b7", "rule": "#3a4047", "soft": "#1e2226"},
-    **{"link": "#8cc2ff", "heat": "#1f5f9e", "cold": "#8a4f14", "good": "#6fd39b", "bad": "#ff9b8f"},
+    **{"link": "#8cc2ff", "good": "#6fd39b", "bad": "#ff9b8f"},
     **{"s0": "#7ab8ff", "s1": "#ff9f7a", "s2": "#6fd39b", "s3": "#cfa2f2", "s4": "#e0b252", "s5": "#5fd0d8"},
     **{"s6": "#f29bc4", "s7": "#b5bac0"},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,6 @@ from markupsafe import Markup
 from cctuning.languages import language_name
 from cctuning.report.charts import lines
 from cctuning.report.formatting import count, duration, language_names, listed, number, percent
-from cctuning.report.model_analysis import Findings
 from cctuning.report.page import Section, bullets, heading, paragraph, side_by_side, table
 from cctuning.report.runs import Run
 
@@ -29,6 +29,7 @@ CURVES = (
     ),
     ("Gradient norm", "norm", {"grad_norm": "gradient norm"}),
 )
+LAYERS = 7  # in a chart of the gate, besides the mean
 ONE_PASS = {"student_loss": "training rows", "eval_loss": "evaluation rows"}  # labels of a run that has no fused pass
 
 
@@ -54,6 +55,9 @@ def training_section(runs: Sequence[Run]) -> Section:
                 section.add(*(part for run in runs for part in _aligned(run)))
             if title == "Loss":
                 section.add(*(part for run in runs for part in _sampled(run)))
+    gates = [_gate(run) for run in runs if len(run.series("decision")[0]) > 1]
+    if gates:
+        section.add(heading("Gate"), side_by_side(gates))
     if short:
         text = f"{listed([*short])} logged fewer than three times; use smaller logging_steps for curves."
         section.add(paragraph(text, "note"))
@@ -94,6 +98,17 @@ def _sampled(run: Run) -> list[Markup]:
         "The two curves are of different rows."
     )
     return [paragraph(text, "note")]
+
+
+def _gate(run: Run) -> Markup:
+    """The mean share of the reference in the connected activations over training, by layer where it was logged."""
+    layers = sorted({key for line in run.metrics for key in line if key.startswith("decision_layer_")})
+    shown = layers[:: math.ceil(len(layers) / LAYERS)] if layers else []
+    named = {"all layers": run.series("decision")}
+    named |= {f"layer {int(key.removeprefix('decision_layer_'))}": run.series(key) for key in shown}
+    text = _course("share of the reference, mean over layers", named["all layers"][1])
+    text += "" if layers else " Train with log_connection: true to see each layer."
+    return lines(run.name, text, f"{run.name}: gate over training", named, "step", "share")
 
 
 def _course(label: str, ys: Sequence[float]) -> str:
@@ -159,8 +174,8 @@ def added(run: Run) -> str:
     return f"{run.sizes.transform if run.connection.connection == 'gated' else run.sizes.connection:,}"
 
 
-def data_section(runs: Sequence[Run], found: Findings | None) -> Section:
-    """Languages, lengths, and rows that were left out."""
+def data_section(runs: Sequence[Run]) -> Section:
+    """Languages, and rows that were left out."""
     section = Section("data", "Data")
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -170,8 +185,6 @@ def data_section(runs: Sequence[Run], found: Findings | None) -> Section:
     section.add(heading("Rows by language"))
     for own in groups.values():
         section.add(*_rows_by_language(own))
-    if found is not None:
-        section.add(heading("Lengths"), *_lengths(runs[0], found))
     section.add(heading("Rows left out"))
     for own in groups.values():
         section.add(*_rejects(own))
@@ -187,20 +200,6 @@ def _rows_by_language(own: Sequence[Run]) -> list[Markup]:
     text += f", {count(without, 'row')} of them without a response." if without else ", all with a response."
     rows = [[names[code], f"{rows:,}", percent(rows / record["rows"])] for code, rows in record["languages"].items()]
     return [paragraph(text), table(f"{name}: rows per language", ["language", "rows", "share"], rows)]
-
-
-def _lengths(run: Run, found: Findings) -> list[Markup]:
-    lengths = found.runs[run.name].lengths
-    ratio = {code: prompt / reference for code, (prompt, reference, _) in lengths.items() if reference}
-    most, least = max(ratio, key=ratio.__getitem__), min(ratio, key=ratio.__getitem__)
-    names = language_names(lengths)
-    text = (
-        f"With the tokenizer of {run.name}, a prompt in {names[most]} has {number(ratio[most], 1)} times the tokens "
-        f"of its reference prompt, the most; in {names[least]} {number(ratio[least], 1)} times, the least."
-    )
-    rows = [[names[code], *(number(value, 0) for value in values)] for code, values in lengths.items()]
-    header = ["language", "prompt", "reference prompt", "response"]
-    return [paragraph(text), table("Median tokens per row", header, rows)]
 
 
 def _rejects(own: Sequence[Run]) -> list[Markup]:

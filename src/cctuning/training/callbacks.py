@@ -13,8 +13,8 @@ import torch
 from torch.profiler import profile, schedule
 from transformers import TrainerCallback
 
-from cctuning.analysis.alignment import Alignment, measure
 from cctuning.model.recorded import Prompts
+from cctuning.training.alignment import Alignment, measure
 from cctuning.training.sampling import undisturbed
 
 if TYPE_CHECKING:
