@@ -116,3 +116,45 @@ def test_the_connection_acts_at_the_last_prompts_end(tmp_path):
         )
     assert ends[0] == ends[1] == len(Encoder(made, chat=True).prompt_ids(row["prompt"])) - 1
     assert scopes[0] == scopes[1] and scopes[0][0] == [ends[0]]
+
+
+def aligned(made, row, **options):
+    """The text of prompt and reference that is aligned."""
+    found = encoded(made, row, **options)
+    sides = (("input_ids", "text"), ("reference_input_ids", "reference_text"))
+    return [made.decode(found[ids][found[span][0] : found[span][1]]).strip() for ids, span in sides]
+
+
+TOOL = {"type": "function", "function": {"name": "salio", "description": "Balance.", "parameters": {}}}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("context", [None, "system", "tools"])
+def test_the_aligned_part_of_a_conversation(tmp_path, name, context):
+    """Without system messages and tools, which are the same in all rows; with `last`, the last turn alone."""
+    made = tokenizer(name)
+    row = {"messages": TURNS, "messages_en": [{**turn, "content": turn["content"] + "!"} for turn in TURNS]}
+    row |= {"lang": "sw"} | ({"tools": [TOOL]} if context == "tools" else {})
+    if context == "system":
+        row |= {"system": "Jibu kwa Kiswahili.", "system_en": "Answer in Swahili, and in one word only, please."}
+    row = loaded(tmp_path, row)
+    if (name, context) == ("gemma", "system"):
+        assert "System role not supported" in str(encoded(made, row))
+        return
+    assert aligned(made, row, align_turns="last") == ["Asante.", "Asante.!"]
+    for text, reference in (aligned(made, row), aligned(made, row, align_turns="all")):
+        assert text.startswith("Mji mkuu wa Kenya?") and text.endswith("Asante.") and "Kampala." in text
+        assert reference.startswith("Mji mkuu wa Kenya?!") and reference.endswith("Asante.!")
+
+
+def test_the_aligned_part_of_other_prompts(tmp_path):
+    made = tokenizer("qwen2_5")
+    result = {"role": "tool", "name": "salio", "content": "12 shilingi"}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "salio", "arguments": {}}}]}
+    tools = [*TURNS[:2], TURNS[2], call, result, TURNS[3]]
+    row = loaded(tmp_path, {"messages": tools, "prompt_en": "The balance?", "lang": "sw", "tools": [TOOL]})
+    assert aligned(made, row, align_turns="last") == ["12 shilingi", "The balance?"]
+    assert aligned(made, row)[0].startswith("Mji mkuu wa Kenya?") and aligned(made, row)[0].endswith("12 shilingi")
+    one = {"prompt": "Mji mkuu?", "response": "Nairobi.", "prompt_en": "Capital?", "lang": "sw", "system": "Jibu."}
+    for row in (one, {**one, "system": None}, {**one, "tools": [TOOL]}, {**one, "history": [["Habari?", "Njema."]]}):
+        assert aligned(made, loaded(tmp_path, row), align_turns="last") == ["Mji mkuu?", "Capital?"]

@@ -66,6 +66,12 @@ class ConnectionConfig:
         "the template's. text_last: its last token. last: the prompt's last token, which may be the template's.",
         ("mean", "text_last", "last"),
     )
+    align_turns: str = _option(
+        "all",
+        "align: the turns of a conversation that are compared. all: every turn but system messages. last: what "
+        "follows the last assistant turn. (gated and adaptive connect at the end of the last prompt.)",
+        ("all", "last"),
+    )
     align_temperature: float = _option(0.1, "contrastive: temperature of the softmax over cosines.")
     align_negatives: int = _option(
         1024,

@@ -241,13 +241,13 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile(opening + f"(?:{'|'.join(map(re.escape, tokens))})" if tokens else r"(?!)")
 
 
-def assistant_spans(
-    prompt: Sequence[Message], text: str, render: Callable[[list[Message]], str]
-) -> list[tuple[int, int]]:
+Rendered = Callable[[list[Message]], str]
+
+
+def assistant_spans(prompt: Sequence[Message], text: str, render: Rendered) -> list[tuple[int, int]]:
     """First and last + 1 character of each assistant turn that has a loss, as TRL's `assistant_only_loss` has it.
 
-    TRL needs templates with `{% generation %}` marks. Here each turn is rendered once more with another text in its
-    place, and is where the two renderings differ, which works with any template.
+    TRL needs templates with `{% generation %}` marks; `_turn_span` works with any template.
 
     Args:
         text: the rendering of `prompt`.
@@ -257,13 +257,34 @@ def assistant_spans(
     for turn, message in enumerate(prompt):
         if message["role"] != "assistant" or message.get("train") is False:
             continue
-        other = render([*prompt[:turn], {"role": "assistant", "content": PLACEHOLDER}, *prompt[turn + 1 :]])
-        start = common(text, other)
-        end = len(text) - common(text[start:][::-1], other[start:][::-1])
-        if end > start and PLACEHOLDER in other[start:]:
-            closing = END.match(text, end)
-            places.append((start, closing.end() if closing else end))
+        found = _turn_span(prompt, turn, {"role": "assistant"}, text, render)
+        if found is not None:
+            closing = END.match(text, found[1])
+            places.append((found[0], closing.end() if closing else found[1]))
     return places
+
+
+def aligned_span(prompt: Sequence[Message], text: str, render: Rendered, turns: str) -> tuple[int, int] | None:
+    """First and last + 1 character of the part of a conversation that is aligned; None where it is not found.
+
+    Args:
+        turns: `all`: everything after the system messages. `last`: what follows the last assistant turn.
+    """
+    own = [turn for turn, message in enumerate(prompt) if message["role"] not in ("system", "developer")]
+    said = [turn for turn in own if prompt[turn]["role"] == "assistant"] if turns == "last" else []
+    own = [turn for turn in own if not said or turn > said[-1]] or [len(prompt) - 1]
+    first, last = (_turn_span(prompt, turn, prompt[turn], text, render) for turn in (own[0], own[-1]))
+    return (first[0], last[1]) if first and last else None
+
+
+def _turn_span(
+    prompt: Sequence[Message], turn: int, other: Mapping[str, Any], text: str, render: Rendered
+) -> tuple[int, int] | None:
+    """First and last + 1 character of a turn: where the rendering differs from one with `other`'s content replaced."""
+    changed = render([*prompt[:turn], {**other, "content": PLACEHOLDER}, *prompt[turn + 1 :]])
+    start = common(text, changed)
+    end = len(text) - common(text[start:][::-1], changed[start:][::-1])
+    return (start, end) if end > start and PLACEHOLDER in changed[start:] else None
 
 
 def common(one: Sequence[Any], other: Sequence[Any]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cctuning.data.chat import (
     Settled,
+    aligned_span,
     answer_message,
     assistant_spans,
     closes,
@@ -28,7 +29,7 @@ from cctuning.data.chat import (
     split_thinking,
 )
 from cctuning.data.messages import THINKING, plain
-from cctuning.data.schema import Text
+from cctuning.data.schema import Message, Text
 from cctuning.errors import UserError
 
 
@@ -46,6 +47,8 @@ class Encoder:
         chat_template_kwargs: arguments of the template, for example `enable_thinking`.
         thinking: responses contain thinking; None: no, unless the template or its arguments say so.
         turns: `all`: earlier assistant turns have a loss too, except those with `train: false`; `last`: they have not.
+        align_turns: `all`: a conversation is aligned without its system messages; `last`: what follows the last
+            assistant turn.
         opening: (set) special tokens that the tokenizer puts before plain text.
         closing: (set) text that the template writes after a response.
         settled: (set) the template as it is rendered (`chat.settle`); None without chat.
@@ -64,6 +67,7 @@ class Encoder:
     chat_template_kwargs: Mapping[str, Any] | None = None
     thinking: bool | None = None
     turns: str = "all"
+    align_turns: str = "all"
     opening: list[int] = field(init=False, default_factory=list)
     closing: str = field(init=False, default="")
     settled: Settled | None = field(init=False, default=None)
@@ -116,9 +120,12 @@ class Encoder:
             return 0, 0
         return common(one, other), common(one[::-1], other[::-1])
 
-    def _text(self, prompt: list[int]) -> list[int]:
-        """First position of the prompt's own text, without the template's, and the one after its last."""
-        start, end = self.frame[0], len(prompt) - self.frame[1]
+    def _text(self, prompt: list[int], aligned: tuple[int, int] | None) -> list[int]:
+        """First position of the prompt's own text, without the template's, and the one after its last.
+
+        `aligned` has them for a conversation, where they depend on its turns.
+        """
+        start, end = aligned or (self.frame[0], len(prompt) - self.frame[1])
         return [start, end] if start < end else [0, len(prompt)]
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -233,7 +240,9 @@ class Encoder:
                     raise slot
                 rest, place = slot
                 own, both, other = ids[place : place + 3]
-                result.append(self._assemble(row, rest, own, both, other, self._turns(row, texts[place])))
+                earlier = self._turns(row, texts[place])
+                aligned = self._aligned(row, "prompt", texts[place]), self._aligned(row, "reference", texts[place + 2])
+                result.append(self._assemble(row, rest, own, both, other, earlier, aligned))
             except UserError as error:
                 result.append(error)
         return result
@@ -243,8 +252,27 @@ class Encoder:
         prompt = row["prompt"]
         if self.turns != "all" or not self.chat or isinstance(prompt, str) or row.get("response") is None:
             return []
-        places = assistant_spans(prompt, text, lambda other: self._apply(_messages(other), row, prompt=True))
-        counts = [len(ids) for ids in self._ids([text[:place] for span in places for place in span])]
+        return self._positions(assistant_spans(prompt, text, self._renderer(row)), text)
+
+    def _aligned(self, row: Mapping[str, Any], part: str, text: str) -> tuple[int, int] | None:
+        """The token span that is aligned in the rendered `part`; None where `frame` has it or it is not found."""
+        if not self.chat or row.get(part) is None:
+            return None
+        messages = _messages(row[part])
+        if [turn["role"] for turn in messages] == ["user"] and not row.get("tools") and not row.get("arguments"):
+            return None
+        try:
+            found = aligned_span(messages, text, self._renderer(row), self.align_turns)
+        except UserError:  # the template reads the contents of messages
+            return None
+        return self._positions([found], text)[0] if found else None
+
+    def _renderer(self, row: Mapping[str, Any]) -> Callable[[list[Message]], str]:
+        return lambda messages: self._apply(_messages(messages), row, prompt=True)
+
+    def _positions(self, spans: Sequence[tuple[int, int]], text: str) -> list[tuple[int, int]]:
+        """Spans of characters as spans of tokens."""
+        counts = [len(ids) for ids in self._ids([text[:place] for span in spans for place in span])]
         return list(zip(counts[::2], counts[1::2], strict=True))
 
     def _assemble(
@@ -255,6 +283,7 @@ class Encoder:
         whole: list[int],
         reference: list[int],
         earlier: Sequence[tuple[int, int]],
+        aligned: tuple[tuple[int, int] | None, tuple[int, int] | None],
     ) -> dict[str, Any]:
         if not bare:
             raise at(row, "prompt", "the tokenizer makes no tokens of it; correct the row.")
@@ -292,8 +321,8 @@ class Encoder:
             "input_ids": (prompt + response)[:limit],
             "labels": (labels + response)[:limit],
             "reference_input_ids": reference,
-            "text": self._text(prompt),
-            "reference_text": self._text(reference) if reference else [],
+            "text": self._text(prompt, aligned[0]),
+            "reference_text": self._text(reference, aligned[1]) if reference else [],
             "row": row.get("row", -1),
             "lang": row.get("lang") or "",
         }

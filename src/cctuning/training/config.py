@@ -84,7 +84,7 @@ class CCConfig(SFTConfig):
         default="all",
         metadata={
             "help": "Assistant turns of a conversation that carry loss. all: every turn (except those with train: "
-            "false or weight: 0). last: only the last. The connection acts at the end of the last prompt.",
+            "false or weight: 0). last: only the last.",
             "choices": ["all", "last"],
         },
     )

@@ -35,6 +35,7 @@ class TokenizingTrainer(SFTTrainer):
     parallel: Dataset | None = None
     _answered: Dataset | None  # the training rows as they were given
     _connecting: bool
+    _align_turns: str
     _own_references: bool  # rows in the reference language are their own reference
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -76,6 +77,7 @@ class TokenizingTrainer(SFTTrainer):
                 max_reference_length=args.max_reference_length or args.max_length,
                 chat=self.chat,
                 turns=args.train_turns,
+                align_turns=self._align_turns,
             ),
             bad_rows=args.bad_rows,
             own_references=args.reference_language if training and self._own_references else None,

@@ -110,6 +110,7 @@ class CCTrainer(RecordingTrainer):
         self._rows_in_step: Tensor | int | None = None
         settled = (connection_config or ConnectionConfig()).settled(not under_deepspeed(args))
         self._connecting, self._own_references = settled.connection != "none", settled.reference_weights == "start"
+        self._align_turns = settled.align_turns
         if parallel_dataset is None and train_dataset is None:
             raise UserError("train_dataset / parallel_dataset: neither is given; there is nothing to train on.")
         if parallel_dataset is not None:
