@@ -153,7 +153,7 @@ def _pair() -> str:
         "cctuning pair names": NamesOptions,
         "cctuning pair mine": MineOptions,
         "Engine `seq2seq`": Seq2SeqOptions,
-        "Engine `chat`, and a teacher": ChatOptions,
+        "Engine `chat`": ChatOptions,
         "Engine `function`": FunctionOptions,
     }
     return "\n\n".join(["# cctuning pair", about, *_sections(kinds)])

@@ -118,7 +118,6 @@ def test_mistakes_of_recipes_are_one_line(tmp_path, rows, capsys):
         ({"path": rows, "way": "given", "lang": False}, "put it in quotes"),
         ({"path": rows, "way": "given", "columns": {"promt": "x"}}, "Did you mean 'prompt'"),
         ({"path": rows, "way": "translation"}, "into: missing"),
-        ({"path": rows, "way": "distillation"}, "teacher: missing"),
         ({"path": rows, "way": "given", "english": "e.jsonl"}, "goes with join or parallel"),
         ({"path": rows, "way": "given", "where": {"no such": 1}}, "where: no column 'no such'"),
     ):

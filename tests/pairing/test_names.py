@@ -86,12 +86,6 @@ def test_glossaries(tmp_path):
     assert "1 entries were skipped, the first" in report.notes[0]
 
 
-def test_only_the_names_of_the_task(tmp_path):
-    rows = [{"lang": "sw", "prompt": "x", "prompt_en": "Is the Central African Republic larger than Germany?"}]
-    report, found = run(tmp_path, "sw", within=[write(tmp_path / "t.jsonl", rows)], kinds=["territory"])
-    assert {key[2] for key in found} == {"Germany", "Central African Republic"} and report.elsewhere > 100
-
-
 def test_limit_and_other_reference(tmp_path):
     report, _ = run(tmp_path, "sw", limit=5)
     assert report.counts["sw"].total() == 5

@@ -257,46 +257,6 @@ def test_english_rows_carried_into_a_language(tmp_path, engine):
     loads(tmp_path)
 
 
-@pytest.mark.parametrize("answers", ["row", "reference"])
-def test_answers_of_a_teacher(answers, tmp_path, engine, monkeypatch):
-    from cctuning.pairing.translation import Answer, chat_client
-
-    class Teacher:
-        """Stands for the endpoint, whose client has tests of its own."""
-
-        @classmethod
-        def open(cls, options, cache_dir, where):
-            assert options == {"base_url": "http://localhost/v1", "model": "m"}
-            return cls()
-
-        def complete(self, conversations):
-            known = {row["prompt"]: row["response"] for row in (*SWAHILI, *ENGLISH)}
-            for (turn,) in conversations:
-                asked = turn["content"]
-                yield Answer(known[asked]) if asked[0] not in "TN" else Answer(None, "cut off")
-
-        def usage(self):
-            return {"requests": 4}
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr(chat_client, "ChatClient", Teacher)
-    source = {
-        "path": write(tmp_path / "r.jsonl", [{**row, "response": "zamani"} for row in paired()]),
-        "way": "distillation",
-        "teacher": {"base_url": "http://localhost/v1", "model": "m"},
-        "answers": answers,
-        "engine": engine,
-    }
-    card, kept, rejects = run(tmp_path, source)
-    assert [row["response"] for row in kept] == [SWAHILI[n]["response"] for n in (0, 2, 3)]
-    assert [reject["reason"] for reject in rejects] == ["teacher"]
-    if answers == "reference":
-        assert [row["response_en"] for row in kept] == [ENGLISH[n]["response"] for n in (0, 2, 3)]
-    assert "teacher m" in card["sources"][0]["engines"]
-
-
 def test_an_engine_that_is_missing_is_asked_for(tmp_path, rows):
     with pytest.raises(UserError, match="translate needs an engine"):
         run(tmp_path, {"path": rows, "way": "translate"})

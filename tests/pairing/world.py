@@ -51,7 +51,7 @@ def run(folder: Path, *sources: dict[str, Any], checks: dict[str, Any] | None = 
     built = [PairSource.from_dict(source, "sources") for source in sources]
     given = {"output": str(place), "workers": 1, "cache_dir": str(folder / "cache"), **options}
     card = pair(built, PairOptions(**given), Checks(**(checks or {})))
-    return card, lines(place / "rows.jsonl") if not options.get("shard_rows") else [], lines(place / "rejects.jsonl")
+    return card, lines(place / "rows.jsonl"), lines(place / "rejects.jsonl")
 
 
 def ids(rows: list[dict[str, Any]]) -> list[tuple[str, Any]]:

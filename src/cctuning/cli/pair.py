@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     from cctuning.pairing.run import pair
 
     card = pair(sources, options, checks)
-    rows = f"{options.output}/rows" if options.shard_rows else f"{options.output}/rows.jsonl"
+    rows = f"{options.output}/rows.jsonl"
     for note in (*card["notes"], *(note for source in card["sources"] for note in source["notes"])):
         print(f"note: {note}")
     languages = ", ".join(f"{lang} {times}" for lang, times in card["languages"].items())
@@ -77,8 +77,8 @@ def names(argv: list[str]) -> None:
     report = collect(options)
     for note in report.notes:
         print(f"note: {note}")
-    if report.same or report.elsewhere:
-        print(f"note: left out: {report.same} identical in both languages, {report.elsewhere} not in the task's rows.")
+    if report.same:
+        print(f"note: left out: {report.same} identical in both languages.")
     for lang, counts in report.counts.items():
         print(f"{lang}: {counts.total()} names ({', '.join(f'{kind} {times}' for kind, times in counts.items())})")
     print(f"next: {align_to(options.output)}")

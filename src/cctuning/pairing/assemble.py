@@ -71,7 +71,6 @@ class Assembly:
             "parallel": self._parallel,
             "translate": self._translated,
             "translation": self._translation,
-            "distillation": self._distilled,
         }
         return ways[account.source.way](account)
 
@@ -168,16 +167,3 @@ class Assembly:
         with self._translator(account) as translator:
             rows = self._given(account, require_reference=False)
             yield from synthesis.translate_rows(rows, translator, self.language, account.source.into)
-
-    def _distilled(self, account: Account) -> Candidates:
-        from cctuning.pairing.translation.chat_client import ChatClient  # imports openai
-
-        source = account.source
-        rows = self._given(account)
-        with closing(ChatClient.open(source.teacher, self.cache_dir, f"source {source.path}: teacher")) as teacher:
-            if source.answers == "row":
-                yield from synthesis.distil(rows, teacher, None, self.language)
-            else:
-                with self._translator(account) as translator:
-                    yield from synthesis.distil(rows, teacher, translator, self.language)
-            account.usage[f"teacher {source.teacher.get('model')}"] = teacher.usage()

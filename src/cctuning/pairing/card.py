@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from cctuning.pairing.run import Run
 
 SHOWN = 20  # evaluation hits in the Markdown
-RESPONSE = 4  # place of the response's characters among a row's lengths
 
 
 def made_by(command: str, *packages: str) -> dict[str, str]:
@@ -59,7 +58,7 @@ def make_card(
     languages: Counter[str] = Counter()
     for (_, lang), times in sorted(counts.items()):
         languages[lang] += times
-    with_response = int((corpus.rows["lengths"][order, RESPONSE] > 0).sum())
+    with_response = int(corpus.rows["answered"][order].sum())
     sources = []
     for account in run.accounts:
         own = {lang: times for (source, lang), times in counts.items() if source == account.number}
@@ -83,8 +82,6 @@ def make_card(
         "sources": sources,
         "rejected_rows": run.rejected_rows,
         "rejected": dict(run.rejected.most_common()),
-        "lengths_in": options.tokenizer or "whitespace-separated words",
-        "lengths": corpus.lengths(order, "tokens" if options.tokenizer else "words"),
         "usual": {lang: asdict(usual) for lang, usual in corpus.usual.items()},
         "meaning": {"encoder": options.encoder, "learned": run.meanings} if run.meanings else None,
         "against": {
@@ -107,11 +104,8 @@ def markdown(card: dict[str, Any]) -> str:
         sources.append([*cells, counted(source["languages"]), counted(source["rejected"]) or "none"])
     languages = []
     for lang, times in card["languages"].items():
-        lengths = [card["lengths"][lang].get(part) for part in ("prompt", "parallel", "response")]
-        units = [list(length.values())[1] if length else None for length in lengths]
-        cells = [f"{unit['median']:.0f} ({unit['p95']:.0f})" if unit else "" for unit in units]
         usual = card["usual"].get(lang)
-        languages.append([lang, times, *cells, f"{usual['ratio']:.2f}" if usual else ""])
+        languages.append([lang, times, f"{usual['ratio']:.2f}" if usual else ""])
     learned = []
     for lang, told in (card["meaning"] or {"learned": {}})["learned"].items():
         shares = (f"{told[name]:.1%}" for name in ("wrong", "found_next", "found_random"))
@@ -120,8 +114,7 @@ def markdown(card: dict[str, Any]) -> str:
     prints = {name: value for source in card["sources"] for name, value in source["fingerprints"].items()}
     sections = {
         "Sources": table(["source", "way", "licence", "read", "rows", "languages", "rejected"], sources),
-        "Languages": f"Lengths are medians, and in brackets the 95th percentile ({card['lengths_in']}).\n\n"
-        + table(["language", "rows", "prompt", "parallel", "response", "usual length ratio"], languages),
+        "Languages": table(["language", "rows", "usual length ratio"], languages),
         "Rejected": "A row is counted once for each reason it has.\n\n"
         + table(["reason", "rows"], card["rejected"].items())
         + f"\n\nThresholds: {counted(card['checks'])}.",

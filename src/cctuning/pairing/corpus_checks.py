@@ -1,6 +1,6 @@
 """Checks that need all rows: usual lengths, truncation, duplicates; and the order in which rows are written.
 
-A row takes 61 bytes in memory; its text is in a temporary file. The usual length ratio of a language is estimated from
+A row takes 38 bytes in memory; its text is in a temporary file. The usual length ratio of a language is estimated from
 the rows by median and median absolute deviation, which a tenth of bad rows hardly changes.
 """
 
@@ -21,7 +21,6 @@ LEARN = 100  # fewest rows from which a spread is estimated
 FLOOR = 0.1  # least standard deviation of a log ratio; rows of one template would have 0
 FEW = np.log(10)  # largest log ratio where there are too few rows to estimate from
 CLOSED = 0.9  # share of rows with final punctuation where the other side has it, above which its lack is an error
-KINDS = ("prompt", "parallel", "response")
 
 
 @dataclass
@@ -34,8 +33,8 @@ class Usual:
     closes: list[float]  # share of prompts that close where the parallel does, and the other way round
 
 
-ROW = np.dtype("u8,u2,u2,u8,u8,f4,u4,u1,6u4")
-ROW.names = ("offset", "lang", "source", "same", "group", "ratio", "size", "ends", "lengths")
+ROW = np.dtype("u8,u2,u2,u8,u8,f4,u4,u1,?")
+ROW.names = ("offset", "lang", "source", "same", "group", "ratio", "size", "ends", "answered")
 
 
 class Corpus:
@@ -97,25 +96,6 @@ class Corpus:
         """Rows by source and language."""
         kinds, times = np.unique(self.rows[["source", "lang"]][rows], return_counts=True)
         return {(int(one["source"]), self.langs[one["lang"]]): int(n) for one, n in zip(kinds, times, strict=True)}
-
-    def lengths(self, rows: NDArray[np.int64], unit: str) -> dict[str, Any]:
-        """Lengths by language and part: median, 95th percentile and sum, in characters and in `unit`."""
-        out: dict[str, Any] = {}
-        chosen = self.rows[rows]
-        for number, lang in enumerate(self.langs):
-            own = chosen["lengths"][chosen["lang"] == number]
-            for place, part in enumerate(KINDS):
-                filled = own[own[:, 2 * place] > 0, 2 * place : 2 * place + 2]
-                if len(filled):
-                    out.setdefault(lang, {})[part] = {
-                        name: {
-                            "median": float(np.median(values)),
-                            "p95": round(float(np.quantile(values, 0.95)), 1),
-                            "sum": int(values.sum()),
-                        }
-                        for name, values in zip(("characters", unit), filled.T, strict=True)
-                    }
-        return out
 
     def _deviations(self) -> NDArray[np.float64]:
         """How many standard deviations each row's log ratio is from the median of its language and size."""

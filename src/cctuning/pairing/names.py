@@ -19,17 +19,14 @@ from babel import Locale, UnknownLocaleError
 from cctuning.data.parallel.columns import Pair
 from cctuning.data.parallel.files import read_pairs
 from cctuning.data.readers import numbered_lines
-from cctuning.data.row_reader import read_rows
-from cctuning.data.schema import BadRow
 from cctuning.data.sources import ParallelSource
-from cctuning.data.text import Seen, flat, tokens
+from cctuning.data.text import Seen
 from cctuning.errors import UserError, nearest
 from cctuning.languages import canonical, canonical_or_none, matching, same
 from cctuning.pairing import output
 from cctuning.settings import option
 
 KINDS = ("territory", "language", "script", "currency", "city", "unit")
-LONGEST = 8  # most words of a name that is looked up in the task's rows
 NO_PLACE = ("ZZ", "Zyyy", "Zzzz", "Zinh", "und", "mul", "zxx", "mis", "XXX")  # codes for "unknown"
 
 
@@ -43,7 +40,6 @@ class NamesOptions:
     kinds: list[str] = option(list(KINDS), f"Kinds of names from CLDR: {', '.join(KINDS)}.")
     wikidata: list[str] = option([], "Wikidata dumps, or JSON lines with labels (language: name); also compressed.")
     glossary: list[str] = option([], "Glossaries: CSV or TSV with one column per language, TBX, TMX.")
-    within: list[str] = option([], "Rows of the task: only names that occur in their reference-language side.")
     limit: int = option(0, "Most names of each language and source; 0: all.")
     reference_language: str = option("en", "Language of the other side.")
     overwrite: bool = option(False, "Replace the file.")
@@ -72,7 +68,6 @@ class NamesReport:
 
     counts: dict[str, Counter[str]]  # language to kind to names
     same: int = 0  # names that are the same in both languages, left out
-    elsewhere: int = 0  # names that do not occur in the task's rows, left out
     notes: list[str] = field(default_factory=list)
 
 
@@ -86,7 +81,6 @@ def names(options: NamesOptions) -> NamesReport:
         UserError: a file cannot be read, or there are no names.
     """
     report = NamesReport({lang: Counter() for lang in options.lang})
-    inside = _word_runs(options) if options.within else None
     seen, taken = Seen(), Counter[tuple[str, int]]()
     with output.new_file(options.output, options.overwrite) as write:
         for source, (name, reference, lang, kind) in _all(options, report):
@@ -94,8 +88,6 @@ def names(options: NamesOptions) -> NamesReport:
                 continue
             if name == reference:
                 report.same += 1
-            elif inside is not None and " ".join(tokens(reference)) not in inside:
-                report.elsewhere += 1
             elif seen.add(name, reference, lang):
                 taken[lang, source] += 1
                 report.counts[lang][kind] += 1
@@ -162,7 +154,7 @@ def _kinds(locale: Locale) -> dict[str, dict[str, str]]:
     }
 
 
-# -- Wikidata, glossaries, the task -----------------------------------------------------------------------------------
+# -- Wikidata, glossaries ---------------------------------------------------------------------------------------------
 
 
 def wikidata(path: Path, options: NamesOptions) -> Iterator[Name]:
@@ -201,16 +193,3 @@ def _glossary(path: str, options: NamesOptions, report: NamesReport) -> Iterator
             bad.append(f"{found[0]}: {found[1]}")
     if bad:
         report.notes.append(f"{path}: {len(bad)} entries were skipped, the first: {bad[0]}")
-
-
-def _word_runs(options: NamesOptions) -> set[str]:
-    """Every sequence of up to `LONGEST` words in the reference-language side of the task's rows."""
-    runs: set[str] = set()
-    for path in options.within:
-        for _, row in read_rows(path, options.reference_language, options.reference_language):
-            if isinstance(row, BadRow):
-                continue
-            words = tokens(flat(row.reference if row.reference is not None else row.prompt))
-            for start in range(len(words)):
-                runs.update(" ".join(words[start:end]) for end in range(start + 1, start + 1 + LONGEST))
-    return runs

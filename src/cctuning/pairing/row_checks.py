@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cctuning import identify
 from cctuning.data.text import TOKEN, ascii_digits, flat, found, leak, ngrams, normalise, tokens
@@ -40,7 +40,7 @@ class Figures(NamedTuple):
     ratio: float  # log of the length of the prompt over that of the parallel, without shared text; nan: no parallel
     size: int  # characters of the parallel
     ends: int  # bit 1: the prompt has final punctuation, bit 2: the parallel has
-    lengths: tuple[int, ...]  # characters and words (or tokens) of prompt, parallel, response
+    answered: bool  # has a response
 
 
 Verdict = tuple[list[Problem], Figures | None]  # the problems of a row; figures where it has none
@@ -67,18 +67,10 @@ class Inspector:
         checks: the thresholds.
         language: of the parallels, canonical.
         benchmarks: evaluation texts that no row may hold, or None.
-        tokenizer: directory or hub name of the tokenizer that lengths are counted with, or None for words.
     """
 
-    def __init__(
-        self, checks: Checks, language: str, benchmarks: Benchmarks | None = None, tokenizer: str | None = None
-    ) -> None:
+    def __init__(self, checks: Checks, language: str, benchmarks: Benchmarks | None = None) -> None:
         self.checks, self.language, self.benchmarks = checks, language, benchmarks
-        self.tokenizer: Any = None
-        if tokenizer is not None:
-            from transformers import AutoTokenizer
-
-            self.tokenizer = AutoTokenizer.from_pretrained(tokenizer)
 
     def load(self, langs: Collection[str]) -> None:
         """Load language models now, so that forked workers share them."""
@@ -126,13 +118,8 @@ class Inspector:
             ratio=math.nan if row.reference is None else ratio,
             size=len(parallel.text),
             ends=_ends(prompt.text) + 2 * _ends(parallel.text),
-            lengths=tuple(n for part in parts for n in (len(part), self._count(part))),
+            answered=row.response is not None,
         )
-
-    def _count(self, text: str) -> int:
-        if self.tokenizer is not None and text:
-            return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return len(text.split())
 
 
 def wrong_script(checks: Checks, side: Side) -> str | None:

@@ -1,7 +1,7 @@
 """Run `cctuning pair`: read the sources, check rows in worker processes, write what passes.
 
 Rows are streamed. Rows that pass the checks of single rows are kept in a temporary file until all are read, because
-usual lengths, duplicates and shared parallels are known only then; 61 bytes per row stay in memory. Only a few chunks
+usual lengths, duplicates and shared parallels are known only then; 38 bytes per row stay in memory. Only a few chunks
 are in progress at once, so slow checks hold back reading and memory stays flat.
 """
 
@@ -133,7 +133,7 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
         raise UserError("no source: name a file, a directory or a hub data set, or sources: in a recipe.")
     benchmarks = Benchmarks.read(options.against) if options.against else None
     encoder = open_encoder(options.encoder) if options.encoder and checks.check_meaning else None
-    inspector = Inspector(checks, options.reference_language, benchmarks, options.tokenizer)
+    inspector = Inspector(checks, options.reference_language, benchmarks)
     workers = options.workers or min(8, os.cpu_count() or 1)
     accounts = [Account(number, source) for number, source in enumerate(sources)]
     with output.draft(place) as folder:
@@ -146,9 +146,10 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
                     _read(run, assembly, account, pool, 2 * workers)
             order = run.corpus.order(run.judge(encoder))
             bar = tqdm(run.corpus.rows["offset"][order].tolist(), desc="writing", unit="row", disable=None)
-            prints = output.write_rows(folder, (output.line_at(rows, offset) for offset in bar), options.shard_rows)
+            with (folder / output.ROWS).open("wb") as file:
+                file.writelines(output.line_at(rows, offset) for offset in bar)
         (folder / SPOOL).unlink()
-        prints[output.REJECTS] = file_hash(folder / output.REJECTS)
+        prints = {name: file_hash(folder / name) for name in (output.ROWS, output.REJECTS)}
         card = make_card(run, order, checks, benchmarks, prints)
         output.write_card(folder, card, markdown(card))
     if not len(order):

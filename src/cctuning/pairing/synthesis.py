@@ -1,4 +1,4 @@
-"""Synthetic rows: translate prompts, translate whole rows, distil responses from a teacher model.
+"""Translate prompts into parallels, and whole rows into a language.
 
 Rows are processed in chunks, because translators batch many texts better than one; order is kept. A row that cannot be
 made gets the engine's reason as its problem.
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from cctuning.data.schema import Text
 from cctuning.data.text import flat
@@ -17,29 +16,15 @@ from cctuning.errors import UserError
 from cctuning.pairing.candidates import Candidate, Candidates, Problem
 from cctuning.pairing.translation import Translator
 
-if TYPE_CHECKING:
-    from cctuning.pairing.translation.chat_client import ChatClient
-
 CHUNK = 5000  # rows in memory at once
-
-
-def chunks(rows: Candidates) -> Iterator[list[Candidate]]:
-    """Lists of `CHUNK` rows."""
-    while chunk := list(islice(rows, CHUNK)):
-        yield chunk
-
-
-def by_language(rows: Sequence[Candidate], language: str) -> Iterator[tuple[str, list[Candidate]]]:
-    """The rows without problems in other languages than the reference language, by language."""
-    good = [row for row in rows if not row.problems and row.lang != language]
-    for lang in sorted({row.lang for row in good}):
-        yield lang, [row for row in good if row.lang == lang]
 
 
 def translate_prompts(rows: Candidates, translator: Translator, language: str) -> Candidates:
     """Translate each prompt into its parallel; rows in the reference language stay as they are."""
-    for chunk in chunks(rows):
-        for lang, own in by_language(chunk, language):
+    while chunk := list(islice(rows, CHUNK)):
+        foreign = [row for row in chunk if not row.problems and row.lang != language]
+        for lang in sorted({row.lang for row in foreign}):
+            own = [row for row in foreign if row.lang == lang]
             for row, text in translated(own, [row.prompt for row in own], translator, lang, language):
                 row.reference = text
         yield from chunk
@@ -47,7 +32,7 @@ def translate_prompts(rows: Candidates, translator: Translator, language: str) -
 
 def translate_rows(rows: Candidates, translator: Translator, language: str, into: Sequence[str]) -> Candidates:
     """Translate prompt and response of rows in the reference language; the original row is the parallel."""
-    for chunk in chunks(rows):
+    while chunk := list(islice(rows, CHUNK)):
         good = [row for row in chunk if not row.problems]
         yield from (row for row in chunk if row.problems)
         for row in good:
@@ -69,37 +54,6 @@ def translate_rows(rows: Candidates, translator: Translator, language: str, into
             for row, source in zip(made, good, strict=True):
                 row.record = source.as_row(language) if row.problems else None
                 yield row
-
-
-def distil(rows: Candidates, teacher: ChatClient, translator: Translator | None, language: str) -> Candidates:
-    """Replace each response by the teacher's answer.
-
-    Args:
-        rows: with their parallels.
-        teacher: the endpoint; if it serves the model that will be trained, this is self-distillation.
-        translator: if given, the teacher answers the parallel and its answer is translated into the row's language.
-        language: of the parallels.
-    """
-    for chunk in chunks(rows):
-        good = [row for row in chunk if not row.problems]
-        asked = [row.prompt if translator is None or row.reference is None else row.reference for row in good]
-        conversations = ([{"role": "user", "content": text}] if isinstance(text, str) else text for text in asked)
-        for row, answer in zip(good, teacher.complete(conversations), strict=True):
-            if answer.text is None:
-                row.problems.append(Problem("teacher", answer.problem or "no answer"))
-                continue
-            row.record = row.as_row(language)  # to be written if its answer cannot be translated
-            row.response, row.thinking, row.calls = answer.text, None, None
-            if translator is not None and row.reference is not None:
-                row.reference_response = answer.text
-        if translator is not None:
-            for lang, own in by_language(chunk, language):
-                responses = [row.response or "" for row in own]
-                for row, text in translated(own, responses, translator, language, lang):
-                    row.response = flat(text)
-        for row in chunk:
-            row.record = row.record if row.problems else None
-            yield row
 
 
 def translated(

@@ -104,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
             return None
         if "slow-once" in words and first:
             time.sleep(1.5)
-        if "garbage-once" in words and first:
+        if "garbage-always" in words:
             return self.reply(200, "<html>a proxy's page</html>")
         content = translated(words)
         if "drop-marker" in words:

@@ -15,7 +15,6 @@ Only safetensors weights are read, and no code of a repository is run.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -28,6 +27,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from cctuning.errors import UserError, nearest
+from cctuning.files import file_hash
 from cctuning.languages import base, is_code, language_name, matches, matching, same, unknown
 from cctuning.pairing.translation.base import Answer, Done, Engine, SegmentOptions
 from cctuning.settings import from_mapping, option
@@ -43,9 +43,7 @@ class Seq2SeqOptions(SegmentOptions):
 
     split: str = option("sentences", **SegmentOptions.__dataclass_fields__["split"].metadata)
     max_chars: int = option(400, "Longest segment, in characters.", least=20)
-    model: str = option(
-        help="Directory or hub name; {source} and {target} in it become language codes, as in Opus-MT names."
-    )
+    model: str = option(help="Directory or hub name.")
     revision: str | None = option(None, "Revision on the hub.")
     device: str | None = option(None, "cpu, cuda, cuda:1, ...; unset: a GPU if there is one.")
     dtype: str | None = option(
@@ -68,24 +66,23 @@ class Seq2Seq(Engine):
         self.dtype = self.options.dtype or default
         self.name = f"seq2seq {self.options.model}"
         self._batch_size = self.options.batch_size
-        self._place = ""  # of the tokenizer and config that are open
+        self._place = self.options.model
+        self._tokenizer: Any = None
         self._model: Any = None
         self._counts = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
 
     def identity(self, source: str, target: str) -> dict[str, Any]:
         """A hash of the model, its language codes and the settings of generation."""
-        self._open(source, target)
+        self._open()
         codes = self._languages(source, target)
         settings = {name: getattr(self.options, name) for name in ("num_beams", "max_new_tokens")}
         return {"engine": "seq2seq", "model": self._version, "dtype": self.dtype, "codes": codes, **settings}
 
-    def _open(self, source: str, target: str) -> None:
-        """Load the tokenizer and the config of the model for this pair of languages."""
-        place = self.options.model
-        if "{source}" in place or "{target}" in place:
-            place = place.replace("{source}", opus_code(source)).replace("{target}", opus_code(target))
-        if place == self._place:
+    def _open(self) -> None:
+        """Load the tokenizer and the config."""
+        if self._tokenizer is not None:
             return
+        place = self._place
         try:
             kwargs = {"revision": self.options.revision, "trust_remote_code": False}
             self._config = AutoConfig.from_pretrained(place, **kwargs)
@@ -94,7 +91,7 @@ class Seq2Seq(Engine):
                     f"{place}: a model of type {self._config.model_type}; expected NLLB, M2M100, MADLAD or Opus-MT. "
                     "For a chat model start a server and use engine: chat."
                 )
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(place, **kwargs)
+            self._tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
         except ImportError as error:
             raise UserError(
                 f"{place}: its tokenizer needs a package that is missing: pip install 'cc-tuning[pair]'. ({error})"
@@ -103,10 +100,11 @@ class Seq2Seq(Engine):
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{place}: cannot be opened as a model: {error}") from None
-        self._model, self._place = None, place
-        self._version = (
-            _directory_hash(Path(place)) if Path(place).is_dir() else f"{place}@{self._config._commit_hash}"
-        )
+        self._version: Any
+        if Path(place).is_dir():  # by content, so that a model may be moved
+            self._version = [file_hash(file) for file in sorted(Path(place).iterdir()) if file.is_file()]
+        else:
+            self._version = f"{place}@{self._config._commit_hash}"
         tokens = self._tokenizer.get_vocab().keys() | set(self._tokenizer.all_special_tokens)
         self._codes = {match[match.lastindex or 0]: match[0] for match in map(CODE.fullmatch, tokens) if match}
         if not self._codes:
@@ -130,7 +128,7 @@ class Seq2Seq(Engine):
 
     def run(self, segments: Sequence[str], source: str, target: str, done: Done) -> None:
         """Translate in batches of similar length, longest first, so that memory runs out early or not at all."""
-        self._open(source, target)
+        self._open()
         self._load()
         source_token, target_token = self._languages(source, target)
         if source_token:
@@ -256,24 +254,3 @@ def resolve(tag: str, codes: Collection[str], where: str) -> str:
     hint = nearest(base(tag), {base(code) for code in known if is_code(code)})
     hint = hint or f" It knows {len(codes)} languages: {', '.join(sorted(codes)[:5])}, …"
     raise UserError(f"{where}: no code for the language {tag!r} ({language_name(tag)}).{hint}")
-
-
-def opus_code(tag: str) -> str:
-    """The code in the name of an Opus-MT model: two letters where there are two, else three."""
-    language = base(tag)
-    return {"fil": "tl"}.get(language, language)
-
-
-def _directory_hash(directory: Path) -> str:
-    """A hash of the names, sizes and samples of the files of a model; it does not change when the model is moved."""
-    digest = hashlib.sha256()
-    for path in sorted(directory.iterdir()):
-        if path.suffix not in (".safetensors", ".json", ".model", ".spm"):
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            for part in range(16):
-                file.seek(size * part // 16)
-                digest.update(file.read(65536))
-    return digest.hexdigest()
