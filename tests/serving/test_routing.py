@@ -6,12 +6,8 @@ import gzip
 import json
 
 import pytest
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
 
 from cctuning.errors import UserError
-from cctuning.serving.answering import encoder_of
 from cctuning.serving.exporting import export
 from cctuning.serving.manifest import EXPORT_FILE
 from cctuning.serving.routing import Router
@@ -89,33 +85,6 @@ def test_bad_requests_are_named(router):
     ):
         with pytest.raises(UserError, match=pattern):
             call()
-
-
-def test_a_mixed_batch_in_one_process(exported):
-    """Each row of one batch answers as the base alone or the adapter alone would."""
-    from cctuning.model.loading import load
-
-    router = Router.from_export(exported / "lora")
-    loaded = load(str(exported / "run"))
-    encoder = encoder_of(loaded)
-    prompts, langs = ["x1 x2 x3", "w1 w2 w3", "x4 x5 x6", "w4 w5 w6"], ["qaa", "en", "qaa", "en"]
-    ids = torch.tensor([encoder.prompt_ids(prompt) for prompt in prompts])
-    base = AutoModelForCausalLM.from_pretrained(exported / "base").eval()
-    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
-    left = base.generate(ids, **options)
-    tuned = loaded.connected.generate(ids, **options)
-    model = PeftModel.from_pretrained(base, exported / "lora").eval()
-    names = router.adapter_names(prompts, langs)
-    assert names == ["default", "__base__", "default", "__base__"]
-    mixed = model.generate(input_ids=ids, adapter_names=names, **options)
-    for row, lang in enumerate(langs):
-        expected, other = (left, tuned) if lang == "en" else (tuned, left)
-        assert mixed[row].tolist() == expected[row].tolist() != other[row].tolist(), row
-
-    for lang, expected in (("en", left), ("qaa", tuned)):  # a batch of one language
-        with router.on(model, "x", lang) as chosen:
-            assert chosen.generate(input_ids=ids, **options).tolist() == expected.tolist()
-    assert model.generate(input_ids=ids, **options).tolist() == tuned.tolist()  # and on again after
 
 
 def test_questions_of_real_length_are_told_apart(data_dir):

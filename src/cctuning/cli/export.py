@@ -1,4 +1,4 @@
-"""`cctuning export RUN --format {merged,lora,code} --output DIR`."""
+"""`cctuning export RUN --format {merged,lora} --output DIR`."""
 
 from __future__ import annotations
 
@@ -13,23 +13,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="a run, one of its checkpoint-N directories, or RUN/model")
     parser.add_argument(
         "--format",
-        choices=("merged", "lora", "code", "fold"),
+        choices=("merged", "lora", "fold"),
         required=True,
-        metavar="{merged,lora,code}",
-        help="merged: plain checkpoint; lora: PEFT adapter; code: checkpoint with a model file (nonlinear transform)",
+        metavar="{merged,lora}",
+        help="merged: plain checkpoint; lora: PEFT adapter",
     )
     parser.add_argument("--output", required=True, help="directory to write; must not exist")
     parser.add_argument("--dtype", default="auto", help="dtype of a merged checkpoint; auto: as trained")
     parser.add_argument("--max_shard_size", metavar="SIZE", help="file size limit of a merged checkpoint, like 5GB")
-    parser.add_argument(
-        "--results",
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="results of `cctuning evaluate`, for the model card",
-    )
-    parser.add_argument("--push_to_hub", metavar="REPO_ID", help="upload the export to the hub, as org/name")
-    parser.add_argument("--private", action="store_true", help="with --push_to_hub: a new repository is private")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code of the base model")
     args = parser.parse_args(argv)
     if args.format == "fold":
@@ -37,24 +28,18 @@ def main(argv: list[str]) -> None:
         args.format = "merged"
     from cctuning.serving.exporting import export
 
-    names = "dtype max_shard_size results push_to_hub private trust_remote_code"
-    done = export(args.run, args.format, Path(args.output), **chosen(args, names))
+    done = export(args.run, args.format, Path(args.output), **chosen(args, "dtype max_shard_size trust_remote_code"))
     print(f"written: {args.output}\nchecked: loaded again, {done.checked}")
     if args.format == "merged":
         print("load it: AutoModelForCausalLM.from_pretrained(DIR), or a server that loads Hugging Face checkpoints")
-    elif args.format == "code":
-        print("load it: AutoModelForCausalLM.from_pretrained(DIR, trust_remote_code=True); runs modeling_connected.py")
     else:
         base = done.manifest.base
         print(f"load it: PeftModel.from_pretrained(base, DIR) with base = {base!r}, or a server that loads PEFT LoRAs")
         print(done.vllm)
-    if args.format != "code":
-        print(f"Ollama, llama.cpp: see {args.output}/Modelfile")
+    print(f"Ollama, llama.cpp: see {args.output}/Modelfile")
     if not done.manifest.chat:
         print("prompts: plain text, as in training, without a chat template (on a server: /v1/completions)")
     if done.manifest.stop:
         print(f"answers: end at the text {done.manifest.stop!r}: send it as stop with each request")
     for note in done.notes:
         print(f"note: {note}")
-    if done.url is not None:
-        print(f"pushed: {done.url}")

@@ -79,8 +79,6 @@ def main(argv: list[str], verb: str = "train") -> None:
             print(f"try it:     cctuning generate {run} --prompt '...'")
         elif connection.mergeable:
             print(f"next:       cctuning export {run} --format merged --output DIR")
-        elif connection.connection == "gated" and connection.scope == "all":
-            print(f"next:       cctuning export {run} --format code --output DIR (it cannot be merged)")
         else:
             print(f"next:       cctuning generate {run} --prompt '...' (this connection cannot be merged)")
 

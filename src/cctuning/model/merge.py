@@ -124,9 +124,8 @@ def check_config(config: ConnectionConfig, what: str) -> None:
         reason = f"scope: {config.scope} acts at some positions only, and a weight acts at all of them"
     else:
         reason = f"transform: {config.transform} is not linear"
-    code = " Export it with --format code." if config.connection == "gated" and config.scope == "all" else ""
     raise UserError(
-        f"this connection cannot be {what}: {reason}.{code} Serve it with cctuning generate, or train with "
+        f"this connection cannot be {what}: {reason}. Serve it with cctuning generate, or train with "
         "connection: gated, scope: all and transform: low_rank."
     )
 

@@ -83,13 +83,13 @@ def check_export(
     """Load the run and its export, one after the other, and compare their logits.
 
     Args:
-        path: the run. directory: the export. kind: `merged`, `lora` or `code`.
+        path: the run. directory: the export. kind: `merged` or `lora`.
         base: base model of a LoRA.
 
     Raises:
         UserError: the export does not load, or its logits differ.
     """
-    source, trusted = str(base) if kind == "lora" else str(directory), trust_remote_code or kind == "code"
+    source = str(base) if kind == "lora" else str(directory)
     loaded = load(path, trust_remote_code=trust_remote_code)
     small = 4 * sum(parameter.numel() for parameter in loaded.model.parameters()) <= IN_FLOAT32
     dtype = "float32" if small and loaded.model.dtype != torch.float64 else "auto"
@@ -100,8 +100,8 @@ def check_export(
     wanted = logits(run, rows)
     del loaded, run
     try:
-        written = AutoConfig.from_pretrained(source, trust_remote_code=trusted).dtype
-        model: Any = _reload(directory, kind, source, dtype, trusted)
+        written = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code).dtype
+        model: Any = _reload(directory, kind, source, dtype, trust_remote_code)
         found = logits(model, rows)
     except LOADING_ERRORS as error:
         raise UserError(

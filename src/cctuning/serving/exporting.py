@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils.hub import convert_file_size_to_int
 
 from cctuning.data import Encoder
 from cctuning.errors import UserError
-from cctuning.evaluation.saved_results import ScoredRun, model_hash, read_run
 from cctuning.model.exportable import original_vocabulary
 from cctuning.model.loading import Loaded, load, load_tokenizer, torch_dtype
 from cctuning.model.lora import check_vocabulary, export_lora
@@ -36,12 +32,11 @@ from cctuning.serving.base_files import base_files, write_config, write_tokenize
 from cctuning.serving.engines import MODELFILE, check_vllm, modelfile
 from cctuning.serving.manifest import Manifest
 from cctuning.serving.model_card import model_card
-from cctuning.serving.remote_code import write_code
 from cctuning.serving.stop_tokens import generation_config, stop_text
 from cctuning.serving.trained_run import TrainedRun, check_not_quantized, read_trained_run
 from cctuning.training.card import hub_name
 
-FORMATS = ("merged", "lora", "code")
+FORMATS = ("merged", "lora")
 PROBES = ("?", "a b", "1 + 1 = ", "Habari gani?")  # prompts that the saved tokenizer is checked with
 
 
@@ -54,14 +49,12 @@ class Exported:
         notes: sentences for whoever serves the model.
         vllm: whether vLLM loads it, and why not; None unless it is a LoRA.
         checked: how the export, loaded again, agrees with the run.
-        url: address on the hub, if it was uploaded.
     """
 
     manifest: Manifest
     notes: list[str]
     vllm: str | None
     checked: Agreement
-    url: str | None = None
 
 
 def export(
@@ -71,24 +64,18 @@ def export(
     *,
     dtype: str = "auto",
     max_shard_size: str | None = None,
-    results: Sequence[str] = (),
-    push_to_hub: str | None = None,
-    private: bool = False,
     trust_remote_code: bool = False,
 ) -> Exported:
     """Export the run, checkpoint or model directory `path`.
 
     Args:
-        format: `merged` (a plain checkpoint), `lora` (a PEFT LoRA for the base) or `code` (a checkpoint with a
-            modeling file, for a nonlinear transform).
+        format: `merged` (a plain checkpoint) or `lora` (a PEFT LoRA for the base).
         directory: to write; must not exist.
         dtype, max_shard_size: of a merged checkpoint; by default as trained, and as transformers splits it.
-        results: directories of `cctuning evaluate`, for the model card.
-        push_to_hub: repository to upload to; a new one is `private` if that is set.
 
     Raises:
         UserError: `directory` exists, an option or record is not valid, or the model cannot be exported in this
-            format; nothing is written. If only the upload fails, the directory is complete.
+            format; nothing is written.
     """
     if format not in FORMATS:
         raise UserError(f"--format {format}: expected {', '.join(FORMATS)}.")
@@ -100,24 +87,16 @@ def export(
         raise UserError(f"{option}: only for a merged checkpoint; a LoRA is one file in the dtype of training.")
     if max_shard_size is not None and not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", max_shard_size, re.IGNORECASE):
         raise UserError(f"--max_shard_size {max_shard_size!r}: expected a size like 5GB or 500MB.")
-    if private and push_to_hub is None:
-        raise UserError("--private: only with --push_to_hub.")
-    if push_to_hub is not None:
-        check_push(push_to_hub)
     run = read_trained_run(path)
     check_not_quantized(run, trust_remote_code)
-    scored = [read_run(Path(result).name, Path(result)) for result in results]
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with _disk_errors(directory):
-            name = push_to_hub or directory.name
-            exported = _write(run, format, partial, name, kind, max_shard_size, scored, trust_remote_code)
+            exported = _write(run, format, partial, directory.name, kind, max_shard_size, trust_remote_code)
             partial.rename(directory)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    if push_to_hub is not None:
-        exported.url = push(directory, push_to_hub, private=private)
     return exported
 
 
@@ -128,14 +107,11 @@ def _write(
     name: str,
     dtype: Any,
     max_shard_size: str | None,
-    scored: Sequence[ScoredRun],
     trust_remote_code: bool,
 ) -> Exported:
     """Write weights, tokenizer, configs, manifest, Modelfile and, with this `name`, the model card."""
-    # Merging file by file needs one module in memory, hashing for results the whole model.
-    by_file = open_merge(run.path, trust_remote_code) if format == "merged" and not scored else None
+    by_file = open_merge(run.path, trust_remote_code) if format == "merged" else None
     loaded = by_file.loaded if by_file is not None else load(run.path, trust_remote_code=trust_remote_code)
-    hashes = _hashes(loaded, scored)
     encoder = encoder_of(loaded)
     generation = generation_config(encoder, unwrap(loaded.model))
     size = {"max_shard_size": max_shard_size} if max_shard_size else {}
@@ -151,12 +127,7 @@ def _write(
         model.save_pretrained(directory, **size)
         del model
     else:
-        if format == "lora":
-            _write_lora(loaded, run.path, directory)
-        else:
-            if isinstance(loaded.model, PeftModel):
-                untie(unwrap(loaded.model))
-            write_code(loaded, directory, dtype, max_shard_size)
+        _write_lora(loaded, run.path, directory)
         generation.save_pretrained(directory)
     if not encoder.chat:  # a server would use the base's template, which was not used in training
         encoder.tokenizer.chat_template = None
@@ -167,8 +138,6 @@ def _write(
         write_config(directory, files)
     del loaded, by_file  # before the export is loaded
     checked = check_export(run.path, directory, format, base, trust_remote_code=trust_remote_code)
-    if scored:
-        hashes |= _hashes(load(str(directory), trust_remote_code=trust_remote_code or format == "code"), scored)
     stops = generation.eos_token_id
     manifest = Manifest(
         kind=format,
@@ -180,12 +149,11 @@ def _write(
         stop=stop_text(encoder),
     )
     manifest.write(directory)
-    if format != "code":
-        (directory / MODELFILE).write_text(modelfile(manifest, encoder, generation), encoding="utf-8")
+    (directory / MODELFILE).write_text(modelfile(manifest, encoder, generation), encoding="utf-8")
     vllm = check_vllm(directory) if format == "lora" else None
     notes = _notes(run, manifest, encoder, directory, trust_remote_code)
     told = notes if vllm is None else [*notes, f"{vllm}."]
-    card = model_card(run, manifest, name=name, base=base, scored=scored, hashes=hashes, notes=told)
+    card = model_card(run, manifest, name=name, base=base, notes=told)
     (directory / "README.md").write_text(card, encoding="utf-8")
     return Exported(manifest, notes, vllm, checked)
 
@@ -203,11 +171,6 @@ def _disk_errors(directory: Path) -> Iterator[None]:
         raise UserError(
             f"--output {directory}: cannot be written: {error}; free some space, or use another directory."
         ) from error
-
-
-def _hashes(loaded: Loaded, scored: Sequence[ScoredRun]) -> set[str]:
-    """Hashes of a model's weights, as `cctuning evaluate` records them for the modes of these results."""
-    return {model_hash(loaded, run.record["settings"].get("mode", "student")) for run in scored}
 
 
 def _write_lora(loaded: Loaded, path: str, directory: Path) -> None:
@@ -264,31 +227,3 @@ def _notes(
             "base_model_name_or_path."
         )
     return notes
-
-
-# -- upload -----------------------------------------------------------------------------------------------------------
-
-
-def check_push(repo_id: str) -> None:
-    """Raise `UserError` where `repo_id` is not a repository name, or the user is not logged in to the hub."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UserError(f"--push_to_hub {repo_id!r}: {error}") from error
-    if get_token() is None:
-        raise UserError("--push_to_hub: not logged in to the hub; run `hf auth login`, or set HF_TOKEN.")
-
-
-def push(directory: Path, repo_id: str, *, private: bool) -> str:
-    """Upload `directory` to the model repository `repo_id`, created (`private`) if needed; returns its URL."""
-    api = HfApi()
-    try:
-        url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=directory, commit_message="Export of cctuning")
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(
-            f"--push_to_hub {repo_id}: {first} The export in {directory} is complete; upload it with "
-            f"`hf upload {repo_id} {directory}`."
-        ) from error
-    return str(url)

@@ -19,7 +19,7 @@ class Manifest:
     """What an export is.
 
     Attributes:
-        kind: `merged` (`fold` in older exports), `lora` or `code`.
+        kind: `merged` (`fold` in older exports) or `lora`.
         base: the base model: name or path for a LoRA, else its name on the hub; None where not known.
         reference_language: of training.
         languages: of training, without the reference language, most rows first; empty where not known.

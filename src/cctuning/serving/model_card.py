@@ -7,7 +7,7 @@ the training machine are shortened to their last part.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,6 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cctuning.evaluation.results_table import METRIC_NAMES
-from cctuning.evaluation.saved_results import ScoredRun
 from cctuning.languages import language_name
 from cctuning.markdown import table
 from cctuning.serving.manifest import Manifest
@@ -29,7 +27,6 @@ PLACES = (
     "output_dir", "model", "tokenizer", "data", "eval_data", "logging_dir", "run_name", "report_to", "push_to_hub",
 )
 # fmt: on
-MODES = {"student": "", "bypass": ", transform bypassed", "parallel": ", with the prompt in the reference language"}
 TUNED = {"full": "all weights of the base", "lora": "a LoRA on the base", "connection": "the connection alone"}
 
 
@@ -57,18 +54,13 @@ def model_card(
     *,
     name: str,
     base: str | None,
-    scored: Sequence[ScoredRun],
-    hashes: Collection[str],
     notes: Sequence[str],
 ) -> str:
     """The card as Markdown.
 
     Args:
-        name: hub name or directory that the model is loaded by.
+        name: that the model is loaded by.
         base: name or path of the base model, where it is known.
-        scored: results of `cctuning evaluate`.
-        hashes: of this model's weights, as trained and as exported. Results with another hash are those of another
-            model.
         notes: further sentences for whoever serves the model.
     """
     licence, base, lora = base_licence(base), hub_name(base), manifest.kind == "lora"
@@ -90,13 +82,11 @@ def model_card(
         "base": base,
         "manifest": manifest,
         "lora": lora,
-        "trust": ", trust_remote_code=True" if manifest.kind == "code" else "",
         "notes": notes,
         "connected": run.connection.connection != "none",
         "method": describe_method(run.connection, run.reference_language),
         "options": option_table(run.connection),
         "record": run.record and {"parallel": None, **run.record},
-        "results": [_result(one, hashes) for one in scored],
         "licence": licence,
         "cite": CITE,
     }
@@ -136,27 +126,6 @@ def _sources(record: dict[str, Any]) -> str:
 def _basename(path: str) -> str:
     """The last part of a local path; a hub name stays."""
     return Path(path).name if Path(path).is_absolute() or Path(path).exists() else path
-
-
-def _result(run: ScoredRun, hashes: Collection[str]) -> dict[str, str]:
-    """Title, table and settings of the results of one run, copied from results.json."""
-    record, settings = run.record, run.record["settings"]
-    own = record["model"].get("fingerprint") in hashes
-    name = "This model" if own else f"Another model: {Path(str(record['model'].get('name', run.path.name))).name}"
-    rows = []
-    for task in sorted(run.tasks.values(), key=lambda task: (task.benchmark, task.language)):
-        about = task.about
-        figure, chance = about["metrics"][about["metric"]], about.get("chance")
-        error = "" if figure["stderr"] is None else f" ± {100 * figure['stderr']:.1f}"
-        cells = [about["benchmark"], about["language"], METRIC_NAMES.get(about["metric"], about["metric"])]
-        cells += [about["items"], f"{100 * figure['value']:.1f}{error}"]
-        rows.append([*cells, "" if chance is None else f"{100 * chance:.1f}"])
-    named = {**settings, **{f"{key} version": value for key, value in record.get("versions", {}).items()}}
-    return {
-        "title": name + MODES.get(settings.get("mode", "student"), ""),
-        "table": table(["benchmark", "language", "metric", "n", "%", "chance"], rows, "lllrrr"),
-        "settings": ", ".join(f"{key} {value}" for key, value in named.items() if value is not None),
-    }
 
 
 def base_licence(base: str | None) -> dict[str, Any]:

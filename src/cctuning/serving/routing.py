@@ -5,7 +5,6 @@ request, so that the reference language can keep the unchanged base. The router 
 
     router = Router.from_export("adapters/sw", base="Qwen/Qwen2.5-7B-Instruct", adapter="sw")
     client.chat.completions.create(model=router.model(prompt), messages=…)     # vLLM, or any server of both
-    model.generate(**inputs, adapter_names=router.adapter_names(prompts))      # PEFT, a mixed batch
 
 Where the caller does not give a prompt's language, lingua detects it among the languages of training and widespread
 languages of the same script. In doubt the adapter answers: a Swahili prompt without its adapter loses the fine-tuning,
@@ -14,13 +13,10 @@ an English prompt with it loses little.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from peft import PeftModel
 
 from cctuning import identify
 from cctuning.errors import UserError
@@ -32,7 +28,6 @@ if TYPE_CHECKING:
     from lingua import Language, LanguageDetector
 
 Prompt = str | Sequence[dict[str, Any]]
-PEFT_BASE = "__base__"  # PEFT's name for no adapter in a batch
 
 
 class Router:
@@ -99,20 +94,6 @@ class Router:
     def model(self, prompt: Prompt, lang: str | None = None) -> str:
         """The `model` of an OpenAI-style request; arguments as of `is_reference`."""
         return self.base if self.is_reference(prompt, lang) else self.adapter
-
-    def adapter_names(
-        self, prompts: Sequence[Prompt], langs: Sequence[str | None] | None = None, adapter: str = "default"
-    ) -> list[str]:
-        """The argument `adapter_names` of PEFT's `generate` and `forward` for a batch; `adapter` names the LoRA."""
-        told = langs if langs is not None else [None] * len(prompts)
-        pairs = zip(prompts, told, strict=True)
-        return [PEFT_BASE if self.is_reference(prompt, lang) else adapter for prompt, lang in pairs]
-
-    @contextmanager
-    def on(self, model: PeftModel, prompt: Prompt, lang: str | None = None) -> Iterator[PeftModel]:
-        """A context in which `model` has the adapter on, or off for a prompt in the reference language."""
-        with model.disable_adapter() if self.is_reference(prompt, lang) else nullcontext():
-            yield model
 
     @cached_property
     def _detector(self) -> tuple[LanguageDetector, Language]:
