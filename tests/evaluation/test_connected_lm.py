@@ -16,7 +16,6 @@ from tests.conftest import shake
 ADAPTIVE = {"connection": "adaptive"}
 NONLINEAR = {"transform": "nonlinear"}
 ASKED = [("w1 w2 w3", " w4 w5"), ("w7", " w8"), ("w9 w3 w3 w1 w6 w2", " w2 w2 w6"), ("w5 w4", " w1 w1 w1 w7")]
-REFERENCES = ["w11 w12", "w13 w14 w15 w16", "w17", "w12 w11 w12"]
 
 
 class Request:
@@ -92,20 +91,6 @@ def test_student_likelihoods_are_those_of_forward_and_generate(model, tokenizer,
     with made.disable_adapter():  # and the connection is not idle
         base = [by_forward(made, tokenizer, *one) for one in ASKED]
     assert min(abs(one - other) for one, other in zip(found, base, strict=True)) > 1e-3
-
-
-@pytest.mark.parametrize("options", [ADAPTIVE, NONLINEAR, {}], ids=str)
-def test_live_likelihoods_are_those_of_generate_with_the_reference(model, tokenizer, options):
-    made = attach(model, **options)
-    lm = ConnectedLM(made, tokenizer, batch_size=3)
-    lm.reference = lambda task, place: REFERENCES[place]
-    asked = [Request(*one, doc_id=place) for place, one in enumerate(ASKED)]
-    found = [value for value, _ in lm.loglikelihood(asked)]
-    alone = [
-        by_generate(made, tokenizer, *one, reference_input_ids=ids(tokenizer, reference))
-        for one, reference in zip(ASKED, REFERENCES, strict=True)
-    ]
-    assert found == pytest.approx(alone, abs=1e-5)
 
 
 @pytest.mark.parametrize("options", [ADAPTIVE, NONLINEAR], ids=str)

@@ -23,7 +23,7 @@ from cctuning.evaluation.suite_tasks import load_suite
 from cctuning.evaluation.suites import FOLDERS
 from tests.cli.world import write_model
 from tests.conftest import shake
-from tests.evaluation.data import COUNT, Stub, data_directory, source_rows, write
+from tests.evaluation.data import COUNT, Stub, data_directory, write
 
 REAL = Path(os.environ.get("CC_TUNING_DATA", Path(__file__).parents[3] / "shared" / "data")) / "benchmarks"
 
@@ -83,7 +83,6 @@ def known_models(data: Path, right: bool, tmp_path: Path) -> int:
     """Score a stub on every task there; returns how many languages there were."""
     items, _ = load_suite("all", None, data)
     assert len({item.benchmark for item in items}) == 11
-    assert not any(item.parallel for item in items if item.benchmark == "paper XLSum")  # other articles in each
     record = {"tasks": {}, "model": {"name": "stub", "fingerprint": ""}, "settings": {"mode": "student"}}
     record |= {"versions": {}, "status": "stopped", "planned": []}
     (tmp_path / "samples").mkdir()
@@ -156,7 +155,7 @@ def test_one_item_has_no_standard_error(data, model, tmp_path):
     assert ".0 ± - |" in (tmp_path / "out" / "results.md").read_text()
 
 
-def test_three_figures_of_a_connected_model(data, connected, model, tmp_path):
+def test_two_figures_of_a_connected_model(data, connected, model, tmp_path):
     def samples(name, where=connected, **options):
         out = tmp_path / name
         evaluate(str(where), out, Options(data=str(data), benchmarks=["XStoryCloze"], **options))
@@ -166,10 +165,10 @@ def test_three_figures_of_a_connected_model(data, connected, model, tmp_path):
         rows = [json.loads(line) for line in text.splitlines()]
         return torch.tensor([[one["loglikelihood"] for one in row["response"]] for row in rows])
 
-    student, live = values(samples("student")), values(samples("live", mode="parallel"))
+    student = values(samples("student"))
     bypass, base = values(samples("bypass", mode="bypass")), values(samples("base", where=model))
     torch.testing.assert_close(bypass, base)
-    assert (student - base).abs().max() > 1e-3 and (live - student).abs().max() > 1e-4
+    assert (student - base).abs().max() > 1e-3
 
 
 def refused(capsys, *argv) -> str:
@@ -194,12 +193,13 @@ def test_bad_input_is_one_line(data, model, tmp_path, capsys):
 def test_a_broken_line_and_a_missing_file_are_named(model, tmp_path, capsys):
     data = data_directory(tmp_path / "data")
     path = data / "facebook/xnli/validation/sw.jsonl.gz"
-    rows = source_rows("facebook/xnli", "sw")
-    write(path, [*rows[:2], {"premise": "w1", "label": 0}])
-    message = refused(capsys, model, "--data", data, "--output", tmp_path / "out")
-    assert f"{path}:3: hypothesis" in message
     path.write_bytes(path.read_bytes()[:40])
-    assert str(path) in refused(capsys, model, "--data", data, "--output", tmp_path / "out")
+    message = refused(capsys, model, "--data", data, "--output", tmp_path / "out")
+    assert "XNLI, sw: its data cannot be loaded" in message
+    ours = data / "paper/MKQA/sw.jsonl.gz"
+    write(ours, [{"id": 0, "prompt": "w1", "answer": "w2"}, {"id": 1, "prompt": "w1", "answer": None}])
+    argv = ("--data", data, "--suite", "paper", "--benchmarks", "paper MKQA", "--output", tmp_path / "out")
+    assert f"{ours}: row 2: answer: missing" in refused(capsys, model, *argv)
     path.unlink()
     record = evaluate(str(model), tmp_path / "out", Options(data=str(data), benchmarks=["XNLI"]))
     assert any("sw" in note for note in record["notes"]) and list(record["tasks"]) == ["xnli_en"]

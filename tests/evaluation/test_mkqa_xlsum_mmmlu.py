@@ -146,7 +146,7 @@ def test_mkqa_rows_are_questions_with_a_short_answer_in_every_language():
     assert [item.name for item in items.values()] == ["mkqa_en_hub", "mkqa_tr_hub", "mkqa_zh_hub"]
     for language, item in items.items():  # 1 and 2 have no short answer, 4 has none in Thai
         assert [doc["id"] for doc in docs(item)] == ["1000", "1003", "1005"], language
-        assert item.parallel and item.metric == "f1,none" and item.version == "1.0"
+        assert item.metric == "f1,none" and item.version == "1.0"
     assert docs(items["tr"])[0] == {"id": "1000", "prompt": "Soru: tr w0\nCevap:", "answer": ["w1", "w2 w3"]}
     assert docs(items["zh"])[0] == {"id": "1000", "prompt": "问题: zh_cn w0\n答案:", "answer": ["w9", "w2 w3", "w1"]}
     assert docs(items["en"])[1]["answer"] == ["w4", "w5"]  # every answer counts
@@ -156,7 +156,7 @@ def test_xlsum_rows_are_articles_of_the_test_split_alone():
     items = built("XLSum", "sw", "zh")
     assert [item.name for item in items.values()] == ["xlsum_en_hub", "xlsum_sw_hub", "xlsum_zh_hub"]
     for item in items.values():
-        assert not item.parallel and item.metric == "rouge_l,none" and len(docs(item)) == 3
+        assert item.metric == "rouge_l,none" and len(docs(item)) == 3
     assert docs(items["sw"])[1] == {
         "id": "swahili-1",
         "prompt": "Makala: swahili w1\nw7\nMuhtasari:",

@@ -16,9 +16,7 @@ from cctuning.errors import UserError
 from cctuning.evaluation import models, saved_results
 from cctuning.evaluation import run as evaluation
 from cctuning.evaluation.models import AnsweringLM
-from cctuning.evaluation.reference_prompts import ReferencePrompts
 from cctuning.evaluation.run import Options, evaluate
-from cctuning.evaluation.suite_tasks import load_suite
 from tests.evaluation.data import COUNT
 
 CHOICES = ["XCOPA", "XNLI", "XStoryCloze"]
@@ -198,18 +196,3 @@ def test_other_data_do_not_mix_with_results(model, tmp_path):
         write(tmp_path / file, 5)
         with pytest.raises(UserError, match=r"scored on another|other settings: rows"):
             evaluate(str(model), tmp_path / f"out-{name}", Options(**options))
-
-
-def test_parallels_are_those_of_the_items_ids(model, tmp_path):
-    """English has an item more, before the others; one of theirs has none."""
-    folder = tmp_path / "data" / "paper" / "MKQA"
-    folder.mkdir(parents=True)
-    for lang, numbers in (("en", range(4)), ("sw", (1, 2, 9))):
-        rows = [{"id": i, "prompt": f"{lang} {i}", "answer": ["w5"]} for i in numbers]
-        (folder / f"{lang}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    items, _ = load_suite("paper", None, tmp_path / "data")
-    english, swahili = sorted(items, key=lambda item: item.language)
-    parallels = ReferencePrompts(chat=False, limit=None)
-    assert parallels.add(english, None) == []
-    assert parallels.add(swahili, None) == [f"{swahili.name}: 1 of 3 items have no English item of their id."]
-    assert [parallels(swahili.name, place) for place in range(3)] == ["en 1", "en 2", None]

@@ -42,9 +42,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data", help="directory with the data sets, without network access (default: the hub)")
     add_chat(parser)
     parser.add_argument("--thinking_tokens", type=int, default=1024, help="additional tokens for models that think")
-    parser.add_argument(
-        "--reference", choices=("parallel",), help="use the live connection with the prompt in the reference language"
-    )
     parser.add_argument("--bypass", action="store_true", help="without the connection's transform")
     parser.add_argument("--baseline", help="model the others are compared with (default: base, else the first)")
     parser.add_argument("--dtype", default="auto")
@@ -66,7 +63,7 @@ def main(argv: list[str]) -> None:
     names = "rows tasks include_path languages benchmarks limit data chat chat_template_kwargs thinking_tokens dtype"
     options = Options(
         suite=args.suite or "source",
-        mode="parallel" if args.reference else "bypass" if args.bypass else "student",
+        mode="bypass" if args.bypass else "student",
         **chosen(args, f"{names} seed batch_size trust_remote_code"),
     )
     output, models = Path(args.output), _models(args.models)
@@ -89,8 +86,6 @@ def main(argv: list[str]) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    if args.bypass and args.reference:
-        raise UserError("--bypass and --reference exclude each other: --bypass turns the connection off.")
     for option, others in (("rows", ("suite", "data", "benchmarks")), ("tasks", ("suite", "rows", "benchmarks"))):
         given = [f"--{name}" for name in others if getattr(args, option) and getattr(args, name)]
         if given:

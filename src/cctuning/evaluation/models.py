@@ -1,11 +1,10 @@
-"""Models for lm-eval: `Journal` saves answers as they come; `ConnectedLM` runs a live connection."""
+"""Models for lm-eval: `Journal` saves answers as they come; `ConnectedLM` runs a connection."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ class Journal(LM):
         inner: the model; `batch_size_per_gpu` is set to what fits.
         path: the file of answers; read if it exists.
         batch_size: None to halve it while memory runs out.
-        reference: returns the reference prompt of a task and item, or None.
         bar: progress bar, in items.
         stop: text that ends every answer, in addition to the stops of a task.
         thinking: additional tokens for a model that thinks before it answers, 0 for others.
@@ -47,14 +45,13 @@ class Journal(LM):
         inner: Any,
         path: Path,
         batch_size: int | None = None,
-        reference: Callable[[str, int], str | None] | None = None,
         bar: Any = None,
         stop: str | None = None,
         thinking: int = 0,
     ) -> None:
         super().__init__()
         self.stop, self.thinking = stop, thinking
-        self.inner, self.path, self.reference, self.bar = inner, path, reference, bar
+        self.inner, self.path, self.bar = inner, path, bar
         device = getattr(getattr(inner, "device", None), "type", "cpu")
         self.size = batch_size or FIRST_BATCH.get(device, 64)
         self.asked = 0  # requests that the model ran
@@ -84,20 +81,11 @@ class Journal(LM):
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return self.inner.apply_chat_template(chat_history, add_generation_prompt)
 
-    def rendered(self, prompt: str, chat: bool) -> str:
-        """A prompt as a task would render it."""
-        return self.apply_chat_template([{"role": "user", "content": prompt}]) if chat else prompt
-
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         return self.inner.chat_template(chat_template)
 
-    def _reference(self, request: Instance) -> str | None:
-        if self.reference is None:
-            return None
-        return self.reference(str(request.task_name), request.doc_id or 0)
-
     def _key(self, kind: str, request: Instance) -> str:
-        asked = [kind, *request.args, self._reference(request)]
+        asked = [kind, *request.args]
         if getattr(self.inner, "apart", False):  # the same text has another answer then
             asked.append("apart")
         text = json.dumps(asked, ensure_ascii=False, sort_keys=True)
@@ -203,35 +191,20 @@ class AnsweringLM(HFLM):
 
 
 class ConnectedLM(AnsweringLM):
-    """A connected model whose connection needs the end of the prompt or a reference prompt.
+    """A connected model whose connection needs the end of the prompt.
 
     Tokens and stop rules are those of `HFLM`; the context is the prompt, the continuation its answer. If both do not
     fit, the context loses one token more than in `HFLM`, because the last token of the answer is passed too.
     """
 
-    reference: Callable[[str, int], str | None] | None = None
     apart = False  # items are in the reference language and take no part in an adaptive connection
 
     def __init__(self, connected: ConnectedModel, tokenizer: Any, **options: Any) -> None:
         super().__init__(connected.model, tokenizer, **options)
         self.connected = connected
 
-    def _references(self, requests: list[Instance]) -> dict[str, Tensor]:
-        of = self.reference or (lambda task, place: None)
-        texts = [of(str(request.task_name), request.doc_id or 0) for request in requests]
-        given = [torch.tensor(self.tok_encode(text)) for text in texts if text]
-        index = torch.tensor([-1 if not text else 0 for text in texts])
-        index[index >= 0] = torch.arange(len(given))
-        if not given:
-            apart = self.apart or self.reference is not None
-            return {"connect": torch.full((len(texts),), not apart, device=self.device)}
-        ids = pad_sequence(given, batch_first=True)
-        mask = pad_sequence([torch.ones_like(one) for one in given], batch_first=True)
-        return {
-            "reference_input_ids": ids.to(self.device),
-            "reference_attention_mask": mask.to(self.device),
-            "reference_index": index.to(self.device),
-        }
+    def _connect(self, requests: list[Instance]) -> Tensor:
+        return torch.full((len(requests),), not self.apart, device=self.device)
 
     @torch.no_grad()
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -254,7 +227,7 @@ class ConnectedLM(AnsweringLM):
         ids = pad_sequence(rows, batch_first=True).to(self.device)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(self.device)
         lengths = torch.tensor(ends, device=self.device)
-        logits = self.connected(ids, mask, prompt_lengths=lengths, **self._references(requests)).logits
+        logits = self.connected(ids, mask, prompt_lengths=lengths, connect=self._connect(requests)).logits
         results = []
         for number, (row, end) in enumerate(zip(rows, ends, strict=True)):
             scores = logits[number, end - 1 : len(row) - 1].float().log_softmax(dim=-1)
@@ -286,7 +259,7 @@ class ConnectedLM(AnsweringLM):
             do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id,
             stopping_criteria=ends,
-            **self._references(requests),
+            connect=self._connect(requests),
         )
         texts = [self.tok_decode(row[ids.shape[1] :].tolist(), skip_special_tokens=True) for row in tokens]
         for stop in until:

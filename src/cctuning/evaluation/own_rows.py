@@ -49,9 +49,8 @@ def load_own_rows(
         if not answer:
             unanswered += 1
             continue
-        texts = {side: _render(row, side, encoder) for side in ("prompt", "reference") if row[side] is not None}
         rows = by_language.setdefault(row["lang"], [])
-        rows.append({"id": len(rows), "answer": answer, "reference": None, **texts})
+        rows.append({"id": len(rows), "prompt": _render(row, encoder), "answer": answer})
     if not by_language:
         raise UserError(f"--rows {path}: no row has a response to score answers against.")
     for wanted in languages or ():
@@ -79,9 +78,9 @@ def rows_hash(path: str) -> str:
     return file_hash(place) if place.is_file() else path
 
 
-def _render(row: dict[str, Any], side: str, encoder: Encoder | None) -> str:
-    """A row's prompt or reference prompt as text."""
-    text = row[side]
+def _render(row: dict[str, Any], encoder: Encoder | None) -> str:
+    """A row's prompt as text."""
+    text = row["prompt"]
     if encoder is not None and encoder.chat:
         return encoder.render(text, row)
     if isinstance(text, str):
@@ -95,10 +94,8 @@ def _render(row: dict[str, Any], side: str, encoder: Encoder | None) -> str:
 
 
 def _item(language: str, rows: list[dict[str, Any]], rendered: bool) -> Item:
-    docs = datasets.Dataset.from_list([{key: row[key] for key in ("id", "prompt", "answer")} for row in rows])
-    splits = datasets.DatasetDict({"test": docs})
+    splits = datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
     source = {"custom_dataset": lambda **metadata: splits}  # lm-eval passes the task's metadata
     long = any("\n" in row["answer"] for row in rows)
     task = row_task(f"rows_{language}", "own rows", language, source, LONG_ANSWER_TOKENS if long else None)
-    references = {row["id"]: row["reference"] for row in rows if row["reference"] is not None}
-    return Item(task.config.task, "own rows", language, "f1,none", None, False, task, references, rendered)
+    return Item(task.config.task, "own rows", language, "f1,none", None, task, rendered)

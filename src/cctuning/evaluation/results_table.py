@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from cctuning.evaluation.answer_language import HEADER, table_rows
-from cctuning.languages import ENGLISH, base, is_code, language_name
+from cctuning.languages import ENGLISH
 from cctuning.markdown import table
 
 NORMALISED = "acc_norm"
@@ -19,23 +19,7 @@ METRIC_NAMES = {
     "f1": "F1",
     "rouge_l": "ROUGE-L",
 }
-# Resource classes 0 to 5 of Joshi et al., "The State and Fate of Linguistic Diversity and Inclusion in the NLP World"
-# (ACL 2020, arXiv 2004.09095). As usual, 4 and 5 count as high-resource, 3 as mid and 0 to 2 as low.
-JOSHI_CLASS = {
-    "en": 5, "es": 5, "de": 5, "ja": 5, "fr": 5, "ar": 5, "zh": 5,
-    "pt": 4, "it": 4, "ru": 4, "ko": 4, "vi": 4, "tr": 4, "hi": 4, "eu": 4,
-    "id": 3, "th": 3, "bn": 3, "ta": 3, "bg": 3, "el": 3, "ur": 3, "et": 3, "ro": 3,
-    "sw": 2, "yo": 2, "ht": 2,
-    "te": 1, "qu": 1, "my": 1,
-}  # fmt: skip
-LEVELS = ("high", "mid", "low")
 AT_ONCE = 5  # benchmarks side by side, as a terminal has room for
-
-
-def level(language: str) -> str | None:
-    """`high`, `mid` or `low`; None for a language that `JOSHI_CLASS` lacks."""
-    found = JOSHI_CLASS.get(base(language)) if is_code(language) else None
-    return None if found is None else "high" if found >= 4 else "mid" if found == 3 else "low"
 
 
 def _reference(record: dict[str, Any]) -> str:
@@ -52,19 +36,18 @@ def _table(record: dict[str, Any], tasks: list[dict[str, Any]]) -> str:
     body = []
     for language in languages:
         figures = [_figure(cells.get((name, language))) for name in names]
-        body.append([language, level(language) or "-", *figures])
+        body.append([language, *figures])
     others = [one for one in languages if one != reference]
     groups = {"mean": languages, f"mean without {reference}": others}
-    groups |= {f"mean {name}": [one for one in others if level(one) == name] for name in LEVELS}
     for label, group in groups.items():
         means = [_mean([cells[name, one] for one in group if (name, one) in cells]) for name in names]
         if any(mean != "-" for mean in means):
-            body.append([label, "", *means])
+            body.append([label, *means])
     chances = [benchmarks[name]["chance"] for name in names]
-    body.append(["chance", "", *("-" if chance is None else f"{100 * chance:.1f}" for chance in chances)])
+    body.append(["chance", *("-" if chance is None else f"{100 * chance:.1f}" for chance in chances)])
     metrics = [benchmarks[name]["metric"] for name in names]
     columns = [f"{name} ({METRIC_NAMES.get(metric, metric)})" for name, metric in zip(names, metrics, strict=True)]
-    return table(["language", "resource", *columns], body, f"ll{'r' * len(columns)}")
+    return table(["language", *columns], body, f"l{'r' * len(columns)}")
 
 
 def _figure(task: dict[str, Any] | None) -> str:
@@ -94,9 +77,7 @@ def tables(record: dict[str, Any]) -> str:
             lines += [_table(record, kept), ""]
         if metric is None:
             lines += [
-                "% ± standard error over items; means over languages (how many). Resource levels: Joshi et al. 2020, "
-                "classes 4-5 high, 3 mid, 0-2 low; their means leave out "
-                f"{language_name(_reference(record))}.",
+                "% ± standard error over items; means over languages (how many).",
                 "",
             ]
         elif tasks:
@@ -118,7 +99,6 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def _title(record: dict[str, Any]) -> str:
-    live = f", with the prompt in {language_name(_reference(record))}"
-    mode = {"student": "", "bypass": ", transform bypassed", "parallel": live}
+    mode = ", transform bypassed" if record["settings"]["mode"] == "bypass" else ""
     done = "" if record["status"] == "finished" else f" ({len(record['tasks'])} of {len(record['planned'])} tasks)"
-    return f"{record['model']['name']}{mode[record['settings']['mode']]}{done}"
+    return f"{record['model']['name']}{mode}{done}"

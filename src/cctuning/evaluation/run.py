@@ -25,7 +25,6 @@ from cctuning.evaluation.answer_language import answered_in
 from cctuning.evaluation.lm_eval_tasks import load_tasks
 from cctuning.evaluation.models import THINKING_TOKENS, AnsweringLM, ConnectedLM, Journal
 from cctuning.evaluation.own_rows import load_own_rows, rows_hash
-from cctuning.evaluation.reference_prompts import ReferencePrompts, with_reference_prompts
 from cctuning.evaluation.samples import answer_counts, sample_line, uniform_answers
 from cctuning.evaluation.saved_results import (
     JOURNAL_FILE,
@@ -46,7 +45,7 @@ from cctuning.model.sites import unwrap
 from cctuning.serving.answering import chat_notes, chat_of, encoder_for, encoder_of, tokenizer_of
 from cctuning.serving.stop_tokens import Thoughts, answer_end, stop_tokens
 
-MODES = ("student", "bypass", "parallel")
+MODES = ("student", "bypass")
 
 
 @dataclass
@@ -60,8 +59,7 @@ class Options:
         tasks: names of lm-eval tasks, instead of a suite. include_path: directory with more of them.
         data: directory with the data sets, None for the hub.
         limit: items per task (for a group, per task of it).
-        mode: `student` (as the model will run), `bypass` (without the connection's transform) or `parallel` (over the
-            live connection, with each item's prompt in the reference language).
+        mode: `student` (as the model will run) or `bypass` (without the connection's transform).
         chat: render prompts with the chat template; None: as in training, or if there is a template.
         chat_template_kwargs: arguments of the template, if other than in training.
         thinking_tokens: additional tokens for a model that thinks before it answers.
@@ -184,8 +182,7 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     record["notes"], record["planned"] = notes, [item.name for item in items]
     encoder = encoder_of(loaded, options.chat, options.chat_template_kwargs)
     _stop_as_trained(loaded, encoder)
-    prompts = ReferencePrompts(bool(options.chat), options.limit, reference) if options.mode == "parallel" else None
-    lm = _language_model(loaded, options, prompts, encoder)
+    lm = _language_model(loaded, options, encoder)
     (directory / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
     write_results(directory, record)
     bypass = options.mode == "bypass" and loaded.connected is not None
@@ -197,7 +194,6 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
             lm,
             directory / JOURNAL_FILE,
             options.batch_size,
-            prompts,
             bar,
             stop=answer_end(encoder),
             thinking=options.thinking_tokens if encoder.thinks else 0,
@@ -206,10 +202,6 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
             bar.set_description(f"[{number}/{len(items)}] {item.name}")
             if isinstance(lm, ConnectedLM):
                 lm.apart = item.language == lm.connected.reference_language
-            if prompts is not None:
-                for note in prompts.add(item, journal):
-                    logging.getLogger(__name__).warning(note)
-                    notes.append(note)
             if item.name not in record["tasks"]:
                 score(item, journal, options, directory, record)
             notes += [note for note in uniform_answers(item.name, record["tasks"][item.name]) if note not in notes]
@@ -230,8 +222,8 @@ def _settled(models: Sequence[tuple[str, str]], options: Options) -> Options:
         tokenizer, run = tokenizer_of(path, options.trust_remote_code)
         if options.chat and own_template(tokenizer) is None:
             raise UserError(f"{path}: --chat: its tokenizer has no chat template; leave the option out.")
-        if options.mode != "student" and not (Path(resolve(path)[0]) / CONFIG_FILE).is_file():
-            raise UserError(f"{path}: has no connection, which --bypass and --reference need; leave the option out.")
+        if options.mode == "bypass" and not (Path(resolve(path)[0]) / CONFIG_FILE).is_file():
+            raise UserError(f"{path}: has no connection, which --bypass needs; leave the option out.")
         runs.append(run)
         chats[name] = chat_of(run, tokenizer) if options.chat is None else options.chat
     if len({*chats.values()}) > 1:
@@ -251,8 +243,6 @@ def _load_items(options: Options, reference: str, encoder: Encoder) -> tuple[lis
         items, notes = load_tasks(options.tasks, data, options.languages, options.include_path)
     else:
         items, notes = load_suite(options.suite, options.languages, data, options.benchmarks, reference)
-    if options.mode == "parallel":
-        items = with_reference_prompts(items, notes, reference)
     return sorted(items, key=lambda item: item.generates), notes
 
 
@@ -358,16 +348,11 @@ def _stop_as_trained(loaded: Loaded, encoder: Encoder) -> None:
                 model.generation_config.eos_token_id = stops
 
 
-def _language_model(
-    loaded: Loaded, options: Options, prompts: ReferencePrompts | None, encoder: Encoder
-) -> AnsweringLM:
+def _language_model(loaded: Loaded, options: Options, encoder: Encoder) -> AnsweringLM:
     connected = loaded.connected
     how: dict[str, Any] = {"chat": encoder.chat, "thoughts": Thoughts.of(encoder)}
     if loaded.tokenizer.pad_token_id is None:
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token  # masked, so any id will do
-    plain = connected is None or options.mode == "bypass" or (options.mode == "student" and connected.config.mergeable)
-    if connected is not None and not plain:
-        lm = ConnectedLM(connected, loaded.tokenizer, **how)
-        lm.reference = prompts
-        return lm
+    if connected is not None and options.mode == "student" and not connected.config.mergeable:
+        return ConnectedLM(connected, loaded.tokenizer, **how)
     return AnsweringLM(loaded.model, loaded.tokenizer, **how)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,8 +39,6 @@ class Item:
     Attributes:
         metric: main metric and filter, as lm-eval's results name them.
         chance: expected accuracy of a guess, None for generated answers.
-        parallel: item i is the same question in every language, and the choices do not contain the prompt.
-        references: reference prompt of each item, where the rows have them.
         rendered: prompts are rendered with the chat template already.
         file: local file that holds the items.
     """
@@ -52,9 +48,7 @@ class Item:
     language: str
     metric: str
     chance: float | None
-    parallel: bool
     task: Any
-    references: dict[int, str] | None = None
     rendered: bool = False
     file: Path | None = None
 
@@ -76,11 +70,6 @@ class Item:
     def version(self) -> str:
         versions = sorted({str((task.config.metadata or {}).get("version", task.VERSION)) for task in self.tasks})
         return f"{self.task.version} of {', '.join(versions)}" if self.grouped else versions[0]
-
-    def keys(self) -> list[Any]:
-        """Keys that are the same for an item in every language: its `id`, or its position where rows have no ids."""
-        ids = [doc.get("id") for task in self.tasks for doc in task.eval_docs]
-        return ids if None not in ids and len({*ids}) == len(ids) else list(range(len(ids)))
 
     def count(self, limit: int | None) -> int:
         """Number of items to score; `limit` counts for each task of a group."""
@@ -150,8 +139,6 @@ def load_suite(
     if not kept:
         raise UserError("--benchmarks, --languages: no task is left; name others.")
     kept.sort(key=lambda one: (names.index(one[0]), one[1] != reference, one[1]))
-    if data is not None and suite != "current":
-        _check_files(kept, data)
     return _load(kept, data), notes
 
 
@@ -213,36 +200,14 @@ def local_file(one: Benchmark, language: str, data: Path) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _check_files(kept: list[Candidate], data: Path) -> None:
-    """Read every local file before scoring, so that a broken line does not stop a run after hours."""
-    for name, language, one in kept:
-        if not isinstance(one, Benchmark):
-            _check_file(one, ("id", "prompt", "answer"), CHOICES.get(name.removeprefix("paper ")))
-        elif (path := local_file(one, language, data)) is not None:
-            _check_file(path, one.fields)
-            card = data / one.dataset / "README.md"
-            if not card.is_file():
-                raise UserError(f"{card}: missing; `datasets` finds the data set's files by it.")
-
-
-def _check_file(path: Path, fields: tuple[str, ...], labels: tuple[str, ...] | None = None) -> None:
-    opened: Any = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                row = json.loads(line)
-                lacking = [field for field in fields if row.get(field) is None]
-                if lacking:
-                    raise UserError(f"{path}:{number}: {lacking[0]}: missing; expected {', '.join(fields)}.")
-                if labels and row["answer"] not in labels:
-                    raise UserError(f"{path}:{number}: answer: {row['answer']!r} is not one of {', '.join(labels)}.")
-    except UserError:
-        raise
-    except (OSError, EOFError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}:{number}: cannot be read ({error}); fix or remove the line.") from None
-    if not number:
-        raise UserError(f"{path}: empty; copy the file again.")
+def _check_rows(path: Path, docs: Any, labels: Sequence[str]) -> None:
+    """Check prompt/answer rows before any task is scored."""
+    for place, row in enumerate(docs):
+        lacking = [field for field in ("id", "prompt", "answer") if row.get(field) is None]
+        if lacking:
+            raise UserError(f"{path}: row {place + 1}: {lacking[0]}: missing; expected id, prompt, answer.")
+        if labels and row["answer"] not in labels:
+            raise UserError(f"{path}: row {place + 1}: answer: {row['answer']!r} is not one of {', '.join(labels)}.")
 
 
 def _load(kept: list[Candidate], data: Path | None) -> list[Item]:
@@ -278,6 +243,8 @@ def loading(name: str, data: Path | None) -> Iterator[None]:
     datasets.load_dataset = load
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # datasets, the hub's client and its HTTP library have their own classes
         first = (str(error).splitlines() or [type(error).__name__])[0]
         advice = "" if data else " Without network access, use --data DIR."
@@ -290,14 +257,15 @@ def _item(manager: TaskManager, name: str, language: str, one: Any, data: Path |
     if isinstance(one, Benchmark):
         task = _lm_eval_task(manager, one, language, data)
         label = task.name if isinstance(task, Group) else task.config.task
-        file = local_file(one, language, data) if data is not None and one.fields else None
-        return Item(label, name, language, one.metric, one.chance, one.parallel, task, file=file)
+        file = local_file(one, language, data) if data is not None else None
+        return Item(label, name, language, one.metric, one.chance, task, file=file)
     short = name.removeprefix("paper ")
     task = mkqa_xlsum.hub_task(short, language) if one is None else paper_task(short, language, one)
+    if one is not None:
+        _check_rows(one, task.eval_docs, CHOICES.get(short, ()))
     chance = 1 / len(CHOICES[short]) if short in CHOICES else None
-    parallel = short != "XLSum"  # its articles are different ones in each language
     metric = PAPER_METRIC.get(short, "acc,none")
-    return Item(task.config.task, name, language, metric, chance, parallel, task, file=one)
+    return Item(task.config.task, name, language, metric, chance, task, file=one)
 
 
 def _lm_eval_task(manager: TaskManager, one: Benchmark, language: str, data: Path | None) -> Any:

@@ -25,8 +25,7 @@ class Benchmark:
         tasks: language code to the name of lm-eval's task or group.
         metric: main metric and filter, as lm-eval's results name them.
         chance: expected accuracy of a guess, None for generated answers.
-        parallel: item i is the same question in every language, and the choices do not contain the prompt.
-        split, fields: of a local file of the data set: its directory, and the keys that every row needs.
+        split: directory of a local file of the data set.
         metrics: accuracies to compute instead of the task's own metrics, see `row_tasks.ACCURACIES`.
         files: language code to the YAML file of the task, where it is not in `FOLDERS`.
     """
@@ -36,9 +35,7 @@ class Benchmark:
     tasks: dict[str, str]
     metric: str
     chance: float | None
-    parallel: bool = False
     split: str = "test"
-    fields: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     files: dict[str, Path] = field(default_factory=dict)
 
@@ -55,8 +52,6 @@ MGSM = Benchmark(
     tasks=_tasks("mgsm_direct_{}", "en bn de es fr ja ru sw te th zh"),
     metric="exact_match,flexible-extract",
     chance=None,
-    parallel=True,
-    fields=("question", "answer_number"),
 )
 XCOPA = Benchmark(
     name="XCOPA",
@@ -64,8 +59,6 @@ XCOPA = Benchmark(
     tasks=_tasks("xcopa_{}", "et ht id it qu sw ta th tr vi zh"),
     metric="acc,none",
     chance=1 / 2,
-    parallel=True,
-    fields=("premise", "choice1", "choice2", "question", "label"),
     metrics=_NORMALISED,
 )
 XSTORYCLOZE = Benchmark(
@@ -74,9 +67,7 @@ XSTORYCLOZE = Benchmark(
     tasks=_tasks("xstorycloze_{}", "en ar es eu hi id my ru sw te zh"),
     metric="acc,none",
     chance=1 / 2,
-    parallel=True,
     split="eval",
-    fields=("input_sentence_1", "sentence_quiz1", "sentence_quiz2", "answer_right_ending"),
     metrics=_NORMALISED,
 )
 XNLI = Benchmark(
@@ -86,7 +77,6 @@ XNLI = Benchmark(
     metric="acc,none",
     chance=1 / 3,
     split="validation",
-    fields=("premise", "hypothesis", "label"),
     metrics=_NORMALISED,
 )
 XWINOGRAD = Benchmark(
@@ -95,7 +85,6 @@ XWINOGRAD = Benchmark(
     tasks=_tasks("xwinograd_{}", "en fr pt ru zh", ja="xwinograd_jp"),
     metric="acc,none",
     chance=1 / 2,
-    fields=("sentence", "option1", "option2", "answer"),
 )
 XQUAD = Benchmark(
     name="XQuAD",
@@ -103,9 +92,7 @@ XQUAD = Benchmark(
     tasks=_tasks("xquad_{}", "en ar de el es hi ro ru th tr vi zh"),
     metric="f1,none",
     chance=None,
-    parallel=True,
     split="validation",
-    fields=("context", "question", "answers"),
 )
 _MMMLU_LOCALES = (
     *("ar_xy", "bn_bd", "de_de", "es_la", "fr_fr", "hi_in", "id_id"),
@@ -118,7 +105,6 @@ MMMLU = Benchmark(
     tasks={"en": "mmlu"} | {name[:2]: f"mmmlu_{name}" for name in _MMMLU_LOCALES},
     metric="acc,none",
     chance=1 / 4,
-    fields=("Question", "Answer"),
 )
 SOURCE = (MGSM, XCOPA, XSTORYCLOZE, XNLI, XWINOGRAD)
 PAPER_ON_HUB = (XSTORYCLOZE, XNLI, MMMLU, XQUAD)
