@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM
 
 from cctuning import ConnectedModel, ConnectionConfig
 from cctuning.cli import main
-from cctuning.evaluation import run as evaluation
 from cctuning.evaluation.compare import compare
 from cctuning.evaluation.run import Options, evaluate
 from tests.cli.world import write_model
@@ -49,15 +48,6 @@ def test_a_suite_takes_the_language_of_training(french, tmp_path):
     data = data_directory(tmp_path / "data", {"MGSM": ["en", "fr", "sw"]})
     options = Options(data=str(data), benchmarks=["MGSM"], languages=["sw"], limit=2)
     assert list(evaluate(str(french), tmp_path / "out", options)["tasks"]) == ["mgsm_direct_fr", "mgsm_direct_sw"]
-
-
-def test_a_run_says_its_language_and_a_plain_model_none(model, tmp_path):
-    run = tmp_path / "run"
-    write_model(run / "model")
-    record = {"status": "finished", "reference_language": "fr"}
-    (run / "run.json").write_text(json.dumps(record))
-    assert evaluation.reference_language(str(run)) == "fr"
-    assert evaluation.reference_language(str(model)) is None
 
 
 def says(path, language):

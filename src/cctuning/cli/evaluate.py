@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
     args = parser.parse_args(argv)
     _check(args)
-    os.environ["TQDM_DISABLE"] = "1"  # the libraries' bars; evaluate shows one of its own
+    os.environ["TQDM_DISABLE"] = "1"  # the libraries' bars; evaluate shows its own
     if args.data:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it logs the settings of each task

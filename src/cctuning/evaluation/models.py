@@ -17,6 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
 
 from cctuning.errors import UserError
 from cctuning.evaluation.saved_results import writing
@@ -35,7 +36,7 @@ class Journal(LM):
         inner: the model; `batch_size_per_gpu` is set to what fits.
         path: the file of answers; read if it exists.
         batch_size: None to halve it while memory runs out.
-        bar: progress bar, in items.
+        label: of the progress bar; the task at work.
         stop: text that ends every answer, in addition to the stops of a task.
         thinking: additional tokens for a model that thinks before it answers, 0 for others.
     """
@@ -45,13 +46,13 @@ class Journal(LM):
         inner: Any,
         path: Path,
         batch_size: int | None = None,
-        bar: Any = None,
+        label: str = "",
         stop: str | None = None,
         thinking: int = 0,
     ) -> None:
         super().__init__()
         self.stop, self.thinking = stop, thinking
-        self.inner, self.path, self.bar = inner, path, bar
+        self.inner, self.path, self.label = inner, path, label
         device = getattr(getattr(inner, "device", None), "type", "cpu")
         self.size = batch_size or FIRST_BATCH.get(device, 64)
         self.asked = 0  # requests that the model ran
@@ -96,30 +97,20 @@ class Journal(LM):
         pending = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.known}
         # The longest first: what does not fit fails at once, and the remaining time is overestimated at worst.
         order = sorted(pending, key=lambda key: -len("".join(str(part) for part in pending[key].args)))
-        items = len({(request.task_name, request.doc_id) for request in requests})
-        known, shown, start = len(keys) - len(order), 0, 0
-        while start < len(order):
-            shown = self._show(shown, items * (known + start) // len(keys), known_before=start == 0)
-            chunk = order[start : start + CHUNK * self.size]
-            answers = self._answers(kind, [pending[key] for key in chunk])
-            with writing(self.path), self.path.open("a", encoding="utf-8") as journal:
-                for key, answer in zip(chunk, answers, strict=True):
-                    _check_number(pending[key], answer)
-                    self.known[key] = answer
-                    # The line break comes first, so that a line that was cut off does not damage the next one.
-                    journal.write("\n" + json.dumps([key, answer], ensure_ascii=False))
-            start += len(chunk)
-            self.asked += len(chunk)
-        self._show(shown, items, known_before=not order)
+        # `disable`: TQDM_DISABLE turns off the bars of lm-eval.
+        with tqdm(total=len(order), desc=self.label, unit="request", smoothing=0, disable=False) as bar:
+            while order:
+                chunk, order = order[: CHUNK * self.size], order[CHUNK * self.size :]
+                answers = self._answers(kind, [pending[key] for key in chunk])
+                with writing(self.path), self.path.open("a", encoding="utf-8") as journal:
+                    for key, answer in zip(chunk, answers, strict=True):
+                        _check_number(pending[key], answer)
+                        self.known[key] = answer
+                        # The line break comes first, so that a line that was cut off does not damage the next one.
+                        journal.write("\n" + json.dumps([key, answer], ensure_ascii=False))
+                self.asked += len(chunk)
+                bar.update(len(chunk))
         return [self.known[key] for key in keys]
-
-    def _show(self, shown: int, now: int, known_before: bool) -> int:
-        """Move the bar from `shown` of this task's items to `now`; items known before do not count for the speed."""
-        if self.bar is not None:
-            if known_before:
-                self.bar.initial += now - shown
-            self.bar.update(now - shown)
-        return now
 
     def _answers(self, kind: str, requests: list[Instance]) -> list[Any]:
         """As `_ask`; the stops of a task apply to an answer only after thinking has ended."""

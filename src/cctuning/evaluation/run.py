@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,6 @@ from typing import Any
 import torch
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from lm_eval.tasks import TaskManager
-from tqdm.auto import tqdm
 from transformers import set_seed
 
 from cctuning.data import Encoder
@@ -39,10 +37,16 @@ from cctuning.evaluation.suite_tasks import Item, load_suite
 from cctuning.evaluation.suites import SUITES, current
 from cctuning.files import write_atomically
 from cctuning.languages import ENGLISH, canonical, same
-from cctuning.model.loading import Loaded, load, resolve
-from cctuning.model.serialization import CONFIG_FILE, read_config
+from cctuning.model.loading import Loaded, load
 from cctuning.model.sites import unwrap
-from cctuning.serving.answering import chat_notes, chat_of, encoder_for, encoder_of, tokenizer_of
+from cctuning.serving.answering import (
+    chat_notes,
+    chat_of,
+    encoder_for,
+    encoder_of,
+    reference_language,
+    tokenizer_of,
+)
 from cctuning.serving.stop_tokens import Thoughts, answer_end, stop_tokens
 
 MODES = ("student", "bypass")
@@ -162,7 +166,7 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     options = _settled([(path, path)], options)
     tokenizer, run = tokenizer_of(path, options.trust_remote_code)
     record = claim(directory, options.settings())
-    own_reference = reference_language(path)
+    own_reference = reference_language(path) or run.get("reference_language")
     reference = own_reference or ENGLISH
     encoder = encoder_for(tokenizer, bool(options.chat), options.chat_template_kwargs)
     items, notes = _load_items(options, reference, encoder)
@@ -186,20 +190,16 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     (directory / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
     write_results(directory, record)
     bypass = options.mode == "bypass" and loaded.connected is not None
-    with (
-        loaded.connected.disable_adapter() if bypass and loaded.connected else nullcontext(),
-        _progress(items, record, options) as bar,
-    ):
+    with loaded.connected.disable_adapter() if bypass and loaded.connected else nullcontext():
         journal = Journal(
             lm,
             directory / JOURNAL_FILE,
             options.batch_size,
-            bar,
             stop=answer_end(encoder),
             thinking=options.thinking_tokens if encoder.thinks else 0,
         )
         for number, item in enumerate(items, 1):
-            bar.set_description(f"[{number}/{len(items)}] {item.name}")
+            journal.label = f"[{number}/{len(items)}] {item.name}"
             if isinstance(lm, ConnectedLM):
                 lm.apart = item.language == lm.connected.reference_language
             if item.name not in record["tasks"]:
@@ -222,7 +222,7 @@ def _settled(models: Sequence[tuple[str, str]], options: Options) -> Options:
         tokenizer, run = tokenizer_of(path, options.trust_remote_code)
         if options.chat and own_template(tokenizer) is None:
             raise UserError(f"{path}: --chat: its tokenizer has no chat template; leave the option out.")
-        if options.mode == "bypass" and not (Path(resolve(path)[0]) / CONFIG_FILE).is_file():
+        if options.mode == "bypass" and reference_language(path) is None:
             raise UserError(f"{path}: has no connection, which --bypass needs; leave the option out.")
         runs.append(run)
         chats[name] = chat_of(run, tokenizer) if options.chat is None else options.chat
@@ -246,33 +246,12 @@ def _load_items(options: Options, reference: str, encoder: Encoder) -> tuple[lis
     return sorted(items, key=lambda item: item.generates), notes
 
 
-def reference_language(path: str) -> str | None:
-    """The reference language of a connection or its run, None for a plain model. Reads no weights."""
-    where, run = resolve(path)
-    folder = Path(where)
-    return (read_config(folder) if (folder / CONFIG_FILE).is_file() else run).get("reference_language")
-
-
 def _check_data(items: list[Item], record: dict[str, Any], directory: Path) -> None:
     """Raise a `UserError` if the local file of a finished task has changed."""
     for item in items:
         before = record["tasks"].get(item.name, {}).get("data")
         if before and item.file is not None and rows_hash(str(item.file)) != before:
             raise UserError(f"{directory}: {item.name} was scored on another {item.file}; name another directory.")
-
-
-def _progress(items: list[Item], record: dict[str, Any], options: Options) -> Any:
-    """One bar for all tasks, in items. Items of an earlier run count as done but not towards the speed."""
-    sizes = {item.name: item.count(options.limit) for item in items}
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        total=sum(sizes.values()),
-        initial=sum(size for name, size in sizes.items() if name in record["tasks"]),
-        unit="item",
-        smoothing=0,  # mean speed: tasks differ too much for the latest one to predict the next
-        mininterval=0.5 if terminal else 60,
-        disable=False,  # TQDM_DISABLE turns off those of lm-eval
-    )
 
 
 def score(item: Item, lm: Journal, options: Options, directory: Path, record: dict[str, Any]) -> None:

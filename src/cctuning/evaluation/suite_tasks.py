@@ -71,11 +71,6 @@ class Item:
         versions = sorted({str((task.config.metadata or {}).get("version", task.VERSION)) for task in self.tasks})
         return f"{self.task.version} of {', '.join(versions)}" if self.grouped else versions[0]
 
-    def count(self, limit: int | None) -> int:
-        """Number of items to score; `limit` counts for each task of a group."""
-        sizes = [len(task.eval_docs) for task in self.tasks]
-        return sum(size if limit is None else min(limit, size) for size in sizes)
-
 
 # Benchmark name, language, and the source of its task: a `Benchmark` of lm-eval, a local file of rows, or None for
 # MKQA and XLSum on the hub.

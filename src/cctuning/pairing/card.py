@@ -111,7 +111,6 @@ def markdown(card: dict[str, Any]) -> str:
         shares = (f"{told[name]:.1%}" for name in ("wrong", "found_next", "found_random"))
         learned.append([lang, told["rows"], f"{told['similarity']:.2f}", *shares])
     against, hits = card["against"], card["against"]["hits"]
-    prints = {name: value for source in card["sources"] for name, value in source["fingerprints"].items()}
     sections = {
         "Sources": table(["source", "way", "licence", "read", "rows", "languages", "rejected"], sources),
         "Languages": table(["language", "rows", "usual length ratio"], languages),
@@ -128,15 +127,10 @@ def markdown(card: dict[str, Any]) -> str:
         said += f"{card['rejected'].get('against', 0)} rows found and rejected.\n\n"
         sections["Evaluation texts"] = said + listed(f"{hit['row']}: {hit['says']}" for hit in hits[:SHOWN])
     sections["Notes"] = listed([*card["notes"], *(note for source in card["sources"] for note in source["notes"])])
-    sections["Engines"] = listed(
-        f"{name}: {counted(usage)}" for source in card["sources"] for name, usage in source.get("engines", {}).items()
-    )
-    files = [[name, value.removeprefix("sha256:")] for name, value in {**prints, **card["files"]}.items()]
-    sections["Fingerprints"] = table(["file", "sha256 or data set"], files)
     intro = (
         f"{card['rows']} rows ({card['with_response']} with a response, {card['without_response']} for the alignment "
         f"alone) with {card['parallels']} distinct parallels in {card['reference_language']}; {card['rejected_rows']} "
-        f"rejected. {card['made_at']}, {card['made_by']}."
+        f"rejected. {card['made_at']}, {card['made_by']}. Checksums: card.json."
     )
     return page("Data card", intro, sections)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,11 @@ from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.evaluation.saved_results import parse_runs
 from cctuning.model import serialization
-from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, resolve
-from cctuning.training.directory import METRICS_FILE, check_record, read_options
+from cctuning.model.loading import MODEL_FOLDER, RUN_FILE
+from cctuning.serving.trained_run import read_trained_run
+from cctuning.training.directory import METRICS_FILE
 
 LORA_WEIGHTS = "adapter_model.safetensors"
-# Dotted key of run.json to its type: what the report needs.
-EXPECTED: dict[str, Any] = {
-    "versions": dict,
-    "model": str,
-    "reference_language": str,
-    "steps": int,
-    "seconds": (int, float),
-    "data.sources": list,
-    "data.languages": dict,
-    "data.rows": int,
-    "data.with_response": int,
-    "data.skipped": list,
-    "skipped_in_tokenisation": list,
-    "notes": list,
-}
 
 
 @dataclass(frozen=True)
@@ -105,17 +91,8 @@ def _read_run(name: str, path: Path) -> Run:
     if not (path / RUN_FILE).is_file():
         lacking = f"no {RUN_FILE} there" if path.is_dir() else "no such directory"
         raise UserError(f"{path}: {lacking}; expected a run that `cctuning train` wrote.")
-    _, record = resolve(str(path))
-    check_record(path / RUN_FILE, record, EXPECTED, "report it")
-    model = path / MODEL_FOLDER
-    given = read_options(path)
-    if (model / serialization.CONFIG_FILE).is_file():
-        options = serialization.read_config(model)["connection"]
-    else:
-        names = {option.name for option in fields(ConnectionConfig)}
-        options = {"connection": "none", **{name: value for name, value in given.items() if name in names}}
-    connection = ConnectionConfig.from_dict(options, str(model / serialization.CONFIG_FILE))
-    return Run(name, path, record, given, _metrics(path), connection, _sizes(model))
+    run = read_trained_run(str(path))
+    return Run(name, path, run.record, run.options, _metrics(path), run.connection, _sizes(path / MODEL_FOLDER))
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:

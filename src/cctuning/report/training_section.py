@@ -127,7 +127,7 @@ def tokens_a_second(run: Run) -> float | None:
 
 
 def cost(runs: Sequence[Run]) -> list[Markup]:
-    """The cost of each run, as a sentence and a table."""
+    """The cost of each run."""
     rows: list[list[str]] = [
         ["parameters trained: connection", *(f"{run.sizes.connection:,}" for run in runs)],
         ["parameters trained: LoRA", *(f"{run.sizes.lora:,}" for run in runs)],
@@ -145,22 +145,10 @@ def cost(runs: Sequence[Run]) -> list[Markup]:
             [key.replace("_mem_", " memory ").replace("_", " ") + ", MiB", *(number(one, 0) for one in mebibytes)]
         )
     kept = [row for row in rows if any(cell not in ("0", "–") for cell in row[1:])]
-    first = next((run for run in runs if not run.connected), runs[0])  # plain fine-tuning, if there is one
-    sentences = []
-    for run in runs:
-        tokens, seconds = run.last("num_tokens"), run.record["seconds"]
-        read = f" and read {number(tokens, 0)} tokens" if tokens is not None else ""
-        said = f"{run.name} trained for {duration(seconds)}{read}"
-        if run is not first and first.record["seconds"] > 0:
-            times = [f"{number(seconds / first.record['seconds'], 1)} times the time"]
-            before = first.last("num_tokens")
-            if tokens is not None and before:
-                times.append(f"{number(tokens / before, 1)} times the tokens")
-            said += f": {' and '.join(times)} of {first.name}"
-        sentences.append(f"{said}.")
+    made = [table("Cost of each run", ["figure", *(run.name for run in runs)], kept)]
     if not memory:
-        sentences.append("Memory was not recorded; train with skip_memory_metrics: false to record it.")
-    return [paragraph(" ".join(sentences)), table("Cost of each run", ["figure", *(run.name for run in runs)], kept)]
+        made.append(paragraph("Memory was not recorded; train with skip_memory_metrics: false to record it.", "note"))
+    return made
 
 
 def _base_trained(run: Run) -> int:

@@ -1,4 +1,4 @@
-"""Read and check the records of a run before its weights are loaded for an export.
+"""Read and check the records of a run, for an export before its weights are loaded, and for the report.
 
 A missing or outdated record would otherwise give an export that looks complete: without the connection where its file
 was not copied, or with a model card that does not name the data.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,17 @@ from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, MODEL_FOLDER, RU
 from cctuning.training.checkpoints import is_complete
 from cctuning.training.directory import check_record, read_options
 
-# Keys of run.json (dotted) that an export needs, and their types.
+# Keys of run.json (dotted) that an export or the report needs, and their types.
 EXPECTED: dict[str, Any] = {
     "versions": dict,
     "model": str,
     "reference_language": str,
     "chat": bool,
+    "steps": int,
+    "seconds": (int, float),
+    "notes": list,
+    "skipped_in_tokenisation": list,
+    "data.skipped": list,
     "data.sources": list,
     "data.languages": dict,
     "data.rows": int,
@@ -82,7 +87,7 @@ def read_trained_run(path: str) -> TrainedRun:
     options: dict[str, Any] = {}
     if record:
         run = weights.parent
-        check_record(run / RUN_FILE, record, EXPECTED, "export")
+        check_record(run / RUN_FILE, record, EXPECTED, "export or report it")
         options = read_options(run)
         # The first version did not record `gated`, its default.
         if saved is None and options.get("connection", "gated") not in ("align", "none"):
@@ -91,8 +96,10 @@ def read_trained_run(path: str) -> TrainedRun:
                 "the directory is incomplete. Copy it again, or use another checkpoint."
             )
     if saved is None:
-        kind = options.get("connection", "none")
-        return TrainedRun(path, weights, record, options, ConnectionConfig(kind), record["reference_language"])
+        names = {option.name for option in fields(ConnectionConfig)}
+        given = {"connection": "none", **{name: value for name, value in options.items() if name in names}}
+        connection = ConnectionConfig.from_dict(given, str(weights.parent / "config.yaml"))
+        return TrainedRun(path, weights, record, options, connection, record["reference_language"])
     connection = ConnectionConfig.from_dict(saved["connection"], str(weights / serialization.CONFIG_FILE))
     return TrainedRun(path, weights, record, options, connection, str(saved["reference_language"]))
 
