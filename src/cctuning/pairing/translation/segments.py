@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -38,8 +37,6 @@ _ABBREVIATION = re.compile(
     r"тыс|млн|руб|стр|рис|им|ул)$",
     re.IGNORECASE,
 )
-# not the marks inside 1,234 and 12:30
-_CLAUSE = re.compile(r"(?:[;؛、；]|(?<!\d)[,:،，：]|[,:،，：](?!\d))\s*|\s[-–—]\s")
 _SPACE = re.compile(r"\s+")
 _BREAK = re.compile(r"\s*\n\s*")
 
@@ -61,7 +58,7 @@ def split(
         text: any text.
         max_chars: longest piece that is translated, except where a protected span is longer.
         sentences: split at every line and sentence; otherwise only what is longer than `max_chars`, at the last line
-            break, sentence end, clause or space that fits, in this order.
+            break, sentence end or space that fits, in this order.
         spans: protected spans inside sentences, sorted and disjoint; never split.
         blocks: protected blocks (code), sorted, disjoint from each other and from `spans`; kept whole.
     """
@@ -107,25 +104,18 @@ def _ends(text: str, start: int, end: int, spans: list[Span]) -> list[int]:
 
 
 def _best_cut(text: str, low: int, high: int, max_chars: int, spans: list[Span]) -> int:
-    """The best place to split text[low:high], which is too long; above `low`, at most `max_chars` further."""
+    """Where to split text[low:high], which is too long: at the last line break, sentence end or space that fits."""
     limit = low + max_chars
-    for kind in (_BREAK, None, _CLAUSE, _SPACE):
+    for kind in (_BREAK, None, _SPACE):
         found = _ends(text, low, high, spans) if kind is None else _free(kind.finditer(text, low, high), spans)
         # A split in the first quarter leaves a tiny piece; a lesser kind of break further on is better.
         fitting = [cut for cut in found if low + max_chars // 4 < cut <= limit]
         if fitting:
             return fitting[-1]
-    while limit - 1 > low and _joined(text[limit - 1], text[limit]):
-        limit -= 1
     for start, end in spans:
         if start < limit < end:
             return start if start > low else min(end, high)
     return limit
-
-
-def _joined(left: str, right: str) -> bool:
-    """Whether two characters are displayed as one: a combining mark, a joined emoji, a skin tone."""
-    return unicodedata.category(right)[0] == "M" or "\u200d" in (left, right) or "\U0001f3fb" <= right <= "\U0001f3ff"
 
 
 def _pieces(text: str, low: int, high: int, spans: list[Span]) -> list[Piece]:

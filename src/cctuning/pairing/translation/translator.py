@@ -5,16 +5,14 @@ translated, and its translation is written to the cache at once. Where a transla
 structure, the segment is translated a second time in smaller pieces (line by line, sentence by sentence, and around
 protected spans), which cannot lose either.
 
-Texts are processed in windows: large enough for batches of similar length, small enough to keep memory flat. The
-checks find faults of engines (no translation, the source again, a loop, an essay) with wide limits; language, script
-and length of a pair are checked in `row_checks.py`.
+Texts are processed in windows: large enough for batches of similar length, small enough to keep memory flat. Copies,
+loops, wrong languages and lengths are found by the checks of rows (`row_checks.py`).
 """
 
 from __future__ import annotations
 
 import importlib
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cctuning.errors import UserError, nearest
-from cctuning.languages import base, parse, same
+from cctuning.languages import parse, same
 from cctuning.pairing.translation import protect
 from cctuning.pairing.translation.base import Answer, Engine
 from cctuning.pairing.translation.cache import Cache
@@ -31,10 +29,6 @@ from cctuning.pairing.translation.segments import Piece, line_marks, split
 
 WINDOW = 1000  # texts
 ENGINES = {"seq2seq": "Seq2Seq", "chat": "Chat", "function": "Function"}  # module to class
-COPIED = 25  # characters from which a copy is not a name or a title
-EXPLOSION = 6  # times the length of the source, above 200 characters
-REPEATS, LONGEST, LOOP = 6, 60, 30  # a phrase of up to 60 characters, six times in a row, at least 30 characters
-_ENDS = " \t\n.,;:!?。！？"
 _LINES = re.compile(r"(\s*\n\s*)")
 
 
@@ -140,8 +134,7 @@ class Translator:
 
         if segments:
             self._engine.run(segments, source, target, done)
-        one = base(source) == base(target)
-        return {piece: _outcome(piece, answers[text], text, kept, one) for piece, (text, kept) in masked.items()}
+        return {piece: _outcome(piece, answers[text], text, kept) for piece, (text, kept) in masked.items()}
 
     def usage(self) -> dict[str, int | float]:
         """Counts since this translator was opened.
@@ -159,13 +152,12 @@ class Translator:
         self._cache.close()
 
 
-def _outcome(piece: Piece, answer: Answer, masked: str, kept: list[str], same_language: bool) -> Answer | None:
+def _outcome(piece: Piece, answer: Answer, masked: str, kept: list[str]) -> Answer | None:
     """The result of a segment; None if it has lost a marker or a line and must be translated in pieces."""
     if answer.text is None:
         return Answer(None, answer.problem)
-    problem = problem_of(masked, answer.text, same_language)
-    if problem:
-        return Answer(None, problem)
+    if not answer.text.strip():
+        return Answer(None, "empty translation")
     text = protect.restore(_laid_out(masked, answer.text) or "", kept)
     if text:
         return Answer(text)
@@ -214,50 +206,3 @@ def _laid_out(source_text: str, translation: str) -> str | None:
 def _apart(left: str, right: str) -> bool:
     """Whether a space belongs between two parts that had none in a source without spaces."""
     return (left.isalnum() or left in ".!?,;:)]\"'`”") and (right.isalnum() or right in "([\"'`“")
-
-
-def problem_of(source_text: str, translation: str, same_language: bool) -> str | None:
-    """What is wrong with the translation of a segment, or None.
-
-    Args:
-        source_text: the segment.
-        translation: of the segment.
-        same_language: source and target are one language in two scripts, so a copy is correct.
-    """
-    if not translation.strip():
-        return "empty translation"
-    copied = source_text.strip(_ENDS).casefold() == translation.strip(_ENDS).casefold()
-    if copied and not same_language and length(source_text) >= COPIED:
-        return "the translation is the unchanged source"
-    # The first condition is faster and decides most cases.
-    if len(translation) > 200 + EXPLOSION * len(source_text) and len(translation) > 200 + EXPLOSION * length(
-        source_text
-    ):
-        return f"the translation has {len(translation)} characters for {len(source_text)} of the source"
-    phrase = _repeated(translation)
-    if phrase and not _repeated(source_text):
-        return f"the translation repeats {phrase.strip()!r} over and over"
-    return None
-
-
-def length(text: str) -> int:
-    """The number of characters; an ideograph counts as three letters."""
-    return sum(3 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
-
-
-def _repeated(text: str) -> str | None:
-    """A phrase with a letter that is repeated `REPEATS` times in a row, if there is one.
-
-    Only every fourth position is tried, which is enough for a phrase repeated once more, and far faster than a regular
-    expression.
-    """
-    for start in range(0, len(text) - LOOP + 1, 4):
-        again = text.find(text[start : start + 4], start + 1, start + LONGEST + 4)
-        while again != -1:
-            phrase = text[start:again]
-            if text.startswith(phrase * max(REPEATS, -(-LOOP // len(phrase))), start) and any(
-                map(str.isalpha, phrase)
-            ):
-                return phrase
-            again = text.find(text[start : start + 4], again + 1, start + LONGEST + 4)
-    return None
