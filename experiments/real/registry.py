@@ -31,7 +31,7 @@ WORLDS: dict[str, Callable[[], World]] = {
     # Languages that Gemma 3 270M knows little of, with two corpora of other domains.
     "sib200-low": lambda: Sib200(("en", "bn", "sw", "ta", "ur"), ("own", "corpus")),
     "sib200-tiny": lambda: Sib200(("en", "fr", "sw"), cap=8),  # for a quick test
-    "sib200-turns": lambda: SecondTurn(("en", "fr", "de", "es"), cap=100),
+    "sib200-turns": lambda: SecondTurn(("en", "fr", "de", "es"), cap=60),
     "emoji": lambda: Named(EMOJI, "emoji", emoji_things),
     "emoji-demo": lambda: Named(EMOJI_DEMO, "emoji", emoji_things),
     "countries": lambda: Named(COUNTRIES, "countries", countries),

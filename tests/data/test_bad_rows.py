@@ -50,7 +50,11 @@ BAD = {
         {**GOOD, "response": "Paris", "prompt_en": "c? Answer: Paris."},
         "prompt_en: it ends with the",
     ),
-    "role": ({"messages": [{"role": "bot", "content": "x"}], "lang": "sw"}, r"messages\[0\]: role 'bot' is not known"),
+    "role": ({"messages": [{"role": "me", "content": "x"}], "lang": "sw"}, r"messages\[0\]: role 'me' is not known"),
+    "keys": (
+        {"messages": [{"role": "user", "text": "x"}], "lang": "sw"},
+        r"messages\[0\]: .* found the keys role, text",
+    ),
     "no turn": ({"messages": [assistant("x")], "lang": "sw"}, "messages: there is no turn before"),
     "tool call": (
         {"messages": [{**assistant("x"), "tool_calls": [{}]}], "lang": "sw"},
@@ -60,7 +64,8 @@ BAD = {
         {"messages": [{"role": "user", "content": [{"type": "image"}]}], "lang": "sw"},
         r"messages\[0\]: only parts of type text",
     ),
-    "messages text": ({"messages": "x", "lang": "sw"}, "messages: expected a list of messages, found str"),
+    "messages text": ({"messages": "x", "lang": "sw"}, "messages: expected JSON, found 'x'"),
+    "no messages": ({"messages": [], "lang": "sw"}, "messages: expected a list of messages, found none"),
     "ambiguous": ({**GOOD, "messages": [user("a")]}, "prompt: prompt and messages could both be it"),
     "two responses": ({**GOOD, "output": "x"}, "response: response and output could both be it"),
     "assistant prompt": ({**GOOD, "prompt": [assistant("a")]}, "prompt: ends with an assistant turn"),

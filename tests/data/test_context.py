@@ -94,6 +94,44 @@ def test_a_data_set_that_is_handed_over_is_read_alike(tmp_path):
         assert made.decode(encoded["input_ids"]) == texts(loaded(tmp_path, row)[0][0])[0]
 
 
+@pytest.mark.parametrize(
+    ("user", "assistant", "role", "content"),
+    [
+        ("human", "gpt", "from", "value"),
+        ("user", "assistant", "from", "content"),
+        ("user", "assistant", "role", "value"),
+        ("human", "bot", "role", "content"),
+        ("user", "model", "role", "content"),
+    ],
+)
+@pytest.mark.parametrize("as_text", [False, True])
+def test_messages_by_other_names_and_as_json(tmp_path, user, assistant, role, content, as_text):
+    turns = [{role: user, content: "Habari?"}, {role: assistant, content: "Njema."}]
+    english = [{role: user, content: "How are you?"}]
+    made = json.dumps if as_text else list  # a table may hold messages as JSON
+    for name in ("messages", "conversations"):
+        row = {name: made(turns), f"{name}_en": made(english), "lang": "sw"}
+        (read,), _ = loaded(tmp_path, row)
+        handed, _ = in_schema(Dataset.from_list([row]), "en", "rows", required=True)
+        for found in (read, handed[0]):
+            assert [(turn["role"], turn["content"]) for turn in found["prompt"]] == [("user", "Habari?")]
+            assert [turn["content"] for turn in found["reference"]] == ["How are you?"]
+            assert found["response"] == "Njema."
+
+
+def test_openais_older_function_calls(tmp_path):
+    call = {"role": "assistant", "content": None, "function_call": {"name": "salio", "arguments": '{"akaunti": 1}'}}
+    turns = [{"role": "user", "content": "Salio?"}, call, {"role": "function", "name": "salio", "content": "5"}]
+    said = {"role": "assistant", "content": "Ni 5."}
+    english = [{"role": "user", "content": "My balance?"}]
+    (row,), notes = loaded(tmp_path, {"messages": [*turns, said], "messages_en": english, "lang": "sw"})
+    whole, _, _ = texts(row)
+    assert '<tool_call>\n{"name": "salio", "arguments": {"akaunti": 1}}' in whole and notes == []
+    assert "<tool_response>\n5" in whole
+    (row,), _ = loaded(tmp_path, {"messages": turns[:2], "messages_en": english, "lang": "sw"})
+    assert texts(row)[1].startswith('<tool_call>\n{"name": "salio"')
+
+
 def test_what_is_not_read_is_named(tmp_path):
     row = {"prompt": "a", "response": "b", "prompt_en": "c", "lang": "sw", "documents": "d", "id": 1, "source": "x"}
     (note,) = loaded(tmp_path, row)[1]
@@ -101,6 +139,9 @@ def test_what_is_not_read_is_named(tmp_path):
     turns = [{"role": "user", "content": "a", "images": ["x"], "id": None}, {"role": "assistant", "content": "b"}]
     messages = {"messages": turns, "messages_en": [{"role": "user", "content": "c"}], "lang": "sw"}
     assert loaded(tmp_path, messages)[1] == ["F: keys of messages that are not read: images (1)."]
+    for name in ("cot", "rationale", "images", "system_prompt"):
+        (note,) = loaded(tmp_path, {"prompt": "a", "response": "b", "prompt_en": "c", "lang": "sw", name: "d"})[1]
+        assert f"be a part of what the model is told: {name}." in note
 
 
 @pytest.mark.parametrize(

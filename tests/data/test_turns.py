@@ -72,6 +72,15 @@ def test_turns_that_are_not_to_be_learned(tmp_path):
     for key in ("weight", "train"):
         turns = [TURNS[0], TURNS[1] | {key: 0 if key == "weight" else False}, *TURNS[2:]]
         assert len(runs(encoded(made, loaded(tmp_path, ROW | {"messages": turns})), made)) == 2
+    # the last turns: the conversation ends with the last turn that is learned, and without one it is answer-free
+    off = {"train": False}
+    for last, expected in (([TURNS[5] | off], 2), ([TURNS[5] | off, TURNS[4], TURNS[5] | off], 2)):
+        english = {"messages_en": [*TURNS[:3], {"role": "assistant", "content": "x"}, *TURNS[4:6]]}
+        row = loaded(tmp_path, ROW | english | {"messages": [*TURNS[:5], *last]})
+        assert len(runs(encoded(made, row), made)) == expected and row["response"] == "Kampala."
+        assert [turn["content"] for turn in row["reference"]] == [turn["content"] for turn in TURNS[:3]]
+    row = loaded(tmp_path, ROW | {"messages": [TURNS[0], TURNS[1] | off, TURNS[2], TURNS[3] | off]})
+    assert row["response"] is None and row["prompt"][-1]["content"] == "Na wa Uganda?"
     row = loaded(tmp_path, ROW)
     assert runs(encoded(made, row, turns="last"), made) == ["Karibu.<|im_end|>"]
     # a prompt of messages with a response of its own (TRL's prompt and completion): the completion alone

@@ -204,7 +204,15 @@ def _join(value: Any, record: Mapping[str, Any], input_field: str | None, field:
 
 
 def _split(messages: list[Message]) -> tuple[list[Message], Message | None]:
-    """The turns before the last assistant turn, and that turn; None where it is empty or not the last."""
+    """The turns before the last assistant turn, and that turn; None where it is empty or not the last.
+
+    A conversation that ends in turns without loss (`train: false`) is read up to its last turn with loss.
+    """
+    kept = len(messages)
+    while kept and messages[kept - 1]["role"] == "assistant" and not messages[kept - 1].get("train", True):
+        learned = [turn for turn in range(kept - 1) if messages[turn]["role"] == "assistant"]
+        kept = learned[-1] + 1 if learned else 0
+    messages = messages[: kept or len(messages)]
     if messages[-1]["role"] != "assistant":
         return messages, None
     last = messages[-1]
@@ -217,8 +225,13 @@ def check_filled(prompt: Text, field: str) -> None:
         raise BadRow(field, "the prompt is empty.")
 
 
-def reference_of(record: Mapping[str, Any], layout: Layout, language: str) -> tuple[Text | None, str | None]:
-    """The reference without assistant turns at its end, and the response in the reference language."""
+def reference_of(
+    record: Mapping[str, Any], layout: Layout, language: str, prompt: Text = ""
+) -> tuple[Text | None, str | None]:
+    """The reference without assistant turns at its end, and the response in the reference language.
+
+    A conversation whose turns go on where those of `prompt` end is cut there.
+    """
     field = layout.reference_messages or layout.reference
     value = record.get(field) if field else None
     if field is None or value is None or value == "":
@@ -226,7 +239,10 @@ def reference_of(record: Mapping[str, Any], layout: Layout, language: str) -> tu
     answer_field = layout.reference_response or f"response_{language}"
     _, said = _answered([], record.get(answer_field), answer_field, None)
     answer = said["content"] if said is not None else None
-    reference = _join(value, record, layout.reference_input, field)
+    if layout.reference_messages:
+        reference: Text = _turns_of(prompt, messages_of(value, field))
+    else:
+        reference = _join(value, record, layout.reference_input, field)
     if isinstance(reference, list):
         while reference and reference[-1]["role"] == "assistant":
             reference, last = _split(reference)
@@ -235,6 +251,16 @@ def reference_of(record: Mapping[str, Any], layout: Layout, language: str) -> tu
             raise BadRow(field, "has only assistant turns; give the parallel of the prompt.")
     check_filled(reference, field)
     return _in_context(reference, record, layout.reference_system, layout.reference_history), answer
+
+
+def _turns_of(prompt: Text, messages: list[Message]) -> list[Message]:
+    """`messages` up to the answer of a conversation's prompt; all of them where their turns are not the prompt's."""
+    sides = ([] if isinstance(prompt, str) else prompt, messages)
+    asked, given = ([one["role"] for one in side if one["role"] != "system"] for side in sides)
+    end = len(asked) + len(messages) - len(given)
+    if not asked or given[: len(asked)] != asked:
+        return messages
+    return messages[: end + (given[len(asked) : len(asked) + 1] == ["assistant"])]
 
 
 def check_columns(found: Sequence[str], columns: Mapping[str, str], where: str) -> None:

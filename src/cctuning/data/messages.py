@@ -1,8 +1,8 @@
 """Read conversations in the formats they are published in.
 
 A message has `role` and `content`, and where the data give them `thinking`, `tool_calls`, `name` and `tool_call_id`
-(of tools), and `train` (False: no loss on this assistant turn). ShareGPT's `from` and `value` are read too, with
-LLaMA-Factory's `function_call` and `observation`.
+(of tools), and `train` (False: no loss on this assistant turn). ShareGPT's `from` and `value` and its roles are read
+too, with LLaMA-Factory's `function_call` and `observation`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 from cctuning.data.schema import BadRow, Message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-SHAREGPT = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-SHAREGPT |= {"function_call": "assistant", "observation": "tool", "tool": "tool"}
+OTHER_ROLES = {"human": "user", "gpt": "assistant", "model": "assistant", "bot": "assistant", "function": "tool"}
+OTHER_ROLES |= {"function_call": "assistant", "observation": "tool"}
 THINKING = ("thinking", "reasoning_content", "reasoning")  # names of keys and columns
-READ = {"role", "from", "content", "value", "tool_calls", "name", "tool_call_id", "train", "weight", *THINKING}
+READ = {"role", "from", "content", "value", "tool_calls", "function_call", "name", "tool_call_id", "train", "weight"}
+READ |= {*THINKING}
 # Words in the names of columns that hold context of the prompt, or thinking.
 CONTEXT: tuple[str, ...] = ("system", "developer", "history", "tool", "function", "context", "document", "passage")
-CONTEXT += ("knowledge", "think", "reason", "analysis", "image", "audio", "video", "chat_template")
+CONTEXT += ("knowledge", "think", "reason", "rationale", "cot", "analysis", "image", "audio", "video", "chat_template")
 
 
 def text_of(value: Any, field: str) -> str:
@@ -48,8 +49,10 @@ def messages_of(value: Any, field: str, unread: dict[str, int] | None = None) ->
     Raises:
         BadRow: it is not a list, a role is unknown, or content is not text.
     """
+    if isinstance(value, str):  # as tables hold it
+        value = _json(value, field)
     if not isinstance(value, list) or not value:
-        raise BadRow(field, f"expected a list of messages, found {type(value).__name__}.")
+        raise BadRow(field, f"expected a list of messages, found {'none' if value == [] else type(value).__name__}.")
     messages = []
     for turn, message in enumerate(value):
         place = f"{field}[{turn}]"
@@ -64,18 +67,21 @@ def messages_of(value: Any, field: str, unread: dict[str, int] | None = None) ->
 
 
 def _message(message: Mapping[str, Any], place: str) -> Message:
-    if message.get("role") is not None:
-        role, content = message["role"], message.get("content")
-        known = role in ROLES
-    else:
-        said, content = message.get("from"), message.get("value")
-        known, role = said in SHAREGPT, SHAREGPT.get(str(said), str(said))
-    if not known:
-        raise BadRow(place, f"role {role!r} is not known; expected {', '.join(ROLES)} (or human, gpt).")
+    said, content = (
+        next((message[key] for key in keys if message.get(key) is not None), None)
+        for keys in (("role", "from"), ("content", "value"))
+    )
+    role = OTHER_ROLES.get(str(said), str(said))
+    if role not in ROLES:
+        raise BadRow(place, f"role {said!r} is not known; expected {', '.join((*ROLES, *OTHER_ROLES))}.")
+    if not {"content", "value", "tool_calls", "function_call"} & message.keys():
+        raise BadRow(place, f"expected a message with role and content, found the keys {', '.join(message)}.")
     calls = message.get("tool_calls")
-    if message.get("from") == "function_call":
+    if not calls and message.get("function_call"):  # OpenAI's older form
+        calls = [message["function_call"]]
+    if said == "function_call":
         calls, content = [_json(content, place)], None
-    found: Message = {"role": str(role), "content": text_of(_joined(content, place), place)}
+    found: Message = {"role": role, "content": text_of(_joined(content, place), place)}
     thinking = next((text for key in THINKING if (text := text_of(message.get(key), f"{place}.{key}")).strip()), None)
     if thinking is not None:
         found["thinking"] = thinking

@@ -120,14 +120,14 @@ class RowReader:
         lang = self._language(record, layout)
         reference = reference_response = None
         if lang != self.language:
-            reference, reference_response = reference_of(record, layout, self.language)
+            reference, reference_response = reference_of(record, layout, self.language, prompt)
             how = leak(prompt, response["content"], reference) if reference is not None and response else None
             if how:
                 raise BadRow(layout.reference_messages or layout.reference or "reference", how)
             if self.require_reference and reference is None:
                 raise missing_reference(layout, found, self.language)
         elif self.require_reference:
-            unused, _ = reference_of(record, layout, self.language)
+            unused, _ = reference_of(record, layout, self.language, prompt)
             self.unused_parallels += unused is not None and normalise(flat(unused)) != normalise(flat(prompt))
         if layout.id is not None:
             origin = f"{origin} (id {record.get(layout.id)})"
