@@ -1,7 +1,8 @@
 """Errors that the user can correct.
 
 The message of a `UserError` is one line: what is wrong, where, what was expected and what to do. The command line
-prints it and exits with status 2. Any other exception is a bug and keeps its traceback.
+prints it and exits with status 2. Any function that takes options, files or models may raise one. Any other exception
+is a bug and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -33,9 +33,6 @@ def require(module: str, what: str, extra: str | None = None) -> ModuleType:
         module: name of the module, for example `lm_eval`.
         what: the command or option that needs it; the error starts with it.
         extra: the extra that the error names; default: the first in `EXTRAS` that brings the module.
-
-    Raises:
-        UserError: the module is not installed.
     """
     try:
         return import_module(module)

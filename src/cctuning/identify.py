@@ -78,11 +78,7 @@ def scripts_apart(code: str, other: str) -> bool:
 
 
 def lingua() -> Any:
-    """The module `lingua`, which is optional: scripts are told apart without it.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """The module `lingua`, which is optional: scripts are told apart without it."""
     return require("lingua", "identifying languages")
 
 

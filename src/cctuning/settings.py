@@ -43,9 +43,6 @@ def from_mapping(cls: type[T], options: Mapping[str, Any], where: str) -> T:
 
     Args:
         where: what to call the mapping in an error.
-
-    Raises:
-        UserError: an unknown or missing key, or a bad value as in `check_value`.
     """
     names = [option.name for option in fields(cls)]
     for key in options:
@@ -72,9 +69,6 @@ def check_value(option: Field[Any], hint: Any, value: Any, where: str, numbers_a
     Args:
         hint: the type of the field.
         numbers_as_text: accept text for numbers and truth values, which the parser of the command line converts.
-
-    Raises:
-        UserError: a value of another type, or out of range.
     """
     parts = alternatives(hint)
     if not any(_fits(value, part, numbers_as_text) for part in parts):

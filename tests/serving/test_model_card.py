@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from cctuning.model.loading import load
 from cctuning.serving.exporting import export
-from cctuning.serving.model_card import base_licence, row_licences
+from cctuning.serving.model_card import base_licence
 from cctuning.training.card import CITATION
 from tests.serving.world import edit_json, make
 
@@ -74,27 +74,6 @@ def test_the_bases_licence_is_named_as_its_card_names_it(run, tmp_path):
     assert "its card does not name one: look it up" in (tmp_path / "none" / "README.md").read_text()
     (base / "README.md").write_text("---\nlicense: [\n---\n")
     assert base_licence(str(base)) == {}
-
-
-def test_licences_of_rows_come_from_the_card_that_lies_beside_them(run, tmp_path):
-    copy = Path(shutil.copytree(run, tmp_path / "copy"))
-    record = json.loads((copy / "run.json").read_text())
-    source = record["data"]["sources"][0]
-    rows = Path(shutil.copy(source["path"], tmp_path / "rows.jsonl"))
-    (mark,) = source["fingerprints"].values()
-    source |= {"path": str(rows), "fingerprints": {str(rows): mark}}
-    (copy / "run.json").write_text(json.dumps(record))
-    card = {
-        "sources": [{"path": "org/set", "licence": "CC BY 4.0"}, {"path": "more.jsonl"}],
-        "files": {"rows.jsonl": mark},
-    }
-    (tmp_path / "card.json").write_text(json.dumps(card))
-    export(str(copy), "merged", tmp_path / "out")
-    assert "| org/set: CC BY 4.0; more.jsonl: not given |" in (tmp_path / "out" / "README.md").read_text()
-    (tmp_path / "card.json").write_text(json.dumps({**card, "files": {"rows.jsonl": "sha256:of-other-rows"}}))
-    assert row_licences(str(rows), [mark]) == []
-    (tmp_path / "card.json").write_text("half of a")
-    assert row_licences(str(rows), [mark]) == []
 
 
 def test_places_and_secrets_of_the_run_stay_at_home(run, tmp_path):

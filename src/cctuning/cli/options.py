@@ -83,9 +83,6 @@ def parse(
 
     Args:
         groups: of the options, for `--help GROUP`; empty: the help of argparse.
-
-    Raises:
-        UserError: a recipe cannot be read, a key or flag is unknown, or a value is not valid for its option.
     """
     which = help.wanted(argv) if groups else None
     if which is not None:

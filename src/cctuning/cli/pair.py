@@ -100,11 +100,7 @@ ACTIONS = {"select": select, "names": names, "mine": mine}
 
 
 def sources_of(options: PairOptions) -> list[PairSource]:
-    """The sources of the recipe, or those that the inputs and flags describe.
-
-    Raises:
-        UserError: both, neither, or flags that exclude each other.
-    """
+    """The sources of the recipe, or those that the inputs and flags describe."""
     from cctuning.data.parallel.filenames import pair_of_paths
     from cctuning.pairing.options import PairSource
 

@@ -62,9 +62,6 @@ def read_recipe(
     Args:
         options: option name -> dataclass field. hints: option name -> type.
         mappings: options that also take mappings, whatever their type says.
-
-    Raises:
-        UserError: the file cannot be read, or a key is unknown, repeated or has a value of the wrong type.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -75,11 +75,7 @@ def render(
     arguments: Mapping[str, Any] | None = None,
     tools: list[Any] | None = None,
 ) -> str:
-    """Render messages; `prompt`: with the opening of the assistant's turn.
-
-    Raises:
-        UserError: the template rejects them.
-    """
+    """Render messages; `prompt`: with the opening of the assistant's turn."""
     given: list[Any] = list(messages)
     options: dict[str, Any] = {"tools": tools} if tools else {}
     try:
@@ -122,9 +118,6 @@ def settle(
         arguments: of the template, for example `enable_thinking`.
         thinking: whether answers contain thinking. None: no, unless `arguments` turn it on or a settled template has
             it on. Without thinking, prompts ask for the answer itself, by the template's own means or an empty block.
-
-    Raises:
-        UserError: there is no template, or it cannot render a question.
     """
     source = template if template is not None else own_template(tokenizer)
     if source is None:

@@ -72,11 +72,7 @@ def _with(head: str, lines: Iterator[str]) -> Iterator[str]:
 
 
 def table(path: Path, lines: Iterator[str], how: Dialect) -> Iterator[tuple[int, list[str] | str]]:
-    """The number of each record's first line, with its cells or with an error message.
-
-    Raises:
-        UserError: a quoted cell is malformed.
-    """
+    """The number of each record's first line, with its cells or with an error message."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default limit is 128 KiB
     held: list[str] = []
 

@@ -53,9 +53,6 @@ class Encoder:
         closing: (set) text that the template writes after a response.
         settled: (set) the template as it is rendered (`chat.settle`); None without chat.
         frame: (set) numbers of tokens that the template writes before and after a prompt's own text.
-
-    Raises:
-        UserError: the tokenizer has no chat template or no eos token, and one is needed.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -139,9 +136,6 @@ class Encoder:
 
         Args:
             row: the prompt's row, which may have tools and template arguments.
-
-        Raises:
-            UserError: messages where `chat` is off, or the template rejects them.
         """
         if self.chat:
             return self._apply(_messages(prompt), row, prompt=True)
@@ -209,9 +203,6 @@ class Encoder:
             where there is no response; `reference_input_ids`, empty where there is no reference; `text` and
             `reference_text`, the first position of the side's own text and the one after its last, without what the
             template adds; `row`; `lang`.
-
-        Raises:
-            UserError: nothing is left of the prompt or the response, or the reference is too long; names the row.
         """
         encoded = self.encode([row])[0]
         if isinstance(encoded, UserError):

@@ -67,9 +67,6 @@ def in_schema(
         required: a row in another language must have a reference.
         bad_rows: `error` or `skip`.
         parallel: it is parallel text, whose prompt may be called `text`.
-
-    Raises:
-        UserError: two columns could play one part, none holds a reference where one is needed, or a row is bad.
     """
     found = tuple(dataset.column_names)
     if is_checked(dataset) and not (required and _lacks_reference(dataset, language)):

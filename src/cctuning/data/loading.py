@@ -100,8 +100,7 @@ def _rows(
             break
     if not kept:
         raise UserError(f"{source.path}: no row to train on: {report.all_bad(account) or 'it is empty.'}")
-    account.columns, account.unread_keys = reader.parts, reader.unread_keys
-    account.fingerprints, account.unused_parallels = reader.fingerprints, reader.unused_parallels
+    account.columns, account.fingerprints = reader.parts, reader.fingerprints
     report.notes += _notes(source, reader, kept)
     parts = reader.parts
     if source.include_reference_rows and "reference_response" not in parts and not account.reference_rows:

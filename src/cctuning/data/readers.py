@@ -83,9 +83,6 @@ def open_records(path: str, name: str | None = None, split: str = "train") -> li
     """Open a file, a directory or a data set on the hub (with its configuration `name`).
 
     In a directory of files, those whose names begin with `split` are read.
-
-    Raises:
-        UserError: there is no such file or split, or its format is unknown.
     """
     local = local_path(path)
     if local.is_file():
@@ -132,11 +129,7 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
 
 
 def of_split(files: list[Path], split: str, folder: Path) -> list[Path]:
-    """The files whose names begin with the split's name; all of them where no name begins with one of `SPLITS`.
-
-    Raises:
-        UserError: there are splits, but not this one.
-    """
+    """The files whose names begin with the split's name; all of them where no name begins with one of `SPLITS`."""
 
     def is_part_of(file: Path, name: str) -> bool:
         return re.match(rf"{re.escape(name)}(?![a-z])", file.name.lower()) is not None
@@ -166,9 +159,6 @@ def numbered_lines(path: str | Path, opened: Callable[[], IO[bytes]] | None = No
     """Lines of a file (or of what `opened` opens), numbered from 1.
 
     They are split only at line feeds, because U+2028 may occur inside a JSON string.
-
-    Raises:
-        UserError: the file is UTF-16, or cannot be read to its end.
     """
     number = 0
     try:

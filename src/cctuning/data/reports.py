@@ -34,10 +34,8 @@ class SourceReport(BaseSourceReport):
     rows: int = 0
     with_response: int = 0
     without_response: int = 0
-    unused_parallels: int = 0  # rows labelled as in the reference language, with a parallel that says something else
     reference_rows: int = 0  # among `read`: those made from a reference and its own response
     columns: dict[str, str] = field(default_factory=dict)  # part to column, as recognised
-    unread_keys: dict[str, int] = field(default_factory=dict)  # of messages, with how many of them hold something
 
 
 @dataclass
@@ -45,10 +43,7 @@ class ParallelSourceReport(BaseSourceReport):
     """What one source of parallel text gave."""
 
     pairs: int = 0
-    absent: int = 0  # records without this pair of languages, passed over
     duplicates: int = 0
-    identical: int = 0  # pairs whose sides are the same, kept
-    layouts: dict[str, str] = field(default_factory=dict)  # file to how it was read
 
 
 @dataclass
@@ -76,11 +71,7 @@ class BaseReport:
         return {name: value for source in self.sources for name, value in source.fingerprints.items()}
 
     def skip(self, source: MixedSource, account: BaseSourceReport, origin: str, bad: BadRow) -> None:
-        """Count and list a bad row of `source`.
-
-        Raises:
-            UserError: the source does not skip bad rows.
-        """
+        """Count and list a bad row of `source`."""
         skipped = Skipped(origin, bad.field, bad.reason)
         if source.bad_rows == "error":
             raise UserError(f"{skipped} (Or set bad_rows: skip for this source to leave out such rows.)")
@@ -119,11 +110,7 @@ class ParallelReport(BaseReport):
 
 
 def drawn(source: MixedSource, count: int, seed: Sequence[int], rows: str) -> NDArray[np.int64]:
-    """The places that `source.weight` takes of `count` rows: whole copies, then a sample without replacement.
-
-    Raises:
-        UserError: it takes none.
-    """
+    """The places that `source.weight` takes of `count` rows: whole copies, then a sample without replacement."""
     copies, rest = divmod(round(source.weight * count), count)
     if not copies and not rest:
         raise UserError(f"{source.path}: weight: {source.weight} of {count} {rows} leaves none; raise it.")

@@ -64,9 +64,6 @@ class RowReader:
             source: the files to open.
             where: column to value: other records are passed over.
             also: columns that are read although no part of a row is in them.
-
-        Raises:
-            UserError: the source cannot be opened, or a column that the user names is in no record.
         """
         where = where or {}
         for records in open_records(source.path, source.name, source.split):

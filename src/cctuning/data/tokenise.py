@@ -41,9 +41,6 @@ def encode_dataset(
 
     Returns:
         The encoded rows, and (origin, reason) of those left out.
-
-    Raises:
-        UserError: a bad row, or no row left.
     """
     encoded = dataset.map(
         _encode_batch,

@@ -27,9 +27,6 @@ def load_tasks(
 
     Returns:
         The tasks, and notes on what is left out.
-
-    Raises:
-        UserError: unknown name, or data that cannot be loaded.
     """
     manager = TaskManager(include_path=include_path)  # indexes all of lm-eval, which takes some 20 seconds
     known = [*manager.all_tasks, *manager.all_groups, *manager.all_tags]

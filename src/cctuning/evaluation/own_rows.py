@@ -37,9 +37,6 @@ def load_own_rows(
 
     Returns:
         The tasks, and notes on what is left out.
-
-    Raises:
-        UserError: rows that cannot be read, no row with a response, or no row in one of `languages`.
     """
     dataset, report = load_rows([path], reference_language=reference, require_reference=False)
     by_language: dict[str, list[dict[str, Any]]] = {}

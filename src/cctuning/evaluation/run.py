@@ -121,9 +121,6 @@ def evaluate_models(
 
     Returns:
         Name, directory and results of each.
-
-    Raises:
-        UserError: as `evaluate`; a path that cannot be loaded is found before the first model is scored.
     """
     options = _settled(models, options)
     done = []
@@ -159,9 +156,6 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
 
     Returns:
         The content of `results.json`.
-
-    Raises:
-        UserError: bad options, data or model, or a directory with other results. Finished tasks are kept.
     """
     options = _settled([(path, path)], options)
     tokenizer, run = tokenizer_of(path, options.trust_remote_code)
@@ -212,11 +206,7 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
 
 
 def _settled(models: Sequence[tuple[str, str]], options: Options) -> Options:
-    """`options` with the chat setting and the languages that follow from the models. Reads no weights.
-
-    Raises:
-        UserError: a model cannot be loaded, or lacks what an option needs, or the chat settings differ.
-    """
+    """`options` with the chat setting and the languages that follow from the models. Reads no weights."""
     runs, chats = [], {}
     for name, path in models:
         tokenizer, run = tokenizer_of(path, options.trust_remote_code)

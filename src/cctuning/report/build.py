@@ -23,9 +23,6 @@ def build(runs: Sequence[str], output: Path, *, evaluations: Sequence[str] = (),
     Args:
         runs, evaluations: `NAME=DIR` or `DIR`.
         baseline: name or directory of an evaluation; None for the first.
-
-    Raises:
-        UserError: bad input, or an existing output.
     """
     if output.exists():
         raise UserError(f"--output {output}: exists already; name a new file.")

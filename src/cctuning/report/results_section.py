@@ -37,11 +37,7 @@ class Evaluated:
 
 
 def read_evaluations(arguments: Sequence[str], baseline: str | None, runs: Sequence[Run]) -> Evaluated | None:
-    """Read and compare the directories of `cctuning evaluate`; None without any.
-
-    Raises:
-        UserError: as `compare`.
-    """
+    """Read and compare the directories of `cctuning evaluate`; None without any."""
     if not arguments:
         return None
     named = parse_runs(arguments)

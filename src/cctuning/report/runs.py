@@ -71,11 +71,7 @@ def _is_number(value: Any) -> bool:
 
 
 def read_runs(arguments: Sequence[str]) -> list[Run]:
-    """Read runs from `NAME=DIR` or `DIR`.
-
-    Raises:
-        UserError: two runs with one name, or a directory that is not a finished run of this version.
-    """
+    """Read runs from `NAME=DIR` or `DIR`."""
     named = parse_runs(arguments)
     seen: dict[str, Path] = {}
     for name, path in named:

@@ -6,8 +6,7 @@ the training machine are shortened to their last part.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +116,9 @@ def _sources(record: dict[str, Any]) -> str:
     for source in [*record["data"]["sources"], *(record.get("parallel") or {"sources": []})["sources"]]:
         path, hashes = str(source.get("path", "?")), dict(source.get("fingerprints") or {})
         counts = ", ".join(f"{code} {count}" for code, count in sorted((source.get("languages") or {}).items()))
-        licences = "; ".join(row_licences(path, hashes.values())) or "not known"
         files = "; ".join(f"{Path(file).name} `{value}`" for file, value in hashes.items())
-        rows.append([_basename(path), source.get("rows", source.get("pairs", "?")), counts, licences, files])
-    return table(["source", "rows", "languages", "licence", "files"], rows, "lr")
+        rows.append([_basename(path), source.get("rows", source.get("pairs", "?")), counts, files])
+    return table(["source", "rows", "languages", "files"], rows, "lr")
 
 
 def _basename(path: str) -> str:
@@ -139,23 +137,3 @@ def base_licence(base: str | None) -> dict[str, Any]:
     if not isinstance(found.get("license"), str):
         return {}
     return {key: found[key] for key in ("license", "license_name", "license_link") if found.get(key)}
-
-
-def row_licences(path: str, hashes: Iterable[str]) -> list[str]:
-    """Licences of the rows in `path`, from the card.json of `cctuning pair` beside them, if it is of the same files.
-
-    Args:
-        hashes: of the files that the run read.
-    """
-    place = Path(path)
-    for folder in (place, place.parent, place.parent.parent):  # rows.jsonl, or rows/ with shards in it
-        try:
-            card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        files = card.get("files") if isinstance(card, dict) else None
-        if isinstance(files, dict) and set(hashes) & set(files.values()):
-            sources = [source for source in card.get("sources", []) if isinstance(source, dict)]
-            named = [(_basename(str(source.get("path", "?"))), source.get("licence")) for source in sources]
-            return [f"{name}: {licence or 'not given'}" for name, licence in named]
-    return []

@@ -28,9 +28,6 @@ def generation_config(encoder: Encoder, model: PreTrainedModel) -> GenerationCon
     """The model's generation config with `stop_tokens` as its EOS tokens.
 
     A stop string (`stop_text`) is not part of it: with one, `generate` raises unless it is given a tokenizer.
-
-    Raises:
-        UserError: the model's own config is inconsistent, so that transformers would not save it.
     """
     config = copy.deepcopy(model.generation_config) or GenerationConfig()
     stops = stop_tokens(encoder, model)

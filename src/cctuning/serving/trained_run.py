@@ -69,11 +69,7 @@ class TrainedRun:
 
 
 def read_trained_run(path: str) -> TrainedRun:
-    """Read the records of a run, of one of its checkpoints, or of a model directory that CC-Tuning wrote.
-
-    Raises:
-        UserError: there is no such run, it is incomplete, it is of another version, or CC-Tuning did not train it.
-    """
+    """Read the records of a run, of one of its checkpoints, or of a model directory that CC-Tuning wrote."""
     where, record = resolve(path)
     weights = Path(where)
     if weights.name.startswith("checkpoint-") and weights.is_dir() and not is_complete(weights):

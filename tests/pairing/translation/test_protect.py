@@ -12,8 +12,8 @@ from cctuning.pairing.translation.segments import split
 from tests.pairing.translation.test_segments import texts
 
 
-def protected(text: str, numbers: bool = False) -> list[str]:
-    spans, blocks = protect.find(text, numbers)
+def protected(text: str) -> list[str]:
+    spans, blocks = protect.find(text)
     return [text[start:end] for start, end in sorted(spans + blocks)]
 
 
@@ -57,19 +57,9 @@ def test_what_is_found(text, expected):
     assert protected(text) == expected
 
 
-def test_numbers_on_request():
-    assert protected("It's 3.14, or -7 and 1,000.50 or 99%; not x2 nor 3rd.", numbers=True) == [
-        "3.14",
-        "-7",
-        "1,000.50",
-        "99%",
-    ]
-
-
-@pytest.mark.parametrize("numbers", [True, False])
-def test_masked_and_restored_is_the_text(numbers):
+def test_masked_and_restored_is_the_text():
     for text in texts(2):
-        spans, blocks = protect.find(text, numbers)
+        spans, blocks = protect.find(text)
         both = sorted(spans + blocks)
         assert all(start < end for start, end in both)
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(both))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
@@ -41,13 +41,11 @@ class Layout:
     """How records are read.
 
     Attributes:
-        said: describes it, for the report.
         used: the columns.
         texts: gives the texts of a record by canonical language code.
         wanted: take only this language.
     """
 
-    said: str
     used: tuple[str, ...]
     texts: Callable[[Mapping[str, Any]], Mapping[str, str]]
     wanted: str | None = None
@@ -91,9 +89,6 @@ def recognise(
         columns: part to column, as the source maps them.
         lang: the source's `lang`: language of records that name none, and the one to take of several.
         default: language of records that name none, from the file's name.
-
-    Raises:
-        UserError: a mapped column does not exist.
     """
     check_columns(found, columns, where)
     lang_column = columns.get("lang") or ("lang" if "lang" in found else None)
@@ -104,16 +99,16 @@ def recognise(
         if all(name in found for name in sides):
             return beside(*sides, lang_column, lang or default, language)
     if "translation" in found:
-        return Layout("translation", ("translation",), _of_mapping, lang)
+        return Layout(("translation",), _of_mapping, lang)
     for side in SIDES:
         if all(name in found for name in side):
-            return Layout(", ".join(side), side, partial(_of_sides, side), lang)
+            return Layout(side, partial(_of_sides, side), lang)
     # One column per language: `en`, `sw`; `sentence_eng_Latn`, `sentence_swh_Latn`; `English`, `Swahili`.
     for before in ("", "sentence_", "text_"):
         codes = {name: canonical_or_none(name.removeprefix(before)) for name in found if name.startswith(before)}
         named = {name: code for name, code in codes.items() if code}
         if len(named) > 1 and any(same(code, language) for code in named.values()):
-            return Layout("one column per language", tuple(named), partial(_of_columns, named), lang)
+            return Layout(tuple(named), partial(_of_columns, named), lang)
     return None
 
 
@@ -130,7 +125,7 @@ def beside(text: str, reference: str, lang_column: str | None, lang: str | None,
         return {code: _said(record.get(text), text), language: _said(record.get(reference), reference)}
 
     used = (text, reference, *([lang_column] if lang_column else []))
-    return Layout(", ".join(used), used, texts)
+    return Layout(used, texts)
 
 
 def _of_mapping(record: Mapping[str, Any]) -> Mapping[str, str]:
@@ -200,9 +195,6 @@ def recognise_numbered(
         stem: the file's name without endings.
         columns: part to column number from 1, where the source gives them.
         lang: the other language, where the source gives it.
-
-    Raises:
-        UserError: there are not two columns of text, or the reference language cannot be identified.
     """
     count, names = len(lines[0]), numbered(len(lines[0]))
     if count < 2:
@@ -215,8 +207,7 @@ def recognise_numbered(
     other = lang or named_by(stem, language)
 
     def layout(text: int, reference: int, code: str) -> Layout:
-        said = f"columns {text + 1} ({code}) and {reference + 1} ({language}) of {count}"
-        return replace(beside(names[text], names[reference], None, code, language), said=said)
+        return beside(names[text], names[reference], None, code, language)
 
     if columns:
         text, reference = (_place(columns, part, count, path) for part in ("text", "reference"))

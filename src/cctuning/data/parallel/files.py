@@ -40,7 +40,7 @@ from cctuning.errors import UserError
 from cctuning.files import file_hash
 from cctuning.languages import same
 
-XML = {".tmx": ("TMX", read_tmx), ".tbx": ("TBX", read_tbx)}
+XML = {".tmx": read_tmx, ".tbx": read_tbx}
 BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # other files in the archives of OPUS
 DOCUMENTS = ("readme", "license", "licence", "_about", "changelog")
 Found = Iterator[Pair | tuple[str, BadRow]]
@@ -66,21 +66,16 @@ class Part:
 
 @dataclass
 class Opened:
-    """One file of a source. `layout` describes how it is read; `notes` may grow while `pairs` runs."""
+    """One file of a source; `notes` may grow while `pairs` runs."""
 
     path: str
-    layout: str
     pairs: Callable[[], Found]
     fingerprints: dict[str, str]
     notes: list[str] = field(default_factory=list)
 
 
 def read_pairs(source: ParallelSource, language: str) -> Iterator[tuple[Opened, Pair | tuple[str, BadRow]]]:
-    """Every pair of a source with its file, or the origin and error of a bad one.
-
-    Raises:
-        UserError: a file cannot be read or holds no parallel text.
-    """
+    """Every pair of a source with its file, or the origin and error of a bad one."""
     for opened in _open(source, language):
         for found in opened.pairs():
             yield opened, found
@@ -140,9 +135,8 @@ def _directory(folder: Path, source: ParallelSource, language: str) -> list[Open
     """The files of parallel text in a directory; those of one split, where file names have splits."""
     export = export_in(folder)
     if export:
-        label = f"Tatoeba's sentences and links ({export[1].name})"
         pairs = lambda: read_tatoeba(*export, language, source.lang)  # noqa: E731
-        return [Opened(str(export[0]), label, pairs, _hashes(*export))]
+        return [Opened(str(export[0]), pairs, _hashes(*export))]
     files = _files(folder)
     tables = [file for file in files if suffix_of(file.name) in TABLES]
     opened = [one for file in of_split(tables, source.split, folder) for one in _file(file, source, language)]
@@ -223,15 +217,15 @@ def _moses(text: Part, reference: Part, lang: str, hashes: dict[str, str]) -> Op
             else:
                 yield Pair(*sides, lang, origin, f"{reference.label}:{right[0]}")
 
-    return Opened(text.label, f"two files line by line ({reference.label})", pairs, hashes)
+    return Opened(text.label, pairs, hashes)
 
 
 # -- tables and records -----------------------------------------------------------------------------------------------
 
 
 def _xml(part: Part, source: ParallelSource, language: str, hashes: dict[str, str]) -> Opened:
-    said, read = XML[suffix_of(part.name)]
-    return Opened(part.label, said, lambda: read(part.label, part.opened, language, source.lang), hashes)
+    read = XML[suffix_of(part.name)]
+    return Opened(part.label, lambda: read(part.label, part.opened, language, source.lang), hashes)
 
 
 def _cells(raw: bytes) -> list[str]:
@@ -311,7 +305,7 @@ def _records(
             )
         return chosen
 
-    opened = Opened(path, "", lambda: pairs(), records.fingerprints)
+    opened = Opened(path, lambda: pairs(), records.fingerprints)
     wanted: set[str] = set()
     if records.columns is not None:
         try:
@@ -333,7 +327,6 @@ def _records(
             found = tuple(records.columns or record)
             try:
                 chosen = layout_of(found)
-                opened.layout = opened.layout or chosen.said
                 if "response" in found and not opened.notes:
                     opened.notes.append(f"{path}: its responses are not used; only the parallel text is read.")
                 for pair in pairs_of(chosen.texts(record), language, chosen.wanted):

@@ -96,7 +96,7 @@ def _pairs(
     source: ParallelSource, language: str, seen: Seen, account: ParallelSourceReport, report: ParallelReport
 ) -> Iterator[Pair]:
     """The good pairs of a source, each once, up to its limit."""
-    absent = ""
+    absent: list[str] = []
     files: dict[str, Opened] = {}
     for opened, found in read_pairs(source, language):
         files[opened.path] = opened
@@ -109,34 +109,28 @@ def _pairs(
             if account.read == source.limit:
                 break
         elif isinstance(found[1], Absent):
-            origin, bad = found
-            account.absent, absent = account.absent + 1, absent or f"{origin}: {bad}"
+            absent.append(f"{found[0]}: {found[1]}")
         else:
             report.skip(source, account, *found)
     for opened in files.values():
-        account.layouts[opened.path] = opened.layout
         account.fingerprints |= opened.fingerprints
         report.notes += opened.notes
     if not account.read:
-        why = report.all_bad(account) or (f"the first record: {absent}" if absent else "")
+        why = report.all_bad(account) or (f"the first record: {absent[0]}" if absent else "")
         if why or not account.duplicates:
             raise UserError(f"{source.path}: no parallel text with {language}: {why or 'it is empty.'}")
-    if account.absent:
-        report.notes.append(f"{source.path}: {account.absent} records were skipped, the first: {absent}")
+    if absent:
+        report.notes.append(f"{source.path}: {len(absent)} records were skipped, the first: {absent[0]}")
     if account.duplicates:
         report.notes.append(f"{source.path}: {account.duplicates} repeated pairs were left out.")
 
 
 def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: ParallelReport) -> Iterator[Pair]:
-    """Pass pairs on and count their languages; at the end check that the two sides are in two languages.
-
-    Raises:
-        UserError: most pairs have the same text on both sides, or a side is in the other side's language.
-    """
-    counts: Counter[str] = Counter()
+    """Pass pairs on and count their languages; at the end check that the two sides are in two languages."""
+    counts, identical = Counter[str](), 0
     samples: dict[str, list[tuple[str, str]]] = {}
     for pair in pairs:
-        account.identical += pair.text == pair.reference
+        identical += pair.text == pair.reference
         counts[pair.lang] += 1
         sample = samples.setdefault(pair.lang, [])
         if len(sample) < SAMPLE:
@@ -144,13 +138,13 @@ def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: Paral
         yield pair
     account.languages = dict(counts.most_common())
     language, path = report.reference_language, account.path
-    if account.identical > account.read / 2 and account.read >= FEW:
+    if identical > account.read / 2 and account.read >= FEW:
         raise UserError(
-            f"{path}: in {account.identical} of {account.read} pairs both sides are the same; give the text in "
+            f"{path}: in {identical} of {account.read} pairs both sides are the same; give the text in "
             "another language beside its reference."
         )
-    if account.identical:
-        report.notes.append(f"{path}: in {account.identical} pairs both sides are the same (names, numbers).")
+    if identical:
+        report.notes.append(f"{path}: in {identical} pairs both sides are the same (names, numbers).")
     for lang, sample in samples.items():
         if same(lang, language) or not identifiable(lang, language):
             continue

@@ -30,11 +30,7 @@ def export_in(folder: Path) -> tuple[Path, Path] | None:
 
 
 def read_tatoeba(sentences: Path, links: Path, language: str, lang: str | None) -> Iterator[Pair | tuple[str, BadRow]]:
-    """The pairs of linked sentences in `lang` (None: any language) and the reference language.
-
-    Raises:
-        UserError: a file has another format.
-    """
+    """The pairs of linked sentences in `lang` (None: any language) and the reference language."""
     with (
         tempfile.TemporaryDirectory(prefix="cctuning-tatoeba-") as folder,
         closing(sqlite3.connect(Path(folder) / "sentences.sqlite")) as base,

@@ -28,8 +28,7 @@ Found = Iterator[Pair | tuple[str, BadRow]]
 def read_tmx(name: str, opened: Opened, language: str, lang: str | None) -> Found:
     """The pairs of every translation unit: one for each language beside the reference language, or for `lang` alone.
 
-    Raises:
-        UserError: it is not XML, or declares entities.
+    A file that declares entities is an error.
     """
     return _pairs(name, _elements(name, opened, "TMX", ("tu",)), "unit", _unit, language, lang)
 

@@ -38,7 +38,6 @@ class SegmentOptions:
         choices=("sentences", "long"),
     )
     max_chars: int = option(3000, "Longest segment, in characters.", least=20)
-    protect_numbers: bool = option(False, "Also keep numbers as they are, digit by digit.")
 
 
 class Engine:

@@ -126,11 +126,7 @@ class Chat(Engine):
         return prompt.replace("{source}", named(source)).replace("{target}", named(target))
 
     def run(self, segments: Sequence[str], source: str, target: str, done: Done) -> None:
-        """Ask for each segment, `concurrency` at once.
-
-        Raises:
-            UserError: the setup is wrong. It is raised when the requests in progress are done.
-        """
+        """Ask for each segment, `concurrency` at once."""
         prompt = self._prompt(source, target)
         pool = ThreadPoolExecutor(self.options.concurrency)
         try:
@@ -247,11 +243,7 @@ class Chat(Engine):
 
 
 def named(tag: str) -> str:
-    """The English name of a language: `sw` is Swahili, `zh-TW` Traditional Chinese.
-
-    Raises:
-        UserError: CLDR has no name for it.
-    """
+    """The English name of a language: `sw` is Swahili, `zh-TW` Traditional Chinese."""
     language = base(tag)
     if language_name(language) == language:
         raise UserError(f"language {tag!r}: it has no English name in CLDR to ask a model with; expected e.g. sw.")

@@ -31,9 +31,7 @@ _INLINE = (
     r"&(?:[A-Za-z]+|#\d+|#x[0-9A-Fa-f]+);",  # &nbsp;
     r"\[\[\d+\]\]",  # what looks like a marker
 )
-_NUMBER = r"(?<!\w)[-+−]?\d+(?:[.,:/٫٬]\d+)*%?(?!\w)"
 _PROTECTED = re.compile(rf"(?P<block>{_FENCE})|" + "|".join(_INLINE), re.MULTILINE | re.DOTALL)
-_WITH_NUMBERS = re.compile(_PROTECTED.pattern + "|" + _NUMBER, re.MULTILINE | re.DOTALL)
 _ADDRESS_START = re.compile(r"(?:https?|ftp)://|www\.")
 # Punctuation after an address. A closing bracket belongs to the address if it was opened there.
 _TRAILING = ".,;:!?'*_।॥،؟؛۔።།։…"
@@ -42,21 +40,16 @@ _TRAILING = ".,;:!?'*_।॥،؟؛۔።།։…"
 _MARKER = re.compile(r"[\[［【]\s*[\[［【]\s*(\d+)\s*[\]］】]\s*[\]］】]")
 
 
-def find(text: str, numbers: bool = False) -> tuple[list[Span], list[Span]]:
+def find(text: str) -> tuple[list[Span], list[Span]]:
     """Find the protected spans of a text: those inside sentences, and blocks.
-
-    Args:
-        text: any text.
-        numbers: also protect numbers.
 
     Returns:
         spans, blocks: sorted and disjoint.
     """
     spans: list[Span] = []
     blocks: list[Span] = []
-    pattern = _WITH_NUMBERS if numbers else _PROTECTED
     at = 0
-    while match := pattern.search(text, at):
+    while match := _PROTECTED.search(text, at):
         start, end = match.span()
         if _ADDRESS_START.match(match[0]):
             end = start + len(_trimmed(match[0]))

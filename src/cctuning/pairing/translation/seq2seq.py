@@ -236,9 +236,6 @@ def resolve(tag: str, codes: Collection[str], where: str) -> str:
         tag: a language code, an English name, or one of `codes`.
         codes: those of the model, without markers: `swh_Latn`, `sw`.
         where: what to call the model in an error.
-
-    Raises:
-        UserError: the model does not know the language, or not in this script.
     """
     if tag in codes:
         return tag

@@ -93,7 +93,7 @@ class Translator:
         options, pair = self._options, (source, target)
         plans: list[list[Piece] | None] = []
         for text in texts:
-            spans, blocks = protect.find(text, options.protect_numbers)
+            spans, blocks = protect.find(text)
             sound = text.isascii() or text.encode("utf-8", "replace").decode() == text
             plans.append(
                 split(text, options.max_chars, options.split == "sentences", spans, blocks) if sound else None
