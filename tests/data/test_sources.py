@@ -75,7 +75,7 @@ def test_origin_is_file_and_line(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n" + json.dumps(ROWS[0]) + "\n\n" + json.dumps(ROWS[1]))
     assert load(tmp_path / "a.jsonl")[0]["origin"] == [f"{tmp_path}/a.jsonl:2", f"{tmp_path}/a.jsonl:4"]
     assert load(as_csv(tmp_path))[0]["origin"][2] == f"{tmp_path}/rows.csv:5"  # the second record spans two lines
-    assert load(array(tmp_path))[0]["origin"][1] == f"{tmp_path}/rows.json:8"
+    assert load(array(tmp_path))[0]["origin"][1] == f"{tmp_path}/rows.json[1]"
     mapped = load(tmp_path / "a.jsonl", columns={"id": "response"})[0]
     assert mapped["origin"][0] == f"{tmp_path}/a.jsonl:2 (id Nairobi)"
 

@@ -63,7 +63,7 @@ def select(argv: list[str]) -> None:
         print(f"note: {note}")
     languages = ", ".join(f"{lang} {told['pairs']}" for lang, told in card["languages"].items())
     print(f"rows:     {card['rows']} ({languages}): {options.output}/rows.jsonl")
-    print(f"card:     {options.output}/card.md")
+    print(f"card:     {options.output}/card.json")
     print(f"next:     {align_to(f'{options.output}/rows.jsonl')}")
 
 

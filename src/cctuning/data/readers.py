@@ -201,30 +201,13 @@ def _json(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
 
 
 def _json_array(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
-    """One array of objects, as Alpaca and ShareGPT are published. The text is in memory, one object at a time."""
-    lines = []
-    for number, raw in numbered_lines(path):
-        try:
-            lines.append(raw.decode())
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}:{number}: {_not_utf8(error)}") from None
-    text = "".join(lines)
-    decoder, blank = json.JSONDecoder(), re.compile(r"\s*")
-    counted, line, place = 0, 1, text.index("[") + 1
-    while True:
-        place = blank.match(text, place).end()  # type: ignore[union-attr] # matches the empty string
-        line, counted = line + text.count("\n", counted, place), place
-        if text[place : place + 1] == "]":
-            return
-        try:
-            record, place = decoder.raw_decode(text, place)
-            place = blank.match(text, place).end()  # type: ignore[union-attr]
-            if text[place : place + 1] not in (",", "]"):
-                raise ValueError("expected a comma or the array's end after this object")
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}:{line}: malformed JSON array ({error}); correct it, or use JSON Lines.") from None
-        yield f"{path}:{line}", record if isinstance(record, dict) else BadRow("line", "expected a JSON object.")
-        place += text[place] == ","
+    """One array of objects, as Alpaca and ShareGPT are published; it is read into memory."""
+    try:
+        records = json.loads(b"".join(raw for _, raw in numbered_lines(path)))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: malformed JSON array ({error}); correct it, or use JSON Lines.") from None
+    for number, record in enumerate(records):
+        yield f"{path}[{number}]", record if isinstance(record, dict) else BadRow("line", "expected a JSON object.")
 
 
 def _csv(path: Path, delimiter: str, fingerprints: dict[str, str]) -> Records:

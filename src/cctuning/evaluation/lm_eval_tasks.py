@@ -50,7 +50,7 @@ def _items(manager: TaskManager, name: str) -> list[Item]:
     group = found.get("groups", {}).get(name)
     metric = _group_metric(group) if group is not None else None
     if metric is not None:
-        return [Item(name, name, language_in(name), metric, None, False, group)]
+        return [Item(name, name, language_in(name), metric, None, group)]
     return [_item(one, task) for one, task in found["tasks"].items()]
 
 
@@ -59,9 +59,7 @@ def _item(name: str, task: Any) -> Item:
     # A metric that is no mean over items, such as a weighted F1, has no value for an item and cannot be compared.
     means = [one for one in metrics if one.get("aggregation") == "mean"]
     filters = task.config.filter_list or [{"name": "none"}]
-    return Item(
-        name, name, language_in(name), f"{(means or metrics)[0]['metric']},{filters[0]['name']}", None, False, task
-    )
+    return Item(name, name, language_in(name), f"{(means or metrics)[0]['metric']},{filters[0]['name']}", None, task)
 
 
 def _group_metric(group: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""The data cards of `cctuning pair` and `pair select`: rows, sources and what was left out, as JSON and Markdown."""
+"""The data card of `cctuning pair`: rows, sources and what was left out, as JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -28,17 +28,6 @@ def made_by(command: str, *packages: str) -> dict[str, str]:
     versions = ", ".join(f"{name} {version(name)}" for name in ("cc-tuning", *packages))
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"made_by": f"{command}, {versions}", "made_at": now}
-
-
-def page(title: str, intro: str, sections: dict[str, str]) -> str:
-    """Markdown with the sections that have text."""
-    parts = [f"# {title}", intro, *(f"## {name}\n\n{text}" for name, text in sections.items() if text)]
-    return "\n\n".join(parts) + "\n"
-
-
-def listed(lines: Iterable[str]) -> str:
-    """A Markdown list."""
-    return "\n".join(f"- {line}" for line in lines)
 
 
 def make_card(
@@ -125,14 +114,19 @@ def markdown(card: dict[str, Any]) -> str:
     if against["paths"]:
         said = f"{', '.join(against['paths'])} ({len(against['files'])} files): "
         said += f"{card['rejected'].get('against', 0)} rows found and rejected.\n\n"
-        sections["Evaluation texts"] = said + listed(f"{hit['row']}: {hit['says']}" for hit in hits[:SHOWN])
-    sections["Notes"] = listed([*card["notes"], *(note for source in card["sources"] for note in source["notes"])])
+        sections["Evaluation texts"] = said + _listed(f"{hit['row']}: {hit['says']}" for hit in hits[:SHOWN])
+    sections["Notes"] = _listed([*card["notes"], *(note for source in card["sources"] for note in source["notes"])])
     intro = (
         f"{card['rows']} rows ({card['with_response']} with a response, {card['without_response']} for the alignment "
         f"alone) with {card['parallels']} distinct parallels in {card['reference_language']}; {card['rejected_rows']} "
         f"rejected. {card['made_at']}, {card['made_by']}. Checksums: card.json."
     )
-    return page("Data card", intro, sections)
+    parts = ["# Data card", intro, *(f"## {name}\n\n{text}" for name, text in sections.items() if text)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _listed(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def counted(counts: dict[str, Any]) -> str:

@@ -93,7 +93,6 @@ def json_at(file: IO[bytes], offset: int) -> Any:
     return json.loads(line_at(file, offset))
 
 
-def write_card(folder: Path, card: Any, table: str) -> None:
-    """Write card.json and card.md."""
+def write_card(folder: Path, card: Any) -> None:
+    """Write card.json."""
     (folder / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (folder / TABLE).write_text(table, encoding="utf-8")

@@ -148,7 +148,8 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
         (folder / SPOOL).unlink()
         prints = {name: file_hash(folder / name) for name in (output.ROWS, output.REJECTS)}
         card = make_card(run, order, checks, benchmarks, prints)
-        output.write_card(folder, card, markdown(card))
+        output.write_card(folder, card)
+        (folder / output.TABLE).write_text(markdown(card), encoding="utf-8")
     if not len(order):
         reasons = ", ".join(f"{reason} {times}" for reason, times in run.rejected.most_common())
         raise UserError(f"no row is left ({reasons}); {place}/{output.REJECTS} has each with its reason.")

@@ -29,10 +29,9 @@ from cctuning.errors import UserError
 from cctuning.files import file_hash
 from cctuning.identify import identify_language
 from cctuning.languages import UNKNOWN, canonical_or_none, matching
-from cctuning.markdown import table
 from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
-from cctuning.pairing.card import counted, listed, made_by, page
+from cctuning.pairing.card import made_by
 from cctuning.settings import option
 
 CHUNK = 2000  # pairs that are read at once
@@ -121,7 +120,7 @@ def select(options: SelectOptions) -> dict[str, Any]:
                 file.write(output.line(_row(corpus[number], score, options.reference_language)))
         file.close()
         card = _card(options, report, chosen, dropped, len(task), notes, file_hash(folder / output.ROWS))
-        output.write_card(folder, card, markdown(card))
+        output.write_card(folder, card)
     return card
 
 
@@ -303,20 +302,3 @@ def _card(
         "notes": notes,
         "files": {output.ROWS: print_},
     }
-
-
-def markdown(card: dict[str, Any]) -> str:
-    """The card as Markdown."""
-    options = card["options"]
-    rows = []
-    for lang, told in card["languages"].items():
-        similar = [f"{value:.2f}" for value in told.get("similarity", {}).values()] or ["", ""]
-        rows.append([lang, told["pairs"], told["of"], *similar])
-    near = f"Nearest to {card['task_rows']} rows of {', '.join(options['near'])}.\n\n" if card["task_rows"] else ""
-    sections = {
-        "Languages": near + table(["language", "pairs", "of", "similarity, median", "least"], rows),
-        "Left out before choosing": counted(card["left_out"]) or "none",
-        "Sources": listed(f"{source['path']}: {source['read']} pairs" for source in card["sources"]),
-        "Notes": listed(card["notes"]),
-    }
-    return page(f"{card['rows']} pairs, chosen by {options['by']}", f"{card['made_by']}, {card['made_at']}.", sections)
