@@ -116,7 +116,7 @@ def test_samples_can_be_read_and_paired(data, model, tmp_path):
     mgsm = (tmp_path / "out" / "samples" / "mgsm_direct_sw.jsonl").read_text().splitlines()
     assert all({*json.loads(line)["response"]} == {"said", "scored"} for line in mgsm)
     table = (tmp_path / "out" / "results.md").read_text()
-    assert "| sw | low |" in table and "| chance |" in table and "33.3" in table
+    assert "| sw | " in table and "| chance |" in table and "33.3" in table
     first, second = table.split("## Length-normalised accuracy")
     second = second.split("Log-likelihood")[0]
     assert "XCOPA (accuracy)" in first and "MGSM" in first and "by length" not in first
@@ -195,7 +195,7 @@ def test_a_broken_line_and_a_missing_file_are_named(model, tmp_path, capsys):
     path = data / "facebook/xnli/validation/sw.jsonl.gz"
     path.write_bytes(path.read_bytes()[:40])
     message = refused(capsys, model, "--data", data, "--output", tmp_path / "out")
-    assert "XNLI, sw: its data cannot be loaded" in message
+    assert f"{path}:1: cannot be read from here on" in message
     ours = data / "paper/MKQA/sw.jsonl.gz"
     write(ours, [{"id": 0, "prompt": "w1", "answer": "w2"}, {"id": 1, "prompt": "w1", "answer": None}])
     argv = ("--data", data, "--suite", "paper", "--benchmarks", "paper MKQA", "--output", tmp_path / "out")

@@ -14,6 +14,7 @@ from lm_eval.api.group import Group
 from lm_eval.tasks import TaskManager
 from tqdm.auto import tqdm
 
+from cctuning.data.readers import numbered_lines
 from cctuning.errors import UserError
 from cctuning.evaluation import mkqa_xlsum
 from cctuning.evaluation.row_tasks import ACCURACIES, CHOICES, paper_task, xcopa_english
@@ -131,6 +132,11 @@ def load_suite(
     if not kept:
         raise UserError("--benchmarks, --languages: no task is left; name others.")
     kept.sort(key=lambda one: (names.index(one[0]), one[1] != reference, one[1]))
+    if data is not None and suite != "current":
+        for _, language, one in kept:
+            path = one if isinstance(one, Path) else local_file(one, language, data)
+            for _ in numbered_lines(path) if path is not None else ():
+                pass  # datasets reads a truncated file without an error
     return _load(kept, data), notes
 
 
