@@ -1,12 +1,11 @@
 """Measure rows per second and memory of `cctuning pair`, by way and number of rows.
 
-    python bench/pairing.py [--rows 1000 10000 100000] [--ways join parallel translate] [--workers 2]
+    python bench/pairing.py [--rows 1000 10000 100000] [--ways join parallel translate]
 
 Rows are generated from a seed: numbered Swahili sentences of known words with their English, so that every check runs
 and few rows fail. Translation is by a function that answers at once, so the engine is not measured. Each case is a
-process of its own. Memory is proportional set size, summed over the command and its workers and sampled ten times a
-second, so that pages shared by forked workers count once. CPU time (of the command and its workers) depends less on
-other load than wall time.
+process of its own. Memory is proportional set size, sampled ten times a second. CPU time depends less on other load
+than wall time.
 
 Writes bench/results/pairing.json.
 """
@@ -107,7 +106,7 @@ def children(process: int) -> list[int]:
         return []
 
 
-def case(way: str, rows: int, workers: int, flags: list[str]) -> dict[str, Any]:
+def case(way: str, rows: int, flags: list[str]) -> dict[str, Any]:
     """Make the rows, run the command, measure."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -115,9 +114,7 @@ def case(way: str, rows: int, workers: int, flags: list[str]) -> dict[str, Any]:
         command = [sys.executable, "-m", "cctuning", "pair", *arguments, "--output", str(folder / "out")]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "TQDM_DISABLE": "1"}
         before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        run = subprocess.Popen(
-            [*command, "--workers", str(workers), *flags], env=environment, stdout=subprocess.DEVNULL
-        )
+        run = subprocess.Popen([*command, *flags], env=environment, stdout=subprocess.DEVNULL)
         peak = 0
         done = threading.Event()
 
@@ -156,7 +153,6 @@ def main() -> None:
     parser.add_argument(
         "--ways", nargs="+", choices=("join", "parallel", "translate"), default=["join", "parallel", "translate"]
     )
-    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
         "--flags", nargs="*", default=[], help="more flags of the command, without their dashes: name=value"
     )
@@ -165,7 +161,7 @@ def main() -> None:
     cases = []
     for rows in args.rows:
         for way in args.ways:
-            cases.append(case(way, rows, args.workers, [f"--{flag}" for flag in args.flags]))
+            cases.append(case(way, rows, [f"--{flag}" for flag in args.flags]))
             print(json.dumps(cases[-1]), flush=True)
     path = Path(args.result)
     if path.is_file():  # cases of another invocation stay
@@ -177,7 +173,6 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores shared with other work",
         "versions": {name: version(name) for name in ("cc-tuning", "lingua-language-detector", "numpy", "pyarrow")},
         "seed": 0,
-        "workers": args.workers,
         "cases": cases,
     }
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

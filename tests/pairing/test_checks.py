@@ -18,7 +18,7 @@ LONG = "Lions live in groups, hunt at night and sleep for most of the day in the
 def reasons(prompt, english, lang="sw", response=None, english_response=None, **checks):
     """The checks that have something against one row."""
     row = Candidate(prompt, response, lang, english, english_response, "rows.jsonl:1")
-    ((problems, figures),) = Inspector(Checks(**checks), "en")([row])
+    problems, figures = Inspector(Checks(**checks), "en")(row)
     assert (figures is None) == bool(problems)
     assert all(problem.says for problem in problems)
     return [problem.check for problem in problems]

@@ -49,7 +49,7 @@ def run(folder: Path, *sources: dict[str, Any], checks: dict[str, Any] | None = 
     """The card, the rows and the rejects of a run in this process."""
     place = folder / "out"
     built = [PairSource.from_dict(source, "sources") for source in sources]
-    given = {"output": str(place), "workers": 1, "cache_dir": str(folder / "cache"), **options}
+    given = {"output": str(place), "cache_dir": str(folder / "cache"), **options}
     card = pair(built, PairOptions(**given), Checks(**(checks or {})))
     return card, lines(place / "rows.jsonl"), lines(place / "rejects.jsonl")
 

@@ -5,7 +5,7 @@ seen the question. A text of `N` tokens or more is found where the given share o
 `SHORT` tokens or more where it is a whole prompt or parallel. Shorter texts are labels and names, and are ignored, as
 are n-grams that many records of a file share, which belong to its template.
 
-The index is two arrays, 12 bytes per n-gram, which forked workers share.
+The index is two arrays, 12 bytes per n-gram.
 """
 
 from __future__ import annotations

