@@ -123,7 +123,7 @@ FILES = {
     "cut gzip": ("x.jsonl.gz", gzip.compress(LINE * 500)[:-20], r"x.jsonl.gz:\d+: cannot be read from here on"),
     "no gzip": ("x.jsonl.gz", LINE, r"x.jsonl.gz:1: cannot be read from here on"),
     "cut array": ("x.json", b"[" + LINE + b',\n{"prompt"', r"x.json: malformed JSON array .*line 3"),
-    "array comma": ("x.json", b"[" + LINE + LINE + b"]", r"x.json: malformed JSON array .*delimiter: line 1"),
+    "array comma": ("x.json", b"[" + LINE + LINE + b"]", r"x.json: malformed JSON array .*delimiter: line 2"),
     "quote": ("x.csv", HEAD + b'a,"b,sw,c\n', r"x.csv:2: malformed CSV"),
     "header": ("x.csv", b"a,a\n1,2\n", r"x.csv:1: expected a header line of distinct column names"),
     "no header": ("x.csv", b"", r"x.csv:1: expected a header"),
