@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, field, fields
@@ -56,34 +57,50 @@ def from_mapping(cls: type[T], options: Mapping[str, Any], where: str) -> T:
 
 
 def check_values(cls: type[DataclassInstance], values: Mapping[str, Any], where: str) -> None:
-    """Check the values of the fields of `cls` that are given, as in `check_value`."""
-    hints = get_type_hints(cls)
+    """Check the values of the fields of `cls` that are given, as in `check_value`.
+
+    A class whose fields are also arguments of argparse, which rejects other metadata, has `RANGES`: name of a field ->
+    smallest and largest number.
+    """
+    hints, ranges = get_type_hints(cls), getattr(cls, "RANGES", {})
     for option in fields(cls):
         if option.name in values:
-            check_value(option, hints[option.name], values[option.name], where)
+            value = values[option.name]
+            check_value(option, hints[option.name], value, where)
+            least, most = ranges.get(option.name, (-math.inf, math.inf))
+            if value is not None and option.name in ranges and not least <= value <= most:
+                upper = f" and at most {most}" if most < math.inf else ""
+                raise UserError(f"{_named(option, where)}: expected at least {least}{upper}, got {value!r}.")
 
 
 def check_value(option: Field[Any], hint: Any, value: Any, where: str, numbers_as_text: bool = False) -> None:
     """Check a value against its type, and against `choices` and `least` (smallest number) in the field's metadata.
 
     Args:
-        hint: the type of the field.
+        hint: the type of the field. where: what the option is in; may be empty.
         numbers_as_text: accept text for numbers and truth values, which the parser of the command line converts.
     """
-    parts = alternatives(hint)
+    parts, name = alternatives(hint), _named(option, where)
     if not any(_fits(value, part, numbers_as_text) for part in parts):
         # YAML reads a bare `no`, the code of Norwegian, as false.
         text = any(kind is str or _is_text(kind) for kind in parts)
         advice = "; put it in quotes" if text and isinstance(value, (bool, int, float)) else ""
-        raise UserError(f"{where}: {option.name}: expected {_expected(parts)}, got {value!r}{advice}.")
+        raise UserError(f"{name}: expected {_expected(parts)}, got {value!r}{advice}.")
+    if value is None:
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}: expected a number, got {value}.")
     choices, least = option.metadata.get("choices"), option.metadata.get("least")
-    if choices and value is not None and value not in choices:
+    if choices and value not in choices:
         names = [str(choice) for choice in choices]
-        raise UserError(
-            f"{where}: {option.name}: {value!r} is not one of {', '.join(names)}.{nearest(str(value), names)}"
-        )
-    if least is not None and value is not None and not value >= least:
-        raise UserError(f"{where}: {option.name}: expected at least {least}, got {value!r}.")
+        hint = nearest(str(value), names) + getattr(choices, "hint", "")
+        raise UserError(f"{name}: {value!r} is not one of {', '.join(names)}.{hint}")
+    if least is not None and value < least:
+        raise UserError(f"{name}: expected at least {least}, got {value!r}.")
+
+
+def _named(option: Field[Any], where: str) -> str:
+    return f"{where}: {option.name}" if where else option.name
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:
@@ -112,5 +129,6 @@ def _fits(value: Any, hint: Any, numbers_as_text: bool) -> bool:
 
 
 def _expected(parts: tuple[Any, ...]) -> str:
-    named = ["a list of text" if one == list[str] else KINDS.get(get_origin(one) or one, "text") for one in parts]
+    lists = {list[str]: "a list of text", list[int]: "a list of whole numbers"}
+    named = [lists.get(one) or KINDS.get(get_origin(one) or one, "text") for one in parts]
     return " or ".join(dict.fromkeys(named))

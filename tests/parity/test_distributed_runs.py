@@ -249,7 +249,6 @@ def test_tied_embeddings_stay_tied(tune, world, tmp_path):
     launch(world, "fsdp2", 2, tmp_path / "run", *options)
     alone(world, tmp_path / "one", *options)
     same(tmp_path / "one", tmp_path / "run")
-    assert "notes" in run_json(tmp_path / "run") and not run_json(tmp_path / "run")["notes"]
 
 
 @pytest.mark.slow
@@ -257,8 +256,7 @@ def test_a_family_that_is_converted_when_it_is_read_starts_all_the_same(world, t
     base = tmp_path / "base"
     build("mixtral").save_pretrained(base)
     tokenizer().save_pretrained(base)
-    said = launch(world, "fsdp2", 2, tmp_path / "run", "--model", base, "--tune", "lora")
-    assert said.count("note: every process reads the whole model") == 1
+    launch(world, "fsdp2", 2, tmp_path / "run", "--model", base, "--tune", "lora")
     alone(world, tmp_path / "one", "--model", base, "--tune", "lora")
     expected, found = metrics(tmp_path / "one")[0], metrics(tmp_path / "run")[0]  # of the model as it was read
     assert (found["loss"], found["grad_norm"]) == pytest.approx((expected["loss"], expected["grad_norm"]), rel=1e-4)
@@ -285,7 +283,7 @@ def cut_after_two(run: Path, copy: Path, step: int = 2) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["random", "group_by_length", "batch_rebalance"])
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
 def test_an_epoch_is_entered_in_its_middle_over_several_processes(strategy, world, tmp_path):
     """Step 4 of 6 is the first of the second epoch's three: the order is one process's, and no row comes twice."""
     options = ("--train_sampling_strategy", strategy, "--gradient_accumulation_steps", 1)

@@ -1,15 +1,15 @@
 """What each of several gloo processes runs; started by test_sharded_loading.py through torch's own launcher.
 
-`compare`: each case is prepared by accelerate, with weights that every process reads for itself, and held against the
-model that from_pretrained reads. `memory`: what it takes to prepare a model, either way.
+`compare`: each case is loaded by the first process, sharded by accelerate, and compared with the model that
+from_pretrained reads. `memory`: what that takes in each process.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,8 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from cctuning import ConnectedModel, ConnectionConfig
-from cctuning.training.sharded_loading import ShardedLoader
+from cctuning.training.options import RunOptions
+from cctuning.training.prepare import load_model
 from tests.parity.launched import on_processors
 
 
@@ -32,13 +33,16 @@ def made(model: torch.nn.Module, lora: bool) -> torch.nn.Module:
     return model
 
 
+def loaded(base: Path, dtype: str) -> torch.nn.Module:
+    args = SimpleNamespace(trust_remote_code=False)  # a CCConfig would make a state of its own
+    return load_model(RunOptions(model=str(base), dtype=dtype), args)
+
+
 def check(accelerator: Accelerator, base: Path, dtype: str, lora: bool) -> None:
     accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = None  # of the family before
-    start = ShardedLoader(str(base), dtype=dtype)
-    model = made(start.model, lora)
+    model = made(loaded(base, dtype), lora)
     optimiser = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad])
-    with start.reading(model, accelerator):
-        model, optimiser = accelerator.prepare(model, optimiser)
+    model, optimiser = accelerator.prepare(model, optimiser)
     expected = made(AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype)), lora)
     found, wanted = dict(model.named_parameters()), dict(expected.named_parameters())
     assert found.keys() == wanted.keys()  # tied ones are one parameter
@@ -65,7 +69,7 @@ def compare(folder: Path, precision: str, dtype: str) -> None:
                 raise AssertionError(f"{base.name}, lora: {lora}") from error
 
 
-def memory(base: Path, way: str) -> None:
+def memory(base: Path) -> None:
     """Print by how many bytes the most that this process held exceeds what it held before."""
 
     def status(name: str) -> int:
@@ -74,12 +78,9 @@ def memory(base: Path, way: str) -> None:
 
     accelerator = Accelerator(mixed_precision="no")
     before = status("VmRSS")
-    start = ShardedLoader(str(base), dtype="float32") if way == "shares" else None
-    model = start.model if start else AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    optimiser = torch.optim.AdamW(model.parameters())
-    with start.reading(model, accelerator) if start else nullcontext():
-        accelerator.prepare(model, optimiser)
-    print(f"took {status('VmHWM') - before}", flush=True)
+    model = loaded(base, "float32")
+    accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    print(f"process {accelerator.process_index} took {status('VmHWM') - before}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from cctuning import UserError
 from cctuning.model.connected import ATTRIBUTE
 from cctuning.model.starting_weights import StartingWeights
-from cctuning.training.base_decay import BaseDecay
+from cctuning.training.callbacks import BaseDecay
 from tests.training.test_trainer import losses, trainer, weights
 
 

@@ -11,8 +11,7 @@ from peft import LoraConfig
 from cctuning import ConnectedModel, ConnectionConfig, UserError
 from cctuning.model.passes import Batch
 from cctuning.training import CCConfig
-from cctuning.training.base_decay import check_start
-from cctuning.training.launch import under_deepspeed
+from cctuning.training.launch import check_start, under_deepspeed
 from tests.conftest import paired_batch, shake, tiny_llama
 from tests.parity.test_invariants import assert_same, gradients
 from tests.training.test_trainer import CURRENT, losses, rows, trainer

@@ -10,12 +10,12 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from cctuning import CCTrainer, ConnectionConfig
-from cctuning.training.sampling import BalancedOrder, EpochOrder, undisturbed
+from cctuning.training.sampling import EpochOrder, undisturbed
 from tests.training.test_trainer import config, losses, weights
 from tests.training.toys import model, rows, tokenizer
 
 ROWS = 26  # of batches of 4: the last of an epoch has two
-STRATEGIES = ("random", "group_by_length", "sequential", "batch_rebalance")
+STRATEGIES = ("random", "group_by_length", "sequential")
 
 
 class Taken(TrainerCallback):
@@ -104,9 +104,9 @@ def test_workers_change_nothing(strategy, tmp_path):
     assert rest.steps == {10: two.steps[10]} and losses(resumed) == losses(several)
 
 
-def order(kind, lengths, strategy="random", processes=1, parts=1, rank=0, seed=1, drop_last=False):
+def order(lengths, strategy="random", processes=1, parts=1, rank=0, seed=1, drop_last=False):
     options = {"dp_size": processes, "grad_accum": parts, "rank": rank, "seed": seed, "drop_last": drop_last}
-    return kind(lengths, 4, strategy, **options)
+    return EpochOrder(lengths, 4, strategy, **options)
 
 
 def test_epochs_and_seeds_differ():
@@ -114,7 +114,7 @@ def test_epochs_and_seeds_differ():
     for strategy in ("random", "group_by_length"):
         orders = []
         for seed, epoch in ((1, 0), (1, 1), (5, 0)):
-            made = order(EpochOrder, lengths, strategy, seed=seed, parts=2)
+            made = order(lengths, strategy, seed=seed, parts=2)
             made.begin(epoch)
             torch.rand(epoch + 1)  # what others draw is nothing to it
             orders.append([row for batch in made for row in batch])
@@ -128,10 +128,9 @@ def test_epochs_and_seeds_differ():
 def test_batches_hold_each_row_once(strategy, count, processes):
     """Of all processes together, but for those that are told to be fillers; each has as many batches as the others."""
     taken: Counter = Counter()
-    kind = BalancedOrder if strategy == "batch_rebalance" else EpochOrder
     batches = []
     for rank in range(processes):
-        made = order(kind, [1 + place % 7 for place in range(count)], strategy, processes, 2, rank)
+        made = order([1 + place % 7 for place in range(count)], strategy, processes, 2, rank)
         made.begin(1)
         batches.append(list(made))
         assert len(batches[-1]) == len(made) and all(batches[-1])
@@ -145,7 +144,7 @@ def test_batches_hold_each_row_once(strategy, count, processes):
 
 def test_incomplete_batches_are_dropped_on_request():
     for rank in range(2):
-        made = order(EpochOrder, [1] * 19, "sequential", 2, 1, rank, drop_last=True)
+        made = order([1] * 19, "sequential", 2, 1, rank, drop_last=True)
         assert list(made) == [list(range(8 * place + 4 * rank, 8 * place + 4 * rank + 4)) for place in range(2)]
         assert not made.fills
 

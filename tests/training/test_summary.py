@@ -97,21 +97,3 @@ for _ in tqdm(range(3), desc="Off", disable=True): time.sleep(0.3)
     assert len(lines) >= 2 and all(re.fullmatch(r"Folding: \d+ of 10, \d+ s(, about \d+ s to go)?", x) for x in lines)
     assert lines[-1].startswith("Folding: 10 of 10") and "\r" not in said and len(lines) == len({*lines})
     assert io.StringIO(said).readline()
-
-
-def test_what_makes_a_run_on_a_cpu_faster_is_told(world, tmp_path, capsys, monkeypatch):
-    from cctuning.training import summary
-
-    def told(*flags, **options):
-        train(world, tmp_path, "--dry_run", "true", *flags, **options)
-        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("faster:")]
-
-    monkeypatch.setattr(summary, "multiplies_bf16", lambda: True)
-    both = "faster:     on this CPU with --activation_checkpointing false --bf16 true --use_cpu true"
-    assert told(activation_checkpointing=True) == [both]
-    flags = both.partition("with ")[2].split()
-    assert told(*flags, activation_checkpointing=True) == []
-    monkeypatch.setattr(summary, "multiplies_bf16", lambda: False)
-    assert told(activation_checkpointing=True) == ["faster:     on this CPU with --activation_checkpointing false"]
-    monkeypatch.setattr(summary, "ROOM", 1e9)  # as for a model that fills the memory
-    assert told(activation_checkpointing=True) == []

@@ -8,29 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from cctuning.connection.decisions import DECISIONS
 from cctuning.connection.references import ALIGNMENTS
-from cctuning.connection.registry import PLUGINS, Registry
 from cctuning.connection.transforms import TRANSFORMS
 from cctuning.errors import UserError, nearest
+from cctuning.settings import check_values, option
 
 SCOPES = ("prompt_end", "response", "all")  # each contains the ones before it
 WEIGHTS = {"contrastive": 1.0, "standardized": 1.0, "relative": 5.0}  # of the alignment, where none is given
-# Smallest and largest value of an option; those of COUNTS are whole numbers of at least 1.
-BOUNDS = {
-    **dict.fromkeys(("decision_value", "fused_probability_start", "fused_probability_end"), (0.0, 1.0)),
-    **dict.fromkeys(("align_weight", "identity_weight", "distill_weight"), (0.0, math.inf)),
-    "align_temperature": (1e-6, math.inf),
-}
 RETIRED = {"reference_gradient"}  # in saved connections, where it changes nothing
-COUNTS = ("transform_rank", "decision_rank", "align_negatives")
-
-
-def _option(default: Any, help: str, choices: tuple[str, ...] | Registry | None = None) -> Any:
-    return field(default=default, metadata={"help": help} | ({"choices": choices} if choices else {}))
 
 
 @dataclass
@@ -41,136 +30,117 @@ class ConnectionConfig:
     a `UserError` on construction.
     """
 
-    connection: str = _option(
+    RANGES = {
+        **dict.fromkeys(("decision_value", "fused_probability_start", "fused_probability_end"), (0, 1)),
+        **dict.fromkeys(("align_weight", "identity_weight", "distill_weight"), (0, math.inf)),
+        **dict.fromkeys(("transform_rank", "decision_rank", "align_negatives"), (1, math.inf)),
+        "align_temperature": (1e-6, math.inf),
+    }
+
+    connection: str = option(
         "align",
         "align: hidden states of a prompt are aligned to those of its reference; nothing is added to the model. "
         "gated: the paper's connection, a gate and a transform in every layer. adaptive: the connection of the "
         "authors' code. none: plain SFT.",
-        ("align", "gated", "adaptive", "none"),
+        choices=("align", "gated", "adaptive", "none"),
     )
-    align_loss: str | None = _option(
+    align_loss: str | None = option(
         None,
         "Error between a row and its reference. contrastive: InfoNCE, the row's own reference against others. "
         "standardized: squared error by dimension, in units of the references' spread; 1 is no better than the mean "
         "reference. relative: squared error over the squared norm. Unset: contrastive for align, relative for gated.",
-        ("contrastive", "standardized", "relative"),
+        choices=("contrastive", "standardized", "relative"),
     )
-    align_at: str = _option(
+    align_at: str = option(
         "residual",
         "align: what is aligned, the decoder layer's output (residual) or its FFN's output (ffn).",
-        ("residual", "ffn"),
+        choices=("residual", "ffn"),
     )
-    align_pool: str = _option(
+    align_pool: str = option(
         "mean",
         "align: the positions compared on both sides. mean: over the prompt's own text, without the first token and "
         "the template's. text_last: its last token. last: the prompt's last token, which may be the template's.",
-        ("mean", "text_last", "last"),
+        choices=("mean", "text_last", "last"),
     )
-    align_turns: str = _option(
+    align_turns: str = option(
         "all",
         "align: the turns of a conversation that are compared. all: every turn but system messages. last: what "
         "follows the last assistant turn. (gated and adaptive connect at the end of the last prompt.)",
-        ("all", "last"),
+        choices=("all", "last"),
     )
-    align_temperature: float = _option(0.1, "contrastive: temperature of the softmax over cosines.")
-    align_negatives: int = _option(
-        1024,
-        "contrastive: at most this many recorded references besides the batch's own to tell the right one from.",
+    align_temperature: float = option(0.1, "contrastive: temperature of the softmax over cosines.")
+    align_negatives: int = option(
+        1024, "contrastive: at most this many recorded references besides the batch's own to tell the right one from."
     )
-    alignment: str = _option(
+    alignment: str = option(
         "anchor",
         "Which reference activation a position is offered: the reference's last token (anchor), the mean over it, or "
         "a mean weighted by the similarity of the FFN inputs (attention).",
-        ALIGNMENTS,
+        choices=ALIGNMENTS,
     )
-    scope: str = _option(
+    scope: str = option(
         "all",
         "Where the transform acts, in training and at inference: the prompt's last token, every position that "
         "predicts a response token, or all positions. Only `all` can be merged into the weights.",
-        SCOPES,
+        choices=SCOPES,
     )
-    fusion_scope: str | None = _option(
+    fusion_scope: str | None = option(
         None,
         "Where the activation is fused with the reference's; elsewhere the transform learns the identity. Unset: "
         "prompt_end when scope is all, else the same as scope.",
-        SCOPES,
+        choices=SCOPES,
     )
-    decision: str = _option(
+    decision: str = option(
         "gate",
         "Decision Maker: a trained share per dimension (gate), or the same share everywhere (fixed).",
-        DECISIONS,
+        choices=DECISIONS,
     )
-    decision_rank: int | None = _option(None, "Rank of the gate's map d -> r -> d; unset: a full d x d map per layer.")
-    decision_bias: float = _option(
-        -2.0, "Bias of the gate at the start: sigmoid of it is the reference's first share."
-    )
-    decision_value: float = _option(0.5, "The reference's share in every dimension where decision is fixed.")
-    transform: str = _option(
+    decision_rank: int | None = option(None, "Rank of the gate's map d -> r -> d; unset: a full d x d map per layer.")
+    decision_bias: float = option(-2.0, "Bias of the gate at the start: sigmoid of it is the reference's first share.")
+    decision_value: float = option(0.5, "The reference's share in every dimension where decision is fixed.")
+    transform: str = option(
         "low_rank",
         "Transform Matrix: low_rank (can be merged, or exported as a LoRA), dense (can be merged), nonlinear "
         "(cannot), none.",
-        TRANSFORMS,
+        choices=TRANSFORMS,
     )
-    transform_rank: int = _option(16, "Rank of the low_rank transform, and width of the nonlinear one.")
-    layers: list[int] | None = _option(
+    transform_rank: int = option(16, "Rank of the low_rank transform, and width of the nonlinear one.")
+    layers: list[int] | None = option(
         None,
         "Numbers of the layers that connect, from 0. Unset: all for gated; for align, a sixth to half of the depth.",
     )
-    paths: str = _option(
+    paths: str = option(
         "sampled",
         "Passes in the loss: sampled (one pass a row, fused or student, drawn), both, student (aligned, never fused), "
         "or fused (as the paper describes it; an ablation, for it learns to need the reference).",
-        ("sampled", "both", "fused", "student"),
+        choices=("sampled", "both", "fused", "student"),
     )
-    fused_probability_start: float = _option(1.0, "sampled: probability of the fused pass at the first step.")
-    fused_probability_end: float = _option(0.0, "sampled: probability of the fused pass at the last step (linear).")
-    align_weight: float | None = _option(
-        None,
-        "Weight of the alignment error. Unset: 1 for contrastive and standardized, 5 for relative.",
+    fused_probability_start: float = option(1.0, "sampled: probability of the fused pass at the first step.")
+    fused_probability_end: float = option(0.0, "sampled: probability of the fused pass at the last step (linear).")
+    align_weight: float | None = option(
+        None, "Weight of the alignment error. Unset: 1 for contrastive and standardized, 5 for relative."
     )
-    identity_weight: float = _option(
+    identity_weight: float = option(
         1.0, "Weight, within align_weight, of the error where the target is the row's own activation."
     )
-    distill_weight: float = _option(
-        0.0,
-        "both: weight of KL(fused pass || student pass) over response tokens, and at the end of answer-free rows.",
+    distill_weight: float = option(
+        0.0, "both: weight of KL(fused pass || student pass) over response tokens, and at the end of answer-free rows."
     )
-    reference_weights: str | None = _option(
+    reference_weights: str | None = option(
         None,
         "Weights that references run through: those before training (start: the targets are constant, and rows in the "
         "reference language are kept where they were) or the current ones (current, as in the paper). Unset: start, "
         "but current under DeepSpeed and with connection: adaptive.",
-        ("current", "start"),
+        choices=("current", "start"),
     )
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if value is None:
-                continue
-            choices = option.metadata.get("choices")
-            if choices and value not in choices:
-                hint = nearest(str(value), choices)
-                if isinstance(choices, Registry):
-                    hint += f" A class of your own must be imported first: name its module in {PLUGINS}."
-                raise UserError(f"{option.name}: {value!r} is not one of {', '.join(choices)}.{hint}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{option.name}: expected a number, got {value}.")
-            if option.name in COUNTS and (type(value) is not int or value < 1):
-                raise UserError(f"{option.name}: expected a whole number of at least 1, got {value!r}.")
-            low, high = BOUNDS.get(option.name, (-math.inf, math.inf))
-            if isinstance(value, (int, float)) and not low <= value <= high:
-                upper = f" and at most {high:g}" if high < math.inf else ""
-                raise UserError(f"{option.name}: expected at least {low:g}{upper}, got {value!r}.")
-        self._check_combination()
-
-    def _check_combination(self) -> None:
+        check_values(type(self), vars(self), "")
         if self.connection == "gated" and self.align_loss == "contrastive":
             raise UserError(
                 "align_loss: contrastive needs connection: align; the gated connection takes standardized or relative."
             )
-        layers = self.layers if self.layers is not None else [0]
-        if not layers or len(set(layers)) != len(layers) or any(type(number) is not int for number in layers):
+        if self.layers is not None and not 0 < len(set(self.layers)) == len(self.layers):
             raise UserError(f"layers: expected distinct layer numbers, or unset for all; got {self.layers}.")
         if SCOPES.index(self.where_fused) > SCOPES.index(self.scope):
             raise UserError(

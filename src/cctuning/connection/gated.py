@@ -35,19 +35,14 @@ class LayerConnection(nn.Module):
         self.alignment: Alignment = ALIGNMENTS[config.alignment]()
         self.decision = build_decision(config, size)
         self.transform = build_transform(config, size)
-        self.spread: Tensor
-        if config.loss == "standardized":  # of the references' activations, by dimension: see set_spread
-            self.register_buffer("spread", torch.ones(size))
+        if config.loss == "standardized":  # of the references' activations, by dimension: the unit of the error
+            # Not a buffer, for accelerate distributes only parameters of a sharded model.
+            self.spread = nn.Parameter(torch.ones(size), requires_grad=False)
         # Traced by torch.compile, its backward would be compiled before the scale of the gradient is known. Here and
         # not at import, which would load the compiler for a command that trains nothing.
         self._add_objective = torch.compiler.disable(add_objective)
         if config.paths == "student":  # the target is detached and no row is fused: nothing can train the gate
             self.decision.requires_grad_(False)
-
-    def set_spread(self, spread: Tensor) -> None:
-        """The unit in which `align_loss: standardized` measures each dimension (d,): the spread of the references."""
-        if self.config.loss == "standardized":
-            self.spread.copy_(spread)
 
     def extra_repr(self) -> str:
         return f"layer={self.index}, alignment={self.config.alignment}, scope={self.config.scope}"

@@ -19,6 +19,7 @@ class Registry(dict[str, Any]):
     def __init__(self, option: str, base: type) -> None:
         super().__init__()
         self.option, self.base = option, base
+        self.hint = f" A class of your own must be imported first: name its module in {PLUGINS}."
 
     def __contains__(self, name: object) -> bool:
         """Whether the name is known; modules of `CC_TUNING_PLUGINS` are imported before one is unknown."""

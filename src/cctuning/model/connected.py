@@ -18,11 +18,10 @@ from transformers import PreTrainedModel
 from cctuning.connection import ConnectionConfig, Fit, LayerConnection, Plan
 from cctuning.errors import UserError
 from cctuning.model import lora, merge, serialization
-from cctuning.model.aligner import Aligner
 from cctuning.model.forward import ConnectedForward
 from cctuning.model.passes import Batch
 from cctuning.model.recorded import RecordedReferences
-from cctuning.model.runner import NO_LOGITS, Runner, copy_output
+from cctuning.model.runner import NO_LOGITS, Aligner, Runner, copy_output
 from cctuning.model.shards import read_into
 from cctuning.model.sites import Site, find_sites, unwrap
 from cctuning.model.starting_weights import StartingWeights, evaluating
@@ -167,7 +166,8 @@ class ConnectedModel(ConnectedForward):
         if self.aligner is not None:
             self.aligner.keep(recorded)
         for layer, connection in self.connections.items():
-            connection.set_spread(recorded.statistics[layer].spread)
+            if self.config.loss == "standardized" and self.config.connection == "gated":
+                read_into(connection.spread, recorded.statistics[layer].spread, "spread")
 
     # -- looking inside ----------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from cctuning.errors import UserError
 from cctuning.model.loading import LOADING_ERRORS, is_quantised
 from cctuning.model.lora import HARMLESS_STARTS, check_vocabulary, existing_lora, plain_adapter, possible_lora
 from cctuning.model.merge import check_merge, linear_transforms
+from cctuning.model.runner import several_processes
 from cctuning.model.serialization import base_is_trained
 from cctuning.model.sites import find_sites, unwrap
 
@@ -75,9 +76,8 @@ def obstacles(connected: ConnectedModel) -> dict[str, str | None]:
 def _check_merge(connected: ConnectedModel) -> None:
     """As an export does; where weights are in memory a merge is tried on a layer of each kind."""
     weights = [*connected.model.parameters()]
-    # Weights that are yet to be read are one value, seen everywhere (training/sharded_loading.py).
-    there = all(not p.is_meta and p.numel() and not hasattr(p, "full_tensor") and p.is_contiguous() for p in weights)
-    check_merge(connected, exact=there and not is_quantised(connected.model))
+    there = all(not p.is_meta and p.numel() and not hasattr(p, "full_tensor") for p in weights)
+    check_merge(connected, exact=there and not is_quantised(connected.model) and not several_processes())
 
 
 def _check_lora(connected: ConnectedModel) -> None:

@@ -11,10 +11,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cctuning.connection import ConnectionConfig, Plan, Reference, StopForward, Wire, answering, restore
+from cctuning.connection import (
+    ConnectionConfig,
+    Plan,
+    Reference,
+    StopForward,
+    Wire,
+    answering,
+    restore,
+)
 from cctuning.connection.equations import fused_probability
 from cctuning.errors import UserError
-from cctuning.model.aligner import Aligner
 from cctuning.model.objective import ConnectedOutput, aligned_alone, assemble
 from cctuning.model.packing import check_packing, pack
 from cctuning.model.passes import (
@@ -28,7 +35,7 @@ from cctuning.model.passes import (
     uniform,
 )
 from cctuning.model.recorded import RecordedReferences
-from cctuning.model.runner import NO_LOGITS, Runner, no_gradient, several_processes, with_cache
+from cctuning.model.runner import NO_LOGITS, Aligner, Runner, no_gradient, several_processes, with_cache
 from cctuning.model.sites import unwrap
 from cctuning.model.starting_weights import StartingWeights
 

@@ -1,4 +1,4 @@
-"""Callbacks that watch a run: alignment by language, sample answers and a profile of a few steps."""
+"""Callbacks that watch a run: alignment by language and sample answers; and the decay towards the base."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.profiler import profile, schedule
 from transformers import TrainerCallback
 
 from cctuning.model.recorded import Prompts
+from cctuning.model.starting_weights import StartingWeights
 from cctuning.training.alignment import Alignment, measure
 from cctuning.training.sampling import undisturbed
 
@@ -23,19 +23,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 PAIRS, FEWEST = 64, 8  # measured per language, at most and at least
 SHARE = 0.075  # of the rows that a run trains on, measured twice with forward passes alone: some 5 % of its time
-LOOK_AT = 50  # step at which an alignment that has not moved is reported
-MOVED = 0.02  # of the first error
 SAMPLES_FILE = "samples.jsonl"
 ANSWER_TOKENS = 64
-TRACE_FILE = "trace.json"
-SKIPPED = 2  # steps before the first traced one, if the run has as many: they allocate memory and choose kernels
 
 
 class AlignmentByLanguage(TrainerCallback):
     """Measure how well parallel text is aligned, by language, before and after training.
 
     A sample of the training text is measured: it shows whether anything has moved, not whether the model answers
-    better (see `cctuning evaluate`). Warns once if the error does not fall.
+    better (see `cctuning evaluate`).
 
     Attributes:
         before, after: results; None until measured. `before` is not measured in a run that is resumed.
@@ -47,8 +43,6 @@ class AlignmentByLanguage(TrainerCallback):
         self.before: Alignment | None = None
         self.after: Alignment | None = None
         self._sample: Any = None
-        self._losses: list[float] = []
-        self._warned = False
 
     def _measure(self, steps: int) -> Alignment | None:
         if self._sample is None:
@@ -77,20 +71,6 @@ class AlignmentByLanguage(TrainerCallback):
         """Measure, unless the run is resumed: its weights are not the start's."""
         if state.global_step == 0:
             self.before = self._measure(state.max_steps)
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Warn if the error has not fallen by step LOOK_AT."""
-        logs = kwargs["logs"]
-        if "align_loss" in logs:
-            self._losses.append(float(logs["align_loss"]))
-        if state.global_step >= LOOK_AT and len(self._losses) >= 2 and not self._warned:
-            self._warned = True
-            first, last = self._losses[0], sum(self._losses[-3:]) / len(self._losses[-3:])
-            if last > (1 - MOVED) * first:
-                logger.warning(
-                    f"the alignment error does not fall: {first:.3g} at the first log, {last:.3g} by step "
-                    f"{state.global_step}. Raise learning_rate or align_weight, or see cctuning diagnose."
-                )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure again."""
@@ -182,33 +162,27 @@ class SampleAnswers(TrainerCallback):
         return sorted({*known, *([] if own is None else [own])})
 
 
-class StepProfiler(TrainerCallback):
-    """Trace `steps` optimizer steps of the main process into `directory`/trace.json.
+class BaseDecay(TrainerCallback):
+    """w <- w - lr * decay * (w - w_0), after each optimizer step, for every trained weight w of the base.
 
-    The trace is in Chrome's format, for https://ui.perfetto.dev or chrome://tracing. It holds names, times and shapes
-    of operations, and nothing of the rows.
+    Decoupled, as in AdamW (Loshchilov and Hutter 2019), and towards the initial weights w_0, not zero (L2-SP: Li,
+    Grandvalet and Davoine 2018, arXiv 1802.01483). `lr` is the step's learning rate, so the decay fades with the
+    schedule; under Adam no weight moves much further than 1 / decay. With LoRA, w are its two factors, and B decays to
+    0. The connection's weights do not decay.
     """
 
-    def __init__(self, steps: int, directory: Path) -> None:
-        self.steps, self.directory = steps, directory
-        self.profiler: profile | None = None
+    def __init__(self, start: StartingWeights, decay: float) -> None:
+        self.start, self.decay = start, decay
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            skipped = max(0, min(SKIPPED, state.max_steps - state.global_step - self.steps))
-            warmup = min(1, skipped)  # traced and discarded: the profiler warms up too
-            when = schedule(skip_first=skipped - warmup, wait=0, warmup=warmup, active=self.steps, repeat=1)
-            self.profiler = profile(schedule=when, on_trace_ready=self._write, record_shapes=True)
-            self.profiler.start()
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Copy the weights, if they had to be sharded first."""
+        self.start.take()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.profiler is not None:
-            self.profiler.step()
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.profiler is not None:
-            self.profiler.stop()  # writes the trace of a run with fewer steps than asked for
-
-    def _write(self, profiler: profile) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        profiler.export_chrome_trace(str(self.directory / TRACE_FILE))
+    @torch.no_grad()
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Apply the decay."""
+        share = min(1.0, kwargs["optimizer"].param_groups[0]["lr"] * self.decay)
+        for name, parameter in kwargs["model"].named_parameters():
+            start = self.start.of(name.removeprefix("module."), parameter)
+            if start is not None:
+                parameter.lerp_(start, share)

@@ -12,7 +12,6 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.shards import ShardReader
-from cctuning.training.sharded_checkpoints import OPTIMIZER_RECORD
 
 INDEX = ".safetensors.index.json"
 
@@ -43,7 +42,7 @@ def fault(checkpoint: Path, weights_only: bool = False) -> str | None:
     if (checkpoint / serialization.CONFIG_FILE).exists():
         needed[serialization.WEIGHTS_FILE] = (serialization.WEIGHTS_STEM,)
     if not weights_only:
-        needed |= {OPTIMIZER_NAME: (OPTIMIZER_NAME, OPTIMIZER_RECORD), SCHEDULER_NAME: (SCHEDULER_NAME,)}
+        needed |= {OPTIMIZER_NAME: (OPTIMIZER_NAME,), SCHEDULER_NAME: (SCHEDULER_NAME,)}
         needed |= {"rng_state.pth": ("rng_state",)}
     missing = (name for name, begin in needed.items() if not any(file.name.startswith(begin) for file in files))
     return next(missing, None)

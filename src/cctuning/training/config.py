@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 
 import torch
 from trl import SFTConfig
@@ -11,6 +11,7 @@ from trl import SFTConfig
 from cctuning.errors import UserError
 from cctuning.extras import available, require
 from cctuning.languages import canonical
+from cctuning.settings import check_values, option
 
 
 @dataclass
@@ -22,124 +23,88 @@ class CCConfig(SFTConfig):
 
     _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "chat_template_kwargs"]
 
-    connection_lr_scale: float = field(
-        default=2.0, metadata={"help": "Learning rate of the connection's weights, as a multiple of learning_rate."}
+    RANGES = {
+        **dict.fromkeys(("align_first", "parallel_rows", "eval_samples", "base_decay"), (0, math.inf)),
+        **dict.fromkeys(("parallel_temperature", "early_stopping_patience"), (1, math.inf)),
+    }
+
+    connection_lr_scale: float = option(
+        2.0, "Learning rate of the connection's weights, as a multiple of learning_rate."
     )
-    base_decay: float = field(
-        default=0.0,
-        metadata={
-            "help": "Decay of the trained weights towards their initial values (weight_decay is towards 0). Keeps "
-            "English, and what the rows do not rehearse. 0: off. Needs a copy of the trained weights."
-        },
+    base_decay: float = option(
+        0.0,
+        "Decay of the trained weights towards their initial values (weight_decay is towards 0). Keeps "
+        "English, and what the rows do not rehearse. 0: off. Needs a copy of the trained weights.",
     )
-    align_first: int = field(
-        default=0,
-        metadata={
-            "help": "Train this many optimizer steps on parallel text alone (per_device_train_batch_size pairs a "
-            "batch), then on the answered rows with parallel_rows pairs each; with connection: align and "
-            "parallel_rows: 0 by plain SFT. One learning rate schedule spans both. max_steps includes these steps, "
-            "num_train_epochs does not."
-        },
+    align_first: int = option(
+        0,
+        "Train this many optimizer steps on parallel text alone (per_device_train_batch_size pairs a "
+        "batch), then on the answered rows with parallel_rows pairs each; with connection: align and "
+        "parallel_rows: 0 by plain SFT. One learning rate schedule spans both. max_steps includes these steps, "
+        "num_train_epochs does not.",
     )
-    parallel_rows: int = field(
-        default=3, metadata={"help": "Pairs of parallel text in a batch for each answered row. 0: none."}
+    parallel_rows: int = option(3, "Pairs of parallel text in a batch for each answered row. 0: none.")
+    parallel_temperature: float = option(
+        2.0,
+        "The share of a language with n pairs is proportional to n^(1/temperature). 1: by size; higher "
+        "values raise small languages.",
     )
-    parallel_temperature: float = field(
-        default=2.0,
-        metadata={
-            "help": "The share of a language with n pairs is proportional to n^(1/temperature). 1: by size; higher "
-            "values raise small languages."
-        },
+    record_references: str = option(
+        "auto",
+        "Run the references once before training and read the result in each step (with "
+        "reference_weights: start). auto: if it fits on the disk. false: run them in every step.",
+        choices=["auto", "true", "false"],
     )
-    record_references: str = field(
-        default="auto",
-        metadata={
-            "help": "Run the references once before training and read the result in each step (with "
-            "reference_weights: start). auto: if it fits on the disk. false: run them in every step.",
-            "choices": ["auto", "true", "false"],
-        },
+    max_reference_length: int | None = option(
+        None,
+        "Maximum tokens of a reference. A longer one is an error and never cut, as its end is used. "
+        "Unset: max_length.",
     )
-    max_reference_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Maximum tokens of a reference. A longer one is an error and never cut, as its end is used. "
-            "Unset: max_length."
-        },
+    chat: bool | None = option(
+        None,
+        "Render prompts with the chat template (a plain prompt becomes one user message). Unset: true if "
+        "the rows are messages or the tokenizer has a template.",
     )
-    chat: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Render prompts with the chat template (a plain prompt becomes one user message). Unset: true if "
-            "the rows are messages or the tokenizer has a template."
-        },
+    chat_template_kwargs: dict | str | None = option(
+        None,
+        "Arguments of the chat template, as a mapping: {enable_thinking: true}. They become the defaults "
+        "of the saved template. Unset: thinking is off unless answers of the rows contain it.",
     )
-    chat_template_kwargs: dict | str | None = field(
-        default=None,
-        metadata={
-            "help": "Arguments of the chat template, as a mapping: {enable_thinking: true}. They become the defaults "
-            "of the saved template. Unset: thinking is off unless answers of the rows contain it."
-        },
+    train_turns: str = option(
+        "all",
+        "Assistant turns of a conversation that carry loss. all: every turn (except those with train: "
+        "false or weight: 0). last: only the last.",
+        choices=["all", "last"],
     )
-    train_turns: str = field(
-        default="all",
-        metadata={
-            "help": "Assistant turns of a conversation that carry loss. all: every turn (except those with train: "
-            "false or weight: 0). last: only the last.",
-            "choices": ["all", "last"],
-        },
+    bad_rows: str = option(
+        "error",
+        "error: stop at a row that cannot be used. skip: leave out such rows, and list them in run.json.",
+        choices=["error", "skip"],
     )
-    bad_rows: str = field(
-        default="error",
-        metadata={
-            "help": "error: stop at a row that cannot be used. skip: leave out such rows, and list them in run.json.",
-            "choices": ["error", "skip"],
-        },
+    reference_language: str = option("en", "Language of the references, the model's strongest: en, fr, hi, ...")
+    eval_samples: int = option(
+        2,
+        "At each evaluation, answer this many of its prompts in each language, in "
+        "output_dir/samples.jsonl and TensorBoard. 0: off.",
     )
-    reference_language: str = field(
-        default="en", metadata={"help": "Language of the references, the model's strongest: en, fr, hi, ..."}
+    early_stopping_patience: int | None = option(
+        None,
+        "Stop when eval_loss has not fallen for this many evaluations, and keep the best weights. A "
+        "checkpoint is then saved at each evaluation.",
     )
-    eval_samples: int = field(
-        default=2,
-        metadata={
-            "help": "At each evaluation, answer this many of its prompts in each language, in "
-            "output_dir/samples.jsonl and TensorBoard. 0: off."
-        },
+    log_connection: bool = option(False, "Also log each layer's mean decision (decision_layer_<number>).")
+    padding_free: bool = option(
+        False,
+        "Run the rows of a batch end to end, without padding: the same rows, losses and gradients. Saves "
+        "the most where lengths differ much; FlashAttention suits it best.",
     )
-    early_stopping_patience: int | None = field(
-        default=None,
-        metadata={
-            "help": "Stop when eval_loss has not fallen for this many evaluations, and keep the best weights. A "
-            "checkpoint is then saved at each evaluation."
-        },
+    packing: bool = option(
+        False,
+        "padding_free, with as many whole rows in a batch as fill per_device_train_batch_size times "
+        "max_length tokens (with their parallel text, on average). A step then has more rows: lower the batch "
+        "size or raise learning_rate.",
     )
-    log_connection: bool = field(
-        default=False, metadata={"help": "Also log each layer's mean decision (decision_layer_<number>)."}
-    )
-    padding_free: bool = field(
-        default=False,
-        metadata={
-            "help": "Run the rows of a batch end to end, without padding: the same rows, losses and gradients. Saves "
-            "the most where lengths differ much; FlashAttention suits it best."
-        },
-    )
-    packing: bool = field(
-        default=False,
-        metadata={
-            "help": "padding_free, with as many whole rows in a batch as fill per_device_train_batch_size times "
-            "max_length tokens (with their parallel text, on average). A step then has more rows: lower the batch "
-            "size or raise learning_rate."
-        },
-    )
-    packing_strategy: str = field(
-        default="bfd", metadata={"help": "bfd: best-fit decreasing, which keeps rows whole; no other is supported."}
-    )
-    profile_steps: int = field(
-        default=0,
-        metadata={
-            "help": "Profile this many steps, after the first two, into output_dir/trace.json (open it in "
-            "https://ui.perfetto.dev). Two or three are enough: traces are large. 0: off."
-        },
-    )
+    packing_strategy: str = option("bfd", "bfd: best-fit decreasing, which keeps rows whole; no other is supported.")
 
     def __post_init__(self) -> None:
         self.not_here: list[str] = []
@@ -159,10 +124,13 @@ class CCConfig(SFTConfig):
         if "tensorboard" in (self.report_to or []) and not available("tensorboardX"):
             require("tensorboard", "report_to: tensorboard")
         self.reference_language = canonical(self.reference_language, "reference_language")
-        for option in fields(self):
-            value = getattr(self, option.name)
+        for name, value in vars(self).items():
             if isinstance(value, float) and math.isnan(value):
-                raise UserError(f"{option.name}: expected a number, got {value}.")
+                raise UserError(f"{name}: expected a number, got {value}.")
+        if isinstance(self.record_references, bool):  # YAML's true
+            self.record_references = str(self.record_references).lower()
+        own = {one.name for one in fields(self)} - {one.name for one in fields(SFTConfig)}
+        check_values(type(self), {name: getattr(self, name) for name in own}, "")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise UserError(f"num_train_epochs: expected more than 0, got {self.num_train_epochs}; or set max_steps.")
         self._check_packing()
@@ -176,26 +144,19 @@ class CCConfig(SFTConfig):
             raise UserError(f"loss_type: {self.loss_type} is not supported with a connection; use nll.")
         if self.label_smoothing_factor:
             raise UserError("label_smoothing_factor is not supported with a connection; set it to 0.")
-        least = {"align_first": 0, "parallel_rows": 0, "parallel_temperature": 1.0}
-        least |= {"profile_steps": 0, "eval_samples": 0, "early_stopping_patience": 1}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise UserError(f"{name}: expected at least {smallest}, got {value}.")
         if 0 < self.max_steps <= self.align_first:
             raise UserError(
                 f"align_first: {self.align_first} of max_steps: {self.max_steps} leave no step for the answered rows; "
                 "raise max_steps, or align the parallel text alone (cctuning align)."
             )
-        if isinstance(self.record_references, bool):  # YAML's true
-            self.record_references = str(self.record_references).lower()
-        if self.record_references not in ("auto", "true", "false"):
-            raise UserError(f"record_references: expected auto, true or false, got {self.record_references!r}.")
         if self.connection_lr_scale <= 0:
             raise UserError(f"connection_lr_scale: expected a positive number, got {self.connection_lr_scale}.")
 
     def _check_packing(self) -> None:
-        """Raise `UserError` for options that packing or padding_free exclude."""
+        """Raise `UserError` for options that packing or padding_free exclude, and for orders that repeat rows."""
+        strategy = str(getattr(self.train_sampling_strategy, "value", self.train_sampling_strategy))
+        if strategy == "batch_rebalance":
+            raise UserError("train_sampling_strategy: batch_rebalance repeats rows; use group_by_length, or packing.")
         if self.packing_strategy != "bfd":
             raise UserError(
                 f"packing_strategy: {self.packing_strategy} cuts rows, and a row is aligned and scored whole; use bfd."
@@ -204,12 +165,9 @@ class CCConfig(SFTConfig):
             raise UserError("eval_packing: not supported, rows are evaluated in batches as they come; leave it out.")
         if (self.packing or self.padding_free) and isinstance(self.pad_to_multiple_of, int):
             raise UserError("pad_to_multiple_of: there is no padding with packing or padding_free; leave it out.")
-        if not self.packing:
-            return
-        if self.max_length is None:
+        if self.packing and self.max_length is None:
             raise UserError("packing: needs max_length, the tokens of a bin; set it.")
-        strategy = str(getattr(self.train_sampling_strategy, "value", self.train_sampling_strategy))
-        if strategy == "sequential":
+        if self.packing and strategy == "sequential":
             raise UserError("train_sampling_strategy: sequential: packing orders rows by length; leave one out.")
 
     def _stop_early(self) -> None:

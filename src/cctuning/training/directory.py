@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from enum import Enum
-from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from cctuning.training.config import CCConfig
 from cctuning.training.options import RunOptions
 
 METRICS_FILE = "metrics.jsonl"
+LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "cctuning")
 PARTIAL_MODEL = f".{MODEL_FOLDER}.partial"  # the model while it is being written
 FAILED_WRITES = ("I/O error", "inline_container", "PytorchStreamWriter")  # in messages of safetensors and torch.save
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
@@ -217,35 +217,21 @@ def failed_write(error: BaseException | None) -> BaseException | None:
     return None
 
 
-class RunLog:
-    """Keeps what this package and its libraries log until there is a file for it."""
-
-    LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "cctuning")
-
-    def __init__(self) -> None:
-        self.kept = MemoryHandler(100_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
-
-    def __enter__(self) -> RunLog:
-        for name in self.LIBRARIES:
-            logging.getLogger(name).addHandler(self.kept)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for name in self.LIBRARIES:
-            logging.getLogger(name).removeHandler(self.kept)
-        file = self.kept.target
-        self.kept.close()
-        if file is not None:
-            file.close()
-
-    def write_to(self, path: Path) -> None:
-        """Write to `path`, starting with what was kept so far."""
-        file = logging.FileHandler(path, encoding="utf-8")
-        file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk stops the run by itself
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        self.kept.setTarget(file)
-        self.kept.flushLevel = logging.NOTSET
-        self.kept.flush()
+@contextmanager
+def library_log(path: Path | None) -> Iterator[None]:
+    """Write what this package and its libraries log within to `path`; None: nowhere."""
+    file = logging.FileHandler(path, encoding="utf-8") if path else logging.NullHandler()
+    file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk stops the run by itself
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in LIBRARIES]
+    for logger in loggers:
+        logger.addHandler(file)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(file)
+        file.close()
 
 
 class MetricsFile(TrainerCallback):

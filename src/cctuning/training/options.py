@@ -5,8 +5,9 @@ The adapter options have TRL's names.
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import BitsAndBytesConfig
 
 from cctuning.errors import UserError
 from cctuning.extras import require
+from cctuning.settings import check_values, option
 
 ALL_LINEAR = "all-linear"
 
@@ -23,47 +25,35 @@ ALL_LINEAR = "all-linear"
 class AdapterOptions:
     """Options of `tune: lora`."""
 
-    lora_rank: int = field(default=16, metadata={"help": "tune: lora: rank."})
-    lora_alpha: int = field(default=32, metadata={"help": "tune: lora: alpha."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "tune: lora: dropout."})
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "tune: lora: names of modules, or one regular expression of their full names. "
-            "Unset: all linear layers of the decoder."
-        },
+    RANGES = {"lora_rank": (1, math.inf), "lora_alpha": (1, math.inf)}
+
+    lora_rank: int = option(16, "tune: lora: rank.")
+    lora_alpha: int = option(32, "tune: lora: alpha.")
+    lora_dropout: float = option(0.0, "tune: lora: dropout.")
+    lora_target_modules: list[str] | None = option(
+        None,
+        "tune: lora: names of modules, or one regular expression of their full names. "
+        "Unset: all linear layers of the decoder.",
     )
-    lora_target_parameters: list[str] | None = field(
-        default=None, metadata={"help": "tune: lora: names of parameters, for experts in one tensor."}
+    lora_target_parameters: list[str] | None = option(
+        None, "tune: lora: names of parameters, for experts in one tensor."
     )
-    lora_modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "tune: lora: modules trained whole beside the LoRA; exports merged only."}
+    lora_modules_to_save: list[str] | None = option(
+        None, "tune: lora: modules trained whole beside the LoRA; exports merged only."
     )
-    use_rslora: bool = field(default=False, metadata={"help": "tune: lora: scale by alpha / sqrt(rank) (rsLoRA)."})
-    use_dora: bool = field(default=False, metadata={"help": "tune: lora: DoRA; exports merged only."})
-    load_in_4bit: bool = field(
-        default=False,
-        metadata={
-            "help": "tune: lora: load the frozen base in 4 bits (QLoRA; needs bitsandbytes). Exports are for the "
-            "unquantised base."
-        },
+    use_rslora: bool = option(False, "tune: lora: scale by alpha / sqrt(rank) (rsLoRA).")
+    use_dora: bool = option(False, "tune: lora: DoRA; exports merged only.")
+    load_in_4bit: bool = option(
+        False,
+        "tune: lora: load the frozen base in 4 bits (QLoRA; needs bitsandbytes). Exports are for the "
+        "unquantised base.",
     )
-    load_in_8bit: bool = field(
-        default=False, metadata={"help": "tune: lora: load the frozen base in 8 bits (needs bitsandbytes)."}
-    )
-    bnb_4bit_quant_type: str = field(
-        default="nf4", metadata={"help": "load_in_4bit: 4-bit data type.", "choices": ["nf4", "fp4"]}
-    )
-    use_bnb_nested_quant: bool = field(
-        default=False, metadata={"help": "load_in_4bit: quantise the scales too (0.4 bits per weight less)."}
-    )
+    load_in_8bit: bool = option(False, "tune: lora: load the frozen base in 8 bits (needs bitsandbytes).")
+    bnb_4bit_quant_type: str = option("nf4", "load_in_4bit: 4-bit data type.", choices=["nf4", "fp4"])
+    use_bnb_nested_quant: bool = option(False, "load_in_4bit: quantise the scales too (0.4 bits per weight less).")
 
     def check_adapter(self, tune: str) -> None:
         """Raise `UserError` for adapter options that exclude each other, or that `tune` excludes."""
-        for name in ("lora_target_modules", "lora_target_parameters", "lora_modules_to_save"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                setattr(self, name, [value])
         if self.load_in_4bit and self.load_in_8bit:
             raise UserError("load_in_4bit and load_in_8bit exclude each other; set one.")
         if tune != "lora" and (self.load_in_4bit or self.load_in_8bit):
@@ -72,11 +62,6 @@ class AdapterOptions:
                 f"{which}: with tune: {tune} the base is trained or saved, which a quantised one cannot be; set "
                 "tune: lora."
             )
-        if self.bnb_4bit_quant_type not in ("nf4", "fp4"):
-            raise UserError(f"bnb_4bit_quant_type: {self.bnb_4bit_quant_type!r} is not one of nf4, fp4.")
-        for name in ("lora_rank", "lora_alpha"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}.")
 
     def adapter_given(self) -> list[str]:
         """Names of the adapter options that differ from their defaults."""
@@ -126,49 +111,39 @@ class AdapterOptions:
 class RunOptions(AdapterOptions):
     """Model, rows and tuning of `cctuning train`. YAML keys and flags have the same names."""
 
-    model: str = field(default="", metadata={"help": "Directory or hub name of the base model."})
-    tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer. Unset: the model's own."})
-    revision: str | None = field(default=None, metadata={"help": "Revision of the model on the hub."})
-    dtype: str = field(
-        default="float32",
-        metadata={
-            "help": "dtype of the weights: float32 (full fine-tuning, with bf16 autocast on accelerators), bfloat16 "
-            "(LoRA on a large base), or auto."
-        },
+    model: str = option("", "Directory or hub name of the base model.")
+    tokenizer: str | None = option(None, "Tokenizer. Unset: the model's own.")
+    revision: str | None = option(None, "Revision of the model on the hub.")
+    dtype: str = option(
+        "float32",
+        "dtype of the weights: float32 (full fine-tuning, with bf16 autocast on accelerators), bfloat16 "
+        "(LoRA on a large base), or auto.",
     )
-    attn_implementation: str | None = field(default=None, metadata={"help": "sdpa, flash_attention_2, eager, ..."})
-    data: list[str] = field(  # as on the command line; a recipe may also have mappings
-        default_factory=list,
-        metadata={"help": "Training rows: files, directories or hub names; in YAML also mappings (path, lang, ...)."},
+    attn_implementation: str | None = option(None, "sdpa, flash_attention_2, eager, ...")
+    data: list[str] = option(
+        [], "Training rows: files, directories or hub names; in YAML also mappings (path, lang, ...)."
     )
-    parallel: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "Parallel text without answers, in the languages to reach: JSON Lines, TSV, TMX, two plain files, "
-            "hub names; in YAML also mappings (path, lang, ...). With data, parallel_rows of it go with each row; "
-            "without, it is aligned alone (a language pack)."
-        },
+    parallel: list[str] = option(
+        [],
+        "Parallel text without answers, in the languages to reach: JSON Lines, TSV, TMX, two plain files, "
+        "hub names; in YAML also mappings (path, lang, ...). With data, parallel_rows of it go with each row; "
+        "without, it is aligned alone (a language pack).",
     )
-    eval_data: list[str] = field(default_factory=list, metadata={"help": "Evaluation rows, named like data."})
-    tune: str = field(
-        default="full",
-        metadata={
-            "help": "What is trained beside the connection: full (all weights), lora, or connection (nothing else).",
-            "choices": ["full", "lora", "connection"],
-        },
+    eval_data: list[str] = option([], "Evaluation rows, named like data.")
+    tune: str = option(
+        "full",
+        "What is trained beside the connection: full (all weights), lora, or connection (nothing else).",
+        choices=["full", "lora", "connection"],
     )
 
-    dry_run: bool = field(
-        default=False,
-        metadata={"help": "Print what the run would do, its time and memory measured on a batch, and stop."},
-    )
+    dry_run: bool = option(False, "Print what the run would do, its time and memory measured on a batch, and stop.")
 
     def __post_init__(self) -> None:
-        for name in ("data", "parallel", "eval_data"):
+        rows = ("data", "parallel", "eval_data")
+        for name in (*rows, "lora_target_modules", "lora_target_parameters", "lora_modules_to_save"):
             if isinstance(getattr(self, name), (str, dict)):
                 setattr(self, name, [getattr(self, name)])
-        if self.tune not in ("full", "lora", "connection"):
-            raise UserError(f"tune: {self.tune!r} is not one of full, lora, connection.")
+        check_values(type(self), {name: value for name, value in vars(self).items() if name not in rows}, "")
         self.check_adapter(self.tune)
 
 

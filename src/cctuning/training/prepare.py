@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import sys
 from importlib.metadata import version
@@ -11,20 +12,20 @@ from typing import Any
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations import is_fsdp_enabled
 
 from cctuning.connection import ConnectionConfig
 from cctuning.data import LoadReport, load_parallel, load_rows
 from cctuning.errors import UserError
 from cctuning.model.exportable import obstacles
-from cctuning.model.loading import RUN_FILE, load_base, load_tokenizer
+from cctuning.model.loading import RUN_FILE, is_quantised, load_base, load_tokenizer
 from cctuning.model.sites import innermost, unwrap
 from cctuning.training.callbacks import SAMPLES_FILE, SampleAnswers
 from cctuning.training.config import CCConfig
 from cctuning.training.directory import METRICS_FILE, MetricsFile, failed_write
 from cctuning.training.options import RunOptions
-from cctuning.training.sharded_loading import NotShardable, ShardedLoader
+from cctuning.training.saving import weights
 from cctuning.training.summary import unforeseen
 from cctuning.training.trainer import CCTrainer
 
@@ -33,8 +34,8 @@ PACKAGES = ("cc-tuning", "torch", "transformers", "trl", "peft", "accelerate", "
 
 def prepare(
     options: RunOptions, connection: ConnectionConfig, args: CCConfig, directory: Path
-) -> tuple[CCTrainer, dict[str, Any], ShardedLoader | None]:
-    """The trainer, the record for run.json, and the loader of the weights if they are loaded sharded."""
+) -> tuple[CCTrainer, dict[str, Any]]:
+    """The trainer, and the record for run.json."""
     notes = [f"{', '.join(args.not_here)}: off, because there is no accelerator."] if args.not_here else []
     reading: Any = {"reference_language": args.reference_language, "seed": args.seed, "bad_rows": args.bad_rows}
     connects = connection.connection != "none"
@@ -51,8 +52,7 @@ def prepare(
     tokenizer = load_tokenizer(
         options.tokenizer or options.model, revision=options.revision, trust_remote_code=args.trust_remote_code
     )
-    model, start, why = load_model(options, args)
-    notes += [why] if why else []
+    model = load_model(options, args)
     if options.tune == "connection":
         model.requires_grad_(False)
     try:
@@ -107,34 +107,47 @@ def prepare(
         "exports": can,
         "notes": notes,
     }
-    return trainer, record, start
+    return trainer, record
 
 
-def load_model(options: RunOptions, args: CCConfig) -> tuple[PreTrainedModel, ShardedLoader | None, str | None]:
-    """The base model; under FSDP with `fsdp_cpu_ram_efficient_loading` without its weights, or why not."""
+def load_model(options: RunOptions, args: CCConfig) -> PreTrainedModel:
+    """The base model; without its weights in processes that get their shards of them from the first one."""
     loading: dict[str, Any] = {
         "dtype": options.dtype,
         "revision": options.revision,
         "trust_remote_code": args.trust_remote_code,
         "attn_implementation": options.attn_implementation,
+        "quantisation": options.quantisation(options.dtype),
     }
-    quantisation = options.quantisation(options.dtype)
-    if quantisation is not None:
-        return load_base(options.model, **loading, quantisation=quantisation), None, None
-    note = None
-    if is_fsdp_enabled():
-        start, reason = None, None
-        try:
-            start = ShardedLoader(options.model, **loading)
-        except NotShardable as found:
-            reason = str(found)
-        reasons: list[str | None] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(reasons, reason)  # all processes load in the same way
-        if start and not any(reasons):
-            return start.model, start, None
-        why = next(filter(None, reasons))
-        note = f"every process reads the whole model {options.model!r} before it is sharded: {why}."
-    return load_base(options.model, **loading), None, note
+    if not is_fsdp_enabled() or loading["quantisation"] is not None:
+        return load_base(options.model, **loading)
+    model = load_base(options.model, **loading) if torch.distributed.get_rank() == 0 else None
+    config = [None if model is None or is_quantised(model) or model.is_remote_code() else model.config]
+    torch.distributed.broadcast_object_list(config)
+    if model is not None:
+        return model
+    if config[0] is None:
+        return load_base(options.model, **loading)
+    return without_weights(options.model, config[0])
+
+
+def without_weights(name: str, config: PretrainedConfig) -> PreTrainedModel:
+    """A model with buffers but without weights, for `fsdp_cpu_ram_efficient_loading`: accelerate distributes those of
+    the first process when it shards the model.
+
+    transformers 5.23 loads the weights in every process. A weight here is one NaN, expanded to its shape: with meta
+    tensors accelerate could not map the optimizer to the sharded parameters, and PEFT would put a LoRA on meta too.
+    """
+    options = {"dtype": config.dtype, "attn_implementation": config._attn_implementation}
+    with torch.device("meta"):
+        skeleton: Any = AutoModelForCausalLM.from_config(config, **options)
+    state = {
+        key: torch.full((), math.nan if like.is_floating_point() else 0, dtype=like.dtype).expand(like.shape)
+        for key, like in weights(skeleton)
+    }
+    model: PreTrainedModel = type(skeleton).from_pretrained(None, config=config, state_dict=state, **options)
+    model.name_or_path = model.config.name_or_path = name
+    return model
 
 
 def check_sizes(trainer: CCTrainer) -> None:

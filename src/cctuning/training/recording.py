@@ -18,8 +18,8 @@ from cctuning.errors import UserError
 from cctuning.model.connected import ATTRIBUTE
 from cctuning.model.recorded import INDEX, SAMPLE, Prompts, bytes_needed, cache_folder, fits, key, record
 from cctuning.model.starting_weights import StartingWeights
-from cctuning.training.base_decay import BaseDecay, check_start
-from cctuning.training.callbacks import AlignmentByLanguage
+from cctuning.training.callbacks import AlignmentByLanguage, BaseDecay
+from cctuning.training.launch import check_start
 from cctuning.training.mixing import without_references
 from cctuning.training.saving import SavingTrainer
 
@@ -101,9 +101,9 @@ def record_references(trainer: RecordingTrainer, sets: dict[str, Dataset]) -> di
     if why is not None and trainer.args.record_references == "true":
         raise UserError(f"record_references: true: {why or 'no row has a reference'}; set it to auto or false.")
     if why:
-        logger.warning(f"references run in every step and are not recorded: {why}.")
+        trainer.notes.append(f"references run in every step and are not recorded: {why}.")
     if why is not None and len(prompts) and trainer.connected.config.loss == "contrastive":
-        logger.warning(
+        trainer.notes.append(
             "align_loss: contrastive compares a row with the references of its own batch and process only, as "
             "references are not recorded; use large batches, or align_loss: standardized."
         )

@@ -4,7 +4,7 @@
     RUN/run.json         status, versions, seed, data fingerprints, counts, rows left out
     RUN/metrics.jsonl    one line per log step
     RUN/samples.jsonl    answers to a few evaluation prompts at each evaluation
-    RUN/train.log        the libraries' log
+    RUN/train.log        the libraries' log, from the first step on
     RUN/checkpoint-N/    checkpoints
     RUN/model/           the result: weights or LoRA, connection, tokenizer, model card
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,11 +31,11 @@ from cctuning.training.config import CCConfig
 from cctuning.training.directory import (
     METRICS_FILE,
     PARTIAL_MODEL,
-    RunLog,
     changes,
     claim,
     full_disk,
     keep_metrics,
+    library_log,
     resolved,
     trained_before,
     write_record,
@@ -43,12 +43,10 @@ from cctuning.training.directory import (
 from cctuning.training.launch import check_checkpoint
 from cctuning.training.options import RunOptions
 from cctuning.training.prepare import prepare
-from cctuning.training.sharded_loading import ShardedLoader
 from cctuning.training.summary import (
     Plan,
     doubts,
     expected,
-    faster_on_cpu,
     log_often_enough,
     plan,
     trial,
@@ -85,59 +83,58 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     if checkpoint is not None:
         check_checkpoint(checkpoint)
     new = not directory.exists()
-    with RunLog() as log:
-        try:
-            trainer, record, start = prepare(options, connection, args, directory)
-            todo = plan(trainer)
-            notes = record["notes"]
-            notes += [*filter(None, [log_often_enough(todo, args)]), *doubts(todo, args)]
-            if trainer.is_world_process_zero():
-                print("\n".join([*todo.lines(record["exports"]), *faster_on_cpu(todo, trainer)]), flush=True)
-            if options.dry_run:
-                dry(trainer, todo, notes)
-                return trainer
-            trainer.make_recording()
-        finally:
-            with suppress(OSError):  # not empty, or removed by another process
-                if new:
-                    directory.rmdir()  # made by the trainer
-        record["plan"] = asdict(todo)
-        given, connection = connection, trainer.connected.config  # with defaults that depend on the run
-        trainer.accelerator.wait_for_everyone()  # until every process has claimed the directory
-        notes += [*said, *changes(directory, options, connection, args, record)] if checkpoint else said
-        notes += without_effect(options, given, args)
-        record["checkpoint"] = checkpoint
-        directory.mkdir(parents=True, exist_ok=True)
-        before = 0.0
-        if trainer.is_world_process_zero():
-            log.write_to(directory / "train.log")
-            keep_metrics(directory / METRICS_FILE, checkpoint)
-            before = trained_before(directory / METRICS_FILE)
-            write_record(directory, record)
-            write_atomically(directory / "config.yaml", resolved(options, connection, args))
-            for note in notes:
-                print(f"note: {note}", flush=True)
-        started = time.time() - before
-        try:
-            with full_disk(directory):
-                run_steps(trainer, checkpoint, start)
-                finish(trainer, directory)
-        except UserError as error:
-            if trainer.is_world_process_zero():
-                with suppress(OSError):  # if the disk is full
-                    write_record(directory, record | {"status": "stopped", "error": str(error)})
-            raise
-        record |= {
-            "status": "finished",
-            "steps": trainer.state.global_step,
-            "seconds": round(time.time() - started, 1),
-        }
-        if trainer.by_language is not None and (moved := trainer.by_language.as_dict()):
-            record["alignment"] = moved
-        if trainer.fit is not None:
-            record["transform_fit"] = {key: value for key, value in asdict(trainer.fit).items() if key != "matrix"}
-        if trainer.is_world_process_zero():
-            write_record(directory, record)
+    try:
+        trainer, record = prepare(options, connection, args, directory)
+        todo = plan(trainer)
+        notes = record["notes"]
+        notes += [*filter(None, [log_often_enough(todo, args)]), *doubts(todo, args)]
+        main = trainer.is_world_process_zero()
+        if main:
+            print("\n".join(todo.lines(record["exports"])), flush=True)
+        if options.dry_run:
+            dry(trainer, todo, notes)
+            return trainer
+        trainer.make_recording()
+    finally:
+        with suppress(OSError):  # not empty, or removed by another process
+            if new:
+                directory.rmdir()  # made by the trainer
+    record["plan"] = asdict(todo)
+    given, connection = connection, trainer.connected.config  # with defaults that depend on the run
+    trainer.accelerator.wait_for_everyone()  # until every process has claimed the directory
+    notes += [*said, *changes(directory, options, connection, args, record)] if checkpoint else said
+    notes += without_effect(options, given, args)
+    record["checkpoint"] = checkpoint
+    directory.mkdir(parents=True, exist_ok=True)
+    before = 0.0
+    if main:
+        keep_metrics(directory / METRICS_FILE, checkpoint)
+        before = trained_before(directory / METRICS_FILE)
+        write_record(directory, record)
+        write_atomically(directory / "config.yaml", resolved(options, connection, args))
+        for note in notes:
+            print(f"note: {note}", flush=True)
+    started = time.time() - before
+    try:
+        with library_log(directory / "train.log" if main else None), full_disk(directory):
+            run_steps(trainer, checkpoint)
+            finish(trainer, directory)
+    except UserError as error:
+        if main:
+            with suppress(OSError):  # if the disk is full
+                write_record(directory, record | {"status": "stopped", "error": str(error)})
+        raise
+    record |= {
+        "status": "finished",
+        "steps": trainer.state.global_step,
+        "seconds": round(time.time() - started, 1),
+    }
+    if trainer.by_language is not None and (moved := trainer.by_language.as_dict()):
+        record["alignment"] = moved
+    if trainer.fit is not None:
+        record["transform_fit"] = {key: value for key, value in asdict(trainer.fit).items() if key != "matrix"}
+    if main:
+        write_record(directory, record)
     return trainer
 
 
@@ -149,11 +146,10 @@ def dry(trainer: CCTrainer, todo: Plan, notes: list[str]) -> None:
         print("".join(f"note: {note}\n" for note in notes) + "dry_run: nothing was trained or written.", flush=True)
 
 
-def run_steps(trainer: CCTrainer, checkpoint: str | None, start: ShardedLoader | None) -> None:
+def run_steps(trainer: CCTrainer, checkpoint: str | None) -> None:
     """Train; errors that only the first step can show become a `UserError`."""
     try:
-        with start.reading(trainer.model, trainer.accelerator) if start else nullcontext():
-            trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
     except torch.OutOfMemoryError as error:
         raise UserError(
             "out of memory on the accelerator: lower per_device_train_batch_size (and raise "

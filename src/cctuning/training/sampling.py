@@ -8,7 +8,7 @@ first. Here the trainer sets the sampler's epoch itself (`begin`), and evaluatio
 
 accelerate also completes an epoch's last batches with rows from its beginning, so that every process has as many.
 Those rows would be trained on twice, and a run would depend on the number of its processes. So each order here makes
-the batches of its own process, as transformers' `batch_rebalance` does. A process that is left without a row gets one
+the batches of its own process. A process that is left without a row gets one
 as a filler with zero loss, because it has to take part in the collectives.
 """
 
@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,10 +25,10 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
 
 from cctuning.model.packing import best_fit
-from cctuning.training.losses import EvaluationLoss
 from cctuning.training.tokenizing import TokenizingTrainer
 
 FILLER = "filler"  # key of a batch whose loss does not count
@@ -84,29 +85,6 @@ class EpochOrder(BatchRebalanceSampler):
             yield order[start : start + together][self.rank * self.batch :][: self.batch]
 
 
-class BalancedOrder(EpochOrder):
-    """transformers' `batch_rebalance` without repeated rows.
-
-    transformers completes the epoch's last step by repeating rows. Here that step has fewer batches; if it has fewer
-    rows than there are processes, the other processes get a filler.
-    """
-
-    def _make(self, generator: torch.Generator) -> Iterator[list[int]]:
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        whole = self.num_full_batches * self.effective_batch_size
-        for start in range(0, whole, self.effective_batch_size):
-            yield from self._yield_global_batch(order[start : start + self.effective_batch_size])
-        last = order[whole:] if self.has_tail else []
-        if 0 < len(last) < self.dp_size:
-            yield last[self.rank : self.rank + 1]
-        elif last:
-            slots, self.grad_accum = self.grad_accum, min(self.grad_accum, len(last) // self.dp_size)
-            try:
-                yield from self._yield_global_batch(last)
-            finally:
-                self.grad_accum = slots
-
-
 class PackedOrder(EpochOrder):
     """Batches of bins that are filled with whole rows, best-fit decreasing; each row once.
 
@@ -150,8 +128,7 @@ def order_of(rows: Any, args: Any, beside: int = 0) -> EpochOrder:
     }
     if args.packing:
         return PackedOrder([length + beside for length in lengths], args.max_length, args.train_batch_size, **options)
-    kind = BalancedOrder if args.train_sampling_strategy == "batch_rebalance" else EpochOrder
-    return kind(lengths, args.train_batch_size, args.train_sampling_strategy, **options)
+    return EpochOrder(lengths, args.train_batch_size, args.train_sampling_strategy, **options)
 
 
 @contextmanager
@@ -165,6 +142,51 @@ def undisturbed() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numbers)
+
+
+class EvaluationLoss:
+    """Loss per response token of the student pass in the current evaluation: over all rows, and in each language.
+
+    Rows are kept by id, so that a row which accelerate gives to two processes counts once. transformers' `eval_loss`,
+    a mean over batches, depends on how rows fall into batches; this one replaces it.
+    """
+
+    def __init__(self) -> None:
+        self.languages: dict[int, str] = {}
+        self.rows: dict[int, tuple[float, int]] = {}
+
+    def start(self, dataset: Any) -> None:
+        """Start an evaluation of `dataset`; only the output of `encode_dataset` has languages."""
+        known = isinstance(dataset, Dataset) and {"row", "lang"} <= set(dataset.column_names)
+        self.languages = dict(zip(dataset["row"], dataset["lang"], strict=True)) if known else {}
+        self.rows = {}
+
+    def add(self, inputs: Mapping[str, Tensor], row_loss: Tensor) -> None:
+        """Add a batch; `row_loss` (B,) is the student's loss summed over each row's tokens."""
+        tokens = (inputs["labels"][:, 1:] != -100).sum(dim=1)
+        for row, loss, count in zip(inputs["row"].tolist(), row_loss.tolist(), tokens.tolist(), strict=True):
+            self.rows[row] = (loss, count)
+
+    def result(self, prefix: str) -> dict[str, float]:
+        """`<prefix>_loss`, and `<prefix>_loss_<language>` if there are several languages. A collective."""
+        rows = self.rows
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, rows)
+            rows = {row: pair for part in parts for row, pair in part.items()}
+        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+        for row, (loss, count) in rows.items():
+            if row in self.languages and count:
+                own = sums[self.languages[row]]
+                own[0] += loss
+                own[1] += count
+        if not sums:
+            return {}
+        loss, count = (sum(part) for part in zip(*sums.values(), strict=True))
+        found = {f"{prefix}_loss": loss / count}
+        if len(sums) > 1:
+            found |= {f"{prefix}_loss_{language}": own / count for language, (own, count) in sorted(sums.items())}
+        return found
 
 
 class EpochTrainer(TokenizingTrainer):

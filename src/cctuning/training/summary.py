@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-import psutil
 import torch
 
 from cctuning.connection import ConnectionConfig
@@ -23,7 +22,6 @@ from cctuning.training.sampling import undisturbed
 
 FEW_STEPS = 20
 ADAM = 8  # bytes per trained weight, in fp32
-ROOM = 4  # times a plan's memory that has to be free for a run without activation checkpointing
 STATES = {"adafactor": 1, "sgd": 0, "adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw_8bit": 2}  # bytes per weight
 
 
@@ -154,27 +152,6 @@ def doubts(plan: Plan, args: Any) -> Iterator[str]:
                 "there is no evaluation" if strategy == "eval_strategy" else "no checkpoint is written before the end"
             )
             yield f"{steps}: {every:g} is more than the run's {plan.steps} steps: {said}"
-
-
-def faster_on_cpu(plan: Plan, trainer: Any) -> list[str]:
-    """A line for the plan if the run computes on a CPU with defaults that are meant for a GPU.
-
-    Activation checkpointing saves memory that a small model does not need; AVX512-BF16 and AMX multiply in bfloat16.
-    """
-    args, flags = trainer.args, []
-    if plan.device[0] != "cpu":
-        return []
-    if args.activation_checkpointing and ROOM * plan.memory < psutil.virtual_memory().available:
-        flags.append("--activation_checkpointing false")
-    if not (args.bf16 or args.fp16) and trainer.model.dtype == torch.float32 and multiplies_bf16():
-        flags.append("--bf16 true --use_cpu true")
-    return [f"faster:     on this CPU with {' '.join(flags)}"] if flags else []
-
-
-def multiplies_bf16() -> bool:
-    """Whether the processor has instructions for bfloat16 (AVX512-BF16 or AMX)."""
-    can = torch.cpu.get_capabilities()
-    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
 def log_often_enough(plan: Plan, args: Any) -> str | None:

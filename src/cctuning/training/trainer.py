@@ -15,7 +15,7 @@ when one of them changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,15 @@ from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.exportable import check_adapter_start
-from cctuning.training.callbacks import StepProfiler
+from cctuning.model.objective import ConnectedOutput
 from cctuning.training.config import CCConfig
 from cctuning.training.launch import check_engine, check_launch, under_deepspeed
-from cctuning.training.losses import batch_metrics, watch_decisions
 from cctuning.training.mixing import with_parallel
 from cctuning.training.recording import RecordingTrainer
 from cctuning.training.sampling import FILLER
 from cctuning.training.tokenizing import ready_tokenizer
+
+PARTS = ("student_loss", "fused_loss", "align_loss", "identity_loss", "distill_loss", "decision")
 
 
 @contextmanager
@@ -151,8 +152,6 @@ class CCTrainer(RecordingTrainer):
         self.prepare_references(parallel_dataset is not None)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-        if args.profile_steps:
-            self.add_callback(StepProfiler(args.profile_steps, Path(str(args.output_dir))))
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated step
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
@@ -262,3 +261,52 @@ class CCTrainer(RecordingTrainer):
     def _training_batches(self) -> Iterator[dict[str, Any]]:
         for inputs in tqdm(self.get_train_dataloader(), desc="Fitting the transform", leave=False):
             yield self._prepare_inputs(inputs)
+
+
+def watch_decisions(connected: ConnectedModel) -> dict[int, Tensor]:
+    """Layer -> mean decision of its latest forward, kept up to date by a hook on each layer's decision.
+
+    The values are detached scalars, NaN where no row was connected. Empty for connections without a decision.
+    """
+    means: dict[int, Tensor] = {}
+
+    def keeper(layer: int) -> Any:
+        def keep(module: nn.Module, args: tuple[Tensor, Tensor], output: Tensor) -> None:
+            means[layer] = output.detach().float().expand_as(args[1]).mean()
+
+        return keep
+
+    for layer, decision in connected.decisions.items():
+        decision.register_forward_hook(keeper(layer))
+    return means
+
+
+def batch_metrics(
+    outputs: ConnectedOutput, gather: Callable[[Tensor], Tensor], filler: bool, decisions: Mapping[int, Tensor]
+) -> dict[str, float]:
+    """Metrics of a batch by name, over all processes. A collective.
+
+    Metrics that no process has are left out.
+
+    Args:
+        gather: gathers a tensor from all processes.
+        filler: this process has no rows left and its batch does not count.
+        decisions: of `watch_decisions`.
+    """
+    found: dict[str, float] = {}
+    assert outputs.correct is not None and outputs.scored is not None and outputs.loss is not None
+    correct, scored = gather(outputs.correct).sum(), gather(outputs.scored).sum()
+    if scored > 0:
+        found["mean_token_accuracy"] = (correct / scored).item()
+    for name in PARTS:
+        value = None if filler else getattr(outputs, name)
+        # A process whose batch has no such part takes part in the collective with NaN, which the mean leaves out.
+        mean = gather((value if value is not None else outputs.loss.detach() * torch.nan).float()).nanmean()
+        if not torch.isnan(mean):
+            found[name] = mean.item()
+    if decisions:
+        means = gather(torch.stack(list(decisions.values()))[None]).nanmean(dim=0)
+        for layer, mean in zip(decisions, means.tolist(), strict=True):
+            if mean == mean:  # NaN: no process connected a row
+                found[f"decision_layer_{layer:02d}"] = mean
+    return found
