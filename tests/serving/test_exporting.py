@@ -22,7 +22,7 @@ from cctuning.errors import UserError
 from cctuning.model.loading import load
 from cctuning.serving.answering import encoder_of
 from cctuning.serving.exporting import export
-from cctuning.serving.manifest import EXPORT_FILE, read_manifest
+from cctuning.serving.manifest import EXPORT_FILE
 from cctuning.serving.stop_tokens import generation_config
 from tests.cli.world import done, refused
 from tests.conftest import tiny_llama
@@ -49,6 +49,10 @@ def served(directory, prompt):
     messages = [{"role": "user", "content": prompt}]
     made = AutoTokenizer.from_pretrained(directory)
     return made.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+def manifest_of(directory):
+    return json.loads((directory / EXPORT_FILE).read_text())
 
 
 # -- template, stop tokens, manifest ----------------------------------------------------------------------------------
@@ -78,7 +82,7 @@ def test_a_run_without_a_template_is_given_none(run, tmp_path, capsys):
     done("export", tmp_path / "bare", "--format", "merged", "--output", tmp_path / "fold")
     assert "prompts: plain text, as in training, without a chat template" in capsys.readouterr().out
     assert not (tmp_path / "fold" / "chat_template.jinja").exists()
-    assert not read_manifest(tmp_path / "fold").chat
+    assert not manifest_of(tmp_path / "fold")["chat"]
     assert "there is no chat template: send the prompt as it is" in (tmp_path / "fold" / "README.md").read_text()
     made = AutoTokenizer.from_pretrained(tmp_path / "fold")
     assert made.chat_template is None
@@ -94,14 +98,10 @@ def test_generation_ends_where_training_did(format, tmp_path):
     turn = AutoTokenizer.from_pretrained(tmp_path / "out").convert_tokens_to_ids("<turn>")
     ends = GenerationConfig.from_pretrained(tmp_path / "out")
     assert turn in ends.eos_token_id and 1 in ends.eos_token_id and ends.pad_token_id == 0
-    manifest = read_manifest(tmp_path / "out")
-    assert manifest.stop_token_ids == ends.eos_token_id and manifest.stop is None
-    assert (manifest.kind, manifest.reference_language, manifest.languages, manifest.chat) == (
-        format,
-        "en",
-        ["qaa"],
-        True,
-    )
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest["stop_token_ids"] == ends.eos_token_id and manifest["stop"] is None
+    found = [manifest[key] for key in ("kind", "reference_language", "languages", "chat")]
+    assert found == [format, "en", ["qaa"], True]
 
 
 def test_a_turn_that_ends_in_plain_text_is_told_and_not_left_to_generate(copy, tmp_path, capsys):
@@ -110,7 +110,7 @@ def test_a_turn_that_ends_in_plain_text_is_told_and_not_left_to_generate(copy, t
     made.save_pretrained(copy / "model")
     done("export", copy, "--format", "merged", "--output", tmp_path / "out")
     assert "end at the text 'x9 x8': send it as stop" in capsys.readouterr().out
-    assert read_manifest(tmp_path / "out").stop == "x9 x8"
+    assert manifest_of(tmp_path / "out")["stop"] == "x9 x8"
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert plain.generate(IDS, max_new_tokens=2).shape == (1, 14)  # stop_strings would want a tokenizer here
 
@@ -277,7 +277,7 @@ def test_options_out_of_place_are_refused(run, tmp_path, capsys):
 def test_the_old_name_of_a_format_is_an_alias_with_a_note(run, tmp_path, capsys):
     done("export", run, "--format", "fold", "--output", tmp_path / "old")
     assert "note: --format fold is now --format merged" in capsys.readouterr().out
-    assert read_manifest(tmp_path / "old").kind == "merged"
+    assert manifest_of(tmp_path / "old")["kind"] == "merged"
     done("export", run, "--format", "merged", "--output", tmp_path / "new")
     said = capsys.readouterr().out
     assert "fold" not in said and "load it: AutoModelForCausalLM.from_pretrained(DIR), or a server" in said
@@ -303,22 +303,6 @@ def test_a_disk_that_refuses_leaves_nothing(format, run, tmp_path):
     last = said.read_text().splitlines()[-1]
     assert re.search(r"^cctuning: error: .*out: cannot be written: .*os error 27\); free some space", last), last
     assert list(tmp_path.iterdir()) == [said]
-
-
-def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
-    file = tmp_path / EXPORT_FILE
-    with pytest.raises(UserError, match="no such file; expected a directory that `cctuning export` wrote"):
-        read_manifest(tmp_path)
-    good = {"kind": "lora", "base": "b", "reference_language": "en", "made_by": "x"}
-    for text, pattern in (
-        ("{", "cannot be read"),
-        (json.dumps({**good, "format": 9}), "has format 9, this version reads 1"),
-        (json.dumps({**good, "format": 1, "extra": 1}), "cannot be read"),
-        ("[]", "cannot be read"),
-    ):
-        file.write_text(text)
-        with pytest.raises(UserError, match=pattern):
-            read_manifest(tmp_path)
 
 
 def test_a_merge_by_file_is_the_merge_in_memory(run, tmp_path, monkeypatch):

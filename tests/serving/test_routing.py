@@ -1,4 +1,4 @@
-"""Which of base and adapter a prompt is sent to, by name and in one process."""
+"""Which of base and adapter a prompt is sent to."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import json
 import pytest
 
 from cctuning.errors import UserError
-from cctuning.serving.exporting import export
-from cctuning.serving.manifest import EXPORT_FILE
 from cctuning.serving.routing import Router
-from tests.serving.world import edit_json, make
 
 SENTENCES = {
     "en": "What is the capital of Kenya, and how many people live there?",
@@ -20,15 +17,6 @@ SENTENCES = {
     "th": "เมืองหลวงของเคนยาคือเมืองอะไร และมีคนอาศัยอยู่กี่คน",
     "ar": "ما هي عاصمة كينيا وكم عدد سكانها؟",
 }
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    run = make(folder, tune="lora")
-    export(str(run), "lora", folder / "lora")
-    export(str(run), "merged", folder / "fold")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -58,22 +46,6 @@ def test_of_messages_the_users_last_counts(router):
 def test_another_language_can_be_the_reference():
     router = Router("fr", base="the-base", adapter="ht", languages=["ht"])
     assert router.model(SENTENCES["fr"]) == "the-base" and router.model(SENTENCES["en"]) == "ht"
-
-
-def test_the_export_tells_the_router(exported, tmp_path):
-    router = Router.from_export(exported / "lora")
-    assert (router.reference_language, router.base, router.adapter) == ("en", str(exported / "base"), "lora")
-    assert router.languages == ["qaa"]
-    router = Router.from_export(exported / "lora", base="org/base", adapter="sw")
-    assert router.model("x", "en") == "org/base" and router.model("x", "qaa") == "sw"
-    with pytest.raises(UserError, match="format is merged; only a LoRA leaves the base as it is"):
-        Router.from_export(exported / "fold")
-    with pytest.raises(UserError, match=r"cctuning_export\.json: no such file"):
-        Router.from_export(tmp_path)
-    (tmp_path / EXPORT_FILE).write_text((exported / "lora" / EXPORT_FILE).read_text())
-    edit_json(tmp_path / EXPORT_FILE, reference_language="fr", base="org/other")
-    router = Router.from_export(tmp_path)
-    assert (router.reference_language, router.base) == ("fr", "org/other")
 
 
 def test_bad_requests_are_named(router):

@@ -9,10 +9,9 @@ from pathlib import Path
 from cctuning import __version__
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
-from cctuning.report.examples_section import examples_section
 from cctuning.report.formatting import listed
 from cctuning.report.page import document
-from cctuning.report.results_section import read_evaluations, results_section
+from cctuning.report.results_section import examples_section, read_evaluations, results_section
 from cctuning.report.runs import read_runs
 from cctuning.report.training_section import data_section, settings_section, training_section
 

@@ -1,10 +1,12 @@
-"""The first section: differences from the baseline, the reference language before and after, and the cost."""
+"""The sections made of evaluations: differences from the baseline, and an example of each task."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -14,10 +16,12 @@ from cctuning.evaluation.saved_results import ScoredRun, parse_runs, read_run
 from cctuning.languages import language_name
 from cctuning.report.charts import forest
 from cctuning.report.formatting import language_names, number, points
-from cctuning.report.page import Section, bullets, heading, paragraph, side_by_side, table
+from cctuning.report.page import Section, bullets, example, heading, paragraph, side_by_side, table
 from cctuning.report.runs import Run
 from cctuning.report.training_section import cost
 
+TASKS = 8  # in the section of examples
+EXAMPLE = ["model", "answer", "score"]
 KINDS = {BETTER: "better", WORSE: "worse", SAME: "same"}
 
 
@@ -131,3 +135,35 @@ def _before_and_after(evaluated: Evaluated) -> list[Markup]:
         for row in rows
     ]
     return [title, paragraph(f"{name}: {'; '.join(told)}.")]
+
+
+def examples_section(evaluated: Evaluated) -> Section:
+    """The first item of each task, answered by each model, from the samples of the evaluations."""
+    section = Section("examples", "Examples")
+    section.add(paragraph("The first item of each task, from the samples of the evaluations."))
+    for place, task in enumerate(evaluated.comparison.settings["tasks"][:TASKS], 1):
+        rows, samples = [], []
+        for run in evaluated.runs:
+            with (run.path / "samples" / f"{task}.jsonl").open(encoding="utf-8") as lines:
+                sample = json.loads(next(lines))
+            samples.append(sample)
+            scores = ", ".join(f"{name} {value:g}" for name, value in sample["metrics"].items())
+            rows.append([run.system, answer_text(sample["response"]), scores])
+        code = evaluated.runs[0].tasks[task].language
+        known = code if language_name(code) != code else None  # an unknown code would mislead a screen reader
+        terms = [("prompt", samples[0]["prompt"], known), ("expected", str(samples[0]["target"]), known)]
+        title = f"{place}. {language_name(code)}, {task}"
+        answers = table(f"Answers to example {title}", EXAMPLE, rows, range(len(EXAMPLE)))
+        section.add(example(title, terms, answers))
+    return section
+
+
+def answer_text(response: Any) -> str:
+    """The text that a model generated, or its most likely choice."""
+    if isinstance(response, dict):
+        return str(response["said"])
+    best = max(range(len(response)), key=lambda place: response[place]["loglikelihood"])
+    choices = [one["choice"].strip() for one in response]
+    if choices.count(choices[best]) > 1:  # the contexts differ, and the samples keep only the first one's
+        return f"{choices[best]} (choice {best + 1} of {len(choices)})"
+    return str(choices[best])

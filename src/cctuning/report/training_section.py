@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from markupsafe import Markup
 
 from cctuning.languages import language_name
+from cctuning.progress import duration
 from cctuning.report.charts import lines
-from cctuning.report.formatting import count, duration, language_names, listed, number, percent
+from cctuning.report.formatting import count, language_names, listed, number, percent
 from cctuning.report.page import Section, bullets, heading, paragraph, side_by_side, table
 from cctuning.report.runs import Run
 
@@ -163,47 +163,19 @@ def added(run: Run) -> str:
 
 
 def data_section(runs: Sequence[Run]) -> Section:
-    """Languages, and rows that were left out."""
+    """Rows and parallel text by language."""
     section = Section("data", "Data")
-    groups: dict[str, list[Run]] = {}
     for run in runs:
-        record = run.record["data"]
-        key = str([(part.get("path"), part.get("fingerprints")) for part in record["sources"]]) + str(record["rows"])
-        groups.setdefault(key, []).append(run)
-    section.add(heading("Rows by language"))
-    for own in groups.values():
-        section.add(*_rows_by_language(own))
-    section.add(heading("Rows left out"))
-    for own in groups.values():
-        section.add(*_rejects(own))
+        data, parallel = run.record["data"], run.record.get("parallel") or {"pairs": 0, "languages": {}}
+        left_out = len(data["skipped"]) + len(run.record["skipped_in_tokenisation"])
+        text = f"{run.name}: {count(data['rows'], 'row')}, {data['with_response']:,} of them with a response, and "
+        text += f"{count(parallel['pairs'], 'pair')} of parallel text"
+        text += f"; {count(left_out, 'row')} left out (run.json says why)." if left_out else "."
+        names = language_names({**data["languages"], **parallel["languages"]})
+        counted = [[part["languages"].get(code, 0) for part in (data, parallel)] for code in names]
+        rows = [[name, *(f"{times:,}" for times in of)] for name, of in zip(names.values(), counted, strict=True)]
+        section.add(paragraph(text), table(f"{run.name}: data by language", ["language", "rows", "pairs"], rows))
     return section
-
-
-def _rows_by_language(own: Sequence[Run]) -> list[Markup]:
-    record, name = own[0].record["data"], listed([run.name for run in own])
-    names = language_names(record["languages"])
-    files = [str(part.get("path", "")).rsplit("/", 1)[-1] for part in record["sources"]]
-    without = record["rows"] - record["with_response"]
-    text = f"{name}: {count(record['rows'], 'row')} from {listed(files)} in {count(len(names), 'language')}"
-    text += f", {count(without, 'row')} of them without a response." if without else ", all with a response."
-    rows = [[names[code], f"{rows:,}", percent(rows / record["rows"])] for code, rows in record["languages"].items()]
-    return [paragraph(text), table(f"{name}: rows per language", ["language", "rows", "share"], rows)]
-
-
-def _rejects(own: Sequence[Run]) -> list[Markup]:
-    run, name = own[0], listed([run.name for run in own])
-    skipped = run.record["data"]["skipped"]
-    late = [str(one) for one in run.record["skipped_in_tokenisation"]]
-    if not skipped and not late:
-        return [paragraph(f"{name}: none.")]
-    reasons = Counter((str(one.get("field")), str(one.get("reason"))) for one in skipped)
-    first = {(str(one.get("field")), str(one.get("reason"))): str(one.get("origin")) for one in reversed(skipped)}
-    rows = [[*reason, f"{times:,}", first[reason]] for reason, times in reasons.most_common(20)]
-    made = [paragraph(f"{name}: {count(len(skipped), 'row')} left out when read, {len(late):,} when tokenised.")]
-    if rows:
-        caption = f"{name}: why rows were left out" + (" (the 20 most frequent reasons)" if len(reasons) > 20 else "")
-        made.append(table(caption, ["field", "reason", "rows", "first at"], rows, (0, 1, 3)))
-    return made + ([bullets(late[:10])] if late else [])
 
 
 def _shown(value: Any) -> str:

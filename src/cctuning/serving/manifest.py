@@ -1,4 +1,4 @@
-"""Read and write `cctuning_export.json`: what no other file of an export says to programs beside a server."""
+"""Write `cctuning_export.json`: what no other file of an export says to programs beside a server."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from cctuning import __version__
-from cctuning.errors import UserError
 
 EXPORT_FILE = "cctuning_export.json"
 FORMAT = 1
@@ -40,20 +39,3 @@ class Manifest:
         record: dict[str, Any] = {"format": FORMAT, "made_by": f"cc-tuning {__version__}", **asdict(self)}
         text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
         (directory / EXPORT_FILE).write_text(text, encoding="utf-8")
-
-
-def read_manifest(directory: Path) -> Manifest:
-    """The manifest of an export; raises `UserError` if there is none, or it cannot be read."""
-    file = directory / EXPORT_FILE
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; expected a directory that `cctuning export` wrote.")
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        version = record.pop("format")
-        if version != FORMAT:
-            raise UserError(f"{file}: has format {version}, this version reads {FORMAT}; export again.")
-        return Manifest(**{key: value for key, value in record.items() if key != "made_by"})
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); export again with this version.") from error

@@ -3,7 +3,7 @@
 A merged checkpoint has one set of weights for all prompts. A server with base and adapter takes the choice from each
 request, so that the reference language can keep the unchanged base. The router runs in the client.
 
-    router = Router.from_export("adapters/sw", base="Qwen/Qwen2.5-7B-Instruct", adapter="sw")
+    router = Router("en", base="Qwen/Qwen2.5-7B-Instruct", adapter="sw", languages=["sw"])
     client.chat.completions.create(model=router.model(prompt), messages=…)     # vLLM, or any server of both
 
 Where the caller does not give a prompt's language, lingua detects it among the languages of training and widespread
@@ -15,14 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cctuning import identify
 from cctuning.errors import UserError
 from cctuning.languages import base as language_of
 from cctuning.languages import canonical, is_code
-from cctuning.serving.manifest import EXPORT_FILE, read_manifest
 
 if TYPE_CHECKING:
     from lingua import Language, LanguageDetector
@@ -48,35 +46,6 @@ class Router:
         self.reference_language = canonical(reference_language)
         self.base, self.adapter, self.sure = base, adapter, sure
         self.languages = [canonical(code) for code in languages if is_code(code)]
-
-    @classmethod
-    def from_export(
-        cls, directory: str | Path, *, base: str | None = None, adapter: str | None = None, sure: float = 0.5
-    ) -> Router:
-        """The router of a LoRA that `cctuning export` wrote.
-
-        Args:
-            base: name of the base on the server; default: the one in the export.
-            adapter: name of the adapter (vLLM: NAME in `--lora-modules NAME=DIR`); default: that of the directory.
-
-        Raises:
-            UserError: there is no export of a LoRA, or neither it nor `base` names the base.
-        """
-        directory = Path(directory)
-        manifest = read_manifest(directory)
-        if manifest.kind != "lora":
-            raise UserError(
-                f"{directory}: its format is {manifest.kind}; only a LoRA leaves the base as it is. Use --format lora."
-            )
-        if base is None and manifest.base is None:
-            raise UserError(f"{directory / EXPORT_FILE}: does not name the base; give `base`, its name on the server.")
-        return cls(
-            manifest.reference_language,
-            base=base or str(manifest.base),
-            adapter=adapter or directory.resolve().name,
-            languages=manifest.languages,
-            sure=sure,
-        )
 
     def is_reference(self, prompt: Prompt, lang: str | None = None) -> bool:
         """Whether a prompt is in the reference language, whatever its region and script.
