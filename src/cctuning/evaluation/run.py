@@ -54,20 +54,9 @@ MODES = ("student", "bypass")
 
 @dataclass
 class Options:
-    """What to score, and how.
+    """What to score, and how: the options of `cctuning evaluate`, whose help describes them.
 
-    Attributes:
-        suite: one of `SUITES`. languages, benchmarks: those to keep of it, None for all; of suite `current`, the
-            languages the models were trained in.
-        rows: path of held-out rows, instead of a suite.
-        tasks: names of lm-eval tasks, instead of a suite. include_path: directory with more of them.
-        data: directory with the data sets, None for the hub.
-        limit: items per task (for a group, per task of it).
-        mode: `student` (as the model will run) or `bypass` (without the connection's transform).
-        chat: render prompts with the chat template; None: as in training, or if there is a template.
-        chat_template_kwargs: arguments of the template, if other than in training.
-        thinking_tokens: additional tokens for a model that thinks before it answers.
-        batch_size: None for the largest that fits.
+    `mode` is `student` (as the model will run) or `bypass` (without the connection's transform).
     """
 
     suite: str = "source"

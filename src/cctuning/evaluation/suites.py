@@ -46,66 +46,25 @@ def _tasks(pattern: str, languages: str, **other: str) -> dict[str, str]:
 
 # lm-eval's tasks of these define accuracy alone, and their choices differ in length.
 _NORMALISED = ("acc", "acc_norm")
-MGSM = Benchmark(
-    name="MGSM",
-    dataset="juletxara/mgsm",
-    tasks=_tasks("mgsm_direct_{}", "en bn de es fr ja ru sw te th zh"),
-    metric="exact_match,flexible-extract",
-    chance=None,
-)
-XCOPA = Benchmark(
-    name="XCOPA",
-    dataset="cambridgeltl/xcopa",
-    tasks=_tasks("xcopa_{}", "et ht id it qu sw ta th tr vi zh"),
-    metric="acc,none",
-    chance=1 / 2,
-    metrics=_NORMALISED,
-)
-XSTORYCLOZE = Benchmark(
-    name="XStoryCloze",
-    dataset="juletxara/xstory_cloze",
-    tasks=_tasks("xstorycloze_{}", "en ar es eu hi id my ru sw te zh"),
-    metric="acc,none",
-    chance=1 / 2,
-    split="eval",
-    metrics=_NORMALISED,
-)
-XNLI = Benchmark(
-    name="XNLI",
-    dataset="facebook/xnli",
-    tasks=_tasks("xnli_{}", "en ar bg de el es fr hi ru sw th tr ur vi zh"),
-    metric="acc,none",
-    chance=1 / 3,
-    split="validation",
-    metrics=_NORMALISED,
-)
-XWINOGRAD = Benchmark(
-    name="XWinograd",
-    dataset="Muennighoff/xwinograd",
-    tasks=_tasks("xwinograd_{}", "en fr pt ru zh", ja="xwinograd_jp"),
-    metric="acc,none",
-    chance=1 / 2,
-)
-XQUAD = Benchmark(
-    name="XQuAD",
-    dataset="google/xquad",
-    tasks=_tasks("xquad_{}", "en ar de el es hi ro ru th tr vi zh"),
-    metric="f1,none",
-    chance=None,
-    split="validation",
-)
-_MMMLU_LOCALES = (
-    *("ar_xy", "bn_bd", "de_de", "es_la", "fr_fr", "hi_in", "id_id"),
-    *("it_it", "ja_jp", "ko_kr", "pt_br", "sw_ke", "yo_ng", "zh_cn"),
-)
+_MMMLU = "ar_xy bn_bd de_de es_la fr_fr hi_in id_id it_it ja_jp ko_kr pt_br sw_ke yo_ng zh_cn"
+# fmt: off
+MGSM = Benchmark("MGSM", "juletxara/mgsm", _tasks("mgsm_direct_{}", "en bn de es fr ja ru sw te th zh"),
+                 "exact_match,flexible-extract", None)
+XCOPA = Benchmark("XCOPA", "cambridgeltl/xcopa", _tasks("xcopa_{}", "et ht id it qu sw ta th tr vi zh"),
+                  "acc,none", 1 / 2, metrics=_NORMALISED)
+XSTORYCLOZE = Benchmark("XStoryCloze", "juletxara/xstory_cloze",
+                        _tasks("xstorycloze_{}", "en ar es eu hi id my ru sw te zh"),
+                        "acc,none", 1 / 2, "eval", _NORMALISED)
+XNLI = Benchmark("XNLI", "facebook/xnli", _tasks("xnli_{}", "en ar bg de el es fr hi ru sw th tr ur vi zh"),
+                 "acc,none", 1 / 3, "validation", _NORMALISED)
+XWINOGRAD = Benchmark("XWinograd", "Muennighoff/xwinograd",
+                      _tasks("xwinograd_{}", "en fr pt ru zh", ja="xwinograd_jp"), "acc,none", 1 / 2)
+XQUAD = Benchmark("XQuAD", "google/xquad", _tasks("xquad_{}", "en ar de el es hi ro ru th tr vi zh"),
+                  "f1,none", None, "validation")
 # Groups of 57 subjects. The English test is MMLU, which the others were translated from.
-MMMLU = Benchmark(
-    name="MMMLU",
-    dataset="openai/MMMLU",
-    tasks={"en": "mmlu"} | {name[:2]: f"mmmlu_{name}" for name in _MMMLU_LOCALES},
-    metric="acc,none",
-    chance=1 / 4,
-)
+MMMLU = Benchmark("MMMLU", "openai/MMMLU", {"en": "mmlu"} | {name[:2]: f"mmmlu_{name}" for name in _MMMLU.split()},
+                  "acc,none", 1 / 4)
+# fmt: on
 SOURCE = (MGSM, XCOPA, XSTORYCLOZE, XNLI, XWINOGRAD)
 PAPER_ON_HUB = (XSTORYCLOZE, XNLI, MMMLU, XQUAD)
 # The paper's benchmarks as local rows of prompt and answer; the metric of the others is `acc,none`.

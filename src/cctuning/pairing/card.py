@@ -20,8 +20,6 @@ from cctuning.pairing.options import Checks
 if TYPE_CHECKING:
     from cctuning.pairing.run import Run
 
-SHOWN = 20  # evaluation hits in the Markdown
-
 
 def made_by(command: str, *packages: str) -> dict[str, str]:
     """The command, the versions of the packages, and the time."""
@@ -75,7 +73,6 @@ def make_card(
         "meaning": {"encoder": options.encoder, "learned": run.meanings} if run.meanings else None,
         "against": {
             "paths": options.against,
-            "hits": run.hits,
             "files": benchmarks.fingerprints if benchmarks else {},
         },
         "checks": asdict(checks),
@@ -99,7 +96,7 @@ def markdown(card: dict[str, Any]) -> str:
     for lang, told in (card["meaning"] or {"learned": {}})["learned"].items():
         shares = (f"{told[name]:.1%}" for name in ("wrong", "found_next", "found_random"))
         learned.append([lang, told["rows"], f"{told['similarity']:.2f}", *shares])
-    against, hits = card["against"], card["against"]["hits"]
+    against = card["against"]
     sections = {
         "Sources": table(["source", "way", "licence", "read", "rows", "languages", "rejected"], sources),
         "Languages": table(["language", "rows", "usual length ratio"], languages),
@@ -112,9 +109,8 @@ def markdown(card: dict[str, Any]) -> str:
         encoder = card["meaning"]["encoder"]
         sections["Meaning"] = f"Encoder: {encoder}. The shares are estimates.\n\n{table(header, learned)}"
     if against["paths"]:
-        said = f"{', '.join(against['paths'])} ({len(against['files'])} files): "
-        said += f"{card['rejected'].get('against', 0)} rows found and rejected.\n\n"
-        sections["Evaluation texts"] = said + _listed(f"{hit['row']}: {hit['says']}" for hit in hits[:SHOWN])
+        found = card["rejected"].get("against", 0)
+        sections["Evaluation texts"] = f"{', '.join(against['paths'])}: {found} rows found and rejected."
     sections["Notes"] = _listed([*card["notes"], *(note for source in card["sources"] for note in source["notes"])])
     intro = (
         f"{card['rows']} rows ({card['with_response']} with a response, {card['without_response']} for the alignment "

