@@ -112,24 +112,23 @@ def test_bad_input_of_diagnose(argv, says, base, tmp_path, capsys):
     assert says in refused(capsys, "diagnose", base, "--parallel", pairs(tmp_path / "p.jsonl"), *argv)
 
 
-@pytest.mark.parametrize(
-    ("file", "record", "kind"),
-    [
-        ("run.json", {"status": "finished", "model": "org/base"}, "a run"),
-        ("adapter_config.json", {"base_model_name_or_path": "org/base"}, "a LoRA"),
-        (
-            "connection_config.json",
-            {"format": 1, "connection": {}, "base": {"name_or_path": "org/base"}},
-            "a model with a trained connection",
-        ),
-    ],
-)
-def test_diagnose_expects_the_untrained_model_and_names_it(file, record, kind, tmp_path, capsys):
-    made = tmp_path / "made"
-    made.mkdir()
-    (made / file).write_text(json.dumps(record))
-    said = refused(capsys, "diagnose", made, "--parallel", "rows.jsonl")
-    assert f"made: {kind}; diagnose expects the untrained model: use its base, org/base." in said
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_diagnose_measures_a_run_too(tune, base, tmp_path, capsys):
+    text = pairs(tmp_path / "pairs.jsonl")
+    done("align", base, "--parallel", text, "--output_dir", tmp_path / "pack", *SMALL, "--tune", tune)
+    found = []
+    for model in (base, tmp_path / "pack"):
+        done("diagnose", model, "--parallel", text, "--output", tmp_path / f"{model.name}.json")
+        found.append(json.loads((tmp_path / f"{model.name}.json").read_text())["error"])
+    assert found[0] != found[1]
+
+
+def test_diagnose_takes_no_connection(base, tmp_path, capsys):
+    rows = write_jsonl(tmp_path / "rows.jsonl", records())
+    recipe = write_recipe(tmp_path / "cc.yaml", model=str(base), data=str(rows))
+    done("train", "--config", recipe, "--output_dir", tmp_path / "cc", "--max_steps", 1)
+    said = refused(capsys, "diagnose", tmp_path / "cc", "--parallel", pairs(tmp_path / "p.jsonl"))
+    assert "has a trained connection" in said
 
 
 def test_bad_input_is_one_line(base, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""`cctuning diagnose MODEL --parallel FILE …`: measure, before training, how far parallel text is aligned already."""
+"""`cctuning diagnose MODEL --parallel FILE …`: measure how far parallel text is aligned in a model."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ ADVICE = (
 
 def main(argv: list[str]) -> None:
     """Measure, print a table with advice, and save the figures if asked."""
-    parser = Plain("cctuning diagnose", description="Measure, before training, how well parallel text is aligned.")
-    parser.add_argument("model", metavar="MODEL", help="the untrained model: a directory or hub name")
+    parser = Plain("cctuning diagnose", description="Measure how well parallel text is aligned in a model.")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a model, usually the one to train: a directory, a hub name or a run"
+    )
     parser.add_argument(
         "--parallel", nargs="+", required=True, metavar="FILE", help="parallel text, or rows with reference prompts"
     )
@@ -45,45 +47,10 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--output {args.output}: exists already; name a new file.")
     if args.output and not Path(args.output).resolve().parent.is_dir():
         raise UserError(f"--output: {Path(args.output).parent} is not a directory; create it or use another path.")
-    check_base(args.model)
     args.reference_language = canonical(args.reference_language, "--reference_language")
     found = diagnose(args)
     if args.output:
         Path(args.output).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def check_base(model: str) -> None:
-    """Raise a `UserError` if `model` is the result of training: the question is about the model to start from."""
-    from cctuning.model.loading import LORA_CONFIG, RUN_FILE, base_of, read_record
-    from cctuning.model.serialization import CONFIG_FILE
-
-    folder = Path(model)
-    kinds = {RUN_FILE: "a run", LORA_CONFIG: "a LoRA", CONFIG_FILE: "a model with a trained connection"}
-    found = next((kind for file, kind in kinds.items() if (folder / file).is_file()), None)
-    if found is None:
-        return
-    run = read_record(folder) if (folder / RUN_FILE).is_file() else {}
-    base, _ = base_of(folder, run)
-    told = f"its base, {base}" if base else "its base"
-    raise UserError(f"{model}: {found}; diagnose expects the untrained model: use {told}.")
-
-
-def encoder_of(args: Any) -> Any:
-    """The `Encoder` of the untrained model, which renders prompts as training would."""
-    from cctuning.data import Encoder
-    from cctuning.model.loading import load_tokenizer
-    from cctuning.serving.answering import chat_of
-
-    tokenizer = load_tokenizer(args.model, trust_remote_code=args.trust_remote_code)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return Encoder(
-        tokenizer,
-        max_length=args.max_length,
-        max_reference_length=args.max_length,
-        chat=chat_of({}, tokenizer) if CHAT[args.chat] is None else args.chat == "yes",
-        chat_template_kwargs=args.chat_template_kwargs,
-    )
 
 
 def diagnose(args: Any) -> dict[str, Any]:
@@ -92,8 +59,10 @@ def diagnose(args: Any) -> dict[str, Any]:
     from rich.table import Table
 
     from cctuning.connection import ConnectionConfig
+    from cctuning.data import Encoder
     from cctuning.data.parallel.pairs import load_parallel
-    from cctuning.model.loading import load_base
+    from cctuning.model.loading import load
+    from cctuning.serving.answering import chat_of
     from cctuning.training.alignment import of_text
 
     pairs, report = load_parallel(args.parallel, reference_language=args.reference_language, bad_rows="skip")
@@ -106,10 +75,20 @@ def diagnose(args: Any) -> dict[str, Any]:
     for own in by_language.values():
         kept = min(args.limit, len(own))
         chosen += [own[place * len(own) // kept] for place in range(kept)]  # evenly spread
-    encoder = encoder_of(args)
-    model = load_base(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code).eval()
+    loaded = load(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+    if loaded.connected is not None:
+        raise UserError(f"{args.model}: has a trained connection; name a model without one, such as its base.")
+    if loaded.tokenizer.pad_token_id is None:
+        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
+    encoder = Encoder(
+        loaded.tokenizer,
+        max_length=args.max_length,
+        max_reference_length=args.max_length,
+        chat=chat_of(loaded.run, loaded.tokenizer) if CHAT[args.chat] is None else args.chat == "yes",
+        chat_template_kwargs=args.chat_template_kwargs,
+    )
     print(f"measuring {len(chosen)} pairs in {len(by_language)} languages", flush=True)
-    found = of_text(model, encoder, chosen)
+    found = of_text(loaded.model, encoder, chosen)
     name, depth = language_name(args.reference_language), len(found.layers)
     usual = ConnectionConfig().layers_of(depth)
     shown = sorted({round(place * (depth - 1) / (COLUMNS - 1)) for place in range(COLUMNS)})
