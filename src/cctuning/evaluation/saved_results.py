@@ -99,7 +99,6 @@ def new_record(path: str, loaded: Loaded, weights: str, settings: dict[str, Any]
             "fingerprint": weights,
             "dtype": str(loaded.model.dtype),
             "training_seed": loaded.run.get("seed"),
-            "group": None,
         },
         "settings": settings,
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
