@@ -17,7 +17,7 @@ from cctuning.evaluation.saved_results import parse_runs
 from cctuning.model import serialization
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE
 from cctuning.serving.trained_run import read_trained_run
-from cctuning.training.directory import METRICS_FILE
+from cctuning.training.directory import METRICS_FILE, check_record
 
 LORA_WEIGHTS = "adapter_model.safetensors"
 
@@ -88,6 +88,7 @@ def _read_run(name: str, path: Path) -> Run:
         lacking = f"no {RUN_FILE} there" if path.is_dir() else "no such directory"
         raise UserError(f"{path}: {lacking}; expected a run that `cctuning train` wrote.")
     run = read_trained_run(str(path))
+    check_record(path / RUN_FILE, run.record, {"steps": int, "seconds": (int, float)}, "report it")
     return Run(name, path, run.record, run.options, _metrics(path), run.connection, _sizes(path / MODEL_FOLDER))
 
 

@@ -27,8 +27,6 @@ EXPECTED: dict[str, Any] = {
     "model": str,
     "reference_language": str,
     "chat": bool,
-    "steps": int,
-    "seconds": (int, float),
     "notes": list,
     "skipped_in_tokenisation": list,
     "data.skipped": list,
