@@ -8,8 +8,7 @@
 checks of `cctuning pair`, and what text chosen by `cctuning pair select` brings against any text of the same corpora
 and against the task's own sentences. `packs` asks how much text a pack needs, what a pack of one language gives, and
 whether a pack can be added to a task that was trained apart. `smollm2` repeats the main comparison on SmolLM2-135M and
-four languages that it half knows, its rates chosen on `dev` with seed 0. `turns` asks which turns of a conversation
-`align_turns` should take. Each seed draws other labelled sentences.
+four languages that it half knows, its rates chosen on `dev` with seed 0. Each seed draws other labelled sentences.
 """
 
 from __future__ import annotations
@@ -75,23 +74,10 @@ def smollm2() -> Iterator[Line]:
         yield line(*of, "align-seeds", "align", seed, text) | {"after": "align", "take": ["rate"]}
 
 
-def turns() -> Iterator[Line]:
-    """Topics asked in the second turn, parallel conversations aligned whole and by their last turn."""
-    of, text = ("smollm2-135m", "sib200-turns"), {"labels": 70, "sentences": 50}
-    given: dict[str, Any] = {"rate": 5e-5, "epochs": 2, "batch": 4}
-    for seed in (0, 1):
-        for kept in ("all", "last"):
-            extra = [["align_turns", kept]]
-            yield line(*of, f"align_turns {kept}", "align-turns", seed, text, extra=extra, **given)
-    for seed in (0, 1):
-        yield line(*of, "plain", "plain", seed, text, **given)
-
-
 PLANS = {
     "quality": (quality, ("plain", "pack")),
     "packs": (packs, ("plain", "pack")),
     "smollm2": (smollm2, ("plain",)),
-    "turns": (turns, ("plain",)),
 }
 
 

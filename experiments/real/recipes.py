@@ -214,12 +214,6 @@ def align(job: Job) -> PreTrainedModel:
     return tune(job, job.model, "align", job.rows(), job.pairs(), "align", given=given)
 
 
-def align_turns(job: Job) -> PreTrainedModel:
-    """Answered conversations and, in the same batches, parallel ones without an answer."""
-    parallel = [{"prompt": pair.pop("text"), "response": None, **pair} for pair in job.pairs()]
-    return tune(job, job.model, "align", [{**row, "reference": None} for row in job.rows()] + parallel, kind="align")
-
-
 def pack(job: Job) -> PreTrainedModel:
     """A language pack, alignment alone on the parallel text, then plain SFT on the answered rows."""
     return tune(job, packed(job), "plain", job.rows())

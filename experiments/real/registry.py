@@ -12,7 +12,7 @@ from experiments.real.rivals.distil import distil, pseudo
 from experiments.real.rivals.incline import incline
 from experiments.real.rivals.mid_align import mid_align
 from experiments.real.rivals.swap import swap
-from experiments.real.worlds import Bmlama, SecondTurn, Sib200, World
+from experiments.real.worlds import Bmlama, Sib200, World
 
 SIB = (
     "en", "ar", "bn", "de", "el", "es", "fa", "fi", "fr", "he", "hi", "id", "it", "ja", "ko", "nl", "pl", "pt", "ru",
@@ -31,7 +31,6 @@ WORLDS: dict[str, Callable[[], World]] = {
     # Languages that Gemma 3 270M knows little of, with two corpora of other domains.
     "sib200-low": lambda: Sib200(("en", "bn", "sw", "ta", "ur"), ("own", "corpus")),
     "sib200-tiny": lambda: Sib200(("en", "fr", "sw"), cap=8),  # for a quick test
-    "sib200-turns": lambda: SecondTurn(("en", "fr", "de", "es"), cap=60),
     "emoji": lambda: Named(EMOJI, "emoji", emoji_things),
     "emoji-demo": lambda: Named(EMOJI_DEMO, "emoji", emoji_things),
     "countries": lambda: Named(COUNTRIES, "countries", countries),
@@ -43,7 +42,6 @@ RECIPES: dict[str, Recipe] = {
     "base": recipes.base,
     "plain": recipes.plain,
     "align": recipes.align,
-    "align-turns": recipes.align_turns,
     "pack": recipes.pack,
     "pack-added": recipes.pack_added,
     "pack-align": recipes.pack_align,

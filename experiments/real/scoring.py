@@ -55,7 +55,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], chat: bool
     opening = [] if chat or tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     texts: list[str] = []
     for item in items:
-        prompt = render(tokenizer, item.prompt) if chat else str(item.prompt)
+        prompt = render(tokenizer, item.prompt) if chat else item.prompt
         texts += [prompt, *(prompt + candidate for candidate in item.candidates)]
     ids = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else [])
     found = []
@@ -70,9 +70,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], chat: bool
     return found
 
 
-def render(tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict[str, str]]) -> str:
-    """The prompt, messages or one user message, up to where the answer starts."""
-    message = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+def render(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """The prompt as one user message, up to where the answer starts."""
+    message = [{"role": "user", "content": prompt}]
     return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 
 

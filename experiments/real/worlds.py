@@ -41,7 +41,7 @@ class Item(NamedTuple):
     """A question: `answer` is the place of the right one among `candidates`."""
 
     key: str
-    prompt: str | list[dict[str, str]]
+    prompt: str
     candidates: tuple[str, ...]
     answer: int
 
@@ -146,44 +146,6 @@ class Sib200:
                     found += [row["prompt"], row["prompt"] + BREAK, row["prompt"] + BREAK + row["response"]]
         pairs = [pair for source in self.sources for pair in self.pairs(Text(source=source))]
         return found + texts_of(pairs)
-
-
-@dataclass
-class SecondTurn(Sib200):
-    """The topic of a sentence asked in the second turn, after another sentence and its topic in the same language."""
-
-    name: str = "sib200-turns"
-
-    def _conversation(self, row: dict[str, Any], lang: str) -> list[dict[str, str]]:
-        first = self._rows("train", lang)
-        earlier = first[7919 * (int(row["id"]) + 1) % len(first)]  # the same one in every language
-        said = (("user", earlier["prompt"]), ("assistant", earlier["response"]), ("user", row["prompt"]))
-        return [{"role": role, "content": content} for role, content in said]
-
-    def rows(self, text: Text) -> list[dict[str, Any]]:
-        return [
-            {"prompt": self._conversation(row, lang), "response": row["response"], "lang": lang}
-            for lang in text.answered
-            for row in _chosen(self._rows("train", lang), text.labels, text.order)
-        ]
-
-    def pairs(self, text: Text) -> list[dict[str, Any]]:
-        return [
-            {"text": self._conversation(row, lang), "reference": self._conversation(row, ENGLISH), "lang": lang}
-            for lang in _with_text(text, self.languages)
-            for row in _chosen(self._rows("train", lang), text.sentences, text.order)
-        ]
-
-    def items(self, split: str, lang: str) -> list[Item]:
-        rows = self._rows(split, lang)[: self.cap or None]
-        labels = self.labels
-        return [
-            Item(str(row["id"]), self._conversation(row, lang), labels, labels.index(row["response"])) for row in rows
-        ]
-
-    def texts(self) -> list[str]:
-        rows = [row for lang in self.languages for split in SPLITS for row in self._rows(split, lang)]
-        return [*self.labels, *(row["prompt"] for row in rows)]
 
 
 @dataclass

@@ -173,5 +173,5 @@ def test_rows_whose_thinking_has_no_place_and_special_tokens_in_text_are_notes()
     encode_dataset(Dataset.from_list(rows), made, chat=True, notes=notes, **OPEN)
     assert notes == [
         "1 of 4 rows (the first: f:1): '<|im_end|>', written in their text, is read as that special token",
-        "1 of 4 rows (the first: f:3): their thinking is left out: the chat template has no place for it",
+        "1 of 4 rows (the first: f:3): the chat template leaves out their thinking",
     ]

@@ -163,3 +163,71 @@ def test_context_without_a_template_is_one_line(tmp_path):
     dataset, _ = loaded(tmp_path, ALPACA)
     with pytest.raises(UserError, match="the prompt is messages and chat is off"):
         encode_dataset(dataset, bpe(), chat=False, **OPEN)
+
+
+CALL = {"type": "function", "function": {"name": "salio", "arguments": {"akaunti": 1}}}
+WITH_CALLS = {
+    "messages": [
+        {"role": "user", "content": "Salio langu?"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "name": "salio", "content": "12345"},
+        {"role": "assistant", "content": "Ni 12345."},
+    ],
+    "tools": [{"type": "function", "function": TOOL}],
+    "lang": "en",
+}
+PLACELESS = {
+    "llama3": "tool calls and tools",
+    "phi3": "tool messages and tool calls and tools",
+    "qwen2_5_vl": "tool calls and tools",
+    "lfm2": "tool calls",
+    "deepseek_r1_distill": "tool calls and tools",
+}
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3_1", "gptoss", "deepseekv3", "glm4moe", "muse_glimmer", *PLACELESS])
+def test_calls_are_learned_or_named(tmp_path, name):
+    """Of shipped templates some have no place for tools, and some check what follows a call."""
+    (row,), _ = loaded(tmp_path, WITH_CALLS)
+    made = tokenizer(name)
+    encoder = Encoder(made, chat=True)
+    _, answer, _ = texts(row, name)
+    if name in PLACELESS:
+        notes: list[str] = []
+        rows = in_schema(Dataset.from_list([WITH_CALLS]), "en", "rows")[0]
+        encode_dataset(rows, made, chat=True, notes=notes, **{**OPEN})
+        left_out = f"the chat template leaves out their {PLACELESS[name]}"
+        assert encoder.warning(row) == left_out and left_out in notes[0] and "salio" not in answer
+    else:
+        deepseek = ["tools"] if name == "deepseekv3" else []  # its template lists no tools
+        assert (encoder.warning(row) or "") == "".join(
+            f"the chat template leaves out their {part}" for part in deepseek
+        )
+        assert "salio" in answer and "akaunti" in answer and "12345" in answer and "langu" not in answer
+        assert "<|start|>" not in answer
+
+
+@pytest.mark.parametrize("name", [*PLACELESS, "gptoss"])
+def test_a_call_as_the_answer_needs_a_place(tmp_path, name):
+    (row,), _ = loaded(tmp_path, {**WITH_CALLS, "messages": WITH_CALLS["messages"][:2]})
+    (found,) = Encoder(tokenizer(name), chat=True).encode([row])
+    if name == "gptoss":
+        assert "with chat_template_kwargs: {enable_thinking: true} the model itself begins" in str(found)
+        (found,) = Encoder(tokenizer(name), chat=True, chat_template_kwargs={"enable_thinking": True}).encode([row])
+        assert (
+            tokenizer(name)
+            .decode(found["input_ids"])
+            .endswith('salio<|channel|>commentary json<|message|>{"akaunti": 1}<|call|>')
+        )
+    else:
+        assert "the chat template leaves out tool calls; give another" in str(found)
+
+
+def test_thinking_that_a_template_strips_is_named():
+    row = {"prompt": "a", "response": "b", "thinking": "hm hm", "lang": "en"}
+    for name, shown in (("qwen3", True), ("gptoss", True), ("gemma4", False), ("llama3", False)):
+        encoder = Encoder(tokenizer(name), chat=True, thinking=True)
+        said = "the chat template leaves out their thinking"
+        assert encoder.warning(row) == (None if shown else said)
+        labels = [token for token in encoder.encode_row(row)["labels"] if token != -100]
+        assert ("hm hm" in encoder.tokenizer.decode(labels)) == shown

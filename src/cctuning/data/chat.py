@@ -10,9 +10,9 @@ with the tokenizer, so that every command and every server renders what training
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from jinja2 import meta
 from jinja2.exceptions import TemplateError
@@ -234,7 +234,10 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile(opening + f"(?:{'|'.join(map(re.escape, tokens))})" if tokens else r"(?!)")
 
 
-Rendered = Callable[[list[Message]], str]
+class Rendered(Protocol):
+    """Renders messages, with the opening of the next turn unless `prompt` is off."""
+
+    def __call__(self, messages: list[Message], prompt: bool = True) -> str: ...
 
 
 def assistant_spans(prompt: Sequence[Message], text: str, render: Rendered) -> list[tuple[int, int]]:
@@ -250,7 +253,12 @@ def assistant_spans(prompt: Sequence[Message], text: str, render: Rendered) -> l
     for turn, message in enumerate(prompt):
         if message["role"] != "assistant" or message.get("train") is False:
             continue
-        found = _turn_span(prompt, turn, {"role": "assistant"}, text, render)
+        try:
+            found = _turn_span(prompt, turn, {"role": "assistant"}, text, render)
+        except UserError:  # what follows a tool call may require it: the turn is what its own rendering adds
+            parts = render(list(prompt[:turn])), render(list(prompt[: turn + 1]), False)
+            places.append((common(text, parts[0]), common(text, parts[1])))
+            continue
         if found is not None:
             closing = END.match(text, found[1])
             places.append((found[0], closing.end() if closing else found[1]))

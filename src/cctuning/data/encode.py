@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from cctuning.data.chat import (
+    PLACEHOLDER,
+    Rendered,
     Settled,
     aligned_span,
     answer_message,
@@ -29,7 +31,7 @@ from cctuning.data.chat import (
     split_thinking,
 )
 from cctuning.data.messages import THINKING, plain
-from cctuning.data.schema import Message, Text
+from cctuning.data.schema import Text
 from cctuning.errors import UserError
 
 
@@ -69,6 +71,7 @@ class Encoder:
     closing: str = field(init=False, default="")
     settled: Settled | None = field(init=False, default=None)
     frame: tuple[int, int] = field(init=False, default=(0, 0))
+    _places: dict[str, bool] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         name = f"tokenizer {self.tokenizer.name_or_path!r}"
@@ -145,7 +148,16 @@ class Encoder:
 
     def _apply(self, messages: list[dict[str, Any]], row: Mapping[str, Any] | None, prompt: bool) -> str:
         tools, arguments = (_loaded((row or {}).get(name)) for name in ("tools", "arguments"))
-        return render(self.tokenizer, messages, self.chat_template, prompt, arguments, tools)
+        try:
+            return render(self.tokenizer, messages, self.chat_template, prompt, arguments, tools)
+        except UserError:
+            if not any(message.get("tool_calls") for message in messages):
+                raise
+            try:  # DeepSeek's templates take the arguments of calls as JSON text
+                return render(self.tokenizer, _as_json(messages), self.chat_template, prompt, arguments, tools)
+            except UserError:
+                pass
+            raise
 
     def prompt_ids(self, prompt: Text, row: Mapping[str, Any] | None = None) -> list[int]:
         """Token ids of a prompt or a reference, the same in training and inference."""
@@ -166,12 +178,19 @@ class Encoder:
             answer["tool_calls"] = _loaded(row["calls"])
         whole = self._apply([*_messages(row["prompt"]), answer], row, prompt=False)
         rest = whole[len(text) :] if whole.startswith(text) else None
+        if any(call["function"]["name"] not in (rest or whole) for call in answer.get("tool_calls", ())):
+            raise UserError("the chat template leaves out tool calls; give another with chat_template_path.")
         if rest is not None and (thinking is None or thinking.strip() in rest):
             return rest
         # The template renders the prompt differently once it is answered (without its thinking, for example). The
         # model will be asked with the prompt alone, so that rendering is kept, and an open thinking block is closed.
         if row.get("calls"):
-            raise UserError("the chat template renders this prompt differently once its tool calls are answered.")
+            hint = "; with chat_template_kwargs: {enable_thinking: true} the model itself begins its turns"
+            raise UserError(
+                "the chat template renders this prompt differently once its tool calls are answered"
+                + (hint if self.settled and self.settled.before and "</" not in self.settled.before else "")
+                + "."
+            )
         opened = closes(text)
         if opened:
             thought = "" if thinking is None else thinking.strip("\n")
@@ -180,12 +199,41 @@ class Encoder:
 
     def warning(self, row: Mapping[str, Any]) -> str | None:
         """What the user should know about a row that is used all the same."""
-        if row.get("thinking") and not (self.settled is not None and self.settled.ending):
-            return "their thinking is left out: the chat template has no place for it"
+        left_out = [part for part in self._parts(row) if not self._has_place(part, row)]
+        if left_out:
+            return f"the chat template leaves out their {' and '.join(left_out)}"
         parts = (row["prompt"], row.get("response"), row.get("reference"))
         texts = ("\n".join(turn["content"] or "" for turn in _messages(part)) for part in parts if part)
         token = next((found[0] for text in texts if (found := self._special.search(text))), None)
         return None if token is None else f"{token!r}, written in their text, is read as that special token"
+
+    def _parts(self, row: Mapping[str, Any]) -> list[str]:
+        """What a row has beside the contents of user and assistant, for which a template may have no place."""
+        prompt = row["prompt"] if isinstance(row["prompt"], list) else []
+        roles = [f"{role} messages" for role in ("system", "developer", "tool") if role in {m["role"] for m in prompt}]
+        calls = ["tool calls"] if any(message.get("tool_calls") for message in prompt) else []
+        return roles + calls + [part for part in ("tools", "thinking") if row.get(part)]
+
+    def _has_place(self, part: str, row: Mapping[str, Any]) -> bool:
+        """Whether a part of a row is in its rendering; the first row with such a part decides for all."""
+        if part not in self._places:
+            self._places[part] = self.chat and self._shows(part, row)
+        return self._places[part]
+
+    def _shows(self, part: str, row: Mapping[str, Any]) -> bool:
+        named = {"type": "function", "function": {"name": PLACEHOLDER, "description": "", "parameters": {}}}
+        messages, call = _messages(row["prompt"]), {**named, "function": {"name": PLACEHOLDER, "arguments": {}}}
+        for message in messages:
+            if part == f"{message['role']} messages":
+                message["content"] = PLACEHOLDER
+            if part == "tool calls" and message.get("tool_calls"):
+                message["tool_calls"] = [{**one, **call} for one in message["tool_calls"]]
+        try:
+            if part == "thinking":
+                return row["thinking"].strip() in self._rest(row, self.render(row["prompt"], row))
+            return PLACEHOLDER in self._apply(messages, {**row, "tools": [named]} if part == "tools" else row, True)
+        except UserError:  # the template requires other values
+            return True
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
@@ -258,8 +306,8 @@ class Encoder:
             return None
         return self._positions([found], text)[0] if found else None
 
-    def _renderer(self, row: Mapping[str, Any]) -> Callable[[list[Message]], str]:
-        return lambda messages: self._apply(_messages(messages), row, prompt=True)
+    def _renderer(self, row: Mapping[str, Any]) -> Rendered:
+        return lambda messages, prompt=True: self._apply(_messages(messages), row, prompt)
 
     def _positions(self, spans: Sequence[tuple[int, int]], text: str) -> list[tuple[int, int]]:
         """Spans of characters as spans of tokens."""
@@ -328,6 +376,18 @@ def _messages(prompt: Text) -> list[dict[str, Any]]:
         thinking = message.pop("thinking", None)
         message.pop("train", None)
         found.append(message | (dict.fromkeys(THINKING, thinking) if thinking else {}))
+    return found
+
+
+def _as_json(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the arguments of tool calls as JSON text."""
+    found = []
+    for message in messages:
+        calls = [
+            {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+            for call in message.get("tool_calls") or ()
+        ]
+        found.append({**message, "tool_calls": calls} if calls else message)
     return found
 
 
