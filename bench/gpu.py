@@ -1,6 +1,6 @@
 """The table of speed on one NVIDIA GPU, and tokens a second, MFU and memory at shapes from 1B to 8B.
 
-    python bench/gpu.py [--minutes 9] [--shapes 1B 3B 8B] [--output bench/results]
+    python bench/gpu.py [--minutes 9] [--shapes 1B 3B 8B] [--profile] [--output bench/results]
     python bench/gpu.py --device cpu --shapes toy          # the same, end to end, where there is no GPU
     python bench/gpu.py --draw bench/results/gpu.json      # the picture alone, from a JSON made elsewhere
 
@@ -9,11 +9,12 @@ egg-info on PYTHONPATH); TRL's head is measured where TRL is installed, the pict
 Weights are random and made on the device; nothing is downloaded. No section starts after `--minutes`, and each is cut
 to the rounds that fit.
 
-For every shape one model is connected once, and the cases alternate on it: its own step with the connection off
-(`plain`, logits at response tokens only), transformers' own loss (logits everywhere), TRL's fused head, and the
-connection's paths. Small shapes train all weights (fp32, bf16 autocast, fused AdamW); large ones a LoRA of rank 16
-on a bf16 base with checkpointing. Memory is measured before anything else of a shape, each case with an optimiser of
-its own. MFU counts the arithmetic of flops.py (no recomputation) against the card's dense bf16 peak.
+For every shape a model with the default connection (`align`) and one with the gated connection are made, references
+recorded, and the cases alternate on them: the step with the connection off (`plain`, logits at response tokens only),
+transformers' own loss (logits everywhere), TRL's fused head, and the connections. Small shapes train all weights
+(fp32, bf16 autocast, fused AdamW); large ones a LoRA of rank 16 on a bf16 base with checkpointing. Memory is measured
+before anything else of a shape, each case with an optimiser of its own and without the weights of the model that it
+does not use. MFU counts the arithmetic of flops.py (no recomputation) against the card's dense bf16 peak.
 
 Writes gpu.json and gpu.svg.
 """
@@ -26,7 +27,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from peft import LoraConfig, get_peft_model
 
 from cctuning.connection import ConnectionConfig
 from cctuning.model.connected import ConnectedModel
+from cctuning.model.recorded import Prompts
+from cctuning.model.recorded import record as record_references
 from cctuning.model.sites import unwrap
 from flops import Rows, connected_step, plain_step
 from measuring import RESULTS, Ratio, alternate, ratio, record, show, write
@@ -42,6 +45,7 @@ from shapes import Shape, llama
 
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10": 125e12}  # dense bf16
 LOSS = "transformers' loss"
+TARGETS = {"align": 1.08, "sampled": 1.08}
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,12 @@ class Setup:
     batch: Rows
     lora: bool
     checkpointing: bool = False
+
+
+def peak_of(device: str) -> float | None:
+    """Dense bf16 operations per second of the card, if it is a known one."""
+    card = torch.cuda.get_device_name() if device == "cuda" else ""
+    return next((value for name, value in PEAKS.items() if name in card), None)
 
 
 def rows(count: int, languages: int = 1) -> Rows:
@@ -87,36 +97,48 @@ def batch_of(setup: Setup, seed: int, device: str, languages: int = 1) -> dict[s
 
 
 class Bench:
-    """One shape's model, connected, with a step for each case."""
+    """One shape's models, connected, with a step for each case."""
 
     def __init__(self, setup: Setup, device: str, seed: int) -> None:
         self.setup, self.device, self.cuda = setup, device, device != "cpu"
+        self.batch = batch_of(setup, seed, device)
+        self.shared = batch_of(setup, seed, device, languages=min(8, setup.batch.rows))
+        rank = 64 if setup.lora else None  # a full gate of d x d a layer outweighs a LoRA
+        self.connected = self.made(ConnectionConfig("gated", decision_rank=rank), seed)
+        self.connected.step, self.connected.total_steps = 50, 101  # `sampled`: half of the rows are fused
+        self.aligned = self.made(ConnectionConfig(), seed)
+        self.models = (self.connected, self.aligned)
+        self.recorded = {name: value for name, value in self.batch.items() if not name.startswith("reference_")}
+        self.recorded["reference_row"] = torch.arange(setup.batch.rows, device=device)
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def made(self, config: ConnectionConfig, seed: int) -> ConnectedModel:
+        """A connected model with its references recorded."""
+        setup = self.setup
         dtype = torch.bfloat16 if setup.lora and self.cuda else torch.float32
-        model: Any = llama(setup.shape, seed, device, dtype)
+        model: Any = llama(setup.shape, seed, self.device, dtype)
         self.head = trl_head(model)
         if setup.lora:
             model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=16, target_modules="all-linear"))
         if setup.checkpointing:
             unwrap(model).activation_checkpointing_enable({"use_reentrant": False})
             unwrap(model).enable_input_require_grads()
-        rank = 64 if setup.lora else None  # a full gate of d x d a layer outweighs a LoRA
-        self.connected = ConnectedModel.attach(model, ConnectionConfig("gated", decision_rank=rank)).train()
-        self.connected.step, self.connected.total_steps = 50, 101  # `sampled`: half of the rows are fused
-        self.connected.keep_start()  # the default's reference
-        self.kept = self.connected.start
-        self.batch = batch_of(setup, seed, device)
-        self.shared = batch_of(setup, seed, device, languages=min(8, setup.batch.rows))
-        self.optimizer: torch.optim.Optimizer | None = None
+        connected = ConnectedModel.attach(model, config.settled(True)).train()
+        references = self.batch["reference_input_ids"]
+        text = torch.tensor([[1, references.shape[1]]]).expand(len(references), 2)
+        connected.keep_recorded(record_references(connected, Prompts(references.tolist(), text), pad=0, folder=None))
+        return connected
 
     def cases(self) -> dict[str, Callable[[], torch.Tensor]]:
         """The loss of each case."""
         found: dict[str, Callable[[], torch.Tensor]] = {
             "plain": self.plain,
             LOSS: self.own_loss,
-            "sampled": lambda: self.connect("sampled", self.batch),
-            "sampled, references as it trains": lambda: self.connect("sampled", self.batch, kept=False),
-            "sampled, 8 languages": lambda: self.connect("sampled", self.shared),
-            "both": lambda: self.connect("both", self.batch),
+            "align": self.align,
+            "sampled": lambda: self.connect("sampled", self.recorded),
+            "sampled, references as it trains": lambda: self.connect("sampled", self.batch),
+            "sampled, 8 languages, references as it trains": lambda: self.connect("sampled", self.shared),
+            "both": lambda: self.connect("both", self.recorded),
         }
         if self.head:
             found["TRL's head"] = self.trl_loss
@@ -125,6 +147,9 @@ class Bench:
     def plain(self) -> torch.Tensor:
         with self.connected.disable_adapter():
             return self.connected(**self.batch, loss_only=True).loss
+
+    def align(self) -> torch.Tensor:
+        return self.aligned(**self.recorded, loss_only=True).loss
 
     def own_loss(self) -> torch.Tensor:
         with self.connected.disable_adapter():
@@ -137,15 +162,15 @@ class Bench:
             out = self.connected.model(**inputs, fused_lm_head=True)
             return -out.log_probs.sum() / out.label_mask.sum()
 
-    def connect(self, paths: str, batch: dict[str, torch.Tensor], kept: bool = True) -> torch.Tensor:
+    def connect(self, paths: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         self.connected.config.paths = paths
-        self.connected.start = self.kept if kept else None
+        self.connected.config.reference_weights = "start" if batch is self.recorded else "current"
         return self.connected(**batch, loss_only=True).loss
 
     def step(self, loss: Callable[[], torch.Tensor]) -> None:
         """Forward, backward, optimiser."""
         if self.optimizer is None:
-            trained = [p for p in self.connected.parameters() if p.requires_grad]
+            trained = [p for model in self.models for p in model.parameters() if p.requires_grad]
             self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=self.cuda)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.cuda):
             value = loss()
@@ -153,8 +178,9 @@ class Bench:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def peak_gib(self, loss: Callable[[], torch.Tensor]) -> float | None:
-        """Peak memory of two steps, the first optimiser state made among them; None on a CPU."""
+    def peak_gib(self, case: str, loss: Callable[[], torch.Tensor]) -> float | None:
+        """Peak memory of two steps, the first optimiser state made among them, without the weights of the model that
+        the case does not use; None on a CPU."""
         self.optimizer = None
         if not self.cuda:
             self.step(loss)
@@ -164,7 +190,23 @@ class Bench:
         torch.cuda.reset_peak_memory_stats()
         for _ in range(2):
             self.step(loss)
-        return torch.cuda.max_memory_allocated() / 2**30
+        other = self.connected if case == "align" else self.aligned
+        idle = sum(weight.nbytes for weight in other.parameters())
+        return (torch.cuda.max_memory_allocated() - idle) / 2**30
+
+    def profile(self, name: str, losses: dict[str, Callable[[], torch.Tensor]]) -> None:
+        """Print where two steps of each of the losses spend their time."""
+        for case, loss in losses.items():
+            kinds = [torch.profiler.ProfilerActivity.CPU]
+            kinds += [torch.profiler.ProfilerActivity.CUDA] if self.cuda else []
+            with torch.profiler.profile(activities=kinds) as profiler:
+                for _ in range(2):
+                    self.step(loss)
+                if self.cuda:
+                    torch.cuda.synchronize()
+            print(f"{name} {case}: two steps")
+            order = "self_cuda_time_total" if self.cuda else "self_cpu_time_total"
+            print(profiler.key_averages().table(sort_by=order, row_limit=24, max_name_column_width=70), flush=True)
 
 
 def trl_head(model: Any) -> bool:
@@ -184,27 +226,41 @@ def operations(setup: Setup, case: str, recomputed: bool) -> float:
     how["checkpointing"] = "not reentrant" if setup.checkpointing and recomputed else None
     if not case.startswith(("sampled", "both")):
         return plain_step(setup.shape, size, **how)
-    shared = 8 if "8 languages" in case else 1
-    size = Rows(size.rows, size.tokens, size.answer, max(1, size.references // shared), size.reference)
+    live = "as it trains" in case
+    references = max(1, size.references // (8 if "8 languages" in case else 1)) if live else 0
+    size = Rows(size.rows, size.tokens, size.answer, references, size.reference)
     return connected_step(setup.shape, size, both=case == "both", **how)
 
 
-def training(name: str, device: str, seed: int, rounds: int, until: float, peak: float | None) -> dict[str, Any]:
+def training(name: str, options: argparse.Namespace, until: float, peak: float | None) -> dict[str, Any]:
     """Memory, then time, of every case of a shape."""
     setup = SETUPS[name]
-    bench = Bench(setup, device, seed)
-    cases = bench.cases()
-    memory = {case: bench.peak_gib(loss) for case, loss in cases.items()}
+    if options.rows:
+        setup = replace(setup, batch=replace(setup.batch, rows=options.rows, references=options.rows))
+    bench = Bench(setup, options.device, options.seed)
+    cases = {case: loss for case, loss in bench.cases().items() if not options.cases or case in options.cases}
+    memory = {case: bench.peak_gib(case, loss) for case, loss in cases.items()}
     times = alternate(
-        {case: lambda loss=loss: bench.step(loss) for case, loss in cases.items()}, rounds, until=until, desc=name
+        {case: lambda loss=loss: bench.step(loss) for case, loss in cases.items()},
+        options.rounds,
+        until=until,
+        desc=name,
     )
+    if options.profile:
+        bench.profile(name, {case: cases[case] for case in ("plain", "align", "sampled")})
     found = []
     for case in cases:
-        connected = case.startswith(("sampled", "both"))
+        connected = case.startswith(("align", "sampled", "both"))
         floor = operations(setup, case, True) / operations(setup, "plain", True) if connected else None
         rivals = ["plain", "TRL's head"] if connected else ["plain"]
         found += [
-            ratio(times, case, rival, floor if rival == "plain" else None)
+            ratio(
+                times,
+                case,
+                rival,
+                floor if rival == "plain" else None,
+                TARGETS.get(case) if rival == "plain" else None,
+            )
             for rival in rivals
             if rival in times and rival != case
         ]
@@ -275,9 +331,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=9, help="no section starts after that")
     parser.add_argument("--shapes", nargs="+", choices=list(SETUPS), default=["1B", "3B", "8B"])
-    parser.add_argument("--answering", choices=list(SETUPS), help="shape that answers; default the first")
+    parser.add_argument("--rows", type=int, help="rows a step; default 32")
+    parser.add_argument("--cases", nargs="+", help="of training; default all")
+    parser.add_argument("--answering", choices=[*SETUPS, "none"], help="shape that answers; default the first")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--profile", action="store_true", help="print where steps of each shape spend their time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--draw", type=Path, metavar="JSON", help="only draw the picture of this result")
@@ -291,21 +350,20 @@ def main() -> None:
     torch.manual_seed(options.seed)
     if options.device == "cpu":
         torch.set_num_threads(1)
-    card = torch.cuda.get_device_name() if options.device == "cuda" else ""
-    peak = next((value for name, value in PEAKS.items() if name in card), None)
+    peak = peak_of(options.device)
     result = record(options.seed, peak_flops=peak, shapes={}, answering=[], left_out=[])
     for name in options.shapes:
         if time.monotonic() > until:
             result["left_out"].append(name)
             continue
         try:
-            result["shapes"][name] = training(name, options.device, options.seed, options.rounds, until, peak)
+            result["shapes"][name] = training(name, options, until, peak)
         except torch.OutOfMemoryError:
             result["left_out"].append(f"{name}: out of memory")
         if options.device == "cuda":
             torch.cuda.empty_cache()
         write("gpu", result, options.output)  # after each shape: what is measured is kept
-    if time.monotonic() < until:
+    if time.monotonic() < until and options.answering != "none":
         chosen = options.answering or options.shapes[0]
         result["answering"] = answering(chosen, options.device, options.seed, options.rounds, until)
     path = write("gpu", result, options.output)

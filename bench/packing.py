@@ -63,9 +63,9 @@ def data(found: list[tuple[int, int]], seed: int) -> Dataset:
     return concatenate_datasets(made)
 
 
-def epoch(trainer: Any) -> Callable[[], None]:
+def epoch(trainer: Any, checkpointing: str | None = None) -> Callable[[], None]:
     """One epoch of `trainer`."""
-    step, count = stepper(trainer), len(trainer.get_train_dataloader())
+    step, count = stepper(trainer, checkpointing), len(trainer.get_train_dataloader())
 
     def run() -> None:
         for _ in range(count):

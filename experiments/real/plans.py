@@ -8,7 +8,8 @@
 checks of `cctuning pair`, and what text chosen by `cctuning pair select` brings against any text of the same corpora
 and against the task's own sentences. `packs` asks how much text a pack needs, what a pack of one language gives, and
 whether a pack can be added to a task that was trained apart. `smollm2` repeats the main comparison on SmolLM2-135M and
-four languages that it half knows, its rates chosen on `dev` with seed 0. Each seed draws other labelled sentences.
+four languages that it half knows, `facts` asks what name pairs bring to facts; their rates are chosen on `dev` with
+seed 0. Each seed draws other labelled sentences.
 """
 
 from __future__ import annotations
@@ -63,21 +64,60 @@ def packs() -> Iterator[Line]:
 
 
 def smollm2() -> Iterator[Line]:
-    """SmolLM2 on French, German, Spanish and Portuguese."""
+    """SmolLM2 on French, German, Spanish and Portuguese: 100 English labels, 300 sentences of parallel text."""
     of = ("smollm2-135m", "sib200-west")
-    text = {"labels": 100, "sentences": 300}
+    text: dict[str, Any] = {"labels": 100, "sentences": 300}
+    every = {**text, "answered": ["en", "fr", "de", "es", "pt"]}
     for rate in (1e-4, 5e-5, 2e-4):
         yield line(*of, "plain", "plain", 0, text, rate=rate)
         yield line(*of, "align", "align", 0, text, rate=rate)
+        yield line(*of, "plain, labels in all languages", "plain", 0, every, rate=rate)
+    for rate, pack_rate in ((1e-4, 1e-4), (1e-4, 3e-4), (5e-5, 1e-4)):
+        yield line(*of, "pack", "pack", 0, text, rate=rate, pack_rate=pack_rate, pack_batch=32)
     for seed in (1, 2):
-        yield line(*of, "plain-seeds", "plain", seed, text) | {"after": "plain", "take": ["rate"]}
-        yield line(*of, "align-seeds", "align", seed, text) | {"after": "align", "take": ["rate"]}
+        for group, recipe, of_text, take in (
+            ("plain", "plain", text, ["rate"]),
+            ("align", "align", text, ["rate"]),
+            ("pack", "pack", text, ["rate", "pack_rate"]),
+            ("plain, labels in all languages", "plain", every, ["rate"]),
+        ):
+            more = {"pack_batch": 32} if recipe == "pack" else {}
+            yield line(*of, f"{group}, further seeds", recipe, seed, of_text, **more) | {"after": group, "take": take}
+
+
+def facts() -> Iterator[Line]:
+    """BMLAMA on Gemma, answered in English and in the question's language: 300 facts in four languages, name pairs."""
+    text: dict[str, Any] = {"labels": 300, "answered": ["en", "fr", "ru", "tr"], "source": "names"}
+    pack: dict[str, Any] = {"pack_passes": 4, "pack_batch": 32}
+    for world in ("bmlama-en", "bmlama"):
+        of = ("gemma-3-270m", world)
+        for rate in (5e-5, 3e-5, 1e-4):
+            yield line(*of, f"{world} plain", "plain", 0, text, rate=rate)
+        for rate, pack_rate in ((5e-5, 1e-4), (5e-5, 5e-5), (3e-5, 1e-4)):
+            yield line(*of, f"{world} pack", "pack", 0, text, rate=rate, pack_rate=pack_rate, **pack)
+        yield line(*of, f"{world} names as translation rows", "translation-rows", 0, text, rate=5e-5)
+        for seed in (1, 2):
+            yield line(*of, f"{world} plain, further seeds", "plain", seed, text) | {
+                "after": f"{world} plain",
+                "take": ["rate"],
+            }
+            yield line(*of, f"{world} pack, further seeds", "pack", seed, text, **pack) | {
+                "after": f"{world} pack",
+                "take": ["rate", "pack_rate"],
+            }
+        own = {**text, "source": "own"}
+        for seed in (0, 1, 2):
+            yield line(*of, f"{world} pack of questions", "pack", seed, own, **pack) | {
+                "after": f"{world} pack",
+                "take": ["rate", "pack_rate"],
+            }
 
 
 PLANS = {
     "quality": (quality, ("plain", "pack")),
     "packs": (packs, ("plain", "pack")),
     "smollm2": (smollm2, ("plain",)),
+    "facts": (facts, ("bmlama-en plain", "bmlama plain")),
 }
 
 

@@ -5,6 +5,7 @@ Checks and choice are the commands `cctuning pair` and `cctuning pair select`, a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import tempfile
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cctuning.cli import main
+from cctuning.files import write_atomically
+from experiments.real.bases import cache_folder
 from experiments.real.worlds import ENGLISH
 
 Pair = dict[str, str]  # text, reference, lang
@@ -47,22 +50,35 @@ def chosen(pairs: Sequence[Pair], prompts: Sequence[str], count: int, by: str, s
         prompts: English prompts of the task. by: `tfidf`, `random`, or the name of an encoder.
     """
     how = [by] if by in ("tfidf", "random") else ["encoder", "--encoder", by]
-    with tempfile.TemporaryDirectory(prefix="near-") as folder:
-        near = Path(folder) / "rows.jsonl"
-        near.write_text("".join(json.dumps({"prompt": prompt, "lang": ENGLISH}) + "\n" for prompt in prompts))
-        told = ["--near", str(near), "--count", str(count), "--by", *how, "--seed", str(seed)]
-        return _command(pairs, ["pair", "select"], told)
+    told = ["--count", str(count), "--by", *how, "--seed", str(seed)]
+    return _command(pairs, ["pair", "select"], told, prompts)
 
 
-def _command(pairs: Sequence[Pair], verb: list[str], options: list[str]) -> list[Pair]:
+def _command(
+    pairs: Sequence[Pair], verb: list[str], options: list[str], near: Sequence[str] | None = None
+) -> list[Pair]:
+    """The pairs that a command leaves of `pairs`, cached by all that it is given."""
+    content = json.dumps([verb, options, near, list(pairs)], sort_keys=True, ensure_ascii=False)
+    place = cache_folder() / "text" / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.json"
+    if not place.is_file():
+        kept = _run(pairs, verb, options, near)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(place, json.dumps(kept, ensure_ascii=False))
+    return list(json.loads(place.read_text(encoding="utf-8")))
+
+
+def _run(pairs: Sequence[Pair], verb: list[str], options: list[str], near: Sequence[str] | None) -> list[Pair]:
     with tempfile.TemporaryDirectory(prefix="text-") as folder:
-        text, made = Path(folder) / "text.jsonl", Path(folder) / "made"
+        text, made, task = Path(folder) / "text.jsonl", Path(folder) / "made", Path(folder) / "near.jsonl"
         text.write_text(
             "".join(
                 json.dumps({"text": pair["text"], "text_en": pair["reference"], "lang": pair["lang"]}) + "\n"
                 for pair in pairs
             )
         )
+        if near is not None:
+            task.write_text("".join(json.dumps({"prompt": prompt, "lang": ENGLISH}) + "\n" for prompt in near))
+            options = [*options, "--near", str(task)]
         status = main([*verb, str(text), "--output", str(made), *options])
         if status:
             raise RuntimeError(f"cctuning {' '.join(verb)} ended with status {status}")

@@ -69,7 +69,9 @@ def references(config: ConnectionConfig) -> tuple[Prompts, dict[str, Tensor]]:
     return prompts, {"reference_row": which}
 
 
-def connected(recipe: str, attention: str = "sdpa", lora: bool = False) -> tuple[ConnectedModel, dict[str, Tensor]]:
+def connected(
+    recipe: str, attention: str = "sdpa", lora: bool = False, device: str = "cpu"
+) -> tuple[ConnectedModel, dict[str, Tensor]]:
     """A model with its references recorded, in training mode, and what a batch says of them."""
     config = ConnectionConfig(**RECIPES[recipe]).settled(True)
     model: Any = tiny_llama(layers=3, attn_implementation=attention)
@@ -79,7 +81,7 @@ def connected(recipe: str, attention: str = "sdpa", lora: bool = False) -> tuple
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.data.normal_(std=0.1)
-    made = ConnectedModel.attach(model, config)
+    made = ConnectedModel.attach(model.to(device), config)
     shake(made, 0.3)
     prompts, named = references(config)
     if "reference_row" in named and config.connection != "none":
@@ -92,6 +94,7 @@ def gradients(made: ConnectedModel, batch: dict[str, Tensor], packed: bool) -> t
     made.zero_grad()
     made.padding_free = packed
     fused = torch.tensor([True, False, True, False, True]) if made.config.paths == "sampled" else None
+    fused = fused if fused is None else fused.to(batch["input_ids"].device)
     output = made(**batch, fused_rows=fused, loss_only=True)
     output.loss.backward()
     return output, {name: p.grad.clone() for name, p in made.named_parameters() if p.grad is not None}
@@ -223,8 +226,8 @@ def test_experts_are_balanced_over_tokens_and_not_padding():
 @pytest.mark.skipif(not is_flash_attn_2_available(), reason="needs flash-attn and a GPU that it runs on")
 @pytest.mark.parametrize("recipe", ["none", "align", "gated"])
 def test_flash_attention_reads_rows_of_varying_length(recipe):
-    made, named = connected(recipe, "flash_attention_2")
-    made.to("cuda", torch.bfloat16)
+    made, named = connected(recipe, "flash_attention_2", device="cuda")
+    made.to(torch.bfloat16)
     batch = {key: value.cuda() for key, value in (rows() | named).items()}
     padded, expected = gradients(made, batch, packed=False)
     packed, found = gradients(made, batch, packed=True)

@@ -2,78 +2,76 @@
 
     python -m experiments.real.gpu.build OUT --wheels WHEELS [--accept gemma-3-270m] [--known RECORDS]
 
-OUT gets `1`, `2`, …, each under `--limit` MiB: this checkout's code, the wheels of the folder WHEELS, the rows (of
-general text the first thousand pairs a language), the base in pieces, the plan, and `start.sh`, which puts all of it
-together there. Send them in any order into one folder, then run `bash start.sh SECONDS WORKERS RESULTS` in it.
+OUT gets `1`, `2`, …, each under `--limit` MiB: this checkout's code, the wheels of the folder WHEELS, the rows that
+the plan's worlds read, its bases in pieces, the plan, and `start.sh`, which puts all of it together there. Send them
+in any order into one folder, then run `bash start.sh SECONDS WORKERS RESULTS` in it. Parallel text that a cell checks
+or chooses by a command of the package is checked and chosen here.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import shutil
 import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments.real.bases import BASES, fetched, ready, written_out
+from experiments.real.bases import BASES, cache_folder
+from experiments.real.cells import cell_of
 from experiments.real.gpu import plan
 from experiments.real.gpu.carry import pack
-from experiments.real.registry import SIB, world_of
-from experiments.real.worlds import GENERAL, TATOEBA, TICO, data_folder
+from experiments.real.recipes import Job
+from experiments.real.registry import world_of
+from experiments.real.worlds import data_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 PIECE = 27 * 2**20
+ROWS = ("benchmarks/sib200", "benchmarks/bmlama17", "parallel/tatoeba", "parallel/tico19", "sft/alpaca")
 
 
-def build(
-    target: Path, wheels: Path, accept: Sequence[str], limit: int, base: str, world: str, known: Path | None = None
-) -> list[Path]:
+def build(target: Path, wheels: Path, accept: Sequence[str], limit: int, known: Path | None = None) -> list[Path]:
     """The folders, in the order of sending."""
     with tempfile.TemporaryDirectory() as scratch:
         flat = Path(scratch)
-        chosen = BASES[base]
-        checkpoint = ready(chosen, world_of(world).texts(), accept)
-        pack(checkpoint, written_out(chosen, accept), fetched(chosen, accept), flat / "base", PIECE)
-        for path in (flat / "base").iterdir():
-            path.rename(flat / f"base-{path.name}")
-        (flat / "base").rmdir()
+        lines = list(plan.lines())
+        for base in dict.fromkeys(line["cell"]["base"] for line in lines):
+            worlds = dict.fromkeys(line["cell"]["world"] for line in lines if line["cell"]["base"] == base)
+            pack(BASES[base], list(worlds), flat, PIECE, accept)
+        _text(lines, flat / "text.tar.gz")
         _code(flat / "code.tar.gz")
         _rows(flat / "rows.tar")
         for wheel in wheels.glob("*.whl"):
             shutil.copy(wheel, flat / wheel.name)
-        (flat / "plan.jsonl").write_text("".join(json.dumps(one) + "\n" for one in plan.lines()))
+        (flat / "plan.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
         shutil.copy(Path(__file__).with_name("start.sh"), flat / "start.sh")
         if known is not None:
             shutil.copy(known, flat / f"known{''.join(known.suffixes)}")
         return _distributed(flat, target, limit)
 
 
+def _text(lines: Sequence[dict[str, Any]], target: Path) -> None:
+    """The checked and chosen text of the plan's cells, as text.py caches it."""
+    for cell in (cell_of(line["cell"]) for line in lines):
+        if cell.setting.check or cell.setting.choice:
+            Job(None, None, world_of(cell.world), cell.setting, cell.seed, target.parent).pairs()  # type: ignore[arg-type]
+    with tarfile.open(target, "w:gz") as archive:
+        archive.add(cache_folder() / "text", "real/text")
+
+
 def _code(target: Path) -> None:
     with tarfile.open(target, "w:gz") as archive:
-        for name in ("src", "experiments"):
+        for name in ("src", "experiments", "bench"):
             archive.add(ROOT / name, name, filter=lambda one: None if "__pycache__" in one.name else one)
 
 
 def _rows(target: Path) -> None:
-    """The files that the world reads."""
-    folder = data_folder()
-    with tarfile.open(target, "w") as archive, tempfile.TemporaryDirectory() as scratch:
-        for lang in SIB:
-            name = f"benchmarks/sib200/{lang}.jsonl.gz"
-            archive.add(folder / name, name)
-        for place, files in (("parallel/tatoeba", TATOEBA), ("parallel/tico19", TICO)):
-            for lang in SIB:
-                if lang in files:
-                    name = f"{place}/{files[lang]}.jsonl.gz"
-                    with gzip.open(folder / name, "rt", encoding="utf-8") as file:
-                        lines = [text for text, _ in zip(file, range(GENERAL), strict=False)]
-                    short = Path(scratch) / "rows.gz"
-                    with gzip.open(short, "wt", encoding="utf-8") as file:
-                        file.writelines(lines)
-                    archive.add(short, name)
+    """The files that the worlds read."""
+    with tarfile.open(target, "w") as archive:
+        for name in ROWS:
+            archive.add(data_folder() / name, name)
 
 
 def _distributed(flat: Path, target: Path, limit: int) -> list[Path]:
@@ -108,11 +106,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--accept", nargs="*", default=[])
     parser.add_argument("--limit", type=float, default=57, help="MiB of a folder at most")
     parser.add_argument("--known", type=Path, help="records whose cells are not run again")
-    parser.add_argument("--base", default=plan.BASE)
-    parser.add_argument("--world", default=plan.WORLD)
     said = parser.parse_args(argv)
     limit = int(said.limit * 2**20)
-    for folder in build(said.target, said.wheels, said.accept, limit, said.base, said.world, said.known):
+    for folder in build(said.target, said.wheels, said.accept, limit, said.known):
         size = sum(_size(path) for path in folder.iterdir()) / 2**20
         print(f"{folder}: {size:.1f} MiB, {len(list(folder.iterdir()))} files")
 

@@ -1,10 +1,11 @@
-"""Split a cut checkpoint into small files and join them again, for a machine without a network.
+"""Split cut checkpoints into small files and join them again, for a machine without a network.
 
-    python -m experiments.real.gpu.carry pack gemma-3-270m sib200 DIR --accept gemma-3-270m   # here
-    python -m experiments.real.gpu.carry unpack DIR CHECKPOINT                                 # there
+    python -m experiments.real.gpu.carry pack gemma-3-270m DIR --worlds sib200 bmlama --accept gemma-3-270m   # here
+    python -m experiments.real.gpu.carry unpack DIR CHECKPOINTS                                                # there
 
-The weights are carried as the GGUF has them, quantised, and the embedding's kept rows alone; what `unpack` writes has
-the same tensors, bit for bit (their hash is checked). Pieces are under `--piece` MiB each.
+The weights are carried as the GGUF has them, quantised: the layers once, and of the embedding the rows that any of the
+worlds needs. `unpack` writes CHECKPOINTS/BASE/WORLD with the same tensors, bit for bit (their hash is checked). Pieces
+are under `--piece` MiB each.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import hashlib
 import json
 import re
-import shutil
+import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from cctuning.errors import UserError
-from experiments.real.bases import BASES, fetched, fingerprint, ready, written_out
+from experiments.real.bases import BASES, Base, fetched, fingerprint, ready, written_out
 from experiments.real.registry import world_of
 
 BESIDE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+EMBEDDING = "model.embed_tokens.weight"
 NAMES = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
@@ -44,35 +46,41 @@ NORMS = {
 }  # fmt: skip
 
 
-def pack(checkpoint: Path, whole: Path, source: Path, target: Path, piece: int) -> None:
-    """Write the cut `checkpoint` into `target`.
-
-    Args:
-        whole: the checkpoint that was cut. source: the GGUF that it was written out from. piece: bytes of a piece.
-    """
+def pack(base: Base, worlds: Sequence[str], target: Path, piece: int, accept: Sequence[str]) -> None:
+    """Write the base, cut to each of the worlds, into `target`; `piece`: bytes of a piece."""
     target.mkdir(parents=True, exist_ok=True)
-    config = json.loads((checkpoint / "config.json").read_text())
-    kept = _kept(checkpoint, whole)
+    cut = {world: ready(base, world_of(world).texts(), accept) for world in worlds}
+    whole, source = written_out(base, accept), fetched(base, accept)
+    kept = {world: _kept(folder, whole) for world, folder in cut.items()}
+    carried = sorted(set().union(*kept.values()))
+    place = {token: number for number, token in enumerate(carried)}
+    config = json.loads((whole / "config.json").read_text())
     table: list[dict[str, Any]] = []
     body = bytearray()
     for tensor in gguf.GGUFReader(source).tensors:
         raw = np.asarray(tensor.data)
         name, change = _renamed(tensor.name, config)
         shape = [int(size) for size in reversed(tensor.shape)]
-        if tensor.name == "token_embd.weight":
-            raw, shape = raw[kept], [len(kept), shape[1]]
+        if name == EMBEDDING:
+            raw, shape = raw[carried], [len(carried), shape[1]]
         content = np.ascontiguousarray(raw).tobytes()
         table.append({"name": name, "type": int(tensor.tensor_type), "shape": shape, "change": change,
                       "bytes": len(content)})  # fmt: skip
         body += content
-    weights = load_file(checkpoint / "model.safetensors")
-    told = {"tensors": table, "config": config, "hash": _hash(weights), "fingerprint": fingerprint(checkpoint)}
-    (target / "tensors.json").write_text(json.dumps(told))
+    told: dict[str, Any] = {"tensors": table, "worlds": {}}
+    for world, folder in cut.items():
+        told["worlds"][world] = {
+            "rows": [place[token] for token in kept[world]],
+            "hash": _hash(load_file(folder / "model.safetensors")),
+            "fingerprint": fingerprint(folder),
+        }
+        with tarfile.open(target / f"{base.name}.{world}.tar.gz", "w:gz") as archive:
+            for name in BESIDE:
+                if (folder / name).is_file():
+                    archive.add(folder / name, name)
+    (target / f"{base.name}.tensors.json").write_text(json.dumps(told))
     for number, start in enumerate(range(0, len(body), piece)):
-        (target / f"body.{number:02d}").write_bytes(body[start : start + piece])
-    for name in BESIDE:
-        if (checkpoint / name).is_file():
-            shutil.copy(checkpoint / name, target / name)
+        (target / f"{base.name}.body.{number:02d}").write_bytes(body[start : start + piece])
 
 
 def _kept(checkpoint: Path, whole: Path) -> list[int]:
@@ -88,7 +96,7 @@ def _renamed(name: str, config: dict[str, Any]) -> tuple[str, str]:
     kind = config["model_type"]
     norm = "minus_one" if kind == "gemma3_text" else "none"  # llama.cpp keeps 1 + w where Gemma's checkpoint keeps w
     if name == "token_embd.weight":
-        return "model.embed_tokens.weight", "none"
+        return EMBEDDING, "none"
     if name == "output_norm.weight":
         return "model.norm.weight", norm
     found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
@@ -103,16 +111,34 @@ def _renamed(name: str, config: dict[str, Any]) -> tuple[str, str]:
 
 
 def unpack(source: Path, target: Path) -> None:
-    """Write the checkpoint from the files of `pack`.
+    """Write the checkpoints of all bases that `pack` wrote into `source`, each as BASE/WORLD.
 
     Raises:
         UserError: the weights are not those that `pack` read.
     """
-    told = json.loads((source / "tensors.json").read_text())
-    body = b"".join(piece.read_bytes() for piece in sorted(source.glob("body.*")))
+    for file in sorted(source.glob("*.tensors.json")):
+        base = file.name.removesuffix(".tensors.json")
+        told = json.loads(file.read_text())
+        weights = _weights(
+            told["tensors"], b"".join(one.read_bytes() for one in sorted(source.glob(f"{base}.body.*")))
+        )
+        every = weights[EMBEDDING]
+        for world, of in told["worlds"].items():
+            weights[EMBEDDING] = every[torch.tensor(of["rows"])].clone()
+            if _hash(weights) != of["hash"]:
+                raise UserError(f"{file}: the weights differ from those that were packed; copy the pieces again.")
+            folder = target / base / world
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+            with tarfile.open(source / f"{base}.{world}.tar.gz") as archive:
+                archive.extractall(folder, filter="data")
+            (folder / "fingerprint.json").write_text(json.dumps({"fingerprint": of["fingerprint"]}))
+
+
+def _weights(table: Sequence[dict[str, Any]], body: bytes) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = {}
     place = 0
-    for one in told["tensors"]:
+    for one in table:
         raw = np.frombuffer(body, np.uint8, one["bytes"], place)
         place += one["bytes"]
         kind = gguf.GGMLQuantizationType(one["type"])
@@ -121,14 +147,7 @@ def unpack(source: Path, target: Path) -> None:
         else:
             values = dequantize(raw.reshape(one["shape"][0], -1), kind).reshape(one["shape"])
         weights[one["name"]] = torch.from_numpy(_changed(values, one["change"]).astype(np.float32))
-    if _hash(weights) != told["hash"]:
-        raise UserError(f"{source}: the weights differ from those that were packed; copy the pieces again.")
-    target.mkdir(parents=True, exist_ok=True)
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    for name in BESIDE:
-        if (source / name).is_file():
-            shutil.copy(source / name, target / name)
-    (target / "fingerprint.json").write_text(json.dumps({"fingerprint": told["fingerprint"]}))
+    return weights
 
 
 def _changed(values: np.ndarray, change: str) -> np.ndarray:
@@ -155,13 +174,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("pack")
     one.add_argument("base", choices=list(BASES))
-    one.add_argument("world")
     one.add_argument("folder", type=Path)
+    one.add_argument("--worlds", nargs="+", required=True)
     one.add_argument("--accept", nargs="*", default=[])
     one.add_argument("--piece", type=float, default=28, help="MiB of a piece at most")
     two = commands.add_parser("unpack")
     two.add_argument("folder", type=Path)
-    two.add_argument("checkpoint", type=Path)
+    two.add_argument("checkpoints", type=Path)
     return parser.parse_args(argv)
 
 
@@ -169,12 +188,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     given = _arguments(argv)
     if given.command == "unpack":
-        unpack(given.folder, given.checkpoint)
+        unpack(given.folder, given.checkpoints)
         return
-    base = BASES[given.base]
-    checkpoint = ready(base, world_of(given.world).texts(), given.accept)
-    source = fetched(base, given.accept)
-    pack(checkpoint, written_out(base, given.accept), source, given.folder, int(given.piece * 2**20))
+    pack(BASES[given.base], given.worlds, given.folder, int(given.piece * 2**20), given.accept)
     print(*_sizes(given.folder), sep="\n")
 
 

@@ -1,4 +1,4 @@
-"""The plan of GPU sessions on `sib200`, most valuable first: `python -m experiments.real.gpu.plan > plan.jsonl`.
+"""The plan of GPU sessions, most valuable first: `python -m experiments.real.gpu.plan > plan.jsonl`.
 
 Searches run with seed 0 and are decided on `dev`; seeds 1 and 2 of what was chosen follow. Every recipe's own rate is
 searched, and its weight or its amount of passes where it has one. Records of an earlier session are handed to the
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from experiments.real.plans import PLANS
 from experiments.real.registry import NEVER, SIB
 
 BASE, WORLD = "gemma-3-270m", "sib200"
@@ -95,28 +96,32 @@ def few_labels_seeds() -> Iterator[dict[str, Any]]:
 
 def rivals() -> Iterator[dict[str, Any]]:
     """The same text in other ways."""
-    for rate, weight in ((3e-5, 5.0), (5e-5, 15.0), (5e-5, 5.0), (5e-5, 1.0), (1e-4, 1.0)):
+    for rate, weight in ((3e-5, 5.0), (5e-5, 5.0), (5e-5, 1.0), (1e-4, 1.0)):
         yield line("cc", "cc", ENGLISH, rate=rate, weight=weight, loss="standardized")
     for rate in (3e-5, 5e-5, 1e-4):
-        yield line("mid-align", "mid-align", ENGLISH, rate=rate)
-        yield line("translation-rows", "translation-rows", ENGLISH, rate=rate)
-        yield line("distil", "distil", ENGLISH, rate=rate)
         yield line("pseudo", "pseudo", ENGLISH, rate=rate)
-    for rate in (5e-5, 1e-4):
-        yield line("translation-first", "translation-first", ENGLISH, pack_rate=rate, **FIRST)
-        yield line("text-first", "text-first", ENGLISH, pack_rate=rate, **FIRST)
-    yield line("swap", "swap", ENGLISH, **FIRST)
+        yield line("mid-align", "mid-align", ENGLISH, rate=rate)
+        yield line("distil", "distil", ENGLISH, rate=rate)
+        yield line("translation-rows", "translation-rows", ENGLISH, rate=rate)
 
 
 def rivals_seeds() -> Iterator[dict[str, Any]]:
     """Their further seeds."""
     for seed in (1, 2):
         yield then(line("cc-seeds", "cc", ENGLISH, seed, loss="standardized"), "cc", JOINT)
+        yield then(line("pseudo-seeds", "pseudo", ENGLISH, seed), "pseudo", ["rate"])
         yield then(line("mid-align-seeds", "mid-align", ENGLISH, seed), "mid-align", ["rate"])
         yield then(line("distil-seeds", "distil", ENGLISH, seed), "distil", ["rate"])
-        yield then(line("pseudo-seeds", "pseudo", ENGLISH, seed), "pseudo", ["rate"])
-        for name, take in (("translation-rows", ["rate"]), ("translation-first", PACK), ("text-first", PACK)):
-            yield then(line(f"{name}-seeds", name, ENGLISH, seed), name, take)
+        yield then(line("translation-rows-seeds", "translation-rows", ENGLISH, seed), "translation-rows", ["rate"])
+
+
+def dear_rivals() -> Iterator[dict[str, Any]]:
+    """Training on the text with targets first, which takes longest, and two that need a pack or activations."""
+    yield line("swap", "swap", ENGLISH, **FIRST)
+    yield line("incline", "incline", ENGLISH, rate=3e-5)
+    for rate in (5e-5, 1e-4):
+        yield line("translation-first", "translation-first", ENGLISH, pack_rate=rate, **FIRST)
+        yield line("text-first", "text-first", ENGLISH, pack_rate=rate, **FIRST)
 
 
 def variants() -> Iterator[dict[str, Any]]:
@@ -154,10 +159,26 @@ def curves() -> Iterator[dict[str, Any]]:
     yield then(line("languages 11", "pack", text), BOTH, PACK)
 
 
+def small(*names: str) -> Iterator[dict[str, Any]]:
+    """Plans for two cores (plans.py), their groups named after them."""
+    for name in names:
+        for one in PLANS[name][0]():
+            more = {"after": f"{name}: {one['after']}"} if "after" in one else {}
+            yield {**one, "group": f"{name}: {one['group']}", **more}
+
+
 def lines() -> Iterator[dict[str, Any]]:
     """The whole plan."""
-    for part in (searches, seeds, few_labels, variants, rivals, few_labels_seeds, curves, controls, rivals_seeds):
+    yield from searches()
+    yield from small("smollm2")
+    yield from seeds()
+    yield from few_labels()
+    yield from small("quality", "facts")
+    for part in (rivals, variants, few_labels_seeds, rivals_seeds, curves):
         yield from part()
+    yield from small("packs")
+    yield from controls()
+    yield from dear_rivals()
 
 
 if __name__ == "__main__":

@@ -8,16 +8,15 @@ export PYTHONPATH=$here/site:$here/code:$here/code/src CC_TUNING_DATA=$here/data
 export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 PYTHON=${PYTHON:-python3}
 if [ "$what" != run ] && [ ! -f ready ]; then
-  mkdir -p site code data cache base
+  mkdir -p site code data cache
   if ls ./*.whl >/dev/null 2>&1; then
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target site ./*.whl || exit 1
   fi
-  tar -xzf code.tar.gz -C code && tar -xf rows.tar -C data || exit 1
+  tar -xzf code.tar.gz -C code && tar -xf rows.tar -C data && tar -xzf text.tar.gz -C cache || exit 1
   # The package is not installed, but asks for its own version.
   mkdir -p site/cc_tuning-0.1.0.dist-info
   printf 'Metadata-Version: 2.1\nName: cc-tuning\nVersion: 0.1.0\n' > site/cc_tuning-0.1.0.dist-info/METADATA
-  for file in base-*; do cp "$file" "base/${file#base-}"; done
-  "$PYTHON" -m experiments.real.gpu.carry unpack base checkpoint || exit 1
+  "$PYTHON" -m experiments.real.gpu.carry unpack . checkpoints || exit 1
   touch ready
   echo "prepared in $SECONDS s"
 fi
@@ -25,5 +24,5 @@ if [ "$what" != prepare ]; then
   shopt -s nullglob
   known=(known.jsonl*)
   "$PYTHON" -m experiments.real.gpu.workers plan.jsonl "$results" --workers "$workers" --seconds "$seconds" \
-    --given "gemma-3-270m sib200=$here/checkpoint" ${known:+--known "${known[@]}"}
+    --checkpoints checkpoints ${known:+--known "${known[@]}"}
 fi

@@ -1,6 +1,6 @@
 """Run a plan of cells, most valuable first, with several workers.
 
-    python -m experiments.real.gpu.workers PLAN RESULTS --workers 12 --seconds 480 --given "gemma-3-270m sib200=DIR"
+    python -m experiments.real.gpu.workers PLAN RESULTS --workers 12 --seconds 480 --checkpoints DIR
 
 PLAN is JSON lines: `{"group", "cell"}`, or `{"group", "cell", "after", "take"}` for a cell whose options `take` are
 those of the best cell of the group (or groups) `after` on `dev`; it waits until that is done. RESULTS is JSON lines of
@@ -152,14 +152,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--workers", type=int, default=8, help="about 12 GB of the device each")
     parser.add_argument("--seconds", type=float, default=480, help="no cell is started after this")
-    parser.add_argument("--given", nargs="*", default=[], help='"BASE WORLD=FOLDER": checkpoints that are there')
+    parser.add_argument("--checkpoints", type=Path, help="folder with the cut checkpoints, BASE/WORLD")
     parser.add_argument(
         "--known", type=Path, nargs="*", default=[], help="records made before: their cells are not run"
     )
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     said = parser.parse_args(argv)
-    given = {name: Path(folder) for name, folder in (one.split("=", 1) for one in said.given)}
+    folders = said.checkpoints.glob("*/*") if said.checkpoints else ()
+    given = {f"{folder.parent.name} {folder.name}": folder for folder in folders}
     queue = Queue(plan_of(said.plan), said.results)
     if said.worker is not None:
         work(said.worker, queue, said.until, given)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import ModelOutput
 
 from cctuning.connection import ConnectionConfig, Plan, equations, total
@@ -147,12 +147,43 @@ def token_losses(logits: Tensor, batch: Batch, step: Step) -> tuple[Tensor, Tens
     row, position = step.score.nonzero(as_tuple=True)
     running = step.source.shape[0]
     predict = step.predict[row, position]
-    wanted = batch.labels[step.source[row[predict]], position[predict] + 1]
-    scored = logits[predict].float()
-    losses = nn.functional.cross_entropy(scored, wanted, reduction="none")
-    tokens = torch.bincount(row[predict], minlength=running)
+    of = row[predict]
+    wanted = batch.labels[step.source[of], position[predict] + 1]
+    scored = logits if len(of) == len(logits) else logits[predict]
+    losses: Tensor = CrossEntropy.apply(scored, wanted)  # type: ignore[no-untyped-call]
+    tokens = torch.bincount(of, minlength=running)
     hits = (scored.argmax(dim=-1) == wanted).long()
-    return equations.row_sums(losses, row[predict], running), tokens, equations.row_sums(hits, row[predict], running)
+    return equations.row_sums(losses, of, running), tokens, equations.row_sums(hits, of, running)
+
+
+class CrossEntropy(torch.autograd.Function):
+    """Negative log-likelihood (N,), fp32, of `wanted` (N,) under logits (N, V) of any floating dtype.
+
+    As `nn.functional.cross_entropy`, a block of positions at a time: beside the logits and their gradient, in their
+    own dtype, no (N, V) tensor in fp32 is held.
+    """
+
+    BLOCK = 1 << 26  # entries in fp32 at once
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, wanted: Tensor) -> Tensor:
+        rows = max(1, CrossEntropy.BLOCK // logits.shape[1])
+        total = [block.float().logsumexp(dim=1) for block in logits.split(rows)]
+        normaliser = torch.cat(total)
+        ctx.save_for_backward(logits, wanted, normaliser)
+        return normaliser - logits.gather(1, wanted[:, None])[:, 0].float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        logits, wanted, normaliser = ctx.saved_tensors
+        rows = max(1, CrossEntropy.BLOCK // logits.shape[1])
+        found = torch.empty_like(logits)
+        for start in range(0, len(logits), rows):
+            part = slice(start, start + rows)
+            probability = (logits[part].float() - normaliser[part, None]).exp_()
+            probability.scatter_add_(1, wanted[part, None], torch.full_like(wanted[part, None], -1, dtype=torch.float))
+            found[part] = probability.mul_(gradient[part, None])
+        return found, None
 
 
 def distillation(logits: Tensor, step: Step) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.generic import is_flash_attention_requested
 
 from cctuning.connection import ConnectionConfig, LayerAlignment, Plan, StopForward, Wire, offered
 from cctuning.errors import UserError
@@ -190,4 +191,5 @@ def rows_separable(config: Any) -> bool:
     masks of FlexAttention, or an auxiliary loss over the routing of all rows."""
     rotary = getattr(config, "rope_parameters", None) is not None
     experts = getattr(config, "router_aux_loss_coef", None) is not None
-    return rotary and not experts and config._attn_implementation in ("eager", "sdpa", "flash_attention_2")
+    known = config._attn_implementation in ("eager", "sdpa") or is_flash_attention_requested(config)
+    return rotary and not experts and known
