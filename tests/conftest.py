@@ -67,7 +67,8 @@ def shake(connected, scale: float = 0.3, seed: int = 2) -> None:
     generator = torch.Generator().manual_seed(seed)
     for connection in connected.connections.values():
         for parameter in connection.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * scale
+            drawn = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype) * scale
+            parameter.data = drawn.to(parameter.device)
 
 
 @pytest.fixture

@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cctuning import CCTrainer, UserError
 from cctuning.training.sampling import PackedOrder
 from cctuning.training.summary import doubts, plan
+from tests.model.test_packing import varlen
 from tests.training import test_parallel_text, test_trainer
 from tests.training.test_parallel_text import curve, english
 from tests.training.test_trainer import config, weights
-from tests.training.toys import rows
+from tests.training.toys import model, rows
 
 RECIPES = {
     "none": {"connection": "none"},
@@ -178,3 +180,23 @@ def test_bins_that_hold_one_row_are_noted(length, expected, tmp_path):
     run.train()
     assert found.steps == run.state.max_steps and "about" in "".join(found.lines({}))
     assert any("raise max_length" in doubt for doubt in doubts(found, run.args)) == expected
+
+
+@pytest.mark.parametrize("recipe", ["align", "gated", "adaptive"])
+def test_fp32_weights_under_bf16_autocast_with_flash_attention(recipe, tmp_path, monkeypatch):
+    """FlashAttention runs no fp32: transformers casts to the dtype of autocast, and fails outside of it."""
+
+    def flash(module, query, *args, **kwargs):
+        if not torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+        return varlen(module, query, *args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash)
+    base = model()
+    base.config._attn_implementation = "flash_attention_2"
+    for module in (test_trainer, test_parallel_text):
+        monkeypatch.setattr(module, "model", lambda: base)
+    run, _ = made(tmp_path, recipe, padding_free=True, bf16=True, num_train_epochs=1)
+    assert run.model.config._attn_implementation == "flash_attention_2"
+    run.train()
+    assert all(loss == loss for loss in curve(run))

@@ -58,8 +58,9 @@ class _Products:
         dtype = torch.promote_types(x.dtype, torch.float32)
         x, y = x.to(dtype), y.to(dtype)
         z = y - x
-        self.xx += (x.T @ x).cpu()
-        self.xz += (x.T @ z).cpu()
+        with torch.autocast(x.device.type, enabled=False):
+            self.xx += (x.T @ x).cpu()
+            self.xz += (x.T @ z).cpu()
         self.zz += float(torch.linalg.vector_norm(z, dtype=torch.float64).square())
         self.yy += float(torch.linalg.vector_norm(y, dtype=torch.float64).square())
 

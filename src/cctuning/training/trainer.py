@@ -144,7 +144,9 @@ class CCTrainer(RecordingTrainer):
         self.connected.reference_language = args.reference_language
         self.connected.padding_free = args.packing or args.padding_free
         if self.connected.padding_free and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            self.connected.check_padding_free()  # sharded weights are not there yet: in the first step
+            # Under autocast, without which FlashAttention cannot run fp32 weights. Sharded ones: in the first step.
+            with self.accelerator.autocast():
+                self.connected.check_padding_free()
         self._decisions = watch_decisions(self.connected) if args.log_connection else {}
         check_engine(self.accelerator, self.model, settled.connection, args.optim)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
@@ -255,7 +257,8 @@ class CCTrainer(RecordingTrainer):
         """As the parent's; afterwards an adaptive connection's matrix is fitted."""
         result = super().train(*args, **kwargs)
         self.connected.base_trained = serialization.base_is_trained(self.connected)
-        self.fit = self.connected.after_training(self._training_batches())
+        with self.accelerator.autocast():
+            self.fit = self.connected.after_training(self._training_batches())
         return result
 
     def _training_batches(self) -> Iterator[dict[str, Any]]:
