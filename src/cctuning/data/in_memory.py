@@ -5,15 +5,14 @@ Rows of `load_rows` and pairs of `load_parallel` are not parsed again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from cctuning.data.chat import NAMES
 from cctuning.data.layouts import missing_reference
-from cctuning.data.messages import THINKING
 from cctuning.data.row_reader import RowReader
 from cctuning.data.schema import CHUNK, BadRow, Row, Skipped
 from cctuning.data.tables import EXTRA, dataset_of, is_checked, table_of
@@ -22,6 +21,8 @@ from cctuning.languages import UNKNOWN
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+ENDED = re.compile(rf"</({NAMES})>")  # the end of thinking in a text
 
 
 def check_dataset(dataset: Any, where: str) -> None:
@@ -118,25 +119,13 @@ def _lacks_reference(dataset: Dataset, language: str) -> bool:
 def has_thinking(dataset: Dataset) -> bool:
     """Whether any assistant turn of rows in the schema has thinking, in a part of its own or in its text."""
     names = [name for name in ("prompt", "response", "thinking") if name in dataset.column_names]
-    names = [name for name in names if name != "prompt" or not _is_text(dataset.data.table["prompt"].type)]
-    tables = dataset.select_columns(names).with_format("arrow").iter(CHUNK)
-    return any(_thinks(table[name], name) for table in tables for name in names)
+    batches = dataset.select_columns(names).with_format(None).iter(CHUNK)
+    return any(_thinks(value, name) for batch in batches for name in names for value in batch[name])
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _thinks(texts: pa.ChunkedArray, name: str) -> bool:
-    kind = texts.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _thinks(pc.list_flatten(texts), name)
-    if pa.types.is_struct(kind):
-        return any(_thinks(pc.struct_field(texts, part.name), part.name) for part in kind)
-    if not _is_text(kind):
+def _thinks(value: Any, name: str) -> bool:
+    if isinstance(value, list):
+        return any(_thinks(turn.get(key), key) for turn in value for key in ("thinking", "content"))
+    if not value or name == "prompt":  # of plain text
         return False
-    if name in THINKING:
-        found = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0)
-    else:
-        found = pc.match_substring_regex(texts, rf"</({NAMES})>")
-    return bool(pc.any(found).as_py())
+    return bool(value.strip()) if name == "thinking" else ENDED.search(value) is not None
