@@ -53,13 +53,11 @@ class Assembly:
 
     Attributes:
         language: of the parallels.
-        draft: directory for scratch files.
         cache_dir: where translations and answers are kept.
         engine: for sources that name none.
     """
 
     language: str
-    draft: Path
     cache_dir: Path
     engine: Mapping[str, Any]
 
@@ -123,20 +121,22 @@ class Assembly:
         )
         theirs = RowReader(self.language, other.columns, other.lang, text_is_prompt=True)
         reader = RowReader(self.language, source.columns, source.lang, text_is_prompt=True)
-        with closing(ReferenceSide(self.draft / f"reference-{account.number}.sqlite", source.key)) as index:
-            index.fill(other.path, theirs.read(other, side.get("where", {}), also))
-            account.notes += index.notes(other.path)
+        index = ReferenceSide(source.key, other.path, theirs.read(other, side.get("where", {}), also))
+        if index.unused:
+            account.notes.append(
+                f"{other.path}: {len(index.unused)} records cannot be joined, the first: {index.unused[0]}"
+            )
 
-            def rows() -> Candidates:
-                for count, (origin, record, row) in enumerate(reader.read(source, source.where, ["id", *also])):
-                    found = Candidate.of(row, origin, record, account.number)
-                    found.reference = found.reference_response = None
-                    if not found.problems and found.lang != self.language:
-                        index.match(found, key_of(record, count, source.key))
-                        found.record = dict(record) if found.problems else None
-                    yield found
+        def rows() -> Candidates:
+            for count, (origin, record, row) in enumerate(reader.read(source, source.where, ["id", *also])):
+                found = Candidate.of(row, origin, record, account.number)
+                found.reference = found.reference_response = None
+                if not found.problems and found.lang != self.language:
+                    index.match(found, key_of(record, count, source.key))
+                    found.record = dict(record) if found.problems else None
+                yield found
 
-            yield from account.limited(rows())
+        yield from account.limited(rows())
         account.fingerprints = {**reader.fingerprints, **theirs.fingerprints}
         if by_index and account.read not in (source.limit, index.records):
             raise UserError(

@@ -1,15 +1,12 @@
-"""Join rows with their parallels in another data set by key.
+"""Join rows with their parallels in another data set by key; the reference-language side is held in memory.
 
-The reference-language side is stored in a scratch SQLite file and looked up there, so neither side is held in memory.
 A key with several records is used only where they all have the same prompt.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cctuning.data.schema import BadRow, Row
@@ -37,50 +34,37 @@ def _key_part(part: Any) -> Any:
 
 
 class ReferenceSide:
-    """The records of the reference language under their keys, in a scratch SQLite file.
+    """The records of the reference language under their keys.
 
     Attributes:
         records: how many there are, good or not; the position is the key where rows are joined by index.
-        unused: number of those that are not rows or have no key.
-        first_unused: the first of them, with the reason.
+        unused: those that are not rows or have no key, with the reason.
     """
 
-    def __init__(self, path: Path, key: Sequence[str]) -> None:
-        self.path, self.key = path, key
-        self.records, self.unused, self.first_unused = 0, 0, ""
-        self.table = sqlite3.connect(path, isolation_level=None)
-        # A scratch file: it is removed with the run, so it need not survive a crash.
-        self.table.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-65536;")
-        self.table.execute("CREATE TABLE reference (key TEXT, prompt TEXT, response TEXT, origin TEXT)")
-
-    def fill(self, path: str, rows: Iterable[tuple[str, Mapping[str, Any], Row | BadRow]]) -> None:
-        """Store the records of `RowReader.read`."""
-
-        def keyed() -> Iterator[tuple[str, str, str | None, str]]:
-            for number, (origin, record, row) in enumerate(rows):
-                self.records += 1
-                key = key_of(record, number, self.key)
-                if not isinstance(row, BadRow) and key is not None:
-                    yield key, json.dumps(row.prompt, ensure_ascii=False), row.response, origin
-                    continue
-                self.unused += 1
-                no_key = f"no value under {', '.join(self.key)}; it has the columns {', '.join(record)}."
-                self.first_unused = self.first_unused or f"{origin}: {row if isinstance(row, BadRow) else no_key}"
-
-        self.table.execute("BEGIN")
-        self.table.executemany("INSERT INTO reference VALUES (?, ?, ?, ?)", keyed())
-        self.table.execute("COMMIT")
-        self.table.execute("CREATE INDEX keys ON reference (key)")
-        if self.records == self.unused:
-            raise UserError(f"{path}: no record can be joined; the first: {self.first_unused or 'it is empty.'}")
+    def __init__(self, key: Sequence[str], path: str, rows: Iterable[tuple[str, Mapping[str, Any], Row | BadRow]]):
+        self.key, self.records, self.unused = key, 0, list[str]()
+        # Key to the different prompts under it, each with its response and origin.
+        self._found: dict[str, dict[str, tuple[str | None, str]]] = {}
+        for number, (origin, record, row) in enumerate(rows):
+            self.records += 1
+            found = key_of(record, number, key)
+            if isinstance(row, BadRow):
+                self.unused.append(f"{origin}: {row}")
+            elif found is None:
+                columns = ", ".join(record)
+                self.unused.append(f"{origin}: no value under {', '.join(key)}; it has the columns {columns}.")
+            else:
+                prompt = json.dumps(row.prompt, ensure_ascii=False)
+                self._found.setdefault(found, {}).setdefault(prompt, (row.response, origin))
+        if not self._found:
+            first = self.unused[0] if self.unused else "it is empty."
+            raise UserError(f"{path}: no record can be joined; the first: {first}")
 
     def match(self, row: Candidate, key: str | None) -> None:
         """Give `row` the parallel under `key`, or the reason why it has none as its problem."""
-        # SQLite takes the other columns of a group from the row that MIN names.
-        query = "SELECT MIN(rowid), prompt, response, origin FROM reference WHERE key = ? GROUP BY prompt ORDER BY 1"
-        found = self.table.execute(query, (key,)).fetchall()
+        found = self._found.get(key or "", {})
         if len(found) == 1:
-            _, prompt, row.reference_response, row.reference_origin = found[0]
+            ((prompt, (row.reference_response, row.reference_origin)),) = found.items()
             row.reference = json.loads(prompt)
             return
         if key is None:
@@ -88,15 +72,6 @@ class ReferenceSide:
         elif not found:
             says = f"no record of the other side has the key {key}."
         else:
-            where = " and ".join(origin for *_, origin in found[:2])
+            where = " and ".join([origin for _, origin in found.values()][:2])
             says = f"the key {key} has {len(found)} different prompts on the other side: {where}."
         row.problems.append(Problem("join", says))
-
-    def notes(self, path: str) -> list[str]:
-        """A note on the records that cannot be used."""
-        return [f"{path}: {self.unused} records cannot be joined, the first: {self.first_unused}"] * bool(self.unused)
-
-    def close(self) -> None:
-        """Remove the file."""
-        self.table.close()
-        self.path.unlink(missing_ok=True)

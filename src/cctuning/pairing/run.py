@@ -112,7 +112,7 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
         with (folder / SPOOL).open("wb+") as rows, (folder / output.REJECTS).open("wb") as rejects:
             run = Run(options, Corpus(checks), accounts, rows, rejects)
             cache_dir = Path(options.cache_dir).expanduser()
-            assembly = Assembly(options.reference_language, folder, cache_dir, options.engine)
+            assembly = Assembly(options.reference_language, cache_dir, options.engine)
             for account in accounts:
                 _read(run, assembly, account, inspector)
             order = run.corpus.order(run.judge(encoder))
