@@ -12,7 +12,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig
 
 from cctuning.data import Encoder
@@ -22,36 +21,27 @@ from cctuning.serving.manifest import Manifest
 from cctuning.training.card import hub_name
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of vLLM's --max-lora-rank; an adapter may have any rank up to it
-WEIGHT = re.compile(r"base_model\.model\..+\.(lora_A|lora_B)\.weight|base_model\.model\..+\.lora_embedding_[AB]")
 MODELFILE = "Modelfile"
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")  # parameters of Ollama that generation configs have too
 
 
 def check_vllm(directory: Path) -> str:
-    """Check the files of a PEFT LoRA as vLLM does when it loads them; returns `vLLM: supported …` or why it is not."""
-    problems = []
-    try:
-        config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
-        with safe_open(directory / "adapter_model.safetensors", framework="pt") as weights:
-            shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, ValueError, SafetensorError) as error:
-        return f"vLLM: not supported: the files cannot be read ({error})"
+    """Whether vLLM loads an exported LoRA, by its config: `vLLM: supported …`, or why it does not."""
+    config = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
     unsupported = {
         "modules_to_save": "it contains whole modules (modules_to_save)",
+        "trainable_token_indices": "it contains trained tokens (trainable_token_indices)",
         "use_dora": "it is a DoRA",
         "lora_bias": "it has biases (lora_bias), because the base's projections have; use --format merged",
     }
-    problems += [problem for key, problem in unsupported.items() if config.get(key)]
+    problems = [problem for key, problem in unsupported.items() if config.get(key)]
     if config.get("bias", "none") != "none":
         problems.append(f"biases of the base were trained (bias: {config['bias']})")
-    odd = sorted(name for name in shapes if not WEIGHT.fullmatch(name) and not name.endswith(".lora_B.bias"))
-    if odd:
-        problems.append(f"{len(odd)} tensors have unknown names (first: {odd[0]})")
-    rank = max((shape[0] for name, shape in shapes.items() if name.endswith("lora_A.weight")), default=0)
-    allowed = next((one for one in RANKS if max(rank, config.get("r", 0)) <= one), None)
-    if rank == 0:
-        problems.append("it has no LoRA weights")
-    elif allowed is None:
+    if config["peft_type"] != "LORA":
+        return f"vLLM: not supported: it is no LoRA ({config['peft_type']})"
+    rank = max(config["r"], *(config.get("rank_pattern") or {"": 0}).values())
+    allowed = next((one for one in RANKS if rank <= one), None)
+    if allowed is None:
         problems.append(f"its rank is {rank}, above the maximum of {RANKS[-1]}; use --format merged")
     if problems:
         return f"vLLM: not supported: {'; '.join(problems)}"
