@@ -101,7 +101,7 @@ def markdown(card: dict[str, Any]) -> str:
         "Sources": table(["source", "way", "licence", "read", "rows", "languages", "rejected"], sources),
         "Languages": table(["language", "rows", "usual length ratio"], languages),
         "Rejected": "A row is counted once for each reason it has.\n\n"
-        + table(["reason", "rows"], card["rejected"].items())
+        + (table(["reason", "rows"], card["rejected"].items()) if card["rejected"] else "None.")
         + f"\n\nThresholds: {counted(card['checks'])}.",
     }
     if learned:
