@@ -49,19 +49,20 @@ def conversations(lang: str, count: int, seed: int) -> list[dict[str, Any]]:
 @torch.no_grad()
 def pooled(model: Any, encoder: Encoder, prompts: Sequence[Any]) -> torch.Tensor:
     """Means of the middle layer over what is aligned of each prompt, (N, d)."""
-    found = []
+    found, middle = [], model.config.num_hidden_layers // 2
     for prompt in prompts:
         row = encoder.encode_row({"prompt": prompt})
         start, end = row["text"]
         with torch.autocast("cpu", dtype=amp(), enabled=amp() is not None):
             hidden = model.model(torch.tensor([row["input_ids"]]), output_hidden_states=True, use_cache=False)
-        found.append(hidden.hidden_states[model.config.num_hidden_layers // 2][0, start:end].float().mean(dim=0))
+        found.append(hidden.hidden_states[middle][0, start:end].float().mean(dim=0))
     return torch.stack(found)
 
 
 def found_again(model: Any, tokenizer: Any, held: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
-    """Percent of the parallels that are found, for each kind, over all languages."""
-    result = {}
+    """Percent of the parallels that are found, for each kind, over all languages; the upper layers are dropped."""
+    result, depth = {}, model.config.num_hidden_layers
+    model.model.layers = model.model.layers[: depth // 2 + 1]
     for kind in KINDS:
         encoder, right = Encoder(tokenizer, chat=True, align_turns="last" if kind == "last" else "all"), []
         for rows in held.values():
@@ -98,9 +99,9 @@ def main() -> None:
     """Print one JSON line for the base and one for each training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--rows", type=int, default=120, help="conversations a language")
-    parser.add_argument("--held", type=int, default=80, help="held-out conversations a language")
-    parser.add_argument("--rate", type=float, default=5e-5)
+    parser.add_argument("--rows", type=int, default=60, help="conversations a language")
+    parser.add_argument("--held", type=int, default=60, help="held-out conversations a language")
+    parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.model)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
 from peft import LoraConfig
 from peft.tuners.lora.config import KasaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cctuning import CCConfig, ConnectionConfig, UserError
 from cctuning.cli.options import parse
@@ -22,6 +25,7 @@ from tests.serving.world import make
 from tests.training.toys import tokenizer
 
 SMALL = ["q_proj", "down_proj"]
+ENDS = ["model.embed_tokens.weight", "lm_head.weight"]
 IDS = torch.arange(6, 18)[None]
 
 
@@ -167,6 +171,41 @@ def test_a_lora_of_a_model_that_was_resized_is_refused(more_tokens, tmp_path):
 def test_tied_ends_and_added_tokens_are_refused_before_training(more_tokens, tmp_path):
     with pytest.raises(UserError, match="input and output embedding are one weight"):
         train(tmp_path, made(), tied=True, chat_template_path=str(more_tokens))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("tune", ["full", "lora", "tokens"])
+def test_new_tokens_of_a_language_train_and_export(tune, tied, tmp_path):
+    """The code of docs/guides/train.md, with the first words of two rows as new tokens."""
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "train.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "add_tokens" in block)
+    base, grown = tmp_path / "small", tmp_path / "base"
+    write_model(base, tie_word_embeddings=tied)
+    new = [" ".join(row["prompt"].split()[:2]) for row in records()[:2]]
+    code = re.sub(r"new = \[.*?\]", f"new = {new!r}", code)
+    made_of = {"Qwen/Qwen2.5-1.5B-Instruct": str(base), "models/qwen-sw": str(grown)}
+    for name, path in made_of.items():
+        assert name in code
+        code = code.replace(name, path)
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    words = AutoTokenizer.from_pretrained(grown)
+    ids = words.convert_tokens_to_ids(new)
+    before = {end: AutoModelForCausalLM.from_pretrained(grown).get_parameter(end) for end in ENDS[: 2 - tied]}
+    for token, place in zip(new, ids, strict=True):
+        pieces = AutoTokenizer.from_pretrained(base)(token, add_special_tokens=False)["input_ids"]
+        assert len(pieces) == 2 and words(token, add_special_tokens=False)["input_ids"] == [place]
+        for weight in before.values():
+            torch.testing.assert_close(weight[place], weight[pieces].mean(dim=0))
+    options = {"full": None, "lora": made(modules_to_save=["embed_tokens"] if tied else ["embed_tokens", "lm_head"])}
+    options["lora"].ensure_weight_tying = tied
+    options["tokens"] = made(trainable_token_indices=ids)
+    given = {"tune": "full" if tune == "full" else "lora", "per_device_train_batch_size": 12}  # all rows in two steps
+    _, run = train(tmp_path, options[tune], **given)
+    assert export(str(run), "merged", tmp_path / "out").checked.error < 1e-5
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert not torch.equal(after.get_parameter(ENDS[0])[ids], before[ENDS[0]][ids])  # the new rows were trained
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")(new[0], add_special_tokens=False)["input_ids"] == ids[:1]
 
 
 # -- the check itself -------------------------------------------------------------------------------------------------
