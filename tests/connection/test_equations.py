@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from cctuning import ConnectionConfig
-from cctuning.connection import LayerAlignment, LayerConnection, Plan, Statistics, Wire, equations, offered, total
-from cctuning.connection.align import Spans
+from cctuning.connection import equations
+from cctuning.connection.align import LayerAlignment, Spans, Statistics, offered
+from cctuning.connection.gated import LayerConnection
+from cctuning.connection.plan import Plan, Wire, total
 
 D, ROWS, LENGTH = 6, 3, 4
 CONNECTED = torch.tensor([1, 3, 4, 11])  # flat positions: two of row 0, one each of rows 1 and 2

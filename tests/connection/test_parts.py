@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from cctuning import ConnectionConfig, UserError
-from cctuning.connection import Reference, predicting, prompt_ends, scope_mask
 from cctuning.connection.decisions import FixedBlend, Gate, build_decision
-from cctuning.connection.references import ALIGNMENTS, Anchor, Attention, Mean, last_real
+from cctuning.connection.plan import predicting, prompt_ends, scope_mask
+from cctuning.connection.references import ALIGNMENTS, Anchor, Attention, Mean, Reference, last_real
 from cctuning.connection.transforms import build_transform
 from cctuning.model.passes import uniform
 

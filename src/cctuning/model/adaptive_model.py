@@ -9,16 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cctuning.connection import (
-    AdaptiveConnection,
-    Fit,
-    Plan,
-    Reference,
-    StreamingLeastSquares,
-    predicting,
-    prompt_ends,
-)
-from cctuning.connection.references import Anchor
+from cctuning.connection.adaptive import AdaptiveConnection
+from cctuning.connection.least_squares import Fit, StreamingLeastSquares
+from cctuning.connection.plan import Plan, predicting, prompt_ends
+from cctuning.connection.references import Anchor, Reference
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.passes import Batch, Step, uniform
 from cctuning.model.runner import NO_LOGITS, no_gradient, with_cache
@@ -179,10 +173,6 @@ class AdaptiveModel(ConnectedModel):
         fit = solver.solve()
         self.adaptive.set_matrix(fit.matrix)
         return fit
-
-    @property
-    def decisions(self) -> dict[int, nn.Module]:
-        return {}
 
 
 def _hidden(output: Any) -> Tensor:

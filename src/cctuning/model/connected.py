@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cctuning.connection import ConnectionConfig, Fit, LayerConnection, Plan
+from cctuning.connection import ConnectionConfig
+from cctuning.connection.gated import LayerConnection
+from cctuning.connection.least_squares import Fit
 from cctuning.errors import UserError
 from cctuning.model import lora, merge, serialization
 from cctuning.model.forward import ConnectedForward
 from cctuning.model.passes import Batch
 from cctuning.model.recorded import RecordedReferences
-from cctuning.model.runner import NO_LOGITS, Aligner, Runner, copy_output
+from cctuning.model.runner import Aligner, Runner, copy_output
 from cctuning.model.shards import read_into
 from cctuning.model.sites import Site, find_sites, unwrap
 from cctuning.model.starting_weights import StartingWeights, evaluating
@@ -181,19 +183,6 @@ class ConnectedModel(ConnectedForward):
         with evaluating(self.model):
             plan = self.reference_pass(Batch(input_ids, attention_mask, **references, reference_text=text))
         return torch.stack([plan.results.memory[layer][0] for layer in self.layers], dim=1)
-
-    def student_pass(self, input_ids: Tensor, attention_mask: Tensor, connect: Tensor | None = None) -> None:
-        """One forward of prompts (B, T) as the model answers them, without references and logits, for hooks to see."""
-        batch = Batch(input_ids, attention_mask, connect=connect)
-        self._run_bare(self._plan_inference(batch, None), batch)
-
-    def _run_bare(self, plan: Plan, batch: Batch) -> None:
-        self._run(plan, NO_LOGITS, **batch.inputs, use_cache=False)
-
-    @property
-    def decisions(self) -> dict[int, nn.Module]:
-        """Layer number -> its Decision Maker."""
-        return {layer: connection.decision for layer, connection in self.connections.items()}
 
     def after_training(self, batches: Iterable[dict[str, Tensor]]) -> Fit | None:
         """Fit what is not trained by gradient descent (nothing, but for the adaptive connection)."""

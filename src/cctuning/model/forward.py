@@ -11,16 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cctuning.connection import (
-    ConnectionConfig,
-    Plan,
-    Reference,
-    StopForward,
-    Wire,
-    answering,
-    restore,
-)
+from cctuning.connection import ConnectionConfig
+from cctuning.connection.align import StopForward
 from cctuning.connection.equations import fused_probability
+from cctuning.connection.plan import Plan, Wire, answering, restore
+from cctuning.connection.references import Reference
 from cctuning.errors import UserError
 from cctuning.model.objective import ConnectedOutput, aligned_alone, assemble
 from cctuning.model.packing import check_packing, pack

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from cctuning.connection import ConnectionConfig, Plan, equations, total
+from cctuning.connection import ConnectionConfig, equations
+from cctuning.connection.plan import Plan, total
 from cctuning.model.passes import Batch, Step
 
 
@@ -26,7 +27,7 @@ class ConnectedOutput(ModelOutput):
         identity_loss: error of the transform where it learns the identity, likewise.
         distill_loss: KL from the fused to the student pass, mean per row that has both.
         aux_loss: the model's own load-balancing loss (MoE), before its coefficient.
-        decision: mean share of the reference over connected positions and layers.
+        decision: mean share of the reference over connected positions and layers; decisions: of each layer.
         correct, scored: number of tokens predicted right and number of tokens scored, over all passes.
         row_loss: (B,) LM loss of each row, summed over its tokens and its passes, detached.
         student_row_loss: likewise, of the student pass alone.
@@ -41,6 +42,7 @@ class ConnectedOutput(ModelOutput):
     distill_loss: Tensor | None = None
     aux_loss: Tensor | None = None
     decision: Tensor | None = None
+    decisions: dict[int, Tensor] | None = None
     correct: Tensor | None = None
     scored: Tensor | None = None
     row_loss: Tensor | None = None
@@ -127,6 +129,7 @@ def _report_alignment(plan: Plan, result: ConnectedOutput) -> None:
     if bool(paired.any()):
         result.align_loss = torch.stack([error[paired].mean() for error in found.align_error.values()]).mean()
     if bool(paired.any()) and found.share:
+        result.decisions = found.share
         result.decision = torch.stack(list(found.share.values())).mean()
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import is_flash_attention_requested
 
-from cctuning.connection import Above, Plan
+from cctuning.connection.plan import Above, Plan
 from cctuning.errors import UserError
 from cctuning.model.runner import no_gradient
 from cctuning.model.sites import innermost, unwrap

@@ -13,16 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cctuning.connection import (
-    Above,
-    ConnectionConfig,
-    Plan,
-    Spans,
-    predicting,
-    prompt_ends,
-    scope_mask,
-    spans,
-)
+from cctuning.connection import ConnectionConfig
+from cctuning.connection.align import Spans, spans
+from cctuning.connection.plan import Above, Plan, predicting, prompt_ends, scope_mask
 from cctuning.errors import UserError
 from cctuning.model.packing import Packed
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from cctuning.connection import Statistics
+from cctuning.connection.align import Statistics
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import is_flash_attention_requested
 
-from cctuning.connection import ConnectionConfig, LayerAlignment, Plan, StopForward, Wire, offered
+from cctuning.connection import ConnectionConfig
+from cctuning.connection.align import LayerAlignment, StopForward, offered
+from cctuning.connection.plan import Plan, Wire
 from cctuning.errors import UserError
 from cctuning.model.sites import Site, unwrap
 

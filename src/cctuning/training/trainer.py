@@ -15,7 +15,7 @@ when one of them changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 
-from cctuning.connection import ConnectionConfig, Fit
+from cctuning.connection import ConnectionConfig
+from cctuning.connection.least_squares import Fit
 from cctuning.data import PairedCollator
 from cctuning.data.in_memory import check_dataset
 from cctuning.errors import UserError
@@ -147,7 +148,6 @@ class CCTrainer(RecordingTrainer):
             # Under autocast, without which FlashAttention cannot run fp32 weights. Sharded ones: in the first step.
             with self.accelerator.autocast():
                 self.connected.check_padding_free()
-        self._decisions = watch_decisions(self.connected) if args.log_connection else {}
         check_engine(self.accelerator, self.model, settled.connection, args.optim)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UserError("nothing would train: the base is frozen and the connection has no part that learns.")
@@ -226,7 +226,9 @@ class CCTrainer(RecordingTrainer):
     def _record(self, inputs: dict[str, Any], outputs: Any, mode: str, filler: bool) -> None:
         """Keep the batch's metrics for the next log line."""
         gather, metrics = self.accelerator.gather, self._metrics[mode]
-        for name, value in batch_metrics(outputs, gather, filler, self._decisions if mode == "train" else {}).items():
+        logs_layers = mode == "train" and self.args.log_connection and self.connected.config.connection == "gated"
+        layers = self.connected.layers if logs_layers else []
+        for name, value in batch_metrics(outputs, gather, filler, layers).items():
             if mode == "train" or name != "student_loss":  # in evaluation that is eval_loss
                 metrics[name].append(value)
         if mode == "train":
@@ -266,26 +268,8 @@ class CCTrainer(RecordingTrainer):
             yield self._prepare_inputs(inputs)
 
 
-def watch_decisions(connected: ConnectedModel) -> dict[int, Tensor]:
-    """Layer -> mean decision of its latest forward, kept up to date by a hook on each layer's decision.
-
-    The values are detached scalars, NaN where no row was connected. Empty for connections without a decision.
-    """
-    means: dict[int, Tensor] = {}
-
-    def keeper(layer: int) -> Any:
-        def keep(module: nn.Module, args: tuple[Tensor, Tensor], output: Tensor) -> None:
-            means[layer] = output.detach().float().expand_as(args[1]).mean()
-
-        return keep
-
-    for layer, decision in connected.decisions.items():
-        decision.register_forward_hook(keeper(layer))
-    return means
-
-
 def batch_metrics(
-    outputs: ConnectedOutput, gather: Callable[[Tensor], Tensor], filler: bool, decisions: Mapping[int, Tensor]
+    outputs: ConnectedOutput, gather: Callable[[Tensor], Tensor], filler: bool, layers: Iterable[int]
 ) -> dict[str, float]:
     """Metrics of a batch by name, over all processes. A collective.
 
@@ -294,22 +278,19 @@ def batch_metrics(
     Args:
         gather: gathers a tensor from all processes.
         filler: this process has no rows left and its batch does not count.
-        decisions: of `watch_decisions`.
+        layers: those whose mean decision is logged.
     """
     found: dict[str, float] = {}
     assert outputs.correct is not None and outputs.scored is not None and outputs.loss is not None
     correct, scored = gather(outputs.correct).sum(), gather(outputs.scored).sum()
     if scored > 0:
         found["mean_token_accuracy"] = (correct / scored).item()
-    for name in PARTS:
-        value = None if filler else getattr(outputs, name)
+    parts = {name: getattr(outputs, name) for name in PARTS}
+    parts |= {f"decision_layer_{layer:02d}": (outputs.decisions or {}).get(layer) for layer in layers}
+    for name, part in parts.items():
+        value = None if filler else part
         # A process whose batch has no such part takes part in the collective with NaN, which the mean leaves out.
         mean = gather((value if value is not None else outputs.loss.detach() * torch.nan).float()).nanmean()
         if not torch.isnan(mean):
             found[name] = mean.item()
-    if decisions:
-        means = gather(torch.stack(list(decisions.values()))[None]).nanmean(dim=0)
-        for layer, mean in zip(decisions, means.tolist(), strict=True):
-            if mean == mean:  # NaN: no process connected a row
-                found[f"decision_layer_{layer:02d}"] = mean
     return found
