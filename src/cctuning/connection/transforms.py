@@ -39,11 +39,7 @@ class Transform(nn.Module):
         return delta, delta.float().square().sum(dim=-1)
 
     def matrix(self) -> Tensor:
-        """M of W = I + M: (d, d), row convention, fp32, detached.
-
-        Raises:
-            UserError: the transform is not linear.
-        """
+        """M of W = I + M: (d, d), row convention, fp32, detached."""
         raise UserError(
             f"transform: {type(self).__name__} is not linear and cannot be merged; serve it with cctuning generate, "
             "or train with transform: low_rank or dense."

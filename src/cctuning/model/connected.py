@@ -199,11 +199,7 @@ class ConnectedModel(ConnectedForward):
         }
 
     def load_connection_state(self, state: Mapping[str, Tensor], where: str = "connection") -> None:
-        """Load what `connection_state` returned; of sharded weights each process loads its own share.
-
-        Raises:
-            UserError: names or shapes do not match this model's connection.
-        """
+        """Load what `connection_state` returned; of sharded weights each process loads its own share."""
         own = self.connection_state()
         odd = sorted(own.keys() ^ state.keys())
         if odd:

@@ -105,9 +105,6 @@ def load_base(
         dtype: `auto` (as saved) or a torch dtype's name.
         revision, trust_remote_code, attn_implementation: as in transformers.
         quantisation: a quantization_config of transformers; None: as the files are.
-
-    Raises:
-        UserError: it cannot be found, is not a causal LM, or lacks weights.
     """
     kind = torch_dtype(dtype)
     try:

@@ -58,9 +58,6 @@ def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | 
     Args:
         directory: missing or empty; written atomically.
         base_name: base model in the adapter's config; default: where the base was loaded from.
-
-    Raises:
-        UserError: this model cannot be expressed as a LoRA, or the directory is not empty.
     """
     factors = existing_lora(connected.model)
     trained = connected.base_trained

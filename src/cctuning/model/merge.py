@@ -166,11 +166,7 @@ def untie(model: PreTrainedModel) -> None:
 
 
 def plain_weight(projection: Projection, purpose: str) -> Tensor:
-    """The projection's weight in floating point, of its innermost layer under PEFT.
-
-    Raises:
-        UserError: it is quantised, not in memory (meta device), or sharded.
-    """
+    """The projection's weight in floating point, of its innermost layer under PEFT."""
     weight = getattr(innermost(projection.module), projection.weight)
     if not isinstance(weight, Tensor) or weight.dtype not in TOLERANCE:
         held = f"{type(weight).__name__} of {getattr(weight, 'dtype', 'unknown type')}"

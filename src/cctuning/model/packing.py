@@ -166,9 +166,6 @@ def check_packing(model: nn.Module, run: Callable[..., Any]) -> None:
     """Run a few tokens to see that rows packed into one sequence do not reach each other.
 
     `run` is the forward of `model`, without a connection.
-
-    Raises:
-        UserError: the scores of a row depend on the row before it, or differ from those of the row alone.
     """
     base = unwrap(model)
     config, device = base.config.get_text_config(), next(model.parameters()).device

@@ -85,9 +85,6 @@ def check_export(
     Args:
         path: the run. directory: the export. kind: `merged` or `lora`.
         base: base model of a LoRA.
-
-    Raises:
-        UserError: the export does not load, or its logits differ.
     """
     source = str(base) if kind == "lora" else str(directory)
     loaded = load(path, trust_remote_code=trust_remote_code)

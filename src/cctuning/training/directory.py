@@ -41,12 +41,7 @@ SHAPING |= {"connection", "decision", "decision_rank", "transform", "transform_r
 
 
 def claim(args: CCConfig) -> tuple[Path, str | None, list[str]]:
-    """The run directory, the checkpoint to resume from (None: from the beginning), and notes on other checkpoints.
-
-    Raises:
-        UserError: the directory contains a finished run, an interrupted one without `resume_from_checkpoint`, or
-            something else.
-    """
+    """The run directory, the checkpoint to resume from (None: from the beginning), and notes on other checkpoints."""
     directory = Path(str(args.output_dir))
     resume = args.resume_from_checkpoint
     resume = None if resume is None or str(resume).lower() == "false" else str(resume)
@@ -98,11 +93,7 @@ def keep_metrics(path: Path, checkpoint: str | None) -> None:
 def changes(
     directory: Path, options: RunOptions, connection: ConnectionConfig, args: CCConfig, record: dict[str, Any]
 ) -> Iterator[str]:
-    """Notes on options and rows that differ from those the run was started with.
-
-    Raises:
-        UserError: the checkpoints do not fit the options.
-    """
+    """Notes on options and rows that differ from those the run was started with."""
     config = directory / "config.yaml"
     before = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
     now = yaml.safe_load(resolved(options, connection, args))

@@ -215,9 +215,6 @@ def with_parallel(rows: Dataset | None, pairs: Dataset, args: CCConfig) -> tuple
     Args:
         rows: answered rows; None: the parallel text is the epoch (and the second result is None).
         pairs: parallel text, as `as_rows` takes it.
-
-    Raises:
-        UserError: a column is missing, or `align_first` without answered rows.
     """
     first = 0 if rows is None else max(rows["row"]) + 1 if "row" in rows.column_names else len(rows)
     parallel = as_rows(pairs, args.reference_language, first)
@@ -244,9 +241,6 @@ def as_rows(parallel: Dataset, language: str, first: int) -> Dataset:
         parallel: columns `text` (or `prompt`), `reference` or `<text>_<reference language>`, and `lang` if known.
         language: of the references.
         first: id of the first row.
-
-    Raises:
-        UserError: a column is missing, or a pair is bad.
     """
     pairs, _ = in_schema(parallel, language, "parallel_dataset", required=True, parallel=True)
     kept = ("prompt", "reference", "lang", "origin")

@@ -86,9 +86,6 @@ def record_references(trainer: RecordingTrainer, sets: dict[str, Dataset]) -> di
 
     Returns:
         The sets with a column `reference_row`; None if the references run in every step.
-
-    Raises:
-        UserError: `record_references: true`, and they cannot be recorded.
     """
     why = _why_not(trainer)
     prompts, rows = distinct(sets)

@@ -59,9 +59,6 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     """Train and write the run directory `args.output_dir`.
 
     Options, rows and model are checked before anything is written.
-
-    Raises:
-        UserError: bad options or rows, a directory with another run, a loss that is not finite.
     """
     if not options.model:
         raise UserError("model: missing; name the base model in the recipe or with --model.")

@@ -201,22 +201,14 @@ def whole_embedding(model: nn.Module) -> Tensor:
 
 
 def read_weights(model: nn.Module, directory: Path) -> None:
-    """Load all weights but the connection's; each process its own share.
-
-    Raises:
-        UserError: names or shapes differ.
-    """
+    """Load all weights but the connection's; each process its own share."""
     files = ShardReader(directory)
     own = {name: tensor for name, tensor in weights(model) if ATTRIBUTE not in name}
     _read(own, files, directory, ignored=model.state_dict().keys() - own.keys())  # tied
 
 
 def read_adapter(model: nn.Module, directory: Path, adapter: str) -> None:
-    """Load a PEFT adapter's weights, each process its own share.
-
-    Raises:
-        UserError: names or shapes differ.
-    """
+    """Load a PEFT adapter's weights, each process its own share."""
     files = ShardReader(directory, SAFETENSORS_WEIGHTS_NAME.removesuffix(".safetensors"))
     in_name = re.compile(rf"\.{re.escape(adapter)}(?=\.|$)")  # PEFT leaves it out of the file
     named = {in_name.sub("", name): tensor for name, tensor in model.named_parameters()}
@@ -235,11 +227,7 @@ def _read(own: Mapping[str, Tensor], files: ShardReader, directory: Path, ignore
 
 
 def read_optimizer(optimizer: Any, directory: Path) -> None:
-    """Load an optimizer's state; each process its own share.
-
-    Raises:
-        UserError: it is of other parameters.
-    """
+    """Load an optimizer's state; each process its own share."""
     saved = torch.load(directory / OPTIMIZER_NAME, map_location="cpu", weights_only=True, mmap=True)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     sizes = [[len(group["params"]) for group in groups] for groups in (saved["param_groups"], optimizer.param_groups)]
