@@ -11,21 +11,24 @@ and the model is merged in memory.
 
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
 from peft import LoraConfig, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from cctuning.connection import ConnectionConfig, Transform
 from cctuning.connection.transforms import build_transform
@@ -33,7 +36,7 @@ from cctuning.model import serialization
 from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, Loaded, base_of, resolve, tokenizer_of
 from cctuning.model.lora import why_not_plain
 from cctuning.model.merge import check_config, check_finite, check_not_shared, merged
-from cctuning.model.shards import ShardReader, ShardWriter
+from cctuning.model.shards import ShardReader
 from cctuning.model.sites import Projection, Site, find_sites, innermost
 
 log = logging.getLogger(__name__)
@@ -124,12 +127,24 @@ class FileMerge:
         Args:
             dtype: of the floating-point weights; None: unchanged. limit: bytes of a file.
         """
-        skeleton, output = self.skeleton, ShardWriter(directory, limit=limit)
+        skeleton = self.skeleton
         directory.mkdir(parents=True, exist_ok=True)
-        for name in tqdm(self.files, desc="Merging", disable=None):
-            value = self.merged(name)
-            output.add({name: value.to(dtype) if dtype and value.is_floating_point() else value})
-        output.close()
+        kinds = {name: self.files.describe(name) for name in self.files}
+        split = split_torch_state_dict_into_shards(
+            {name: torch.empty(shape, dtype=dtype or kind, device="meta") for name, (kind, shape) in kinds.items()},
+            max_shard_size=limit,
+        )
+        with tqdm(total=len(self.files), desc="Merging", disable=None) as bar:
+            for file, names in split.filename_to_tensors.items():
+                held = {}
+                for name in names:
+                    value = self.merged(name)
+                    held[name] = (value.to(dtype) if dtype and value.is_floating_point() else value).contiguous()
+                    bar.update()
+                save_file(held, directory / file, metadata={"format": "pt"})
+        if split.is_sharded:
+            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+            (directory / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
         skeleton.config.dtype = str(dtype or skeleton.dtype).removeprefix("torch.")
         skeleton.config.architectures = [type(skeleton).__name__]
         skeleton.config.save_pretrained(directory)

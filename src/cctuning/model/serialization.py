@@ -131,13 +131,6 @@ def save_state(
     partial = directory / f".{WEIGHTS_FILE}.partial"
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, partial)
     os.replace(partial, directory / WEIGHTS_FILE)
-    save_config(connected, directory, base_trained, embedding)
-
-
-def save_config(
-    connected: ConnectedModel, directory: Path, base_trained: bool, embedding: Tensor | None = None
-) -> None:
-    """Write the config only; arguments as in `save_state`."""
     record = {
         "format": FORMAT,
         "connection": connected.config.to_dict(),
