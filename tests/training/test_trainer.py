@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from cctuning import CCConfig, CCTrainer, ConnectedModel, ConnectionConfig, UserError
 from cctuning.model.connected import ATTRIBUTE
+from tests.families import build
 from tests.training.toys import model, rows, tokenizer
 
 
@@ -92,6 +93,19 @@ def test_kill_and_resume_gives_the_same_curve(peft, tmp_path):
     assert losses(resumed) == losses(whole)
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(resumed)[name]), name
+
+
+def test_a_family_that_is_converted_on_loading_resumes_exactly(tmp_path):
+    """Its checkpoints have the layout of its modules, which from_pretrained reads too."""
+    saving = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = trainer(tmp_path / "run", base=build("mixtral"), **saving)
+    whole.train()
+    resumed = trainer(tmp_path / "run", base=build("mixtral"), **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert losses(resumed) == losses(whole)
+    loaded = type(whole.model).from_pretrained(tmp_path / "run" / "checkpoint-4")
+    for name, tensor in loaded.named_parameters():
+        assert torch.equal(tensor, whole.model.get_parameter(name)), name
 
 
 def test_accumulated_steps_equal_one_large_batch(tmp_path):
