@@ -44,9 +44,6 @@ class LayerConnection(nn.Module):
         if config.paths == "student":  # the target is detached and no row is fused: nothing can train the gate
             self.decision.requires_grad_(False)
 
-    def extra_repr(self) -> str:
-        return f"layer={self.index}, alignment={self.config.alignment}, scope={self.config.scope}"
-
     def hook(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Forward hook of the FFN block (registered with kwargs): replaces the activation in its output."""
         plan = self.wire.plan

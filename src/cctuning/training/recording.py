@@ -98,9 +98,9 @@ def record_references(trainer: RecordingTrainer, sets: dict[str, Dataset]) -> di
     if why is not None and trainer.args.record_references == "true":
         raise UserError(f"record_references: true: {why or 'no row has a reference'}; set it to auto or false.")
     if why:
-        trainer.notes.append(f"references run in every step and are not recorded: {why}.")
+        logger.warning(f"references run in every step and are not recorded: {why}.")
     if why is not None and len(prompts) and trainer.connected.config.loss == "contrastive":
-        trainer.notes.append(
+        logger.warning(
             "align_loss: contrastive compares a row with the references of its own batch and process only, as "
             "references are not recorded; use large batches, or align_loss: standardized."
         )
