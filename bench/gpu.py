@@ -2,10 +2,9 @@
 
     python bench/gpu.py [--minutes 9] [--shapes 1B 3B 8B] [--profile] [--output bench/results]
     python bench/gpu.py --device cpu --shapes toy          # the same, end to end, where there is no GPU
-    python bench/gpu.py --draw bench/results/gpu.json      # the picture alone, from a JSON made elsewhere
 
 Needs torch, transformers, peft, accelerate and this checkout (`pip install --no-deps -e .`, or src/ with its
-egg-info on PYTHONPATH); TRL's head is measured where TRL is installed, the picture is drawn where matplotlib is.
+egg-info on PYTHONPATH); TRL's head is measured where TRL is installed.
 Weights are random and made on the device; nothing is downloaded. No section starts after `--minutes`, and each is cut
 to the rounds that fit.
 
@@ -16,14 +15,13 @@ transformers' own loss (logits everywhere), TRL's fused head, and the connection
 before anything else of a shape, each case with an optimiser of its own and without the weights of the model that it
 does not use. MFU counts the arithmetic of flops.py (no recomputation) against the card's dense bf16 peak.
 
-Writes gpu.json and gpu.svg.
+Writes gpu.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -314,19 +312,6 @@ def answering(name: str, device: str, seed: int, rounds: int, until: float) -> l
     return found
 
 
-def draw(path: Path) -> None:
-    """gpu.svg beside the JSON at `path`."""
-    import picture  # needs matplotlib
-
-    result = json.loads(path.read_text(encoding="utf-8"))
-    found = [Ratio(**case) for shape in result["shapes"].values() for case in shape["cases"]]
-    found = [one for one in found if one.rival == "plain"]
-    if not found:
-        return  # every shape was left out
-    where = result["machine"]["accelerator"] or result["machine"]["cpu"]
-    picture.ratios(path.with_suffix(".svg"), f"A step against plain SFT on {where}", found)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=9, help="no section starts after that")
@@ -339,11 +324,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print where steps of each shape spend their time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--draw", type=Path, metavar="JSON", help="only draw the picture of this result")
     options = parser.parse_args()
-    if options.draw:
-        draw(options.draw)
-        return
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device; run on one, or try it out with --device cpu --shapes toy toy-lora")
     until = time.monotonic() + 60 * options.minutes
@@ -366,11 +347,7 @@ def main() -> None:
     if time.monotonic() < until and options.answering != "none":
         chosen = options.answering or options.shapes[0]
         result["answering"] = answering(chosen, options.device, options.seed, options.rounds, until)
-    path = write("gpu", result, options.output)
-    try:
-        draw(path)
-    except ImportError as error:
-        print(f"no picture: {error}; where it is installed: python bench/gpu.py --draw {path.name}", flush=True)
+    write("gpu", result, options.output)
 
 
 if __name__ == "__main__":

@@ -169,8 +169,26 @@ def gpu(result: Result) -> str:
         for name, shape in result["shapes"].items()
         for case, one in shape["figures"].items()
     ]
-    parts = [pivot("step", steps), pivot("answers, of the base's time", answering), pivot("case", figures)]
-    return "\n\n".join(parts) + origin(result)
+    parts = [("step", steps), ("answers, of the base's time", answering), ("case", figures)]
+    return "\n\n".join(pivot(head, cells) for head, cells in parts if cells) + origin(result)
+
+
+def gpu_packing(result: Result) -> str:
+    ratios = [
+        (case["name"].partition(" ")[2], f"{name}, of {case['rival']}", cell(case))
+        for name, shape in result["shapes"].items()
+        for case in shape["cases"]
+    ]
+    figures = [
+        (
+            case,
+            name,
+            f"{one['row_tokens_per_second']:,}" + ("" if one["mfu"] is None else f", {100 * one['mfu']:.1f} %"),
+        )
+        for name, shape in result["shapes"].items()
+        for case, one in shape["figures"].items()
+    ]
+    return pivot("case", ratios) + "\n\n" + pivot("row tokens/s, MFU", figures) + origin(result)
 
 
 TABLES: dict[str, Callable[[Result], str]] = {
@@ -183,6 +201,9 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "startup": startup,
     "growth": growth,
     "gpu": gpu,
+    "gpu_128_rows": gpu,
+    "gpu_answers": gpu,
+    "gpu_packing": gpu_packing,
 }
 
 

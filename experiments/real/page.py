@@ -58,7 +58,16 @@ def _pairs(results: Results) -> list[tuple[str, Sequence[Record], Sequence[Recor
         if same and plain:
             chosen = same[best({number: [record] for number, record in enumerate(same)})]
             found.append((f"{group} - plain, both at {SAME_RATE:g}, seed 0", [chosen], plain))
+    pack, plain = (_at(results, f"100 English {recipe}") for recipe in ("pack", "plain"))
+    if pack and plain:
+        found.append((f"100 English pack - plain, both at {SAME_RATE:g}, {len(pack)} seeds", pack, plain))
     return found
+
+
+def _at(results: Results, group: str) -> list[Record]:
+    """The group's records of all seeds at the rate `SAME_RATE`."""
+    every = [*results.groups.get(group, []), *results.groups.get(group + SEEDS, [])]
+    return [record for record in every if record["cell"]["setting"]["rate"] == SAME_RATE]
 
 
 def page(records: Sequence[Record]) -> str:

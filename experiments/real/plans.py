@@ -81,8 +81,8 @@ def smollm2() -> Iterator[Line]:
             ("pack", "pack", text, ["rate", "pack_rate"]),
             ("plain, labels in all languages", "plain", every, ["rate"]),
         ):
-            more = {"pack_batch": 32} if recipe == "pack" else {}
-            yield line(*of, f"{group}, further seeds", recipe, seed, of_text, **more) | {"after": group, "take": take}
+            more: dict[str, Any] = {"pack_batch": 32} if recipe == "pack" else {}
+            yield line(*of, f"{group}-seeds", recipe, seed, of_text, **more) | {"after": group, "take": take}
 
 
 def facts() -> Iterator[Line]:
@@ -97,11 +97,11 @@ def facts() -> Iterator[Line]:
             yield line(*of, f"{world} pack", "pack", 0, text, rate=rate, pack_rate=pack_rate, **pack)
         yield line(*of, f"{world} names as translation rows", "translation-rows", 0, text, rate=5e-5)
         for seed in (1, 2):
-            yield line(*of, f"{world} plain, further seeds", "plain", seed, text) | {
+            yield line(*of, f"{world} plain-seeds", "plain", seed, text) | {
                 "after": f"{world} plain",
                 "take": ["rate"],
             }
-            yield line(*of, f"{world} pack, further seeds", "pack", seed, text, **pack) | {
+            yield line(*of, f"{world} pack-seeds", "pack", seed, text, **pack) | {
                 "after": f"{world} pack",
                 "take": ["rate", "pack_rate"],
             }

@@ -5,13 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cctuning.errors import UserError
 from cctuning.markdown import table
+from experiments.real.cells import cell_of
 from experiments.real.figures import Record, Tiers, accuracy, best, difference, others, signed, spread
-from experiments.real.worlds import ENGLISH
+from experiments.real.recipes import Setting
+from experiments.real.worlds import ENGLISH, Text
 
 SEEDS, RATES = "-seeds", "-rate"  # suffixes of groups that belong to another
 
@@ -52,12 +55,24 @@ class Results:
         if not records:
             return []
         first = records[best({number: [record] for number, record in enumerate(records)})]
-        return [first, *self.groups.get(group + SEEDS, [])]
+        same = [record for record in self.groups.get(group + SEEDS, []) if _options(record) == _options(first)]
+        return [first, *same]
+
+    def of(self, group: str) -> list[Record]:
+        """The group's choice with its seeds if it has a search (several records of a seed); else all its records."""
+        found = self.groups[group]
+        searched = len({record["cell"]["seed"] for record in found}) < len(found)
+        return self.chosen(group) if searched else [*found, *self.groups.get(group + SEEDS, [])]
 
     @property
     def tiers(self) -> Tiers:
         """Tiers by plain SFT."""
         return Tiers.of(self.chosen("plain"))
+
+
+def _options(record: Record) -> Setting:
+    """The record's setting without the text that it draws; an older record lacks newer options."""
+    return replace(cell_of(record["cell"]).setting, text=Text())
 
 
 def main_table(results: Results, groups: Mapping[str, str], against: str = "plain") -> str:
@@ -129,21 +144,25 @@ def language_table(results: Results, groups: Mapping[str, str]) -> str:
 
 
 def seed_table(records: Sequence[Record], against: Sequence[str]) -> str:
-    """A line for each group of a plan without a search: accuracy, each language, and the difference to some groups."""
-    groups = Results(records).groups
+    """A line for each group of a plan: accuracy, each language, and the difference to some groups."""
+    results = Results(records)
     languages = others(records[0])
-    head = ["", "seeds", "English", "x", *languages, *(f"x - {name}" for name in against), "s"]
+    differences = [f"{what} - {name}" for name in against for what in ("x", "English")]
     lines = []
-    for name, found in groups.items():
+    for name in results.groups:
+        if name.endswith(SEEDS):
+            continue
+        found = results.of(name)
         x = f"{accuracy(found, 'test', languages):.1f}" + (
             f" ±{spread(found, 'test', languages):.1f}" if len(found) > 1 else ""
         )
         cells = [f"{accuracy(found, 'test', [lang]):.1f}" for lang in languages]
         told = [name, str(len(found)), f"{accuracy(found, 'test', [ENGLISH]):.1f}", x, *cells]
         for other in against:
-            told.append("" if other == name else signed(difference(groups[other], found, "test", languages)))
+            for chosen in (languages, [ENGLISH]):
+                told.append("" if other == name else signed(difference(results.of(other), found, "test", chosen)))
         lines.append([*told, f"{max(one['seconds']['training'] for one in found):.0f}"])
-    return table(head, lines)
+    return table(["", "seeds", "English", "x", *languages, *differences, "s"], lines)
 
 
 def _never(results: Results) -> list[str]:
