@@ -153,7 +153,7 @@ def token_losses(logits: Tensor, batch: Batch, step: Step) -> tuple[Tensor, Tens
     of = row[predict]
     wanted = batch.labels[step.source[of], position[predict] + 1]
     scored = logits if len(of) == len(logits) else logits[predict]
-    losses: Tensor = CrossEntropy.apply(scored, wanted)  # type: ignore[no-untyped-call]
+    losses: Tensor = CrossEntropy.apply(scored, wanted)
     tokens = torch.bincount(of, minlength=running)
     hits = (scored.argmax(dim=-1) == wanted).long()
     return equations.row_sums(losses, of, running), tokens, equations.row_sums(hits, of, running)
@@ -177,7 +177,7 @@ class CrossEntropy(torch.autograd.Function):
         return normaliser - logits.gather(1, wanted[:, None])[:, 0].float()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         logits, wanted, normaliser = ctx.saved_tensors
         rows = max(1, CrossEntropy.BLOCK // logits.shape[1])
         found = torch.empty_like(logits)
