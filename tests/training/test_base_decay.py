@@ -58,5 +58,5 @@ def test_a_resumed_run_goes_back_to_the_same_start(peft, connection, tmp_path):
 
 
 def test_a_negative_decay_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="base_decay: expected 0"):
+    with pytest.raises(UserError, match="base_decay: expected at least 0"):
         trainer(tmp_path, base_decay=-1.0)
