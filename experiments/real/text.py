@@ -1,12 +1,14 @@
 """What is done to parallel text before training: wrong pairs mixed in, bad pairs found, the nearest pairs chosen.
 
-Checks and choice are the commands `cctuning pair` and `cctuning pair select`, as a user runs them.
+Checks and choice are the commands `cctuning pair` and `cctuning pair select`, as a user runs them; a machine without
+their packages reads what they gave elsewhere from the folder CC_TUNING_TEXT.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import tempfile
 from collections.abc import Sequence
@@ -14,7 +16,6 @@ from pathlib import Path
 
 from cctuning.cli import main
 from cctuning.files import write_atomically
-from experiments.real.bases import cache_folder
 from experiments.real.worlds import ENGLISH
 
 Pair = dict[str, str]  # text, reference, lang
@@ -57,13 +58,15 @@ def chosen(pairs: Sequence[Pair], prompts: Sequence[str], count: int, by: str, s
 def _command(
     pairs: Sequence[Pair], verb: list[str], options: list[str], near: Sequence[str] | None = None
 ) -> list[Pair]:
-    """The pairs that a command leaves of `pairs`, cached by all that it is given."""
+    """The pairs that a command leaves of `pairs`; kept by all that it is given in CC_TUNING_TEXT, if that is set."""
+    kept = os.environ.get("CC_TUNING_TEXT")
+    if not kept:
+        return _run(pairs, verb, options, near)
     content = json.dumps([verb, options, near, list(pairs)], sort_keys=True, ensure_ascii=False)
-    place = cache_folder() / "text" / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.json"
+    place = Path(kept) / f"{hashlib.sha256(content.encode()).hexdigest()[:20]}.json"
     if not place.is_file():
-        kept = _run(pairs, verb, options, near)
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, json.dumps(kept, ensure_ascii=False))
+        write_atomically(place, json.dumps(_run(pairs, verb, options, near), ensure_ascii=False))
     return list(json.loads(place.read_text(encoding="utf-8")))
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cctuning.errors import UserError
-from experiments.real import bases, recipes, registry
+from experiments.real import bases, recipes, registry, text
 from experiments.real.bases import Base
 from experiments.real.cells import Lab, cell_of
 from experiments.real.gpu.workers import Queue, resolved, work
@@ -103,6 +103,17 @@ def test_a_share_of_wrong_pairs():
     assert [len(places) for places in wrong] == [4, 20]
     assert mispaired(pairs, random.Random(0), 0) == pairs
     assert all(sum(pairs[n]["lang"] == "a" for n in places) * 2 == len(places) for places in wrong)
+
+
+def test_text_is_kept_for_a_machine_without_the_commands(tmp_path, monkeypatch):
+    pairs = [{"text": f"Nyota {n} angani", "reference": f"Star number {n} was seen.", "lang": "sw"} for n in range(8)]
+    monkeypatch.setenv("CC_TUNING_TEXT", str(tmp_path))
+    first = chosen(pairs, ["A star."], 3, "random", 0)
+    monkeypatch.setattr(text, "main", lambda argv: pytest.fail("the command was run again"))
+    assert chosen(pairs, ["A star."], 3, "random", 0) == first and len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(text, "main", lambda argv: 2)
+    with pytest.raises(RuntimeError, match="pair select ended with status 2"):
+        chosen(pairs, ["A star."], 3, "random", 1)  # another seed is another text
 
 
 def test_text_is_chosen_and_checked_by_the_commands():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import tarfile
 import tempfile
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.real.bases import BASES, cache_folder
+from experiments.real.bases import BASES
 from experiments.real.cells import cell_of
 from experiments.real.gpu import plan
 from experiments.real.gpu.carry import pack
@@ -53,12 +54,14 @@ def build(target: Path, wheels: Path, accept: Sequence[str], limit: int, known: 
 
 
 def _text(lines: Sequence[dict[str, Any]], target: Path) -> None:
-    """The checked and chosen text of the plan's cells, as text.py caches it."""
+    """The checked and chosen text of the plan's cells, as text.py keeps it."""
+    os.environ["CC_TUNING_TEXT"] = str(target.parent / "text")
     for cell in (cell_of(line["cell"]) for line in lines):
         if cell.setting.check or cell.setting.choice:
             Job(None, None, world_of(cell.world), cell.setting, cell.seed, target.parent).pairs()  # type: ignore[arg-type]
     with tarfile.open(target, "w:gz") as archive:
-        archive.add(cache_folder() / "text", "real/text")
+        archive.add(target.parent / "text", "text")
+    shutil.rmtree(target.parent / "text")
 
 
 def _code(target: Path) -> None:
