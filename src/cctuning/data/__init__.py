@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from cctuning.data.encode import Encoder
     from cctuning.data.loading import load_rows
     from cctuning.data.parallel.pairs import load_parallel
-    from cctuning.data.reports import LoadReport, ParallelReport, ParallelSourceReport, SourceReport
-    from cctuning.data.schema import Skipped
+    from cctuning.data.reports import LoadReport
     from cctuning.data.sources import ParallelSource, Source
     from cctuning.data.tokenise import encode_dataset
 
@@ -23,12 +22,8 @@ __all__ = [
     "Encoder",
     "LoadReport",
     "PairedCollator",
-    "ParallelReport",
     "ParallelSource",
-    "ParallelSourceReport",
-    "Skipped",
     "Source",
-    "SourceReport",
     "encode_dataset",
     "load_parallel",
     "load_rows",
@@ -39,8 +34,7 @@ _HOMES = {
     "encode": ("Encoder",),
     "loading": ("load_rows",),
     "parallel.pairs": ("load_parallel",),
-    "reports": ("LoadReport", "ParallelReport", "ParallelSourceReport", "SourceReport"),
-    "schema": ("Skipped",),
+    "reports": ("LoadReport",),
     "sources": ("ParallelSource", "Source"),
     "tokenise": ("encode_dataset",),
 }

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
 from cctuning.data.layouts import check_columns
+from cctuning.data.messages import text_of
 from cctuning.data.parallel.filenames import in_name, named_by
 from cctuning.data.schema import BadRow
 from cctuning.errors import UserError
 from cctuning.identify import between, identify_language
-from cctuning.languages import canonical_or_none, matching, same
+from cctuning.languages import canonical_or_none, matching, same, unknown
 
 # Columns of two sides and their languages, as TICO-19 and others name them.
-SIDES = (("sourceString", "sourceLang", "targetString", "targetLang"), ("src", "src_lang", "tgt", "tgt_lang"))
+SIDES = (
+    (("sourceString", "sourceLang"), ("targetString", "targetLang")),
+    (("src", "src_lang"), ("tgt", "tgt_lang")),
+)
 CLEAR = 0.2  # how much likelier one column must be in the reference language than the other
 SAMPLE = 200  # lines from which columns are recognised
 
@@ -41,14 +44,33 @@ class Layout:
     """How records are read.
 
     Attributes:
-        used: the columns.
-        texts: gives the texts of a record by canonical language code.
+        sides: column of a text, column of its language, and the language where that has none.
+        mapping: a column that maps languages to texts, in place of `sides`.
         wanted: take only this language.
     """
 
-    used: tuple[str, ...]
-    texts: Callable[[Mapping[str, Any]], Mapping[str, str]]
+    sides: tuple[tuple[str, str | None, str | None], ...] = ()
+    mapping: str | None = None
     wanted: str | None = None
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The columns."""
+        names = [self.mapping, *(name for text, lang, _ in self.sides for name in (text, lang))]
+        return tuple(name for name in names if name is not None)
+
+    def texts(self, record: Mapping[str, Any]) -> dict[str, str]:
+        """The texts of a record by canonical language code."""
+        if self.mapping is not None:
+            value = record.get(self.mapping)
+            if not isinstance(value, Mapping):
+                raise BadRow(self.mapping, f"expected language: text, found {type(value).__name__}.")
+            return {_code(code, self.mapping): _said(text, f"{self.mapping}.{code}") for code, text in value.items()}
+        found = {}
+        for name, lang_column, lang in self.sides:
+            said = _said(record.get(lang_column), lang_column) if lang_column else ""
+            found[_code(said or lang, lang_column or "lang")] = _said(record.get(name), name)
+        return found
 
 
 def pairs_of(texts: Mapping[str, str], language: str, wanted: str | None) -> list[tuple[str, str, str]]:
@@ -95,75 +117,42 @@ def recognise(
     names = [("text", f"text_{language}"), ("text", "reference"), ("prompt", f"prompt_{language}")]
     names += [(f"non_{name}", name) for name in found if canonical_or_none(name) == language]
     for text, reference in names:
-        sides = (columns.get("text", text), columns.get("reference", reference))
-        if all(name in found for name in sides):
-            return beside(*sides, lang_column, lang or default, language)
+        columns_of = (columns.get("text", text), columns.get("reference", reference))
+        if all(name in found for name in columns_of):
+            return _beside(*columns_of, lang_column, lang or default, language)
     if "translation" in found:
-        return Layout(("translation",), _of_mapping, lang)
-    for side in SIDES:
-        if all(name in found for name in side):
-            return Layout(side, partial(_of_sides, side), lang)
+        return Layout(mapping="translation", wanted=lang)
+    for sides in SIDES:
+        if all(name in found for side in sides for name in side):
+            return Layout(tuple((*side, None) for side in sides), wanted=lang)
     # One column per language: `en`, `sw`; `sentence_eng_Latn`, `sentence_swh_Latn`; `English`, `Swahili`.
     for before in ("", "sentence_", "text_"):
         codes = {name: canonical_or_none(name.removeprefix(before)) for name in found if name.startswith(before)}
         named = {name: code for name, code in codes.items() if code}
         if len(named) > 1 and any(same(code, language) for code in named.values()):
-            return Layout(tuple(named), partial(_of_columns, named), lang)
+            return Layout(tuple((name, None, code) for name, code in named.items()), wanted=lang)
     return None
 
 
-def beside(text: str, reference: str, lang_column: str | None, lang: str | None, language: str) -> Layout:
-    """A column of text beside one of references, and perhaps one of the text's language."""
-
-    def texts(record: Mapping[str, Any]) -> Mapping[str, str]:
-        said = _said(record.get(lang_column), lang_column) if lang_column else ""
-        if not said and lang is None:
-            raise BadRow("lang", "no language; give the source a lang:.")
-        code = _code(said, lang_column or "lang") if said else str(lang)
-        if same(code, language):
-            raise Absent("lang", f"is in the reference language, {code}.")
-        return {code: _said(record.get(text), text), language: _said(record.get(reference), reference)}
-
-    used = (text, reference, *([lang_column] if lang_column else []))
-    return Layout(used, texts)
+def _beside(text: str, reference: str, lang_column: str | None, lang: str | None, language: str) -> Layout:
+    """A column of text, and one of references."""
+    return Layout(((text, lang_column, lang), (reference, None, language)))
 
 
-def _of_mapping(record: Mapping[str, Any]) -> Mapping[str, str]:
-    value = record.get("translation")
-    if not isinstance(value, Mapping):
-        raise BadRow("translation", f"expected language: text, found {type(value).__name__}.")
-    return {_code(code, "translation"): _said(text, f"translation.{code}") for code, text in value.items()}
-
-
-def _of_sides(names: tuple[str, str, str, str], record: Mapping[str, Any]) -> Mapping[str, str]:
-    one, lang, other, other_lang = (_said(record.get(name), name) for name in names)
-    return {_code(lang, names[1]): one, _code(other_lang, names[3]): other}
-
-
-def _of_columns(named: Mapping[str, str], record: Mapping[str, Any]) -> Mapping[str, str]:
-    return {code: _said(record.get(name), name) for name, code in named.items()}
-
-
-def _code(value: str, field: str) -> str:
+def _code(value: str | None, field: str) -> str:
+    if not value:
+        raise BadRow(field, "no language; give the source a lang:.")
     code = canonical_or_none(value)
     if code is None:
-        raise BadRow(field, f"unknown language {value!r}; expected a code, e.g. sw, zh-Hant, pt-BR.")
+        raise BadRow(field, unknown(value))
     return code
 
 
 def _said(value: Any, field: str) -> str:
     """Text, or the contents of messages, stripped."""
-    if value is None:
-        return ""
     if isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value):
         value = "\n".join(str(turn.get("content", "")) for turn in value)
-    if not isinstance(value, str):
-        raise BadRow(field, f"expected text, found {type(value).__name__} ({str(value)[:40]}).")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise BadRow(field, "is not UTF-8; re-encode the file.") from None
-    return value.strip()
+    return text_of(value, field).strip()
 
 
 # -- tables without a header -----------------------------------------------------------------------------------------
@@ -207,7 +196,7 @@ def recognise_numbered(
     other = lang or named_by(stem, language)
 
     def layout(text: int, reference: int, code: str) -> Layout:
-        return beside(names[text], names[reference], None, code, language)
+        return _beside(names[text], names[reference], None, code, language)
 
     if columns:
         text, reference = (_place(columns, part, count, path) for part in ("text", "reference"))

@@ -23,7 +23,7 @@ from cctuning.data.parallel.columns import (
 )
 from cctuning.data.parallel.filenames import TABLES, languages_in, named_by, sides_among, stem_of, suffix_of
 from cctuning.data.parallel.tatoeba import export_in, read_tatoeba
-from cctuning.data.parallel.tmx import read_tbx, read_tmx
+from cctuning.data.parallel.tmx import FORMATS, read_xml
 from cctuning.data.readers import (
     SUFFIXES,
     Records,
@@ -40,7 +40,6 @@ from cctuning.errors import UserError
 from cctuning.files import file_hash
 from cctuning.languages import same
 
-XML = {".tmx": read_tmx, ".tbx": read_tbx}
 BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # other files in the archives of OPUS
 DOCUMENTS = ("readme", "license", "licence", "_about", "changelog")
 Found = Iterator[Pair | tuple[str, BadRow]]
@@ -118,7 +117,7 @@ def _file(path: Path, source: ParallelSource, language: str) -> list[Opened]:
     if suffix in SUFFIXES and suffix != ".tsv":
         default = named_by(stem_of(path.name), language)
         return [_records(records, source, language, default) for records in open_records(str(path))]
-    if suffix not in (*XML, ".tsv"):
+    if suffix not in (*FORMATS, ".tsv"):
         among = sides_among(map(str, _files(path.parent)), language)
         sides = [side for side in among if str(path) in side[:2]]
         if len(sides) > 1:
@@ -127,7 +126,7 @@ def _file(path: Path, source: ParallelSource, language: str) -> list[Opened]:
         if sides:
             text, reference, code = sides[0]
             return [_moses(Part.of(text), Part.of(reference), source.lang or code, _hashes(text, reference))]
-    read = _xml if suffix in XML else _table
+    read = _xml if suffix in FORMATS else _table
     return [read(Part.of(path), source, language, _hashes(path))]
 
 
@@ -163,8 +162,8 @@ def _zip(path: Path, source: ParallelSource, language: str) -> list[Opened]:
     names = [name for name in names if not Path(name).name.lower().startswith(DOCUMENTS)]
     opened = _sides(names, source, language, part, hashes)
     for name in names if not opened else ():
-        if suffix_of(name) in (*XML, ".tsv", ".txt"):
-            read = _xml if suffix_of(name) in XML else _table
+        if suffix_of(name) in (*FORMATS, ".tsv", ".txt"):
+            read = _xml if suffix_of(name) in FORMATS else _table
             opened.append(read(part(name), source, language, hashes))
     if not opened:
         raise UserError(f"{path}: no parallel text among {', '.join(names) or 'its files'} with {language} on a side.")
@@ -224,8 +223,8 @@ def _moses(text: Part, reference: Part, lang: str, hashes: dict[str, str]) -> Op
 
 
 def _xml(part: Part, source: ParallelSource, language: str, hashes: dict[str, str]) -> Opened:
-    read = XML[suffix_of(part.name)]
-    return Opened(part.label, lambda: read(part.label, part.opened, language, source.lang), hashes)
+    suffix = suffix_of(part.name)
+    return Opened(part.label, lambda: read_xml(part.label, part.opened, suffix, language, source.lang), hashes)
 
 
 def _cells(raw: bytes) -> list[str]:

@@ -25,29 +25,14 @@ Opened = Callable[[], IO[bytes]]
 Found = Iterator[Pair | tuple[str, BadRow]]
 
 
-def read_tmx(name: str, opened: Opened, language: str, lang: str | None) -> Found:
-    """The pairs of every translation unit: one for each language beside the reference language, or for `lang` alone.
+def read_xml(name: str, opened: Opened, suffix: str, language: str, lang: str | None) -> Found:
+    """The pairs of every unit of a TMX file or entry of a TBX file, as `suffix` says (of an entry, the first terms).
 
-    A file that declares entities is an error.
+    There is one for each language beside the reference language, or for `lang` alone. A file that declares entities
+    is an error.
     """
-    return _pairs(name, _elements(name, opened, "TMX", ("tu",)), "unit", _unit, language, lang)
-
-
-def read_tbx(name: str, opened: Opened, language: str, lang: str | None) -> Found:
-    """The first term of each language of every entry, beside the reference language's; arguments as for `read_tmx`."""
-    entries = _elements(name, opened, "TBX", ("termEntry", "conceptEntry"))
-    return _pairs(name, entries, "entry", _entry, language, lang)
-
-
-def _pairs(
-    name: str,
-    elements: Iterator[tuple[int, Element]],
-    kind: str,
-    texts_of: Callable[[Element], dict[str, str]],
-    language: str,
-    lang: str | None,
-) -> Found:
-    for number, element in elements:
+    tags, kind, texts_of = FORMATS[suffix]
+    for number, element in _elements(name, opened, suffix[1:].upper(), tags):
         origin = f"{name}:{kind} {number}"
         try:
             for text, reference, code in pairs_of(texts_of(element), language, lang):
@@ -84,6 +69,10 @@ def _entry(entry: Element) -> dict[str, str]:
             terms = [part for part in section.iter() if _local(part) == "term"]
             texts[canonical_or_none(code) or code] = " ".join("".join(terms[0].itertext()).split()) if terms else ""
     return texts
+
+
+# Tags of the elements that hold a text in several languages, what they are called, and the texts of one
+FORMATS = {".tmx": (("tu",), "unit", _unit), ".tbx": (("termEntry", "conceptEntry"), "entry", _entry)}
 
 
 def _local(element: Element) -> str:
