@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from cctuning import UserError
 from cctuning.cli import main
 from cctuning.data import Encoder, load_rows
 from cctuning.evaluation.run import Options, evaluate
@@ -85,6 +86,16 @@ def test_thinking_that_was_trained_is_cut_before_it_is_scored(tmp_path, name):
     record = evaluate(str(run), tmp_path / "again", options)
     cut = record["tasks"]["rows_sw"]["metrics"]["f1"]["value"]
     assert cut == 0.0 and any("all 2 answers are empty" in note for note in record["notes"])
+
+
+def test_answers_longer_than_the_models_context_are_an_error(tmp_path):
+    """The default for thinking, 1024 tokens, in a model that holds as many."""
+    rows = [{**row, "thinking": "Mji ni"} for row in ROWS]
+    run = train(tmp_path, "qwen3", rows, max_steps=1)
+    with pytest.raises(UserError, match=r"tokens do not fit into the model's context of 1024 .*--thinking_tokens"):
+        scored(tmp_path, run)
+    options = Options(rows=str(tmp_path / "rows.jsonl"), thinking_tokens=64)
+    assert evaluate(str(run), tmp_path / "again", options)["settings"]["chat"] is True
 
 
 def test_a_setting_that_is_not_trainings_is_a_note(tmp_path, capsys):

@@ -132,6 +132,18 @@ class Journal(LM):
                 answers[number] = answers[number].partition(stop)[0]
         return answers
 
+    def _check_room(self, requests: list[Instance]) -> None:
+        """Raise `UserError` where answers are as long as the model's context: lm-eval would stop at an assertion."""
+        limit = getattr(self.inner, "max_length", None)
+        for request in requests if limit is not None else ():
+            room = int(request.args[1].get("max_gen_toks") or self.inner.max_gen_toks)
+            if room >= limit:
+                advice = "lower --thinking_tokens" if self.thinking else "choose another task, or another model"
+                raise UserError(
+                    f"{request.task_name}: answers of {room} tokens do not fit into the model's context of {limit} "
+                    f"tokens; {advice}."
+                )
+
     def _ask(self, kind: str, requests: list[Instance]) -> list[Any]:
         @find_executable_batch_size(starting_batch_size=self.size, reduce_batch_size_fn=lambda: self.size // 2)
         def run(batch_size: int) -> list[Any]:
@@ -142,6 +154,8 @@ class Journal(LM):
                 return getattr(self.inner, kind)(requests, disable_tqdm=True)
             return getattr(self.inner, kind)(requests)
 
+        if kind == "generate_until":
+            self._check_room(requests)
         try:
             return run()
         except RuntimeError as error:
