@@ -19,7 +19,7 @@ from tqdm import tqdm
 from cctuning.errors import UserError
 from cctuning.files import file_hash
 from cctuning.pairing import output
-from cctuning.pairing.assemble import Account, Assembly
+from cctuning.pairing.assemble import Account
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.candidates import Candidate, Problem
 from cctuning.pairing.card import make_card, markdown
@@ -107,18 +107,20 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
     benchmarks = Benchmarks.read(options.against) if options.against else None
     encoder = open_encoder(options.encoder) if options.encoder and checks.check_meaning else None
     inspector = Inspector(checks, options.reference_language, benchmarks)
-    accounts = [Account(number, source) for number, source in enumerate(sources)]
+    accounts = [Account(number, source, options) for number, source in enumerate(sources)]
     with output.draft(place) as folder:
         with (folder / SPOOL).open("wb+") as rows, (folder / output.REJECTS).open("wb") as rejects:
             run = Run(options, Corpus(checks), accounts, rows, rejects)
-            cache_dir = Path(options.cache_dir).expanduser()
-            assembly = Assembly(options.reference_language, cache_dir, options.engine)
             for account in accounts:
-                _read(run, assembly, account, inspector)
+                bar = tqdm(
+                    account.candidates(), f"{account.source.way} {account.source.path}", unit="row", disable=None
+                )
+                for row in bar:
+                    run.add(row, inspector(row))
             order = run.corpus.order(run.judge(encoder))
-            bar = tqdm(run.corpus.rows["offset"][order].tolist(), desc="writing", unit="row", disable=None)
+            offsets = tqdm(run.corpus.rows["offset"][order].tolist(), desc="writing", unit="row", disable=None)
             with (folder / output.ROWS).open("wb") as file:
-                file.writelines(output.line_at(rows, offset) for offset in bar)
+                file.writelines(output.line_at(rows, offset) for offset in offsets)
         (folder / SPOOL).unlink()
         prints = {name: file_hash(folder / name) for name in (output.ROWS, output.REJECTS)}
         card = make_card(run, order, checks, benchmarks, prints)
@@ -128,10 +130,3 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
         reasons = ", ".join(f"{reason} {times}" for reason, times in run.rejected.most_common())
         raise UserError(f"no row is left ({reasons}); {place}/{output.REJECTS} has each with its reason.")
     return card
-
-
-def _read(run: Run, assembly: Assembly, account: Account, inspect: Inspector) -> None:
-    """Read one source and check its rows, in order."""
-    rows = assembly.candidates(account)
-    for row in tqdm(rows, f"{account.source.way} {account.source.path}", unit="row", disable=None):
-        run.add(row, inspect(row))
