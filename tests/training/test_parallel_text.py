@@ -319,3 +319,16 @@ def test_alignment_first_needs_both(tmp_path):
     args = CCConfig(str(tmp_path), report_to="none", use_cpu=True, align_first=2)
     with pytest.raises(UserError, match="align_first: needs parallel text"):
         CCTrainer(model(), args, train_dataset=english(), processing_class=tokenizer())
+
+
+@pytest.mark.parametrize(("errors", "warned"), [([2.0, 1.99, 1.98], True), ([2.0, 1.5, 1.2], False)])
+def test_an_error_that_does_not_fall_is_reported_once(errors, warned, tmp_path, caplog):
+    made = trainer(tmp_path)
+    for step, error in zip((10, 30, 50), errors, strict=False):
+        made.state.global_step = step
+        assert not caplog.records or step > 50
+        made.by_language.on_log(made.args, made.state, made.control, logs={"loss": error, "align_loss": error})
+    made.state.global_step = 60
+    made.by_language.on_log(made.args, made.state, made.control, logs={"align_loss": errors[-1]})
+    told = [record.getMessage() for record in caplog.records if "does not fall" in record.getMessage()]
+    assert len(told) == warned and all("2 at the first log, 1.99 by step 50" in line for line in told)

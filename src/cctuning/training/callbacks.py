@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 PAIRS, FEWEST = 64, 8  # measured per language, at most and at least
 SHARE = 0.075  # of the rows that a run trains on, measured twice with forward passes alone: some 5 % of its time
+LOOK_AT, MOVED = 50, 0.02  # the step at which the error should have fallen by this share of its first value
 SAMPLES_FILE = "samples.jsonl"
 ANSWER_TOKENS = 64
 
@@ -31,7 +32,7 @@ class AlignmentByLanguage(TrainerCallback):
     """Measure how well parallel text is aligned, by language, before and after training.
 
     A sample of the training text is measured: it shows whether anything has moved, not whether the model answers
-    better (see `cctuning evaluate`).
+    better (see `cctuning evaluate`). Warns at step 50 if the training error has not fallen.
 
     Attributes:
         before, after: results; None until measured. `before` is not measured in a run that is resumed.
@@ -43,6 +44,8 @@ class AlignmentByLanguage(TrainerCallback):
         self.before: Alignment | None = None
         self.after: Alignment | None = None
         self._sample: Any = None
+        self._losses: list[float] = []
+        self._watching = True
 
     def _measure(self, steps: int) -> Alignment | None:
         if self._sample is None:
@@ -71,6 +74,18 @@ class AlignmentByLanguage(TrainerCallback):
         """Measure, unless the run is resumed: its weights are not the start's."""
         if state.global_step == 0:
             self.before = self._measure(state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Warn once if the error has not fallen by step LOOK_AT."""
+        self._losses += [float(kwargs["logs"]["align_loss"])] if "align_loss" in kwargs["logs"] else []
+        if state.global_step >= LOOK_AT and len(self._losses) > 1 and self._watching:
+            self._watching = False
+            first, last = self._losses[0], sum(self._losses[-3:]) / len(self._losses[-3:])
+            if last > (1 - MOVED) * first:
+                logger.warning(
+                    f"the alignment error does not fall: {first:.3g} at the first log, {last:.3g} by step "
+                    f"{state.global_step}. Raise learning_rate or align_weight, or see cctuning diagnose."
+                )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure again."""
