@@ -149,15 +149,7 @@ def is_code(code: str) -> bool:
 
 
 def tag(code: str, where: str = "") -> Tag:
-    """Parse a code or an English name.
-
-    Args:
-        code: a code or name.
-        where: what to call its place in an error.
-
-    Raises:
-        UserError: it is not a known language; the error suggests the closest name.
-    """
+    """Parse a code or an English name; `UserError` for an unknown language, with `where` as the place."""
     found = parse(code)
     if found is None:
         raise UserError(f"{where}{': ' if where else ''}{unknown(code)}")
@@ -187,11 +179,7 @@ def _hint(code: str) -> str:
 
 
 def canonical(code: str, where: str = "") -> str:
-    """The canonical code: `sw` of `swa`, `swh_Latn` and `Swahili`; `zh-Hant` of `zh-TW`; `pt-BR` stays.
-
-    Raises:
-        UserError: as `tag` does.
-    """
+    """The canonical code: `sw` of `swa`, `swh_Latn` and `Swahili`; `zh-Hant` of `zh-TW`; `pt-BR` stays."""
     language, script, region, variants = tag(code, where)
     usual = _script(language, None)
     parts = [language]

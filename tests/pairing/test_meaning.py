@@ -51,7 +51,7 @@ def rows(count, wrong=()):
 
 @pytest.fixture
 def fake(monkeypatch):
-    made = Encoder("fake", encode)
+    made = Encoder(encode)
     monkeypatch.setattr("cctuning.pairing.run.open_encoder", lambda name: made)
     return made
 
@@ -136,7 +136,7 @@ def test_a_text_is_encoded_once():
         asked.extend(texts)
         return encode(texts)
 
-    encoder = Encoder("fake", count)
+    encoder = Encoder(count)
     texts = ["a b m1", "a b m2", "a b m1"]
     first, again = encoder(texts), encoder([*texts, "longer words m3"])
     assert sorted(asked) == ["a b m1", "a b m2", "longer words m3"]
@@ -146,7 +146,7 @@ def test_a_text_is_encoded_once():
 
 
 def test_select_by_meaning(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoders, "open_encoder", lambda name: Encoder(name, encode))
+    monkeypatch.setattr(encoders, "open_encoder", lambda name: Encoder(encode))
     pairs = [
         {
             "text": "watu walikutana asubuhi kwa ajili ya kesi hii",

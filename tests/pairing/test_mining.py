@@ -19,7 +19,7 @@ from tests.pairing.world import lines, write
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """300 meanings in both languages, 100 more in each alone, shuffled."""
-    monkeypatch.setattr(mining, "open_encoder", lambda name: Encoder(name, encode))
+    monkeypatch.setattr(mining, "open_encoder", lambda name: Encoder(encode))
     paths = []
     for lang, numbers in (("sw", range(400)), ("en", [*range(300), *range(1000, 1100)])):
         texts = [f"{lang} maneno-ya-{number}-hapa m{number}" for number in numbers]

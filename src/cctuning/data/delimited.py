@@ -31,12 +31,7 @@ class Dialect:
 
 
 def dialect(lines: Iterator[str], usual: str) -> Dialect:
-    """Detect the format of a file.
-
-    Args:
-        lines: with their line ends.
-        usual: the delimiter that the file's name suggests; another is chosen where the header does not contain it.
-    """
+    """Detect the format of a file from its lines; `usual` is the delimiter unless the header does not contain it."""
     head = next(lines, "").rstrip("\r\n")
     skip = 0
     if re.fullmatch(r"sep=.", head):

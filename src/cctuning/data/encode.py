@@ -135,11 +135,7 @@ class Encoder:
         return [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
 
     def render(self, prompt: Text, row: Mapping[str, Any] | None = None) -> str:
-        """The text of a prompt as the model sees it, up to the start of its answer.
-
-        Args:
-            row: the prompt's row, which may have tools and template arguments.
-        """
+        """The text of a prompt up to the start of its answer; its `row` may have tools and template arguments."""
         if self.chat:
             return self._apply(_messages(prompt), row, prompt=True)
         if not isinstance(prompt, str):

@@ -26,12 +26,7 @@ ENDED = re.compile(rf"</({NAMES})>")  # the end of thinking in a text
 
 
 def check_dataset(dataset: Any, where: str) -> None:
-    """Raise `UserError` where the trainer cannot use a data set at all.
-
-    Args:
-        dataset: a `datasets.Dataset`, or a mapping of names to such.
-        where: what to call it in the error.
-    """
+    """Raise `UserError` for a data set (or one of a mapping) that is streamed, empty or no data set at all."""
     from datasets import Dataset
 
     for name, one in dataset.items() if isinstance(dataset, Mapping) else [(None, dataset)]:
@@ -62,9 +57,7 @@ def in_schema(
     to be in the reference language; `lang` is empty for rows that name none.
 
     Args:
-        dataset: rows in any layout, or parallel text.
-        language: the reference language.
-        where: what to call the data set in an error.
+        dataset: rows in any layout, or parallel text; errors call it `where`.
         required: a row in another language must have a reference.
         bad_rows: `error` or `skip`.
         parallel: it is parallel text, whose prompt may be called `text`.

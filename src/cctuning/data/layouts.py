@@ -45,11 +45,7 @@ class Layout:
 
     @classmethod
     def recognise(cls, found: Sequence[str], columns: Mapping[str, str], language: str) -> Layout:
-        """Recognise the layout from column names; `columns` (part to column) overrides it.
-
-        Raises:
-            BadRow: two columns could play the same part.
-        """
+        """Recognise the layout from column names; `columns` (part to column) overrides it. May raise `BadRow`."""
         parts: dict[str, str | None] = dict(columns)
 
         def choose(part: str, *names: str) -> None:

@@ -25,11 +25,7 @@ CONTEXT += ("knowledge", "think", "reason", "rationale", "cot", "analysis", "ima
 
 
 def text_of(value: Any, field: str) -> str:
-    """Text; empty for null.
-
-    Raises:
-        BadRow: something else, or text that is not UTF-8.
-    """
+    """Text, empty for null; `BadRow` for another type, and for text that is not UTF-8."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -44,11 +40,7 @@ def text_of(value: Any, field: str) -> str:
 
 
 def messages_of(value: Any, field: str, unread: dict[str, int] | None = None) -> list[Message]:
-    """The messages of a conversation in any format; `unread` counts non-empty keys that are not read.
-
-    Raises:
-        BadRow: it is not a list, a role is unknown, or content is not text.
-    """
+    """The messages of a conversation in any format; `unread` counts non-empty keys that are not read."""
     if isinstance(value, str):  # as tables hold it
         value = _json(value, field)
     if not isinstance(value, list) or not value:

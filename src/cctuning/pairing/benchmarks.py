@@ -81,12 +81,10 @@ class Benchmarks:
         return cls(every[order], owner[order], np.bincount(owner, minlength=len(origins)), origins, whole, prints)
 
     def hit(self, asked: Sequence[str], answers: Sequence[str], share: float) -> str | None:
-        """A description of the evaluation text that a row contains, or None.
+        """A description of the evaluation text of which a row holds `share` of the n-grams or more, or None.
 
-        Args:
-            asked: the row's prompt and its parallel.
-            answers: its responses. A short one may be an evaluation's answer by right, and is not looked up.
-            share: of an evaluation text's n-grams from which it counts as held.
+        `asked` are its prompt and parallel, `answers` its responses: a short one may be an evaluation's answer by
+        right, and is not looked up.
         """
         words = [tokens(text) for text in (*asked, *answers)]
         for part in words[: len(asked)]:

@@ -31,15 +31,7 @@ def made_by(command: str, *packages: str) -> dict[str, str]:
 def make_card(
     run: Run, order: NDArray[np.int64], checks: Checks, benchmarks: Benchmarks | None, files: dict[str, str]
 ) -> dict[str, Any]:
-    """The card as plain JSON types.
-
-    Args:
-        run: the finished run.
-        order: the rows that were written.
-        checks: the thresholds.
-        benchmarks: evaluation texts that rows were compared with.
-        files: of the output, with hashes.
-    """
+    """The card of a finished run as plain JSON types. `order`: the rows written; `files`: the hashes of the output."""
     options, corpus = run.options, run.corpus
     counts = corpus.counts(order)
     languages: Counter[str] = Counter()

@@ -66,12 +66,9 @@ class Corpus:
         return self._rows[: self._count]
 
     def judge(self, problems: dict[int, Problem]) -> dict[int, Problem]:
-        """Row number to problem, over all rows.
+        """Row number to problem over all rows, those that another check found included.
 
         Duplicates come last, so that the first of two equal rows is one that stays.
-
-        Args:
-            problems: of rows that another check rejects.
         """
         deviation = self._deviations()
         problems = {**problems, **self._odd_lengths(deviation), **self._odd_endings(deviation)}

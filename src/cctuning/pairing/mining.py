@@ -74,11 +74,7 @@ def nearest(queries: Floats, others: Floats, count: int) -> tuple[Floats, Places
 
 
 def mine_vectors(texts: Floats, references: Floats, margin: float = 0.0) -> Mined:
-    """Pairs of unit vectors, (texts, width) and (references, width), that mean the same.
-
-    Args:
-        margin: least margin; 0: estimated.
-    """
+    """Pairs of unit vectors (texts, width) and (references, width) that mean the same; `margin` 0: it is estimated."""
     count = min(NEIGHBOURS, len(texts), len(references))
     near, which = nearest(texts, references, count)
     near_back, which_back = nearest(references, texts, count)
@@ -98,11 +94,7 @@ def mine_vectors(texts: Floats, references: Floats, margin: float = 0.0) -> Mine
 
 
 def mine(options: MineOptions) -> tuple[Mined, tuple[int, int]]:
-    """Align the two files and write the pairs, the most confident first.
-
-    Returns:
-        The pairs, and the numbers of sentences in the files.
-    """
+    """Align the two files and write the pairs, the most confident first; also return the numbers of sentences."""
     with output.new_file(options.output, options.overwrite) as write:
         sides = [_sentences(path, options) for path in options.files]
         encode = open_encoder(options.encoder)

@@ -59,13 +59,7 @@ class Side:
 
 
 class Inspector:
-    """Checks rows one by one.
-
-    Args:
-        checks: the thresholds.
-        language: of the parallels, canonical.
-        benchmarks: evaluation texts that no row may hold, or None.
-    """
+    """Checks rows one by one; their parallels are in `language`."""
 
     def __init__(self, checks: Checks, language: str, benchmarks: Benchmarks | None = None) -> None:
         self.checks, self.language, self.benchmarks = checks, language, benchmarks

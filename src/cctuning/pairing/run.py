@@ -90,16 +90,7 @@ class Run:
 
 
 def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) -> dict[str, Any]:
-    """Pair, check and write rows. The output directory appears only when it is complete.
-
-    Args:
-        sources: in the order of their rows.
-        options: output and so on; `inputs` and `sources` are ignored.
-        checks: thresholds.
-
-    Returns:
-        The data card, as in card.json.
-    """
+    """Pair, check and write rows; return the data card. The output directory appears only when it is complete."""
     place = Path(os.path.expandvars(options.output)).expanduser()
     output.check(place, options.overwrite)
     if not sources:

@@ -87,11 +87,7 @@ class SelectOptions:
 
 
 def select(options: SelectOptions) -> dict[str, Any]:
-    """Choose pairs and write rows.jsonl and the card.
-
-    Returns:
-        The card, as in card.json.
-    """
+    """Choose pairs, write rows.jsonl and the card, and return the card."""
     place = Path(options.output).expanduser()
     output.check(place, options.overwrite)
     only = {"lang": options.lang[0]} if len(options.lang) == 1 else {}
@@ -235,9 +231,7 @@ def words_and_pairs(text: str) -> list[str]:
 def in_turn(similarities: NDArray[Any], places: NDArray[np.int64]) -> dict[int, float]:
     """Places and their best similarity: the nearest of every row, then the second of every row, and so on.
 
-    Args:
-        similarities: (rows, kept), descending in each row.
-        places: (rows, kept).
+    Both arguments are (rows, kept), the nearest first.
     """
     found: dict[int, float] = {}
     for rank in range(places.shape[1]):

@@ -74,15 +74,9 @@ class Layout:
 
 
 def pairs_of(texts: Mapping[str, str], language: str, wanted: str | None) -> list[tuple[str, str, str]]:
-    """The pairs of a text in several languages: one for each language besides the reference language.
+    """The pairs of a text in several languages (all, or `wanted` alone) with its text in the reference language.
 
-    Args:
-        texts: canonical code to text; empty text counts as missing.
-        wanted: take only this language.
-
-    Raises:
-        Absent: there is no pair.
-        BadRow: one of two sides is empty.
+    Empty text counts as missing. `Absent` where there is no pair, `BadRow` where one of two sides is empty.
     """
     given = {code: text for code, text in texts.items() if text}
     if len(texts) == 2 and len(given) < 2:

@@ -41,11 +41,7 @@ _MARKER = re.compile(r"[\[［【]\s*[\[［【]\s*(\d+)\s*[\]］】]\s*[\]］】]
 
 
 def find(text: str) -> tuple[list[Span], list[Span]]:
-    """Find the protected spans of a text: those inside sentences, and blocks.
-
-    Returns:
-        spans, blocks: sorted and disjoint.
-    """
+    """The protected spans of a text inside sentences, and its protected blocks, each sorted and disjoint."""
     spans: list[Span] = []
     blocks: list[Span] = []
     at = 0

@@ -55,7 +55,6 @@ def split(
     """Split `text` into pieces; `"".join(piece.text for piece in split(text, …)) == text`.
 
     Args:
-        text: any text.
         max_chars: longest piece that is translated, except where a protected span is longer.
         sentences: split at every line and sentence; otherwise only what is longer than `max_chars`, at the last line
             break, sentence end or space that fits, in this order.

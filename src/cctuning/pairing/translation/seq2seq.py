@@ -228,14 +228,9 @@ class Seq2Seq(Engine):
 
 
 def resolve(tag: str, codes: Collection[str], where: str) -> str:
-    """The code among `codes` that means the language `tag`.
+    """The code among `codes` (`swh_Latn`, `sw`) that means the language `tag`; errors call the model `where`.
 
     The script must agree, unless the model has only one code for the language.
-
-    Args:
-        tag: a language code, an English name, or one of `codes`.
-        codes: those of the model, without markers: `swh_Latn`, `sw`.
-        where: what to call the model in an error.
     """
     if tag in codes:
         return tag

@@ -33,15 +33,7 @@ _LINES = re.compile(r"(\s*\n\s*)")
 
 
 def open_translator(options: Mapping[str, Any], cache_dir: Path) -> Translator:
-    """Open a translator.
-
-    Args:
-        options: `engine` (seq2seq, chat or function) and the options of that engine.
-        cache_dir: the cache; several translators and processes may share one.
-
-    Raises:
-        UserError: an unknown engine or option, a bad value, or an unusable cache.
-    """
+    """Open a translator; `options` are `engine` (seq2seq, chat or function) and those of the engine."""
     rest = dict(options)
     kind = rest.pop("engine", None)
     if kind not in ENGINES:
@@ -62,11 +54,6 @@ class Translator:
 
     def translate(self, texts: Sequence[str], source: str, target: str) -> Iterator[Answer]:
         """One answer for each text, in the same order. A text without letters is returned unchanged.
-
-        Args:
-            texts: to translate.
-            source: their language, a code or an English name.
-            target: the language to translate into.
 
         Raises:
             UserError: at once for a language that the engine does not know or that is both source and target; later
@@ -137,12 +124,9 @@ class Translator:
         return {piece: _outcome(piece, answers[text], text, kept) for piece, (text, kept) in masked.items()}
 
     def usage(self) -> dict[str, int | float]:
-        """Counts since this translator was opened.
+        """Counts since this translator was opened, with those of the engine.
 
-        Returns:
-            texts and characters given; segments: distinct segments; cache_hits: segments found in the cache;
-            second_way: segments translated in pieces because a marker or a line was lost; and the engine's requests,
-            retries, prompt_tokens and completion_tokens, where it knows them.
+        `segments` are distinct ones; `second_way` are those translated in pieces because a marker or a line was lost.
         """
         return {**self._engine.usage(), **self._counts}
 
