@@ -31,7 +31,7 @@ from cctuning.data.chat import (
     split_thinking,
 )
 from cctuning.data.messages import THINKING, plain
-from cctuning.data.schema import Text
+from cctuning.data.schema import Text, as_messages
 from cctuning.errors import UserError
 
 
@@ -365,10 +365,8 @@ class Encoder:
 
 def _messages(prompt: Text) -> list[dict[str, Any]]:
     """Messages as templates read them: thinking under every key that a template may read, and without `train`."""
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": prompt}]
     found = []
-    for message in map(plain, prompt):
+    for message in map(plain, as_messages(prompt)):
         thinking = message.pop("thinking", None)
         message.pop("train", None)
         found.append(message | (dict.fromkeys(THINKING, thinking) if thinking else {}))

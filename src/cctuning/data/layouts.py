@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from cctuning.data.messages import THINKING, history_of, messages_of, text_of
-from cctuning.data.schema import BadRow, Message, Text
+from cctuning.data.schema import BadRow, Message, Text, as_messages
 from cctuning.errors import UserError, nearest
 from cctuning.languages import is_code, same
 
@@ -135,7 +135,7 @@ def _answered(prompt: Text, value: Any, field: str, unread: dict[str, int] | Non
     if {messages[0]["role"], messages[-1]["role"]} != {"assistant"}:
         raise BadRow(field, "expected turns that begin and end with the assistant's; put earlier ones in the prompt.")
     before, response = _split(messages)
-    return ([*_as_messages(prompt), *before] if before else prompt), response
+    return ([*as_messages(prompt), *before] if before else prompt), response
 
 
 def _in_context(prompt: Text, record: Mapping[str, Any], system: str | None, history: str | None) -> Text:
@@ -144,14 +144,10 @@ def _in_context(prompt: Text, record: Mapping[str, Any], system: str | None, his
     turns = history_of(record.get(history), history) if history else []
     if not told.strip() and not turns:
         return prompt
-    messages = _as_messages(prompt)
+    messages = as_messages(prompt)
     if told.strip() and messages[0]["role"] == "system":
         raise BadRow(str(system), "the conversation has a system message as well; leave one of them out.")
     return [*([{"role": "system", "content": told}] if told.strip() else []), *turns, *messages]
-
-
-def _as_messages(prompt: Text) -> list[Message]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
 def arguments_of(value: Any, field: str) -> dict[str, Any]:

@@ -25,6 +25,11 @@ Text = str | list[Message]
 CHUNK = 1000  # rows handled at once
 
 
+def as_messages(text: Text) -> list[Message]:
+    """Messages as they are, and plain text as one user message."""
+    return [{"role": "user", "content": text}] if isinstance(text, str) else text
+
+
 @dataclass(slots=True)
 class Row:
     """One row. `reference_response` is used only to make a row of its own in the reference language."""

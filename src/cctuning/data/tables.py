@@ -22,7 +22,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cctuning.data.schema import CHUNK, Row, Text
+from cctuning.data.schema import CHUNK, Row, as_messages
 
 TEXT = pa.string()
 KEYS = {"role": TEXT, "content": TEXT, "thinking": TEXT, "tool_calls": TEXT, "name": TEXT, "tool_call_id": TEXT}
@@ -83,7 +83,7 @@ def dataset_of(table: pa.Table, numbers: Sequence[int] | None = None) -> dataset
         if not chat:
             return batch[name]
         pairs = zip(batch[name].to_pylist(), batch[f"{name}_messages"].to_pylist(), strict=True)
-        return pa.array([_as_messages(text) if text is not None else turns for text, turns in pairs], kind)
+        return pa.array([as_messages(text) if text is not None else turns for text, turns in pairs], kind)
 
     def numbered() -> Iterator[pa.RecordBatch]:
         start = 0
@@ -109,10 +109,6 @@ def _keys(table: pa.Table) -> list[str]:
         if key not in used and any(pc.struct_field(part, key).null_count < len(part) for part in parts):
             used.append(key)
     return used
-
-
-def _as_messages(text: str) -> Text:
-    return [{"role": "user", "content": text}]
 
 
 @cache

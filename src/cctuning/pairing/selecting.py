@@ -91,10 +91,10 @@ def select(options: SelectOptions) -> dict[str, Any]:
     place = Path(options.output).expanduser()
     output.check(place, options.overwrite)
     only = {"lang": options.lang[0]} if len(options.lang) == 1 else {}
-    joined = pair_of_paths(list(options.corpus), options.reference_language)
-    named = [one if isinstance(one, dict) else {"path": one} for one in joined]
-    sources = [{**one, **only, "bad_rows": options.bad_rows} for one in named]
-    corpus, report = load_parallel(sources, reference_language=options.reference_language)
+    language = options.reference_language
+    joined = pair_of_paths(list(options.corpus), language)
+    sources = [{**(one if isinstance(one, dict) else {"path": one}), **only} for one in joined]
+    corpus, report = load_parallel(sources, reference_language=language, bad_rows=options.bad_rows)
     benchmarks = Benchmarks.read(options.against) if options.against else None
     fits, dropped = _fitting(corpus, options, benchmarks)
     task: list[str] = []

@@ -7,6 +7,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import IO, Any
@@ -126,8 +127,7 @@ def _file(path: Path, source: ParallelSource, language: str) -> list[Opened]:
         if sides:
             text, reference, code = sides[0]
             return [_moses(Part.of(text), Part.of(reference), source.lang or code, _hashes(text, reference))]
-    read = _xml if suffix in FORMATS else _table
-    return [read(Part.of(path), source, language, _hashes(path))]
+    return [_document(Part.of(path), source, language, _hashes(path))]
 
 
 def _directory(folder: Path, source: ParallelSource, language: str) -> list[Opened]:
@@ -163,8 +163,7 @@ def _zip(path: Path, source: ParallelSource, language: str) -> list[Opened]:
     opened = _sides(names, source, language, part, hashes)
     for name in names if not opened else ():
         if suffix_of(name) in (*FORMATS, ".tsv", ".txt"):
-            read = _xml if suffix_of(name) in FORMATS else _table
-            opened.append(read(part(name), source, language, hashes))
+            opened.append(_document(part(name), source, language, hashes))
     if not opened:
         raise UserError(f"{path}: no parallel text among {', '.join(names) or 'its files'} with {language} on a side.")
     return opened
@@ -222,8 +221,11 @@ def _moses(text: Part, reference: Part, lang: str, hashes: dict[str, str]) -> Op
 # -- tables and records -----------------------------------------------------------------------------------------------
 
 
-def _xml(part: Part, source: ParallelSource, language: str, hashes: dict[str, str]) -> Opened:
+def _document(part: Part, source: ParallelSource, language: str, hashes: dict[str, str]) -> Opened:
+    """A file that holds both sides."""
     suffix = suffix_of(part.name)
+    if suffix not in FORMATS:
+        return _table(part, source, language, hashes)
     return Opened(part.label, lambda: read_xml(part.label, part.opened, suffix, language, source.lang), hashes)
 
 
@@ -289,12 +291,10 @@ def _records(
     layout: Layout | None = None,
 ) -> Opened:
     path = path or next(iter(records.fingerprints), source.path)
-    layouts: dict[tuple[str, ...], Layout | None] = {}
 
+    @cache
     def layout_of(found: tuple[str, ...]) -> Layout:
-        if found not in layouts:
-            layouts[found] = layout or recognise(found, source.columns, language, source.lang, path, default)
-        chosen = layouts[found]
+        chosen = layout or recognise(found, source.columns, language, source.lang, path, default)
         if chosen is None:
             raise BadRow(
                 "columns",
