@@ -76,9 +76,12 @@ def test_what_is_refused(files, tmp_path):
         ({"files": files[:1]}, "two files are needed"),
         ({"output": ""}, "--output: missing"),
         ({"files": ["x.txt", "y.txt"]}, "--lang: missing"),
+        ({"files": files[:1] * 2}, "is named twice"),
+        ({"lang": "eng"}, "--lang en: is the reference language"),
     ):
         with pytest.raises(UserError, match=says):
             MineOptions(**{"files": files, "output": "o", **options})
+    assert MineOptions(files[::-1], output="o").files == files  # named the other way round
     with pytest.raises(UserError, match="no such file"):
         mine(MineOptions([str(tmp_path / "no.sw"), files[1]], output=str(tmp_path / "o")))
     with pytest.raises(UserError, match="no pair with a margin of 9"):

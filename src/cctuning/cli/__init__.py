@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         if not sys.stderr.isatty() and argv[0] != "demo":
             as_lines()
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a warning on each import
+        logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # a warning on each retry
         warnings.filterwarnings("ignore", category=FutureWarning)  # between TRL and transformers
         importlib.import_module(f"cctuning.cli.{argv[0]}").main(argv[1:])
     except ModuleNotFoundError as error:

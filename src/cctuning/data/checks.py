@@ -12,12 +12,14 @@ import pyarrow.compute as pc
 from cctuning.data.schema import CHUNK
 from cctuning.data.text import normalise, tokens
 from cctuning.extras import available
-from cctuning.identify import between, scripts_apart
+from cctuning.identify import between, confidence, lingua_language, prose, scripts_apart
 from cctuning.languages import language_name
 
 SAMPLE = 64  # pairs of a language that are identified
 WORDS = 5  # fewest words without digits of a text whose language lingua identifies: names confuse it
 WRONG = 0.2  # likelihood of its own language below which a text of rows is in the other side's
+CHUNKS = 4  # samples of texts, each of which has to be in another language than its label
+CLEARLY = 0.05  # confidence in the label below which a sample is in another
 SHARE = 0.2  # of the sampled rows that makes a warning: names and formulas mislead lingua
 
 
@@ -51,6 +53,11 @@ def warnings_of(table: pa.Table, language: str) -> list[str]:
         own = foreign.filter(pc.equal(foreign["lang"], lang))
         places = np.linspace(0, own.num_rows - 1, min(SAMPLE, own.num_rows)).round().astype(int)
         read, problems = wrong_sides([texts for _, *texts in _texts(own.take(places))], lang, language)
+        elsewhere = other_language([text for _, text, _ in _texts(own.take(places))], lang, language)
+        if elsewhere is not None and not problems:
+            notes.append(
+                f"prompts labelled {language_name(lang)} are in {language_name(elsewhere)}: correct their lang."
+            )
         for problem, count in problems.items():
             if count > SHARE * read:
                 found.setdefault(problem, []).append(f"{language_name(lang)} ({count} of {read})")
@@ -92,6 +99,23 @@ def wrong_sides(
         if own < wrong or other < wrong:
             found["swapped" if own < wrong and other < wrong else "text" if own < wrong else "reference"] += 1
     return read, found
+
+
+def other_language(texts: Iterable[str], lang: str, language: str) -> str | None:
+    """The language that texts labelled `lang` are in, where all of `CHUNKS` samples are clearly in another.
+
+    Args:
+        texts: those of fewer than `WORDS` words are left out: names mislead.
+        language: of the texts beside them.
+
+    Returns:
+        None also where it cannot be told: too few texts, no lingua, or no model of `lang` in it.
+    """
+    long = [text for text in texts if _words(text) >= WORDS]
+    if len(long) < CHUNKS or not available("lingua") or lingua_language(lang) is None:
+        return None
+    found = [confidence(prose(" ".join(long[start::CHUNKS])), lang, language) for start in range(CHUNKS)]
+    return found[0][1] if all(sure < CLEARLY for sure, _ in found) and len({near for _, near in found}) == 1 else None
 
 
 def _words(text: str) -> int:

@@ -136,7 +136,8 @@ def of_split(files: list[Path], split: str, folder: Path) -> list[Path]:
 
     chosen = [file for file in files if is_part_of(file, split.lower())]
     if not chosen and any(is_part_of(file, name) for file in files for name in SPLITS):
-        names = ", ".join(file.name for file in files)  # reading all files could train on a test set
+        names = ", ".join(file.name for file in files[:10]) + (", ..." if len(files) > 10 else "")
+        # Reading all files could train on a test set.
         raise UserError(f"{folder}: no file of the split {split!r} among {names}. Name the split or the file.")
     return chosen or files
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cctuning.data.parallel.filenames import known_in_name, suffix_of
+from cctuning.data.parallel.filenames import is_in, known_in_name, suffix_of
 from cctuning.data.readers import SUFFIXES, local_path, numbered_lines
 from cctuning.data.row_reader import read_rows
 from cctuning.data.schema import BadRow
 from cctuning.data.text import flat
 from cctuning.errors import UserError
-from cctuning.languages import canonical
+from cctuning.languages import canonical, same
 from cctuning.pairing import output
 from cctuning.pairing.encoder import open_encoder
 from cctuning.settings import option
@@ -50,11 +50,17 @@ class MineOptions:
             raise UserError("two files are needed: cctuning pair mine TEXT.sw TEXT.en --output FILE.")
         if not self.output:
             raise UserError("--output: missing; name a file, e.g. mined.jsonl.")
+        self.reference_language = canonical(self.reference_language, "--reference_language")
+        if self.files[0] == self.files[1]:
+            raise UserError(f"{self.files[0]}: is named twice; the second file is the text in the reference language.")
+        if is_in(self.files[0], self.reference_language) and not is_in(self.files[1], self.reference_language):
+            self.files = self.files[::-1]
         self.lang = self.lang or known_in_name(self.files[0].removesuffix(".gz").rpartition(".")[2]) or ""
         if not self.lang:
             raise UserError(f"--lang: missing; name the language of {self.files[0]}, e.g. sw.")
         self.lang = canonical(self.lang, "--lang")
-        self.reference_language = canonical(self.reference_language, "--reference_language")
+        if same(self.lang, self.reference_language):
+            raise UserError(f"--lang {self.lang}: is the reference language; name that of {self.files[0]}.")
 
 
 @dataclass

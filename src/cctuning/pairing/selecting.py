@@ -60,7 +60,7 @@ class SelectOptions:
         "tfidf: words in common. encoder: meaning (--encoder). random: any pairs, as a control.",
         choices=["tfidf", "encoder", "random"],
     )
-    encoder: str | None = option(None, "Sentence encoder of --by encoder: a name or directory (docs/start/data.md).")
+    encoder: str | None = option(None, "Sentence encoder of --by encoder: a name or directory (docs/guides/pair.md).")
     min_length: int = option(20, "Fewest characters of the reference-language side.")
     max_length: int = option(400, "Most characters of the reference-language side.")
     near_duplicate: float = option(0.8, "Similarity above which two pairs are near-duplicates; 1: only when equal.")
@@ -107,6 +107,8 @@ def select(options: SelectOptions) -> dict[str, Any]:
         task = _task(options)
         chosen = _nearest(corpus, fits, task, options)
     notes = list(report.notes)
+    missing = [lang for lang in options.lang if not matching(canonical_or_none(lang) or lang, chosen)]
+    notes += [f"--lang {' '.join(missing)}: no pair in the corpus can be chosen."] if missing else []
     with output.draft(place) as folder, (folder / output.ROWS).open("wb") as file:
         for lang, found in sorted(chosen.items()):
             if len(found) < options.count:
@@ -170,8 +172,10 @@ def _fitting(
         else:
             fits.setdefault(lang, []).append(number)
     if not fits:
+        why = ", ".join(f"{reason} {times}" for reason, times in dropped.items())
         raise UserError(
-            f"no pair has between --min_length {options.min_length} and --max_length {options.max_length} characters."
+            f"no pair is left ({why}): give another corpus, or other --min_length {options.min_length}, --max_length "
+            f"{options.max_length} or --against."
         )
     return {lang: np.array(places) for lang, places in fits.items()}, dict(dropped)
 

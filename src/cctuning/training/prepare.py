@@ -87,7 +87,7 @@ def prepare(
     moved = connection.reference_weights is None and settled.reference_weights == "current"
     if moved and settled.connection in ("align", "gated"):
         notes.append("reference_weights: current, because the start is not kept under DeepSpeed")
-    left_out = sum(len(found.skipped) for found in reports) + len(trainer.skipped)
+    left_out = sum(source.skipped for found in reports for source in found.sources) + len(trainer.skipped)
     if left_out:
         notes.append(f"rows left out (bad_rows: skip): {left_out}; {RUN_FILE} lists them.")
     record = {

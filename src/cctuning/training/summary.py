@@ -126,10 +126,12 @@ def doubts(plan: Plan, args: Any) -> Iterator[str]:
     """Warnings about a plan that looks like a mistake."""
     if plan.steps < FEW_STEPS:
         total = sum(plan.rows.values())
-        yield (
-            f"only {plan.steps} optimizer steps ({total} rows, {plan.rows_a_step} per step): lower "
-            "gradient_accumulation_steps or the batch size, or raise num_train_epochs"
+        advice = (
+            "raise max_steps"
+            if args.max_steps > 0
+            else ("lower gradient_accumulation_steps or the batch size, or raise num_train_epochs")
         )
+        yield f"only {plan.steps} optimizer steps ({total} rows, {plan.rows_a_step} per step): {advice}"
     bins = args.train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
     if plan.packed and plan.rows_a_step < 1.5 * bins and sum(plan.rows.values()) > bins:
         yield (
@@ -236,6 +238,11 @@ def without_effect(options: RunOptions, connection: ConnectionConfig, args: CCCo
         (options.tune != "lora", options.adapter_given(), f"tune: {options.tune}"),
         (options.tune == "connection" and args.base_decay, ["base_decay"], "tune: connection"),
         (kind == "none" and options.parallel, ["parallel"], "connection: none"),
+        (
+            kind != "none" and options.data and options.parallel and not (args.parallel_rows or args.align_first),
+            ["parallel"],
+            "parallel_rows: 0 and no align_first",
+        ),
         (
             args.parallel_rows != CCConfig.parallel_rows and not (options.parallel and options.data),
             ["parallel_rows"],
