@@ -251,6 +251,10 @@ def test_what_is_no_parallel_text(tmp_path):
         records(tmp_path / "k.jsonl", [{"text": "a", "text_en": "b"}]),
         columns={"text": "txt"},
     )
+    for name in ("k.jsonl", "k.csv"):
+        file = tmp_path / name
+        file.write_text('{"text": "a", "text_en": "b"}\n' if name == "k.jsonl" else "text,text_en\na,b\n")
+        refused("where: no column 'kind' among text, text_en", file, where={"kind": "x"}, lang="sw")
     refused(
         "its language cannot be identified",
         text(tmp_path / "l.txt", ["42"]),

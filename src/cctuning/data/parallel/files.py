@@ -312,15 +312,14 @@ def _records(
         except BadRow as bad:
             raise UserError(f"{path}: {bad.reason}") from None
         wanted = {*chosen.used, *source.where, "id"} & set(records.columns)
-        for name in source.where:
-            if name not in records.columns:
-                raise UserError(f"{path}: where: no column {name!r} among {', '.join(records.columns)}.")
 
     def pairs() -> Found:
+        seen = dict.fromkeys(records.columns or ())
         for origin, record in records.iterate(wanted):
             if isinstance(record, BadRow):
                 yield origin, record
                 continue
+            seen |= dict.fromkeys(record)
             if any(record.get(name) != value for name, value in source.where.items()):
                 continue
             found = tuple(records.columns or record)
@@ -332,5 +331,8 @@ def _records(
                     yield Pair(*pair, origin, None, record.get("id"))
             except BadRow as bad:
                 yield origin, bad
+        for name in source.where if seen else ():
+            if name not in seen:
+                raise UserError(f"{path}: where: no column {name!r} among {', '.join(seen)}.")
 
     return opened
