@@ -29,7 +29,6 @@ def warnings_of(table: pa.Table, language: str) -> list[str]:
     Args:
         table: columns `prompt` and `reference` (null where there are none, or messages in `prompt_messages` and
             `reference_messages`), `lang`, `origin`.
-        language: the reference language, canonical.
     """
     name, rows = language_name(language), table.num_rows
     foreign = table.filter(pc.not_equal(table["lang"], language))

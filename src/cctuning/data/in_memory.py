@@ -57,7 +57,6 @@ def in_schema(
     to be in the reference language; `lang` is empty for rows that name none.
 
     Args:
-        dataset: rows in any layout, or parallel text; errors call it `where`.
         required: a row in another language must have a reference.
         bad_rows: `error` or `skip`.
         parallel: it is parallel text, whose prompt may be called `text`.

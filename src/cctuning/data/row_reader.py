@@ -60,10 +60,7 @@ class RowReader:
     ) -> Iterator[tuple[str, Mapping[str, Any], Row | BadRow]]:
         """The origin of each record, the record (the columns in use), and its row or what is wrong with it.
 
-        Args:
-            source: the files to open.
-            where: column to value: other records are passed over.
-            also: columns that are read although no part of a row is in them.
+        Records without the values `where` (column to value) are skipped; the columns `also` are read too.
         """
         where = where or {}
         for records in open_records(source.path, source.name, source.split):

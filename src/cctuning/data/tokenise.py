@@ -36,7 +36,6 @@ def encode_dataset(
     Args:
         bad_rows: `error` stops at the first row that cannot be used; `skip` leaves such rows out.
         own_references: the reference language, if rows in it are their own reference.
-        num_proc: processes; None: this one.
         notes: warnings about rows are appended to it.
 
     Returns:

@@ -174,7 +174,7 @@ def recognise_numbered(
     language is decided by columns of codes, then the text itself, then the file's name.
 
     Args:
-        lines: the cells of the first lines, all of the same number.
+        lines: the cells of the first lines.
         stem: the file's name without endings.
         columns: part to column number from 1, where the source gives them.
         lang: the other language, where the source gives it.
