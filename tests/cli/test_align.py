@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.cli.world import done, metrics, records, refused, run_json, write_jsonl, write_model, write_recipe
+from tests.report.world import Look
 
 SMALL = ("--layers", "0", "1", "--max_steps", 6, "--use_cpu", True, "--report_to", "none", "--logging_steps", 1)
 
@@ -90,6 +91,8 @@ def test_diagnose_says_how_far_text_is(base, tmp_path, capsys):
     )
     found = json.loads((tmp_path / "d.json").read_text())
     assert found["languages"] == ["qu"] and len(found["found"][0]) == len(found["layers"]) == 2
+    done("diagnose", base, "--parallel", pairs(tmp_path / "few.jsonl", count=12))
+    assert "Quechua: too few pairs to tell" in capsys.readouterr().out
 
 
 def test_diagnose_takes_rows_with_reference_prompts_in_any_language(base, tmp_path, capsys):
@@ -212,3 +215,15 @@ def test_a_full_disk_before_training_is_one_line(base, tmp_path, capsys, monkeyp
     said = refused(capsys, *argv)
     assert "the recording of the references cannot be written" in said and "CC_TUNING_CACHE" in said
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] and not (tmp_path / "run").exists()
+
+
+def test_a_report_on_english_rows_with_parallel_text(base, tmp_path):
+    """The models are analysed on the parallel text, and it is counted."""
+    rows, text = english(tmp_path / "en.jsonl"), pairs(tmp_path / "pairs.jsonl")
+    done("train", "--model", base, "--data", rows, "--parallel", text, "--output_dir", tmp_path / "run", *SMALL)
+    done("align", base, "--parallel", text, "--output_dir", tmp_path / "pack", *SMALL)
+    done("report", tmp_path / "run", tmp_path / "pack", "--output", tmp_path / "page.html", "--examples", 1)
+    said = " ".join(Look((tmp_path / "page.html").read_text(encoding="utf-8")).text.split())
+    assert "Measured on 30 rows in Quechua from pairs.jsonl" in said
+    assert "run: 30 pairs of parallel text from pairs.jsonl in 1 language" in said
+    assert "pack: 30 pairs of parallel text" in said and "pack: 0 rows" not in said

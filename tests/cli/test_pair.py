@@ -46,6 +46,29 @@ def test_two_plain_files_from_flags(tmp_path):
     assert [(row["prompt"], row["prompt_en"]) for row in made] == [(r["prompt"], r["prompt_en"]) for r in paired()]
 
 
+def test_parallel_text_is_told_from_rows(tmp_path, capsys):
+    """A TSV with a header, a directory, columns named after languages and rows with prompts, in one command."""
+    pairs = [(row["prompt"], row["prompt_en"]) for row in paired()]
+    (tmp_path / "a.en-sw.tsv").write_text("source\ttarget\n" + f"{pairs[0][1]}\t{pairs[0][0]}\n" * 2, encoding="utf-8")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "t.sw").write_text(f"{pairs[1][0]}\n", encoding="utf-8")
+    (tmp_path / "d" / "t.en").write_text(f"{pairs[1][1]}\n", encoding="utf-8")
+    write(tmp_path / "c.jsonl", [{"sw": pairs[2][0], "en": pairs[2][1]}])
+    write(tmp_path / "r.jsonl", [{"prompt": pairs[3][0], "prompt_en": pairs[3][1], "lang": "sw", "response": "4"}])
+    done("pair", *(tmp_path / n for n in ("a.en-sw.tsv", "d", "c.jsonl", "r.jsonl")), "--output", tmp_path / "o")
+    assert {(r["prompt"], r["prompt_en"]) for r in lines(tmp_path / "o" / "rows.jsonl")} == set(pairs)
+    said = capsys.readouterr().out
+    assert "rejected: 1 (duplicate 1)" in said and "is read as a header, not as a pair: source, target" in said
+
+
+def test_a_row_counts_once_for_each_reason(tmp_path, capsys):
+    """Both sides of swapped pairs are in a wrong language; what is wrong is in the error if nothing is left."""
+    swapped = [{"text": row["prompt_en"], "text_en": row["prompt"], "lang": "sw"} for row in paired()]
+    write(tmp_path / "s.jsonl", swapped)
+    said = refused(capsys, "pair", tmp_path / "s.jsonl", "--output", tmp_path / "o", "--workers", 1)
+    assert "no row is left (language 4); the first: " in said and "is in en, not sw" in said
+
+
 def test_a_recipe_mixes_ways_and_flags_override_it(tmp_path, rows, english, capsys):
     pairs = [{"lang": "sw", "text": "Paka analala kwenye kiti.", "text_en": "The cat is asleep on the chair."}]
     sources = [

@@ -132,7 +132,14 @@ def wikimatrix(folder):
 
 
 def nllb_tsv(folder):
-    return text(folder / "eng_Latn-swh_Latn.tsv", [f"{en}\t{sw}\t1.25\t0.99\t0.97" for sw, en in PAIRS])
+    """All nine columns: texts, three scores, and source and link of each side."""
+    places = "crawl-data/CC-MAIN-2019-09/0.wet.gz\thttp://a.b/c\tparacrawl9_hieu\thttp://d.e"
+    return text(folder / "eng_Latn-swh_Latn.tsv", [f"{en}\t{sw}\t1.25\t0.99\t0.97\t{places}" for sw, en in PAIRS])
+
+
+def headed_tsv(folder):
+    """A header that names no language in a form that is known."""
+    return text(folder / "mine.en-sw.tsv", ["English sentence\tKiswahili", *(f"{en}\t{sw}" for sw, en in PAIRS)])
 
 
 def tatoeba_challenge(folder):
@@ -216,6 +223,14 @@ def tatoeba_export(folder):
     links = [f"{i}\t{i + 10}" for i in range(1, 7)] + [f"{i + 10}\t{i}" for i in range(1, 7)] + ["1\t30", "30\t1"]
     (folder / "sentences.csv.bz2").write_bytes(bz2.compress("".join(f"{row}\n" for row in rows).encode()))
     text(folder / "links.csv", links)
+    return str(folder)
+
+
+def tatoeba_by_language(folder):
+    """The files of one language and of its links with English."""
+    for code, first, side in (("swh", 1, SWAHILI), ("eng", 11, ENGLISH)):
+        text(folder / f"{code}_sentences.tsv", [f"{first + i}\t{code}\t{line}" for i, line in enumerate(side)])
+    text(folder / "swh-eng_links.tsv", [f"{i}\t{i + 10}" for i in range(1, 7)])
     return str(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import os
 import re
 import subprocess
@@ -36,6 +37,7 @@ LAYOUTS = (
     *(files.many_things, files.many_things_zip, files.tatoeba_pairs, files.wikimatrix, files.nllb_tsv),
     *(files.tatoeba_challenge, files.moses, files.moses_by_reference, files.moses_prefix, files.moses_zst),
     *(files.flores, files.opus_zip, files.tmx, files.tbx, files.tatoeba_export, files.directory, files.saved),
+    *(files.headed_tsv, files.tatoeba_by_language),
 )
 
 
@@ -360,3 +362,41 @@ def test_a_language_without_a_model_is_told_from_the_reference_language(tmp_path
         assert pairs(dataset) == list(zip(hausa, english, strict=True)), name
     swapped = [{"text": e, "text_en": h, "lang": "ha"} for h, e in zip(hausa, english, strict=True)]
     refused("the sides are swapped", records(tmp_path / "c.jsonl", swapped))
+
+
+def test_a_directory_of_plain_files_has_splits_as_one_of_tables_has(tmp_path):
+    for split, part in (("train", slice(0, 4)), ("test", slice(4, 6))):
+        text(tmp_path / f"{split}.en", ENGLISH[part]), text(tmp_path / f"{split}.sw", SWAHILI[part])
+    assert pairs(one(tmp_path)[0]) == PAIRS[:4] and pairs(one(tmp_path, split="test")[0]) == PAIRS[4:]
+    refused("no file of the split 'dev' among test.en, test.sw", tmp_path, split="dev")
+
+
+def test_a_header_and_bad_lines_are_told(tmp_path):
+    path = files.headed_tsv(tmp_path)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("\nAlone\t\n")
+    dataset, report = one(path, bad_rows="skip")
+    assert pairs(dataset) == PAIRS
+    assert f"{path}: 1 bad records were left out, the first: {path}:9: text: one side is empty." in report.notes
+    assert f"{path}:1: is read as a header, not as a pair: English sentence, Kiswahili." in report.notes
+
+
+def test_a_label_of_a_third_language(tmp_path):
+    """Neither side is in the other's language, so only a look at all languages tells."""
+    rows = [{"text": sw, "text_en": en, "lang": "st"} for sw, en in PAIRS]
+    refused("the text is in Swahili, not in Southern Sotho; correct lang:", records(tmp_path / "a.jsonl", rows))
+    french = ["Le fleuve déborde chaque année et la route est fermée.", "Les enfants jouent au ballon dans la cour."]
+    french += ["Je viendrai demain matin pour t'aider au travail.", "Le médecin dit de boire beaucoup d'eau par jour."]
+    rows = [{"text": SWAHILI[n], "text_en": fr, "lang": "sw"} for n, fr in zip((0, 1, 3, 5), french, strict=True)]
+    refused("the reference is in French, not in English", records(tmp_path / "b.jsonl", rows))
+    half = [{"text": ENGLISH[n], "text_en": SWAHILI[n], "lang": "sw"} for n in (0, 1, 3, 5)]
+    half += [{"text": f"{sw} Tena sasa.", "text_en": f"{en} Again now.", "lang": "sw"} for sw, en in PAIRS]
+    notes = one(records(tmp_path / "c.jsonl", half))[1].notes
+    assert any("the sides are swapped; cctuning pair finds such pairs" in note for note in notes), notes
+
+
+def test_a_tar_archive_has_to_be_unpacked(tmp_path):
+    archive = tmp_path / "sentences.tar.bz2"
+    archive.write_bytes(bz2.compress(b""))
+    refused("a tar archive; unpack it first", archive)
+    refused("Unpack sentences.tar.bz2 first", tmp_path)

@@ -21,6 +21,8 @@ ADVICE = (
         "connection: align if the text is parallel; more text, or a model that knows the language, may help more",
     ),
 )
+FEW_PAIRS = 20  # of fewer, or among fewer references, a fifth is found by chance too often
+TOO_FEW = ("too few pairs to tell", "connection: align if the language is far; give diagnose more pairs")
 
 
 def main(argv: list[str]) -> None:
@@ -109,9 +111,10 @@ def diagnose(args: Any) -> dict[str, Any]:
         f"than their mean. In these layers {spread_share:.1%} of the squared norm differs between texts."
     )
     for number, code in enumerate(found.languages):
-        best = float(found.found[number, usual].mean())
-        expect, setting = next(texts for least, *texts in ADVICE if best >= least)
-        print(f"{language_name(code)}: {expect.format(name=name)} ({best:.0%} found).\n  set {setting}")
+        best, pairs = float(found.found[number, usual].mean()), found.pairs[number]
+        advice = [(0.0, *TOO_FEW)] if min(pairs, found.references) < FEW_PAIRS else ADVICE
+        expect, setting = next(texts for least, *texts in advice if best >= least)
+        print(f"{language_name(code)}: {expect.format(name=name)} ({best:.0%} of {pairs} found).\n  set {setting}")
     best_layers = found.best_layers(len(usual))
     print(
         f"Most texts are found in layers {best_layers[0]} to {best_layers[-1]} (set layers); the default of "

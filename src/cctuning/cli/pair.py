@@ -123,21 +123,38 @@ def sources_of(options: PairOptions) -> list[PairSource]:
         way = way or "translate"
         if way == "translation":
             common |= {"into": [options.lang] if options.lang else [], "lang": None}
-    if not way:
-        way = "parallel" if all(_is_text(path) for path in options.inputs) else "given"
-    if way != "parallel":
-        return [PairSource(path, way=way, **common) for path in options.inputs]
-    paths = pair_of_paths(options.inputs, options.reference_language)
+    ways = [way or _way(path, options.reference_language) for path in options.inputs]
+    given_ways = list(zip(options.inputs, ways, strict=True))
+    rows = [PairSource(path, way=one, **common) for path, one in given_ways if one != "parallel"]
+    paths = pair_of_paths([path for path, one in given_ways if one == "parallel"], options.reference_language)
     sides = [(one["path"], {"path": one["reference"]}) if isinstance(one, dict) else (one, {}) for one in paths]
-    return [PairSource(path, way=way, english=english, **common) for path, english in sides]
+    return rows + [PairSource(path, way="parallel", english=english, **common) for path, english in sides]
 
 
-def _is_text(path: str) -> bool:
-    """Whether a file is plain text, TMX or zip, which can only be parallel text."""
+def _way(path: str, language: str) -> str:
+    """`parallel` if a file or directory holds parallel text that cannot be rows, else `given`."""
+    from cctuning.data.parallel.columns import recognise
     from cctuning.data.parallel.filenames import suffix_of
-    from cctuning.data.readers import SUFFIXES, local_path
+    from cctuning.data.readers import SUFFIXES, local_path, open_records
+    from cctuning.data.row_reader import PROMPTS
+    from cctuning.data.schema import BadRow
 
-    return local_path(path).is_file() and suffix_of(path) not in SUFFIXES
+    local = local_path(path)
+    if not local.exists():
+        return "given"
+    if local.is_file() and suffix_of(path) not in SUFFIXES:  # plain text, TMX, zip
+        return "parallel"
+    try:
+        records = open_records(path)[0]
+        found: Any = records.columns or next(
+            (one for _, one in records.iterate(()) if not isinstance(one, BadRow)), ()
+        )
+    except UserError:  # the reader of parallel text reads it, or tells what is wrong with it
+        return "parallel"
+    if PROMPTS & set(found) or "text" in found:
+        return "given"
+    table = suffix_of(path) == ".tsv" or local.is_dir()
+    return "parallel" if found and (table or recognise(list(found), {}, language, None, path)) else "given"
 
 
 def _engine(words: list[str]) -> dict[str, Any]:

@@ -76,10 +76,12 @@ class Account:
         given = {name: getattr(source, name) for name in ("name", "split", "lang", "where")}
 
         def rows() -> Candidates:
+            seen: dict[str, list[str]] = {}
             for opened, found in read_pairs(
                 ParallelSource(source.path, columns=columns, reference=reference, **given), self.language
             ):
                 self.fingerprints |= opened.fingerprints
+                seen[opened.path] = opened.notes
                 if isinstance(found, Pair):
                     row = Row(found.text, None, found.lang, found.reference, None, found.origin)
                     candidate = Candidate.of(row, found.origin, {"id": found.id}, self.number)
@@ -87,6 +89,7 @@ class Account:
                     yield candidate
                 else:
                     yield Candidate.of(found[1], found[0], {}, self.number)
+            self.notes += [note for notes in seen.values() for note in notes]
 
         return self._limited(rows())
 

@@ -77,9 +77,10 @@ Name = tuple[str, str, str, str]  # name, reference, language, kind
 def names(options: NamesOptions) -> NamesReport:
     """Collect names and write them, each pair once."""
     report = NamesReport({lang: Counter() for lang in options.lang})
-    seen, taken = Seen(), Counter[tuple[str, int]]()
+    seen, taken, met = Seen(), Counter[tuple[str, int]](), set[int]()
     with output.new_file(options.output, options.overwrite) as write:
         for source, (name, reference, lang, kind) in _all(options, report):
+            met.add(source)
             if options.limit and taken[lang, source] == options.limit:
                 continue
             if name == reference:
@@ -90,6 +91,9 @@ def names(options: NamesOptions) -> NamesReport:
                 write({"text": name, f"text_{options.reference_language}": reference, "lang": lang, "kind": kind})
         if not taken:
             raise UserError("no names: " + (" ".join(report.notes) or "the sources have none in these languages."))
+    for number, path in enumerate((*options.wikidata, *options.glossary), int(options.cldr)):
+        if number not in met:
+            report.notes.append(f"{path}: no name in {', '.join(options.lang)} beside {options.reference_language}.")
     for lang, counts in report.counts.items():
         if not counts:
             report.notes.append(f"{lang}: no names.")

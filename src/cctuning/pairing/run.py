@@ -46,6 +46,7 @@ class Run:
     rejects: IO[bytes]
     rejected: Counter[str] = field(default_factory=Counter)  # by reason; a row counts once for each reason
     rejected_rows: int = 0
+    first_reject: str = ""
     meanings: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was learned, by language
     notes: list[str] = field(default_factory=list)
 
@@ -65,9 +66,10 @@ class Run:
         line = {"origin": origin, **first, **({"also": rest} if rest else {}), "row": row}
         self.rejects.write(output.line(line))
         self.rejected_rows += 1
-        for problem in problems:
-            self.rejected[problem.check] += 1
-            self.accounts[source].rejected[problem.check] += 1
+        self.first_reject = self.first_reject or f"{origin}: {problems[0].says}"
+        for check in {problem.check for problem in problems}:
+            self.rejected[check] += 1
+            self.accounts[source].rejected[check] += 1
 
     def judge(self, encoder: Encoder | None) -> dict[int, Problem]:
         """Reject what the checks of all rows find."""
@@ -119,5 +121,8 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
         (folder / output.TABLE).write_text(markdown(card), encoding="utf-8")
     if not len(order):
         reasons = ", ".join(f"{reason} {times}" for reason, times in run.rejected.most_common())
-        raise UserError(f"no row is left ({reasons}); {place}/{output.REJECTS} has each with its reason.")
+        raise UserError(
+            f"no row is left ({reasons}); the first: {run.first_reject} {place}/{output.REJECTS} has each with its "
+            "reason."
+        )
     return card

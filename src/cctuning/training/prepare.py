@@ -17,6 +17,7 @@ from transformers.integrations import is_fsdp_enabled
 
 from cctuning.connection import ConnectionConfig
 from cctuning.data import LoadReport, load_parallel, load_rows
+from cctuning.data.text import normalise
 from cctuning.errors import UserError
 from cctuning.model.exportable import obstacles
 from cctuning.model.loading import RUN_FILE, is_quantised, load_base, load_tokenizer
@@ -174,11 +175,12 @@ def check_sizes(trainer: CCTrainer) -> None:
 
 
 def shared_with(eval_rows: Dataset | None, pairs: Dataset) -> list[str]:
-    """A note if parallel text contains prompts of the evaluation rows."""
+    """A note if parallel text contains prompts of the evaluation rows, or their reference prompts."""
     if eval_rows is None:
         return []
-    asked = {prompt for prompt in eval_rows["prompt"] if isinstance(prompt, str)}
-    found = sum(
-        text in asked or reference in asked for text, reference in zip(pairs["text"], pairs["reference"], strict=True)
-    )
+    prompts = (text for name in ("prompt", "reference") for text in eval_rows[name] if text)
+    # The last turn of a conversation: what is before it may be a system prompt that all rows share.
+    asked = {normalise(text if isinstance(text, str) else text[-1]["content"]) for text in prompts}
+    sides = zip(pairs["text"], pairs["reference"], strict=True)
+    found = sum(normalise(text) in asked or normalise(reference) in asked for text, reference in sides)
     return [f"{found} pairs of the parallel text are prompts of eval_data; remove them from one."] if found else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,7 +21,12 @@ SIDES = (
     (("sourceString", "sourceLang"), ("targetString", "targetLang")),
     (("src", "src_lang"), ("tgt", "tgt_lang")),
 )
+# What a header without languages names the two sides, as most tools do.
+HEADINGS = set("source target src tgt trg text texts sentence sentences translation original reference".split())  # noqa: SIM905
+# Licences, links, and files or corpora that a text comes from (NLLB): one word of ASCII with a mark in it.
+NO_TEXT = re.compile(r"CC-BY|CC BY|http|(?=\S*[/_.:]\w)[\w/.:+=-]+$", re.ASCII)
 CLEAR = 0.2  # how much likelier one column must be in the reference language than the other
+SAME = 10  # equal cells from which a column is no text
 SAMPLE = 200  # lines from which columns are recognised
 
 
@@ -165,6 +171,20 @@ def _is_number(cell: str) -> bool:
     return True
 
 
+def is_header(first: Sequence[str], others: Sequence[Sequence[str]]) -> bool:
+    """Whether the first line of a table whose columns were recognised by their content holds names of columns.
+
+    It has a word where all other lines have a number, or a few words where one names a side or a language.
+    """
+    for place, cell in enumerate(first):
+        if others and not _is_number(cell) and all(_is_number(line[place]) for line in others):
+            return True
+    cells = [cell.casefold().replace("_", " ").strip() for cell in first if cell.strip()]
+    if any(_is_number(cell) or len(cell.split()) > 3 for cell in cells):
+        return False
+    return any(HEADINGS & {*cell.split()} or (len(cell) > 3 and canonical_or_none(cell)) for cell in cells)
+
+
 def recognise_numbered(
     lines: Sequence[Sequence[str]], path: str, stem: str, columns: Mapping[str, str], language: str, lang: str | None
 ) -> Layout:
@@ -203,7 +223,9 @@ def recognise_numbered(
             continue
         if len(lines) > 1 and len(set(filled)) == 1 and canonical_or_none(filled[0]):
             codes.append(str(canonical_or_none(filled[0])))
-        elif sum(cell.startswith(("CC-BY", "CC BY", "http")) for cell in filled) < 0.8 * len(filled):
+        elif len(filled) >= SAME and len(set(filled)) == 1:
+            continue  # the name of a corpus, a licence
+        elif sum(bool(NO_TEXT.match(cell)) for cell in filled) < 0.8 * len(filled):
             texts.append(place)
     if len(texts) != 2:
         places = ", ".join(str(place + 1) for place in texts) or "none"

@@ -54,6 +54,11 @@ def suffix_of(name: str) -> str:
     return Path(uncompressed_name(name)).suffix.lower()
 
 
+def is_tar(name: str) -> bool:
+    """Whether it is the name of a tar archive."""
+    return suffix_of(name) in (".tar", ".tgz", ".tbz2", ".txz")
+
+
 def stem_of(name: str) -> str:
     """The name without the suffixes of format and compression; the language of a plain text file stays."""
     name = uncompressed_name(name)

@@ -17,12 +17,13 @@ from cctuning.data.parallel.columns import (
     Layout,
     Pair,
     identified,
+    is_header,
     numbered,
     pairs_of,
     recognise,
     recognise_numbered,
 )
-from cctuning.data.parallel.filenames import TABLES, languages_in, named_by, sides_among, stem_of, suffix_of
+from cctuning.data.parallel.filenames import TABLES, is_tar, languages_in, named_by, sides_among, stem_of, suffix_of
 from cctuning.data.parallel.tatoeba import export_in, read_tatoeba
 from cctuning.data.parallel.tmx import FORMATS, read_xml
 from cctuning.data.readers import (
@@ -115,6 +116,8 @@ def _file(path: Path, source: ParallelSource, language: str) -> list[Opened]:
     suffix = suffix_of(path.name)
     if suffix == ".zip":
         return _zip(path, source, language)
+    if is_tar(path.name):
+        raise UserError(f"{path}: a tar archive; unpack it first (tar -xf), and name the file or directory in it.")
     if suffix in SUFFIXES and suffix != ".tsv":
         default = named_by(stem_of(path.name), language)
         return [_records(records, source, language, default) for records in open_records(str(path))]
@@ -135,14 +138,17 @@ def _directory(folder: Path, source: ParallelSource, language: str) -> list[Open
     export = export_in(folder)
     if export:
         pairs = lambda: read_tatoeba(*export, language, source.lang)  # noqa: E731
-        return [Opened(str(export[0]), pairs, _hashes(*export))]
-    files = _files(folder)
+        return [Opened(str(folder), pairs, _hashes(*export[0], *export[1]))]
+    files = [file for file in _files(folder) if suffix_of(file.name) in TABLES or languages_in(file.name)]
+    files = of_split(files, source.split, folder)
     tables = [file for file in files if suffix_of(file.name) in TABLES]
-    opened = [one for file in of_split(tables, source.split, folder) for one in _file(file, source, language)]
+    opened = [one for file in tables for one in _file(file, source, language)]
     opened += _sides([file for file in files if file not in tables], source, language)
     if not opened:
         inside = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
         hint = f" Its directories: {', '.join(inside[:10])}." if inside else ""
+        archives = [file.name for file in _files(folder) if is_tar(file.name)]
+        hint += f" Unpack {', '.join(archives)} first (tar -xf)." if archives else ""
         raise UserError(f"{folder}: no parallel text in this directory; see docs/start/data.md for the formats.{hint}")
     return opened
 
@@ -265,12 +271,14 @@ def _table(part: Part, source: ParallelSource, language: str, hashes: dict[str, 
         again = dict(zip(header, sample[1], strict=True))
         if any(again[name] == name for name in layout.used):
             layout = None  # columns of language codes (`eng`, `swh`) look like column names
-    skip, width = 1, "the header has"
+    skip, width, notes = 1, "the header has", list[str]()
     if layout is None:
         skip, width = 0, "the first lines have"
         header = numbered(Counter(map(len, sample)).most_common(1)[0][0])
         alike = [cells for cells in sample if len(cells) == len(header)]
         layout = recognise_numbered(alike, part.label, stem, source.columns, language, source.lang)
+        if len(alike) > 1 and alike[0] is sample[0] and is_header(alike[0], alike[1:]):
+            skip, notes = 1, [f"{part.label}:1: is read as a header, not as a pair: {', '.join(alike[0])}."]
 
     def records() -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
         for origin, cells in islice(lines(), skip, None):
@@ -279,7 +287,9 @@ def _table(part: Part, source: ParallelSource, language: str, hashes: dict[str, 
             else:
                 yield origin, dict(zip(header, cells, strict=True))
 
-    return _records(Records(header, lambda wanted: records(), hashes), source, language, default, part.label, layout)
+    opened = _records(Records(header, lambda wanted: records(), hashes), source, language, default, part.label, layout)
+    opened.notes += notes
+    return opened
 
 
 def _records(

@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from cctuning.data.checks import identifiable, wrong_sides
+from cctuning.data.checks import SHARE, identifiable, other_language, wrong_sides
 from cctuning.data.parallel.columns import Absent, Pair
 from cctuning.data.parallel.filenames import pair_of_paths
 from cctuning.data.parallel.files import Opened, read_pairs
@@ -23,7 +23,7 @@ from cctuning.data.sources import ParallelSource
 from cctuning.data.tables import in_batches, on_disk
 from cctuning.data.text import Seen
 from cctuning.errors import UserError
-from cctuning.languages import canonical, same
+from cctuning.languages import canonical, language_name, same
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "reference", "lang", "origin")])
 FEW = 4  # pairs of a language below which a note is written
@@ -119,6 +119,9 @@ def _pairs(
         why = report.all_bad(account) or (f"the first record: {absent[0]}" if absent else "")
         if why or not account.duplicates:
             raise UserError(f"{source.path}: no parallel text with {language}: {why or 'it is empty.'}")
+    if account.skipped:
+        first = report.skipped[-int(min(account.skipped, report.LISTED))]
+        report.notes.append(f"{source.path}: {account.skipped} bad records were left out, the first: {first}")
     if absent:
         report.notes.append(f"{source.path}: {len(absent)} records were skipped, the first: {absent[0]}")
     if account.duplicates:
@@ -150,6 +153,12 @@ def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: Paral
             continue
         read, problems = wrong_sides(sample, lang, language, WRONG)
         for what, times in problems.most_common(1):
+            if FEW <= times > SHARE * read:
+                report.notes.append(
+                    f"{path}: in {times} of {read} pairs checked ({lang}) "
+                    + ("the sides are swapped" if what == "swapped" else f"the {what} is in another language")
+                    + "; cctuning pair finds such pairs."
+                )
             if times < FEW or times <= read / 2:
                 continue
             if what == "swapped":
@@ -158,3 +167,11 @@ def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: Paral
                 f"{path}: in {times} of {read} pairs checked the {what} is not in "
                 f"{lang if what == 'text' else language}; check lang:, and that the sides are in two languages."
             )
+        for side, code, other in ((0, lang, language), (1, language, lang)):
+            found = other_language([pair[side] for pair in sample], code, other)
+            if found is not None:
+                what = "text" if side == 0 else "reference"
+                raise UserError(
+                    f"{path}: the {what} is in {language_name(found)}, not in {language_name(code)}; correct "
+                    f"{'lang:' if side == 0 else 'reference_language'}, or give the source the right columns."
+                )
