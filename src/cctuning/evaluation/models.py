@@ -134,8 +134,10 @@ class Journal(LM):
 
     def _check_room(self, requests: list[Instance]) -> None:
         """Raise `UserError` where answers are as long as the model's context: lm-eval would stop at an assertion."""
-        limit = getattr(self.inner, "max_length", None)
-        for request in requests if limit is not None else ():
+        limit: int | None = getattr(self.inner, "max_length", None)
+        if limit is None:
+            return
+        for request in requests:
             room = int(request.args[1].get("max_gen_toks") or self.inner.max_gen_toks)
             if room >= limit:
                 advice = "lower --thinking_tokens" if self.thinking else "choose another task, or another model"
