@@ -65,7 +65,7 @@ def test_a_row_counts_once_for_each_reason(tmp_path, capsys):
     """Both sides of swapped pairs are in a wrong language; what is wrong is in the error if nothing is left."""
     swapped = [{"text": row["prompt_en"], "text_en": row["prompt"], "lang": "sw"} for row in paired()]
     write(tmp_path / "s.jsonl", swapped)
-    said = refused(capsys, "pair", tmp_path / "s.jsonl", "--output", tmp_path / "o", "--workers", 1)
+    said = refused(capsys, "pair", tmp_path / "s.jsonl", "--output", tmp_path / "o")
     assert "no row is left (language 4); the first: " in said and "is in en, not sw" in said
 
 

@@ -29,7 +29,9 @@ def here(tmp_path, monkeypatch):
 
 
 def test_training_from_python(here):
-    text = code("train.md").replace("Qwen/Qwen2.5-1.5B-Instruct", "base").replace("num_train_epochs=2", "max_steps=2")
+    text = (
+        code("train.md", 1).replace("Qwen/Qwen2.5-1.5B-Instruct", "base").replace("num_train_epochs=2", "max_steps=2")
+    )
     exec(compile(text, "train.md", "exec"), {})
     assert (here / "runs" / "sw" / "model" / "adapter_model.safetensors").is_file()
 

@@ -166,10 +166,12 @@ def data_section(runs: Sequence[Run]) -> Section:
     """Rows and parallel text by language."""
     section = Section("data", "Data")
     for run in runs:
-        data, parallel = run.record["data"], run.record.get("parallel") or {"pairs": 0, "languages": {}}
-        left_out = len(data["skipped"]) + len(run.record["skipped_in_tokenisation"])
-        text = f"{run.name}: {count(data['rows'], 'row')}, {data['with_response']:,} of them with a response, and "
-        text += f"{count(parallel['pairs'], 'pair')} of parallel text"
+        data, parallel = run.record["data"], run.record.get("parallel") or {"pairs": 0, "languages": {}, "sources": []}
+        sources = [*data["sources"], *parallel["sources"]]
+        left_out = sum(source.get("skipped", 0) for source in sources) + len(run.record["skipped_in_tokenisation"])
+        rows_text = f"{count(data['rows'], 'row')} ({data['with_response']:,} with a response)" if data["rows"] else ""
+        pairs_text = f"{count(parallel['pairs'], 'pair')} of parallel text" if parallel["pairs"] else ""
+        text = f"{run.name}: {' and '.join(filter(None, (rows_text, pairs_text)))}"
         text += f"; {count(left_out, 'row')} left out (run.json says why)." if left_out else "."
         names = language_names({**data["languages"], **parallel["languages"]})
         counted = [[part["languages"].get(code, 0) for part in (data, parallel)] for code in names]
