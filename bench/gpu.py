@@ -12,8 +12,8 @@ For every shape a model with the default connection (`align`) and one with the g
 recorded, and the cases alternate on them: the step with the connection off (`plain`, logits at response tokens only),
 transformers' own loss (logits everywhere), TRL's fused head, and the connections. Small shapes train all weights
 (fp32, bf16 autocast, fused AdamW); large ones a LoRA of rank 16 on a bf16 base with checkpointing. Memory is measured
-before anything else of a shape, each case with an optimiser of its own and without the weights of the model that it
-does not use. MFU counts the arithmetic of flops.py (no recomputation) against the card's dense bf16 peak.
+before anything else of a shape, each case with a new optimiser and without the weights of the model that it does not
+use. MFU counts the arithmetic of flops.py (no recomputation) against the card's dense bf16 peak.
 
 Writes gpu.json.
 """

@@ -50,7 +50,7 @@ def drawn(tokens: int, seed: int) -> list[tuple[int, int]]:
 
 
 def cases_of(setup: Setup, found: list[tuple[int, int]], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The epochs to time, each with a model of its own."""
+    """The epochs to time, each with a separate model."""
     cuda = options.device == "cuda"
     shape = setup.shape if cuda else replace(setup.shape, vocab=8192)
     flash = "sdpa"
@@ -72,7 +72,7 @@ def cases_of(setup: Setup, found: list[tuple[int, int]], options: argparse.Names
 
     def model(attention: str) -> Any:
         made = llama(shape, options.seed, options.device, dtype)
-        made.config._attn_implementation = attention  # set_attn_implementation looks for kernels of its own
+        made.config._attn_implementation = attention  # set_attn_implementation takes known kernels only
         return made
 
     def our(connection: ConnectionConfig, attention: str, batch: int = 1, **more: Any) -> Callable[[], None]:

@@ -3,8 +3,8 @@
     python bench/pairing.py [--rows 1000 10000 100000] [--ways join parallel translate]
 
 Rows are generated from a seed: numbered Swahili sentences of known words with their English, so that every check runs
-and few rows fail. Translation is by a function that answers at once, so the engine is not measured. Each case is a
-process of its own. Memory is proportional set size, sampled ten times a second. CPU time depends less on other load
+and few rows fail. Translation is by a function that answers at once, so the engine is not measured. Each case runs in
+a separate process. Memory is proportional set size, sampled ten times a second. CPU time depends less on other load
 than wall time.
 
 Writes bench/results/pairing.json.

@@ -88,7 +88,7 @@ class Job:
     @property
     def rng(self) -> random.Random:
         """Random numbers of the recipe, the same for the same seed."""
-        return random.Random(f"recipe {self.seed}")
+        return recipe_rng(self.seed)
 
     def rows(self) -> list[dict[str, Any]]:
         """The answered rows."""
@@ -96,18 +96,29 @@ class Job:
 
     def pairs(self) -> list[dict[str, str]]:
         """The parallel text: chosen, mispaired and checked as the setting says."""
-        setting = self.setting
-        if setting.choice:
-            every = self.world.pairs(replace(setting.text, sentences=0))
-            prompts = [row["prompt"].strip() for row in self.rows()]
-            pairs = chosen(every, prompts, setting.text.sentences, setting.choice, self.seed)
-        else:
-            pairs = self.world.pairs(setting.text)
-        pairs = mispaired(pairs, self.rng, 1.0 if setting.pairs == "wrong" else setting.noise)
-        if setting.check:
-            count, pairs = len(pairs), checked(pairs, setting.check)
-            self.noted.append({"checked": setting.check, "of": count, "kept": len(pairs)})
+        pairs, notes = parallel_text(self.world, self.setting, self.seed)
+        self.noted += notes
         return pairs
+
+
+def recipe_rng(seed: int) -> random.Random:
+    """Random numbers of a recipe, the same for the same seed."""
+    return random.Random(f"recipe {seed}")
+
+
+def parallel_text(world: World, setting: Setting, seed: int) -> tuple[list[dict[str, str]], list[dict[str, Any]]]:
+    """The parallel text of a cell: chosen, mispaired and checked as its setting says; and notes of what was done."""
+    if setting.choice:
+        every = world.pairs(replace(setting.text, sentences=0))
+        prompts = [row["prompt"].strip() for row in world.rows(setting.text)]
+        pairs = chosen(every, prompts, setting.text.sentences, setting.choice, seed)
+    else:
+        pairs = world.pairs(setting.text)
+    pairs = mispaired(pairs, recipe_rng(seed), 1.0 if setting.pairs == "wrong" else setting.noise)
+    if not setting.check:
+        return pairs, []
+    count, pairs = len(pairs), checked(pairs, setting.check)
+    return pairs, [{"checked": setting.check, "of": count, "kept": len(pairs)}]
 
 
 Recipe = Callable[[Job], PreTrainedModel]

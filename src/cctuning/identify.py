@@ -78,7 +78,7 @@ def scripts_apart(code: str, other: str) -> bool:
 
 
 def lingua() -> Any:
-    """The module `lingua`, which is optional: scripts are told apart without it."""
+    """The optional module `lingua`. Languages in different scripts are distinguished without it."""
     return require("lingua", "identifying languages")
 
 

@@ -11,6 +11,10 @@ import zipfile
 
 import datasets
 import pyarrow as pa
+import pytest
+
+from cctuning.data import load_parallel
+from cctuning.errors import UserError
 
 PAIRS = [
     ("Mto unafurika kila mwaka na barabara hufungwa.", "The river floods every year and the road is closed."),
@@ -248,3 +252,21 @@ def saved(folder):
         folder / "s"
     )
     return str(folder / "s")
+
+
+# -- reading them -----------------------------------------------------------------------------------------------------
+
+
+def pairs(dataset):
+    return list(zip(dataset["text"], dataset["reference"], strict=True))
+
+
+def one(path, **options):
+    keywords = {key: options.pop(key) for key in ("reference_language", "seed") if key in options}
+    return load_parallel([{"path": str(path), **options}], **keywords)
+
+
+def refused(says, path, **options):
+    with pytest.raises(UserError, match=says) as error:
+        one(path, **options)
+    assert "\n" not in str(error.value)

@@ -24,7 +24,7 @@ from experiments.real.bases import BASES
 from experiments.real.cells import cell_of
 from experiments.real.gpu import plan
 from experiments.real.gpu.carry import pack
-from experiments.real.recipes import Job
+from experiments.real.recipes import parallel_text
 from experiments.real.registry import world_of
 from experiments.real.worlds import data_folder
 
@@ -58,7 +58,7 @@ def _text(lines: Sequence[dict[str, Any]], target: Path) -> None:
     os.environ["CC_TUNING_TEXT"] = str(target.parent / "text")
     for cell in (cell_of(line["cell"]) for line in lines):
         if cell.setting.check or cell.setting.choice:
-            Job(None, None, world_of(cell.world), cell.setting, cell.seed, target.parent).pairs()  # type: ignore[arg-type]
+            parallel_text(world_of(cell.world), cell.setting, cell.seed)
     with tarfile.open(target, "w:gz") as archive:
         archive.add(target.parent / "text", "text")
     shutil.rmtree(target.parent / "text")

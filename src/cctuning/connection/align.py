@@ -77,7 +77,7 @@ class Statistics:
     def of(cls, *parts: Tensor) -> Statistics:
         """Mean and spread of references given in parts of (n, d), which need not fit into memory together.
 
-        A single reference has no spread: the size of its own values is used instead.
+        With a single reference the spread is undefined; the size of its values is used instead.
         """
         count = sum(len(part) for part in parts)
         mean = torch.stack([part.double().sum(dim=0) for part in parts]).sum(dim=0) / count

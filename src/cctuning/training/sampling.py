@@ -8,8 +8,8 @@ first. Here the trainer sets the sampler's epoch itself (`begin`), and evaluatio
 
 accelerate also completes an epoch's last batches with rows from its beginning, so that every process has as many.
 Those rows would be trained on twice, and a run would depend on the number of its processes. So each order here makes
-the batches of its own process. A process that is left without a row gets one
-as a filler with zero loss, because it has to take part in the collectives.
+only the batches of its process. If no row is left for a process, it gets a filler row with zero loss, because it has
+to take part in the collectives.
 """
 
 from __future__ import annotations
