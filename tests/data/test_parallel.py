@@ -212,3 +212,11 @@ def test_real_text_is_read_whole(folder, count):
     dataset, report = one(DATA / "parallel" / folder)
     assert len(report.languages) == count and not report.skipped
     assert len(dataset) > 60_000 and report.sources[0].duplicates < 20
+
+
+def test_responses_that_are_left_out_are_noted(tmp_path):
+    """Not those of `cctuning pair`, which writes parallel text as rows with an empty response."""
+    rows = [{"prompt": sw, "prompt_en": en, "lang": "sw", "response": None} for sw, en in PAIRS]
+    assert one(records(tmp_path / "a.jsonl", rows))[1].notes == []
+    rows[0]["response"] = "Ndiyo."
+    assert any("responses are not used" in note for note in one(records(tmp_path / "b.jsonl", rows))[1].notes)

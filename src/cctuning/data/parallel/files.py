@@ -335,7 +335,7 @@ def _records(
             found = tuple(records.columns or record)
             try:
                 chosen = layout_of(found)
-                if "response" in found and not opened.notes:
+                if record.get("response") and not opened.notes:
                     opened.notes.append(f"{path}: its responses are not used; only the parallel text is read.")
                 for pair in pairs_of(chosen.texts(record), language, chosen.wanted):
                     yield Pair(*pair, origin, None, record.get("id"))
