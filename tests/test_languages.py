@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from babel import Locale
 from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as FLORES
 
 from cctuning.errors import UserError
@@ -52,6 +53,22 @@ from cctuning.languages import base, canonical, is_code, language_name, matches,
         ("und", "und"),
         ("qaa", "qaa"),  # for private use
         ("x-Klingon", "x-klingon"),
+        ("Kiswahili", "sw"),  # names in the language itself
+        ("français", "fr"),
+        ("Francais", "fr"),
+        ("中文", "zh"),
+        ("繁體中文", "zh-Hant"),
+        ("العربية", "ar"),
+        ("हिन्दी", "hi"),
+        ("O'zbek", "uz"),
+        ("srpski", "sr-Latn"),
+        ("español (México)", "es-MX"),  # with a region or script
+        ("Spanish (Mexico)", "es-MX"),
+        ("Portuguese (Brazil)", "pt-BR"),
+        ("English (US)", "en-US"),
+        ("中文（台灣）", "zh-Hant"),
+        ("中文(香港)", "zh-Hant-HK"),
+        ("Chinese (Traditional, Hong Kong)", "zh-Hant-HK"),
     ],
 )
 def test_one_code_for_each_language(code, means):
@@ -76,6 +93,29 @@ def test_an_unknown_one_names_the_nearest(code, near):
     assert not is_code(code)
     with pytest.raises(UserError, match=rf"^--lang: unknown language '{code}'; expected a code such as sw.*{near}"):
         canonical(code, "--lang")
+
+
+@pytest.mark.parametrize(
+    ("name", "candidates"),
+    [
+        ("isiNdebele", r"nd \(North Ndebele\), nr \(South Ndebele\)"),
+        ("Ndebele", r"nd \(North Ndebele\), nr \(South Ndebele\)"),
+        ("Sotho", r"nso \(Northern Sotho\), st \(Southern Sotho\)"),
+    ],
+)
+def test_an_ambiguous_name_lists_its_languages(name, candidates):
+    assert not is_code(name)
+    with pytest.raises(UserError, match=rf"^--lang: the language '{name}' is ambiguous: {candidates}; give its code"):
+        canonical(name, "--lang")
+
+
+def test_own_names_of_cldrs_languages():
+    """The display names of CLDR, of languages and of regional variants."""
+    wrong = {}
+    for identifier in ("sw", "zh", "ar", "te", "th", "de", "fr", "es_MX", "pt_BR", "am", "bn", "ja", "ko", "yo", "ru"):
+        name = Locale.parse(identifier).get_display_name()
+        wrong |= {} if canonical(name) == canonical(identifier) else {identifier: name}
+    assert not wrong
 
 
 def test_every_code_of_flores_is_known_and_its_own():

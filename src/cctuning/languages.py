@@ -1,9 +1,9 @@
 """Parse, compare and name language codes.
 
 Data sets name languages in many ways: BCP 47 (`sw`, `zh-Hant-TW`), locales (`pt_BR`, `sr_RS@latin`), ISO 639-3 (`swa`,
-`swh`), FLORES (`swh_Latn`), English names (`Swahili`), old codes (`iw`). They are parsed with the Unicode CLDR data in
-babel: aliases of languages and regions, and likely subtags, which give the script of a language (`zh-TW` is
-`zh-Hant`).
+`swh`), FLORES (`swh_Latn`), English names (`Swahili`), their own names (`Kiswahili`, `español (México)`), old codes
+(`iw`). They are parsed with the Unicode CLDR data in babel: aliases of languages and regions, names, and likely
+subtags, which give the script of a language (`zh-TW` is `zh-Hant`).
 
 A canonical code is the shortest BCP 47 tag: the language, the script where it is not the usual one, and a region where
 one is given that does not follow from the script.
@@ -12,11 +12,12 @@ one is given that does not follow from the script.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection
 from functools import cache
 from typing import NamedTuple
 
-from babel import Locale
+from babel import Locale, localedata
 from babel.core import get_global
 
 from cctuning.errors import UserError, nearest
@@ -43,8 +44,25 @@ NAMES = {
     "bokmål": "no",
     "castilian": "es",
     "flemish": "nl-BE",
+    "chichewa": "ny",
+    "norsk bokmål": "no",
+    "norsk nynorsk": "nn",
+    "bahasa indonesia": "id",
+    "bahasa melayu": "ms",
+    "हिंदी": "hi",
+    "ภาษาไทย": "th",
+    "o‘zbekcha": "uz",
 }
 NAMES |= {"modern standard arabic": "ar", "standard malay": "ms", "serbian latin": "sr-Latn", "serbian cyrillic": "sr"}
+REGIONS = {
+    "hong kong": "HK",
+    "香港": "HK",
+    "macau": "MO",
+    "澳门": "MO",
+    "澳門": "MO",
+    "臺灣": "TW",
+    "usa": "US",
+}  # likewise
 LOCALE_SCRIPTS = {"latin": "Latn", "cyrillic": "Cyrl", "devanagari": "Deva", "arabic": "Arab"}  # after @ in a locale
 WRITTEN = {"Hang": "Kore", "Hani": "Hans"}  # script code of FLORES to that of CLDR
 CODE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{1,8})*(?:\.[\w-]+)?(?:@[a-z]+)?")
@@ -63,7 +81,7 @@ class Tag(NamedTuple):
 
 @cache
 def parse(code: str) -> Tag | None:
-    """Parse a code or an English name; None where it is neither."""
+    """Parse a code, or a name in English or in the language itself; None where it is neither."""
     code = code.strip()
     if PRIVATE.fullmatch(code.lower()):
         return Tag(code.lower(), None, None)
@@ -71,8 +89,8 @@ def parse(code: str) -> Tag | None:
         found = _of_code(code)
         if found is not None:
             return found
-    named = _names().get(_words(code))
-    return _of_code(named) if named else None
+    named = _named(code)
+    return _of_code(named[0]) if len(named) == 1 else None
 
 
 def _of_code(code: str) -> Tag | None:
@@ -131,9 +149,44 @@ def _by_region(language: str) -> bool:
 
 
 def _words(name: str) -> str:
-    """A name without case, word order and punctuation: `Chinese (Simplified)` equals `simplified_chinese`."""
-    words = re.findall(r"[^\W_]+", re.sub(r"\((individual language|macrolanguage)\)", "", name.casefold()))
-    return " ".join(sorted(words))
+    """A name without case, accents, word order and punctuation: `Chinese (Simplified)` equals `simplified_chinese`."""
+    name = unicodedata.normalize("NFKD", name.casefold())
+    name = re.sub("[\u0300-\u036f]", "", name)  # marks of other scripts are vowels
+    words = re.split(r"[\s_(),;/'’‘ʻʼ-]+", re.sub(r"\((individual language|macrolanguage)\)", "", name))
+    return " ".join(sorted(filter(None, words)))
+
+
+def _named(name: str) -> list[str]:
+    """The codes of the languages with this name, in English or in the language; more than one where it is ambiguous.
+
+    Regions and scripts may follow in brackets: `Spanish (Mexico)`, `español (México)`.
+    """
+    key = _words(name)
+    if code := _names().get(key):
+        return [code]
+    found = _own_names().get(key, [])
+    beside = re.fullmatch(r"([^()（）]+)[(（]([^()（）]+)[)）]", name.strip())
+    if found or not beside:
+        return found
+    codes = []
+    for code in _named(beside[1]):
+        details = [_detail(code, _words(part)) for part in re.split("[,،、]", beside[2])]
+        codes += ["-".join([code, *map(str, details)])] if all(details) else []
+    return codes
+
+
+def _detail(code: str, name: str) -> str | None:
+    """The region or script with a name in English or in the language `code`, or with a code of two letters."""
+    if name in REGIONS or re.fullmatch("[a-z]{2}", name):
+        return REGIONS.get(name, name)
+    language = re.split("[-_]", code)[0]
+    for identifier in ("en", *(one for one in _locales() if one.split("_")[0] == language)):
+        locale = Locale.parse(identifier)
+        for names in (locale.territories, locale.scripts):
+            found = next((part for part, called in names.items() if _words(str(called)) == name), None)
+            if found:
+                return str(found)
+    return None
 
 
 @cache
@@ -143,13 +196,34 @@ def _names() -> dict[str, str]:
     return {_words(str(name)): code for code, name in Locale("en").languages.items()} | own
 
 
+def _locales() -> list[str]:
+    """CLDR's locales of a language, or of a language in a script."""
+    return [one for one in localedata.locale_identifiers() if re.fullmatch("[a-z]+(_[A-Z][a-z]{3})?", one)]
+
+
+@cache
+def _own_names() -> dict[str, list[str]]:
+    """Names of languages in themselves, normalised by `_words`, to codes."""
+    found: dict[str, dict[str, str]] = {}  # name to language to code
+    for identifier in sorted(_locales(), key=len):  # the language before the language in a script
+        known = identifier in localedata._cache
+        names = localedata.load(identifier, merge_inherited=False).get("languages", {})
+        if not known:
+            localedata._cache.pop(identifier, None)  # all of them would take 150 MB
+        language = identifier.split("_")[0]
+        for code, name in names.items():
+            if code.split("_")[0] == language:
+                found.setdefault(_words(name), {}).setdefault(language, identifier if code == language else code)
+    return {name: [*codes.values()] for name, codes in found.items()}
+
+
 def is_code(code: str) -> bool:
-    """Whether it is the code or English name of a known language."""
+    """Whether it is the code or the name of a known language."""
     return parse(code) is not None
 
 
 def tag(code: str, where: str = "") -> Tag:
-    """Parse a code or an English name; `UserError` for an unknown language, with `where` as the place."""
+    """Parse a code or a name; `UserError` for an unknown language, with `where` as the place."""
     found = parse(code)
     if found is None:
         raise UserError(f"{where}{': ' if where else ''}{unknown(code)}")
@@ -157,11 +231,21 @@ def tag(code: str, where: str = "") -> Tag:
 
 
 def unknown(code: str) -> str:
-    """The error message for a code that is not a known language."""
+    """The error message for a code or name that is not that of one known language."""
+    if candidates := _named(code) or _containing(code):
+        names = ", ".join(f"{one.replace('_', '-')} ({language_name(one)})" for one in candidates)
+        return f"the language {code!r} is ambiguous: {names}; give its code."
     return (
-        f"unknown language {code!r}; expected a code such as sw, zh-Hant or swh_Latn, or an English name."
-        f"{_hint(code.strip()) or ' A language without a code is written x-NAME.'}"
+        f"unknown language {code!r}; expected a code such as sw, zh-Hant or swh_Latn, or a name in English or in the "
+        f"language itself.{_hint(code.strip()) or ' A language without a code is written x-NAME.'}"
     )
+
+
+def _containing(name: str) -> list[str]:
+    """The codes of the languages whose English names contain this one, where there are several: `Ndebele`."""
+    words = {*_words(name).split()}
+    found = {code for key, code in _names().items() if words and words < {*key.split()} and "_" not in code}
+    return sorted(found) if 1 < len(found) < 8 else []
 
 
 def _hint(code: str) -> str:

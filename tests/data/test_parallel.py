@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -49,6 +50,20 @@ def test_every_layout_gives_the_same_pairs(layout, tmp_path):
     source = report.sources[0]
     assert all(value.startswith("sha256:") for value in source.fingerprints.values()) and source.fingerprints
     assert ("response" in " ".join(report.notes)) == (layout is files.prompts)
+
+
+@pytest.mark.parametrize("ending", ["tsv", "csv", "jsonl"])
+def test_columns_with_names_of_languages_in_themselves(ending, tmp_path):
+    path = tmp_path / f"pairs.{ending}"
+    rows = [("English", "Kiswahili", "español (México)"), ("Good morning.", "Habari za asubuhi.", "Buenos días.")]
+    rows.append(("Where is the market?", "Soko liko wapi?", "¿Dónde está el mercado?"))
+    if ending == "jsonl":
+        path.write_text("".join(json.dumps(dict(zip(rows[0], row, strict=True))) + "\n" for row in rows[1:]))
+    else:
+        path.write_text("".join(("\t" if ending == "tsv" else ",").join(row) + "\n" for row in rows))
+    dataset, _ = load_parallel([str(path)])
+    assert dataset["lang"] == ["sw", "es-MX"] * 2 and set(dataset["reference"]) == {row[0] for row in rows[1:]}
+    assert set(load_parallel([{"path": str(path), "lang": "Kiswahili"}])[0]["lang"]) == {"sw"}
 
 
 def test_origins_are_lines(tmp_path):

@@ -47,6 +47,17 @@ def test_every_format_gives_the_same_rows(make, tmp_path):
     assert json.loads(json.dumps(report.as_dict()))["rows"] == 4
 
 
+def test_languages_named_in_themselves(tmp_path):
+    row = {"prompt": "a", "response": "b", "prompt_English": "c"}
+    path = write(
+        tmp_path / "rows.jsonl", [row | {"lang": lang} for lang in ("Kiswahili", "français", "العربية", "中文")]
+    )
+    assert load_rows([path])[0]["lang"] == ["sw", "fr", "ar", "zh"]
+    write(tmp_path / "rows.jsonl", [row | {"lang": "isiNdebele"}])
+    with pytest.raises(UserError, match=r"rows.jsonl:1: lang: the language 'isiNdebele' is ambiguous: nd .*, nr "):
+        load_rows([path])
+
+
 def test_hub_rows_carry_name_split_and_index(tmp_path, monkeypatch):
     calls = []
 
