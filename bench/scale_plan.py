@@ -9,7 +9,6 @@ width f, kv the share of key/value heads; B rows a device of T tokens, R referen
     weights, LoRA      2 P / N  sharded (frozen, bf16)
     gradients          4 (trained) / N
     Adam               8 (trained) / N
-    start              4 (trained of the base) / N  with `live`: the copy that `reference_weights: start` runs through
     activations        2 (B T d) L with checkpointing (a layer's input each), and one layer while it is recomputed
     references         a vector per reference and layer: 4 (R d) L recorded, 2 (R d) L with `live` (`anchor`)
     logits             (response tokens) V (4 + 4): fp32, and their gradient
@@ -81,7 +80,6 @@ def memory(run: Run) -> dict[str, float]:
         "weights": (base + added) / run.devices,
         "gradients": 4 * run.trained / run.devices,
         "optimizer": 8 * run.trained / run.devices,
-        "start": 4 * (run.trained - run.connection) / run.devices if run.live else 0,
         "two gathered layers": 2 * 2 * s.layer_weights,
         "activations": 2 * tokens * s.width * s.layers + inside,
         "references": (2 if run.live else 4) * run.references * s.width * s.layers,

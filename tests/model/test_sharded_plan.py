@@ -52,16 +52,6 @@ def test_adam_and_gradients_take_what_the_plan_says():
     assert sum(p.grad.nbytes for p in trains) == memory(run)["gradients"]
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-def test_the_start_is_what_trains_of_the_base_once_more(rank):
-    run = Run(SHAPE, 1, rank=rank, transform_rank=4, decision_rank=8, live=True)
-    assert memory(replace(run, live=False))["start"] == 0
-    made = connected(run)
-    made.keep_start()
-    norms = 0 if rank else (2 * SHAPE.layers + 1) * SHAPE.width  # left out of the formulas
-    assert sum(tensor.nbytes for tensor in made.start.by_name.values()) == memory(run)["start"] + 4 * norms
-
-
 def test_references_take_one_vector_a_layer():
     run = Run(SHAPE, 1, rank=0, references=2, reference=7, live=True)
     made = connected(run)

@@ -10,7 +10,6 @@ from peft import LoraConfig
 
 from cctuning import UserError
 from cctuning.model.connected import ATTRIBUTE
-from cctuning.model.starting_weights import StartingWeights
 from cctuning.training.callbacks import BaseDecay
 from tests.training.test_trainer import losses, trainer, weights
 
@@ -19,7 +18,7 @@ def test_equation_on_one_weight():
     module = torch.nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[1.0, -2.0]]))
-    pull = BaseDecay(StartingWeights(module, skip="nothing"), decay=50.0)
+    pull = BaseDecay(module, decay=50.0)
     with torch.no_grad():
         module.weight.copy_(torch.tensor([[3.0, -2.0]]))
     pull.on_optimizer_step(None, None, None, model=module, optimizer=SimpleNamespace(param_groups=[{"lr": 0.01}]))

@@ -10,6 +10,7 @@ from peft import LoraConfig
 
 from cctuning import ConnectedModel, ConnectionConfig, UserError
 from cctuning.model.passes import Batch
+from cctuning.model.recorded import Prompts, record
 from cctuning.training import CCConfig
 from cctuning.training.launch import check_start, under_deepspeed
 from tests.conftest import paired_batch, shake, tiny_llama
@@ -22,38 +23,39 @@ START = {"reference_weights": "start"}
 def attach(model=None, **options) -> ConnectedModel:
     connected = ConnectedModel.attach(model or tiny_llama(), ConnectionConfig("gated", **START, **options))
     shake(connected)
-    connected.keep_start()
     connected.total_steps = 2
     return connected.train()
 
 
-def offered(connected: ConnectedModel, batch: dict, start: bool) -> list[torch.Tensor]:
-    """What each layer keeps of the references."""
-    plan = connected.reference_pass(Batch(*batch.values()), connected.start if start else None)
-    return [memory[0] for _, memory in sorted(plan.results.memory.items())]
+def recorded(connected: ConnectedModel, batch: dict) -> dict:
+    """The batch with its references recorded through the model as it is now."""
+    masks, given = batch["reference_attention_mask"], batch["reference_input_ids"]
+    ids = [row[mask.bool()].tolist() for row, mask in zip(given, masks, strict=True)]
+    connected.keep_recorded(
+        record(connected, Prompts(ids, torch.tensor([[0, len(row)] for row in ids])), pad=0, folder=None)
+    )
+    kept = {name: value for name, value in batch.items() if not name.startswith("reference_")}
+    return kept | {"reference_row": batch["reference_index"]}
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_references_run_through_the_model_as_it_was(tied, batch):
-    model = tiny_llama(tie_word_embeddings=tied)
-    connected = attach(model)
-    before = offered(connected, batch, start=False)
-    assert all(map(torch.equal, before, offered(connected, batch, start=True)))
+def test_recorded_references_are_the_live_ones_and_stand_still(batch):
+    """Also under dropout."""
+    connected = attach(tiny_llama(attention_dropout=0.5))
+    rows = recorded(connected, batch)
+    live = connected.eval().reference_pass(Batch.of(batch)).results.memory
+    kept = connected.recorded.take(torch.arange(connected.recorded.size))
+    for layer, (vectors, _) in live.items():
+        torch.testing.assert_close(kept[layer], vectors)
     with torch.no_grad():
         for parameter in connected.model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     trained = {name: parameter.clone() for name, parameter in connected.named_parameters()}
-    assert all(map(torch.equal, before, offered(connected, batch, start=True)))
-    assert not any(map(torch.equal, before, offered(connected, batch, start=False)))
+    connected.train()(**rows)
+    for layer, vectors in connected.recorded.take(torch.arange(connected.recorded.size)).items():
+        assert torch.equal(vectors, kept[layer])
+        assert not torch.equal(vectors, connected.reference_pass(Batch.of(batch)).results.memory[layer][0])
     for name, parameter in connected.named_parameters():
         assert torch.equal(parameter, trained[name]), name
-
-
-def test_what_is_aligned_to_stands_still_under_dropout(batch):
-    connected = attach(tiny_llama(attention_dropout=0.5))
-    assert all(map(torch.equal, offered(connected, batch, start=True), offered(connected, batch, start=True)))
-    assert not all(map(torch.equal, offered(connected, batch, start=False), offered(connected, batch, start=False)))
-    assert all(module.training for module in connected.modules())
 
 
 def test_new_tokens_of_tied_embeddings_train(tmp_path):
@@ -71,6 +73,7 @@ def test_new_tokens_of_tied_embeddings_train(tmp_path):
 @pytest.mark.parametrize("paths", ["sampled", "both", "student"])
 def test_gradients_are_the_same_with_checkpointing(use_reentrant, paths, batch):
     connected = attach(paths=paths)
+    batch = recorded(connected, batch)
     with torch.no_grad():
         for parameter in connected.model.parameters():
             parameter.add_(0.01)
@@ -91,6 +94,7 @@ def test_a_row_that_is_its_own_parallel_draws_english_back():
     batch["reference_index"] = torch.arange(2)
     options = {"decision": "fixed", "decision_value": 1.0, "transform": "none", "align_weight": 100.0}
     connected = attach(paths="student", **options)
+    batch = recorded(connected, batch)
     assert connected(**batch).align_loss < 1e-10
     with torch.no_grad():
         for parameter in connected.model.parameters():
@@ -119,14 +123,21 @@ def test_the_trainer_pairs_rows_of_the_reference_language_with_themselves(tmp_pa
     assert losses(own)[-1] < losses(own)[0]
 
 
-def test_the_copy_is_one_and_of_what_trains_alone(tmp_path):
+def test_the_copy_for_the_decay_is_of_what_trains_alone(tmp_path):
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
-    made = trainer(tmp_path / "lora", START, peft_config=lora, base_decay=5.0, record_references="false")
-    kept = made.connected.start.by_name
-    assert kept and all("lora_" in name for name in kept)
+    made = trainer(tmp_path / "lora", START, peft_config=lora, base_decay=5.0)
     decay = next(one for one in made.callback_handler.callbacks if type(one).__name__ == "BaseDecay")
-    assert decay.start is made.connected.start
-    assert trainer(tmp_path / "current", CURRENT).connected.start is None
+    assert decay.start and all("lora_" in name for name in decay.start)
+
+
+def test_without_room_for_the_recording_references_run_through_the_current_weights(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("CC_TUNING_CACHE", "/dev/null/none")
+    made = trainer(tmp_path, {}, record_references="auto")
+    assert not made.records and made.connected.config.reference_weights == "current"
+    assert "run in every step, through the current weights" in caplog.text
+    made.train()
+    with pytest.raises(UserError, match=r"record_references: true: .*not a directory that can be written to"):
+        trainer(tmp_path, {}, record_references="true")
 
 
 @pytest.mark.parametrize(
@@ -134,16 +145,16 @@ def test_the_copy_is_one_and_of_what_trains_alone(tmp_path):
     [
         ({}, "start"),
         (CURRENT, "current"),
+        ({"alignment": "attention"}, "current"),
         ({"connection": "adaptive"}, "current"),
         ({"connection": "none"}, "current"),
     ],
 )
 def test_the_start_is_the_default_where_it_can_be_kept(connection, settled, tmp_path):
-    for record in ("false", "auto"):
-        made = trainer(tmp_path, connection, record_references=record)
-        assert made.connected.config.reference_weights == settled
-        assert (made.connected.start is not None) == (settled == "start" and record == "false")
-        assert made.records == (settled == "start" and record == "auto")
+    made = trainer(tmp_path, connection)
+    assert made.connected.config.reference_weights == settled and made.records == (settled == "start")
+    made = trainer(tmp_path, connection, record_references="false")
+    assert made.connected.config.reference_weights == "current" and not made.records
 
 
 def test_under_deepspeed_the_default_is_the_paper_s(monkeypatch):
@@ -152,39 +163,24 @@ def test_under_deepspeed_the_default_is_the_paper_s(monkeypatch):
     assert not under_deepspeed(args)
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     assert under_deepspeed(args)
-    assert ConnectionConfig("gated").settled(start_kept=False).reference_weights == "current"
+    assert ConnectionConfig("gated").settled(records=False).reference_weights == "current"
     assert (
-        ConnectionConfig("gated", **START).settled(start_kept=False).reference_weights == "start"
+        ConnectionConfig("gated", **START).settled(records=False).reference_weights == "start"
     )  # and refused by name
     for option, decay in (("reference_weights", 0.0), ("base_decay", 1.0)):
         with pytest.raises(UserError, match=f"{option}: not supported under DeepSpeed"):
             check_start(decay, "current" if decay else "start", deepspeed=True)
 
 
-def test_a_loop_of_one_s_own_goes_by_keep_start(batch):
-    """Unset, references run through the model as it trains until its start is kept."""
-    connected = ConnectedModel.attach(copy.deepcopy(tiny_llama()), ConnectionConfig("gated")).train()
-    connected.total_steps = 2
-    before = connected(**batch).align_loss
-    connected.keep_start()
-    assert torch.equal(before, connected(**batch).align_loss)
-    with torch.no_grad():
-        for parameter in connected.model.parameters():
-            parameter.mul_(1.05)
-    moved = connected(**batch).align_loss
-    connected.start = None
-    assert not torch.equal(moved, connected(**batch).align_loss)
-
-
 def test_a_saved_connection_runs_as_ever(tmp_path, batch):
-    """Of the copy nothing is saved: inference and evaluation run what was trained."""
+    """Of the recording nothing is saved: inference and evaluation run what was trained."""
     made = trainer(tmp_path / "run", START)
     made.train()
     made.save_model(str(tmp_path / "model"))
     again = ConnectedModel.from_pretrained(
         type(made.model).from_pretrained(tmp_path / "model"), tmp_path / "model"
     ).eval()
-    assert again.start is None and again.config.reference_weights == "start"
+    assert again.recorded is None and again.config.reference_weights == "start"
     inputs = {name: batch[name] % 32 for name in ("input_ids", "reference_input_ids")} | {
         "reference_index": batch["reference_index"]
     }
@@ -193,12 +189,16 @@ def test_a_saved_connection_runs_as_ever(tmp_path, batch):
     assert torch.isfinite(again(**inputs, labels=inputs["input_ids"]).loss)
 
 
-def test_what_cannot_be_is_one_line(batch):
+def test_what_cannot_be_is_one_line(batch, tmp_path):
     with pytest.raises(UserError, match="start is not supported with connection: adaptive"):
         ConnectionConfig(**START, connection="adaptive")
     with pytest.raises(UserError, match="reference_weights: 'begin' is not one of"):
         ConnectionConfig("gated", reference_weights="begin")
     connected = ConnectedModel.attach(copy.deepcopy(tiny_llama()), ConnectionConfig("gated", **START)).train()
     connected.total_steps = 2
-    with pytest.raises(UserError, match=r"call keep_start\(\) before the first step"):
+    with pytest.raises(UserError, match=r"give reference_row after keep_recorded\(\)"):
         connected(**batch)
+    with pytest.raises(UserError, match=r"start needs recorded references \(record_references: false\); set"):
+        trainer(tmp_path, START, record_references="false")
+    with pytest.raises(UserError, match=r"start needs recorded references \(alignment: attention keeps every token"):
+        trainer(tmp_path, START | {"alignment": "attention"})

@@ -128,9 +128,9 @@ class ConnectionConfig:
     )
     reference_weights: str | None = option(
         None,
-        "Weights that references run through: those before training (start: the targets are constant, and rows in the "
-        "reference language are kept where they were) or the current ones (current, as in the paper). Unset: start, "
-        "but current under DeepSpeed and with connection: adaptive.",
+        "Weights that references run through: those before training (start: they are recorded, the targets are "
+        "constant, and rows in the reference language are kept where they were) or the current ones (current, as in "
+        "the paper). Unset: start, but current where references cannot be recorded.",
         choices=("current", "start"),
     )
 
@@ -156,12 +156,16 @@ class ConnectionConfig:
         if self.reference_weights == "start" and self.connection == "adaptive":
             raise UserError("reference_weights: start is not supported with connection: adaptive; leave it unset.")
 
-    def settled(self, start_kept: bool) -> ConnectionConfig:
-        """A copy with `reference_weights` resolved, where the run can keep the starting weights or cannot."""
+    @property
+    def recordable(self) -> bool:
+        """Whether what the layers are offered can be recorded: one vector a reference."""
+        return self.connection == "align" or (self.connection == "gated" and ALIGNMENTS[self.alignment].recordable)
+
+    def settled(self, records: bool) -> ConnectionConfig:
+        """A copy with `reference_weights` resolved; `records`: the run can record its references."""
         if self.reference_weights is not None:
             return self
-        kept = self.connection in ("align", "gated") and start_kept
-        return replace(self, reference_weights="start" if kept else "current")
+        return replace(self, reference_weights="start" if records and self.recordable else "current")
 
     @property
     def loss(self) -> str:

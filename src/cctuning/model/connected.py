@@ -23,10 +23,9 @@ from cctuning.model import lora, merge, serialization
 from cctuning.model.forward import ConnectedForward
 from cctuning.model.passes import Batch
 from cctuning.model.recorded import RecordedReferences
-from cctuning.model.runner import Aligner, Runner, copy_output
+from cctuning.model.runner import Aligner, Runner, copy_output, evaluating
 from cctuning.model.shards import read_into
 from cctuning.model.sites import Site, find_sites, unwrap
-from cctuning.model.starting_weights import StartingWeights, evaluating
 
 ATTRIBUTE = "cross_lingual_connection"  # name under which the connection of a layer is registered in it
 
@@ -42,7 +41,6 @@ class ConnectedModel(ConnectedForward):
         model: the model inside. config: options of the connection.
         step, total_steps: optimiser steps so far, and of the whole training.
         reference_language: code of the language of the references.
-        start: weights that references run through in training; see `keep_start`.
         recorded: what references were recorded; see `keep_recorded`.
         base_trained: whether the base's own weights were trained; known after training and of a saved connection.
         layers, width: numbers of the layers that connect, and the width of their activations.
@@ -153,13 +151,6 @@ class ConnectedModel(ConnectedForward):
             yield
         finally:
             self.wire.enabled = before
-
-    def keep_start(self, start: StartingWeights | None = None) -> None:
-        """Keep a copy of the weights that train (or use `start`), for `reference_weights: start`, as `CCTrainer` does.
-
-        In a loop of your own with `reference_weights` unset, references run through this copy from then on.
-        """
-        self.start = start or StartingWeights(self.model, skip=ATTRIBUTE)
 
     def keep_recorded(self, recorded: RecordedReferences, references: bool = True) -> None:
         """Use the statistics of a recording (`cctuning.model.recorded.record`) and, with `references`, its vectors:

@@ -32,7 +32,6 @@ from cctuning.model.passes import (
 from cctuning.model.recorded import RecordedReferences
 from cctuning.model.runner import NO_LOGITS, Aligner, Runner, no_gradient, several_processes, with_cache
 from cctuning.model.sites import unwrap
-from cctuning.model.starting_weights import StartingWeights
 
 
 class ConnectedForward(nn.Module):
@@ -51,7 +50,6 @@ class ConnectedForward(nn.Module):
         self.seed = 0
         self.padding_free = False
         self._packs = False  # known once check_padding_free has passed
-        self.start: StartingWeights | None = None
         self.recorded: RecordedReferences | None = None
         self.measured = False  # the references' spread, where the gated connection's error is in units of it
         self.aligner: Aligner | None = None
@@ -183,43 +181,38 @@ class ConnectedForward(nn.Module):
         config, training = self.config, self.training
         if training and self.connections and config.loss == "standardized" and not self.measured:
             raise UserError("align_loss: standardized: call keep_recorded() before the first step, as CCTrainer does.")
-        start = self.start if training and config.reference_weights != "current" else None
         if batch.reference_input_ids is not None:
-            if training and config.reference_weights == "start" and self.start is None:
-                raise UserError("reference_weights: start: call keep_start() before the first step.")
-            self._offer(batch, step.plan, start)
+            if training and config.reference_weights == "start":
+                raise UserError(
+                    "reference_weights: start: references run in this batch, through the current weights; give "
+                    "reference_row after keep_recorded(), or set reference_weights: current."
+                )
+            self._offer(batch, step.plan)
         elif config.connection != "none" and several_processes():
             elsewhere = self.recorded is None if training else self.aligner is None
-            if elsewhere:
-                self._join_reference_pass(batch, start)
+            if elsewhere:  # forwards of sharded weights are collective: one token runs along
+                one = replace(batch, reference_input_ids=batch.input_ids[:1, :1], reference_text=None)
+                self.reference_pass(one)
 
-    def reference_pass(self, batch: Batch, through: Callable[..., Any] | None = None) -> Plan:
+    def reference_pass(self, batch: Batch) -> Plan:
         """Run the references once, without gradient, LM head or cache; the plan's results hold what layers kept.
 
         Never through a DDP wrapper: a rank may have no reference in its batch, and DDP's forward is collective.
-
-        Args:
-            through: what to call in place of the model: the model with its starting weights.
         """
         ids, mask = batch.reference_input_ids, batch.reference_attention_mask
         assert ids is not None and mask is not None
         plan = Plan("record", ids.shape[0], ids.shape[1], reference=Reference.from_mask(mask))
         if self.aligner is not None:
             plan.spans = batch.reference_spans(self.config.align_pool)
-            plan.stop = self.aligner.may_end(through is None)
+            plan.stop = self.aligner.may_end(True)
         with no_gradient(), suppress(StopForward):
-            self._run(plan, NO_LOGITS, through, input_ids=ids, attention_mask=mask, use_cache=False)
+            self._run(plan, NO_LOGITS, input_ids=ids, attention_mask=mask, use_cache=False)
         return plan
 
-    def _offer(self, batch: Batch, plan: Plan, through: Callable[..., Any] | None = None) -> None:
+    def _offer(self, batch: Batch, plan: Plan) -> None:
         """Run the references, and put what the layers kept into the `plan` of the rows' own pass."""
-        recorded = self.reference_pass(batch, through)
+        recorded = self.reference_pass(batch)
         plan.reference, plan.memory = recorded.reference, recorded.results.memory
-
-    def _join_reference_pass(self, batch: Batch, through: Callable[..., Any] | None = None) -> None:
-        """Take part in the reference pass of other processes without a reference of one's own: where weights are
-        sharded each forward is collective, so one token runs along."""
-        self.reference_pass(replace(batch, reference_input_ids=batch.input_ids[:1, :1], reference_text=None), through)
 
     def _plan_inference(self, batch: Batch, predict: Tensor | None) -> Plan:
         """The plan of a forward without labels; `predict` (B, T) marks positions that predict an answer token."""

@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig, Transform
 from cctuning.errors import UserError
+from cctuning.model.runner import evaluating
 from cctuning.model.sites import Projection, Site, find_sites, innermost, unwrap
-from cctuning.model.starting_weights import evaluating
 
 if TYPE_CHECKING:
     from cctuning.model.connected import ConnectedModel

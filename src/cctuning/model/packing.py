@@ -21,9 +21,8 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from cctuning.connection.plan import Above, Plan
 from cctuning.errors import UserError
-from cctuning.model.runner import no_gradient
+from cctuning.model.runner import evaluating, no_gradient
 from cctuning.model.sites import innermost, unwrap
-from cctuning.model.starting_weights import evaluating
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

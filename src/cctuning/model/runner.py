@@ -113,6 +113,18 @@ def no_gradient() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Context manager: every module of `model` is in evaluation mode, and in its former mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 class Aligner:
     """The hooks of one model. They have no weights.
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
+from cctuning.model.connected import ATTRIBUTE
 from cctuning.model.recorded import Prompts
-from cctuning.model.starting_weights import StartingWeights
 from cctuning.training.alignment import Alignment, measure
 from cctuning.training.sampling import undisturbed
 
@@ -186,18 +188,36 @@ class BaseDecay(TrainerCallback):
     0. The connection's weights do not decay.
     """
 
-    def __init__(self, start: StartingWeights, decay: float) -> None:
-        self.start, self.decay = start, decay
+    def __init__(self, model: nn.Module, decay: float, later: bool = False) -> None:
+        """`later`: copy the weights in `take` or when training begins, for they are not sharded yet."""
+        self.model, self.decay = model, decay
+        self.start: dict[str, Tensor] = {}
+        if not later:
+            self.take()
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Copy the weights, if they had to be sharded first."""
-        self.start.take()
+        self.take()
+
+    def take(self) -> None:
+        """Copy the weights that train (of sharded ones, this process's shards), unless that has been done."""
+        if self.start:
+            return
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # what FSDP2 keeps gathered after a forward is no shard
+        self.start = {
+            name: parameter.detach().clone()
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and ATTRIBUTE not in name
+        }
 
     @torch.no_grad()
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Apply the decay."""
         share = min(1.0, kwargs["optimizer"].param_groups[0]["lr"] * self.decay)
         for name, parameter in kwargs["model"].named_parameters():
-            start = self.start.of(name.removeprefix("module."), parameter)
-            if start is not None:
+            name = name.removeprefix("module.")
+            if name in self.start:
+                start = self.start[name] = self.start[name].to(parameter.device)
                 parameter.lerp_(start, share)

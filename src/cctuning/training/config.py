@@ -52,7 +52,8 @@ class CCConfig(SFTConfig):
     record_references: str = option(
         "auto",
         "Run the references once before training and read the result in each step (with "
-        "reference_weights: start). auto: if it fits on the disk. false: run them in every step.",
+        "reference_weights: start). auto: if it fits on the disk. false: run them in every step, through the current "
+        "weights.",
         choices=["auto", "true", "false"],
     )
     max_reference_length: int | None = option(

@@ -87,7 +87,7 @@ def prepare(
     settled = trainer.connected.config
     moved = connection.reference_weights is None and settled.reference_weights == "current"
     if moved and settled.connection in ("align", "gated"):
-        notes.append("reference_weights: current, because the start is not kept under DeepSpeed")
+        notes.append("reference_weights: current, because the references are not recorded")
     left_out = sum(source.skipped for found in reports for source in found.sources) + len(trainer.skipped)
     if left_out:
         notes.append(f"rows left out (bad_rows: skip): {left_out}; {RUN_FILE} lists them.")

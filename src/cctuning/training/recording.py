@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,11 +14,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 
-from cctuning.connection.references import ALIGNMENTS
 from cctuning.errors import UserError
-from cctuning.model.connected import ATTRIBUTE
 from cctuning.model.recorded import INDEX, SAMPLE, Prompts, bytes_needed, cache_folder, fits, key, record
-from cctuning.model.starting_weights import StartingWeights
 from cctuning.training.callbacks import AlignmentByLanguage, BaseDecay
 from cctuning.training.launch import check_start
 from cctuning.training.mixing import without_references
@@ -56,12 +54,9 @@ class RecordingTrainer(SavingTrainer):
             self.add_callback(self.by_language)
         wanted, decay = connected.config.reference_weights, self.args.base_decay
         check_start(decay, wanted, self.is_deepspeed_enabled)
-        if decay or (wanted == "start" and not self.records):
-            self._start = StartingWeights(self.model, skip=ATTRIBUTE, later=self.is_fsdp_enabled)
-            if decay:
-                self.add_callback(BaseDecay(self._start, decay))
-            if wanted == "start" and not self.records:
-                connected.keep_start(self._start)
+        if decay:
+            self._decay = BaseDecay(self.model, decay, later=self.is_fsdp_enabled)
+            self.add_callback(self._decay)
 
     def make_recording(self) -> None:
         """Record before a checkpoint is loaded; weights that are to be sharded are not there yet."""
@@ -98,7 +93,8 @@ def record_references(trainer: RecordingTrainer, sets: dict[str, Dataset]) -> di
     if why is not None and trainer.args.record_references == "true":
         raise UserError(f"record_references: true: {why or 'no row has a reference'}; set it to auto or false.")
     if why:
-        logger.warning(f"references run in every step and are not recorded: {why}.")
+        logger.warning(f"references run in every step, through the current weights, and are not recorded: {why}.")
+        trainer.connected.config = replace(trainer.connected.config, reference_weights="current")
     if why is not None and len(prompts) and trainer.connected.config.loss == "contrastive":
         logger.warning(
             "align_loss: contrastive compares a row with the references of its own batch and process only, as "
@@ -215,13 +211,12 @@ def distinct(sets: dict[str, Dataset]) -> tuple[Prompts, dict[str, list[int]]]:
 
 
 def _why_not(trainer: RecordingTrainer) -> str | None:
-    config, args = trainer.connected.config, trainer.args
-    if args.record_references == "false":
-        return ""
+    config, option = trainer.connected.config, trainer.args.record_references
     if config.reference_weights != "start":
-        return "" if args.record_references == "auto" else "reference_weights is not start"
-    if config.connection == "gated" and not ALIGNMENTS[config.alignment].recordable:
-        return f"alignment: {config.alignment} keeps every token of a reference"
+        return "reference_weights is not start" if option == "true" else ""
+    if option == "false" or not config.recordable:
+        why = "record_references: false" if option == "false" else f"alignment: {config.alignment} keeps every token"
+        raise UserError(f"reference_weights: start needs recorded references ({why}); set reference_weights: current.")
     return None
 
 

@@ -27,11 +27,11 @@ from cctuning.model import serialization
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.shards import ShardReader, read_into, shard_like
 from cctuning.model.sites import unwrap
-from cctuning.model.starting_weights import StartingWeights
 from cctuning.training.card import write_model_card
 from cctuning.training.mixing import MixingTrainer
 
 if TYPE_CHECKING:
+    from cctuning.training.callbacks import BaseDecay
     from cctuning.training.recording import Recording
 
 
@@ -42,7 +42,7 @@ class SavingTrainer(MixingTrainer):
     processing_class: Any
     connected: ConnectedModel
     recording: Recording | None = None
-    _start: StartingWeights | None = None
+    _decay: BaseDecay | None = None
     _embedding: Tensor | None = None  # the input embedding of the model that is being saved, gathered
     _checkpoint = False  # what is being saved is a checkpoint
 
@@ -118,8 +118,8 @@ class SavingTrainer(MixingTrainer):
         self._load_connection(str(self.state.best_model_checkpoint))
 
     def _load_sharded(self, checkpoint: Path) -> None:
-        if self._start is not None:
-            self._start.take()
+        if self._decay is not None:
+            self._decay.take()
         if self.recording is not None:
             self.recording.make()
         if self._is_peft():

@@ -39,7 +39,7 @@ class Plan:
     warmup: int  # steps
     trains: dict[str, int]  # part (`base`, `LoRA`, `connection`) -> trained weights
     weights: int
-    memory: int  # weights, gradients, optimizer and the copy of the start, calculated
+    memory: int  # weights, gradients, optimizer and the copy for base_decay, calculated
     device: tuple[str, int]  # kind and memory; 0 if unknown
     parallel: dict[str, int]  # language -> parallel rows, with each reference once as a row of its own
     beside: int  # parallel rows in a batch for each answered row
@@ -95,7 +95,7 @@ def plan(trainer: Any) -> Plan:
             part = "connection" if ATTRIBUTE in name else "LoRA" if "lora_" in name else "base"
             trains[part] += count
             gradients += count * parameter.element_size()
-            if part != "connection" and trainer.connected.start is not None:
+            if part != "connection" and args.base_decay:
                 kept += count * parameter.element_size()
     optim = str(getattr(args.optim, "value", args.optim))
     state = STATES.get(optim, ADAM) * sum(trains.values())

@@ -110,7 +110,8 @@ class CCTrainer(RecordingTrainer):
         self.fit: Fit | None = None
         self.chat = args.chat
         self._rows_in_step: Tensor | int | None = None
-        settled = (connection_config or ConnectionConfig()).settled(not under_deepspeed(args))
+        records = args.record_references != "false" and not under_deepspeed(args)
+        settled = (connection_config or ConnectionConfig()).settled(records)
         self._connecting, self._own_references = settled.connection != "none", settled.reference_weights == "start"
         self._align_turns = settled.align_turns
         if parallel_dataset is None and train_dataset is None:
