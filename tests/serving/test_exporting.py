@@ -151,6 +151,18 @@ def test_the_dtype_is_kept_or_converted(run, tmp_path):
         assert AutoModelForCausalLM.from_pretrained(tmp_path / dtype, dtype="auto").dtype == expected
 
 
+@pytest.mark.parametrize("by_file", [True, False])
+def test_a_wider_dtype_than_the_weights_have_is_not_rounded_on_the_way(by_file, tmp_path, monkeypatch):
+    run = make(tmp_path, tune="lora")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    if not by_file:
+        monkeypatch.setattr("cctuning.serving.exporting.open_merge", lambda *_: None)
+    found = export(str(run), "merged", tmp_path / "wide", dtype="float32")
+    assert found.checked.error < 1e-5
+    assert load(str(run)).model.dtype == torch.bfloat16
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "wide", dtype="auto").dtype == torch.float32
+
+
 @pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["embed_tokens", "q_proj"]])
 def test_tied_embeddings_stay_tied_unless_a_lora_parts_them(targets, tmp_path):
     """Merged into a weight of two uses, a LoRA on one of them would act in both."""

@@ -107,9 +107,11 @@ class FileMerge:
         return transform
 
     @torch.no_grad()
-    def merged(self, name: str) -> Tensor:
-        """The merged tensor of this name in the files."""
+    def merged(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The merged tensor of this name in the files; `dtype`: of floating-point weights, None for their own."""
         value = self.files[name]
+        dtype = dtype if dtype and value.is_floating_point() else value.dtype
+        value = value.to(torch.promote_types(value.dtype, dtype))  # before the merge, which rounds to the weight's type
         owner, _, leaf = name.rpartition(".")
         module = self.modules[owner]
         if isinstance(module, BaseTunerLayer) and leaf == "weight":
@@ -119,7 +121,7 @@ class FileMerge:
             projection, site = self.projections[owner]
             if leaf in (projection.weight, projection.bias):
                 value = merged(projection, leaf, value, self._transform(site).matrix())
-        return value
+        return value.to(dtype)
 
     def write(self, directory: Path, dtype: torch.dtype | None = None, limit: int = FILE_BYTES) -> None:
         """Write the merged checkpoint: config, generation config, weights.
@@ -138,8 +140,7 @@ class FileMerge:
             for file, names in split.filename_to_tensors.items():
                 held = {}
                 for name in names:
-                    value = self.merged(name)
-                    held[name] = (value.to(dtype) if dtype and value.is_floating_point() else value).contiguous()
+                    held[name] = self.merged(name, dtype).contiguous()
                     bar.update()
                 save_file(held, directory / file, metadata={"format": "pt"})
         if split.is_sharded:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils.hub import convert_file_size_to_int
@@ -120,9 +121,7 @@ def _write(
         loaded.model.generation_config = generation
         by_file.write(directory, dtype, **limit)
     elif format == "merged":
-        model: Any = _merge_in_memory(loaded)
-        if dtype is not None:
-            model = model.to(dtype)  # after merging, which is done in float32
+        model: Any = _merge_in_memory(loaded, dtype)
         model.generation_config = generation
         model.save_pretrained(directory, **size)
         del model
@@ -184,14 +183,16 @@ def _write_lora(loaded: Loaded, path: str, directory: Path) -> None:
         raise UserError(f"{path}: has no connection and no LoRA to export as a LoRA; use --format merged.")
 
 
-def _merge_in_memory(loaded: Loaded) -> PreTrainedModel:
-    if loaded.connected is not None:
-        return loaded.connected.merge_and_unload()
-    if isinstance(loaded.model, PeftModel):
-        check_adapter_mergeable(loaded.model)
-        untie(unwrap(loaded.model))
-        return loaded.model.merge_and_unload()
-    return loaded.model
+def _merge_in_memory(loaded: Loaded, dtype: torch.dtype | None) -> PreTrainedModel:
+    model: Any = loaded.connected or loaded.model
+    if dtype is not None:  # before the merge, which rounds to the type of the weights
+        model.to(torch.promote_types(loaded.model.dtype, dtype))
+    if isinstance(model, PeftModel):
+        check_adapter_mergeable(model)
+        untie(unwrap(model))
+    if model is not loaded.model or isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    return model if dtype is None else model.to(dtype)
 
 
 def _notes(
