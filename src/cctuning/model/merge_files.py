@@ -111,7 +111,7 @@ class FileMerge:
         """The merged tensor of this name in the files; `dtype`: of floating-point weights, None for their own."""
         value = self.files[name]
         dtype = dtype if dtype and value.is_floating_point() else value.dtype
-        value = value.to(torch.promote_types(value.dtype, dtype))  # before the merge, which rounds to the weight's type
+        value = value.to(torch.promote_types(value.dtype, dtype))  # the merge rounds to the type of its input
         owner, _, leaf = name.rpartition(".")
         module = self.modules[owner]
         if isinstance(module, BaseTunerLayer) and leaf == "weight":
