@@ -72,7 +72,7 @@ BAD = {
     "assistant reference": ({**GOOD, "prompt_en": [assistant("a")]}, "prompt_en: has only assistant turns"),
     "completions": (
         {**without("response"), "completion": [user("a")]},
-        "completion: expected turns that begin and",
+        "completion: expected the assistant's turn first",
     ),
 }
 

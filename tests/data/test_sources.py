@@ -138,7 +138,9 @@ def test_messages_give_prompt_and_response(tmp_path):
     english = [{**SYSTEM, "content": "Be good."}, user("one"), assistant("fine"), user("two")]
     record = {"messages": [*turns, assistant("tatu")], "messages_en": english}
     assert one(tmp_path, record) == (turns, "tatu", english)
-    assert one(tmp_path, {**record, "messages": turns}) == (turns, None, english)
+    # up to the last answer; without one, the whole is a prompt that is aligned
+    assert one(tmp_path, {**record, "messages": turns}) == (turns[:2], "sawa", english[:2])
+    assert one(tmp_path, {**record, "messages": turns[:2]}) == (turns[:2], None, english[:2])
 
 
 def test_the_reference_never_ends_with_an_assistant_turn(tmp_path):
@@ -227,7 +229,7 @@ def test_reference_rows_from_the_dropped_assistant_turn(tmp_path):
 def test_a_file_without_responses_is_noted(tmp_path):
     write(tmp_path / "a.jsonl", [{"prompt": "a", "answer": "b", "prompt_en": "c", "lang": "sw"}])
     report = load(tmp_path / "a.jsonl")[1]
-    assert "its 1 rows train the alignment alone (columns: prompt, answer" in report.notes[0]
+    assert "its rows train the alignment alone (columns: prompt, answer" in report.notes[0]
     assert load(jsonl(tmp_path))[1].notes == []
 
 

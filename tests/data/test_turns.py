@@ -87,7 +87,60 @@ def test_turns_that_are_not_to_be_learned(tmp_path):
     apart = {"prompt": TURNS[:5], "completion": TURNS[5:], "prompt_en": TURNS[:5], "lang": "sw"}
     assert runs(encoded(made, loaded(tmp_path, apart)), made) == ["Karibu.<|im_end|>"]
     # no response: nothing is learned, the alignment alone
-    assert runs(encoded(made, loaded(tmp_path, ROW | {"messages": TURNS[:5]})), made) == []
+    assert runs(encoded(made, loaded(tmp_path, ROW | {"messages": TURNS[:1]})), made) == []
+
+
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "salio", "arguments": {}}}]}
+RESULT = {"role": "tool", "name": "salio", "content": "12"}
+SHAREGPT = {"user": "human", "assistant": "gpt", "tool": "observation"}
+
+
+def as_sharegpt(turn):
+    if turn.get("tool_calls"):
+        return {"from": "function_call", "value": json.dumps(turn["tool_calls"][0]["function"])}
+    return {"from": SHAREGPT[turn["role"]], "value": turn["content"]}
+
+
+@pytest.mark.parametrize("layout", ["messages", "conversations", "completion"])
+@pytest.mark.parametrize(
+    ("after", "learned", "noted"),
+    [
+        ([], ["Nairobi.", "Kampala."], False),
+        ([TURNS[4]], ["Nairobi.", "Kampala."], True),
+        ([TURNS[4], {"role": "assistant", "content": " "}], ["Nairobi.", "Kampala."], True),
+        ([TURNS[4], CALL], ["Nairobi.", "Kampala.", "<tool_call>"], False),
+        ([TURNS[4], CALL, RESULT], ["Nairobi.", "Kampala.", "<tool_call>"], True),
+    ],
+)
+def test_a_conversation_is_learned_up_to_its_last_answer(tmp_path, layout, after, learned, noted):
+    """TRL's `assistant_only_loss` trains the same turns of a conversation that ends with another's."""
+    made = tokenizer("qwen3")
+    turns = [*TURNS[:4], *after]
+    english = [turn | {"content": turn["content"] and turn["content"] + "!"} for turn in turns]
+    row = {"messages": turns, "messages_en": english}
+    if layout == "conversations":
+        row = {"conversations": [*map(as_sharegpt, turns)], "conversations_en": [*map(as_sharegpt, english)]}
+    if layout == "completion":
+        row = {"prompt": turns[:1], "completion": turns[1:], "prompt_en": english[:1]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**row, "lang": "sw"}) + "\n")
+    dataset, report = load_rows([str(path)])
+    said = runs(encoded(made, dataset[0]), made)
+    assert [text.split("\n")[0].removesuffix("<|im_end|>") for text in said] == learned
+    assert "Asante." not in made.decode(encoded(made, dataset[0])["input_ids"]) or after[1:2] == [CALL]
+    assert len(dataset[0]["reference"]) == (len(dataset[0]["prompt"]) if layout != "completion" else 1)
+    note = "1 conversations go on after their last answer; those turns are left out"
+    assert [note in one for one in report.notes] == [True] * noted
+    notes: list[str] = []
+    (again,), _ = in_schema(Dataset.from_list([{**row, "lang": "sw"}]), "en", "rows", required=True, notes=notes)
+    assert encoded(made, again) == encoded(made, dataset[0] | {"row": 0}) and len(notes) == noted
+
+
+def test_a_conversation_to_be_answered_is_read_to_its_end(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": TURNS[:3], "lang": "sw"}) + "\n")
+    (row,), report = load_rows([str(path)], require_reference=False, to_answer=True)
+    assert row["response"] is None and row["prompt"][-1]["content"] == "Na wa Uganda?" and not report.notes
 
 
 def test_what_the_trainer_is_handed_is_learned_alike(tmp_path):

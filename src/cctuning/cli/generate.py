@@ -127,7 +127,7 @@ def _rows(args: argparse.Namespace, language: str) -> Iterator[dict[str, Any]]:
     columns = {"reference": args.reference} if args.reference else {}
     source = Source(args.file, lang=args.lang or UNKNOWN, columns=columns)
     try:
-        dataset, _ = load_rows([source], reference_language=language, require_reference=False)
+        dataset, _ = load_rows([source], reference_language=language, require_reference=False, to_answer=True)
     except UserError as error:
         raise UserError(str(error).replace("no row to train on", "no prompt")) from error
     yield from dataset

@@ -50,6 +50,7 @@ def in_schema(
     required: bool = False,
     bad_rows: str = "error",
     parallel: bool = False,
+    notes: list[str] | None = None,
 ) -> tuple[Dataset, list[Skipped]]:
     """The rows of a data set in the schema of `cctuning.data.schema`, and those left out.
 
@@ -60,6 +61,7 @@ def in_schema(
         required: a row in another language must have a reference.
         bad_rows: `error` or `skip`.
         parallel: it is parallel text, whose prompt may be called `text`.
+        notes: what the user should know is appended to it.
     """
     found = tuple(dataset.column_names)
     if is_checked(dataset) and not (required and _lacks_reference(dataset, language)):
@@ -99,6 +101,8 @@ def in_schema(
     table = table_of(rows())
     if not table.num_rows:
         raise UserError(f"{where}: no usable row of {len(dataset)}, the first: {skipped[0]}")
+    if notes is not None:
+        notes += [f"{where}: {note}" for note in reader.notes()]
     return dataset_of(table, numbers), skipped
 
 

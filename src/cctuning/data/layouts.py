@@ -11,6 +11,7 @@ response in the rest.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -99,17 +100,25 @@ def _beside(found: Sequence[str], language: str, *stems: str) -> list[str]:
     return [name for name, code in split if is_code(code) and same(code, language)]
 
 
+AFTER = "turns after the last answer"  # counted with the keys that are not read
 PARTS = tuple(part.name for part in fields(Layout))
 
 
 def sides_of(
-    record: Mapping[str, Any], layout: Layout, found: Sequence[str], unread: dict[str, int] | None
+    record: Mapping[str, Any], layout: Layout, found: Sequence[str], unread: Counter[str], to_answer: bool = False
 ) -> tuple[Text, Message | None, str]:
-    """The prompt with all its context, the answering message, and the column of the prompt."""
+    """The prompt with all its context, the answering message, and the column of the prompt.
+
+    A conversation is read up to its last answer, unless it is to be answered (`to_answer`) and ends otherwise.
+    """
     prompt: Text
     if layout.messages is not None:
         field = layout.messages
-        prompt, response = _split(messages_of(_required(record, field, "messages", found), field, unread))
+        messages = messages_of(_required(record, field, "messages", found), field, unread)
+        if to_answer and messages[-1]["role"] != "assistant":
+            prompt, response = messages, None
+        else:
+            prompt, response = _split(messages, unread)
         if not prompt:
             raise BadRow(field, "there is no turn before the assistant's; add the prompt.")
     else:
@@ -126,15 +135,15 @@ def sides_of(
     return _in_context(prompt, record, layout.system, layout.history), response, field
 
 
-def _answered(prompt: Text, value: Any, field: str, unread: dict[str, int] | None) -> tuple[Text, Message | None]:
+def _answered(prompt: Text, value: Any, field: str, unread: Counter[str]) -> tuple[Text, Message | None]:
     """Prompt and answer where the answer has its own column: text, or messages, of which the last is the answer."""
     if not isinstance(value, list):
         text = _response(value, field)
         return prompt, None if text is None else {"role": "assistant", "content": text}
     messages = messages_of(value, field, unread)
-    if {messages[0]["role"], messages[-1]["role"]} != {"assistant"}:
-        raise BadRow(field, "expected turns that begin and end with the assistant's; put earlier ones in the prompt.")
-    before, response = _split(messages)
+    if messages[0]["role"] != "assistant":
+        raise BadRow(field, "expected the assistant's turn first; put earlier ones in the prompt.")
+    before, response = _split(messages, unread)
     return ([*as_messages(prompt), *before] if before else prompt), response
 
 
@@ -195,21 +204,27 @@ def _join(value: Any, record: Mapping[str, Any], input_field: str | None, field:
     return f"{text}\n\n{extra}" if extra else text
 
 
-def _split(messages: list[Message]) -> tuple[list[Message], Message | None]:
-    """The turns before the last assistant turn, and that turn; None where it is empty or not the last.
+def _split(messages: list[Message], unread: Counter[str]) -> tuple[list[Message], Message | None]:
+    """The turns before the last assistant turn with a loss, and that turn.
 
-    A conversation that ends in turns without loss (`train: false`) is read up to its last turn with loss.
+    What follows it is left out, and counted in `unread` unless it has no loss by the user's own `train: false`.
+    Without such a turn: all but assistant turns at the end, and None.
     """
-    kept = len(messages)
-    while kept and messages[kept - 1]["role"] == "assistant" and not messages[kept - 1].get("train", True):
-        learned = [turn for turn in range(kept - 1) if messages[turn]["role"] == "assistant"]
-        kept = learned[-1] + 1 if learned else 0
-    messages = messages[: kept or len(messages)]
-    if messages[-1]["role"] != "assistant":
-        return messages, None
-    last = messages[-1]
-    said = (last["content"].strip() or last.get("tool_calls")) and last.get("train", True)
-    return messages[:-1], last if said else None
+    said = [
+        place
+        for place, turn in enumerate(messages)
+        if turn["role"] == "assistant"
+        and turn.get("train", True)
+        and (turn["content"].strip() or turn.get("tool_calls"))
+    ]
+    if said:
+        last = said[-1]
+        if last < len(messages) - 1 and messages[-1].get("train", True):
+            unread[AFTER] += 1
+        return messages[:last], messages[last]
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    return messages, None
 
 
 def check_filled(prompt: Text, field: str) -> None:
@@ -229,7 +244,7 @@ def reference_of(
     if field is None or value is None or value == "":
         return None, None
     answer_field = layout.reference_response or f"response_{language}"
-    _, said = _answered([], record.get(answer_field), answer_field, None)
+    _, said = _answered([], record.get(answer_field), answer_field, Counter())
     answer = said["content"] if said is not None else None
     if layout.reference_messages:
         reference: Text = _turns_of(prompt, messages_of(value, field))
@@ -237,8 +252,8 @@ def reference_of(
         reference = _join(value, record, layout.reference_input, field)
     if isinstance(reference, list):
         while reference and reference[-1]["role"] == "assistant":
-            reference, last = _split(reference)
-            answer = answer or (last["content"] if last is not None else None)
+            *reference, last = reference
+            answer = answer or (last["content"] if last["content"].strip() else None)
         if not reference:
             raise BadRow(field, "has only assistant turns; give the parallel of the prompt.")
     check_filled(reference, field)

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cctuning.data.checks import warnings_of
-from cctuning.data.messages import context_columns
 from cctuning.data.reports import LoadReport, SourceReport, drawn
 from cctuning.data.row_reader import RowReader
 from cctuning.data.schema import BadRow, Row
@@ -33,6 +32,7 @@ def load_rows(
     seed: int = 0,
     require_reference: bool = True,
     bad_rows: str = "error",
+    to_answer: bool = False,
 ) -> tuple[datasets.Dataset, LoadReport]:
     """Read, check and mix the sources.
 
@@ -42,6 +42,8 @@ def load_rows(
         seed: of the samples that weights draw.
         require_reference: False for a recipe that does not use references; rows without one are then kept.
         bad_rows: `skip`: leave out bad rows in all sources.
+        to_answer: a conversation that does not end with an answer is a prompt for one. Otherwise it is read up to its
+            last answer, with a note.
 
     Returns:
         The rows in the schema of `cctuning.data.schema`, and the report. All prompts and references are messages
@@ -61,7 +63,8 @@ def load_rows(
     report, tables, seen = LoadReport(reference_language), [], set[bytes]()
     for number, source in enumerate(named):
         account = SourceReport(source.path)
-        table = table_of(_rows(source, reference_language, require_reference, seen, account, report))
+        reader = RowReader(reference_language, source.columns, source.lang, require_reference, to_answer=to_answer)
+        table = table_of(_rows(reader, source, seen, account, report))
         if source.weight != 1:
             table = table.take(drawn(source, table.num_rows, [number, seed & (2**63 - 1)], "rows"))
         account.rows, account.without_response = table.num_rows, table["response"].null_count
@@ -79,10 +82,9 @@ def load_rows(
 
 
 def _rows(
-    source: Source, language: str, require_reference: bool, seen: set[bytes], account: SourceReport, report: LoadReport
+    reader: RowReader, source: Source, seen: set[bytes], account: SourceReport, report: LoadReport
 ) -> Iterator[Row]:
     """The good rows of a source, each followed by its reference row where asked for."""
-    reader = RowReader(language, source.columns, source.lang, require_reference)
     kept = 0
     for origin, _, row in reader.read(source):
         if isinstance(row, BadRow):
@@ -95,42 +97,19 @@ def _rows(
             if key not in seen:
                 seen.add(key)
                 account.read, account.reference_rows = account.read + 1, account.reference_rows + 1
-                yield Row(row.reference, row.reference_response, language, None, None, row.origin)
+                yield Row(row.reference, row.reference_response, reader.language, None, None, row.origin)
         if kept == source.limit:
             break
     if not kept:
         raise UserError(f"{source.path}: no row to train on: {report.all_bad(account) or 'it is empty.'}")
     account.columns, account.fingerprints = reader.parts, reader.fingerprints
-    report.notes += _notes(source, reader, kept)
-    parts = reader.parts
+    parts, columns = reader.parts, ", ".join(reader.found)
+    notes = reader.notes()
+    if "response" not in parts and "messages" not in parts:
+        notes.append(f"no column is read as the response, so its rows train the alignment alone (columns: {columns}).")
+    report.notes += [f"{source.path}: {note}" for note in notes]
     if source.include_reference_rows and "reference_response" not in parts and not account.reference_rows:
         raise UserError(
             f"{source.path}: include_reference_rows: no response in the reference language among "
-            f"{', '.join(reader.found)}; map it under columns: reference_response, or leave the option out."
+            f"{columns}; map it under columns: reference_response, or leave the option out."
         )
-
-
-def _notes(source: Source, reader: RowReader, kept: int) -> list[str]:
-    """What the user should know about how a source was read."""
-    notes, parts, found = [], reader.parts, list(reader.found)
-    unread = context_columns(found, {*parts.values()})
-    if unread:
-        notes.append(
-            f"not read, though by its name it may be a part of what the model is told: {', '.join(unread)}. What is "
-            f"read: {', '.join(f'{column} ({part})' for part, column in parts.items())}."
-        )
-    if reader.unread_keys:
-        keys = ", ".join(f"{key} ({count})" for key, count in reader.unread_keys.items())
-        notes.append(f"keys of messages that are not read: {keys}.")
-    if reader.unused_parallels:
-        notes.append(
-            f"{reader.unused_parallels} of {kept} rows are labelled {reader.language}, the reference language, and "
-            f"have a parallel ({parts.get('reference') or parts.get('reference_messages')}) that says something else; "
-            "it is not used. If they are in another language, correct their lang."
-        )
-    if "response" not in parts and "messages" not in parts:
-        notes.append(
-            f"no column is read as the response, so its {kept} rows train the alignment alone "
-            f"(columns: {', '.join(found)})."
-        )
-    return [f"{source.path}: {note}" for note in notes]

@@ -8,6 +8,7 @@ too, with LLaMA-Factory's `function_call` and `observation`.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,7 +40,7 @@ def text_of(value: Any, field: str) -> str:
     return value
 
 
-def messages_of(value: Any, field: str, unread: dict[str, int] | None = None) -> list[Message]:
+def messages_of(value: Any, field: str, unread: Counter[str] | None = None) -> list[Message]:
     """The messages of a conversation in any format; `unread` counts non-empty keys that are not read."""
     if isinstance(value, str):  # as tables hold it
         value = _json(value, field)
@@ -54,7 +55,7 @@ def messages_of(value: Any, field: str, unread: dict[str, int] | None = None) ->
         if unread is not None:
             for key, held in message.items():
                 if key not in READ and held not in (None, "", [], {}):
-                    unread[key] = unread.get(key, 0) + 1
+                    unread[key] += 1
     return messages
 
 

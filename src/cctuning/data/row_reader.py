@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from cctuning.data.layouts import (
+    AFTER,
     Layout,
     arguments_of,
     check_columns,
@@ -15,7 +17,7 @@ from cctuning.data.layouts import (
     reference_of,
     sides_of,
 )
-from cctuning.data.messages import text_of, tools_of
+from cctuning.data.messages import context_columns, text_of, tools_of
 from cctuning.data.readers import open_records
 from cctuning.data.schema import BadRow, Row
 from cctuning.data.sources import BaseSource
@@ -36,9 +38,10 @@ class RowReader:
         lang: language of records that name none.
         require_reference: a row in another language without a reference is bad.
         text_is_prompt: columns `text` and `text_<language>` are read as prompt and reference, as in parallel text.
+        to_answer: conversations that do not end with an answer are prompts for one.
         found: (filled) every column of every record, in order.
         parts: (filled) part to column, as recognised.
-        unread_keys: (filled) keys of messages that are not read, with how many messages hold something in them.
+        unread: (filled) what is not read, with how often: keys of messages, and turns after the last answer.
         unused_parallels: (filled) rows in the reference language with a parallel that says something else.
         fingerprints: (filled) file or data set to its hash.
     """
@@ -48,9 +51,10 @@ class RowReader:
     lang: str | None = None
     require_reference: bool = False
     text_is_prompt: bool = False
+    to_answer: bool = False
     found: dict[str, None] = field(default_factory=dict)
     parts: dict[str, str] = field(default_factory=dict)
-    unread_keys: dict[str, int] = field(default_factory=dict)
+    unread: Counter[str] = field(default_factory=Counter)
     unused_parallels: int = 0
     fingerprints: dict[str, str] = field(default_factory=dict)
     _layouts: dict[tuple[str, ...], Layout] = field(default_factory=dict)
@@ -88,6 +92,30 @@ class RowReader:
                     columns = ", ".join(self.found)
                     raise UserError(f"{source.path}: where: no column {column!r} among {columns}.")
 
+    def notes(self) -> list[str]:
+        """What the user should know about how the rows were read."""
+        notes, parts = [], self.parts
+        if unread := context_columns(list(self.found), {*parts.values()}):
+            notes.append(
+                f"not read, though by its name it may be a part of what the model is told: {', '.join(unread)}. What "
+                f"is read: {', '.join(f'{column} ({part})' for part, column in parts.items())}."
+            )
+        if after := self.unread.pop(AFTER, 0):
+            notes.append(
+                f"{after} conversations go on after their last answer; those turns are left out, and the answers "
+                "before them are learned."
+            )
+        if self.unread:
+            keys = ", ".join(f"{key} ({count})" for key, count in self.unread.items())
+            notes.append(f"keys of messages that are not read: {keys}.")
+        if self.unused_parallels:
+            notes.append(
+                f"{self.unused_parallels} rows are labelled {self.language}, the reference language, and have a "
+                f"parallel ({parts.get('reference') or parts.get('reference_messages')}) that says something else; "
+                "it is not used. If they are in another language, correct their lang."
+            )
+        return notes
+
     def layout(self, found: tuple[str, ...]) -> Layout:
         """Which column plays which part; raises `BadRow` where two columns could play the same."""
         if found not in self._layouts:
@@ -109,7 +137,7 @@ class RowReader:
 
     def _parse(self, record: Mapping[str, Any], origin: str, found: tuple[str, ...]) -> Row:
         layout = self.layout(found)
-        prompt, response, prompt_field = sides_of(record, layout, found, self.unread_keys)
+        prompt, response, prompt_field = sides_of(record, layout, found, self.unread, self.to_answer)
         check_filled(prompt, prompt_field)
         lang = self._language(record, layout)
         reference = reference_response = None

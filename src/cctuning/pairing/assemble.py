@@ -61,8 +61,13 @@ class Account:
         source = self.source
         reader = RowReader(self.language, source.columns, source.lang, require_reference, text_is_prompt=True)
         self.fingerprints = reader.fingerprints
-        found = reader.read(source, source.where, also=["id"])
-        return self._limited(Candidate.of(row, origin, record, self.number) for origin, record, row in found)
+
+        def rows() -> Candidates:
+            for origin, record, row in reader.read(source, source.where, also=["id"]):
+                yield Candidate.of(row, origin, record, self.number)
+            self.notes += [f"{source.path}: {note}" for note in reader.notes()]
+
+        return self._limited(rows())
 
     def _parallel(self) -> Candidates:
         """Pairs of parallel text as rows without a response."""

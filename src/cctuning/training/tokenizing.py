@@ -57,6 +57,7 @@ class TokenizingTrainer(SFTTrainer):
             "train_dataset" if answered else name if training else f"eval_dataset ({name})",
             required=answered and self._connecting and self.parallel is None,
             bad_rows=args.bad_rows,
+            notes=self.notes,
         )
         self.skipped += [(origin, f"{field}: {reason}") for origin, field, reason in skipped]
         if self.chat is None:
