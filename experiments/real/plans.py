@@ -8,8 +8,9 @@
 checks of `cctuning pair`, and what text chosen by `cctuning pair select` brings against any text of the same corpora
 and against the task's own sentences. `packs` asks how much text a pack needs, what a pack of one language gives, and
 whether a pack can be added to a task that was trained apart. `smollm2` repeats the main comparison on SmolLM2-135M and
-four languages that it half knows, `facts` asks what name pairs bring to facts; their rates are chosen on `dev` with
-seed 0. Each seed draws other labelled sentences.
+four languages that it half knows, `facts` asks what name pairs bring to facts, `several` whether one pack serves three
+tasks, `translated` what text with English by Apertium brings; their rates are chosen on `dev` with seed 0. Each seed
+draws other labelled sentences.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def quality() -> Iterator[Line]:
     own: dict[str, Any] = {"labels": 100, "sentences": 300}
     corpus = {**own, "source": "corpus"}
     rates: dict[str, Any] = {"rate": 5e-5, "pack_rate": 1e-4, "pack_passes": 1, "pack_batch": 32}
-    for shares in ((0.5,), (0.3, 0.1)):
+    for shares in ((0.5,), (0.1, 0.3)):
         for seed in (0, 1, 2):
             if 0.5 in shares:
                 yield line(*of, "plain", "plain", seed, own, rate=5e-5)
@@ -113,10 +114,42 @@ def facts() -> Iterator[Line]:
             }
 
 
+def several() -> Iterator[Line]:
+    """One pack of sentences and names in French, Russian and Turkish for three tasks, each against plain SFT."""
+    packing: dict[str, Any] = {"pack_rate": 1e-4, "pack_passes": 2}
+    facts = {"labels": 300, "answered": ["en", "fr", "ru", "tr"]}
+    for task, text in (("sib200", {"labels": 100}), ("emoji", {"labels": 400}), ("bmlama", facts)):
+        of = ("gemma-3-270m", f"several-{task}")
+        for rate in (5e-5, 3e-5, 1e-4):
+            yield line(*of, f"{task} plain", "plain", 0, text, rate=rate)
+            yield line(*of, f"{task} pack", "pack", 0, text, rate=rate, **packing)
+        for seed in (1, 2):
+            for recipe, more in (("plain", {}), ("pack", packing)):
+                one = line(*of, f"{task} {recipe}-seeds", recipe, seed, text, **more)
+                yield one | {"after": f"{task} {recipe}", "take": ["rate"]}
+
+
+def translated() -> Iterator[Line]:
+    """SmolLM2 on Spanish: packs of Spanish text with its human English and with Apertium's."""
+    of = ("smollm2-135m", "sib200-spanish")
+    own: dict[str, Any] = {"labels": 100}
+    for rate in (1e-4, 5e-5, 2e-4):
+        yield line(*of, "plain", "plain", 0, own, rate=rate)
+        for name, source in (("human", "own"), ("Apertium", "machine")):
+            yield line(*of, name, "pack", 0, {**own, "source": source}, rate=rate, pack_batch=32)
+    for seed in (1, 2):
+        yield line(*of, "plain-seeds", "plain", seed, own) | {"after": "plain", "take": ["rate"]}
+        for name, source in (("human", "own"), ("Apertium", "machine")):
+            one = line(*of, f"{name}-seeds", "pack", seed, {**own, "source": source}, pack_batch=32)
+            yield one | {"after": name, "take": ["rate"]}
+
+
 PLANS = {
     "quality": (quality, ("plain", "pack")),
     "packs": (packs, ("plain", "pack")),
     "smollm2": (smollm2, ("plain",)),
+    "several": (several, ("sib200 plain", "emoji plain", "bmlama plain")),
+    "translated": (translated, ("plain", "human")),
     "facts": (facts, ("bmlama-en plain", "bmlama plain")),
 }
 

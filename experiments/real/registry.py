@@ -12,6 +12,8 @@ from experiments.real.rivals.distil import distil, pseudo
 from experiments.real.rivals.incline import incline
 from experiments.real.rivals.mid_align import mid_align
 from experiments.real.rivals.swap import swap
+from experiments.real.several import Several
+from experiments.real.translated import Translated
 from experiments.real.worlds import Bmlama, Sib200, World
 
 SIB = (
@@ -24,18 +26,35 @@ COUNTRIES = ("en", "fr", "de", "es", "pt", "it", "tr", "sw", "id", "fi", "hu", "
 GENERAL = ("own", "tatoeba", "tico")
 NEVER = ("it", "ko", "pl", "th", "yo")  # five languages of all families and tiers that get no parallel text
 
+FOUR = ("en", "fr", "ru", "tr")
+
+
+def several(task: str) -> World:
+    """Return a task of SIB-200, emoji or BMLAMA with the parallel text of all three."""
+    worlds: dict[str, World] = {
+        "sib200": Sib200(FOUR),
+        "emoji": Named(FOUR, "emoji", emoji_things),
+        "bmlama": Bmlama(FOUR, answers="en", name="bmlama-en"),
+    }
+    return Several(task, worlds, {"sib200": "own", "emoji": "own", "bmlama": "names"})
+
+
 WORLDS: dict[str, Callable[[], World]] = {
     "sib200": lambda: Sib200(SIB, GENERAL),
     "sib200-west": lambda: Sib200(("en", "fr", "de", "es", "pt"), GENERAL),
     "sib200-four": lambda: Sib200(("en", "el", "sw", "ta", "bn", "yo"), GENERAL),
     # Languages that Gemma 3 270M knows little of, with two corpora of other domains.
     "sib200-low": lambda: Sib200(("en", "bn", "sw", "ta", "ur"), ("own", "corpus")),
+    "sib200-spanish": lambda: Translated(("en", "es")),
     "sib200-tiny": lambda: Sib200(("en", "fr", "sw"), cap=8),  # for a quick test
     "emoji": lambda: Named(EMOJI, "emoji", emoji_things),
     "emoji-demo": lambda: Named(EMOJI_DEMO, "emoji", emoji_things),
     "countries": lambda: Named(COUNTRIES, "countries", countries),
-    "bmlama": lambda: Bmlama(("en", "fr", "ru", "tr"), name="bmlama"),
-    "bmlama-en": lambda: Bmlama(("en", "fr", "ru", "tr"), answers="en", name="bmlama-en"),
+    "bmlama": lambda: Bmlama(FOUR, name="bmlama"),
+    "bmlama-en": lambda: Bmlama(FOUR, answers="en", name="bmlama-en"),
+    "several-sib200": lambda: several("sib200"),
+    "several-emoji": lambda: several("emoji"),
+    "several-bmlama": lambda: several("bmlama"),
 }
 
 RECIPES: dict[str, Recipe] = {

@@ -55,6 +55,19 @@ def chosen(pairs: Sequence[Pair], prompts: Sequence[str], count: int, by: str, s
     return _command(pairs, ["pair", "select"], told, prompts)
 
 
+def translated(pairs: Sequence[Pair], function: str) -> list[Pair]:
+    """Return the pairs of each language with English by a translator in place of their own.
+
+    Args:
+        function: MODULE:NAME of a function that `cctuning pair --translate function` calls.
+    """
+    found = []
+    for lang in dict.fromkeys(pair["lang"] for pair in pairs):
+        own = [{"prompt": pair["text"]} for pair in pairs if pair["lang"] == lang]
+        found += _command(own, ["pair"], ["--lang", lang, "--translate", "function", f"function={function}"])
+    return found
+
+
 def _command(
     pairs: Sequence[Pair], verb: list[str], options: list[str], near: Sequence[str] | None = None
 ) -> list[Pair]:
@@ -73,12 +86,8 @@ def _command(
 def _run(pairs: Sequence[Pair], verb: list[str], options: list[str], near: Sequence[str] | None) -> list[Pair]:
     with tempfile.TemporaryDirectory(prefix="text-") as folder:
         text, made, task = Path(folder) / "text.jsonl", Path(folder) / "made", Path(folder) / "near.jsonl"
-        text.write_text(
-            "".join(
-                json.dumps({"text": pair["text"], "text_en": pair["reference"], "lang": pair["lang"]}) + "\n"
-                for pair in pairs
-            )
-        )
+        renamed = ({"text_en" if name == "reference" else name: value for name, value in one.items()} for one in pairs)
+        text.write_text("".join(json.dumps(one) + "\n" for one in renamed))
         if near is not None:
             task.write_text("".join(json.dumps({"prompt": prompt, "lang": ENGLISH}) + "\n" for prompt in near))
             options = [*options, "--near", str(task)]

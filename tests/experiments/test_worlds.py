@@ -4,6 +4,8 @@ import pytest
 
 from cctuning.errors import UserError
 from experiments.real.named import Named, countries
+from experiments.real.several import Several
+from experiments.real.translated import Translated
 from experiments.real.worlds import Sib200, Text, version_of
 
 
@@ -59,3 +61,24 @@ def test_countries_are_labelled_once():
     keys = [item.key for item in items]
     assert len(keys) == len(set(keys)) > 200
     assert ("Kenya\n", "Africa") in {(item.prompt, item.candidates[item.answer]) for item in items}
+
+
+def test_the_text_of_one_pack_is_the_same_for_every_task(world):
+    countries_ = Named(("en", "sw"), "countries", countries)
+    worlds = {"sib200": world, "countries": countries_}
+    one, two = (Several(task, worlds, {"sib200": "own", "countries": "own"}) for task in worlds)
+    assert one.pairs(Text(labels=3, source="names", order=2)) == two.pairs(Text())
+    assert one.pairs(Text()) == world.pairs(Text()) + countries_.pairs(Text())
+    assert one.texts() == two.texts() and one.rows(Text()) != two.rows(Text())
+    assert two.rows(Text(labels=3)) == countries_.rows(Text(labels=3))
+    assert one.items("test", "sw") == world.items("test", "sw")
+
+
+def test_english_by_a_translator(data, tmp_path, monkeypatch):
+    said = "return [f'The children went to the market yesterday with basket {t[-1]}' for t in texts]"
+    (tmp_path / "market.py").write_text(f"def translate(texts, source, target):\n    {said}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    world = Translated(("en", "sw"), translator="market:translate")
+    pairs = world.pairs(Text(source="machine"))
+    assert all(pair["reference"].endswith(f"with basket {pair['text'][-1]}") for pair in pairs)
+    assert [pair["text"] for pair in pairs] == [pair["text"] for pair in world.pairs(Text())]

@@ -37,11 +37,12 @@ def build(target: Path, wheels: Path, accept: Sequence[str], limit: int, known: 
     """The folders, in the order of sending."""
     with tempfile.TemporaryDirectory() as scratch:
         flat = Path(scratch)
+        os.environ["CC_TUNING_TEXT"] = str(flat / "text")
         lines = list(plan.lines())
         for base in dict.fromkeys(line["cell"]["base"] for line in lines):
             worlds = dict.fromkeys(line["cell"]["world"] for line in lines if line["cell"]["base"] == base)
             pack(BASES[base], list(worlds), flat, PIECE, accept)
-        _text(lines, flat / "text.tar.gz")
+        _text(lines, flat)
         _code(flat / "code.tar.gz")
         _rows(flat / "rows.tar")
         for wheel in wheels.glob("*.whl"):
@@ -53,15 +54,15 @@ def build(target: Path, wheels: Path, accept: Sequence[str], limit: int, known: 
         return _distributed(flat, target, limit)
 
 
-def _text(lines: Sequence[dict[str, Any]], target: Path) -> None:
-    """The checked and chosen text of the plan's cells, as text.py keeps it."""
-    os.environ["CC_TUNING_TEXT"] = str(target.parent / "text")
+def _text(lines: Sequence[dict[str, Any]], flat: Path) -> None:
+    """Pack the translated, checked and chosen text of the plan's cells, as text.py keeps it."""
     for cell in (cell_of(line["cell"]) for line in lines):
         if cell.setting.check or cell.setting.choice:
             parallel_text(world_of(cell.world), cell.setting, cell.seed)
-    with tarfile.open(target, "w:gz") as archive:
-        archive.add(target.parent / "text", "text")
-    shutil.rmtree(target.parent / "text")
+    (flat / "text").mkdir(exist_ok=True)
+    with tarfile.open(flat / "text.tar.gz", "w:gz") as archive:
+        archive.add(flat / "text", "text")
+    shutil.rmtree(flat / "text")
 
 
 def _code(target: Path) -> None:

@@ -173,12 +173,14 @@ def lines() -> Iterator[dict[str, Any]]:
     yield from small("smollm2")
     yield from seeds()
     yield from few_labels()
-    yield from small("quality", "facts")
-    for part in (rivals, variants, few_labels_seeds, rivals_seeds, curves):
+    yield from small("quality")
+    yield from few_labels_seeds()
+    yield from small("facts", "several", "translated")
+    for part in (rivals, curves, rivals_seeds):
         yield from part()
     yield from small("packs")
-    yield from controls()
-    yield from dear_rivals()
+    for part in (variants, controls, dear_rivals):
+        yield from part()
 
 
 if __name__ == "__main__":
