@@ -66,6 +66,35 @@ def test_columns_with_names_of_languages_in_themselves(ending, tmp_path):
     assert set(load_parallel([{"path": str(path), "lang": "Kiswahili"}])[0]["lang"]) == {"sw"}
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("source", "src_lang", "target", "tgt_lang"),
+        ("source_text", "source_lang", "target_text", "target_lang"),
+        ("src", "src_lang", "tgt", "tgt_lang"),
+        ("sourceString", "sourceLang", "targetString", "targetLang"),
+        ("sentence1", "sentence1_language", "sentence2", "sentence2_language"),
+    ],
+)
+def test_two_texts_each_with_a_column_of_its_language(names, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [dict(zip(names, ("Hello", "en", "Habari", "swh"), strict=True))]
+    rows += [dict(zip(names, ("Moja", "sw", "One", "eng_Latn"), strict=True))]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [(*pair[:3],) for pair in pairs(load_parallel([str(path)])[0])] == [("Habari", "Hello"), ("Moja", "One")]
+
+
+def test_a_language_known_only_from_the_text_is_noted(tmp_path):
+    lines = "".join(
+        f"{number}\t{reference}\t{number + 9}\t{text}\n" for number, (text, reference) in enumerate(PAIRS, 1)
+    )
+    for name, noted in (("pairs.tsv", True), ("pairs.en-sw.tsv", False)):
+        (tmp_path / name).write_text(lines)
+        dataset, report = load_parallel([str(tmp_path / name)])
+        assert set(dataset["lang"]) == {"sw"}
+        assert any("is taken to be Swahili (sw), by its content" in note for note in report.notes) == noted
+
+
 def test_origins_are_lines(tmp_path):
     path = files.many_things(tmp_path)
     assert one(path)[0]["origin"][1] == f"{path}:2"

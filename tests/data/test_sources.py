@@ -58,6 +58,17 @@ def test_languages_named_in_themselves(tmp_path):
         load_rows([path])
 
 
+@pytest.mark.parametrize("column", ["language", "language_code", "locale"])
+def test_other_names_of_the_column_of_languages(tmp_path, column):
+    row = {"prompt": "a", "response": "b", "prompt_en": "c", column: "swh"}
+    path = write(tmp_path / "rows.jsonl", [row])
+    assert load_rows([path])[0]["lang"] == ["sw"]
+    write(tmp_path / "rows.jsonl", [row | {"lang": "te"}])
+    assert load_rows([path])[0]["lang"] == ["te"]
+    write(tmp_path / "rows.jsonl", [row | {column: "python"}])  # of another kind
+    assert load(path, lang="sw")[0]["lang"] == ["sw"]
+
+
 def test_hub_rows_carry_name_split_and_index(tmp_path, monkeypatch):
     calls = []
 

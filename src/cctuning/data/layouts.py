@@ -100,6 +100,7 @@ def _beside(found: Sequence[str], language: str, *stems: str) -> list[str]:
     return [name for name, code in split if is_code(code) and same(code, language)]
 
 
+LANG_COLUMNS = ("lang", "language", "language_code", "lang_code", "locale")
 AFTER = "turns after the last answer"  # counted with the keys that are not read
 PARTS = tuple(part.name for part in fields(Layout))
 
@@ -181,7 +182,9 @@ def missing_reference(layout: Layout, found: Sequence[str], language: str) -> Ba
 def _required(record: Mapping[str, Any], field: str, part: str, found: Sequence[str]) -> Any:
     if field not in record:
         raise BadRow(
-            field, f"no such column among {', '.join(found)}.{nearest(field, found)} Map it: columns: {part}."
+            field,
+            f"no such column among {', '.join(found)}.{nearest(field, found)} Map it: columns: {part}"
+            f"{', or messages for a conversation' if part == 'prompt' else ''}.",
         )
     if record[field] is None:
         raise BadRow(field, f"no value; a row needs its {part}.")

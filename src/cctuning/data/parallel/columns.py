@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from cctuning.data.layouts import check_columns
+from cctuning.data.layouts import LANG_COLUMNS, check_columns
 from cctuning.data.messages import text_of
 from cctuning.data.parallel.filenames import in_name, named_by
 from cctuning.data.schema import BadRow
@@ -16,11 +16,6 @@ from cctuning.errors import UserError
 from cctuning.identify import between, identify_language
 from cctuning.languages import canonical_or_none, matching, same, unknown
 
-# Columns of two sides and their languages, as TICO-19 and others name them.
-SIDES = (
-    (("sourceString", "sourceLang"), ("targetString", "targetLang")),
-    (("src", "src_lang"), ("tgt", "tgt_lang")),
-)
 # What a header without languages names the two sides, as most tools do.
 HEADINGS = set("source target src tgt trg text texts sentence sentences translation original reference".split())  # noqa: SIM905
 # Licences, links, and files or corpora that a text comes from (NLLB): one word of ASCII with a mark in it.
@@ -53,11 +48,13 @@ class Layout:
         sides: column of a text, column of its language, and the language where that has none.
         mapping: a column that maps languages to texts, in place of `sides`.
         wanted: take only this language.
+        identified: the language of the first side, where only the content says it.
     """
 
     sides: tuple[tuple[str, str | None, str | None], ...] = ()
     mapping: str | None = None
     wanted: str | None = None
+    identified: str | None = None
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -113,7 +110,7 @@ def recognise(
         default: language of records that name none, from the file's name.
     """
     check_columns(found, columns, where)
-    lang_column = columns.get("lang") or ("lang" if "lang" in found else None)
+    lang_column = columns.get("lang") or next((name for name in LANG_COLUMNS if name in found), None)
     names = [("text", f"text_{language}"), ("text", "reference"), ("prompt", f"prompt_{language}")]
     names += [(f"non_{name}", name) for name in found if canonical_or_none(name) == language]
     for text, reference in names:
@@ -122,9 +119,9 @@ def recognise(
             return _beside(*columns_of, lang_column, lang or default, language)
     if "translation" in found:
         return Layout(mapping="translation", wanted=lang)
-    for sides in SIDES:
-        if all(name in found for side in sides for name in side):
-            return Layout(tuple((*side, None) for side in sides), wanted=lang)
+    sides = [(name, code, None) for name in found if (code := _lang_beside(name, found))]
+    if len(sides) == 2:
+        return Layout(tuple(sides), wanted=lang)
     # One column per language: `en`, `sw`; `sentence_eng_Latn`, `sentence_swh_Latn`; `English`, `Swahili`.
     for before in ("", "sentence_", "text_"):
         codes = {name: canonical_or_none(name.removeprefix(before)) for name in found if name.startswith(before)}
@@ -132,6 +129,14 @@ def recognise(
         if len(named) > 1 and any(same(code, language) for code in named.values()):
             return Layout(tuple((name, None, code) for name, code in named.items()), wanted=lang)
     return None
+
+
+def _lang_beside(name: str, found: Sequence[str]) -> str | None:
+    """The column with the language of a text's column: `src` and `src_lang`, `sourceString` and `sourceLang`."""
+    stem = re.sub(r"_?(text|sentence|string)$", "", name.lower())
+    stems = {stem, {"source": "src", "target": "tgt"}.get(stem, stem)}
+    codes = (one for one in found if re.sub(r"_?lang(uage)?(_?code)?$", "", one.lower()) in stems - {one.lower()})
+    return next(codes, None)
 
 
 def _beside(text: str, reference: str, lang_column: str | None, lang: str | None, language: str) -> Layout:
@@ -208,14 +213,15 @@ def recognise_numbered(
             f"{path}: its name says {' and '.join(named)}, neither of them {language}; set reference_language."
         )
     other = lang or named_by(stem, language)
+    texts, codes = list[int](), list[str]()
 
     def layout(text: int, reference: int, code: str) -> Layout:
-        return _beside(names[text], names[reference], None, code, language)
+        found = _beside(names[text], names[reference], None, code, language)
+        return replace(found, identified=code if other is None and not codes else None)
 
     if columns:
         text, reference = (_place(columns, part, count, path) for part in ("text", "reference"))
         return layout(text, reference, other or identified((line[text] for line in lines), path))
-    texts, codes = [], []
     for place in range(count):
         cells = [line[place].strip() for line in lines]
         filled = [cell for cell in cells if cell]

@@ -40,7 +40,7 @@ from cctuning.data.schema import BadRow
 from cctuning.data.sources import ParallelSource
 from cctuning.errors import UserError
 from cctuning.files import file_hash
-from cctuning.languages import same
+from cctuning.languages import language_name, same
 
 BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # other files in the archives of OPUS
 DOCUMENTS = ("readme", "license", "licence", "_about", "changelog")
@@ -197,8 +197,16 @@ def _two_files(path: Path, reference: Path, source: ParallelSource, language: st
     hashes, text = _hashes(path, reference), Part.of(path)
     code = source.lang or next((code for _, _, code in languages_in(path.name) if not same(code, language)), None)
     code = code or named_by(stem_of(path.name), language)
-    code = code or identified((raw.decode(errors="replace") for _, raw in text.lines()), str(path))
-    return _moses(text, Part.of(reference), code, hashes)
+    if code:
+        return _moses(text, Part.of(reference), code, hashes)
+    code = identified((raw.decode(errors="replace") for _, raw in text.lines()), str(path))
+    opened = _moses(text, Part.of(reference), code, hashes)
+    opened.notes.append(_taken(str(path), code))
+    return opened
+
+
+def _taken(path: str, lang: str) -> str:
+    return f"{path}: its text is taken to be {language_name(lang)} ({lang}), by its content; if not, set its lang:."
 
 
 def _moses(text: Part, reference: Part, lang: str, hashes: dict[str, str]) -> Opened:
@@ -287,6 +295,8 @@ def _table(part: Part, source: ParallelSource, language: str, hashes: dict[str, 
             else:
                 yield origin, dict(zip(header, cells, strict=True))
 
+    if layout.identified:
+        notes.append(_taken(part.label, layout.identified))
     opened = _records(Records(header, lambda wanted: records(), hashes), source, language, default, part.label, layout)
     opened.notes += notes
     return opened
