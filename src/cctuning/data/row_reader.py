@@ -125,9 +125,9 @@ class RowReader:
             if self.text_is_prompt and not mapped and "text" in found and not PROMPTS & set(found):
                 named = {"prompt": "text", "reference": f"text_{self.language}"}
                 columns = {part: name for part, name in named.items() if name in found} | columns
-            named = next((name for name in LANG_COLUMNS if name in found), None)
-            if named and self.lang is None:
-                columns = {"lang": named} | columns
+            lang_column = next((name for name in LANG_COLUMNS if name in found), None)
+            if lang_column and self.lang is None:
+                columns = {"lang": lang_column} | columns
             layout = self._layouts[found] = Layout.recognise(found, columns, self.language)
             self.parts |= layout.used()
         return self._layouts[found]
