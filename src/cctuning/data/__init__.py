@@ -10,38 +10,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cctuning.data.collate import PairedCollator
-    from cctuning.data.encode import Encoder
-    from cctuning.data.loading import load_rows
-    from cctuning.data.parallel.pairs import load_parallel
-    from cctuning.data.reports import LoadReport
-    from cctuning.data.sources import ParallelSource, Source
-    from cctuning.data.tokenise import encode_dataset
+    from cctuning.data.collate import PairedCollator as PairedCollator
+    from cctuning.data.encode import Encoder as Encoder
+    from cctuning.data.encode import encode_dataset as encode_dataset
+    from cctuning.data.loading import load_rows as load_rows
+    from cctuning.data.parallel.pairs import load_parallel as load_parallel
+    from cctuning.data.reports import LoadReport as LoadReport
+    from cctuning.data.sources import ParallelSource as ParallelSource
+    from cctuning.data.sources import Source as Source
 
-__all__ = [
-    "Encoder",
-    "LoadReport",
-    "PairedCollator",
-    "ParallelSource",
-    "Source",
-    "encode_dataset",
-    "load_parallel",
-    "load_rows",
-]
-
-_HOMES = {
-    "collate": ("PairedCollator",),
-    "encode": ("Encoder",),
-    "loading": ("load_rows",),
-    "parallel.pairs": ("load_parallel",),
-    "reports": ("LoadReport",),
-    "sources": ("ParallelSource", "Source"),
-    "tokenise": ("encode_dataset",),
+_MODULES = {
+    "Encoder": "encode",
+    "LoadReport": "reports",
+    "PairedCollator": "collate",
+    "ParallelSource": "sources",
+    "Source": "sources",
+    "encode_dataset": "encode",
+    "load_parallel": "parallel.pairs",
+    "load_rows": "loading",
 }
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(f"cctuning.data.{home}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"cctuning.data.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'cctuning.data' has no attribute {name!r}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from jinja2 import meta
 from jinja2.exceptions import TemplateError
@@ -21,7 +21,6 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
 
 from cctuning.data.messages import THINKING
-from cctuning.data.schema import Message
 from cctuning.errors import UserError
 
 ANSWER, THOUGHT, QUESTION = "CCTUNINGANSWER", "CCTUNINGTHOUGHT", "CCTUNINGQUESTION"  # placeholders in a rendering
@@ -31,8 +30,6 @@ NAMES = "think|thinking|thought|reasoning"
 CHANNEL = "\n<channel|>"  # ends Gemma's thinking; some of its templates leave it out
 # Text with thinking in it: the block, which the prompt may have opened, and the answer after it
 OWN = re.compile(rf"\s*(?:<(?:{NAMES})>)?(.*?)</(?:{NAMES})>\s*", re.DOTALL)
-PLACEHOLDER = "\ue000CCTUNING\ue001"  # in no text: it begins and ends with private-use characters
-END = re.compile(r"\s*<[^<>\s]{1,40}>")  # the token that ends a turn, which the model has to learn
 OPEN = re.compile(rf"<({NAMES})>\s*\Z")
 
 
@@ -223,72 +220,3 @@ def _bake(template: str, arguments: Mapping[str, Any], before: str, switch: str)
         return defaults + template
     plain = f"add_generation_prompt and ({switch} is not defined or not {switch})"
     return f"{defaults}{template.removesuffix(chr(10))}{{% if {plain} %}}{{{{ {before!r} }}}}{{% endif %}}"
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Matches special tokens in a text, except a bos at its start."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    named = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-    tokens = sorted({str(token) for token in named if str(token).strip()})
-    opening = rf"(?!\A{re.escape(tokenizer.bos_token)})" if tokenizer.bos_token else ""
-    return re.compile(opening + f"(?:{'|'.join(map(re.escape, tokens))})" if tokens else r"(?!)")
-
-
-class Rendered(Protocol):
-    """Renders messages, with the opening of the next turn unless `prompt` is off."""
-
-    def __call__(self, messages: list[Message], prompt: bool = True) -> str: ...
-
-
-def assistant_spans(prompt: Sequence[Message], text: str, render: Rendered) -> list[tuple[int, int]]:
-    """First and last + 1 character of each assistant turn that has a loss, as TRL's `assistant_only_loss` has it.
-
-    TRL needs templates with `{% generation %}` marks; `_turn_span` works with any template.
-
-    Args:
-        text: the rendering of `prompt`.
-        render: renders other messages in the same way.
-    """
-    places = []
-    for turn, message in enumerate(prompt):
-        if message["role"] != "assistant" or message.get("train") is False:
-            continue
-        try:
-            found = _turn_span(prompt, turn, {"role": "assistant"}, text, render)
-        except UserError:  # what follows a tool call may require it: the turn is what its own rendering adds
-            parts = render(list(prompt[:turn])), render(list(prompt[: turn + 1]), False)
-            places.append((common(text, parts[0]), common(text, parts[1])))
-            continue
-        if found is not None:
-            closing = END.match(text, found[1])
-            places.append((found[0], closing.end() if closing else found[1]))
-    return places
-
-
-def aligned_span(prompt: Sequence[Message], text: str, render: Rendered, turns: str) -> tuple[int, int] | None:
-    """First and last + 1 character of the part of a conversation that is aligned; None where it is not found.
-
-    Args:
-        turns: `all`: everything after the system messages. `last`: what follows the last assistant turn.
-    """
-    own = [turn for turn, message in enumerate(prompt) if message["role"] not in ("system", "developer")]
-    said = [turn for turn in own if prompt[turn]["role"] == "assistant"] if turns == "last" else []
-    own = [turn for turn in own if not said or turn > said[-1]] or [len(prompt) - 1]
-    first, last = (_turn_span(prompt, turn, prompt[turn], text, render) for turn in (own[0], own[-1]))
-    return (first[0], last[1]) if first and last else None
-
-
-def _turn_span(
-    prompt: Sequence[Message], turn: int, other: Mapping[str, Any], text: str, render: Rendered
-) -> tuple[int, int] | None:
-    """First and last + 1 character of a turn: where the rendering differs from one with `other`'s content replaced."""
-    changed = render([*prompt[:turn], {**other, "content": PLACEHOLDER}, *prompt[turn + 1 :]])
-    start = common(text, changed)
-    end = len(text) - common(text[start:][::-1], changed[start:][::-1])
-    return (start, end) if end > start and PLACEHOLDER in changed[start:] else None
-
-
-def common(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """The length of the common prefix."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
