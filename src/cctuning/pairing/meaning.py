@@ -7,8 +7,8 @@ subtracted). For each language a logistic regression is trained on the rows them
 correct, against pairs that are mismatched on purpose. Two halves score each other, and rows classified as wrong are
 left out of the next fit; so half of the rows may be wrong.
 
-The threshold is the highest at which no more than the given share of the correct rows is expected to be rejected,
-or higher where rows are almost surely wrong.
+With the estimated share of wrong rows the scores become probabilities. A row is rejected where it is less likely to be
+correct than the threshold, so that a file without wrong rows loses next to none.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NEAREST = (1, 4)  # numbers of them whose mean is a feature
 WRONG = ((1, False, True), (-1, False, True), (3, True, True), (7, True, False), (0, True, True))
 LEARN = 20_000  # rows of a language that are learned from
 ROUNDS = 4  # fits, each without the rows that the last one classified as wrong
-SURELY_WRONG = 0.1  # probability of being correct below which a row is rejected in any case
+ODD = 0.005  # share of correct rows that look mismatched to an encoder, such as idioms
 MOSTLY_WRONG = 0.2  # share of rows classified as correct at which no row is left out: the fit is not to be trusted
 
 Floats = NDArray[np.float32]
@@ -102,39 +102,34 @@ def scored(own: Floats, wrong: Floats) -> tuple[Floats, Floats]:
         for half in (0, 1):
             theirs, mine = slice(1 - half, learned, 2), slice(half, learned, 2)
             right, bad = own[theirs][kept[theirs]], wrong[:, theirs].reshape(-1, own.shape[1])
-            model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=10, class_weight="balanced", max_iter=1000))
             model.fit(np.concatenate([right, bad]), np.repeat([1, 0], [len(right), len(bad)]))
-            more = np.log(len(bad) / len(right))
-            out[half::2] = model.decision_function(own[half::2]) + more
-            flat_wrong = wrong[:, mine].reshape(-1, own.shape[1])
-            out_wrong[:, mine] = (model.decision_function(flat_wrong) + more).reshape(len(wrong), -1)
+            out[half::2] = model.decision_function(own[half::2])
+            out_wrong[:, mine] = [model.decision_function(kind) for kind in wrong[:, mine]]
         if (out[:learned] > 0).mean() > MOSTLY_WRONG:
             kept = out[:learned] > 0
     return out, out_wrong
 
 
-def threshold(scores: Floats, share: float) -> tuple[float, float]:
-    """The score below which a row is rejected, and the estimated share of wrong rows.
-
-    The scores are log odds for equal numbers of correct and wrong rows. With the share of wrong rows that explains
-    them best (by expectation maximisation) they become probabilities. Rows are rejected, worst first, as long as no
-    more than `share` of the correct rows are expected among them; beyond that, where a row is `SURELY_WRONG`.
-    """
-    odds = np.exp(np.clip(np.asarray(scores, np.float64), -30, 30))
+def share_wrong(scores: Floats) -> float:
+    """The share of wrong rows that explains the scores best, by expectation maximisation."""
     wrong = 0.1
     for _ in range(200):
-        wrong = float((wrong / (wrong + (1 - wrong) * odds)).mean())
-    order = np.argsort(odds)
-    correct = 1 - wrong / (wrong + (1 - wrong) * odds[order])
-    within = np.searchsorted(np.cumsum(correct), share * (1 - wrong) * len(odds), side="right")
-    rejected = max(int(within), int((correct < SURELY_WRONG).sum()))
-    return float(scores[order[rejected]]) if rejected < len(odds) else float("inf"), wrong
+        wrong = 1 - float(probability(scores, wrong).mean())
+    return wrong
+
+
+def probability(scores: Floats, wrong: float) -> NDArray[np.float64]:
+    """The probability that each row is correct, by its log odds and the share of wrong rows."""
+    odds = np.exp(np.clip(np.asarray(scores, np.float64), -30, 30))
+    right = (1 - wrong) * ((1 - ODD) * odds + ODD)
+    return right / (right + wrong)
 
 
 def judge(
-    corpus: Corpus, read: Callable[[int], Any], language: str, encoder: Callable[[list[str]], Floats], share: float
+    corpus: Corpus, read: Callable[[int], Any], language: str, encoder: Callable[[list[str]], Floats], least: float
 ) -> tuple[dict[int, Problem], dict[str, dict[str, Any]], list[str]]:
-    """Compare the two sides of every row; no more than `share` of the correct rows may be rejected.
+    """Compare the two sides of every row; those are rejected that are correct with a probability below `least`.
 
     Args:
         read: gives the row at an offset.
@@ -162,12 +157,12 @@ def judge(
                 wrong.append(bad)
         every = np.concatenate(own)
         scores, scores_wrong = scored(every, np.concatenate(wrong, axis=1))
-        least, rate = threshold(scores, share)
+        rate = share_wrong(scores)
         usual = float(np.median(every[:, 0]))
-        found_next, found_random = (float((scores_wrong[which] < least).mean()) for which in (0, -1))
-        told = {"rows": len(rows), "threshold": least, "wrong": rate, "similarity": usual}
+        found_next, found_random = (float((probability(scores_wrong[k], rate) < least).mean()) for k in (0, -1))
+        told = {"rows": len(rows), "wrong": rate, "similarity": usual}
         learned[lang] = {**told, "found_next": found_next, "found_random": found_random}
-        for place in np.flatnonzero(scores < least).tolist():
+        for place in np.flatnonzero(probability(scores, rate) < least).tolist():
             similarity, near = every[place, 0], every[place, [1, 1 + len(NEAREST)]].mean()
             says = f"the sides have a similarity of {similarity:.2f}, {usual:.2f} is usual; other rows: {near:.2f}."
             problems[int(rows[place])] = Problem("meaning", says)

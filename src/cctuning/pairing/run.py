@@ -78,8 +78,8 @@ class Run:
             from cctuning.pairing.meaning import judge
 
             read = partial(output.json_at, self.rows)
-            language, share = self.options.reference_language, self.corpus.checks.check_meaning
-            meanings, self.meanings, notes = judge(self.corpus, read, language, encoder, share)
+            language, least = self.options.reference_language, self.corpus.checks.check_meaning
+            meanings, self.meanings, notes = judge(self.corpus, read, language, encoder, least)
             self.notes += notes
         elif self.corpus.checks.check_meaning:
             self.notes.append(NO_ENCODER)
