@@ -105,7 +105,7 @@ LINES = {
         HEAD + b"a,b,sw,c\n\xe9,b,sw,c\n",
         r"x.csv:3: prompt: byte 0xe9 at character 1 is not UTF",
     ),
-    "csv cells": ("x.csv", HEAD + b"a,b,sw,c\na,b,c,sw,d\n", r"x.csv:3: line: 5 cells where the header has 4"),
+    "csv cells": ("x.csv", HEAD + b"a,b,sw,c\na,b,c,sw,d\n", r"x.csv:3: line: 5 cells, expected 4"),
 }
 
 

@@ -7,7 +7,7 @@ import csv
 import pytest
 
 from cctuning import UserError
-from cctuning.data import Source, load_rows
+from cctuning.data import Source, load_parallel, load_rows
 
 HEAD = ["prompt", "response", "lang", "prompt_en"]
 
@@ -74,3 +74,16 @@ def test_a_row_that_swallows_rows_is_bad(tmp_path):
         read(path)
     rows, report = read(path, bad_rows="skip")
     assert rows == [("a, b?", "c", "d")] and len(report.skipped) == 1
+
+
+def test_a_bad_line_beside_marks_that_are_letters(tmp_path):
+    """One line with too few cells: the marks stay letters, for rows and for parallel text."""
+    path = tmp_path / "pairs.tsv"
+    lines = ["text\ttext_en\tlang", '"Ndiyo" alisema.\t"Yes" he said.\tsw', "Moja\tOne", '"Mbili\tTwo"\tsw']
+    path.write_text("".join(line + "\n" for line in lines))
+    pairs, report = load_parallel([{"path": str(path), "bad_rows": "skip"}])
+    assert pairs["text"] == ['"Ndiyo" alisema.', '"Mbili']
+    assert report.skipped[0].reason.startswith("2 cells, expected 3")
+    path.write_text(path.read_text().replace("text", "prompt"))
+    rows, _ = load_rows([{"path": str(path), "bad_rows": "skip"}])
+    assert rows["prompt"] == ['"Ndiyo" alisema.', '"Mbili']

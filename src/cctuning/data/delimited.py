@@ -10,10 +10,10 @@ from __future__ import annotations
 import csv
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
+from functools import partial
+from itertools import chain, islice
 
 from cctuning.errors import UserError
 
@@ -30,44 +30,48 @@ class Dialect:
     skip: int = 0
 
 
-def dialect(lines: Iterator[str], usual: str) -> Dialect:
+def dialect(lines: Callable[[], Iterator[str]], usual: str) -> Dialect:
     """Detect the format of a file from its lines; `usual` is the delimiter unless the header does not contain it."""
-    head = next(lines, "").rstrip("\r\n")
+    of_file = lines()
+    head = next(of_file, "").rstrip("\r\n")
     skip = 0
     if re.fullmatch(r"sep=.", head):
-        usual, skip, head = head[-1], 1, next(lines, "").rstrip("\r\n")
+        usual, skip, head = head[-1], 1, next(of_file, "").rstrip("\r\n")
     delimiter = usual if usual in head else max(DELIMITERS, key=head.count)
     if delimiter != "\t":
         return Dialect(delimiter, True, skip)  # with commas, quoting is the rule
-    count = head.count(delimiter)
-    plain, opened, cells = True, False, 0
+    width, opened, cells = head.count(delimiter) + 1, False, 0
     # Whether every cell that begins with a mark has doubled marks in it, and whether every cell begins with one.
     reasons = whole = True
-    for line in _with(head, lines):
+    for line in chain([head], (text for line in of_file if (text := line.rstrip("\r\n")))):
         found = line.split(delimiter)
-        if len(found) != count + 1:
-            plain = False
-            break
+        if len(found) != width:
+            return min((Dialect(delimiter, quotes, skip) for quotes in (True, False)), key=partial(_bad, lines, width))
         marked = [cell for cell in found if cell.startswith('"')]
         cells += len(marked)
-        quoted = [QUOTED.fullmatch(cell) is not None for cell in marked]
-        opened = opened or not all(quoted)
+        opened = opened or not all(map(QUOTED.fullmatch, marked))
         reasons = reasons and all('""' in cell[1:-1] for cell in marked)
         whole = whole and len(marked) == len(found)
-    if not plain or not cells:
-        return Dialect(delimiter, True, skip)
     # Every line has the right number of cells by itself. A mark that does not close in its own cell is then an
     # ordinary character, and so is one that does where no cell needed quotes.
-    return Dialect(delimiter, not opened and (reasons or whole), skip)
+    return Dialect(delimiter, not cells or (not opened and (reasons or whole)), skip)
 
 
-def _with(head: str, lines: Iterator[str]) -> Iterator[str]:
-    yield head
-    yield from (text for line in lines if (text := line.rstrip("\r\n")))
+def _bad(lines: Callable[[], Iterator[str]], width: int, how: Dialect) -> float:
+    """The number of bad records in a file when it is read in this way."""
+    try:
+        return sum(isinstance(cells, str) or len(cells) != width for _, cells in table("", lines(), how))
+    except UserError:
+        return float("inf")
 
 
-def table(path: Path, lines: Iterator[str], how: Dialect) -> Iterator[tuple[int, list[str] | str]]:
+def table(path: str, lines: Iterator[str], how: Dialect) -> Iterator[tuple[int, list[str] | str]]:
     """The number of each record's first line, with its cells or with an error message."""
+    if not how.quotes:
+        for number, line in enumerate(lines, 1):
+            if number > how.skip and line.strip():
+                yield number, line.rstrip("\r\n").split(how.delimiter)
+        return
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default limit is 128 KiB
     held: list[str] = []
 
@@ -76,10 +80,7 @@ def table(path: Path, lines: Iterator[str], how: Dialect) -> Iterator[tuple[int,
             held.append(line)
             yield line
 
-    if how.quotes:
-        reader = csv.reader(kept(), delimiter=how.delimiter, strict=True)
-    else:
-        reader = csv.reader(kept(), delimiter=how.delimiter, quoting=csv.QUOTE_NONE)
+    reader = csv.reader(kept(), delimiter=how.delimiter, strict=True)
     start, width = 1 + how.skip, 0
     try:
         for cells in reader:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # all but Parquet also compressed
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+Found = Iterator[tuple[str, Mapping[str, Any] | BadRow]]  # the origin of each record, with it or what is wrong with it
+Cells = Iterator[tuple[int, list[str] | str]]
 # What reading a damaged file raises
 DAMAGED = (EOFError, lzma.LZMAError, OSError)
 
@@ -46,7 +48,7 @@ class Records:
     """
 
     columns: list[str] | None
-    iterate: Callable[[Collection[str]], Iterator[tuple[str, Mapping[str, Any] | BadRow]]]
+    iterate: Callable[[Collection[str]], Found]
     fingerprints: dict[str, str]
 
 
@@ -178,7 +180,7 @@ def _not_utf8(error: UnicodeDecodeError) -> str:
     return f"byte 0x{error.object[error.start]:02x} at place {error.start + 1} of the line is not UTF-8; re-encode it."
 
 
-def _json(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
+def _json(path: Path) -> Found:
     first = True
     for number, raw in numbered_lines(path):
         origin = f"{path}:{number}"
@@ -201,7 +203,7 @@ def _json(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
         yield origin, record if ok else BadRow("line", f"expected a JSON object, found {type(record).__name__}.")
 
 
-def _json_array(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
+def _json_array(path: Path) -> Found:
     """One array of objects, as Alpaca and ShareGPT are published; it is read into memory."""
     try:
         records = json.loads(b"".join(raw for _, raw in numbered_lines(path)))
@@ -211,28 +213,40 @@ def _json_array(path: Path) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
         yield f"{path}[{number}]", record if isinstance(record, dict) else BadRow("line", "expected a JSON object.")
 
 
-def _csv(path: Path, delimiter: str, fingerprints: dict[str, str]) -> Records:
+def read_table(label: str, opened: Callable[[], IO[bytes]], usual: str) -> Callable[[], Cells]:
+    """A function that reads a CSV or TSV file from its beginning: the line of each record, with its cells or an error.
+
+    Args:
+        usual: the delimiter, unless the first line does not contain it.
+    """
+
     def lines() -> Iterator[str]:
         # A byte that is not UTF-8 becomes a surrogate, which is reported for its row.
-        return (line.decode(errors="surrogateescape") for _, line in numbered_lines(path))
+        return (line.decode(errors="surrogateescape") for _, line in numbered_lines(label, opened))
 
-    how = dialect(lines(), delimiter)
-    first = next(table(path, lines(), how), (1, []))[1]
+    how = dialect(lines, usual)
+    return lambda: table(label, lines(), how)
+
+
+def as_records(label: str, rows: Callable[[], Cells], header: list[str], skip: int) -> Found:
+    """The rows of a table after the first `skip` as records with the columns `header`."""
+    for number, cells in islice(rows(), skip, None):
+        if isinstance(cells, str):
+            yield f"{label}:{number}", BadRow("line", cells)
+        elif len(cells) != len(header):
+            reason = f"{len(cells)} cells, expected {len(header)} as in the first lines; quote cells with a separator."
+            yield f"{label}:{number}", BadRow("line", reason)
+        else:
+            yield f"{label}:{number}", dict(zip(header, cells, strict=True))
+
+
+def _csv(path: Path, delimiter: str, fingerprints: dict[str, str]) -> Records:
+    rows = read_table(str(path), lambda: open_binary(path), delimiter)
+    first = next(rows(), (1, []))[1]
     header = first if isinstance(first, list) else []
     if not header or len(set(header)) < len(header):
         raise UserError(f"{path}:1: expected a header line of distinct column names, found {first}.")
-
-    def iterate(wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
-        for number, cells in islice(table(path, lines(), how), 1, None):
-            if isinstance(cells, str):
-                yield f"{path}:{number}", BadRow("line", cells)
-            elif len(cells) != len(header):
-                reason = f"{len(cells)} cells where the header has {len(header)}; quote cells that hold a separator."
-                yield f"{path}:{number}", BadRow("line", reason)
-            else:
-                yield f"{path}:{number}", dict(zip(header, cells, strict=True))
-
-    return Records(header, iterate, fingerprints)
+    return Records(header, lambda wanted: as_records(str(path), rows, header, 1), fingerprints)
 
 
 def _parquet(path: Path, fingerprints: dict[str, str]) -> Records:
@@ -244,7 +258,7 @@ def _parquet(path: Path, fingerprints: dict[str, str]) -> Records:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file ({error}); download it again.") from None
 
-    def iterate(wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
+    def iterate(wanted: Collection[str]) -> Found:
         number = 0
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(CHUNK, columns=[name for name in columns if name in wanted]):
@@ -256,7 +270,7 @@ def _parquet(path: Path, fingerprints: dict[str, str]) -> Records:
 
 
 def _of_dataset(dataset: datasets.Dataset, label: str, fingerprints: dict[str, str]) -> Records:
-    def iterate(wanted: Collection[str]) -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
+    def iterate(wanted: Collection[str]) -> Found:
         number = 0
         chosen = [
             name for name in dataset.column_names if name in wanted

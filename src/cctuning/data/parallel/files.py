@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from cctuning.data.parallel.columns import (
     SAMPLE,
@@ -29,11 +28,13 @@ from cctuning.data.parallel.tmx import FORMATS, read_xml
 from cctuning.data.readers import (
     SUFFIXES,
     Records,
+    as_records,
     local_path,
     numbered_lines,
     of_split,
     open_binary,
     open_records,
+    read_table,
     uncompressed_name,
 )
 from cctuning.data.schema import BadRow
@@ -243,34 +244,12 @@ def _document(part: Part, source: ParallelSource, language: str, hashes: dict[st
     return Opened(part.label, lambda: read_xml(part.label, part.opened, suffix, language, source.lang), hashes)
 
 
-def _cells(raw: bytes) -> list[str]:
-    """The cells of a line. Quotation marks are ordinary characters, except in a cell that is quoted as in CSV and has
-    doubled marks in it."""
-    cells = raw.decode(errors="surrogateescape").rstrip("\r\n").split("\t")
-    return [
-        cell[1:-1].replace('""', '"') if '""' in cell and re.fullmatch(r'"(?:[^"]|"")*"', cell) else cell
-        for cell in cells
-    ]
-
-
-def _quoted(cell: str) -> bool:
-    return len(cell) > 1 and cell[0] == cell[-1] == '"'
-
-
 def _table(part: Part, source: ParallelSource, language: str, hashes: dict[str, str]) -> Opened:
     """A tab-separated file, with or without a header."""
-    first = next((_cells(raw) for _, raw in part.lines() if raw.strip()), [])
-    if not first:
+    rows = read_table(part.label, part.opened, "\t")
+    sample = [cells for _, cells in islice(rows(), SAMPLE) if isinstance(cells, list)]
+    if not sample:
         raise UserError(f"{part.label}: it is empty.")
-    quoted = len(first) > 1 and all(map(_quoted, first))
-
-    def lines() -> Iterator[tuple[str, list[str]]]:
-        for number, raw in part.lines():
-            if raw.strip():
-                cells = [cell[1:-1] if quoted and _quoted(cell) else cell for cell in _cells(raw)]
-                yield f"{part.label}:{number}", cells
-
-    sample = [cells for _, cells in islice(lines(), SAMPLE)]
     header, stem, default = sample[0], stem_of(part.name), named_by(stem_of(part.name), language)
     layout = None
     if not source.columns or not all(name.isdecimal() for name in source.columns.values()):
@@ -279,25 +258,19 @@ def _table(part: Part, source: ParallelSource, language: str, hashes: dict[str, 
         again = dict(zip(header, sample[1], strict=True))
         if any(again[name] == name for name in layout.used):
             layout = None  # columns of language codes (`eng`, `swh`) look like column names
-    skip, width, notes = 1, "the header has", list[str]()
+    skip, notes = 1, list[str]()
     if layout is None:
-        skip, width = 0, "the first lines have"
+        skip = 0
         header = numbered(Counter(map(len, sample)).most_common(1)[0][0])
         alike = [cells for cells in sample if len(cells) == len(header)]
         layout = recognise_numbered(alike, part.label, stem, source.columns, language, source.lang)
         if len(alike) > 1 and alike[0] is sample[0] and is_header(alike[0], alike[1:]):
             skip, notes = 1, [f"{part.label}:1: is read as a header, not as a pair: {', '.join(alike[0])}."]
 
-    def records() -> Iterator[tuple[str, Mapping[str, Any] | BadRow]]:
-        for origin, cells in islice(lines(), skip, None):
-            if len(cells) != len(header):
-                yield origin, BadRow("line", f"{len(cells)} cells where {width} {len(header)}.")
-            else:
-                yield origin, dict(zip(header, cells, strict=True))
-
+    found = Records(header, lambda wanted: as_records(part.label, rows, header, skip), hashes)
     if layout.identified:
         notes.append(_taken(part.label, layout.identified))
-    opened = _records(Records(header, lambda wanted: records(), hashes), source, language, default, part.label, layout)
+    opened = _records(found, source, language, default, part.label, layout)
     opened.notes += notes
     return opened
 
