@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cctuning.connection.align import Spans, Statistics, error, offered, spans
+from cctuning.connection.align import Spans, Statistics, error, spans
 
 
 def cloud(count: int = 40, size: int = 6, seed: int = 0) -> torch.Tensor:
@@ -42,25 +42,26 @@ def test_a_huge_first_token_changes_nothing():
 def test_standardized_is_the_mean_square_in_units_of_the_references_spread():
     references = torch.tensor([[1.0, 10.0], [3.0, 30.0]])  # mean 2, 20; spread 1, 10
     found = Statistics.of(references)
-    offer = offered("standardized", references, torch.tensor([0, 1]), found)
     rows = torch.tensor([[2.0, 20.0], [3.0, 10.0]])
     # first row: ((2-1)/1)^2 = 1, ((20-10)/10)^2 = 1; second: 0, ((10-30)/10)^2 = 4
-    assert error("standardized", rows, offer, found, 0.1).tolist() == pytest.approx([1.0, 2.0])
+    assert error("standardized", rows, references, torch.tensor([0, 1]), found, 0.1).tolist() == pytest.approx(
+        [1.0, 2.0]
+    )
 
 
 def test_standardized_is_1_for_the_mean_reference():
     references = cloud()
     found = Statistics.of(references)
-    offer = offered("standardized", references, torch.arange(len(references)), found)
-    missed = error("standardized", found.mean.expand_as(references), offer, found, 0.1)
+    missed = error(
+        "standardized", found.mean.expand_as(references), references, torch.arange(len(references)), found, 0.1
+    )
     assert float(missed.mean()) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_contrastive_by_hand():
     references = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     found = Statistics.of(references)  # mean 0, spread equal in both dimensions: cosines are those of the plane
-    offer = offered("contrastive", references, torch.tensor([0]), found)
-    missed = error("contrastive", torch.tensor([[3.0, 0.0]]), offer, found, 0.5)
+    missed = error("contrastive", torch.tensor([[3.0, 0.0]]), references, torch.tensor([0]), found, 0.5)
     expected = -math.log(math.exp(2) / (math.exp(2) + math.exp(-2) + 2))
     assert missed.tolist() == pytest.approx([expected])
 
@@ -74,14 +75,14 @@ def test_an_outlier_dimension_that_all_prompts_share_does_not_change_what_is_ali
         for side in there:
             side[:, 2] += offset
         found = Statistics.of(there[0])
-        offer = offered(loss, there[0], torch.arange(len(rows)), found)
-        return error(loss, there[1], offer, found, 0.1)
+        return error(loss, there[1], there[0], torch.arange(len(rows)), found, 0.1)
 
     torch.testing.assert_close(missed(0.0), missed(1000.0), rtol=1e-3, atol=1e-3)
     scaled = references * torch.tensor([1, 1, 1, 1, 1, 50.0]), rows * torch.tensor([1, 1, 1, 1, 1, 50.0])
     found = Statistics.of(scaled[0])
-    offer = offered(loss, scaled[0], torch.arange(len(rows)), found)
-    torch.testing.assert_close(error(loss, scaled[1], offer, found, 0.1), missed(0.0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        error(loss, scaled[1], scaled[0], torch.arange(len(rows)), found, 0.1), missed(0.0), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_relative_is_blind_to_content_under_an_outlier():
@@ -89,8 +90,7 @@ def test_relative_is_blind_to_content_under_an_outlier():
     references, rows = cloud(), cloud(seed=1)
     references[:, 0] += 100
     rows[:, 0] += 100
-    offer = offered("relative", references, torch.arange(len(rows)), None)
-    assert float(error("relative", rows, offer, None, 0.1).mean()) < 0.01
+    assert float(error("relative", rows, references, torch.arange(len(rows)), None, 0.1).mean()) < 0.01
 
 
 def test_a_dimension_that_hardly_moves_is_not_blown_up():
@@ -104,10 +104,9 @@ def test_a_row_is_told_from_other_references_and_not_from_its_own():
     references = cloud(5)
     found = Statistics.of(references)
     which = torch.tensor([0, 0, 3])
-    offer = offered("contrastive", references, which, found)
-    missed = error("contrastive", references[which], offer, found, 0.1)
+    missed = error("contrastive", references[which], references, which, found, 0.1)
     assert float(missed.max()) < math.log(5)
-    wrong = error("contrastive", references[[1, 2, 4]], offer, found, 0.1)
+    wrong = error("contrastive", references[[1, 2, 4]], references, which, found, 0.1)
     assert bool((wrong > missed).all())
 
 
@@ -116,8 +115,7 @@ def test_a_row_s_error_does_not_depend_on_the_rows_beside_it():
     found, others = Statistics.of(references), torch.tensor([2, 5, 7])
 
     def missed(which: list[int]) -> torch.Tensor:
-        offer = offered("contrastive", references, torch.tensor(which), found, others)
-        return error("contrastive", rows[which], offer, found, 0.1)
+        return error("contrastive", rows[which], references, torch.tensor(which), found, 0.1, others)
 
     together = missed([1, 5, 9])
     assert together.tolist() == pytest.approx([float(missed([row])) for row in (1, 5, 9)])

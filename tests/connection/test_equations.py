@@ -9,7 +9,7 @@ import torch
 
 from cctuning import ConnectionConfig
 from cctuning.connection import equations
-from cctuning.connection.align import LayerAlignment, Spans, Statistics, offered
+from cctuning.connection.align import LayerAlignment, Spans, Statistics
 from cctuning.connection.gated import LayerConnection
 from cctuning.connection.plan import Plan, Wire, total
 
@@ -120,7 +120,7 @@ def test_an_aligned_layer(loss):
     taken = Spans(torch.arange(ROWS * LENGTH).view(ROWS, LENGTH), spans)
     weight, probe = torch.tensor([0.5, 0.0, 0.25]), drawn(ROWS, LENGTH, D, seed=9)
     wire.plan = plan = Plan("align", ROWS, LENGTH, row_weight=weight, spans=taken)
-    plan.offered[4] = offered(loss, references, which, layer.statistics)
+    plan.memory[4], plan.connect_reference = (references, None), which
     fast = total((layer.hook(None, (), {}, h) * probe).sum(), plan)
 
     mean, spread = references.mean(dim=0), references.std(dim=0, correction=0)

@@ -43,7 +43,7 @@ def connect(name, skip, align_loss="contrastive", lora=False, checkpointing=None
     connected = ConnectedModel.attach(model, ConnectionConfig(align_loss=align_loss, layers=[0, 1]))
     vectors = torch.randn(4, 2, connected.width, generator=torch.Generator().manual_seed(1))
     connected.keep_recorded(RecordedReferences([vectors], connected.layers, vectors.device))
-    connected.aligner.may_leave &= skip
+    connected.may_leave &= skip
     return connected.train()
 
 

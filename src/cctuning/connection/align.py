@@ -94,25 +94,17 @@ class Statistics:
         return equations.standardize(vectors, self.mean, self.spread)
 
 
-@dataclass(frozen=True)
-class Offered:
-    """What one layer's rows are aligned to in one pass.
+def error(
+    loss: str,
+    pooled: Tensor,
+    vectors: Tensor,
+    which: Tensor,
+    statistics: Statistics | None,
+    temperature: float = 1.0,
+    others: Tensor | None = None,
+) -> Tensor:
+    """The error (B,) of rows whose pooled activations are `pooled` (B, d).
 
-    Attributes:
-        target: (B, d) each row's reference; standardized but for `relative`.
-        others: (K, d) unit vectors of the references to tell it from, standardized; None unless `contrastive`.
-        same: (B, K) bool, where one of them is the row's own.
-    """
-
-    target: Tensor
-    others: Tensor | None = None
-    same: Tensor | None = None
-
-
-def offered(
-    loss: str, vectors: Tensor, which: Tensor, statistics: Statistics | None, others: Tensor | None = None
-) -> Offered:
-    """
     Args:
         loss: `contrastive`, `standardized` or `relative`.
         vectors: (R, d) distinct references. which: (B,) the reference of each row.
@@ -121,30 +113,21 @@ def offered(
             error does not depend on the rows beside it.
     """
     if loss == "relative" or statistics is None:
-        return Offered(vectors[which].float())
-    z = statistics.z(vectors)
+        return equations.relative_error(pooled, vectors[which].float())
+    z, references = statistics.z(pooled), statistics.z(vectors)
     if loss == "standardized":
-        return Offered(z[which])
+        return equations.standardized_error(z, references[which])
     if others is None:
-        others = torch.arange(len(z), device=z.device)
-    return Offered(z[which], normalize(z[others], dim=-1), which[:, None] == others)
-
-
-def error(loss: str, pooled: Tensor, offer: Offered, statistics: Statistics | None, temperature: float) -> Tensor:
-    """The error (B,) of rows whose pooled activations are `pooled` (B, d)."""
-    if loss == "relative" or statistics is None:
-        return equations.relative_error(pooled, offer.target)
-    z = statistics.z(pooled)
-    if offer.others is None or offer.same is None:
-        return equations.standardized_error(z, offer.target)
-    return equations.contrastive_error(z, offer.target, offer.others, offer.same, temperature)
+        others = torch.arange(len(vectors), device=vectors.device)
+    units, same = normalize(references[others], dim=-1), which[:, None] == others
+    return equations.contrastive_error(z, references[which], units, same, temperature)
 
 
 class LayerAlignment:
     """Forward hook of a decoder layer (`align_at: residual`) or of its FFN block (`ffn`); it has no weights.
 
     In a pass of mode `record` it keeps the pooled activations of the references; in one of mode `align` it adds its
-    error to the objective. `statistics` are None until references have been recorded.
+    error to the objective. `statistics`, of the references, are None until these have been recorded.
     """
 
     def __init__(self, config: ConnectionConfig, index: int, number: int, wire: Wire) -> None:
@@ -166,10 +149,12 @@ class LayerAlignment:
         if plan.mode == "record":
             plan.results.memory[self.index] = pooled, None
             return output
-        config, offer = self.config, plan.offered[self.index]
-        missed = error(config.loss, pooled, offer, self.statistics, config.align_temperature)
+        config, vectors, which = self.config, plan.memory[self.index][0], plan.connect_reference
+        assert plan.row_weight is not None and which is not None
+        missed = error(
+            config.loss, pooled, vectors, which, self.statistics, config.align_temperature, plan.reference_pool
+        )
         plan.results.align_error[self.index] = missed.detach()
-        assert plan.row_weight is not None
         term = equations.objective(missed, plan.row_weight, config.weight / self.number)
         changed = self._add_objective(hidden, term, plan, self.index)
         return (changed, *output[1:]) if isinstance(output, tuple) else changed

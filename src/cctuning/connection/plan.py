@@ -19,7 +19,7 @@ from torch import Tensor
 from cctuning.connection.references import LayerMemory, Reference, last_real
 
 if TYPE_CHECKING:
-    from cctuning.connection.align import Offered, Spans
+    from cctuning.connection.align import Spans
 
 
 @dataclass
@@ -80,13 +80,14 @@ class Plan:
         rows: B; positions: T.
         row_of: (N,) row of each flat position, where rows run packed; None: T positions a row, in order.
         transform_index: (M,) positions where the transform acts; None for everywhere.
-        connect_index, connect_row, connect_reference: (N,) each: position, its row, its row's reference.
+        connect_index, connect_row, connect_reference: (N,) each: position, its row, its row's reference. `align` has
+            the last alone, of each row (B,).
         fused: (B,) bool, rows on the fused path; None where no row is.
         identity_index, identity_row: positions where the transform is taught the identity, and their rows.
         row_weight: (B,) fp32 share of each row in the alignment objective; None: no objective in this pass.
         identity_weight: weight of the identity error within it.
         spans: `record` and `align` of pooled rows: the positions that are averaged.
-        offered: `align`: layer -> what its rows are aligned to.
+        reference_pool: `align`: (K,) references that rows are compared with; None: all.
         stop: the forward ends after the last aligned layer. above: what the layers above it run; None: everything.
         memory: layer -> what it kept of the references, in a pass before or in a recording.
         reference: masks of the reference batch, where it ran.
@@ -107,7 +108,7 @@ class Plan:
     row_weight: Tensor | None = None
     identity_weight: float = 1.0
     spans: Spans | None = None
-    offered: dict[int, Offered] = field(default_factory=dict)
+    reference_pool: Tensor | None = None
     stop: bool = False
     above: Above | None = None
     memory: dict[int, LayerMemory] = field(default_factory=dict)

@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig
+from cctuning.connection.align import LayerAlignment
 from cctuning.connection.gated import LayerConnection
 from cctuning.connection.least_squares import Fit
 from cctuning.errors import UserError
 from cctuning.model import lora, merge, serialization
 from cctuning.model.forward import ConnectedForward
+from cctuning.model.packing import rows_separable
 from cctuning.model.passes import Batch
 from cctuning.model.recorded import RecordedReferences
-from cctuning.model.runner import Aligner, Runner, copy_output, evaluating
+from cctuning.model.runner import Runner, copy_output, evaluating
 from cctuning.model.shards import read_into
 from cctuning.model.sites import Site, find_sites, unwrap
 
@@ -90,18 +92,24 @@ class ConnectedModel(ConnectedForward):
             raise UserError(f"layers: {missing} not in this model, which has layers 0 to {len(sites) - 1}.")
         chosen = [site for site in sites if site.index in wanted]
         self.layers, self.width = [site.index for site in chosen], chosen[0].size
-        if self.config.connection == "align":
-            base_config = unwrap(self.model).config.get_text_config()
-            self.aligner = Aligner(self.config, chosen, sites, self.wire, base_config)
-            self._handles += self.aligner.handles
-            return
+        aligns = self.config.connection == "align"
         for site in chosen:
-            connection = LayerConnection(self.config, site.size, site.index, len(chosen), self.wire)
-            self._register(site, connection)
-            self._handles.append(site.block.register_forward_hook(connection.hook, with_kwargs=True))
-            if site.in_place:  # the layer writes into what the hook returned: give it a copy
-                self._handles.append(site.block.register_forward_hook(copy_output))
-        self._sites = chosen
+            part: LayerAlignment | LayerConnection
+            if aligns:
+                part = self.aligned[site.index] = LayerAlignment(self.config, site.index, len(chosen), self.wire)
+            else:
+                part = LayerConnection(self.config, site.size, site.index, len(chosen), self.wire)
+                self._register(site, part)
+            at = site.layer if aligns and self.config.align_at == "residual" else site.block
+            self._handles.append(at.register_forward_hook(part.hook, with_kwargs=True))
+            if site.in_place and at is site.block:  # the layer writes into what the hook returned: give it a copy
+                self._handles.append(at.register_forward_hook(copy_output))
+        if not aligns:
+            self._sites = chosen
+            return
+        above = [site.layer for site in sites if site.index > self.layers[-1]]
+        self._handles += [layer.register_forward_pre_hook(self._above, with_kwargs=True) for layer in above]
+        self.may_leave = bool(above) and rows_separable(unwrap(self.model).config.get_text_config())
 
     def _register(self, site: Site, connection: nn.Module) -> None:
         """Make `connection` a submodule of its decoder layer, so that it is moved, sharded and saved with it."""
@@ -156,8 +164,8 @@ class ConnectedModel(ConnectedForward):
         """Use the statistics of a recording (`cctuning.model.recorded.record`) and, with `references`, its vectors:
         batches then name their references by `reference_row`."""
         self.recorded, self.measured = recorded if references else None, True
-        if self.aligner is not None:
-            self.aligner.keep(recorded)
+        for layer, alignment in self.aligned.items():
+            alignment.statistics = recorded.statistics[layer]
         for layer, connection in self.connections.items():
             if self.config.loss == "standardized" and self.config.connection == "gated":
                 read_into(connection.spread, recorded.statistics[layer].spread, "spread")

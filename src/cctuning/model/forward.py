@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig
-from cctuning.connection.align import StopForward
+from cctuning.connection.align import LayerAlignment, StopForward
 from cctuning.connection.equations import fused_probability
 from cctuning.connection.plan import Plan, Wire, answering, restore
 from cctuning.connection.references import Reference
@@ -30,7 +30,7 @@ from cctuning.model.passes import (
     uniform,
 )
 from cctuning.model.recorded import RecordedReferences
-from cctuning.model.runner import NO_LOGITS, Aligner, Runner, no_gradient, several_processes, with_cache
+from cctuning.model.runner import NO_LOGITS, Runner, no_gradient, several_processes, with_cache
 from cctuning.model.sites import unwrap
 
 
@@ -51,8 +51,9 @@ class ConnectedForward(nn.Module):
         self.padding_free = False
         self._packs = False  # known once check_padding_free has passed
         self.recorded: RecordedReferences | None = None
-        self.measured = False  # the references' spread, where the gated connection's error is in units of it
-        self.aligner: Aligner | None = None
+        self.measured = False  # whether the spread of the references is known
+        self.aligned: dict[int, LayerAlignment] = {}
+        self.may_leave = False  # rows without an answer skip the layers above the last aligned one
 
     @property
     def connections(self) -> dict[int, Any]:
@@ -144,11 +145,11 @@ class ConnectedForward(nn.Module):
             rows: number of rows that the alignment is averaged over; None: the batch's.
             whole: the model is not wrapped. loss_only: no logits are returned.
         """
-        config, training, aligner = self.config, self.training, self.aligner
+        config, training = self.config, self.training
         connecting = config.connection != "none" and self.wire.enabled
         memory: dict[int, Tensor] = {}
         others: Tensor | None = None  # places of the recorded references to compare with
-        if not connecting or (aligner and not training):  # an alignment is not evaluated
+        if not connecting or (self.aligned and not training):  # an alignment is not evaluated
             batch = replace(batch, reference_input_ids=None, reference_row=None)
         elif training and batch.reference_row is not None:
             if self.recorded is None:
@@ -162,25 +163,27 @@ class ConnectedForward(nn.Module):
         if batch.fused_rows is None and connecting and training and config.paths == "sampled" and self.connections:
             drawn_rows = uniform(self.seed, self.step, batch.row) < self.fused_probability
             batch = replace(batch, fused_rows=drawn_rows)
-        if aligner is None:
+        if not self.aligned:
             count = len(batch.input_ids) if rows is None else rows
             objective = connecting and config.connection == "gated"
             step = plan_step(batch, config, count, training=training, objective=objective)
         else:  # averaged over the rows that have a reference
             count = int(batch.paired.sum().clamp(min=1)) if rows is None else rows
-            skip, end = aligner.may_leave and loss_only, aligner.may_end(whole, training)
+            skip, end = self.may_leave and loss_only, self._may_end(whole)
             step = plan_aligned_step(batch, config, count, training=training, skip=skip, end=end)
         step.plan.memory = {layer: (vectors, None) for layer, vectors in memory.items()}
+        step.plan.reference_pool = others
         self._run_references(batch, step)
-        if aligner is not None:
-            aligner.offer(batch, step, others)
         return step
 
     def _run_references(self, batch: Batch, step: Step) -> None:
         """Run the references of a step where they are not recorded."""
         config, training = self.config, self.training
-        if training and self.connections and config.loss == "standardized" and not self.measured:
-            raise UserError("align_loss: standardized: call keep_recorded() before the first step, as CCTrainer does.")
+        if step.plan.row_weight is not None and config.loss != "relative" and not self.measured:
+            raise UserError(
+                f"align_loss: {config.loss} needs the spread of the references: call "
+                "keep_recorded(cctuning.model.recorded.record(...)) before the first step, as CCTrainer does."
+            )
         if batch.reference_input_ids is not None:
             if training and config.reference_weights == "start":
                 raise UserError(
@@ -189,10 +192,13 @@ class ConnectedForward(nn.Module):
                 )
             self._offer(batch, step.plan)
         elif config.connection != "none" and several_processes():
-            elsewhere = self.recorded is None if training else self.aligner is None
-            if elsewhere:  # forwards of sharded weights are collective: one token runs along
-                one = replace(batch, reference_input_ids=batch.input_ids[:1, :1], reference_text=None)
-                self.reference_pass(one)
+            elsewhere = self.recorded is None if training else not self.aligned
+            if elsewhere:
+                self._join_reference_pass(batch)
+
+    def _join_reference_pass(self, batch: Batch) -> None:
+        """Run one token along with the references of other processes: forwards of sharded weights are collective."""
+        self.reference_pass(replace(batch, reference_input_ids=batch.input_ids[:1, :1], reference_text=None))
 
     def reference_pass(self, batch: Batch) -> Plan:
         """Run the references once, without gradient, LM head or cache; the plan's results hold what layers kept.
@@ -202,12 +208,30 @@ class ConnectedForward(nn.Module):
         ids, mask = batch.reference_input_ids, batch.reference_attention_mask
         assert ids is not None and mask is not None
         plan = Plan("record", ids.shape[0], ids.shape[1], reference=Reference.from_mask(mask))
-        if self.aligner is not None:
+        if self.aligned:
             plan.spans = batch.reference_spans(self.config.align_pool)
-            plan.stop = self.aligner.may_end(True)
+            plan.stop = self._may_end(whole=True)
         with no_gradient(), suppress(StopForward):
             self._run(plan, NO_LOGITS, input_ids=ids, attention_mask=mask, use_cache=False)
         return plan
+
+    def _above(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Hook before each layer above the last aligned one, also when it is recomputed for a checkpoint."""
+        plan = self.wire.plan
+        if plan is not None and plan.stop:
+            raise StopForward
+        if plan is None or plan.above is None:
+            return None
+        own = {name: value for name, value in plan.above.inputs.items() if name in kwargs}
+        return plan.above.of(args), plan.above.of(kwargs) | own
+
+    def _may_end(self, whole: bool) -> bool:
+        """Whether a forward may end after the last aligned layer: not with several processes or in a wrapped model
+        (not `whole`), nor under reentrant checkpointing, which keeps no graph of what is collected on the side."""
+        base = unwrap(self.model)
+        kept = [module for module in base.modules() if getattr(module, "gradient_checkpointing", False)]
+        reentrant = any(m._gradient_checkpointing_func.keywords.get("use_reentrant", True) for m in kept)
+        return whole and not several_processes() and not (self.training and reentrant)
 
     def _offer(self, batch: Batch, plan: Plan) -> None:
         """Run the references, and put what the layers kept into the `plan` of the rows' own pass."""

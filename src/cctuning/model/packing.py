@@ -129,6 +129,15 @@ def pack(ids: Tensor, mask: Tensor, config: Any, one: bool = False, whole: int |
     return Packed(inputs | extra, place, filled, laid_out(row), above, (ids.shape[0], ids.shape[1]))
 
 
+def rows_separable(config: Any) -> bool:
+    """Whether rows can be selected from the inputs of a decoder layer: not with ALiBi biases (rows times heads), block
+    masks of FlexAttention, or an auxiliary loss over the routing of all rows."""
+    rotary = getattr(config, "rope_parameters", None) is not None
+    experts = getattr(config, "router_aux_loss_coef", None) is not None
+    known = config._attn_implementation in ("eager", "sdpa") or is_flash_attention_requested(config)
+    return rotary and not experts and known
+
+
 def _varlen(lengths: Tensor) -> dict[str, Any]:
     """What FlashAttention's varlen interface is told of rows of these lengths, one after the other."""
     ends = torch.nn.functional.pad(lengths.cumsum(dim=0), (1, 0)).int()

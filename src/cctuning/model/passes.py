@@ -215,6 +215,7 @@ def plan_aligned_step(
     if training and config.weight > 0 and bool(batch.paired.any()):
         plan.row_weight = batch.paired / torch.as_tensor(rows, device=order.device)
         plan.spans = batch.spans(config.align_pool)
+        plan.connect_reference = batch.reference_index.clamp(min=0)
         answered = int(predict.any(dim=1).sum())
         plan.stop = end and answered == 0
         if skip and 0 < answered < plan.rows:

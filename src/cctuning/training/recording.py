@@ -41,13 +41,13 @@ class RecordingTrainer(SavingTrainer):
         """Number the references of the rows, and add the callbacks that need them or the initial weights."""
         connected, sharded = self.connected, self.is_fsdp_enabled or self.is_deepspeed_enabled
         if connected.config.connection in ("align", "gated"):
-            if self.args.align_first and not self.args.parallel_rows and connected.aligner is not None:
+            if self.args.align_first and not self.args.parallel_rows and connected.aligned:
                 self.train_dataset = without_references(cast(Dataset, self.train_dataset))
             parts: dict[str, Any] = {"train": self.train_dataset, "parallel": self.parallel}
             sets = record_references(self, {name: part for name, part in parts.items() if part is not None})
             if sets is not None:
                 self.records, self.train_dataset, self.parallel = True, sets["train"], sets.get("parallel")
-        if self.records and connected.aligner is not None and has_parallel and not sharded:
+        if self.records and connected.aligned and has_parallel and not sharded:
             self.by_language = AlignmentByLanguage(
                 self, self.train_dataset if self.parallel is None else self.parallel
             )

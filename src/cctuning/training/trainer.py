@@ -161,7 +161,7 @@ class CCTrainer(RecordingTrainer):
         """As the parent's; also counts the step's rows, over which the alignment is averaged."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         own = [batch for batch in batches if FILLER not in batch]
-        if self.connected.aligner is not None:  # averaged over the rows that have a reference
+        if self.connected.aligned:  # averaged over the rows that have a reference
             name = "reference_row" if self.records else "reference_index"
             count = torch.tensor(sum(int((batch[name] >= 0).sum()) for batch in own), device=device)
         else:
