@@ -27,7 +27,7 @@ import torch
 from cctuning import ConnectedModel
 from cctuning.model.loading import load
 from cctuning.model.merge_files import FileMerge
-from cctuning.model.shards import ShardReader
+from cctuning.model.serialization import read_weights
 from measuring import one_thread, record, write
 from shapes import Shape, llama
 from toys import tokenizer
@@ -109,7 +109,7 @@ def compare(layers: int, seed: int) -> dict[str, Any]:
             command = [sys.executable, __file__, "--child", way, f"{name}/run", f"{name}/{way}"]
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
             found[way] = json.loads(done.stdout.strip().splitlines()[-1])
-        one, other = (ShardReader(Path(name) / way) for way in ("memory", "files"))
+        one, other = (read_weights(Path(name) / way) for way in ("memory", "files"))
         equal = one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
     mib = 2 / 1024**2  # bf16
     sizes = {"model_mib": round(shape.parameters * mib, 1), "layer_mib": round(shape.layer_weights * mib, 1)}

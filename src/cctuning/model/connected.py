@@ -26,7 +26,6 @@ from cctuning.model.packing import rows_separable
 from cctuning.model.passes import Batch
 from cctuning.model.recorded import RecordedReferences
 from cctuning.model.runner import Runner, copy_output, evaluating
-from cctuning.model.shards import read_into
 from cctuning.model.sites import Site, find_sites, unwrap
 
 ATTRIBUTE = "cross_lingual_connection"  # name under which the connection of a layer is registered in it
@@ -168,7 +167,7 @@ class ConnectedModel(ConnectedForward):
             alignment.statistics = recorded.statistics[layer]
         for layer, connection in self.connections.items():
             if self.config.loss == "standardized" and self.config.connection == "gated":
-                read_into(connection.spread, recorded.statistics[layer].spread, "spread")
+                serialization.read_into(connection.spread, recorded.statistics[layer].spread, "spread")
 
     # -- looking inside ----------------------------------------------------------------------------------------------
 
@@ -204,7 +203,7 @@ class ConnectedModel(ConnectedForward):
         if odd:
             raise UserError(f"{where}: its weights do not match this connection ({len(odd)} differ, first: {odd[0]}).")
         for name, tensor in own.items():
-            read_into(tensor, state[name], f"{where}: {name}")
+            serialization.read_into(tensor, state[name], f"{where}: {name}")
         self.measured = True
 
     def save_pretrained(self, directory: str | Path, base_trained: bool | None = None) -> None:

@@ -36,7 +36,6 @@ from cctuning.model import serialization
 from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, Loaded, base_of, resolve, tokenizer_of
 from cctuning.model.lora import why_not_plain
 from cctuning.model.merge import check_config, check_finite, check_not_shared, merged
-from cctuning.model.shards import ShardReader
 from cctuning.model.sites import Projection, Site, find_sites, innermost
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ class FileMerge:
         self.folder = Path(where)
         base, source = base_of(self.folder, run)
         self.skeleton = _skeleton(source, trust_remote_code)
-        self.files = ShardReader(_local(source))
+        self.files = serialization.read_weights(_local(source))
         _check_layout(self.skeleton, self.files)
         self.connection: ConnectionConfig | None = None
         self.projections: dict[str, tuple[Projection, Site]] = {}  # by the module's name, of the layers that connect
@@ -91,7 +90,8 @@ class FileMerge:
             return
         chosen = [site for site in find_sites(skeleton) if config.layers is None or site.index in config.layers]
         check_not_shared(skeleton, chosen)
-        self.connection, self.state = config, ShardReader(self.folder, serialization.WEIGHTS_STEM)
+        self.connection = config
+        self.state = serialization.read_weights(self.folder, serialization.WEIGHTS_STEM)
         for site in chosen:
             check_finite(site.index, self._transform(site))
             self.projections |= {projection.name: (projection, site) for projection in site.projections}
@@ -131,9 +131,8 @@ class FileMerge:
         """
         skeleton = self.skeleton
         directory.mkdir(parents=True, exist_ok=True)
-        kinds = {name: self.files.describe(name) for name in self.files}
         split = split_torch_state_dict_into_shards(
-            {name: torch.empty(shape, dtype=dtype or kind, device="meta") for name, (kind, shape) in kinds.items()},
+            {name: torch.empty_like(value, dtype=dtype, device="meta") for name, value in self.files.items()},
             max_shard_size=limit,
         )
         with tqdm(total=len(self.files), desc="Merging", disable=None) as bar:
@@ -189,7 +188,7 @@ def _local(source: str) -> Path:
     return Path(snapshot_download(source, allow_patterns=["model*.safetensors", "model.safetensors.index.json"]))
 
 
-def _check_layout(model: PreTrainedModel, files: ShardReader) -> None:
+def _check_layout(model: PreTrainedModel, files: dict[str, Tensor]) -> None:
     """Raise `NotByFile` unless the files hold the weights in the layout that they have in memory."""
     if any(isinstance(entry, WeightConverter) for entry in get_model_conversion_mapping(model)):
         raise NotByFile("its files have another layout than its modules")
@@ -198,7 +197,7 @@ def _check_layout(model: PreTrainedModel, files: ShardReader) -> None:
     if places.keys() != files.keys():
         raise NotByFile(f"its files name other weights than its modules ({min(places.keys() ^ files.keys())})")
     for name, place in places.items():
-        if files.describe(name) != (place.dtype, tuple(place.shape)):
+        if (files[name].dtype, files[name].shape) != (place.dtype, place.shape):
             raise NotByFile(f"{name} has another type or shape in its files")
 
 

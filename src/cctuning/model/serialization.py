@@ -1,4 +1,4 @@
-"""Save and load a connection: `connection_config.json` and `connection_model.safetensors`.
+"""Save and load a connection (`connection_config.json`, `connection_model.safetensors`); read safetensors files.
 
 JSON and safetensors only; nothing is pickled. Files are written under another name and renamed, so a directory never
 holds half of one. A fingerprint of the base prevents loading a connection on a model it was not trained with.
@@ -16,14 +16,14 @@ import torch
 from peft import PeftModel, PeftType
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
-from cctuning.model.shards import ShardReader
 from cctuning.model.sites import unwrap
 
 if TYPE_CHECKING:
@@ -116,6 +116,50 @@ def check_base(
         )
 
 
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+def read_weights(directory: Path, stem: str = "model") -> dict[str, Tensor]:
+    """The tensors of `STEM.safetensors`, or of the files that `STEM.safetensors.index.json` names.
+
+    They are memory-mapped: one that is not used is not read.
+    """
+    path = index = directory / f"{stem}.safetensors.index.json"
+    single = directory / f"{stem}.safetensors"
+    if not index.is_file() and not single.is_file():
+        raise UserError(
+            f"{directory}: {single.name} is missing, so the directory is incomplete; train or copy it again."
+        )
+    found: dict[str, Tensor] = {}
+    try:
+        names = {single.name}
+        if index.is_file():
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        for name in sorted(names):
+            path = directory / name
+            found |= load_file(path)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        kind = "index" if path == index else "safetensors file"
+        raise UserError(f"{path}: not a complete {kind} ({error!r}); train or copy it again.") from error
+    return found
+
+
+def read_into(parameter: Tensor, value: Tensor, where: str) -> None:
+    """Copy the whole `value` into `parameter`, of which this process may hold a shard."""
+    if parameter.shape != value.shape:
+        raise UserError(f"{where}: has shape {tuple(value.shape)}, expected {tuple(parameter.shape)}.")
+    with torch.no_grad():
+        parameter.copy_(shard_like(parameter, value))
+
+
+def shard_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """The whole `value` (the same in every process), on the device of `parameter` and sharded like it."""
+    if isinstance(parameter, DTensor):
+        local = value.to(parameter.to_local().device)
+        return distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return value.to(parameter.device)
+
+
 # -- the files -------------------------------------------------------------------------------------------------------
 
 
@@ -159,7 +203,7 @@ def load(cls: type[ConnectedModel], model: PreTrainedModel, directory: Path) -> 
     """See `ConnectedModel.from_pretrained`."""
     record = read_config(directory)
     config = ConnectionConfig.from_dict(record["connection"], str(directory / CONFIG_FILE))
-    state = ShardReader(directory, WEIGHTS_STEM)
+    state = read_weights(directory, WEIGHTS_STEM)
     if (directory / LORA_CONFIG).is_file() and not isinstance(model, PeftModel):
         model = load_lora(model, directory)
     check_base(model, record, directory)

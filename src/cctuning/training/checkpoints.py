@@ -11,7 +11,6 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 
 from cctuning.errors import UserError
 from cctuning.model import serialization
-from cctuning.model.shards import ShardReader
 
 INDEX = ".safetensors.index.json"
 
@@ -54,7 +53,7 @@ def _is_readable(file: Path) -> bool:
             with safe_open(file, framework="pt"):
                 return True
         if file.name.endswith(INDEX):
-            ShardReader(file.parent, file.name.removesuffix(INDEX))
+            serialization.read_weights(file.parent, file.name.removesuffix(INDEX))
         elif file.suffix == ".json":
             json.loads(file.read_text(encoding="utf-8"))
         return file.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(file)

@@ -25,7 +25,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
-from cctuning.model.shards import ShardReader, read_into, shard_like
+from cctuning.model.serialization import read_into, shard_like
 from cctuning.model.sites import unwrap
 from cctuning.training.card import write_model_card
 from cctuning.training.mixing import MixingTrainer
@@ -130,8 +130,8 @@ class SavingTrainer(MixingTrainer):
     def _load_connection(self, checkpoint: str) -> None:
         if not self.connected.connections:
             return
-        files = ShardReader(Path(checkpoint), serialization.WEIGHTS_STEM)
-        self.connected.load_connection_state(files, str(files.directory / serialization.WEIGHTS_FILE))
+        files = serialization.read_weights(Path(checkpoint), serialization.WEIGHTS_STEM)
+        self.connected.load_connection_state(files, str(Path(checkpoint) / serialization.WEIGHTS_FILE))
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         missing = [key for key in load_result.missing_keys if ATTRIBUTE not in key]  # loaded by _load_connection
@@ -202,20 +202,22 @@ def whole_embedding(model: nn.Module) -> Tensor:
 
 def read_weights(model: nn.Module, directory: Path) -> None:
     """Load all weights but the connection's; each process its own share."""
-    files = ShardReader(directory)
+    files = serialization.read_weights(directory)
     own = {name: tensor for name, tensor in weights(model) if ATTRIBUTE not in name}
     _read(own, files, directory, ignored=model.state_dict().keys() - own.keys())  # tied
 
 
 def read_adapter(model: nn.Module, directory: Path, adapter: str) -> None:
     """Load a PEFT adapter's weights, each process its own share."""
-    files = ShardReader(directory, SAFETENSORS_WEIGHTS_NAME.removesuffix(".safetensors"))
+    files = serialization.read_weights(directory, SAFETENSORS_WEIGHTS_NAME.removesuffix(".safetensors"))
     in_name = re.compile(rf"\.{re.escape(adapter)}(?=\.|$)")  # PEFT leaves it out of the file
     named = {in_name.sub("", name): tensor for name, tensor in model.named_parameters()}
-    _read({name: tensor for name, tensor in named.items() if name in files.file_of}, files, directory)
+    _read({name: tensor for name, tensor in named.items() if name in files}, files, directory)
 
 
-def _read(own: Mapping[str, Tensor], files: ShardReader, directory: Path, ignored: Collection[str] = ()) -> None:
+def _read(
+    own: Mapping[str, Tensor], files: Mapping[str, Tensor], directory: Path, ignored: Collection[str] = ()
+) -> None:
     odd = sorted(own.keys() ^ (files.keys() - set(ignored)))
     if odd:
         raise UserError(
