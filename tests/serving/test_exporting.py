@@ -151,12 +151,9 @@ def test_the_dtype_is_kept_or_converted(run, tmp_path):
         assert AutoModelForCausalLM.from_pretrained(tmp_path / dtype, dtype="auto").dtype == expected
 
 
-@pytest.mark.parametrize("by_file", [True, False])
-def test_a_wider_dtype_than_the_weights_have_is_not_rounded_on_the_way(by_file, tmp_path, monkeypatch):
+def test_a_wider_dtype_than_the_weights_have_is_not_rounded_on_the_way(tmp_path):
     run = make(tmp_path, tune="lora")
     AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
-    if not by_file:
-        monkeypatch.setattr("cctuning.serving.exporting.open_merge", lambda *_: None)
     found = export(str(run), "merged", tmp_path / "wide", dtype="float32")
     assert found.checked.error < 1e-5
     assert load(str(run)).model.dtype == torch.bfloat16
@@ -315,20 +312,3 @@ def test_a_disk_that_refuses_leaves_nothing(format, run, tmp_path):
     last = said.read_text().splitlines()[-1]
     assert re.search(r"^cctuning: error: .*out: cannot be written: .*os error 27\); free some space", last), last
     assert list(tmp_path.iterdir()) == [said]
-
-
-def test_a_merge_by_file_is_the_merge_in_memory(run, tmp_path, monkeypatch):
-    from cctuning.serving import exporting
-
-    export(str(run), "merged", tmp_path / "files")
-    monkeypatch.setattr(exporting, "open_merge", lambda *_: None)
-    export(str(run), "merged", tmp_path / "memory")
-    monkeypatch.undo()
-    monkeypatch.setattr(exporting, "_merge_in_memory", lambda *_: pytest.fail("it was merged in memory"))
-    export(str(run), "merged", tmp_path / "again", max_shard_size="20KB")
-    made = {name: AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("files", "memory", "again")}
-    for name in ("files", "again"):
-        for one, two in zip(made[name].state_dict().values(), made["memory"].state_dict().values(), strict=True):
-            assert torch.equal(one, two)
-        assert made[name].generation_config.eos_token_id == made["memory"].generation_config.eos_token_id
-    assert len(list((tmp_path / "again").glob("model-*.safetensors"))) > 1

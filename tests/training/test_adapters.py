@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cctuning import CCConfig, ConnectionConfig, UserError
 from cctuning.cli.options import parse
-from cctuning.model import lora, merge_files
+from cctuning.model import lora, merge
 from cctuning.model.loading import load
 from cctuning.serving.exporting import export
 from cctuning.training import run as running
@@ -214,13 +214,13 @@ def test_new_tokens_of_a_language_train_and_export(tune, tied, tmp_path):
 @pytest.mark.parametrize("format", ["merged", "lora"])
 def test_an_export_that_is_wrong_is_an_error_and_leaves_nothing(format, tmp_path, monkeypatch, capsys):
     run = make(tmp_path, tune="lora")
-    fold, factors = merge_files.merged, lora.lora_from_connection
+    fold, factors = merge.merge_projection, lora.lora_from_connection
 
     def wrong(site, projection, transform, old):
         right = factors(site, projection, transform, old)
         return right._replace(b=right.b * 1.02)
 
-    monkeypatch.setattr(merge_files, "merged", lambda part, name, value, delta: fold(part, name, value, delta * 1.02))
+    monkeypatch.setattr(merge, "merge_projection", lambda part, delta: fold(part, delta * 1.02))
     monkeypatch.setattr(lora, "lora_from_connection", wrong)
     before = sorted(path.name for path in tmp_path.iterdir())
     said = refused(capsys, "export", run, "--format", format, "--output", tmp_path / "out")

@@ -161,12 +161,6 @@ def load_tokenizer(
         raise UserError(f"tokenizer of {name!r}: cannot be loaded: {first_line(error)}") from error
 
 
-def tokenizer_of(where: str, base: str | None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in the directory `where`, or its base's where it has none."""
-    own = base is None or not Path(where).is_dir() or (Path(where) / "tokenizer_config.json").is_file()
-    return load_tokenizer(where if own else str(base), trust_remote_code=trust_remote_code)
-
-
 def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> Loaded:
     """Load the model at `path`, with its connection if it has one."""
     where, run = resolve(path)
@@ -190,7 +184,8 @@ def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> 
         model = connected.model
     elif (folder / LORA_CONFIG).is_file():
         model = serialization.load_lora(model, folder)
-    tokenizer = tokenizer_of(where, base, trust_remote_code)
+    own = base is None or not folder.is_dir() or (folder / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(where if own else str(base), trust_remote_code=trust_remote_code)
     (connected or model).eval()
     return Loaded(model, connected, tokenizer, run, base)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PreTrainedModel
 
-from cctuning.connection import ConnectionConfig, Transform
+from cctuning.connection import Transform
 from cctuning.errors import UserError
 from cctuning.model.runner import evaluating
 from cctuning.model.sites import Projection, Site, find_sites, innermost, unwrap
@@ -106,34 +106,23 @@ def check_merge(connected: ConnectedModel, exact: bool = True) -> dict[int, Tran
 
 def linear_transforms(connected: ConnectedModel, what: str) -> dict[int, Transform]:
     """Layer -> its linear transform; empty where the connection has none. `what` is the verb of the error message."""
-    check_config(connected.config, what)
-    transforms = {number: part.transform for number, part in connected.connections.items()}
-    found = {number: transform for number, transform in transforms.items() if transform is not None}
+    config = connected.config
+    if not config.mergeable:
+        if config.connection != "gated":
+            reason = f"connection: {config.connection} runs the prompt's last token twice, which no weight can do"
+        elif config.scope != "all":
+            reason = f"scope: {config.scope} acts at some positions only, and a weight acts at all of them"
+        else:
+            reason = f"transform: {config.transform} is not linear"
+        raise UserError(
+            f"this connection cannot be {what}: {reason}. Serve it with cctuning generate, or train with "
+            "connection: gated, scope: all and transform: low_rank."
+        )
+    found = {number: part.transform for number, part in connected.connections.items() if part.transform is not None}
     for number, transform in found.items():
-        check_finite(number, transform)
+        if not all(bool(torch.isfinite(p).all()) for p in transform.parameters() if not p.is_meta):
+            raise UserError(f"layer {number}: its transform holds NaN or infinite values; train again.")
     return found
-
-
-def check_config(config: ConnectionConfig, what: str) -> None:
-    """Raise `UserError` unless a connection with these options can be `what` (merged, exported as a LoRA)."""
-    if config.mergeable:
-        return
-    if config.connection != "gated":
-        reason = f"connection: {config.connection} runs the prompt's last token twice, which no weight can do"
-    elif config.scope != "all":
-        reason = f"scope: {config.scope} acts at some positions only, and a weight acts at all of them"
-    else:
-        reason = f"transform: {config.transform} is not linear"
-    raise UserError(
-        f"this connection cannot be {what}: {reason}. Serve it with cctuning generate, or train with "
-        "connection: gated, scope: all and transform: low_rank."
-    )
-
-
-def check_finite(layer: int, transform: nn.Module) -> None:
-    """Raise `UserError` where a transform holds NaN or infinity."""
-    if not all(bool(torch.isfinite(p).all()) for p in transform.parameters() if not p.is_meta):
-        raise UserError(f"layer {layer}: its transform holds NaN or infinite values; train again.")
 
 
 def check_adapter_mergeable(model: nn.Module) -> None:

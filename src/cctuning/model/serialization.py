@@ -75,7 +75,7 @@ def describe_base(model: PreTrainedModel, embedding: Tensor | None = None) -> di
     changes too, so both are of the trained base.
 
     Args:
-        embedding: input embedding of the model, gathered, where the model itself holds a shard of it or no weights.
+        embedding: input embedding of the model, gathered, where the model itself holds a shard of it.
     """
     base: Any = unwrap(model)
     text = base.config.get_text_config()
@@ -93,12 +93,9 @@ def describe_base(model: PreTrainedModel, embedding: Tensor | None = None) -> di
     }
 
 
-def check_base(
-    model: PreTrainedModel, record: dict[str, Any], directory: Path, embedding: Tensor | None = None
-) -> None:
-    """Raise `UserError` unless `model` is the base of the connection with config `record` in `directory`; `embedding`
-    as in `describe_base`."""
-    found, expected = describe_base(model, embedding), record["base"]
+def check_base(model: PreTrainedModel, record: dict[str, Any], directory: Path) -> None:
+    """Raise `UserError` unless `model` is the base of the connection with config `record` in `directory`."""
+    found, expected = describe_base(model), record["base"]
     for key in ("model_type", "hidden_size", "num_hidden_layers"):
         if found[key] != expected[key]:
             raise UserError(

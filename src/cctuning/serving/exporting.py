@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
-from transformers.utils.hub import convert_file_size_to_int
 
 from cctuning.data import Encoder
 from cctuning.errors import UserError
@@ -25,7 +24,6 @@ from cctuning.model.exportable import original_vocabulary
 from cctuning.model.loading import Loaded, load, load_tokenizer, torch_dtype
 from cctuning.model.lora import check_vocabulary, export_lora
 from cctuning.model.merge import check_adapter_mergeable, untie
-from cctuning.model.merge_files import open_merge
 from cctuning.model.sites import unwrap
 from cctuning.model.verification import Agreement, check_export
 from cctuning.serving.answering import encoder_of
@@ -111,19 +109,13 @@ def _write(
     trust_remote_code: bool,
 ) -> Exported:
     """Write weights, tokenizer, configs, manifest, Modelfile and, with this `name`, the model card."""
-    by_file = open_merge(run.path, trust_remote_code) if format == "merged" else None
-    loaded = by_file.loaded if by_file is not None else load(run.path, trust_remote_code=trust_remote_code)
+    loaded = load(run.path, trust_remote_code=trust_remote_code)
     encoder = encoder_of(loaded)
     generation = generation_config(encoder, unwrap(loaded.model))
-    size = {"max_shard_size": max_shard_size} if max_shard_size else {}
-    if by_file is not None:
-        limit = {"limit": convert_file_size_to_int(max_shard_size.upper())} if max_shard_size else {}
-        loaded.model.generation_config = generation
-        by_file.write(directory, dtype, **limit)
-    elif format == "merged":
-        model: Any = _merge_in_memory(loaded, dtype)
+    if format == "merged":
+        model: Any = _merge(loaded, dtype)
         model.generation_config = generation
-        model.save_pretrained(directory, **size)
+        model.save_pretrained(directory, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
         del model
     else:
         _write_lora(loaded, run.path, directory)
@@ -135,7 +127,7 @@ def _write(
     write_tokenizer(directory, files, encoder.tokenizer)
     if format != "lora":
         write_config(directory, files)
-    del loaded, by_file  # before the export is loaded
+    del loaded  # before the export is loaded
     checked = check_export(run.path, directory, format, base, trust_remote_code=trust_remote_code)
     stops = generation.eos_token_id
     manifest = Manifest(
@@ -183,7 +175,7 @@ def _write_lora(loaded: Loaded, path: str, directory: Path) -> None:
         raise UserError(f"{path}: has no connection and no LoRA to export as a LoRA; use --format merged.")
 
 
-def _merge_in_memory(loaded: Loaded, dtype: torch.dtype | None) -> PreTrainedModel:
+def _merge(loaded: Loaded, dtype: torch.dtype | None) -> PreTrainedModel:
     model: Any = loaded.connected or loaded.model
     if dtype is not None:  # before the merge, which rounds to the type of the weights
         model.to(torch.promote_types(loaded.model.dtype, dtype))
