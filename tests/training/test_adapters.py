@@ -216,8 +216,8 @@ def test_an_export_that_is_wrong_is_an_error_and_leaves_nothing(format, tmp_path
     run = make(tmp_path, tune="lora")
     fold, factors = merge.merge_projection, lora.lora_from_connection
 
-    def wrong(site, projection, transform, old):
-        right = factors(site, projection, transform, old)
+    def wrong(projection, transform, old):
+        right = factors(projection, transform, old)
         return right._replace(b=right.b * 1.02)
 
     monkeypatch.setattr(merge, "merge_projection", lambda part, delta: fold(part, delta * 1.02))

@@ -15,11 +15,11 @@ from transformers import AutoConfig
 
 from cctuning.errors import UserError
 from cctuning.model.loading import LOADING_ERRORS, is_quantised
-from cctuning.model.lora import HARMLESS_STARTS, check_vocabulary, existing_lora, plain_adapter, possible_lora
-from cctuning.model.merge import check_merge, linear_transforms
+from cctuning.model.lora import HARMLESS_STARTS, check_transforms, check_vocabulary, existing_lora, plain_adapter
+from cctuning.model.merge import check_merge
 from cctuning.model.runner import several_processes
 from cctuning.model.serialization import base_is_trained
-from cctuning.model.sites import find_sites, unwrap
+from cctuning.model.sites import unwrap
 
 if TYPE_CHECKING:
     from cctuning.model.connected import ConnectedModel
@@ -81,7 +81,7 @@ def _check_merge(connected: ConnectedModel) -> None:
 
 
 def _check_lora(connected: ConnectedModel) -> None:
-    transforms, model = linear_transforms(connected, "exported as a LoRA"), connected.model
+    transforms, model = check_transforms(connected), connected.model
     if is_quantised(model) and isinstance(model, PeftModel):  # the export is for the base as it was before
         existing: Any = plain_adapter(model)
     else:
@@ -93,6 +93,3 @@ def _check_lora(connected: ConnectedModel) -> None:
     check_vocabulary(model, original_vocabulary(unwrap(model).config.name_or_path))
     if not transforms and not existing:
         raise UserError("there is neither a transform nor a LoRA in this run.")
-    for site in find_sites(model) if transforms else []:
-        if site.index in transforms:
-            possible_lora(site, transforms[site.index])

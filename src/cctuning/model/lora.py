@@ -14,10 +14,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -32,7 +32,7 @@ from cctuning.errors import UserError
 from cctuning.files import directory_atomically
 from cctuning.model.merge import linear_transforms, plain_weight
 from cctuning.model.serialization import times_written
-from cctuning.model.sites import Projection, Site, find_sites, innermost, unwrap
+from cctuning.model.sites import Projection, find_sites, innermost, unwrap
 
 if TYPE_CHECKING:
     from cctuning.model.connected import ConnectedModel
@@ -66,14 +66,14 @@ def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | 
             "the base's own weights were trained, and a LoRA would not carry them; export with --format merged "
             "(merge_and_unload), or train with tune: lora."
         )
-    transforms = linear_transforms(connected, "exported as a LoRA")
+    transforms = check_transforms(connected)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory}: exists and is not an empty directory; nothing is overwritten, choose another.")
     base = unwrap(connected.model)
     for site in find_sites(connected.model) if transforms else []:
         for projection in site.projections if site.index in transforms else ():
             old = factors.get(projection.name)
-            factors[projection.name] = lora_from_connection(site, projection, transforms[site.index], old)
+            factors[projection.name] = lora_from_connection(projection, transforms[site.index], old)
     if not factors:
         raise UserError("nothing to export: the connection has no transform and the base has no LoRA.")
     factors = _of_one_rank(factors)
@@ -97,9 +97,8 @@ def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | 
         save_file(state, partial / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
 
 
-def lora_from_connection(site: Site, projection: Projection, transform: Transform, lora: Factors | None) -> Factors:
+def lora_from_connection(projection: Projection, transform: Transform, lora: Factors | None) -> Factors:
     """Factors of a projection under its layer's transform, and under its LoRA where it has one."""
-    possible_lora(site, transform)
     factors = transform.factors()
     assert factors is not None
     weight = plain_weight(projection, "a LoRA export")
@@ -125,16 +124,21 @@ def lora_from_connection(site: Site, projection: Projection, transform: Transfor
 # -- what cannot be a LoRA -------------------------------------------------------------------------------------------
 
 
-def possible_lora(site: Site, transform: Transform) -> None:
-    """Raise `UserError` if a layer's transform cannot be a LoRA: fused experts, or not of low rank."""
-    for projection in site.projections:
-        if projection.kind == "experts":
-            raise UserError(f"{projection.name}: an ordinary LoRA cannot target fused experts; {MERGE_INSTEAD}.")
-    if transform.factors() is None:
-        raise UserError(
-            f"{site.name}: a {type(transform).__name__} is a LoRA of full rank {site.size} only; {MERGE_INSTEAD}, or "
-            "train with transform: low_rank."
-        )
+def check_transforms(connected: ConnectedModel) -> dict[int, Transform]:
+    """The transforms by layer; `UserError` if one cannot be a LoRA: of fused experts, or not of low rank."""
+    transforms = linear_transforms(connected, "exported as a LoRA")
+    for site in find_sites(connected.model) if transforms else []:
+        if site.index not in transforms:
+            continue
+        for projection in site.projections:
+            if projection.kind == "experts":
+                raise UserError(f"{projection.name}: an ordinary LoRA cannot target fused experts; {MERGE_INSTEAD}.")
+        if transforms[site.index].factors() is None:
+            raise UserError(
+                f"{site.name}: a {type(transforms[site.index]).__name__} is a LoRA of full rank {site.size} only; "
+                f"{MERGE_INSTEAD}, or train with transform: low_rank."
+            )
+    return transforms
 
 
 def check_vocabulary(model: nn.Module, original: int | None) -> None:
@@ -162,11 +166,19 @@ def existing_lora(model: nn.Module) -> dict[str, Factors]:
 
 
 def plain_adapter(model: PeftModel) -> str:
-    """Name of the one LoRA on `model`."""
-    active = model.active_adapters
-    unfit = why_not_plain(model.peft_config[active[0]])
+    """Name of the one LoRA on `model`; `UserError` if it is no LoRA that leaves the base's own weights unchanged."""
+    active, unfit = model.active_adapters, None
+    config: Any = model.peft_config[active[0]]
     if len(active) != 1:
         unfit = f"{len(active)} adapters are active ({', '.join(active)})"
+    elif not isinstance(config, LoraConfig):
+        unfit = f"it is a {config.peft_type}"
+    elif config.modules_to_save or config.trainable_token_indices or config.target_parameters or config.bias != "none":
+        unfit = "it trains weights of the base (modules_to_save, trainable tokens, target_parameters or bias)"
+    elif config.init_lora_weights not in HARMLESS_STARTS:
+        unfit = f"its initialisation ({config.init_lora_weights}) has rewritten the base's weights"
+    elif config.layer_replication:
+        unfit = "it replicates layers"
     if unfit:
         raise UserError(f"the adapter on the base cannot be part of a LoRA export: {unfit}; {MERGE_INSTEAD}.")
     for name, module in unwrap(model).named_modules():
@@ -174,17 +186,6 @@ def plain_adapter(model: PeftModel) -> str:
         if variant is not None:  # DoRA and its like are not of the form s B A
             raise UserError(f"{name}: {type(variant).__name__} is no plain LoRA; {MERGE_INSTEAD}.")
     return str(active[0])
-
-
-def why_not_plain(config: PeftConfig) -> str | None:
-    """Why an adapter is not a LoRA that leaves the base's own weights unchanged; None if it is."""
-    if not isinstance(config, LoraConfig):
-        return f"it is a {config.peft_type}"
-    if config.modules_to_save or config.trainable_token_indices or config.target_parameters or config.bias != "none":
-        return "it trains weights of the base (modules_to_save, trainable tokens, target_parameters or bias)"
-    if config.init_lora_weights not in HARMLESS_STARTS:
-        return f"its initialisation ({config.init_lora_weights}) has rewritten the base's weights"
-    return "it replicates layers" if config.layer_replication else None
 
 
 def _factors(name: str, module: BaseTunerLayer, adapter: str) -> Factors | None:
