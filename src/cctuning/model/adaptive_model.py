@@ -15,7 +15,7 @@ from cctuning.connection.plan import Plan, predicting, prompt_ends
 from cctuning.connection.references import Anchor, Reference
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.passes import Batch, Step, uniform
-from cctuning.model.runner import NO_LOGITS, no_gradient, with_cache
+from cctuning.model.runner import NO_LOGITS, evaluating, first, no_gradient, with_cache
 from cctuning.model.sites import Site, unwrap
 
 
@@ -31,13 +31,11 @@ class AdaptiveModel(ConnectedModel):
     mixes_references = False
 
     def _insert(self, sites: list[Site]) -> None:
-        first = sites[0]
-        self.width = first.size
-        self._register(first, AdaptiveConnection(first.size, len(sites)))
+        self._sites, self.width = sites[:1], sites[0].size
+        self._register(sites[0], AdaptiveConnection(self.width, len(sites)))
         for site in sites:
             self._handles.append(site.block.register_forward_hook(self._recorder(site)))
-        self._handles.append(first.layer.register_forward_hook(self._inject))
-        self._sites = [first]
+        self._handles.append(sites[0].layer.register_forward_hook(self._inject))
 
     @property
     def adaptive(self) -> AdaptiveConnection:
@@ -48,7 +46,7 @@ class AdaptiveModel(ConnectedModel):
         def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             plan = self.wire.plan
             if plan is not None and plan.reference is not None:
-                hidden = _hidden(output).reshape(plan.rows, plan.positions, -1)
+                hidden = first(output).reshape(plan.rows, plan.positions, -1)
                 plan.results.memory[site.index] = Anchor().remember(hidden, hidden, plan.reference)
 
         return record
@@ -57,9 +55,8 @@ class AdaptiveModel(ConnectedModel):
         plan = self.wire.plan
         if plan is None or plan.injection is None or plan.connect_index is None:
             return output
-        hidden = _hidden(output)
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        changed = flat.index_add(0, plan.connect_index, plan.injection.to(flat.dtype)).view_as(hidden)
+        flat = first(output).reshape(-1, self.width)
+        changed = flat.index_add(0, plan.connect_index, plan.injection.to(flat.dtype)).view_as(first(output))
         return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
     # -- plans -------------------------------------------------------------------------------------------------------
@@ -115,13 +112,26 @@ class AdaptiveModel(ConnectedModel):
         return plan
 
     def _plan_generation(self, batch: Batch, options: dict[str, Any]) -> Callable[[int, int], Plan]:
-        """A pass over the reference, or else over the prompt, comes before the prompt's own."""
+        """A pass over the reference, or else over the prompt, comes before the prompt's own; then plain decoding."""
         with_cache(options)
         training, self.training = self.training, False
         try:
-            return _InjectOnce(self._plan_inference(batch, None))
+            prompt = [self._plan_inference(batch, None)]
         finally:
             self.training = training
+
+        def planner(rows: int, positions: int) -> Plan:
+            plan = Plan("connect", rows, positions)
+            if prompt:
+                known = prompt.pop()
+                assert known.injection is not None and known.connect_row is not None
+                repeat = rows // known.rows  # several sequences of a prompt
+                at = (known.connect_row[:, None] * repeat + torch.arange(repeat, device=batch.row.device)).flatten()
+                plan.connect_index = at * positions + positions - 1
+                plan.injection = known.injection.repeat_interleave(repeat, dim=0)
+            return plan
+
+        return planner
 
     # -- first passes ------------------------------------------------------------------------------------------------
 
@@ -137,21 +147,11 @@ class AdaptiveModel(ConnectedModel):
 
     def _reference_vectors(self, batch: Batch) -> Tensor:
         """(R, L, d) of the references of a batch, at their last tokens."""
-        assert batch.reference_input_ids is not None and batch.reference_attention_mask is not None
-        last = Reference.from_mask(batch.reference_attention_mask).last
-        return self._vectors(batch.reference_input_ids, batch.reference_attention_mask, last)
-
-    def _own_vectors(self, batch: Batch) -> Tensor:
-        """(B, L, d) of labelled rows, at the ends of their prompts."""
-        assert batch.labels is not None
-        ends = prompt_ends(batch.attention_mask, predicting(batch.labels))
-        return self._vectors(batch.input_ids, batch.attention_mask, ends)
+        ids, mask = batch.reference_input_ids, batch.reference_attention_mask
+        assert ids is not None and mask is not None
+        return self._vectors(ids, mask, Reference.from_mask(mask).last)
 
     # -- the matrix --------------------------------------------------------------------------------------------------
-
-    def after_training(self, batches: Iterable[dict[str, Tensor]]) -> Fit:
-        self.eval()
-        return self.fit_transform(batches)
 
     @torch.no_grad()
     def fit_transform(self, batches: Iterable[dict[str, Tensor]], hold_out: float = 0.1) -> Fit:
@@ -162,36 +162,16 @@ class AdaptiveModel(ConnectedModel):
             hold_out: share of the rows kept out of the fit, for its held-out error.
         """
         solver = StreamingLeastSquares(self.width)
-        for inputs in batches:
-            batch = Batch.of(inputs)
-            if batch.reference_input_ids is None or batch.labels is None:
-                continue
-            own = self._own_vectors(batch)[batch.paired]
-            theirs = self._reference_vectors(batch)[batch.reference_index[batch.paired]]
-            held = (uniform(self.seed, -1, batch.row[batch.paired]) < hold_out)[:, None].expand(own.shape[:2])
-            solver.add(own.flatten(0, 1), theirs.flatten(0, 1), held.flatten())
+        with evaluating(self):
+            for batch in map(Batch.of, batches):
+                if batch.reference_input_ids is None or batch.labels is None:
+                    continue
+                paired = batch.paired
+                ends = prompt_ends(batch.attention_mask, predicting(batch.labels))
+                own = self._vectors(batch.input_ids, batch.attention_mask, ends)[paired]
+                theirs = self._reference_vectors(batch)[batch.reference_index[paired]]
+                held = (uniform(self.seed, -1, batch.row[paired]) < hold_out)[:, None].expand(own.shape[:2])
+                solver.add(own.flatten(0, 1), theirs.flatten(0, 1), held.flatten())
         fit = solver.solve()
         self.adaptive.set_matrix(fit.matrix)
         return fit
-
-
-def _hidden(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-class _InjectOnce:
-    """Plans of one `generate`: the injection at the prefill's last position, then plain decoding."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan: Plan | None = plan
-
-    def __call__(self, rows: int, positions: int) -> Plan:
-        plan, self.plan = self.plan, None
-        if plan is None or plan.injection is None or plan.connect_row is None:
-            return Plan("connect", rows, positions)
-        repeat = rows // plan.rows
-        copies = torch.arange(repeat, device=plan.connect_row.device)
-        at = (plan.connect_row[:, None] * repeat + copies).flatten()
-        grown = Plan("connect", rows, positions, connect_index=at * positions + positions - 1)
-        grown.injection = plan.injection.repeat_interleave(repeat, dim=0)
-        return grown

@@ -182,8 +182,8 @@ class ConnectedModel(ConnectedForward):
             plan = self.reference_pass(Batch(input_ids, attention_mask, **references, reference_text=text))
         return torch.stack([plan.results.memory[layer][0] for layer in self.layers], dim=1)
 
-    def after_training(self, batches: Iterable[dict[str, Tensor]]) -> Fit | None:
-        """Fit what is not trained by gradient descent (nothing, but for the adaptive connection)."""
+    def fit_transform(self, batches: Iterable[dict[str, Tensor]]) -> Fit | None:
+        """Fit, after training, what is not trained by gradient descent (nothing, but for the adaptive connection)."""
         return None
 
     # -- saving ------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from cctuning.connection import Transform
 from cctuning.errors import UserError
-from cctuning.model.runner import evaluating
+from cctuning.model.runner import evaluating, first
 from cctuning.model.sites import Projection, Site, find_sites, innermost, unwrap
 
 if TYPE_CHECKING:
@@ -207,8 +207,8 @@ def check_linear(model: nn.Module, sites: list[Site]) -> None:
                 for part in site.projections
                 for name, tensor in tensors_of(part)
             }
-            before = _first(site.block(*args, **kwargs)).double()
-            after = _first(functional_call(site.block, changed, args, kwargs)).double()
+            before = first(site.block(*args, **kwargs)).double()
+            after = first(functional_call(site.block, changed, args, kwargs)).double()
             expected = before + before @ delta.to(before)
             error = ((after - expected).norm() / expected.norm().clamp(min=1e-30)).item()
             tolerance = max(TOLERANCE[tensor.dtype] for tensor in changed.values())
@@ -237,7 +237,3 @@ def _inputs(base: PreTrainedModel, sites: list[Site]) -> Iterator[tuple[Site, tu
         base(input_ids=torch.arange(PROBE_TOKENS, device=embedding.device)[None] % len(embedding), use_cache=False)
     for site in sites:
         yield site, seen[site.index]
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output

@@ -89,6 +89,11 @@ def with_cache(options: dict[str, Any]) -> None:
         raise UserError("generate: use_cache=False hides the prompt's end from the connection; leave the cache on.")
 
 
+def first(output: Any) -> Tensor:
+    """The activation in the output of a layer or block."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 def copy_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
     return output.clone()
 

@@ -261,7 +261,7 @@ class CCTrainer(RecordingTrainer):
         result = super().train(*args, **kwargs)
         self.connected.base_trained = serialization.base_is_trained(self.connected)
         with self.accelerator.autocast():
-            self.fit = self.connected.after_training(self._training_batches())
+            self.fit = self.connected.fit_transform(self._training_batches())
         return result
 
     def _training_batches(self) -> Iterator[dict[str, Any]]:
