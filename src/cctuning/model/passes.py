@@ -172,13 +172,12 @@ def plan_step(batch: Batch, config: ConnectionConfig, rows: Tensor | int, *, tra
     assert batch.labels is not None
     predict = predicting(batch.labels)
     answered, paired = predict.any(dim=1), batch.paired
-    every = torch.arange(batch.input_ids.shape[0], device=batch.input_ids.device)
-    no_row = torch.zeros_like(paired)
-    source, on_fused = every, no_row
+    source = torch.arange(len(paired), device=paired.device)
+    on_fused = torch.zeros_like(paired)
     if config.connection != "none" and (config.paths == "both" or not training):
-        twice = every[paired & (answered | (config.distill_weight > 0))]
-        source = torch.cat([twice, every])
-        on_fused = torch.cat([torch.ones_like(twice, dtype=torch.bool), no_row])
+        twice = source[paired & (answered | (config.distill_weight > 0))]
+        source = torch.cat([twice, source])
+        on_fused = torch.arange(len(source), device=paired.device) < len(twice)
     elif config.paths == "fused":
         on_fused = paired & answered
     elif config.paths == "sampled" and batch.fused_rows is not None:
@@ -188,7 +187,7 @@ def plan_step(batch: Batch, config: ConnectionConfig, rows: Tensor | int, *, tra
         score = predict | (scope_mask("prompt_end", batch.attention_mask, predict) & ~answered[:, None])
     plan = _plan(batch, config, predict, source, on_fused)
     if objective and config.weight > 0:
-        copies = torch.bincount(source, minlength=every.shape[0])[source]
+        copies = torch.bincount(source, minlength=len(paired))[source]
         plan.row_weight = 1.0 / (torch.as_tensor(rows, device=copies.device) * copies)
         plan.identity_weight = config.identity_weight
     mask = batch.attention_mask[source]
@@ -205,21 +204,20 @@ def plan_aligned_step(
         end: the forward may end after that layer where no row has an answer.
     """
     assert batch.labels is not None
-    order = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
-    if skip:
-        order = (~predicting(batch.labels).any(dim=1)).int().argsort(stable=True)
-        batch = batch.ordered(order)
+    answered = predicting(batch.labels).any(dim=1)
+    order = (~answered).int().argsort(stable=True) if skip else torch.arange(len(answered), device=answered.device)
+    batch = batch.ordered(order)
     assert batch.labels is not None
     predict = predicting(batch.labels)
     plan = Plan("align", *batch.input_ids.shape)
     if training and config.weight > 0 and bool(batch.paired.any()):
         plan.row_weight = batch.paired / torch.as_tensor(rows, device=order.device)
-        plan.spans = batch.spans(config.align_pool)
         plan.connect_reference = batch.reference_index.clamp(min=0)
-        answered = int(predict.any(dim=1).sum())
-        plan.stop = end and answered == 0
-        if skip and 0 < answered < plan.rows:
-            plan.above = Above(0, plan.rows, answered)
+        plan.spans = batch.spans(config.align_pool)
+        whole = int(answered.sum())
+        plan.stop = end and whole == 0
+        if skip and 0 < whole < plan.rows:
+            plan.above = Above(0, plan.rows, whole)
     fused = torch.zeros_like(batch.paired)
     return Step(batch.input_ids, batch.attention_mask, plan, order, fused, predict, predict, training, rows)
 
@@ -272,39 +270,30 @@ class GenerationPlanner:
 
     def __call__(self, rows: int, positions: int) -> Plan:
         """The plan of the next forward, over `rows` x `positions` new tokens."""
-        if self.prefilled and self.config.scope == "prompt_end":  # it is behind us: decode as the base model does
+        config, width = self.config, self.mask.shape[1]
+        if self.prefilled and config.scope == "prompt_end":  # it is behind us: decode as the base model does
             return Plan("rest", rows, positions)
         repeat = rows // self.mask.shape[0]
-        if not self.prefilled:
-            self._check_whole(positions)
-            self.prefilled = True
-            prompt = self.mask.repeat_interleave(repeat, dim=0)
-        else:
-            prompt = self.mask.new_zeros(rows, 0)
-        transform, connect = (
-            self._from_prompt(scope, prompt, positions) for scope in (self.config.scope, self.config.where_fused)
-        )
-        plan = Plan("connect", rows, positions)
-        if self.config.scope != "all":
-            plan.transform_index = flat_index(transform)[0]
-        if self.batch is not None and self.memory is not None:
-            which = self.batch.reference_index.repeat_interleave(repeat)
-            plan.connect_index, plan.connect_row = flat_index(connect & (which >= 0)[:, None])
-            plan.connect_reference = which[plan.connect_row]
-            plan.fused, plan.reference, plan.memory = which >= 0, self.memory.reference, self.memory.results.memory
-        return plan
-
-    @staticmethod
-    def _from_prompt(scope: str, prompt: Tensor, positions: int) -> Tensor:
-        """(B, positions) bool: those of `scope`, over the mask of a `prompt` (B, T; T may be 0) and answer tokens."""
-        answer = prompt.new_full((prompt.shape[0], positions - prompt.shape[1]), scope != "prompt_end")
-        if not prompt.shape[1]:
-            return answer.bool()
-        return torch.cat([scope_mask(scope, prompt, None), answer.bool()], dim=1)
-
-    def _check_whole(self, positions: int) -> None:
-        if positions < self.mask.shape[1] and (self.config.scope != "all" or self.memory is not None):
+        prompt = self.mask[:, :0] if self.prefilled else self.mask
+        if not self.prefilled and positions < width and (config.scope != "all" or self.memory is not None):
             raise UserError(
                 "generate: the prompt is not run at once (prefill_chunk_size, or a cache of its beginning), and the "
                 "connection cannot tell its end; leave those options out."
             )
+        self.prefilled = True
+        prompt = prompt.repeat_interleave(repeat, dim=0)
+
+        def mask(scope: str) -> Tensor:
+            """(rows, positions) bool: those of `scope`, over the prompt and the tokens of the answer."""
+            answer = prompt.new_full((rows, positions - prompt.shape[1]), scope != "prompt_end").bool()
+            return torch.cat([scope_mask(scope, prompt, None), answer], dim=1) if prompt.shape[1] else answer
+
+        plan = Plan("connect", rows, positions)
+        if config.scope != "all":
+            plan.transform_index = flat_index(mask(config.scope))[0]
+        if self.batch is not None and self.memory is not None:
+            which = self.batch.reference_index.repeat_interleave(repeat)
+            plan.connect_index, plan.connect_row = flat_index(mask(config.where_fused) & (which >= 0)[:, None])
+            plan.connect_reference = which[plan.connect_row]
+            plan.fused, plan.reference, plan.memory = which >= 0, self.memory.reference, self.memory.results.memory
+        return plan
