@@ -122,6 +122,7 @@ def connected_batch(batch):
 def test_a_linear_one_is_merged_and_a_low_rank_one_is_a_lora(batch, tmp_path):
     connected = attach(**OWN).eval()
     expected = connected(batch["input_ids"]).logits
+    connected.model.requires_grad_(False)
     connected.export_lora(tmp_path / "lora")
     merged = connected.merge_and_unload()
     torch.testing.assert_close(merged(batch["input_ids"]).logits, expected, rtol=1e-4, atol=1e-4)

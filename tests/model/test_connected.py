@@ -166,8 +166,10 @@ def test_a_prompt_that_is_not_run_at_once_is_refused(scope, batch):
 
 
 def test_a_base_that_a_loop_of_ones_own_trained_is_no_lora(batch, tmp_path):
-    connected = attach(**CURRENT)
+    connected = attach(tiny_llama().requires_grad_(False), **CURRENT)
+    fine_tune(connected, batch, 2)
     connected.export_lora(tmp_path / "before")
+    connected = attach(**CURRENT)
     fine_tune(connected, batch, 2)
     with pytest.raises(UserError, match="the base's own weights were trained"):
         connected.export_lora(tmp_path / "after")

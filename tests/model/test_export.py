@@ -83,7 +83,8 @@ def test_a_server_that_overlooks_the_patterns_is_right_all_the_same(tmp_path: Pa
 
 
 def test_the_lora_of_one_layer_names_that_layer_alone(tmp_path: Path) -> None:
-    connected = ConnectedModel.attach(build("llama"), ConnectionConfig("gated", transform_rank=4, layers=[1])).eval()
+    frozen = build("llama").requires_grad_(False)
+    connected = ConnectedModel.attach(frozen, ConnectionConfig("gated", transform_rank=4, layers=[1])).eval()
     shake(connected)
     export_lora(connected, tmp_path / "lora", base_name="org/base")
     config = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())

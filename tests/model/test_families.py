@@ -39,7 +39,7 @@ def apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def connected_and_shaken(model: PreTrainedModel) -> ConnectedModel:
-    connected = ConnectedModel.attach(model, CONFIG).eval()
+    connected = ConnectedModel.attach(model.requires_grad_(False), CONFIG).eval()
     shake(connected, 0.3)
     return connected
 

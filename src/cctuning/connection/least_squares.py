@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # relative to the mean eigenvalue of the Gram matrix
-BLOCK = 4096  # pairs multiplied at a time
 
 
 @dataclass
@@ -35,26 +34,15 @@ class Fit:
 
 
 class _Products:
-    """X'X, X'Z, tr(Z'Z), tr(Y'Y) and the number of pairs, where Z = Y - X; complete after `finish`."""
+    """X'X, X'Z, tr(Z'Z), tr(Y'Y) and the number of pairs, where Z = Y - X."""
 
     def __init__(self, size: int) -> None:
         self.xx = torch.zeros(size, size, dtype=torch.float64)
         self.xz = torch.zeros(size, size, dtype=torch.float64)
-        self.zz, self.yy, self.count, self.waiting_count = 0.0, 0.0, 0, 0
-        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.zz, self.yy, self.count = 0.0, 0.0, 0
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        self.waiting.append((x, y))
-        self.count, self.waiting_count = self.count + len(x), self.waiting_count + len(x)
-        if self.waiting_count >= BLOCK:
-            self.finish()
-
-    def finish(self) -> None:
-        """Multiply the waiting pairs, in fp32 on their device; the sums stay in main memory."""
-        if not self.waiting:
-            return
-        x, y = (torch.cat(side) for side in zip(*self.waiting, strict=True))
-        self.waiting, self.waiting_count = [], 0
+        """Multiply pairs in fp32 (fp64 if they are), on their device; the sums stay in main memory."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         x, y = x.to(dtype), y.to(dtype)
         z = y - x
@@ -63,6 +51,7 @@ class _Products:
             self.xz += (x.T @ z).cpu()
         self.zz += float(torch.linalg.vector_norm(z, dtype=torch.float64).square())
         self.yy += float(torch.linalg.vector_norm(y, dtype=torch.float64).square())
+        self.count += len(x)
 
     def error(self, change: Tensor) -> float:
         """`||X D - Z||^2 / ||Y||^2` of the change D; of D = 0 that of the identity."""
@@ -87,8 +76,6 @@ class StreamingLeastSquares:
     def solve(self) -> Fit:
         """The matrix with the smallest held-out error over `RIDGES`, or the identity if none is better."""
         fitted, held_out = self.fitted, self.held_out
-        fitted.finish()
-        held_out.finish()
         judge = held_out if held_out.count else fitted
         identity = torch.zeros_like(fitted.xx)
         best = (judge.error(identity), float("inf"), identity)

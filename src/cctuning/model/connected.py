@@ -64,7 +64,6 @@ class ConnectedModel(ConnectedForward):
             self._insert(find_sites(self.model))
         self._run = Runner(self.model, self.wire)
         self._handles += self._run.handles
-        self.written = serialization.times_written(self)  # so that export_lora can tell whether the base was trained
         self.train(model.training)
 
     # -- attaching and detaching -------------------------------------------------------------------------------------

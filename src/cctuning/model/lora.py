@@ -31,7 +31,7 @@ from cctuning.connection import Transform
 from cctuning.errors import UserError
 from cctuning.files import directory_atomically
 from cctuning.model.merge import linear_transforms, plain_weight
-from cctuning.model.serialization import times_written
+from cctuning.model.serialization import base_is_trained
 from cctuning.model.sites import Projection, find_sites, innermost, unwrap
 
 if TYPE_CHECKING:
@@ -60,12 +60,6 @@ def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | 
         base_name: base model in the adapter's config; default: where the base was loaded from.
     """
     factors = existing_lora(connected.model)
-    trained = connected.base_trained
-    if trained or (trained is None and times_written(connected) != connected.written):
-        raise UserError(
-            "the base's own weights were trained, and a LoRA would not carry them; export with --format merged "
-            "(merge_and_unload), or train with tune: lora."
-        )
     transforms = check_transforms(connected)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory}: exists and is not an empty directory; nothing is overwritten, choose another.")
@@ -76,6 +70,13 @@ def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | 
             factors[projection.name] = lora_from_connection(projection, transforms[site.index], old)
     if not factors:
         raise UserError("nothing to export: the connection has no transform and the base has no LoRA.")
+    trained = connected.base_trained
+    if trained or (trained is None and base_is_trained(connected)):
+        raise UserError(
+            "the base's own weights were trained, and a LoRA would not carry them; export with --format merged "
+            "(merge_and_unload), or train with tune: lora. In a loop of your own, freeze the base "
+            "(requires_grad_(False)) before connecting it."
+        )
     factors = _of_one_rank(factors)
     config = _config(base, factors, (base.config.name_or_path if base_name is None else base_name) or None)
     if config.lora_bias:

@@ -51,20 +51,9 @@ def check_adapter(model: PreTrainedModel) -> None:
 
 def base_is_trained(connected: ConnectedModel) -> bool:
     """Whether any weight that is neither the connection's nor a LoRA's is trainable."""
-    return any(parameter.requires_grad for parameter in _of_base(connected))
-
-
-def times_written(connected: ConnectedModel) -> int:
-    """A count that grows when a weight of the base, neither the connection's nor a LoRA's, is written to.
-
-    It is autograd's `Tensor._version`, which is not public; `tests/model/test_connected.py` fails when it changes.
-    """
-    return sum(parameter._version for parameter in _of_base(connected) if not parameter.is_inference())
-
-
-def _of_base(connected: ConnectedModel) -> list[Tensor]:
     ours = {id(p) for c in connected.connections.values() for p in c.parameters()}
-    return [p for name, p in connected.model.named_parameters() if id(p) not in ours and "lora_" not in name]
+    named = connected.model.named_parameters()
+    return any(p.requires_grad and id(p) not in ours and "lora_" not in name for name, p in named)
 
 
 def describe_base(model: PreTrainedModel, embedding: Tensor | None = None) -> dict[str, Any]:
