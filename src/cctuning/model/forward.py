@@ -228,10 +228,11 @@ class ConnectedForward(nn.Module):
     def _may_end(self, whole: bool) -> bool:
         """Whether a forward may end after the last aligned layer: not with several processes or in a wrapped model
         (not `whole`), nor under reentrant checkpointing, which keeps no graph of what is collected on the side."""
-        base = unwrap(self.model)
-        kept = [module for module in base.modules() if getattr(module, "gradient_checkpointing", False)]
-        reentrant = any(m._gradient_checkpointing_func.keywords.get("use_reentrant", True) for m in kept)
-        return whole and not several_processes() and not (self.training and reentrant)
+        if not whole or several_processes():
+            return False
+        found: list[Any] = [m for m in unwrap(self.model).modules() if getattr(m, "gradient_checkpointing", False)]
+        reentrant = any(m._gradient_checkpointing_func.keywords.get("use_reentrant", True) for m in found)
+        return not (self.training and reentrant)
 
     def _offer(self, batch: Batch, plan: Plan) -> None:
         """Run the references, and put what the layers kept into the `plan` of the rows' own pass."""
