@@ -58,16 +58,7 @@ def _pairs(results: Results) -> list[tuple[str, Sequence[Record], Sequence[Recor
         if same and plain:
             chosen = same[best({number: [record] for number, record in enumerate(same)})]
             found.append((f"{group} - plain, both at {SAME_RATE:g}, seed 0", [chosen], plain))
-    pack, plain = (_at(results, f"100 English {recipe}") for recipe in ("pack", "plain"))
-    if pack and plain:
-        found.append((f"100 English pack - plain, both at {SAME_RATE:g}, {len(pack)} seeds", pack, plain))
     return found
-
-
-def _at(results: Results, group: str) -> list[Record]:
-    """The group's records of all seeds at the rate `SAME_RATE`."""
-    every = [*results.groups.get(group, []), *results.groups.get(group + SEEDS, [])]
-    return [record for record in every if record["cell"]["setting"]["rate"] == SAME_RATE]
 
 
 def page(records: Sequence[Record]) -> str:
@@ -105,6 +96,7 @@ def page(records: Sequence[Record]) -> str:
     shown = {group: COMPARED[group] for group in BY_LANGUAGE if group in results.groups}
     parts += ["### By language", language_table(results, shown)]
     options = ("rate", "weight", "epochs", "pack_rate", "pack_passes")
-    searched = [group for group in COMPARED if group in results.groups]
+    few = [group for group in results.groups if group.startswith(("50 ", "100 English ")) and SEEDS not in group]
+    searched = [group for group in (*COMPARED, *few) if group in results.groups]
     parts += ["### What was searched (seed 0)", search_table(results, searched, options)]
     return "\n\n".join(parts) + "\n"

@@ -155,12 +155,16 @@ PLANS = {
 
 
 def main(name: str, *results: str) -> None:
-    """Print a plan, or the table of its records."""
+    """Print a plan, or the tables of its records, one for each world."""
     plan, against = PLANS[name]
-    if results:
-        print(seed_table(records_of([Path(one) for one in results]), against))
-    else:
+    if not results:
         print("\n".join(map(json.dumps, plan())))
+        return
+    records = records_of([Path(one) for one in results])
+    for world in dict.fromkeys(record["cell"]["world"] for record in records):
+        own = [record for record in records if record["cell"]["world"] == world]
+        groups = {record["group"] for record in own}
+        print(seed_table(own, [group for group in against if group in groups]), end="\n\n")
 
 
 if __name__ == "__main__":
