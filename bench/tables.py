@@ -202,6 +202,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "growth": growth,
     "gpu": gpu,
     "gpu_128_rows": gpu,
+    "gpu_8b": gpu,
     "gpu_answers": gpu,
     "gpu_packing": gpu_packing,
 }

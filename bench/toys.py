@@ -109,6 +109,7 @@ def stepper(trainer: Any, checkpointing: str | None = None) -> Callable[[], Any]
     if checkpointing is not None:
         model.enable_input_require_grads()
         model.activation_checkpointing_enable({"use_reentrant": checkpointing == "reentrant"})
+    model = trainer.accelerator.prepare_model(model)  # autocast, as train() does
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1
     trainer.state.max_steps, trainer.state.global_step = 100, 50  # `sampled`: half of the rows are fused
