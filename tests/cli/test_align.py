@@ -40,7 +40,7 @@ def test_a_pack_then_plain_sft_on_it(base, tmp_path, capsys):
     assert "--connection none --data ROWS" in said
     run = run_json(tmp_path / "pack")
     assert run["status"] == "finished" and run["data"]["rows"] == 0 and run["parallel"]["languages"] == {"qu": 30}
-    assert set(run["alignment"]["qu"]) == {"pairs", "before", "after"}
+    assert set(run["alignment"]["qu"]) == {"pairs", "held_out", "before", "after"}
     pack = tmp_path / "pack" / "model"
     AutoModelForCausalLM.from_pretrained(pack)  # a plain checkpoint
     recipe = write_recipe(
@@ -165,7 +165,7 @@ def test_parallel_text_that_is_evaluated_on_is_a_note(base, tmp_path, capsys):
     evaluated = ("--eval_data", write_jsonl(tmp_path / "eval.jsonl", asked), "--eval_strategy", "epoch")
     given = ("--data", rows, "--parallel", text, *evaluated, "--output_dir", tmp_path / "run", *SMALL)
     done("train", "--model", base, *given)
-    assert "3 pairs of the parallel text are prompts of eval_data" in capsys.readouterr().out
+    assert "3 pairs of the parallel text are prompts of the evaluation rows" in capsys.readouterr().out
 
 
 def test_a_damaged_recording_is_made_again(base, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from peft import LoraConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cctuning import CCTrainer, UserError
-from cctuning.training.sampling import PackedOrder
+from cctuning.training.schedule import Schedule
 from cctuning.training.summary import doubts, plan
 from tests.model.test_packing import varlen
 from tests.training import test_parallel_text, test_trainer
@@ -144,9 +144,9 @@ def test_packed_batches_hold_each_row_once(count, parts, processes):
         counts = set()
         for rank in range(processes):
             options = {"dp_size": processes, "grad_accum": parts, "rank": rank, "seed": 3, "drop_last": drop_last}
-            order = PackedOrder(lengths, 40, 2, **options)
+            order = Schedule(lengths, 2, capacity=40, **options)
             for epoch in range(3):
-                order.begin(epoch)
+                order.set_epoch(epoch)
                 batches = list(order)
                 assert batches == list(order) and len(batches) == len(order)
                 assert all(batches) and all(sum(lengths[row] for row in batch) <= 80 for batch in batches)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from cctuning import CCTrainer, ConnectedModel, ConnectionConfig, UserError
 from cctuning.model.passes import Batch
 from cctuning.training import CCConfig
-from cctuning.training.mixing import Mixture, as_rows
+from cctuning.training.parallel import Mixture, as_rows, held_out
 from tests.training.toys import model, rows, tokenizer
 
 
@@ -125,7 +125,7 @@ def test_every_batch_holds_its_share_and_each_pair_comes_once_before_any_comes_t
     loader, seen = made.get_train_dataloader(), Counter()
     places = set(made.parallel["row"])
     for epoch in range(8):
-        loader.collate_fn.epoch = epoch
+        made._schedule.set_epoch(epoch)
         for batch in loader:
             answered = (batch["labels"] != -100).any(dim=1)
             assert batch["input_ids"].shape[0] == 3 * int(answered.sum())
@@ -176,7 +176,8 @@ def test_parallel_text_comes_first_then_each_answered_row_once_an_epoch(each, st
     pairs_taken = Counter(row for rows in taken.steps.values() for row, right in rows if not right)
     assert max(pairs_taken.values()) - min([pairs_taken[row] for row in made.parallel["row"]]) <= 1
     assert made.state.global_step == made.state.max_steps == 3 + 2 * -(-len(answered) // 4)
-    assert [taken.epochs[step] for step in (1, 2, 3)] == [0, 0, 0] and taken.epochs[made.state.max_steps] == 2
+    epochs = list(taken.epochs.values())
+    assert epochs == sorted(epochs) and max(epochs[:3]) < 1 and epochs[-1] == 2
     assert not set(answered["row"]) & set(made.parallel["row"])
     if each == 0:
         assert all("align_loss" not in entry for entry in made.state.log_history if entry["step"] > 3)
@@ -256,8 +257,10 @@ def test_a_row_s_own_draw_does_not_depend_on_where_one_starts():
 
 def test_a_short_run_measures_fewer_pairs(tmp_path):
     made = trainer(tmp_path, pairs=pairs(400))
-    few, many = (Counter(made.by_language._choose(steps)["lang"]) for steps in (2, 10_000))
-    assert set(few) == set(many) == {"sw", "th"} and max(few.values()) <= 8 and 50 <= min(many.values()) <= 64
+    few, many = (
+        Counter(pair["lang"] for pair in made.by_language._choose(made.table, steps)) for steps in (2, 10_000)
+    )
+    assert set(few) == set(many) == {"sw", "th"} and max(few.values()) <= 8 and 40 <= min(many.values()) <= 64
 
 
 def test_contrastive_without_a_recording_is_a_warning(tmp_path, caplog):
@@ -302,11 +305,10 @@ def test_what_cannot_be_is_one_line(options, said, tmp_path):
 
 
 def test_each_reference_is_a_row_of_its_own_once():
-    found = as_rows(
-        Dataset.from_dict({"text": ["a", "b", "c"], "reference": ["d", "e", "e"], "lang": ["en", "sw", "sw"]}), "en", 7
-    )
+    given = {"prompt": ["a", "b", "c"], "reference": [None, "e", "e"], "lang": ["en", "sw", "sw"], "origin": ["1"] * 3}
+    found = as_rows(Dataset.from_dict(given), "en")
     assert found["prompt"][:] == ["a", "b", "c", "e"] and found["lang"][:] == ["en", "sw", "sw", "en"]
-    assert found["reference"][:] == [None, "e", "e", "e"] and found["row"][:] == [7, 8, 9, 10]
+    assert found["reference"][:] == [None, "e", "e", "e"]
 
 
 def test_neither_rows_nor_text(tmp_path):
@@ -333,3 +335,105 @@ def test_an_error_that_does_not_fall_is_reported_once(errors, warned, tmp_path, 
     made.by_language.on_log(made.args, made.state, made.control, logs={"align_loss": errors[-1]})
     told = [record.getMessage() for record in caplog.records if "does not fall" in record.getMessage()]
     assert len(told) == warned and all("2 at the first log, 1.99 by step 50" in line for line in told)
+
+
+def texts(rows: Dataset | list, made: CCTrainer) -> set[str]:
+    return {made.processing_class.decode(row["input_ids"]) for row in rows}
+
+
+@pytest.mark.parametrize("answered", [None, english()])
+def test_pairs_are_held_out_and_never_trained_on(answered, tmp_path):
+    """The same ones in a run that is resumed: the choice depends on the pairs alone."""
+    options = {"pairs": pairs(700), "per_device_train_batch_size": 16, "num_train_epochs": 1}
+    made, again = (trainer(tmp_path, None, answered, **options, seed=seed) for seed in (1, 2))
+    held = texts(made.held, made)
+    assert held == texts(again.held, again)
+    counts = Counter(row["lang"] for row in made.held)
+    assert 20 <= counts["sw"] <= 26 and 5 <= counts["th"] <= 8  # 5 % of 525 and 175, without texts that come twice
+    assert not held & texts(made.table, made)
+    taken = Taken(made)
+    made.train()
+    ids = {row for rows in taken.steps.values() for row, _ in rows}
+    assert ids and not ids & set(made.held["row"])
+    assert {code: one["held_out"] for code, one in made.by_language.as_dict().items()} == {"sw": True, "th": True}
+    assert "held-out pairs found" in made.by_language.table()
+
+
+def test_a_small_language_is_measured_on_its_training_text(tmp_path):
+    made = trainer(tmp_path, pairs=pairs(200), max_steps=3)  # 150 and 50
+    made.train()
+    found = made.by_language.as_dict()
+    assert found["sw"]["held_out"] and not found["th"]["held_out"]
+    assert "of 8 pairs of the training text found" in made.by_language.table()
+
+
+def test_at_most_a_twentieth_of_a_language_is_held_out_and_no_text_that_comes_twice():
+    rows = {
+        "prompt": [f"a{n}" for n in range(99)] + [f"b{n % 90}" for n in range(100)] + [f"c{n}" for n in range(2000)]
+    }
+    rows["lang"] = ["sw"] * 99 + ["th"] * 100 + ["yo"] * 2000
+    found = held_out(Dataset.from_dict(rows), "en")
+    counts = Counter(rows["lang"][place] for place in found)
+    assert counts == {"th": 3, "yo": 32}
+    assert all(rows["prompt"].count(rows["prompt"][place]) == 1 for place in found)
+
+
+@pytest.mark.parametrize("answered", [None, english()])
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_short_run_records_the_references_that_it_reads(answered, first, tmp_path, monkeypatch):
+    monkeypatch.setattr("cctuning.training.recording.SAMPLE", 10)
+    options = {"pairs": pairs(400), "max_steps": 4, "gradient_accumulation_steps": 2}
+    if answered is not None:
+        options |= {"align_first": first}
+    short = trainer(tmp_path / "short", None, answered, **options)
+    assert 10 < len(short.recording.prompts) < 80 and "all that the run reads and a sample" in short.recording.size()
+    short.train()
+    whole = trainer(tmp_path / "whole", {"align_loss": "standardized"}, answered, **options, record_references="true")
+    monkeypatch.setattr("cctuning.training.schedule.Schedule.rows_read", lambda self, steps: range(len(self.lengths)))
+    every = trainer(tmp_path / "all", {"align_loss": "standardized"}, answered, **options)
+    assert len(every.recording.prompts) > 300
+    # Same statistics: the vectors that the steps take are the same ones.
+    for made in (whole, every):
+        made.make_recording()
+    for layer, found in every.connected.recorded.statistics.items():
+        found.mean.copy_(whole.connected.recorded.statistics[layer].mean)
+        found.spread.copy_(whole.connected.recorded.statistics[layer].spread)
+    whole.train(), every.train()
+    assert curve(whole) == pytest.approx(curve(every), rel=1e-5)
+
+
+def test_a_run_is_not_made_longer_than_its_recording(tmp_path):
+    made = trainer(tmp_path, pairs=pairs(400), max_steps=4)
+    made.args.max_steps = 40
+    with pytest.raises(UserError, match="raised after CCTrainer was made"):
+        made.train()
+
+
+def test_parallel_text_that_is_evaluated_on_is_a_note_from_python_too(tmp_path, caplog):
+    text = pairs()
+    asked = {"prompt": text["text"][:2] + text["reference"][5:6], "response": ["w1"] * 3, "lang": ["sw", "sw", "en"]}
+    for answered in (None, english()):
+        args = CCConfig(str(tmp_path), max_steps=1, report_to="none", save_strategy="no", use_cpu=True)
+        made = CCTrainer(
+            model(),
+            args,
+            ConnectionConfig(layers=[0, 1]),
+            train_dataset=answered,
+            parallel_dataset=text,
+            eval_dataset=Dataset.from_dict(asked),
+            processing_class=tokenizer(),
+        )
+        said = "3 pairs of the parallel text are prompts of the evaluation rows"
+        assert any(said in note for note in made.notes)
+        made.train()
+        assert said in caplog.text
+
+
+def test_a_pair_that_is_too_long_names_the_option(tmp_path):
+    long = {"text": ["x1 " * 40, "x1 x2"], "reference": ["w1 " * 40, "w1 w2"], "lang": ["sw", "sw"]}
+    with pytest.raises(
+        UserError, match=r"40 tokens, and max_length is 20; .*set bad_rows: skip to leave out such rows"
+    ):
+        trainer(tmp_path, pairs=Dataset.from_dict(long), max_length=20)
+    made = trainer(tmp_path, pairs=Dataset.from_dict(long), max_length=20, bad_rows="skip")
+    assert len(made.train_dataset) == 2 and len(made.skipped) == 2

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from cctuning import CCTrainer, ConnectionConfig
-from cctuning.training.sampling import EpochOrder, undisturbed
+from cctuning.training.schedule import Schedule, undisturbed
 from tests.training.test_trainer import config, losses, weights
 from tests.training.toys import model, rows, tokenizer
 
@@ -106,7 +106,7 @@ def test_workers_change_nothing(strategy, tmp_path):
 
 def order(lengths, strategy="random", processes=1, parts=1, rank=0, seed=1, drop_last=False):
     options = {"dp_size": processes, "grad_accum": parts, "rank": rank, "seed": seed, "drop_last": drop_last}
-    return EpochOrder(lengths, 4, strategy, **options)
+    return Schedule(lengths, 4, strategy=strategy, **options)
 
 
 def test_epochs_and_seeds_differ():
@@ -115,7 +115,7 @@ def test_epochs_and_seeds_differ():
         orders = []
         for seed, epoch in ((1, 0), (1, 1), (5, 0)):
             made = order(lengths, strategy, seed=seed, parts=2)
-            made.begin(epoch)
+            made.set_epoch(epoch)
             torch.rand(epoch + 1)  # what others draw is nothing to it
             orders.append([row for batch in made for row in batch])
             assert [row for batch in made for row in batch] == orders[-1] and sorted(orders[-1]) == list(range(40))
@@ -131,7 +131,7 @@ def test_batches_hold_each_row_once(strategy, count, processes):
     batches = []
     for rank in range(processes):
         made = order([1 + place % 7 for place in range(count)], strategy, processes, 2, rank)
-        made.begin(1)
+        made.set_epoch(1)
         batches.append(list(made))
         assert len(batches[-1]) == len(made) and all(batches[-1])
         taken.update(row for batch in (batches[-1][:-1] if made.fills else batches[-1]) for row in batch)

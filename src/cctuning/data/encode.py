@@ -283,7 +283,7 @@ def _encode_batch(
         origin, problem = origin_of(row), None
         if isinstance(encoded, UserError):
             if not skip:
-                raise encoded
+                raise UserError(f"{encoded} (Or set bad_rows: skip to leave out such rows.)")
             problem = str(encoded).removeprefix(f"{origin}: ")
             encoded = {**{name: [] for name in FEATURES}, "row": -1, "lang": ""}
         more = {"origin": origin, "problem": problem, "warning": encoder.warning(row)}

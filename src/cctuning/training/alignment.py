@@ -47,28 +47,29 @@ class Alignment:
         return self.layers[start : start + width]
 
 
-def measure(connected: ConnectedModel, texts: Prompts, which: Tensor, languages: Sequence[str], pad: int) -> Alignment:
-    """Measure texts against recorded references, with the current weights.
-
-    Args:
-        connected: with `connection: align`, whose layers and pooling are used; its recording is left unchanged.
-        texts: (N) encoded. which: (N,) index of each text's reference in `connected.recorded`.
-        languages: (N,) code of each.
-        pad: token id for padding.
-    """
-    assert connected.recorded is not None
-    return compare(connected.recorded, record(connected, texts, pad=pad, folder=None), which, languages)
+def sides(rows: Sequence[Mapping[str, Any]]) -> tuple[Prompts, Prompts, Tensor]:
+    """The distinct references of N encoded pairs, their texts, and the place (N,) of each text's reference."""
+    met: dict[tuple[int, ...], int] = {}
+    which = [met.setdefault(tuple(row["reference_input_ids"]), len(met)) for row in rows]
+    first = [rows[which.index(number)] for number in range(len(met))]
+    references = Prompts(list(met), torch.tensor([row["reference_text"] for row in first]).reshape(-1, 2))
+    texts = Prompts([row["input_ids"] for row in rows], torch.tensor([row["text"] for row in rows]).reshape(-1, 2))
+    return references, texts, torch.tensor(which)
 
 
 def compare(
     references: RecordedReferences, texts: RecordedReferences, which: Tensor, languages: Sequence[str]
 ) -> Alignment:
-    """Measure recorded texts against recorded references; other arguments as in `measure`."""
+    """Measure recorded texts against recorded references.
+
+    Args:
+        which: (N,) place of each text's reference.
+        languages: (N,) code of each text.
+    """
     codes = sorted(set(languages))
     rows = {code: torch.tensor([n for n, lang in enumerate(languages) if lang == code]) for code in codes}
-    candidates, own = torch.unique(which, return_inverse=True)
-    there, mine = references.take(candidates), texts.take(torch.arange(texts.size))
-    own = own.to(references.device)
+    there, mine = (side.take(torch.arange(side.size)) for side in (references, texts))
+    own = which.to(references.device)
     errors, found, spread = [], [], []
     for layer in references.layers:
         statistics = references.statistics[layer]
@@ -83,7 +84,7 @@ def compare(
         list(references.layers),
         codes,
         [len(rows[code]) for code in codes],
-        len(candidates),
+        references.size,
         torch.tensor(errors).T,
         torch.tensor(found).T,
         torch.tensor(spread),
@@ -104,16 +105,9 @@ def of_text(model: PreTrainedModel, encoder: Encoder, pairs: Sequence[Mapping[st
     depth = model.config.get_text_config().num_hidden_layers
     connected = ConnectedModel.attach(model, ConnectionConfig(connection="align", layers=list(range(depth)))).eval()
     try:
-        met: dict[tuple[int, ...], int] = {}
-        which = [met.setdefault(tuple(row["reference_input_ids"]), len(met)) for row in encoded]
-        first = [which.index(number) for number in range(len(met))]
-        references = Prompts(
-            [encoded[place]["reference_input_ids"] for place in first],
-            torch.tensor([encoded[place]["reference_text"] for place in first]),
-        )
-        texts = Prompts([row["input_ids"] for row in encoded], torch.tensor([row["text"] for row in encoded]))
+        references, texts, which = sides(encoded)
         pad = int(cast(Any, encoder.tokenizer.pad_token_id))
         there, mine = (record(connected, side, pad=pad, folder=None) for side in (references, texts))
-        return compare(there, mine, torch.tensor(which), [row["lang"] for row in encoded])
+        return compare(there, mine, which, [row["lang"] for row in encoded])
     finally:
         connected.unload()

@@ -9,22 +9,23 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from cctuning.model.connected import ATTRIBUTE
-from cctuning.model.recorded import Prompts
-from cctuning.training.alignment import Alignment, measure
-from cctuning.training.sampling import undisturbed
+from cctuning.model.recorded import Prompts, RecordedReferences, record
+from cctuning.training.alignment import Alignment, compare, sides
+from cctuning.training.schedule import undisturbed
 
 if TYPE_CHECKING:
-    from cctuning.training.recording import RecordingTrainer
+    from cctuning.training.trainer import CCTrainer
 
 logger = logging.getLogger(__name__)
 PAIRS, FEWEST = 64, 8  # measured per language, at most and at least
-SHARE = 0.075  # of the rows that a run trains on, measured twice with forward passes alone: some 5 % of its time
+SHARE = 0.05  # of the rows that a run trains on; three forward passes of them take some 5 % of its time
 LOOK_AT, MOVED = 50, 0.02  # the step at which the error should have fallen by this share of its first value
 SAMPLES_FILE = "samples.jsonl"
 ANSWER_TOKENS = 64
@@ -33,49 +34,61 @@ ANSWER_TOKENS = 64
 class AlignmentByLanguage(TrainerCallback):
     """Measure how well parallel text is aligned, by language, before and after training.
 
-    A sample of the training text is measured: it shows whether anything has moved, not whether the model answers
-    better (see `cctuning evaluate`). Warns at step 50 if the training error has not fallen.
+    Pairs that are held out of training are measured; in a language too small for that, a sample of the training text.
+    It shows whether anything has moved, not whether the model answers better (see `cctuning evaluate`). Warns at step
+    50 if the training error has not fallen.
 
     Attributes:
         before, after: results; None until measured. `before` is not measured in a run that is resumed.
     """
 
-    def __init__(self, trainer: RecordingTrainer, rows: Any) -> None:
-        """`rows` is encoded parallel text with `reference_row`."""
-        self.trainer, self.rows = trainer, rows
+    def __init__(self, trainer: CCTrainer) -> None:
+        self.trainer = trainer
         self.before: Alignment | None = None
         self.after: Alignment | None = None
-        self._sample: Any = None
         self._losses: list[float] = []
         self._watching = True
 
-    def _measure(self, steps: int) -> Alignment | None:
-        if self._sample is None:
-            self._sample = self._choose(steps)
-        sample = self._sample
-        if not len(sample):
-            return None
-        texts = Prompts(sample["input_ids"][:], torch.tensor(sample["text"][:]).reshape(-1, 2))
-        which, languages = torch.tensor(sample["reference_row"][:]), list(sample["lang"])
-        tokenizer: Any = self.trainer.processing_class
-        with self.trainer.accelerator.autocast():
-            return measure(self.trainer.connected, texts, which, languages, tokenizer.pad_token_id)
+    @torch.no_grad()
+    def record(self) -> None:
+        """Choose the pairs, and record their references through the weights as they are."""
+        held, rows, steps = self.trainer.held, self.trainer.table, self.trainer.planned_steps()
+        self.pairs = [] if held is None else self._choose(held, steps)
+        self.held_out = {pair["lang"] for pair in self.pairs}
+        self.pairs += [pair for pair in self._choose(rows, steps) if pair["lang"] not in self.held_out]
+        references, self._texts, self._which = sides(self.pairs)
+        if self.pairs:
+            self._references = self._record(references)
+            recorded: Any = self.trainer.connected.recorded
+            self._references.statistics = recorded.statistics
 
-    def _choose(self, steps: int) -> Any:
+    def _choose(self, rows: Any, steps: int) -> list[dict[str, Any]]:
         """Up to PAIRS pairs of each language, spread over the rows; fewer in a run of few steps."""
         args, taken = self.trainer.args, defaultdict(list)
-        for number, (lang, reference) in enumerate(zip(self.rows["lang"], self.rows["reference_row"], strict=True)):
-            if reference >= 0 and lang != args.reference_language:
+        lengths = pc.list_value_length(rows.with_format("arrow")[:]["reference_input_ids"]).to_pylist()
+        for number, (lang, length) in enumerate(zip(rows["lang"], lengths, strict=True)):
+            if length and lang != args.reference_language:
                 taken[lang].append(number)
         trained = steps * args.train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
         most = min(PAIRS, max(FEWEST, int(SHARE * trained / max(1, len(taken)))))
         chosen = [places[:: math.ceil(len(places) / most)] for places in taken.values()]
-        return self.rows.select([place for places in chosen for place in places])
+        return [rows[place] for places in chosen for place in places]
+
+    def _record(self, prompts: Prompts) -> RecordedReferences:
+        trainer: Any = self.trainer
+        with trainer.accelerator.autocast():
+            return record(trainer.connected, prompts, pad=trainer.processing_class.pad_token_id, folder=None)
+
+    def _measure(self) -> Alignment | None:
+        if not self.pairs:
+            return None
+        texts = self._record(self._texts)
+        return compare(self._references, texts, self._which, [pair["lang"] for pair in self.pairs])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure, unless the run is resumed: its weights are not the start's."""
         if state.global_step == 0:
-            self.before = self._measure(state.max_steps)
+            self.before = self._measure()
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Warn once if the error has not fallen by step LOOK_AT."""
@@ -91,15 +104,16 @@ class AlignmentByLanguage(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure again."""
-        self.after = self._measure(state.max_steps)
+        self.after = self._measure()
 
     def as_dict(self) -> dict[str, Any] | None:
-        """Language -> pairs, and found and error (mean over layers) before and after; None if not measured."""
+        """Language -> pairs, whether they are held out, and found and error (mean over layers) before and after; None
+        if not measured."""
         if self.after is None:
             return None
         found: dict[str, Any] = {}
         for number, code in enumerate(self.after.languages):
-            found[code] = {"pairs": self.after.pairs[number]}
+            found[code] = {"pairs": self.after.pairs[number], "held_out": code in self.held_out}
             for name, one in (("before", self.before), ("after", self.after)):
                 if one is not None:
                     figures = {"found": one.found[number], "error": one.error[number]}
@@ -111,7 +125,8 @@ class AlignmentByLanguage(TrainerCallback):
         lines = []
         for code, figures in (self.as_dict() or {}).items():
             parts = [f"{name} {figures[name]['found']:.0%}" for name in ("before", "after") if name in figures]
-            lines.append(f"  {code:8} {', '.join(parts)} of {figures['pairs']} found")
+            which = "held-out pairs" if figures["held_out"] else "pairs of the training text"
+            lines.append(f"  {code:8} {', '.join(parts)} of {figures['pairs']} {which} found")
         head = "alignment: texts whose nearest reference is their own (mean over the aligned layers)"
         return "\n".join([head, *lines]) if lines else ""
 

@@ -11,13 +11,11 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations import is_fsdp_enabled
 
 from cctuning.connection import ConnectionConfig
 from cctuning.data import LoadReport, load_parallel, load_rows
-from cctuning.data.text import normalise
 from cctuning.errors import UserError
 from cctuning.model.exportable import obstacles
 from cctuning.model.loading import RUN_FILE, is_quantised, load_base, load_tokenizer
@@ -47,7 +45,6 @@ def prepare(
         eval_rows, eval_report = load_rows(options.eval_data, require_reference=False, **reading)
     if options.parallel and connects:
         pairs, pairs_report = load_parallel(options.parallel, **reading)
-        pairs_report.notes += shared_with(eval_rows, pairs)
     reports = [found for found in (report, eval_report, pairs_report) if found is not None]
     notes += [note for found in reports for note in found.notes]
     tokenizer = load_tokenizer(
@@ -78,6 +75,7 @@ def prepare(
             ) from error
         raise UserError(f"options: {error}") from error
     notes += trainer.notes
+    trainer.notes = []  # printed after the summary
     check_sizes(trainer)
     whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)  # one process cannot generate from a shard
     if eval_rows is not None and args.eval_samples and whole and connection.connection != "adaptive":
@@ -172,15 +170,3 @@ def check_sizes(trainer: CCTrainer) -> None:
                 f"{option}: a row has {longest} tokens, and the model has {positions} positions; set {option} to at "
                 f"most {positions}" + ("." if column == "input_ids" else " and shorten or skip such rows.")
             )
-
-
-def shared_with(eval_rows: Dataset | None, pairs: Dataset) -> list[str]:
-    """A note if parallel text contains prompts of the evaluation rows, or their reference prompts."""
-    if eval_rows is None:
-        return []
-    prompts = (text for name in ("prompt", "reference") for text in eval_rows[name] if text)
-    # The last turn of a conversation: what is before it may be a system prompt that all rows share.
-    asked = {normalise(text if isinstance(text, str) else text[-1]["content"]) for text in prompts}
-    sides = zip(pairs["text"], pairs["reference"], strict=True)
-    found = sum(normalise(text) in asked or normalise(reference) in asked for text, reference in sides)
-    return [f"{found} pairs of the parallel text are prompts of eval_data; remove them from one."] if found else []

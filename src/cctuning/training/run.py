@@ -44,9 +44,7 @@ from cctuning.training.launch import check_checkpoint
 from cctuning.training.options import RunOptions
 from cctuning.training.prepare import prepare
 from cctuning.training.summary import (
-    Plan,
     doubts,
-    expected,
     log_often_enough,
     plan,
     trial,
@@ -89,7 +87,7 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
         if main:
             print("\n".join(todo.lines(record["exports"])), flush=True)
         if options.dry_run:
-            dry(trainer, todo, notes)
+            dry(trainer, notes)
             return trainer
         trainer.make_recording()
     finally:
@@ -135,10 +133,10 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     return trainer
 
 
-def dry(trainer: CCTrainer, todo: Plan, notes: list[str]) -> None:
+def dry(trainer: CCTrainer, notes: list[str]) -> None:
     """Print time and memory of the run, measured on a batch."""
     if trainer.args.world_size == 1 and not trainer.is_deepspeed_enabled:
-        print("\n".join(expected(todo, *trial(trainer))))
+        print("\n".join(trial(trainer)))
     if trainer.is_world_process_zero():
         print("".join(f"note: {note}\n" for note in notes) + "dry_run: nothing was trained or written.", flush=True)
 

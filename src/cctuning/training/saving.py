@@ -28,15 +28,15 @@ from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.serialization import read_into, shard_like
 from cctuning.model.sites import unwrap
 from cctuning.training.card import write_model_card
-from cctuning.training.mixing import MixingTrainer
+from cctuning.training.rows import RowsTrainer
 
 if TYPE_CHECKING:
     from cctuning.training.callbacks import BaseDecay
     from cctuning.training.recording import Recording
 
 
-class SavingTrainer(MixingTrainer):
-    """A `MixingTrainer` that saves and loads a `ConnectedModel`."""
+class SavingTrainer(RowsTrainer):
+    """A `RowsTrainer` that saves and loads a `ConnectedModel`."""
 
     model: Any
     processing_class: Any

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 
 from cctuning.connection import ConnectionConfig
@@ -18,7 +18,7 @@ from cctuning.model.connected import ATTRIBUTE
 from cctuning.progress import duration
 from cctuning.training.config import CCConfig
 from cctuning.training.options import RunOptions
-from cctuning.training.sampling import undisturbed
+from cctuning.training.schedule import undisturbed
 
 FEW_STEPS = 20
 ADAM = 8  # bytes per trained weight, in fp32
@@ -29,10 +29,10 @@ STATES = {"adafactor": 1, "sgd": 0, "adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged
 class Plan:
     """A run before it starts. Rows are counted as they are tokenised, memory in bytes per device."""
 
-    rows: dict[str, int]  # language -> training rows
-    paired: dict[str, int]  # language -> training rows with a reference
-    answered: int  # training rows with a response
-    tokens: int  # of all training rows, without references
+    rows: dict[str, int]  # language -> rows of an epoch
+    paired: int  # of these with a reference
+    answered: int  # of these with a response
+    tokens: int  # of these, without references
     steps: int  # optimizer steps
     rows_a_step: int  # over all processes; a mean if batches are packed
     epochs: float
@@ -41,18 +41,36 @@ class Plan:
     weights: int
     memory: int  # weights, gradients, optimizer and the copy for base_decay, calculated
     device: tuple[str, int]  # kind and memory; 0 if unknown
-    parallel: dict[str, int]  # language -> parallel rows, with each reference once as a row of its own
+    pairs: dict[str, int]  # language -> pairs of parallel text as given, without those held out
+    references: int  # of parallel text that are rows of their own
+    held_out: dict[str, int]  # language -> pairs held out of training
+    drawn: dict[str, int]  # language -> parallel rows that the run reads
+    temperature: float
     beside: int  # parallel rows in a batch for each answered row
     align_first: int = 0  # steps on parallel text alone
     packed: bool = False
 
     def lines(self, exports: Mapping[str, str | None]) -> list[str]:
         """The plan as text; `exports` is the result of `model.exportable.obstacles`."""
-        first = f"alone in the first {self.align_first} steps, then " if self.align_first else ""
-        parallel = [
-            f"parallel:   {sum(self.parallel.values())} rows ({_by_language(self.parallel)}); {first}{self.beside} "
-            "beside each answered row"
+        rows = [
+            f"rows:       {sum(self.rows.values())} ({_by_language(self.rows)}); {self.paired} with a reference, "
+            f"{self.answered} with an answer, {_count(self.tokens)} tokens"
         ]
+        if self.pairs:
+            line = f"parallel:   {sum(self.pairs.values())} pairs ({_by_language(self.pairs)})"
+            line += f", and their {self.references} references as rows" if self.references else ""
+            if self.beside or self.align_first:
+                first = f"alone in the first {self.align_first} steps, then " if self.align_first else ""
+                rows.append(f"{line}; {first}{self.beside} beside each answered row")
+            else:
+                rows = [line]
+            if self.held_out:
+                rows.append(f"held out:   {_by_language(self.held_out)} pairs, to measure the alignment")
+            if sum(self.drawn.values()) != sum(self.pairs.values()) + self.references or len(self.pairs) > 1:
+                rows.append(
+                    f"drawn:      about {sum(self.drawn.values())} parallel rows ({_by_language(self.drawn)}) "
+                    f"in the run, by parallel_temperature: {self.temperature:g}"
+                )
         can = [
             {"merged": "plain checkpoint", "lora": "LoRA"}[name] for name, reason in exports.items() if reason is None
         ]
@@ -61,10 +79,7 @@ class Plan:
         kind, size = self.device
         room = f" of {_bytes(size)} on the device ({kind})" if size else f" ({kind})"
         return [
-            f"rows:       {sum(self.rows.values())} ({_by_language(self.rows)}); "
-            f"{sum(self.paired.values())} with a reference, "
-            f"{self.answered} with an answer, {_count(self.tokens)} tokens",
-            *(parallel if self.parallel else []),
+            *rows,
             f"steps:      {self.steps} of {'about ' * self.packed}{self.rows_a_step} rows, {self.epochs:.3g} epochs, "
             f"warmup {self.warmup}",
             f"trains:     {_count(trained)} of {_count(self.weights)} weights: {parts}",
@@ -75,16 +90,16 @@ class Plan:
 
 def plan(trainer: Any) -> Plan:
     """The plan of a `CCTrainer`."""
-    args, rows = trainer.args, trainer.train_dataset
-    languages, references = rows["lang"], [len(ids) for ids in rows["reference_input_ids"]]
+    args, rows, schedule = trainer.args, trainer.train_dataset, trainer._get_train_sampler()
     labels = rows["labels"]
-    answered = sum(any(label != -100 for label in row) for row in labels)
     processes, parts = max(1, args.world_size), args.gradient_accumulation_steps
-    rows_a_step, batches = args.train_batch_size * processes * parts, len(trainer._get_train_sampler())
+    rows_a_step = args.train_batch_size * processes * parts
     if args.packing:
-        rows_a_step = min(len(rows), round(len(rows) * parts / max(1, batches)))
-    per_epoch = max(1, math.ceil(batches / parts))
-    steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch) + args.align_first
+        rows_a_step = min(len(rows), round(len(rows) * parts / max(1, len(schedule))))
+    steps = trainer.planned_steps()
+    epochs = (steps - args.align_first) / schedule.steps_an_epoch
+    languages = Counter(trainer.table["lang"][schedule.answered :]) if schedule.mixture is not None else Counter()
+    references = languages.pop(args.reference_language, 0)
     trains = {"base": 0, "LoRA": 0, "connection": 0}
     held, weights, gradients, kept = 0, 0, 0, 0
     for name, parameter in trainer.model.named_parameters():
@@ -103,19 +118,23 @@ def plan(trainer: Any) -> Plan:
     device = trainer.args.device
     size = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
     return Plan(
-        rows=dict(Counter(languages)),
-        paired=dict(Counter(lang for lang, length in zip(languages, references, strict=True) if length)),
-        answered=answered,
+        rows=dict(Counter(rows["lang"])),
+        paired=sum(len(ids) > 0 for ids in rows["reference_input_ids"]),
+        answered=sum(any(label != -100 for label in row) for row in labels),
         tokens=sum(len(row) for row in labels),
         steps=steps,
         rows_a_step=rows_a_step,
-        epochs=(steps - args.align_first) / per_epoch,
+        epochs=epochs,
         warmup=args.get_warmup_steps(steps),
         trains=trains,
         weights=weights,
         memory=(held + gradients + state + kept) // shared,
         device=(device.type, size),
-        parallel=dict(Counter(trainer.parallel["lang"])) if trainer.parallel is not None else {},
+        pairs=dict(languages),
+        references=references,
+        held_out=dict(Counter(trainer.held["lang"])) if trainer.held is not None else {},
+        drawn=schedule.drawn(epochs),
+        temperature=args.parallel_temperature,
         beside=args.parallel_rows if trainer.parallel is not None else 0,
         align_first=args.align_first,
         packed=bool(args.packing),
@@ -165,38 +184,34 @@ def log_often_enough(plan: Plan, args: Any) -> str | None:
     return f"logging_steps: {before:g} is more than the run's {plan.steps} steps; 1 is used"
 
 
-def trial(trainer: Any) -> tuple[float, int, str]:
-    """Run the longest batch forward and backward; only the references of these batches are recorded.
+def trial(trainer: Any) -> list[str]:
+    """Run batches forward and backward, and return what a run would take, as lines.
 
-    Weights, generators and the optimizer stay as they are.
-
-    Returns:
-        Seconds of an optimizer step; the most bytes the device held (0 if unknown); what recording the references
-        takes (empty if nothing is recorded).
+    Weights, generators and the optimizer stay as they are. Of parallel text alone (`align_first`) and of the rows
+    after it, the largest batch and one of median size are run; only their references are recorded.
 
     Raises:
-        UserError: it does not fit the device.
+        UserError: they do not fit the device.
     """
-    args, model = trainer.args, trainer.model
-    rows = trainer.train_dataset
-    lengths = [len(ids) for ids in rows["input_ids"]]
-    if args.packing:
-        batches = sorted(trainer._get_train_sampler(), key=lambda batch: sum(lengths[place] for place in batch))
-        longest, middle = batches[-1], batches[len(batches) // 2]
-    else:
-        places = sorted(range(len(rows)), key=lambda place: lengths[place])
-        longest, middle = (found[: args.train_batch_size] for found in (places[::-1], places[len(rows) // 2 :]))
+    args, model, table = trainer.args, trainer.model, trainer.table
+    schedule, steps = trainer._get_train_sampler(), trainer.planned_steps()
+    lengths = np.asarray(schedule.lengths)
+    batches, first = list(schedule), args.align_first * args.gradient_accumulation_steps
+    phases = {"parallel text": batches[:first], "answered rows": batches[first:]}
     if args.activation_checkpointing:
         model.activation_checkpointing_enable(args.activation_checkpointing_kwargs)
     cuda = args.device.type == "cuda"
-    seconds, recording = 0.0, ""
-    collate = trainer.training_collator()
-    batches = [collate([rows[place] for place in places]) for places in (longest, middle, middle)]
+    seconds, recording = {}, ""
+    chosen: list[Any] = []
+    for found in filter(None, phases.values()):
+        found.sort(key=lambda rows: len(rows) * lengths[rows].max())
+        chosen += [found[-1], found[len(found) // 2], found[len(found) // 2]]
+    chosen = [trainer.data_collator([table[row] for row in rows]) for rows in chosen]
     try:
         with undisturbed():
             if trainer.recording is not None:
-                recording = trainer.recording.try_out(batches)
-            for batch in map(trainer._prepare_inputs, batches):  # the first also warms up; the last is timed
+                recording = trainer.recording.try_out(chosen)
+            for number, batch in enumerate(map(trainer._prepare_inputs, chosen)):
                 began = time.perf_counter()
                 model.train()
                 with trainer.compute_loss_context_manager():
@@ -204,26 +219,26 @@ def trial(trainer: Any) -> tuple[float, int, str]:
                 trainer.accelerator.backward(loss)
                 if cuda:
                     torch.cuda.synchronize()
-                seconds = time.perf_counter() - began
+                seconds[number // 3] = time.perf_counter() - began  # of the last of three; the first also warms up
                 model.zero_grad()
     except torch.OutOfMemoryError as error:
         raise UserError(
             "dry_run: the longest rows do not fit on the accelerator: lower per_device_train_batch_size (and raise "
             "gradient_accumulation_steps) or max_length, or use tune: lora."
         ) from error
-    seconds *= args.gradient_accumulation_steps
-    return seconds, torch.cuda.max_memory_allocated() if cuda else 0, recording
-
-
-def expected(plan: Plan, seconds: float, peak: int, recording: str) -> list[str]:
-    """The results of a trial for the whole run, as lines."""
-    whole = duration(seconds * plan.steps)
-    lines = [f"time:       about {whole}: {seconds:.3g} s a step, measured on rows of median length"]
+    each = [value * args.gradient_accumulation_steps for value in seconds.values()]
+    counts = [args.align_first, steps - args.align_first] if args.align_first else [steps]
+    parts = ", ".join(
+        f"{count} steps of {name if args.align_first else 'median length'} at {time:.3g} s"
+        for count, time, name in zip(counts, each, phases, strict=False)
+    )
+    whole = duration(sum(count * time for count, time in zip(counts, each, strict=True)))
+    lines = [f"time:       about {whole}, an estimate: {parts}, measured on one batch"]
     if recording:
         lines.append(f"recording:  {recording}")
-    if peak:
-        optimizer = sum(plan.trains.values()) * ADAM
-        lines.append(f"peak:       {_bytes(peak + optimizer)} with the longest rows, measured, plus the optimizer")
+    if cuda:
+        peak = torch.cuda.max_memory_allocated() + ADAM * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        lines.append(f"peak:       {_bytes(peak)} with the largest batch, measured, plus the optimizer")
     return lines
 
 

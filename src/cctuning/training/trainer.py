@@ -1,30 +1,24 @@
 """CCTrainer: TRL's SFTTrainer for rows with references and parallel text.
 
-The class is built in layers, each in its own file:
-
-    TokenizingTrainer (tokenizing.py)   rows to tokens
-    EpochTrainer (sampling.py)          order of the rows, evaluation losses
-    MixingTrainer (mixing.py)           parallel text in the batches
-    SavingTrainer (saving.py)           model, connection and optimizer on disk
-    RecordingTrainer (recording.py)     references recorded before the first step
-    CCTrainer                           the loss
-
+Rows and batches are in rows.py, files in saving.py, recorded references in recording.py; the loss is here.
 `tests/training/test_internals.py` lists the private members of TRL and transformers that are overridden, and fails
 when one of them changes.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_fsdp_enabled
 
 from cctuning.connection import ConnectionConfig
 from cctuning.connection.least_squares import Fit
@@ -35,13 +29,14 @@ from cctuning.model import serialization
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.exportable import check_adapter_start
 from cctuning.model.objective import ConnectedOutput
+from cctuning.training.callbacks import AlignmentByLanguage, BaseDecay
 from cctuning.training.config import CCConfig
-from cctuning.training.launch import check_engine, check_launch, under_deepspeed
-from cctuning.training.mixing import with_parallel
-from cctuning.training.recording import RecordingTrainer
-from cctuning.training.sampling import FILLER
-from cctuning.training.tokenizing import ready_tokenizer
+from cctuning.training.launch import check_engine, check_launch, check_start, under_deepspeed
+from cctuning.training.recording import UNREAD, plan_recording
+from cctuning.training.rows import FILLER, ready_tokenizer
+from cctuning.training.saving import SavingTrainer
 
+logger = logging.getLogger(__name__)
 PARTS = ("student_loss", "fused_loss", "align_loss", "identity_loss", "distill_loss", "decision")
 
 
@@ -56,7 +51,7 @@ def _hidden_packing(args: CCConfig) -> Iterator[None]:
         args.packing, args.padding_free = given
 
 
-class CCTrainer(RecordingTrainer):
+class CCTrainer(SavingTrainer):
     """Fine-tune a causal LM on rows with a reference (arXiv 2506.00875), or without one (plain SFT, same code).
 
     Args:
@@ -80,10 +75,14 @@ class CCTrainer(RecordingTrainer):
     Attributes:
         connected: the `ConnectedModel`; `connected.merge_and_unload()` after training gives the plain checkpoint.
         fit: how well the matrix of the adaptive connection fits, after training.
-        chat, settled, notes, skipped, parallel: see `TokenizingTrainer`.
+        records: whether the references are recorded, or run in every step.
+        by_language: the alignment of parallel text; None without any, without a recording or with shards.
+        chat, settled, notes, skipped, parallel, held: see `RowsTrainer`.
     """
 
     args: CCConfig
+    records: bool = False
+    by_language: AlignmentByLanguage | None = None
     _tag_names = ["trl", "sft", "cc-tuning"]
     _name = "CC-Tuning"
 
@@ -116,27 +115,29 @@ class CCTrainer(RecordingTrainer):
         self._align_turns = settled.align_turns
         if parallel_dataset is None and train_dataset is None:
             raise UserError("train_dataset / parallel_dataset: neither is given; there is nothing to train on.")
-        if parallel_dataset is not None:
-            if not self._connecting:
-                raise UserError("parallel_dataset: connection: none reads no parallel text; use connection: align.")
-            train_dataset, self.parallel = with_parallel(train_dataset, parallel_dataset, args)
-        elif args.align_first:
+        if parallel_dataset is not None and not self._connecting:
+            raise UserError("parallel_dataset: connection: none reads no parallel text; use connection: align.")
+        if parallel_dataset is None and args.align_first:
             raise UserError("align_first: needs parallel text (parallel_dataset / --parallel).")
-        self._answered = train_dataset
+        if train_dataset is None and args.align_first:
+            raise UserError("align_first: there are no answered rows to come after the parallel text; leave it out.")
+        self._answers_alone = bool(args.align_first) and not args.parallel_rows and settled.connection == "align"
+        # What is held out is measured with recorded references, and not through shards.
+        hold = settled.connection == "align" and self._own_references and not is_fsdp_enabled()
+        rows = self.take_rows(train_dataset, parallel_dataset, args, hold)
         multiple = args.pad_to_multiple_of if isinstance(args.pad_to_multiple_of, int) else None
         with _hidden_packing(args):
             super().__init__(
                 model=model,
                 args=args,
-                train_dataset=train_dataset,
+                train_dataset=rows,
                 eval_dataset=eval_dataset,
                 processing_class=tokenizer,
                 peft_config=peft_config,
                 data_collator=PairedCollator(tokenizer.pad_token_id, multiple),
                 **kwargs,
             )
-        if self.parallel is not None:
-            self.parallel = self._prepare_dataset(self.parallel, tokenizer, self.args, False, None, "parallel_dataset")
+        self.tokenise_parallel()
         if self.is_distributed_loading_by_transformers:
             raise UserError("model: transformers has distributed it over processes (tp_plan, ...); load it whole.")
         check_adapter_start(self.model)
@@ -152,18 +153,58 @@ class CCTrainer(RecordingTrainer):
         check_engine(self.accelerator, self.model, settled.connection, args.optim)
         if not any(parameter.requires_grad for parameter in self.model.parameters()):
             raise UserError("nothing would train: the base is frozen and the connection has no part that learns.")
-        self.prepare_references(parallel_dataset is not None)
+        self._prepare_references(parallel_dataset is not None)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated step
+
+    # -- references --------------------------------------------------------------------------------------------------
+
+    def _prepare_references(self, has_parallel: bool) -> None:
+        """Number the references of the rows, and add the callbacks that need them or the initial weights."""
+        connected, sharded = self.connected, self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self._planned = self.planned_steps()
+        if connected.config.connection in ("align", "gated"):
+            self.recording, numbers = plan_recording(self)
+            if self.recording is not None:
+                self.add_callback(self.recording)
+            if numbers is not None:
+                self.records, own = True, len(cast(Dataset, self.train_dataset))
+                self.train_dataset = cast(Dataset, self.train_dataset).add_column("reference_row", numbers[:own])
+                if self.parallel is not None:
+                    self.parallel = self.parallel.add_column("reference_row", numbers[own:])
+        if self.records and connected.aligned and has_parallel and not sharded:
+            self.by_language = AlignmentByLanguage(self)
+            self.add_callback(self.by_language)
+        wanted, decay = connected.config.reference_weights, self.args.base_decay
+        check_start(decay, wanted, self.is_deepspeed_enabled)
+        if decay:
+            self._decay = BaseDecay(self.model, decay, later=self.is_fsdp_enabled)
+            self.add_callback(self._decay)
+
+    def make_recording(self) -> None:
+        """Record before a checkpoint is loaded; weights that are to be sharded are not there yet."""
+        if self.recording is None or self.recording.sharded or self.recording.done:
+            return
+        if self.planned_steps() > self._planned:
+            raise UserError("max_steps, num_train_epochs: raised after CCTrainer was made; make another.")
+        self.recording.make()
+        if self.by_language is not None:
+            self.by_language.record()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the parent's; references are recorded before."""
+        self.make_recording()
+        return super().evaluate(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """As the parent's; also counts the step's rows, over which the alignment is averaged."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         own = [batch for batch in batches if FILLER not in batch]
         if self.connected.aligned:  # averaged over the rows that have a reference
-            name = "reference_row" if self.records else "reference_index"
-            count = torch.tensor(sum(int((batch[name] >= 0).sum()) for batch in own), device=device)
+            places = [batch["reference_row" if self.records else "reference_index"] for batch in own]
+            assert not any(int(rows.min()) == UNREAD for rows in places), "a row whose reference is not recorded"
+            count = torch.tensor(sum(int((rows >= 0).sum()) for rows in places), device=device)
         else:
             count = torch.tensor(sum(len(batch["input_ids"]) for batch in own), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
@@ -257,7 +298,10 @@ class CCTrainer(RecordingTrainer):
         return self.optimizer
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's; afterwards an adaptive connection's matrix is fitted."""
+        """As the parent's; references are recorded before, and an adaptive connection's matrix is fitted after."""
+        for note in self.notes:
+            logger.warning(note)
+        self.make_recording()
         result = super().train(*args, **kwargs)
         self.connected.base_trained = serialization.base_is_trained(self.connected)
         with self.accelerator.autocast():

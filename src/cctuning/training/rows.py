@@ -1,0 +1,317 @@
+"""Tokenise a run's rows, batch them as `schedule.py` has it, and compute evaluation losses by language."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTTrainer
+
+from cctuning.data import Encoder, encode_dataset
+from cctuning.data.chat import Settled, own_template, settle
+from cctuning.data.in_memory import has_thinking, in_schema
+from cctuning.errors import UserError
+from cctuning.training.config import CCConfig
+from cctuning.training.parallel import Mixture, as_rows, held_out, shared_with
+from cctuning.training.schedule import Schedule, undisturbed
+
+COLUMNS = ["input_ids", "labels", "text", "reference_input_ids", "reference_text", "reference_row", "row"]
+FILLER = "filler"  # key of a batch whose loss does not count
+
+
+class RowsTrainer(SFTTrainer):
+    """An `SFTTrainer` that tokenises rows, references and parallel text, and takes them as a `Schedule` has it.
+
+    A subclass calls `take_rows` before `SFTTrainer.__init__`, which tokenises.
+
+    Attributes:
+        chat: whether prompts are rendered with the chat template; None until the first rows decide.
+        settled: the chat template as it is rendered, and saved with the tokenizer.
+        notes: warnings about the rows, logged when training begins.
+        skipped: rows left out, as (origin, reason), with `bad_rows: skip`.
+        parallel: parallel text beside the answered rows, encoded; None if there is none, or nothing else.
+        held: encoded pairs of parallel text that are kept out of training; None if there are none.
+    """
+
+    args: CCConfig
+    chat: bool | None
+    settled: Settled | None = None
+    parallel: Dataset | None = None
+    held: Dataset | None = None
+    _pairs: Dataset | None = None  # parallel text in the schema
+    _rows: Dataset  # of an epoch, as they were given
+    _pack: bool  # there are no answered rows
+    _schedule: Schedule
+    _connecting: bool
+    _align_turns: str
+    _own_references: bool  # rows in the reference language are their own reference
+    _answers_alone: bool  # the answered rows train without references
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.notes: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
+        self._origins: dict[int, str] = {}
+        self._eval_losses = EvaluationLoss()
+        super().__init__(*args, **kwargs)
+
+    # -- tokenising --------------------------------------------------------------------------------------------------
+
+    def take_rows(self, answered: Dataset | None, pairs: Dataset | None, args: CCConfig, hold: bool) -> Dataset:
+        """Take answered rows and parallel text before they are tokenised, and return the rows of an epoch.
+
+        Args:
+            answered: None: parallel text alone is the epoch.
+            hold: hold some pairs out of training.
+        """
+        self._pack = answered is None
+        if pairs is None:
+            assert answered is not None
+            self._rows = answered
+            return answered
+        language, first = args.reference_language, 0
+        if answered is not None:
+            first = max(answered["row"]) + 1 if "row" in answered.column_names else len(answered)
+        pairs, _ = in_schema(pairs, language, "parallel_dataset", required=True, parallel=True)
+        self._pairs = pairs = pairs.select_columns(["prompt", "reference", "lang", "origin"])
+        out = held_out(pairs, language) if hold else []
+        rows = as_rows(pairs.select(sorted({*range(len(pairs))} - {*out})), language)
+        end = first + len(rows)
+        rows = rows.add_column("row", list(range(first, end)))
+        if out:
+            self.held = pairs.select(out).add_column("row", list(range(end, end + len(out))))
+        if answered is not None and (args.parallel_rows or args.align_first):
+            self.parallel = rows
+        self._rows = rows if answered is None else answered
+        return self._rows
+
+    def tokenise_parallel(self) -> None:
+        """Tokenise the parallel text that `SFTTrainer.__init__` does not see."""
+        for name in ("parallel", "held"):
+            if (rows := getattr(self, name)) is not None:
+                prepared = self._prepare_dataset(
+                    rows, self.processing_class, self.args, False, None, "parallel_dataset"
+                )
+                setattr(self, name, prepared)
+        self._pairs = None
+
+    def _prepare_dataset(
+        self, dataset: Dataset, processing_class: Any, args: Any, packing: bool, formatting_func: Any, name: str
+    ) -> Dataset:
+        if "input_ids" in dataset.column_names:
+            return dataset
+        # By identity, not by name: an evaluation set may be called "train".
+        answered = dataset is self._rows
+        training = answered or dataset is self.parallel or dataset is self.held
+        dataset, skipped = in_schema(
+            dataset,
+            args.reference_language,
+            "train_dataset" if answered else name if training else f"eval_dataset ({name})",
+            required=answered and self._connecting and self.parallel is None,
+            bad_rows=args.bad_rows,
+            notes=self.notes,
+        )
+        self.skipped += [(origin, f"{field}: {reason}") for origin, field, reason in skipped]
+        if self._pairs is not None and not training:
+            self.notes += shared_with(dataset, self._pairs)
+        if self.chat is None:
+            self.chat = not isinstance(dataset[0]["prompt"], str) or processing_class.chat_template is not None
+        if self.chat and own_template(processing_class) is not None:
+            # Parallel text and evaluation rows are rendered as the answered rows are.
+            thinking = has_thinking(dataset) if answered else None
+            self.settled = settle(processing_class, None, args.chat_template_kwargs if answered else None, thinking)
+            processing_class.chat_template = self.settled.template
+            self.notes += self.settled.notes() if answered else []
+        if training:
+            self._origins |= dict(zip(dataset["row"], dataset["origin"], strict=True))
+        own = args.reference_language if training and self._own_references else None
+        if answered and self._answers_alone:
+            own, dataset = None, dataset.remove_columns("reference")
+        encoded, left_out = encode_dataset(
+            dataset,
+            Encoder(
+                processing_class,
+                max_length=args.max_length,
+                max_reference_length=args.max_reference_length or args.max_length,
+                chat=self.chat,
+                turns=args.train_turns,
+                align_turns=self._align_turns,
+            ),
+            bad_rows=args.bad_rows,
+            own_references=own,
+            num_proc=args.dataset_num_proc,
+            desc=f"Tokenising {name} rows",
+            notes=self.notes,
+        )
+        self.skipped += left_out
+        return encoded.shuffle(seed=args.seed) if args.shuffle_dataset else encoded
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns: Any = COLUMNS
+
+    # -- batches -----------------------------------------------------------------------------------------------------
+
+    @property
+    def table(self) -> Dataset:
+        """All rows that training reads: those of an epoch, then the parallel text beside them."""
+        rows: Any = self.train_dataset
+        return rows if self.parallel is None else concatenate_datasets([rows, self.parallel])
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Schedule:
+        rows: Any = self.train_dataset
+        args, table, answered = self.args, self.table, 0 if self._pack else len(rows)
+        mixture = None
+        if answered < len(table):
+            mixture = Mixture(table["lang"][answered:], args.parallel_temperature, args.seed)
+        self._schedule = Schedule(
+            pc.list_value_length(table.with_format("arrow")[:]["input_ids"]).to_pylist(),
+            args.train_batch_size,
+            strategy=args.train_sampling_strategy,
+            capacity=(args.max_length or 0) if args.packing else 0,
+            mixture=mixture,
+            answered=answered,
+            beside=args.parallel_rows,
+            first=args.align_first,
+            dp_size=max(1, args.world_size),
+            grad_accum=args.gradient_accumulation_steps,
+            rank=args.process_index,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            drop_last=args.dataloader_drop_last,
+        )
+        return self._schedule
+
+    def planned_steps(self) -> int:
+        """Optimizer steps of the run, with those of `align_first`."""
+        args = self.args
+        if args.max_steps > 0:
+            return args.max_steps
+        return math.ceil(args.num_train_epochs * self._get_train_sampler().steps_an_epoch) + args.align_first
+
+    def get_train_dataloader(self) -> Any:
+        """As the parent's, over the whole table, with a generator for the workers' seeds that dropout does not use."""
+        loader: Any = self._get_dataloader(
+            self.table, "Training", self._train_batch_size, self._get_train_sampler, is_training=True
+        )
+        loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        """As the parent's; the steps of `align_first` come on top of the epochs' (`max_steps` counts them)."""
+        *others, _, total, in_epoch, steps = super().set_initial_training_values(args, dataloader)
+        if args.max_steps <= 0:
+            steps += args.align_first
+        return *others, steps * total, total, in_epoch, steps
+
+    def _init_training_state(self, max_steps: int, num_update_steps_per_epoch: int, *args: Any) -> tuple[int, int]:
+        epochs, batches = super()._init_training_state(max_steps, num_update_steps_per_epoch, *args)
+        if first := self.args.align_first:
+            done = self.state.global_step
+            epochs, steps = divmod(max(0, done - first), num_update_steps_per_epoch)
+            steps += min(done, first) if epochs == 0 else 0
+            batches = 0 if self.args.ignore_data_skip else steps * self.args.gradient_accumulation_steps
+        return epochs, batches
+
+    def _run_epoch(self, model: Any, epoch: int, *args: Any, **kwargs: Any) -> Any:
+        # accelerate's set_epoch does not reach the sampler where batches are skipped.
+        self._schedule.set_epoch(epoch)
+        if epoch == 0:
+            kwargs["steps_in_epoch"] += self.args.align_first * self.args.gradient_accumulation_steps
+            kwargs["num_update_steps_per_epoch"] += self.args.align_first
+        return super()._run_epoch(model, epoch, *args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """As the parent's; the epoch's last batch does not count if it is a filler."""
+        if self._schedule.fills:
+            epoch_iterator = self._with_filler(epoch_iterator)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    def _with_filler(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for batch in batches:
+            last = self.accelerator.gradient_state.end_of_dataloader
+            yield batch | {FILLER: True, "labels": torch.full_like(batch["labels"], -100)} if last else batch
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the parent's, with the loss of each language. Training continues as if there had been no evaluation."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        self._eval_losses.start(self.eval_dataset[rows] if isinstance(rows, str) else rows)  # type: ignore[index]
+        with undisturbed():
+            return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's, with the loss of each language among the metrics."""
+        output = super().evaluation_loop(*args, **kwargs)
+        assert output.metrics is not None
+        output.metrics.update(self._eval_losses.result(kwargs.get("metric_key_prefix", "eval")))
+        return output
+
+
+class EvaluationLoss:
+    """Loss per response token of the student pass in the current evaluation: over all rows, and in each language.
+
+    Rows are kept by id, so that a row which accelerate gives to two processes counts once. transformers' `eval_loss`,
+    a mean over batches, depends on how rows fall into batches; this one replaces it.
+    """
+
+    def __init__(self) -> None:
+        self.languages: dict[int, str] = {}
+        self.rows: dict[int, tuple[float, int]] = {}
+
+    def start(self, dataset: Any) -> None:
+        """Start an evaluation of `dataset`; only the output of `encode_dataset` has languages."""
+        known = isinstance(dataset, Dataset) and {"row", "lang"} <= set(dataset.column_names)
+        self.languages = dict(zip(dataset["row"], dataset["lang"], strict=True)) if known else {}
+        self.rows = {}
+
+    def add(self, inputs: Mapping[str, Tensor], row_loss: Tensor) -> None:
+        """Add a batch; `row_loss` (B,) is the student's loss summed over each row's tokens."""
+        tokens = (inputs["labels"][:, 1:] != -100).sum(dim=1)
+        for row, loss, count in zip(inputs["row"].tolist(), row_loss.tolist(), tokens.tolist(), strict=True):
+            self.rows[row] = (loss, count)
+
+    def result(self, prefix: str) -> dict[str, float]:
+        """`<prefix>_loss`, and `<prefix>_loss_<language>` if there are several languages. A collective."""
+        rows = self.rows
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, rows)
+            rows = {row: pair for part in parts for row, pair in part.items()}
+        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+        for row, (loss, count) in rows.items():
+            if row in self.languages and count:
+                own = sums[self.languages[row]]
+                own[0] += loss
+                own[1] += count
+        if not sums:
+            return {}
+        loss, count = (sum(part) for part in zip(*sums.values(), strict=True))
+        found = {f"{prefix}_loss": loss / count}
+        if len(sums) > 1:
+            found |= {f"{prefix}_loss_{language}": own / count for language, (own, count) in sorted(sums.items())}
+        return found
+
+
+def ready_tokenizer(
+    model: str | PreTrainedModel, args: CCConfig, tokenizer: PreTrainedTokenizerBase | None
+) -> PreTrainedTokenizerBase:
+    """`tokenizer`, or the model's own, with a pad token."""
+    if tokenizer is None:
+        name = model if isinstance(model, str) else model.config.name_or_path
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+    if args.eos_token is not None and args.eos_token in tokenizer.get_vocab():
+        tokenizer.eos_token = args.eos_token  # TRL sets it too, but only after the pad token is needed
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UserError(
+                f"tokenizer {tokenizer.name_or_path!r} has neither a pad nor an eos token: set tokenizer.pad_token "
+                "(or the recipe's eos_token) to a token of its vocabulary."
+            )
+        tokenizer.pad_token = tokenizer.eos_token  # padded positions carry no label
+    return tokenizer
