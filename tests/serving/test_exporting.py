@@ -133,6 +133,13 @@ def test_a_tokenizer_that_closes_prompts_by_itself_is_noted(copy, tmp_path):
     assert [note for note in written.notes if "tokenizes a prompt differently from training" in note]
 
 
+def test_a_tokenizer_with_more_tokens_than_the_model_has(copy, tmp_path):
+    made = AutoTokenizer.from_pretrained(copy / "model")
+    made.add_tokens([*(f"new{number}" for number in range(100)), "capital"])
+    made.save_pretrained(copy / "model")
+    assert export(str(copy), "merged", tmp_path / "out").checked.error < 1e-5
+
+
 # -- weights ----------------------------------------------------------------------------------------------------------
 
 

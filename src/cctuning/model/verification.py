@@ -86,7 +86,8 @@ def check_export(
     vocabulary = int(unwrap(loaded.model).config.get_text_config().vocab_size)
     drawn = torch.randint(vocabulary, (DRAWN, TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
     top = [*range(max(0, vocabulary - TOKENS), vocabulary)]  # where tokens were added
-    rows = [row for row in [*(loaded.tokenizer(text)["input_ids"][:TOKENS] for text in TEXTS), *drawn, top] if row]
+    texts = [[token for token in loaded.tokenizer(text)["input_ids"] if token < vocabulary][:TOKENS] for text in TEXTS]
+    rows = [row for row in (*texts, *drawn, top) if row]
     wanted = logits(run, rows)
     del loaded, run
     try:  # as a server loads it, without this package
