@@ -42,7 +42,7 @@ def connect(name, skip, align_loss="contrastive", lora=False, checkpointing=None
         model = get_peft_model(model, peft)
     connected = ConnectedModel.attach(model, ConnectionConfig(align_loss=align_loss, layers=[0, 1]))
     vectors = torch.randn(4, 2, connected.width, generator=torch.Generator().manual_seed(1))
-    connected.keep_recorded(RecordedReferences([vectors], connected.layers, vectors.device))
+    connected.keep_recorded(RecordedReferences(vectors, connected.layers, vectors.device))
     connected.may_leave &= skip
     return connected.train()
 

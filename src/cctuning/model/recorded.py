@@ -1,43 +1,42 @@
 """Record what each layer is offered by every reference, once before training.
 
 With `reference_weights: start` the references run through weights that never change, so what they offer a layer, one
-vector each, is data. Recording it takes the reference pass, and a copy of the weights, out of every step. The vectors
-are memory-mapped safetensors files in a folder named after all that they depend on: weights, layers, pooling, tokens,
-precision. A second run on the same rows reads them, and an interrupted recording is completed.
+vector each, is data. Recording it takes the reference pass out of every step. The vectors are a memory-mapped file of
+numpy's in a folder named after all that they depend on: weights, layers, pooling, tokens, precision. A second run on
+the same rows reads it; an interrupted recording starts again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from cctuning.connection.align import Statistics
 from cctuning.errors import UserError
-from cctuning.files import write_atomically
 
 if TYPE_CHECKING:
     from cctuning.model.connected import ConnectedModel
 
-FORMAT = 1
-CHUNK = 2048  # references a file
+FORMAT = 2
 BATCH_TOKENS = 4096  # padded tokens a forward
 RESIDENT = 1 << 30  # bytes up to which all vectors are kept on the model's device
 SAMPLE = 1024  # references that statistics are taken from where nothing is recorded
-INDEX = "index.json"
+VECTORS = "vectors.npy"  # of a recording that is complete
+INSTEAD = "Free disk space, set CC_TUNING_CACHE to another folder, or set record_references: false."
 
 
 @dataclass(frozen=True)
@@ -58,29 +57,21 @@ class Prompts:
 class RecordedReferences:
     """Vectors (R, L, d) fp32 of R references at L layers, with their statistics."""
 
-    def __init__(self, files: Sequence[Tensor], layers: Sequence[int], device: torch.device) -> None:
+    def __init__(self, vectors: Tensor, layers: Sequence[int], device: torch.device) -> None:
         """
         Args:
-            files: (n, L, d) each, consecutive references. layers: numbers of the layers. device: of the model.
+            vectors: (R, L, d), may be memory-mapped. layers: numbers of the layers. device: of the model.
         """
-        self.layers, self.device = list(layers), device
+        self.layers, self.device, self.size = list(layers), device, len(vectors)
         self.statistics = {
-            layer: Statistics.of(*(file[:, n] for file in files)).to(device) for n, layer in enumerate(layers)
+            layer: Statistics.of(*vectors[:, n].split(SAMPLE)).to(device) for n, layer in enumerate(layers)
         }
-        self.resident = sum(file.nbytes for file in files) <= RESIDENT
-        self._files = [torch.cat(list(files)).to(device)] if self.resident else list(files)
-        self._starts = torch.tensor([0, *(len(file) for file in self._files)], device=self._files[0].device).cumsum(0)
-        self.size = int(self._starts[-1])
+        self.resident = vectors.nbytes <= RESIDENT
+        self.vectors = vectors.to(device) if self.resident else vectors
 
     def take(self, places: Tensor) -> dict[int, Tensor]:
         """Layer -> (N, d) vectors of the references `places` (N,), on the model's device."""
-        places = places.to(self._starts.device)
-        file_of = torch.searchsorted(self._starts, places, right=True) - 1
-        found = self._files[0].new_empty(len(places), *self._files[0].shape[1:])
-        for number in file_of.unique().tolist():
-            rows = file_of == number
-            found[rows] = self._files[number][places[rows] - self._starts[number]]
-        found = found.to(self.device)
+        found = self.vectors[places.to(self.vectors.device)].to(self.device)
         return {layer: found[:, n] for n, layer in enumerate(self.layers)}
 
     def offer(self, rows: Tensor, others: int, seed: int) -> tuple[dict[int, Tensor], Tensor, Tensor | None]:
@@ -95,7 +86,7 @@ class RecordedReferences:
             None for all R'.
         """
         if self.size <= others and self.resident:
-            return {layer: self._files[0][:, n] for n, layer in enumerate(self.layers)}, rows, None
+            return {layer: self.vectors[:, n] for n, layer in enumerate(self.layers)}, rows, None
         drawn = torch.randint(self.size, (others,), generator=torch.Generator().manual_seed(seed))
         own = rows[rows >= 0].cpu()
         places, inverse = torch.unique(torch.cat([own, drawn]), return_inverse=True)
@@ -165,78 +156,78 @@ def record(
         prompts: distinct, best sorted by length. pad: token id for padding.
         folder: where recordings are kept; None: in memory only.
         precision: of the arithmetic (`bf16` under autocast); part of the recording's name.
-        rank, world: of several processes; each records its share, and all read the files after a barrier.
+        rank, world: of several processes; each records its share, and all read the file after a barrier.
         collective: the weights are sharded, so all processes run every forward together; `folder` is then this
             recording's own, for its name cannot be computed from the weights.
         quiet: show no progress bar (None: where the output is not a terminal).
     """
     device = next(connected.model.parameters()).device
-    chunks = [prompts.of(range(start, min(start + CHUNK, len(prompts)))) for start in range(0, len(prompts), CHUNK)]
+    share, shape = batches(prompts)[rank::world], (len(prompts), len(connected.layers), connected.width)
+
+    def fill(vectors: Tensor) -> Tensor:
+        with tqdm(total=sum(map(len, share)), desc="Recording references", leave=False, disable=quiet) as bar:
+            for places in share:
+                vectors[places] = _run(connected, prompts, places, pad)
+                bar.update(len(places))
+        return vectors
+
     if folder is None:
-        files = [_vectors(connected, chunk, pad, quiet) for chunk in chunks]
-        return RecordedReferences(files, connected.layers, device)
-    if not collective:
-        folder = folder / key(connected, prompts, precision)
-    folder.mkdir(parents=True, exist_ok=True)
-    shape = (len(connected.layers), connected.width)
-    paths = [folder / f"{number:05d}.safetensors" for number in range(len(chunks))]
+        return RecordedReferences(fill(torch.empty(shape)), connected.layers, device)
+    path = (folder if collective else folder / key(connected, prompts, precision)) / VECTORS
+    there = [_read(path, shape) is not None]
+    if world > 1:  # all processes record, or none does
+        torch.distributed.broadcast_object_list(there)
+    if not there[0]:
+        partial = path.with_name(f".{VECTORS}.partial")
+        if rank == 0:
+            _create(partial, shape)
+        _wait(world)
+        found = _read(partial, shape, "r+")
+        if found is None:
+            raise UserError(f"{partial}: cannot be read back; all processes must share one file system. {INSTEAD}")
+        fill(found)
+        if collective:  # run along where others have more to record
+            for _ in range(len(batches(prompts)[::world]) - len(share)):
+                _run(connected, prompts, [0], pad)
+        _wait(world)
+        if rank == 0:
+            with suppress(FileNotFoundError):  # another run has recorded the same
+                os.replace(partial, path)
+        _wait(world)
+    vectors = _read(path, shape)
+    if vectors is None:
+        raise UserError(f"{path}: cannot be read back; all processes must share one file system. {INSTEAD}")
+    return RecordedReferences(vectors, connected.layers, device)
 
-    def read(number: int) -> Tensor | None:
-        return _read(paths[number], (len(chunks[number]), *shape))
 
-    there = [read(number) is not None for number in range(len(chunks))]
-    if collective:  # all processes record, or none does
-        told: list[Any] = [all(there)]
-        torch.distributed.broadcast_object_list(told)
-        there = [told[0]] * len(chunks)
-    for number in range(rank, len(chunks), world):
-        if not there[number]:
-            _write(paths[number], _vectors(connected, chunks[number], pad, quiet))
-    if collective and not all(there):  # run along where others have more to record
-        forwards = [len(batches(chunk)) for chunk in chunks]
-        most = max(sum(forwards[one::world]) for one in range(world))
-        for _ in range(most - sum(forwards[rank::world])):
-            _run(connected, prompts, [0], pad)
+def _wait(world: int) -> None:
     if world > 1:
         torch.distributed.barrier()
-    files = []
-    for number, path in enumerate(paths):
-        found = read(number)
-        if found is None and not collective:  # another process's share, on another machine's disk
-            _write(path, _vectors(connected, chunks[number], pad, quiet))
-            found = read(number)
-        if found is None:
-            raise UserError(
-                f"{path}: cannot be read back; all processes must share one file system. Check it, or set "
-                "record_references: false."
-            )
-        files.append(found)
-    if rank == 0:
-        about = {"format": FORMAT, "references": len(prompts), "layers": connected.layers, "width": connected.width}
-        write_atomically(folder / INDEX, json.dumps(about) + "\n")
-    return RecordedReferences(files, connected.layers, device)
 
 
-def _read(path: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """The vectors in `path`, memory-mapped; None where the file is missing or incomplete."""
+def _read(path: Path, shape: tuple[int, ...], mode: Literal["c", "r+"] = "c") -> Tensor | None:
+    """The vectors in `path`, memory-mapped; None where the file is missing or another."""
     try:
-        vectors = load_file(path)["vectors"]
-    except (SafetensorError, OSError, KeyError, ValueError):
+        vectors = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
         return None
-    return vectors if vectors.shape == shape and vectors.dtype == torch.float32 else None
+    return torch.from_numpy(vectors) if vectors.shape == shape and vectors.dtype == np.float32 else None
 
 
-def _write(path: Path, vectors: Tensor) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def _create(path: Path, shape: tuple[int, ...]) -> None:
+    """Make the file of a recording, in its full size, so that the disk cannot fill up on the way."""
+    if _read(path, shape) is not None:  # of an interrupted run, or of one that records the same now
+        return
     try:
-        save_file({"vectors": vectors.contiguous()}, partial)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(
-            f"{path}: the recording of the references cannot be written ({error}); free disk space, set "
-            "CC_TUNING_CACHE to another folder, or set record_references: false."
-        ) from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_2_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            size = file.tell() + 4 * math.prod(shape)
+            allocate = getattr(os, "posix_fallocate", lambda number, _, length: os.truncate(number, length))
+            allocate(file.fileno(), 0, size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise UserError(f"{path}: the recording of the references cannot be written ({error}). {INSTEAD}") from None
 
 
 def batches(prompts: Prompts) -> list[list[int]]:
@@ -246,16 +237,6 @@ def batches(prompts: Prompts) -> list[list[int]]:
         if not found or (len(found[-1]) + 1) * len(prompts.ids[place]) > BATCH_TOKENS:
             found.append([])
         found[-1].append(place)
-    return found
-
-
-def _vectors(connected: ConnectedModel, prompts: Prompts, pad: int, quiet: bool | None) -> Tensor:
-    """(n, L, d) fp32 on the CPU."""
-    found = torch.empty(len(prompts), len(connected.layers), connected.width)
-    with tqdm(total=len(prompts), desc="Recording references", leave=False, disable=quiet) as bar:
-        for places in batches(prompts):
-            found[places] = _run(connected, prompts, places, pad)
-            bar.update(len(places))
     return found
 
 

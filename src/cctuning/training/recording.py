@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from cctuning.errors import UserError
-from cctuning.model.recorded import INDEX, SAMPLE, Prompts, bytes_needed, cache_folder, fits, key, record
+from cctuning.model.recorded import SAMPLE, VECTORS, Prompts, bytes_needed, cache_folder, fits, key, record
 
 if TYPE_CHECKING:
     from cctuning.training.trainer import CCTrainer
@@ -124,7 +124,7 @@ class Recording(TrainerCallback):
             batch["reference_row"] = torch.where(rows >= 0, torch.searchsorted(numbers, rows), rows)
         if not self.sharded:
             there = self.folder / key(self.trainer.connected, self.prompts, _precision(self.trainer))
-            if (there / INDEX).is_file():
+            if (there / VECTORS).is_file():
                 return f"{self.size()}, recorded in {there}"
         started = time.perf_counter()
         self._record(sample, folder=None)  # timed; the first also warmed up
