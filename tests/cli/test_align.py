@@ -212,7 +212,7 @@ def test_a_full_disk_before_training_is_one_line(base, tmp_path, capsys, monkeyp
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("cctuning.model.recorded.save_file", full)
+    monkeypatch.setattr("os.posix_fallocate", full)
     said = refused(capsys, *argv)
     assert "the recording of the references cannot be written" in said and "CC_TUNING_CACHE" in said
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] and not (tmp_path / "run").exists()
