@@ -78,8 +78,13 @@ class LayerConnection(nn.Module):
         output, moved = self._transformed(h, plan)
         if plan.connect_index is None:
             return output
-        own = h[plan.connect_index]
-        reference = self._offered(own, x, plan)
+        own = reference = h[plan.connect_index]
+        if plan.memory:  # else no row has a reference
+            assert plan.connect_reference is not None
+            queries = x[plan.connect_index]
+            reference = self.alignment.offer(
+                plan.memory[self.index], plan.connect_reference, queries, plan.reference
+            ).to(own)
         share = self.decision(self._units(reference), self._units(own))
         target = equations.fuse(own, reference, share)
         if plan.fused is not None:
@@ -105,7 +110,10 @@ class LayerConnection(nn.Module):
             delta = self.transform(acted)
         else:
             delta, moved = self.transform.moved(acted)
-        student = None if plan.fused is None else plan.at_positions((~plan.fused).to(h.dtype))[:, None]
+        student = None
+        if plan.fused is not None:  # 1 on rows of the student pass, of each position
+            student = (~plan.fused).to(h.dtype)[:, None]
+            student = student.repeat_interleave(plan.positions, 0) if plan.row_of is None else student[plan.row_of]
         if at is None:
             if student is None:
                 return h + delta, moved
@@ -115,14 +123,6 @@ class LayerConnection(nn.Module):
         if student is not None:
             delta = delta * student[at]
         return h.index_add(0, at, delta), moved
-
-    def _offered(self, own: Tensor, x: Tensor, plan: Plan) -> Tensor:
-        """The reference activation e (N, d) of each connected position."""
-        assert plan.connect_index is not None and plan.connect_reference is not None
-        if not plan.memory:  # no row has a reference: N is 0
-            return own
-        memory = plan.memory[self.index]
-        return self.alignment.offer(memory, plan.connect_reference, x[plan.connect_index], plan.reference).to(own)
 
     def _units(self, h: Tensor) -> Tensor:
         """`h` (N, d) in units of the references' spread, where the error is measured in them."""

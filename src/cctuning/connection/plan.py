@@ -116,10 +116,6 @@ class Plan:
     injection: Tensor | None = None
     results: Results = field(default_factory=Results)
 
-    def at_positions(self, values: Tensor) -> Tensor:
-        """The value of each flat position's row (N,), out of `values` (B,) of rows."""
-        return values.repeat_interleave(self.positions) if self.row_of is None else values[self.row_of]
-
 
 class Wire:
     """What the layers of a model share: the plan of the running pass."""

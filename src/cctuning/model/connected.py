@@ -23,9 +23,8 @@ from cctuning.errors import UserError
 from cctuning.model import lora, merge, serialization
 from cctuning.model.forward import ConnectedForward
 from cctuning.model.packing import rows_separable
-from cctuning.model.passes import Batch
 from cctuning.model.recorded import RecordedReferences
-from cctuning.model.runner import Runner, copy_output, evaluating
+from cctuning.model.runner import Runner, copy_output
 from cctuning.model.sites import Site, find_sites, unwrap
 
 ATTRIBUTE = "cross_lingual_connection"  # name under which the connection of a layer is registered in it
@@ -167,19 +166,6 @@ class ConnectedModel(ConnectedForward):
         for layer, connection in self.connections.items():
             if self.config.loss == "standardized" and self.config.connection == "gated":
                 serialization.read_into(connection.spread, recorded.statistics[layer].spread, "spread")
-
-    # -- looking inside ----------------------------------------------------------------------------------------------
-
-    def reference_vectors(self, input_ids: Tensor, attention_mask: Tensor, text: Tensor | None) -> Tensor:
-        """(R, L, d): what each connected layer is offered by these references, through the weights as they are.
-
-        Args:
-            input_ids, attention_mask: (R, S), right-padded. text: (R, 2) spans of their own text.
-        """
-        references = {"reference_input_ids": input_ids, "reference_attention_mask": attention_mask}
-        with evaluating(self.model):
-            plan = self.reference_pass(Batch(input_ids, attention_mask, **references, reference_text=text))
-        return torch.stack([plan.results.memory[layer][0] for layer in self.layers], dim=1)
 
     def fit_transform(self, batches: Iterable[dict[str, Tensor]]) -> Fit | None:
         """Fit, after training, what is not trained by gradient descent (nothing, but for the adaptive connection)."""

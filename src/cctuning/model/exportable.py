@@ -6,7 +6,6 @@ format.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel
@@ -62,22 +61,20 @@ def original_vocabulary(name: str | None) -> int | None:
 
 def obstacles(connected: ConnectedModel) -> dict[str, str | None]:
     """Format (`merged`, `lora`) -> why a model that is about to be trained cannot be exported so; None: it can."""
-
-    def reason(check: Callable[[ConnectedModel], None]) -> str | None:
-        try:
-            check(connected)
-        except UserError as error:
-            return str(error)
-        return None
-
-    return {"merged": reason(_check_merge), "lora": reason(_check_lora)}
-
-
-def _check_merge(connected: ConnectedModel) -> None:
-    """As an export does; where weights are in memory a merge is tried on a layer of each kind."""
     weights = [*connected.model.parameters()]
     there = all(not p.is_meta and p.numel() and not hasattr(p, "full_tensor") for p in weights)
-    check_merge(connected, exact=there and not is_quantised(connected.model) and not several_processes())
+    exact = there and not is_quantised(connected.model) and not several_processes()
+    found: dict[str, str | None] = {}
+    for name, check in {
+        "merged": lambda: check_merge(connected, exact),
+        "lora": lambda: _check_lora(connected),
+    }.items():
+        try:
+            found[name] = None
+            check()
+        except UserError as error:
+            found[name] = str(error)
+    return found
 
 
 def _check_lora(connected: ConnectedModel) -> None:

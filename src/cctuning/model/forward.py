@@ -27,6 +27,7 @@ from cctuning.model.passes import (
     plan_aligned_step,
     plan_inference,
     plan_step,
+    prompt_spans,
     uniform,
 )
 from cctuning.model.recorded import RecordedReferences
@@ -209,7 +210,7 @@ class ConnectedForward(nn.Module):
         assert ids is not None and mask is not None
         plan = Plan("record", ids.shape[0], ids.shape[1], reference=Reference.from_mask(mask))
         if self.aligned:
-            plan.spans = batch.reference_spans(self.config.align_pool)
+            plan.spans = prompt_spans(self.config.align_pool, mask, batch.reference_text)
             plan.stop = self._may_end(whole=True)
         with no_gradient(), suppress(StopForward):
             self._run(plan, NO_LOGITS, input_ids=ids, attention_mask=mask, use_cache=False)

@@ -96,15 +96,6 @@ class Batch:
         given = {name: getattr(self, name) for name in names}
         return replace(self, **{name: value[order] for name, value in given.items() if value is not None})
 
-    def spans(self, pool: str) -> Spans:
-        """The positions of each prompt that `align_pool` averages."""
-        return _spans(pool, self.attention_mask, self.text, None if self.labels is None else predicting(self.labels))
-
-    def reference_spans(self, pool: str) -> Spans:
-        """Those of each reference."""
-        assert self.reference_attention_mask is not None
-        return _spans(pool, self.reference_attention_mask, self.reference_text, None)
-
     @property
     def paired(self) -> Tensor:
         """(B,) bool: rows that have a reference."""
@@ -116,7 +107,9 @@ class Batch:
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
 
-def _spans(pool: str, mask: Tensor, text: Tensor | None, predict: Tensor | None) -> Spans:
+def prompt_spans(pool: str, mask: Tensor, text: Tensor | None, predict: Tensor | None = None) -> Spans:
+    """The positions that `align_pool` averages of prompts with attention `mask` (B, T); `text` as in `Batch`,
+    `predict` as in `prompt_ends`."""
     last = prompt_ends(mask, predict)
     if text is None:
         text = torch.stack([(last > 0).long(), last + 1], dim=1)
@@ -213,7 +206,7 @@ def plan_aligned_step(
     if training and config.weight > 0 and bool(batch.paired.any()):
         plan.row_weight = batch.paired / torch.as_tensor(rows, device=order.device)
         plan.connect_reference = batch.reference_index.clamp(min=0)
-        plan.spans = batch.spans(config.align_pool)
+        plan.spans = prompt_spans(config.align_pool, batch.attention_mask, batch.text, predict)
         whole = int(answered.sum())
         plan.stop = end and whole == 0
         if skip and 0 < whole < plan.rows:

@@ -27,6 +27,8 @@ from tqdm.auto import tqdm
 
 from cctuning.connection.align import Statistics
 from cctuning.errors import UserError
+from cctuning.model.passes import Batch
+from cctuning.model.runner import evaluating
 
 if TYPE_CHECKING:
     from cctuning.model.connected import ConnectedModel
@@ -246,5 +248,8 @@ def _run(connected: ConnectedModel, prompts: Prompts, places: list[int], pad: in
     rows = [torch.as_tensor(prompts.ids[place], dtype=torch.long) for place in places]
     ids = pad_sequence(rows, batch_first=True, padding_value=pad)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    vectors = connected.reference_vectors(ids.to(device), mask.to(device), prompts.text[places].to(device))
-    return vectors.float().cpu()
+    ids, mask, text = ids.to(device), mask.to(device), prompts.text[places].to(device)
+    batch = Batch(ids, mask, reference_input_ids=ids, reference_attention_mask=mask, reference_text=text)
+    with evaluating(connected.model):
+        memory = connected.reference_pass(batch).results.memory
+    return torch.stack([memory[layer][0] for layer in connected.layers], dim=1).float().cpu()
