@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cctuning.connection.adaptive import AdaptiveConnection
-from cctuning.connection.least_squares import Fit, StreamingLeastSquares
+from cctuning.connection.adaptive import AdaptiveConnection, Fit, StreamingLeastSquares
 from cctuning.connection.plan import Plan, predicting, prompt_ends
 from cctuning.connection.references import Anchor, Reference
 from cctuning.model.connected import ConnectedModel

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig
+from cctuning.connection.adaptive import Fit
 from cctuning.connection.align import LayerAlignment
 from cctuning.connection.gated import LayerConnection
-from cctuning.connection.least_squares import Fit
 from cctuning.errors import UserError
 from cctuning.model import lora, merge, serialization
 from cctuning.model.forward import ConnectedForward

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig, PeftModel
 from torch import nn
-from transformers import AutoConfig
 
 from cctuning.errors import UserError
-from cctuning.model.loading import LOADING_ERRORS, is_quantised
+from cctuning.model.loading import is_quantised
 from cctuning.model.lora import HARMLESS_STARTS, check_transforms, check_vocabulary, existing_lora, plain_adapter
 from cctuning.model.merge import check_merge
 from cctuning.model.runner import several_processes
@@ -51,14 +50,6 @@ def check_adapter_start(model: nn.Module) -> None:
             )
 
 
-def original_vocabulary(name: str | None) -> int | None:
-    """Vocabulary size in the config of the base model `name`; None if it cannot be read."""
-    try:
-        return AutoConfig.from_pretrained(name).get_text_config().vocab_size if name else None
-    except LOADING_ERRORS:
-        return None
-
-
 def obstacles(connected: ConnectedModel) -> dict[str, str | None]:
     """Format (`merged`, `lora`) -> why a model that is about to be trained cannot be exported so; None: it can."""
     weights = [*connected.model.parameters()]
@@ -87,6 +78,6 @@ def _check_lora(connected: ConnectedModel) -> None:
         raise UserError(
             "tune: full trains the base's own weights, which a LoRA does not carry; export with --format merged."
         )
-    check_vocabulary(model, original_vocabulary(unwrap(model).config.name_or_path))
+    check_vocabulary(model, unwrap(model).config.name_or_path)
     if not transforms and not existing:
         raise UserError("there is neither a transform nor a LoRA in this run.")

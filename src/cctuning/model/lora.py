@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,14 +25,14 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from cctuning.connection import Transform
 from cctuning.errors import UserError
 from cctuning.files import directory_atomically
 from cctuning.model.merge import linear_transforms, plain_weight
-from cctuning.model.serialization import base_is_trained
+from cctuning.model.serialization import LOADING_ERRORS, base_is_trained
 from cctuning.model.sites import Projection, find_sites, innermost, unwrap
 
 if TYPE_CHECKING:
@@ -142,10 +143,13 @@ def check_transforms(connected: ConnectedModel) -> dict[int, Transform]:
     return transforms
 
 
-def check_vocabulary(model: nn.Module, original: int | None) -> None:
-    """Raise `UserError` if the vocabulary size differs from the base's, `original`: a LoRA does not carry new rows."""
+def check_vocabulary(model: nn.Module, base_name: str | None) -> None:
+    """Raise `UserError` if the vocabulary size is not that of the base model `base_name` (where it can be read)."""
     rows = unwrap(model).config.get_text_config().vocab_size
-    if original is not None and rows != original:
+    original = rows
+    with suppress(*LOADING_ERRORS):
+        original = AutoConfig.from_pretrained(base_name).get_text_config().vocab_size if base_name else rows
+    if rows != original:
         raise UserError(
             f"the vocabulary was resized from {original} to {rows} tokens, which a LoRA for the base does not carry; "
             f"{MERGE_INSTEAD}."

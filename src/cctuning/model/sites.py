@@ -45,12 +45,6 @@ EXCEPTIONS = {
     "falcon": Family(in_place=True),  # its layer adds the attention's output to the FFN's in place
     "llama4_text": Family(transposed=True),  # its experts have no attribute that says they are stored (E, d_ff, d)
 }
-REFUSED = {
-    "mamba": "its layers are state-space mixers without an FFN",
-    "mamba2": "its layers are state-space mixers without an FFN",
-    "falcon_mamba": "its layers are state-space mixers without an FFN",
-    "rwkv": "its FFN's output is multiplied by a gate of its own input, and its layers carry a state",
-}
 
 
 @dataclass(frozen=True)
@@ -123,8 +117,8 @@ def find_sites(model: nn.Module) -> list[Site]:
     base = unwrap(model)
     text = base.config.get_text_config()
     family = text.model_type
-    if family in REFUSED:
-        raise _unsupported(family, REFUSED[family])
+    if family == "rwkv":
+        raise _unsupported(family, "its FFN's output is multiplied by a gate of its own input")
     if base.config.is_encoder_decoder:
         raise _unsupported(family, "it is an encoder-decoder; the connection needs a decoder-only model")
     if family == "bloom" and text.pretraining_tp > 1 and text.slow_but_exact:

@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 
 from cctuning.data import Encoder
 from cctuning.errors import UserError
-from cctuning.model.exportable import original_vocabulary
 from cctuning.model.loading import Loaded, load, load_tokenizer, torch_dtype
 from cctuning.model.lora import check_vocabulary, export_lora
 from cctuning.model.merge import check_adapter_mergeable, untie
@@ -165,8 +164,7 @@ def _disk_errors(directory: Path) -> Iterator[None]:
 
 
 def _write_lora(loaded: Loaded, path: str, directory: Path) -> None:
-    if loaded.base is not None:
-        check_vocabulary(loaded.model, original_vocabulary(loaded.base))
+    check_vocabulary(loaded.model, loaded.base)
     if loaded.connected is not None:
         export_lora(loaded.connected, directory, base_name=loaded.base)
     elif isinstance(loaded.model, PeftModel):

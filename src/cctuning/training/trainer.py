@@ -21,7 +21,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 from transformers.integrations import is_fsdp_enabled
 
 from cctuning.connection import ConnectionConfig
-from cctuning.connection.least_squares import Fit
+from cctuning.connection.adaptive import Fit
 from cctuning.data import PairedCollator
 from cctuning.data.in_memory import check_dataset
 from cctuning.errors import UserError
