@@ -92,7 +92,7 @@ def test_a_disk_that_is_full_while_answers_are_written(data, model, tmp_path, as
 
     monkeypatch.setattr(models.Path, "open", full)
     message = refused(capsys, *base, tmp_path / "out")
-    assert f"{tmp_path}/out/journal.jsonl: cannot be written (No space left on device)" in message
+    assert f"{tmp_path}/out: cannot be written (No space left on device)" in message
     assert "what was scored is kept" in message
     assert len(kept(tmp_path / "out")["tasks"]) == 1
     monkeypatch.setattr(models.Path, "open", opened)

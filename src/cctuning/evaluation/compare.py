@@ -10,7 +10,6 @@ the reference language included, for each system; means are single tests and not
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from cctuning.errors import UserError
 from cctuning.evaluation.answer_language import compare_shares
 from cctuning.evaluation.samples import uniform_answers
 from cctuning.evaluation.saved_results import ScoredRun, check_same, check_seeds, common_tasks, read_run
-from cctuning.evaluation.statistics import Array, clustered_bootstrap, holm, sign_flip_test, t_interval
+from cctuning.evaluation.statistics import clustered_bootstrap, holm, sign_flip_test, t_interval
 from cctuning.languages import ENGLISH, language_name
 
 MIN_DRAWS = 1000
@@ -48,8 +48,8 @@ class Row:
     kind: str
     benchmark: str | None
     language: str | None
-    languages: int
-    items: int
+    languages: int = 1
+    items: int = 0
     baseline: float | None = None
     value: float | None = None
     difference: float | None = None
@@ -72,16 +72,6 @@ class Comparison:
     rows: list[Row]
     summary: list[str]
     notes: list[str]
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """One task of two systems: their values [seeds, items]."""
-
-    language: str
-    ids: list[int]
-    first: Array
-    second: Array
 
 
 def compare(
@@ -122,19 +112,18 @@ def compare(
     settings = {"draws": draws, "seed": seed, "alpha": alpha, "level": 0.95, "tasks": tasks}
     settings["reference_languages"] = apart
     notes += [*_system_notes(systems, base), *_task_notes(systems, tasks, settings)]
+    table = _table(loaded, tasks)
+    members = {name: [place for place, run in enumerate(loaded) if run.system == name] for name in systems}
     rows: list[Row] = []
     summary: list[str] = []
-    for name, members in systems.items():
+    for name in systems:
         if name != base:
-            found = _system_rows(name, _cells(systems[base], members, tasks, apart), settings)
+            found = _rows(name, table, members[base], members[name], settings)
             rows += found
             summary += _summary(name, base, found, apart)
     described = {
-        name: [
-            {"directory": str(run.path), "mode": run.record["settings"].get("mode"), **run.record["model"]}
-            for run in members
-        ]
-        for name, members in systems.items()
+        name: [{"directory": str(run.path), "mode": run.mode, **run.record["model"]} for run in own]
+        for name, own in systems.items()
     }
     return Comparison(base, described, settings, rows, summary, notes)
 
@@ -166,7 +155,7 @@ def _reference_languages(runs: Sequence[ScoredRun], notes: list[str]) -> list[st
 def _system_notes(systems: Mapping[str, Sequence[ScoredRun]], base: str) -> list[str]:
     """Notes on modes, versions and seeds."""
     notes = []
-    modes = {name: members[0].record["settings"].get("mode") for name, members in systems.items()}
+    modes = {name: members[0].mode for name, members in systems.items()}
     if len(set(modes.values())) > 1:
         notes.append(f"modes differ: {', '.join(f'{name} {mode}' for name, mode in modes.items())}.")
     versions = [run.record.get("versions") or {} for members in systems.values() for run in members]
@@ -178,14 +167,14 @@ def _system_notes(systems: Mapping[str, Sequence[ScoredRun]], base: str) -> list
     single = [name for name, numbers in seeds.items() if len(numbers) == 1]
     if single:
         notes.append(f"one training seed: {', '.join(single)}; variation between trainings is not measured.")
-    for name in seeds if base not in single else ():
-        if name in (base, *single):
+    for name, numbers in seeds.items():
+        if {name, base} & {*single} or numbers == seeds[base]:
             continue
-        if len(seeds[name]) != len(seeds[base]):
-            counts = f"{len(seeds[name])} seeds, and {base} has {len(seeds[base])}"
+        if len(numbers) != len(seeds[base]):
+            counts = f"{len(numbers)} seeds, and {base} has {len(seeds[base])}"
             notes.append(f"no seed-level interval for {name}: {counts}.")
-        elif seeds[name] != seeds[base]:
-            notes.append(f"seeds paired in the order given: {base} {seeds[base]}, {name} {seeds[name]}.")
+        else:
+            notes.append(f"seeds paired in the order given: {base} {seeds[base]}, {name} {numbers}.")
     return notes
 
 
@@ -194,110 +183,101 @@ def _task_notes(
 ) -> list[str]:
     """Notes on numbers of items and languages, on metrics, and on the answers."""
     notes = []
-    found = {name: next(iter(systems.values()))[0].tasks[name] for name in tasks}
-    few = [name for name, task in found.items() if len(task.items) < FEW_ITEMS]
+    first = next(iter(systems.values()))[0]
+    few = [name for name in tasks if len(first.items[name]) < FEW_ITEMS]
     if few:
         notes.append(f"fewer than {FEW_ITEMS} items, so intervals are too narrow: {', '.join(few)}.")
-    languages = max(Counter(task.benchmark for task in found.values()).values())
+    languages = max(Counter(first.about(name)["benchmark"] for name in tasks).values())
     if languages / (settings["draws"] + 1) >= settings["alpha"]:
         notes.append(f"too few draws for {languages} languages to fall below {settings['alpha']}; raise --draws.")
-    metrics = list(dict.fromkeys(str(task.about["metric"]) for task in found.values()))
+    metrics = list(dict.fromkeys(str(first.about(name)["metric"]) for name in tasks))
     if len(metrics) > 1:
         notes.append(f"the overall mean mixes metrics: {', '.join(metrics)}.")
-    for name, task in found.items():
-        abouts = {system: [run.tasks[name].about for run in members] for system, members in systems.items()}
+    for name in tasks:
+        abouts = {system: [run.about(name) for run in members] for system, members in systems.items()}
         shares = {system: [about.get("answered_in") for about in own] for system, own in abouts.items()}
-        share = compare_shares(shares, name, task.language)
+        share = compare_shares(shares, name, first.about(name)["language"])
         notes += [] if share is None else [share]
         for system, own in abouts.items():
             notes += [f"{system}: {note}" for about in own for note in uniform_answers(name, about)]
     return notes
 
 
-def _cells(
-    first: Sequence[ScoredRun], second: Sequence[ScoredRun], tasks: Sequence[str], apart: Sequence[str]
-) -> dict[str, list[_Cell]]:
-    """The tasks by benchmark, the languages `apart` first in each."""
-    cells: dict[str, list[_Cell]] = {}
-    for name in tasks:
-        task = first[0].tasks[name]
-        ids = sorted(task.items)
-        values = [np.array([[run.tasks[name].items[i][2] for i in ids] for run in side]) for side in (first, second)]
-        own = cells.setdefault(task.benchmark, [])
-        own.append(_Cell(task.language, ids, *values))
-        own.sort(key=lambda cell: cell.language not in apart)
-    return cells
+def _table(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> pd.DataFrame:
+    """The scores, a row for each benchmark, language and item, a column for each run (its number)."""
+    columns = []
+    for run in runs:
+        parts = {
+            (run.about(name)["benchmark"], run.about(name)["language"]): run.items[name]["value"] for name in tasks
+        }
+        columns.append(pd.concat(parts, names=["benchmark", "language", "item"]))
+    return pd.concat(columns, axis=1, keys=range(len(runs)))
 
 
-def _system_rows(name: str, cells: Mapping[str, list[_Cell]], settings: Mapping[str, Any]) -> list[Row]:
+def _rows(
+    name: str, table: pd.DataFrame, first: list[int], second: list[int], settings: Mapping[str, Any]
+) -> list[Row]:
+    """The rows of a system whose runs are the columns `second` of `table`; those of the baseline are `first`."""
+
+    def row(kind: str, benchmark: str | None, language: str | None, part: pd.DataFrame) -> Row:
+        return _measured(Row(name, kind, benchmark, language), part[first], part[second], settings)
+
     rows: list[Row] = []
     apart = settings["reference_languages"]
-    others = {
-        benchmark: kept
-        for benchmark, own in cells.items()
-        if (kept := [one for one in own if one.language not in apart])
-    }
-    for benchmark, own in cells.items():
-        measured = {cell.language for cell in own}
-        rows += [Row(name, "language", benchmark, language, 1, 0) for language in apart if language not in measured]
-        found = [_row(Row(name, "language", benchmark, one.language, 1, 0), [[one]], settings) for one in own]
-        for row, p in zip(found, holm([float(row.p or 0) for row in found]), strict=True):
-            rows.append(_judged(row, p, settings["alpha"]))
-        if benchmark in others:
-            kept = others[benchmark]
-            row = _row(Row(name, "mean", benchmark, None, len(kept), 0), [kept], settings)
-            rows.append(_judged(row, row.p, settings["alpha"]))
-    if len(cells) > 1 and others:
-        count = sum(map(len, others.values()))
-        row = _row(Row(name, "overall", None, None, count, 0), [*others.values()], settings)
-        rows.append(_judged(row, row.p, settings["alpha"]))
+    others = table.drop(index=apart, level="language", errors="ignore")
+    for benchmark, own in table.groupby(level="benchmark", sort=False):
+        languages = sorted(own.index.unique("language"), key=lambda language: language not in apart)
+        rows += [Row(name, "language", benchmark, language) for language in apart if language not in languages]
+        found = [row("language", benchmark, one, own.xs(one, level="language", drop_level=False)) for one in languages]
+        rows += [_judged(row, p, settings) for row, p in zip(found, holm([row.p or 0 for row in found]), strict=True)]
+        kept = own.loc[own.index.isin(others.index)]
+        if len(kept):
+            mean = row("mean", benchmark, None, kept)
+            rows.append(_judged(mean, mean.p, settings))
+    if len(others) and table.index.unique("benchmark").size > 1:
+        overall = row("overall", None, None, others)
+        rows.append(_judged(overall, overall.p, settings))
     return rows
 
 
-def _row(row: Row, groups: Sequence[Sequence[_Cell]], settings: Mapping[str, Any]) -> Row:
-    """`row` with the mean difference over all cells of all benchmarks, its intervals and its p-value."""
+def _measured(row: Row, first: pd.DataFrame, second: pd.DataFrame, settings: Mapping[str, Any]) -> Row:
+    """`row` with the mean difference over benchmarks and languages, its intervals and its p-value.
+
+    Args:
+        first, second: rows of the table, with the columns of a system's seeds.
+    """
     how = settings["draws"], settings["seed"]
-    cells = [cell for group in groups for cell in group]
-    first, second = (  # [seeds]
-        np.mean([side.mean(axis=1) for side in sides], axis=0)
-        for sides in ([cell.first for cell in cells], [cell.second for cell in cells])
-    )
-    matrices = [_by_item(group) for group in groups]
+    cells = [side.groupby(level=["benchmark", "language"]).mean() for side in (first, second)]
+    seeds = [side.mean().to_numpy() for side in cells]
+    # Of each benchmark [items, languages], NaN where a language lacks the item. In a parallel benchmark, the same id
+    # is the same question. In others, drawing unrelated items together does no harm: they stay independent.
+    differences = (second.mean(axis=1) - first.mean(axis=1)).unstack("language")
+    matrices = [
+        one.dropna(axis=1, how="all").to_numpy() for _, one in differences.groupby(level="benchmark", sort=False)
+    ]
     interval = clustered_bootstrap(matrices, *how)
     # The contribution of each item to the mean, over all its languages: the unit whose sign is flipped.
-    shares = [np.nansum(one / np.count_nonzero(~np.isnan(one), axis=0), axis=1) / len(cells) for one in matrices]
-    seeds = t_interval(second - first) if len(first) == len(second) >= 2 else None
+    shares = [np.nansum(one / np.count_nonzero(~np.isnan(one), axis=0), axis=1) / len(cells[0]) for one in matrices]
+    paired = t_interval(seeds[1] - seeds[0]) if len(seeds[0]) == len(seeds[1]) >= 2 else None
     return replace(
         row,
+        languages=len(cells[0]),
         items=interval.n,
-        baseline=float(first.mean()),
-        value=float(second.mean()),
+        baseline=float(seeds[0].mean()),
+        value=float(seeds[1].mean()),
         difference=interval.value,
         low=interval.low,
         high=interval.high,
         p=sign_flip_test(np.concatenate(shares), *how),
-        seed_low=seeds.low if seeds else None,
-        seed_high=seeds.high if seeds else None,
+        seed_low=paired.low if paired else None,
+        seed_high=paired.high if paired else None,
     )
 
 
-def _by_item(cells: Sequence[_Cell]) -> Array:
-    """Differences [ids, languages], NaN where a language lacks the id.
-
-    In a parallel benchmark, the same id is the same question. In others, drawing unrelated items together does no
-    harm: they are as independent within a row as between rows.
-    """
-    ids = {key: place for place, key in enumerate(sorted({key for cell in cells for key in cell.ids}))}
-    matrix = np.full((len(ids), len(cells)), math.nan)
-    for column, cell in enumerate(cells):
-        matrix[[ids[key] for key in cell.ids], column] = cell.second.mean(axis=0) - cell.first.mean(axis=0)
-    return matrix
-
-
-def _judged(row: Row, p: float | None, alpha: float) -> Row:
+def _judged(row: Row, p: float | None, settings: Mapping[str, Any]) -> Row:
     """`row` with its adjusted p-value and its verdict."""
     assert p is not None and row.difference is not None
-    verdict = SAME if p >= alpha or row.difference == 0 else BETTER if row.difference > 0 else WORSE
+    verdict = SAME if p >= settings["alpha"] or row.difference == 0 else BETTER if row.difference > 0 else WORSE
     return replace(row, p_adjusted=p, verdict=verdict)
 
 

@@ -20,7 +20,6 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from cctuning.errors import UserError
-from cctuning.evaluation.saved_results import writing
 from cctuning.model.connected import ConnectedModel
 from cctuning.serving.stop_tokens import Thoughts
 
@@ -36,23 +35,16 @@ class Journal(LM):
         inner: the model; `batch_size_per_gpu` is set to what fits.
         path: the file of answers; read if it exists.
         batch_size: None to halve it while memory runs out.
-        label: of the progress bar; the task at work.
         stop: text that ends every answer, in addition to the stops of a task.
         thinking: additional tokens for a model that thinks before it answers, 0 for others.
     """
 
     def __init__(
-        self,
-        inner: Any,
-        path: Path,
-        batch_size: int | None = None,
-        label: str = "",
-        stop: str | None = None,
-        thinking: int = 0,
+        self, inner: Any, path: Path, batch_size: int | None = None, stop: str | None = None, thinking: int = 0
     ) -> None:
         super().__init__()
-        self.stop, self.thinking = stop, thinking
-        self.inner, self.path, self.label = inner, path, label
+        self.inner, self.path, self.stop, self.thinking = inner, path, stop, thinking
+        self.label = ""  # of the progress bar; the task at work
         device = getattr(getattr(inner, "device", None), "type", "cpu")
         self.size = batch_size or FIRST_BATCH.get(device, 64)
         self.asked = 0  # requests that the model ran
@@ -102,7 +94,7 @@ class Journal(LM):
             while order:
                 chunk, order = order[: CHUNK * self.size], order[CHUNK * self.size :]
                 answers = self._answers(kind, [pending[key] for key in chunk])
-                with writing(self.path), self.path.open("a", encoding="utf-8") as journal:
+                with self.path.open("a", encoding="utf-8") as journal:
                     for key, answer in zip(chunk, answers, strict=True):
                         _check_number(pending[key], answer)
                         self.known[key] = answer
@@ -210,31 +202,28 @@ class ConnectedLM(AnsweringLM):
         super().__init__(connected.model, tokenizer, **options)
         self.connected = connected
 
-    def _connect(self, requests: list[Instance]) -> Tensor:
-        return torch.full((len(requests),), not self.apart, device=self.device)
+    def _connect(self, rows: int) -> Tensor:
+        return torch.full((rows,), not self.apart, device=self.device)
 
     @torch.no_grad()
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def _loglikelihood_tokens(
+        self, requests: Any, disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
         results: list[tuple[float, bool]] = []
         for start in range(0, len(requests), self.batch_size):
-            results += self._likelihoods(requests[start : start + self.batch_size])
+            results += self._likelihoods([one[1:] for one in requests[start : start + self.batch_size]])
         return results
 
-    def _likelihoods(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        rows, ends = [], []
-        for context, continuation in (request.args for request in requests):
-            if context == "":
-                prompt, answer = [self.prefix_token_id], self.tok_encode(continuation, add_special_tokens=False)
-            else:
-                prompt, answer = self._encode_pair(context, continuation)
-            if len(answer) >= self.max_length:
-                raise UserError(f"an answer of {len(answer)} tokens exceeds the model's {self.max_length} positions.")
-            rows.append(torch.tensor([*prompt, *answer][-self.max_length :]))
-            ends.append(len(rows[-1]) - len(answer))
+    def _likelihoods(self, batch: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+        longest = max(len(answer) for _, answer in batch)
+        if longest >= self.max_length:
+            raise UserError(f"an answer of {longest} tokens exceeds the model's {self.max_length} positions.")
+        rows = [torch.tensor([*prompt, *answer][-self.max_length :]) for prompt, answer in batch]
+        ends = [len(row) - len(answer) for row, (_, answer) in zip(rows, batch, strict=True)]
         ids = pad_sequence(rows, batch_first=True).to(self.device)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(self.device)
         lengths = torch.tensor(ends, device=self.device)
-        logits = self.connected(ids, mask, prompt_lengths=lengths, connect=self._connect(requests)).logits
+        logits = self.connected(ids, mask, prompt_lengths=lengths, connect=self._connect(len(rows))).logits
         results = []
         for number, (row, end) in enumerate(zip(rows, ends, strict=True)):
             scores = logits[number, end - 1 : len(row) - 1].float().log_softmax(dim=-1)
@@ -243,32 +232,14 @@ class ConnectedLM(AnsweringLM):
             results.append((value, bool((scores.argmax(dim=-1) == wanted).all())))
         return results
 
-    @torch.no_grad()
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        results = []
-        for start in range(0, len(requests), self.batch_size):
-            results += self._answers(requests[start : start + self.batch_size])
-        return results
-
-    def _answers(self, requests: list[Instance]) -> list[str]:
-        options = dict(requests[0].args[1])
-        until = [options["until"]] if isinstance(options.get("until"), str) else list(options.get("until") or [])
-        new = int(options.get("max_gen_toks") or self.max_gen_toks)
-        ids, mask = self.tok_batch_encode(
-            [request.args[0] for request in requests], left_truncate_len=self.max_length - new
-        )
-        # lm-eval's criteria, since transformers' stop_strings fails on vocabularies of whole words.
-        ends = stop_sequences_criteria(self.tokenizer, until, ids.shape[1], len(requests))
-        tokens = self.connected.generate(
-            ids.to(self.device),
-            mask.to(self.device),
-            max_new_tokens=new,
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
+        return self.connected.generate(
+            context,
+            options["attention_mask"],
+            max_length=max_length,
             do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id,
-            stopping_criteria=ends,
-            connect=self._connect(requests),
+            # lm-eval's criteria, since transformers' stop_strings fails on vocabularies of whole words.
+            stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, context.shape[1], len(context)),
+            connect=self._connect(len(context)),
         )
-        texts = [self.tok_decode(row[ids.shape[1] :].tolist(), skip_special_tokens=True) for row in tokens]
-        for stop in until:
-            texts = [text.split(stop)[0] for text in texts]
-        return texts

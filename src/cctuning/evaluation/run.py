@@ -43,7 +43,6 @@ from cctuning.serving.answering import (
     chat_notes,
     chat_of,
     encoder_for,
-    encoder_of,
     reference_language,
     tokenizer_of,
 )
@@ -150,9 +149,8 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     tokenizer, run = tokenizer_of(path, options.trust_remote_code)
     record = claim(directory, options.settings())
     own_reference = reference_language(path) or run.get("reference_language")
-    reference = own_reference or ENGLISH
     encoder = encoder_for(tokenizer, bool(options.chat), options.chat_template_kwargs)
-    items, notes = _load_items(options, reference, encoder)
+    items, notes = _load_items(options, own_reference or ENGLISH, encoder)
     notes += chat_notes(run, encoder)
     for note in notes:
         logging.getLogger(__name__).warning(note)
@@ -167,20 +165,13 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     _check_data(items, record, directory)
     record["model"]["reference_language"] = own_reference
     record["notes"], record["planned"] = notes, [item.name for item in items]
-    encoder = encoder_of(loaded, options.chat, options.chat_template_kwargs)
-    _stop_as_trained(loaded, encoder)
     lm = _language_model(loaded, options, encoder)
-    (directory / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
-    write_results(directory, record)
-    bypass = options.mode == "bypass" and loaded.connected is not None
-    with loaded.connected.disable_adapter() if bypass and loaded.connected else nullcontext():
-        journal = Journal(
-            lm,
-            directory / JOURNAL_FILE,
-            options.batch_size,
-            stop=answer_end(encoder),
-            thinking=options.thinking_tokens if encoder.thinks else 0,
-        )
+    bypassed = options.mode == "bypass" and loaded.connected
+    with writing(directory), bypassed.disable_adapter() if bypassed else nullcontext():
+        (directory / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
+        write_results(directory, record)
+        thinking = options.thinking_tokens if encoder.thinks else 0
+        journal = Journal(lm, directory / JOURNAL_FILE, options.batch_size, answer_end(encoder), thinking)
         for number, item in enumerate(items, 1):
             journal.label = f"[{number}/{len(items)}] {item.name}"
             if isinstance(lm, ConnectedLM):
@@ -188,8 +179,8 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
             if item.name not in record["tasks"]:
                 score(item, journal, options, directory, record)
             notes += [note for note in uniform_answers(item.name, record["tasks"][item.name]) if note not in notes]
-    record["status"] = "finished"
-    write_results(directory, record)
+        record["status"] = "finished"
+        write_results(directory, record)
     journal.path.unlink(missing_ok=True)
     return record
 
@@ -246,9 +237,8 @@ def score(item: Item, lm: Journal, options: Options, directory: Path, record: di
         if item.grouped:  # each task numbers its items from 0
             own = [one | {"id": len(kept) + place, "task": task.task_name} for place, one in enumerate(own)]
         kept += own
-    path = directory / SAMPLES_FOLDER / f"{item.name}.jsonl"
-    with writing(path):
-        write_atomically(path, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in kept))
+    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in kept)
+    write_atomically(directory / SAMPLES_FOLDER / f"{item.name}.jsonl", lines)
     record["tasks"][item.name] = {
         "benchmark": item.benchmark,
         "language": item.language,
@@ -297,20 +287,17 @@ def _metrics(figures: dict[str, float], chosen: str) -> dict[str, dict[str, floa
     }
 
 
-def _stop_as_trained(loaded: Loaded, encoder: Encoder) -> None:
-    """Stop generation at the tokens that end a turn in the chat template; a base's own config may lack them."""
+def _language_model(loaded: Loaded, options: Options, encoder: Encoder) -> AnsweringLM:
+    """The model for lm-eval. It stops where the chat template ends a turn, which a base's own config may lack."""
+    tokenizer, connected = encoder.tokenizer, loaded.connected
     if encoder.chat:
         stops = stop_tokens(encoder, unwrap(loaded.model))
         for model in (loaded.model, unwrap(loaded.model)):
             if stops and model.generation_config is not None:
                 model.generation_config.eos_token_id = stops
-
-
-def _language_model(loaded: Loaded, options: Options, encoder: Encoder) -> AnsweringLM:
-    connected = loaded.connected
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked, so any id will do
     how: dict[str, Any] = {"chat": encoder.chat, "thoughts": Thoughts.of(encoder)}
-    if loaded.tokenizer.pad_token_id is None:
-        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token  # masked, so any id will do
     if connected is not None and options.mode == "student" and not connected.config.mergeable:
-        return ConnectedLM(connected, loaded.tokenizer, **how)
-    return AnsweringLM(loaded.model, loaded.tokenizer, **how)
+        return ConnectedLM(connected, tokenizer, **how)
+    return AnsweringLM(loaded.model, tokenizer, **how)

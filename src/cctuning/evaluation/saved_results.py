@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from cctuning.errors import UserError
@@ -33,40 +34,36 @@ _AGAIN = "score the model again with `cctuning evaluate` into a new directory"
 
 
 @dataclass(frozen=True)
-class ScoredTask:
-    """A finished task. `items`: id to document hash, prompt hash and value of the main metric."""
-
-    about: dict[str, Any]
-    items: dict[int, tuple[str, str, float]]
-
-    @property
-    def benchmark(self) -> str:
-        return str(self.about["benchmark"])
-
-    @property
-    def language(self) -> str:
-        return str(self.about["language"])
-
-
-@dataclass(frozen=True)
 class ScoredRun:
-    """The results of one model. `record`: the content of results.json."""
+    """The results of one model.
+
+    Attributes:
+        record: the content of results.json.
+        items: of each task, a row per item: `document` and `prompt` (hashes) and `value` of the main metric.
+    """
 
     system: str
     path: Path
     record: dict[str, Any]
-    tasks: dict[str, ScoredTask]
+    items: dict[str, pd.DataFrame]
+
+    @property
+    def mode(self) -> str | None:
+        return self.record["settings"].get("mode")
+
+    def about(self, task: str) -> dict[str, Any]:
+        return self.record["tasks"][task]
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn an error of writing `path`, such as a full disk, into a `UserError`."""
+def writing(directory: Path) -> Iterator[None]:
+    """Turn an error of writing to `directory`, such as a full disk, into a `UserError`."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space and give the same command "
-            "again: what was scored is kept."
+            f"{error.filename or directory}: cannot be written ({error.strerror or error}); free some space and give "
+            "the same command again: what was scored is kept."
         ) from error
 
 
@@ -109,10 +106,8 @@ def new_record(path: str, loaded: Loaded, weights: str, settings: dict[str, Any]
 
 def write_results(directory: Path, record: dict[str, Any]) -> None:
     """Write `results.json` and the table of it."""
-    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    for path, content in ((directory / RESULTS_FILE, text), (directory / TABLE_FILE, markdown(record))):
-        with writing(path):
-            write_atomically(path, content)
+    write_atomically(directory / RESULTS_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(directory / TABLE_FILE, markdown(record))
 
 
 def parse_named(arguments: Sequence[str]) -> list[tuple[str, str]]:
@@ -164,11 +159,12 @@ def read_run(system: str, path: Path) -> ScoredRun:
         lacking = [name for name in record.get("planned") or [] if name not in record["tasks"]]
         told = f", without {', '.join(lacking)}" if lacking else ""
         raise UserError(f"{file}: not finished{told}; give the same `cctuning evaluate` command again to continue.")
-    tasks = {name: ScoredTask(about, _read_items(path, name, about)) for name, about in record["tasks"].items()}
-    return ScoredRun(system, path, record, tasks)
+    return ScoredRun(
+        system, path, record, {name: _read_items(path, name, one) for name, one in record["tasks"].items()}
+    )
 
 
-def _read_items(path: Path, name: str, about: dict[str, Any]) -> dict[int, tuple[str, str, float]]:
+def _read_items(path: Path, name: str, about: dict[str, Any]) -> pd.DataFrame:
     lacking = [key for key in ("benchmark", "language", "version", "items", "metric") if key not in about]
     if lacking:
         raise UserError(f"{path / RESULTS_FILE}: task {name} has no `{lacking[0]}`; {_AGAIN}.")
@@ -188,7 +184,7 @@ def _read_items(path: Path, name: str, about: dict[str, Any]) -> dict[int, tuple
                 raise UserError(f"{file}, line {number}: not a sample ({error!r}); {_AGAIN}.") from error
     if not items or len(items) != about["items"]:
         raise UserError(f"{file}: {len(items)} items, and results.json counts {about['items']}; {_AGAIN}.")
-    return items
+    return pd.DataFrame.from_dict(items, orient="index", columns=["document", "prompt", "value"])
 
 
 def check_seeds(systems: Mapping[str, Sequence[ScoredRun]]) -> None:
@@ -196,11 +192,10 @@ def check_seeds(systems: Mapping[str, Sequence[ScoredRun]]) -> None:
     for name, members in systems.items():
         weights: dict[str, ScoredRun] = {}
         for run in members:
-            modes = [one.record["settings"].get("mode") for one in (members[0], run)]
-            if modes[0] != modes[1]:
+            if run.mode != members[0].mode:
                 raise UserError(
-                    f"{name}: {members[0].path} has mode {modes[0]} and {run.path} has {modes[1]}; seeds of one "
-                    "system need the same mode: give them different names."
+                    f"{name}: {members[0].path} has mode {members[0].mode} and {run.path} has {run.mode}; seeds of "
+                    "one system need the same mode: give them different names."
                 )
             other = weights.setdefault(str(run.record["model"].get("fingerprint") or run.path.resolve()), run)
             if other is not run:
@@ -209,12 +204,12 @@ def check_seeds(systems: Mapping[str, Sequence[ScoredRun]]) -> None:
 
 def common_tasks(runs: Sequence[ScoredRun], notes: list[str]) -> list[str]:
     """The tasks that all runs have; notes name the others."""
-    common = [name for name in runs[0].tasks if all(name in run.tasks for run in runs)]
+    common = [name for name in runs[0].items if all(name in run.items for run in runs)]
     if not common:
-        told = "; ".join(f"{run.path}: {', '.join(run.tasks) or 'none'}" for run in runs)
+        told = "; ".join(f"{run.path}: {', '.join(run.items) or 'none'}" for run in runs)
         raise UserError(f"the runs have no task in common ({told}); score them on the same suite and languages.")
-    for name in dict.fromkeys(name for run in runs for name in run.tasks if name not in common):
-        lacking = ", ".join(str(run.path) for run in runs if name not in run.tasks)
+    for name in dict.fromkeys(name for run in runs for name in run.items if name not in common):
+        lacking = ", ".join(str(run.path) for run in runs if name not in run.items)
         notes.append(f"task {name} left out: not in {lacking}.")
     return common
 
@@ -228,19 +223,19 @@ def check_same(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> None:
             raise UserError(f"{what} differs: {one} in {first.path}, {other} in {run.path}; {advice}.")
 
     for run in runs[1:]:
-        one_chat, other_chat = (bool(each.record["settings"].get("chat")) for each in (first, run))
+        one_chat, other_chat = (bool(one.record["settings"].get("chat")) for one in (first, run))
         check("chat setting", one_chat, other_chat, "score both with --chat or both without")
         for name in tasks:
-            one, other = first.tasks[name], run.tasks[name]
             for key, what in {"version": "version", "metric": "main metric", "language": "language"}.items():
                 advice = "score both with the same version of cctuning and lm-eval"
-                check(f"task {name}: {what}", one.about[key], other.about[key], advice)
+                check(f"task {name}: {what}", first.about(name)[key], run.about(name)[key], advice)
             same = "score both on the same data, with the same --limit"
-            check(f"task {name}: number of items", len(one.items), len(other.items), same)
-            for item in one.items:
-                here, there = one.items[item], other.items.get(item, ("no such item", "", 0.0))
-                check(f"task {name}: item {item}", here[0], there[0], same)
-                check(f"task {name}: prompt of item {item}", here[1], there[1], "use the same settings and template")
+            check(f"task {name}: number of items", len(first.items[name]), len(run.items[name]), same)
+            for column, what in (("document", "item"), ("prompt", "prompt of item")):
+                one, other = first.items[name][column].align(run.items[name][column], fill_value="no such item")
+                for item in one.index[one != other]:
+                    advice = same if what == "item" else "use the same settings and template"
+                    check(f"task {name}: {what} {item}", one[item], other[item], advice)
 
 
 def model_hash(loaded: Loaded, mode: str = "student") -> str:

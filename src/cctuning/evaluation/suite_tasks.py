@@ -246,7 +246,7 @@ def loading(name: str, data: Path | None) -> Iterator[None]:
     except Exception as error:  # datasets, the hub's client and its HTTP library have their own classes
         first = (str(error).splitlines() or [type(error).__name__])[0]
         advice = "" if data else " Without network access, use --data DIR."
-        raise UserError(f"{name}: its data cannot be loaded: {first}{advice}") from error
+        raise UserError(f"{name}: its data cannot be loaded: {first.rstrip('.')}.{advice}") from error
     finally:
         datasets.load_dataset = load_dataset
 

@@ -149,7 +149,7 @@ def examples_section(evaluated: Evaluated) -> Section:
             samples.append(sample)
             scores = ", ".join(f"{name} {value:g}" for name, value in sample["metrics"].items())
             rows.append([run.system, answer_text(sample["response"]), scores])
-        code = evaluated.runs[0].tasks[task].language
+        code = evaluated.runs[0].about(task)["language"]
         known = code if language_name(code) != code else None  # an unknown code would mislead a screen reader
         terms = [("prompt", samples[0]["prompt"], known), ("expected", str(samples[0]["target"]), known)]
         title = f"{place}. {language_name(code)}, {task}"
