@@ -177,8 +177,8 @@ def test_mmmlu_is_lm_evals_groups_of_57_tasks():
 
 
 def test_the_languages_are_the_papers_that_the_data_sets_have():
-    assert len(mkqa_xlsum.LANGUAGES["MKQA"]) == 13 and len(mkqa_xlsum.LANGUAGES["XLSum"]) == 19
-    assert set(mkqa_xlsum.LANGUAGES["MKQA"]) == {"zh" if one == "zh_cn" else one for one in MKQA_COLUMNS} - {
+    assert len(mkqa_xlsum.QUESTIONS) == 13 and len(mkqa_xlsum.ARTICLES) == 19
+    assert set(mkqa_xlsum.QUESTIONS) == {"zh" if one == "zh_cn" else one for one in MKQA_COLUMNS} - {
         *("da", "fi", "he", "hu", "it", "km", "ms", "nl", "no", "pl", "sv", "zh_hk", "zh_tw")
     }
     with pytest.raises(UserError, match="'xx'"):

@@ -58,6 +58,14 @@ def test_an_answer_of_several_lines_is_read_whole(tmp_path):
     assert "no row in English" in notes[0]
 
 
+def test_a_language_is_found_under_any_of_its_codes(tmp_path):
+    rows = write(tmp_path / "r.jsonl", [{**ROWS[1], "lang": "pt-BR"}, ROWS[0], {**ROWS[1], "lang": "zh-Hant"}])
+    for asked, found in (("pt", "pt-BR"), ("pt-BR", "pt-BR"), ("zh", "zh-Hant")):
+        assert [item.language for item in load_own_rows(rows, [asked])[0]] == ["en", found]
+    with pytest.raises(UserError, match=r"no row of .* is in 'zh-Hans'; it has en, pt-BR, zh-Hant"):
+        load_own_rows(rows, ["zh-Hans"])
+
+
 def test_scored_and_compared(rows, model, tmp_path, capsys):
     made = ConnectedModel.attach(AutoModelForCausalLM.from_pretrained(model), ConnectionConfig("gated"))
     shake(made)

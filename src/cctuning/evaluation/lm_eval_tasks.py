@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 
 from cctuning.errors import UserError, nearest
 from cctuning.evaluation.suite_tasks import Item, loading
-from cctuning.languages import UNKNOWN, canonical, is_code, tag
+from cctuning.languages import UNKNOWN, canonical, is_code, matching, tag
 
 
 def load_tasks(
@@ -38,7 +38,9 @@ def load_tasks(
             )
         with loading(f"--tasks {name}", data):
             items += _items(manager, name)
-    kept = [one for one in items if languages is None or one.language in languages]
+    spoken = [one.language for one in items]
+    chosen = spoken if languages is None else [code for one in languages for code in matching(one, spoken)]
+    kept = [one for one in items if one.language in chosen]
     if not kept:
         raise UserError("--tasks, --languages: no task is left; name others.")
     left = len(items) - len(kept)

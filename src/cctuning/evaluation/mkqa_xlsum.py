@@ -55,7 +55,6 @@ ARTICLES = {
     "yo": ("yoruba", "Àyọkà", "Àkótán"),
     "zh": ("chinese_simplified", "文章", "摘要"),
 }
-LANGUAGES = {"MKQA": tuple(QUESTIONS), "XLSum": tuple(ARTICLES)}
 FILES = {
     "MKQA": "hf://datasets/apple/mkqa@refs/convert/parquet/mkqa/train/*.parquet",
     "XLSum": "hf://datasets/csebuetnlp/xlsum@refs/convert/parquet/{}/test/*.parquet",
@@ -63,14 +62,14 @@ FILES = {
 NO_SHORT_ANSWER = (1, 2)  # MKQA's types `long_answer` and `unanswerable`, as its class labels number them
 
 
-def hub_task(benchmark: str, language: str) -> ConfigurableTask:
-    """The task `mkqa_<language>_hub` or `xlsum_<language>_hub`."""
+def hub_task(name: str, benchmark: str, language: str) -> ConfigurableTask:
+    """The task `name` of MKQA or XLSum."""
     if benchmark == "MKQA":
         files, rows = FILES["MKQA"], partial(_questions, language)
     else:
         files, rows = FILES["XLSum"].format(ARTICLES[language][0]), partial(_articles, language)
     source = {"dataset_path": "parquet", "dataset_kwargs": {"data_files": {"test": files}}, "process_docs": rows}
-    return row_task(f"{benchmark.lower()}_{language}_hub", benchmark, language, source)
+    return row_task(name, benchmark, language, source)
 
 
 def _questions(language: str, data: Any) -> Any:

@@ -19,7 +19,7 @@ from cctuning.errors import UserError
 from cctuning.evaluation.row_tasks import row_task
 from cctuning.evaluation.suite_tasks import Item
 from cctuning.files import file_hash
-from cctuning.languages import ENGLISH, language_name
+from cctuning.languages import ENGLISH, language_name, matching
 
 LONG_ANSWER_TOKENS = 256  # for a language with responses of more than one line
 
@@ -51,7 +51,7 @@ def load_own_rows(
     if not by_language:
         raise UserError(f"--rows {path}: no row has a response to score answers against.")
     for wanted in languages or ():
-        if wanted not in by_language:
+        if not matching(wanted, by_language):
             raise UserError(
                 f"--languages: no row of {path} is in {wanted!r}; it has {', '.join(sorted(by_language))}."
             )
@@ -59,8 +59,10 @@ def load_own_rows(
     if reference not in by_language:
         name = language_name(reference)
         notes.append(f"{path} has no row in {name}, so a change in {name} is not measured.")
-    kept = [lang for lang in by_language if languages is None or lang in {*languages, reference}]
-    kept.sort(key=lambda lang: (lang != reference, lang))
+    kept = list(by_language)
+    if languages is not None:
+        kept = [code for one in dict.fromkeys([*languages, reference]) for code in matching(one, by_language)]
+    kept = sorted({*kept}, key=lambda lang: (lang != reference, lang))
     rendered = encoder is not None and encoder.chat
     return [_item(lang, by_language[lang], rendered) for lang in kept], notes
 

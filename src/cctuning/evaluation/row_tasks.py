@@ -19,6 +19,7 @@ CHOICES = {"XNLI": ("1", "2", "3"), "XStoryCloze": ("1", "2"), "MMMLU": ("A", "B
 ANSWER_TOKENS = 32  # a phrase, as in MKQA and XQuAD
 SUMMARY_TOKENS = 128  # one sentence, even at three tokens per character
 VERSION = 1.0
+XCOPA_ENGLISH = "xcopa_en_local"  # name of the task
 
 
 def _mean(name: str) -> dict[str, Any]:
@@ -29,10 +30,10 @@ def _mean(name: str) -> dict[str, Any]:
 ACCURACIES = [_mean("acc"), _mean("acc_norm")]
 
 
-def paper_task(benchmark: str, language: str, path: Path) -> ConfigurableTask:
-    """The task `paper_<benchmark>_<language>` of the rows in `path`."""
+def paper_task(name: str, benchmark: str, language: str, path: Path) -> ConfigurableTask:
+    """The task of the rows in `path`."""
     source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path.resolve())}}}
-    return row_task(f"paper_{benchmark.lower()}_{language}", benchmark, language, source)
+    return row_task(name, benchmark, language, source)
 
 
 def row_task(
@@ -102,7 +103,7 @@ def xcopa_english(folder: Path) -> ConfigurableTask:
     """English rows in XCOPA's layout (COPA), with prompts as lm-eval's for the other languages."""
     return ConfigurableTask(
         config={
-            "task": "xcopa_en_local",
+            "task": XCOPA_ENGLISH,
             "dataset_path": str(folder.resolve()),
             "dataset_name": "en",
             "output_type": "multiple_choice",

@@ -44,7 +44,7 @@ from cctuning.serving.answering import (
     chat_of,
     encoder_for,
     reference_language,
-    tokenizer_of,
+    tokenizer_and_run,
 )
 from cctuning.serving.stop_tokens import Thoughts, answer_end, stop_tokens
 
@@ -146,7 +146,7 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
         The content of `results.json`.
     """
     options = _settled([(path, path)], options)
-    tokenizer, run = tokenizer_of(path, options.trust_remote_code)
+    tokenizer, run = tokenizer_and_run(path, options.trust_remote_code)
     record = claim(directory, options.settings())
     own_reference = reference_language(path) or run.get("reference_language")
     encoder = encoder_for(tokenizer, bool(options.chat), options.chat_template_kwargs)
@@ -189,7 +189,7 @@ def _settled(models: Sequence[tuple[str, str]], options: Options) -> Options:
     """`options` with the chat setting and the languages that follow from the models. Reads no weights."""
     runs, chats = [], {}
     for name, path in models:
-        tokenizer, run = tokenizer_of(path, options.trust_remote_code)
+        tokenizer, run = tokenizer_and_run(path, options.trust_remote_code)
         if options.chat and own_template(tokenizer) is None:
             raise UserError(f"{path}: --chat: its tokenizer has no chat template; leave the option out.")
         if options.mode == "bypass" and reference_language(path) is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,10 @@ from tqdm.auto import tqdm
 
 from cctuning.data.readers import numbered_lines
 from cctuning.errors import UserError
-from cctuning.evaluation import mkqa_xlsum
-from cctuning.evaluation.row_tasks import ACCURACIES, CHOICES, paper_task, xcopa_english
-from cctuning.evaluation.suites import (
-    FOLDERS,
-    LM_EVAL_TASKS,
-    MMMLU,
-    PAPER_METRIC,
-    PAPER_ON_HUB,
-    PAPER_ROWS,
-    SOURCE,
-    XQUAD,
-    Benchmark,
-    current,
-)
-from cctuning.languages import ENGLISH, same
+from cctuning.evaluation.mkqa_xlsum import hub_task
+from cctuning.evaluation.row_tasks import ACCURACIES, CHOICES, XCOPA_ENGLISH, paper_task, xcopa_english
+from cctuning.evaluation.suites import FOLDERS, LM_EVAL_TASKS, PAPER, SOURCE, XCOPA, Benchmark, current, in_files
+from cctuning.languages import ENGLISH, matching
 
 
 @dataclass
@@ -73,11 +62,6 @@ class Item:
         return f"{self.task.version} of {', '.join(versions)}" if self.grouped else versions[0]
 
 
-# Benchmark name, language, and the source of its task: a `Benchmark` of lm-eval, a local file of rows, or None for
-# MKQA and XLSum on the hub.
-Candidate = tuple[str, str, Any]
-
-
 def load_suite(
     suite: str,
     languages: Sequence[str] | None,
@@ -99,22 +83,20 @@ def load_suite(
     """
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such directory; docs/guides/evaluate.md describes the layout.")
+    found = _benchmarks(suite, data)
+    codes = sorted({code for one in found for code in one.tasks})
+    if languages is not None:
+        languages = [code for one in languages for code in matching(one, codes) or [one]]
+    if suite == "current" and languages is not None:
+        wanted = {*languages} - {reference} or {reference}
+        found = [one for one in found if {*one.tasks} & wanted]
     notes: list[str] = []
-    found: list[Candidate] = []
-    if suite == "current":
-        codes = sorted({code for one in current() for code in one.tasks})
-        languages = languages and [
-            one if one in codes else next((code for code in codes if same(code, one)), one) for one in languages
-        ]
-        found = _current(languages, data, reference, notes)
-    if suite in ("source", "all"):
-        found += [(one.name, language, one) for one in SOURCE for language in _languages(one, data, notes)]
-    if suite in ("paper", "all"):
-        found += _paper(suite, data, notes)
-    if not found and data is not None and suite != "current":
-        raise UserError(f"--data {data}: has no files of suite {suite}; docs/guides/evaluate.md describes the layout.")
-    known = sorted({language for _, language, _ in found})
-    names = list(dict.fromkeys(name for name, _, _ in found))
+    if data is not None:
+        found = [one for one in (_with_files(one, data, notes) for one in found) if one.tasks]
+        if not found and suite != "current":
+            raise UserError(f"--data {data}: has no files of suite {suite}; docs/guides/evaluate.md has the layout.")
+    known = sorted({language for one in found for language in one.tasks})
+    names = [one.name for one in found]
     for name in benchmarks or ():
         if name not in names:
             raise UserError(f"--benchmarks: {name!r} is not in suite {suite}; it has {', '.join(sorted(names))}.")
@@ -122,77 +104,51 @@ def load_suite(
         if language not in known:
             told = f"it has {', '.join(known)}" if suite != "current" else "`cctuning evaluate --tasks` takes any task"
             raise UserError(f"--languages: suite {suite} has no {language!r}; {told}.")
-    kept = [
-        one
-        for one in found
-        if (benchmarks is None or one[0] in benchmarks) and (languages is None or one[1] in {*languages, reference})
-    ]
-    notes = [note for note in notes if benchmarks is None or note.partition(":")[0] in {*benchmarks, "paper"}]
-    notes += _missing_languages(kept, [*(languages or ()), reference])
+    notes = [note for note in notes if benchmarks is None or note.partition(":")[0] in benchmarks]
+    kept = []
+    for one in found if benchmarks is None else (one for one in found if one.name in benchmarks):
+        chosen = sorted(one.tasks, key=lambda code: (code != reference, code))
+        kept += [(one, code) for code in chosen if languages is None or code in {*languages, reference}]
+        lacking = [code for code in dict.fromkeys([*(languages or ()), reference]) if code not in one.tasks]
+        notes += [f"{one.name} has no {', '.join(lacking)}."] if lacking else []
     if not kept:
         raise UserError("--benchmarks, --languages: no task is left; name others.")
-    kept.sort(key=lambda one: (names.index(one[0]), one[1] != reference, one[1]))
-    if data is not None and suite != "current":
-        for _, language, one in kept:
-            path = one if isinstance(one, Path) else local_file(one, language, data)
-            for _ in numbered_lines(path) if path is not None else ():
-                pass  # datasets reads a truncated file without an error
+    for one, language in kept:
+        path = local_file(one, language, data)
+        for _ in numbered_lines(path) if path is not None else ():
+            pass  # datasets reads a truncated file without an error
     return _load(kept, data), notes
 
 
-def _current(languages: Sequence[str] | None, data: Path | None, reference: str, notes: list[str]) -> list[Candidate]:
-    """The benchmarks that have at least one of the languages, and whose data set is there."""
-    found: list[Candidate] = []
-    for one in current():
-        if languages is not None and not {*one.tasks} & ({*languages} - {reference} or {reference}):
-            continue
-        # Global-MMLU has another owner in the tasks of some languages.
-        if data is not None and not any(data.glob(f"*/{Path(one.dataset).name}")):
-            notes.append(f"{one.name}: no {data / one.dataset}; left out.")
-            continue
-        found += [(one.name, language, one) for language in one.tasks]
+def _benchmarks(suite: str, data: Path | None) -> list[Benchmark]:
+    if suite == "current":
+        return list(current())
+    found = list(SOURCE) if suite in ("source", "all") else []
+    if suite in ("paper", "all"):
+        found += [in_files(one, data) if data else one for one in PAPER if data or one not in found]
     return found
 
 
-def _languages(one: Benchmark, data: Path | None, notes: list[str]) -> list[str]:
-    """The languages of a benchmark that there is data for. XCOPA in English (COPA) exists in local files alone."""
-    if data is None:
-        return list(one.tasks)
-    languages = [*one.tasks, *(["en"] if one.name == "XCOPA" else [])]
-    there = [language for language in languages if local_file(one, language, data) is not None]
-    lacking = sorted({*one.tasks} - {*there})
-    if lacking:
-        notes.append(f"{one.name}: no file for {', '.join(lacking)} in {data / one.dataset / one.split}.")
-    return there
+def _with_files(one: Benchmark, data: Path, notes: list[str]) -> Benchmark:
+    """A benchmark with the languages that `data` has. XCOPA in English (COPA) exists in local files alone."""
+    folder = data / one.dataset / one.split
+    if one.files:  # Global-MMLU has another owner in the tasks of some languages
+        there = one.tasks if any(data.glob(f"*/{Path(one.dataset).name}")) else {}
+    else:
+        tasks = one.tasks | ({ENGLISH: XCOPA_ENGLISH} if one is XCOPA else {})
+        there = {code: task for code, task in tasks.items() if local_file(one, code, data) is not None}
+    lacking = [code for code in one.tasks if code not in there]
+    if not there:
+        notes.append(f"{one.name}: no {folder}; left out.")
+    elif lacking:
+        notes.append(f"{one.name}: no file for {', '.join(sorted(lacking))} in {folder}.")
+    return replace(one, tasks=there)
 
 
-def _paper(suite: str, data: Path | None, notes: list[str]) -> list[Candidate]:
-    found: list[Candidate] = []
-    if data is None:
-        on_hub = (XQUAD, MMMLU) if suite == "all" else PAPER_ON_HUB  # `all` has the others from `source`
-        found += [(one.name, language, one) for one in on_hub for language in one.tasks]
-        rows = mkqa_xlsum.LANGUAGES.items()
-        return found + [(name, language, None) for name, languages in rows for language in languages]
-    for name in PAPER_ROWS:
-        files = sorted((data / "paper" / name).glob("*.jsonl*"))
-        if not files:
-            notes.append(f"paper: no {data / 'paper' / name}; {name} is left out.")
-        found += [(f"paper {name}", path.name.split(".")[0], path) for path in files]
-    return found
-
-
-def _missing_languages(kept: list[Candidate], languages: Sequence[str]) -> list[str]:
-    notes = []
-    for name in dict.fromkeys(one[0] for one in kept):
-        has = {language for benchmark, language, _ in kept if benchmark == name}
-        lacking = [language for language in dict.fromkeys(languages) if language not in has]
-        if lacking:
-            notes.append(f"{name} has no {', '.join(lacking)}.")
-    return notes
-
-
-def local_file(one: Benchmark, language: str, data: Path) -> Path | None:
+def local_file(one: Benchmark, language: str, data: Path | None) -> Path | None:
     """The file with a benchmark's test split in one language, None where there is none."""
+    if data is None or one.files:
+        return None
     name = "jp" if one.name == "XWinograd" and language == "ja" else language
     paths = (data / one.dataset / one.split / f"{name}{ending}" for ending in (".jsonl.gz", ".jsonl"))
     return next((path for path in paths if path.is_file()), None)
@@ -208,15 +164,17 @@ def _check_rows(path: Path, docs: Any, labels: Sequence[str]) -> None:
             raise UserError(f"{path}: row {place + 1}: answer: {row['answer']!r} is not one of {', '.join(labels)}.")
 
 
-def _load(kept: list[Candidate], data: Path | None) -> list[Item]:
-    files = {one.files[language].parent for _, language, one in kept if isinstance(one, Benchmark) and one.files}
+def _load(kept: list[tuple[Benchmark, str]], data: Path | None) -> list[Item]:
+    files = {one.files[language].parent for one, language in kept if one.files}
     folders = sorted(files) or [LM_EVAL_TASKS / folder for folder in FOLDERS]
     manager = TaskManager(include_path=folders, include_defaults=False)  # the whole index takes 20 seconds
     items = []
     # From the hub, a benchmark has up to 57 tasks per language to download.
-    for name, language, one in tqdm(kept, "loading", leave=False, disable=not sys.stderr.isatty()):
-        with loading(f"{name}, {language}", data):
-            items.append(_item(manager, name, language, one, data))
+    for one, language in tqdm(kept, "loading", leave=False, disable=not sys.stderr.isatty()):
+        with loading(f"{one.name}, {language}", data):
+            file = local_file(one, language, data)
+            task = _task(manager, one, language, file)
+            items.append(Item(one.tasks[language], one.name, language, one.metric, one.chance, task, file=file))
     return items
 
 
@@ -251,26 +209,17 @@ def loading(name: str, data: Path | None) -> Iterator[None]:
         datasets.load_dataset = load_dataset
 
 
-def _item(manager: TaskManager, name: str, language: str, one: Any, data: Path | None) -> Item:
-    if isinstance(one, Benchmark):
-        task = _lm_eval_task(manager, one, language, data)
-        label = task.name if isinstance(task, Group) else task.config.task
-        file = local_file(one, language, data) if data is not None else None
-        return Item(label, name, language, one.metric, one.chance, task, file=file)
-    short = name.removeprefix("paper ")
-    task = mkqa_xlsum.hub_task(short, language) if one is None else paper_task(short, language, one)
-    if one is not None:
-        _check_rows(one, task.eval_docs, CHOICES.get(short, ()))
-    chance = 1 / len(CHOICES[short]) if short in CHOICES else None
-    metric = PAPER_METRIC.get(short, "acc,none")
-    return Item(task.config.task, name, language, metric, chance, task, file=one)
-
-
-def _lm_eval_task(manager: TaskManager, one: Benchmark, language: str, data: Path | None) -> Any:
-    """lm-eval's own task or group; for XCOPA in English, ours after its model."""
-    if data is not None and (one.name, language) == ("XCOPA", "en"):
-        return xcopa_english(data / one.dataset)
+def _task(manager: TaskManager, one: Benchmark, language: str, file: Path | None) -> Any:
+    """lm-eval's own task or group, or one of `row_tasks`; `file` has the local rows."""
     name = one.tasks[language]
+    if name == XCOPA_ENGLISH and file is not None:
+        return xcopa_english(file.parent.parent)
+    if one.rows and file is None:
+        return hub_task(name, one.rows, language)
+    if one.rows and file is not None:
+        task = paper_task(name, one.rows, language, file)
+        _check_rows(file, task.eval_docs, CHOICES.get(one.rows, ()))
+        return task
     if one.metrics:
         metrics = [metric for metric in ACCURACIES if metric["metric"] in one.metrics]
         # lm-eval overrides settings of a registered task only inside a group.

@@ -1,4 +1,4 @@
-"""The benchmark suites: which lm-eval tasks each has, in which languages and with which metric."""
+"""The benchmark suites: which tasks each has, in which languages and with which metric."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import lm_eval.tasks
 
+from cctuning.evaluation.mkqa_xlsum import ARTICLES, QUESTIONS
+from cctuning.evaluation.row_tasks import CHOICES
 from cctuning.languages import ENGLISH, canonical, is_code
 
 SUITES = ("source", "paper", "all", "current")
@@ -18,16 +20,17 @@ FOLDERS = ("mgsm/direct", "xcopa", "xstorycloze", "xnli", "xwinograd", "xquad", 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark that lm-eval implements.
+    """A benchmark.
 
     Attributes:
         dataset: hub name of the data set.
-        tasks: language code to the name of lm-eval's task or group.
+        tasks: language code to the name of the task, of lm-eval unless there are `rows`, or of its group.
         metric: main metric and filter, as lm-eval's results name them.
         chance: expected accuracy of a guess, None for generated answers.
         split: directory of a local file of the data set.
         metrics: accuracies to compute instead of the task's own metrics, see `row_tasks.ACCURACIES`.
         files: language code to the YAML file of the task, where it is not in `FOLDERS`.
+        rows: name by which rows of prompt and answer are scored, see `row_tasks.row_task`; empty for lm-eval's tasks.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Benchmark:
     split: str = "test"
     metrics: tuple[str, ...] = ()
     files: dict[str, Path] = field(default_factory=dict)
+    rows: str = ""
 
 
 def _tasks(pattern: str, languages: str, **other: str) -> dict[str, str]:
@@ -65,11 +69,21 @@ XQUAD = Benchmark("XQuAD", "google/xquad", _tasks("xquad_{}", "en ar de el es hi
 MMMLU = Benchmark("MMMLU", "openai/MMMLU", {"en": "mmlu"} | {name[:2]: f"mmmlu_{name}" for name in _MMMLU.split()},
                   "acc,none", 1 / 4)
 # fmt: on
+MKQA = Benchmark("MKQA", "apple/mkqa", _tasks("mkqa_{}_hub", " ".join(QUESTIONS)), "f1,none", None, rows="MKQA")
+XLSUM = Benchmark(
+    "XLSum", "csebuetnlp/xlsum", _tasks("xlsum_{}_hub", " ".join(ARTICLES)), "rouge_l,none", None, rows="XLSum"
+)
 SOURCE = (MGSM, XCOPA, XSTORYCLOZE, XNLI, XWINOGRAD)
-PAPER_ON_HUB = (XSTORYCLOZE, XNLI, MMMLU, XQUAD)
-# The paper's benchmarks as local rows of prompt and answer; the metric of the others is `acc,none`.
-PAPER_ROWS = ("XNLI", "XStoryCloze", "MMMLU", "XQuAD", "MKQA", "XLSum")
-PAPER_METRIC = {"XQuAD": "f1,none", "MKQA": "f1,none", "XLSum": "rouge_l,none"}
+PAPER = (XNLI, XSTORYCLOZE, MMMLU, XQUAD, MKQA, XLSUM)
+
+
+def in_files(one: Benchmark, data: Path) -> Benchmark:
+    """A benchmark of the paper as rows of prompt and answer in local files, in the languages that there are."""
+    languages = sorted(path.name.split(".")[0] for path in (data / "paper" / one.name).glob("*.jsonl*"))
+    tasks = _tasks(f"paper_{one.name.lower()}_{{}}", " ".join(languages))
+    chance = 1 / len(CHOICES[one.name]) if one.name in CHOICES else None
+    return Benchmark(f"paper {one.name}", f"paper/{one.name}", tasks, one.metric, chance, split="", rows=one.name)
+
 
 # Of several varieties of one language, the one that stands for it.
 _VARIETIES = ("por_latn_braz", "fra_latn_fran", "spa_latn_spai")

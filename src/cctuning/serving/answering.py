@@ -23,7 +23,7 @@ from cctuning.data.chat import own_template
 from cctuning.errors import UserError
 from cctuning.languages import is_code, same
 from cctuning.model import serialization
-from cctuning.model.loading import Loaded, base_of, load_tokenizer, resolve
+from cctuning.model.loading import Loaded, base_of, resolve, tokenizer_of
 from cctuning.model.sites import unwrap
 from cctuning.serving.stop_tokens import Thoughts, answer_end, stop_text, stop_tokens
 
@@ -61,13 +61,10 @@ def encoder_for(
     return encoder
 
 
-def tokenizer_of(path: str, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, dict[str, Any]]:
+def tokenizer_and_run(path: str, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, dict[str, Any]]:
     """The tokenizer that `load` gives a model, and the record of its run, without reading weights."""
     where, run = resolve(path)
-    folder = Path(where)
-    base, _ = base_of(folder, run)
-    own = base is None or not folder.is_dir() or (folder / "tokenizer_config.json").is_file()
-    return load_tokenizer(where if own else str(base), trust_remote_code=trust_remote_code), run
+    return tokenizer_of(where, base_of(Path(where), run)[0], trust_remote_code), run
 
 
 def chat_notes(run: Mapping[str, Any], encoder: Encoder) -> list[str]:
