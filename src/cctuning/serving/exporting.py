@@ -7,7 +7,6 @@ the stop tokens, a model card, a Modelfile and a manifest (manifest.py). A faile
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel
 
 from cctuning.data import Encoder
 from cctuning.errors import UserError
+from cctuning.files import directory_atomically
 from cctuning.model.loading import Loaded, load, load_tokenizer, torch_dtype
 from cctuning.model.lora import check_vocabulary, export_lora
 from cctuning.model.merge import check_adapter_mergeable, untie
@@ -85,17 +85,11 @@ def export(
         raise UserError(f"{option}: only for a merged checkpoint; a LoRA is one file in the dtype of training.")
     if max_shard_size is not None and not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", max_shard_size, re.IGNORECASE):
         raise UserError(f"--max_shard_size {max_shard_size!r}: expected a size like 5GB or 500MB.")
+    limit = {"max_shard_size": max_shard_size.upper()} if max_shard_size else {}
     run = read_trained_run(path)
     check_not_quantized(run, trust_remote_code)
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with _disk_errors(directory):
-            exported = _write(run, format, partial, directory.name, kind, max_shard_size, trust_remote_code)
-            partial.rename(directory)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return exported
+    with _disk_errors(directory), directory_atomically(directory) as partial:
+        return _write(run, format, partial, directory.name, kind, limit, trust_remote_code)
 
 
 def _write(
@@ -103,8 +97,8 @@ def _write(
     format: str,
     directory: Path,
     name: str,
-    dtype: Any,
-    max_shard_size: str | None,
+    dtype: torch.dtype | None,
+    limit: dict[str, str],
     trust_remote_code: bool,
 ) -> Exported:
     """Write weights, tokenizer, configs, manifest, Modelfile and, with this `name`, the model card."""
@@ -114,7 +108,7 @@ def _write(
     if format == "merged":
         model: Any = _merge(loaded, dtype)
         model.generation_config = generation
-        model.save_pretrained(directory, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
+        model.save_pretrained(directory, **limit)
         del model
     else:
         _write_lora(loaded, run.path, directory)
@@ -200,18 +194,17 @@ def _notes(
             found: Any = written.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
         else:
             found = written(probe)["input_ids"]
-        if list(found) == expected:
-            continue
-        if encoder.chat:
+        if list(found) != expected and encoder.chat:
             raise UserError(
                 f"{run.path}: its tokenizer renders a chat differently after saving and loading ({found}, expected "
                 f"{expected}), so a server would send other prompts than in training; fix the tokenizer of the run."
             )
-        notes.append(
-            f"A server tokenizes a prompt differently from training ({list(found)}, in training {expected}, for "
-            f"{probe!r}): send token ids."
-        )
-        break
+        if list(found) != expected:
+            notes.append(
+                f"A server tokenizes a prompt differently from training ({list(found)}, in training {expected}, for "
+                f"{probe!r}): send token ids."
+            )
+            break
     if manifest.kind == "lora" and manifest.base is not None and Path(manifest.base).exists():
         notes.append(
             "The adapter's config names its base by a local path: elsewhere, load the base yourself, or change "

@@ -6,7 +6,6 @@ was not copied, or with a model card that does not name the data.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,7 +16,7 @@ from transformers import AutoConfig
 from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.model import serialization
-from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, MODEL_FOLDER, RUN_FILE, resolve
+from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, MODEL_FOLDER, RUN_FILE, base_of, resolve
 from cctuning.training.checkpoints import is_complete
 from cctuning.training.directory import check_record, read_options
 
@@ -92,10 +91,10 @@ def read_trained_run(path: str) -> TrainedRun:
     if saved is None:
         names = {option.name for option in fields(ConnectionConfig)}
         given = {"connection": "none", **{name: value for name, value in options.items() if name in names}}
-        connection = ConnectionConfig.from_dict(given, str(weights.parent / "config.yaml"))
-        return TrainedRun(path, weights, record, options, connection, record["reference_language"])
-    connection = ConnectionConfig.from_dict(saved["connection"], str(weights / serialization.CONFIG_FILE))
-    return TrainedRun(path, weights, record, options, connection, str(saved["reference_language"]))
+        file, reference = weights.parent / "config.yaml", record["reference_language"]
+    else:
+        given, file, reference = saved["connection"], weights / serialization.CONFIG_FILE, saved["reference_language"]
+    return TrainedRun(path, weights, record, options, ConnectionConfig.from_dict(given, str(file)), str(reference))
 
 
 def check_not_quantized(run: TrainedRun, trust_remote_code: bool = False) -> None:
@@ -104,22 +103,17 @@ def check_not_quantized(run: TrainedRun, trust_remote_code: bool = False) -> Non
     The transform is multiplied with the base's weights, which needs them in floating point. The config is read before
     the weights because reading quantized ones may need a package that is not installed.
     """
-    name = str(run.weights)
-    if (run.weights / LORA_CONFIG).is_file():
-        try:
-            name = json.loads((run.weights / LORA_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return  # loading raises a better error
+    _, source = base_of(run.weights, run.record)
     try:
-        config: Any = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        config: Any = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except LOADING_ERRORS:
-        return
+        return  # loading raises a better error
     quantization = getattr(config, "quantization_config", None)
     if quantization is not None:
         known = isinstance(quantization, dict)
         method = quantization.get("quant_method") if known else getattr(quantization, "quant_method", None)
         raise UserError(
-            f"{name}: the weights are quantized ({getattr(method, 'value', method) or 'unknown method'}, see "
+            f"{source}: the weights are quantized ({getattr(method, 'value', method) or 'unknown method'}, see "
             "quantization_config in its config.json); an export needs them in floating point. Set "
             f"base_model_name_or_path in {run.weights / LORA_CONFIG} to the unquantized model, or train on that model."
         )
