@@ -108,6 +108,9 @@ def test_a_setting_that_is_not_trainings_is_a_note(tmp_path, capsys):
     thinking = ["--chat_template_kwargs", '{"enable_thinking": true}', "--max_new_tokens", "2"]
     assert main(["generate", str(run), "--prompt", "Mji?", *thinking]) == 0
     assert "note: thinking is on; in training it was off" in capsys.readouterr().err
+    unread = ["--chat_template_kwargs", '{"enable_thought": true}', "--max_new_tokens", "2"]
+    assert main(["generate", str(run), "--prompt", "Mji?", *unread]) == 0
+    assert "the chat template does not read enable_thought: no effect" in capsys.readouterr().err
     assert "expected JSON" in refused(capsys, "generate", run, "--prompt", "a", "--chat_template_kwargs", "{")
     off = ("--chat", "no", "--chat_template_kwargs", '{"enable_thinking": true}')
     assert "only with the chat template, which is off" in refused(capsys, "generate", run, "--prompt", "a", *off)

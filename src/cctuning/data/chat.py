@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jinja2 import meta
@@ -46,6 +46,7 @@ class Settled:
         lead: text before an answer without thinking, after a prompt that leaves thinking to the model.
         opening: text that a model writes before it thinks, after such a prompt; empty: the prompt has it.
         ending: text between thinking and answer. `opening` and `ending` are None for templates without thinking.
+        unread: arguments that the template does not read.
     """
 
     template: str
@@ -56,12 +57,18 @@ class Settled:
     lead: str
     opening: str | None
     ending: str | None
+    unread: list[str] = field(default_factory=list)
 
     def notes(self) -> list[str]:
         """What differs from the rendering of the original template."""
         said = [f"it is given {', '.join(f'{k}={v!r}' for k, v in self.arguments.items())}"] if self.arguments else []
         said += [f"prompts end with {self.before!r}, which it writes before a plain answer"] if self.before else []
         return [f"chat template: {'; '.join(said)}. It is saved so, with the tokenizer."] if said else []
+
+    def ignored(self) -> list[str]:
+        """A note on arguments without effect."""
+        names = ", ".join(self.unread)
+        return [f"chat_template_kwargs: the chat template does not read {names}: no effect."] if names else []
 
 
 def render(
@@ -142,7 +149,8 @@ def settle(
             f"the chat template cannot be given {', '.join(given) or 'an ending'}: it sets that itself; write it into "
             "the template (chat_template_path)."
         )
-    return _described(tokenizer, settled, thinks, before, given, switch)
+    unread = [name for name in arguments or () if name not in known and name not in SWITCHES]
+    return replace(_described(tokenizer, settled, thinks, before, given, switch), unread=unread)
 
 
 def _described(

@@ -23,7 +23,7 @@ from cctuning.data.chat import own_template
 from cctuning.errors import UserError
 from cctuning.languages import is_code, same
 from cctuning.model import serialization
-from cctuning.model.loading import Loaded, base_of, resolve, tokenizer_of
+from cctuning.model.loading import Loaded, base_of, load_tokenizer, resolve
 from cctuning.model.sites import unwrap
 from cctuning.serving.stop_tokens import Thoughts, answer_end, stop_text, stop_tokens
 
@@ -64,7 +64,9 @@ def encoder_for(
 def tokenizer_and_run(path: str, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, dict[str, Any]]:
     """The tokenizer that `load` gives a model, and the record of its run, without reading weights."""
     where, run = resolve(path)
-    return tokenizer_of(where, base_of(Path(where), run)[0], trust_remote_code), run
+    base, _ = base_of(Path(where), run)
+    own = base is None or not Path(where).is_dir() or (Path(where) / "tokenizer_config.json").is_file()
+    return load_tokenizer(where if own else str(base), trust_remote_code=trust_remote_code), run
 
 
 def chat_notes(run: Mapping[str, Any], encoder: Encoder) -> list[str]:
@@ -79,7 +81,7 @@ def chat_notes(run: Mapping[str, Any], encoder: Encoder) -> list[str]:
     thinks = encoder.settled.thinks
     if trained and thinks != bool(run.get("thinking")):
         notes.append(f"thinking is {'on' if thinks else 'off'}; in training it was {'off' if thinks else 'on'}.")
-    return notes if run else [*notes, *encoder.settled.notes()]
+    return [*notes, *([] if run else encoder.settled.notes()), *encoder.settled.ignored()]
 
 
 def reference_language(path: str) -> str | None:

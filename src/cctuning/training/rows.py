@@ -127,7 +127,7 @@ class RowsTrainer(SFTTrainer):
             thinking = has_thinking(dataset) if answered else None
             self.settled = settle(processing_class, None, args.chat_template_kwargs if answered else None, thinking)
             processing_class.chat_template = self.settled.template
-            self.notes += self.settled.notes() if answered else []
+            self.notes += [*self.settled.notes(), *self.settled.ignored()] if answered else []
         if training:
             self._origins |= dict(zip(dataset["row"], dataset["origin"], strict=True))
         own = args.reference_language if training and self._own_references else None
