@@ -1,16 +1,15 @@
-"""Arrow files of rows are removed however a process ends."""
+"""Arrow files of rows are removed when a process ends."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 
 import pytest
 
 LOAD = """
-import os, signal, sys
+import os, sys
 from cctuning.data import load_rows
 from cctuning.errors import UserError
 try:
@@ -19,8 +18,6 @@ try:
 except UserError:
     pass
 print(sorted(os.listdir(os.environ["TMPDIR"])), flush=True)
-if sys.argv[2] == "kill":
-    os.kill(os.getpid(), signal.SIGKILL)
 if sys.argv[2] == "raise":
     raise SystemExit(3)
 """
@@ -40,13 +37,3 @@ def test_nothing_is_left(response, end, code, tmp_path):
     done = load(rows, end, temporary)
     assert done.returncode == code, done.stderr
     assert "cctuning-rows-" in done.stdout and not list(temporary.iterdir())
-
-
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
-    temporary, rows = tmp_path / "temporary", tmp_path / "rows.jsonl"
-    temporary.mkdir()
-    rows.write_text('{"prompt": "a", "response": "b", "lang": "en"}\n')
-    assert load(rows, "kill", temporary).returncode == -signal.SIGKILL
-    assert len(list(temporary.glob("cctuning-rows-*"))) == 1
-    assert load(rows, "", temporary).returncode == 0
-    assert not list(temporary.iterdir())

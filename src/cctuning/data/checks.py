@@ -27,8 +27,7 @@ def warnings_of(table: pa.Table, language: str) -> list[str]:
     """Warnings about rows that are to train a connection to `language`.
 
     Args:
-        table: columns `prompt` and `reference` (null where there are none, or messages in `prompt_messages` and
-            `reference_messages`), `lang`, `origin`.
+        table: columns `prompt` and `reference` (messages, or null), `lang`, `origin`.
     """
     name, rows = language_name(language), table.num_rows
     foreign = table.filter(pc.not_equal(table["lang"], language))
@@ -123,11 +122,9 @@ def _words(text: str) -> int:
 
 def _texts(table: pa.Table) -> Iterator[tuple[str, str, str]]:
     """Origin, prompt and reference of each row as text: the last turn of messages, empty for none."""
-    columns = [f"{part}{kind}" for part in ("prompt", "reference") for kind in ("", "_messages")]
-    for batch in table.select(["origin", *columns]).to_batches(CHUNK):
+    for batch in table.select(["origin", "prompt", "reference"]).to_batches(CHUNK):
         for row in batch.to_pylist():
-            turns = {part: row[f"{part}_messages"] for part in ("prompt", "reference")}
-            prompt, reference = (row[part] or (said[-1]["content"] if said else "") for part, said in turns.items())
+            prompt, reference = (row[part][-1]["content"] if row[part] else "" for part in ("prompt", "reference"))
             yield row["origin"], prompt, reference
 
 
