@@ -93,11 +93,19 @@ def test_what_is_no_parallel_text(tmp_path):
     refused("more than one file matches it: n.fr, n.sw", tmp_path / "n.en")
 
 
+LAUGHS = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 9))
+BOMB = f'<!DOCTYPE tmx [<!ENTITY a0 "{"ha" * 20}">{LAUGHS}]><tmx><body>&a8;</body></tmx>'
+
+
 @pytest.mark.parametrize(
     "body, says",
     [
         ("<tmx><body>" + unit(("en", "A"), ("sw", "B")), "not a readable TMX file after unit 1"),
-        ('<!DOCTYPE tmx [<!ENTITY a "b">]><tmx><body/></tmx>', "declares the entity 'a', which is not allowed"),
+        (
+            '<!DOCTYPE tmx [<!ENTITY a SYSTEM "file:///etc/passwd">]><tmx><body>&a;</body></tmx>',
+            "not a readable TMX file after unit 0: undefined entity &a;",
+        ),
+        (BOMB, "not a readable TMX file after unit 0: limit on input amplification factor"),
         ("<tmx><body>" + unit(("fr", "A"), ("sw", "B")) + "</body></tmx>", "no text in en; it has fr, sw"),
     ],
 )

@@ -1,6 +1,6 @@
 """Read translation memories (TMX) and glossaries (TBX, ISO 30042) as XML streams.
 
-A file that declares entities is rejected: an entity may name a local file or expand without bound.
+ElementTree opens no file that an entity names, and expat limits how far entities expand; both are errors.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO
 from xml.etree import ElementTree
-from xml.parsers import expat
 
 from cctuning.data.parallel.columns import Pair, pairs_of
 from cctuning.data.readers import DAMAGED
@@ -28,8 +27,7 @@ Found = Iterator[Pair | tuple[str, BadRow]]
 def read_xml(name: str, opened: Opened, suffix: str, language: str, lang: str | None) -> Found:
     """The pairs of every unit of a TMX file or entry of a TBX file, as `suffix` says (of an entry, the first terms).
 
-    There is one for each language beside the reference language, or for `lang` alone. A file that declares entities
-    is an error.
+    There is one for each language beside the reference language, or for `lang` alone.
     """
     tags, kind, texts_of = FORMATS[suffix]
     for number, element in _elements(name, opened, suffix[1:].upper(), tags):
@@ -85,7 +83,6 @@ def _elements(name: str, opened: Opened, kind: str, tags: tuple[str, ...]) -> It
     number = 0
     above: list[Element] = []
     try:
-        _reject_entities(name, opened)
         with opened() as file:
             for event, element in ElementTree.iterparse(file, ("start", "end")):
                 if event == "start":
@@ -97,25 +94,7 @@ def _elements(name: str, opened: Opened, kind: str, tags: tuple[str, ...]) -> It
                     yield number, element
                     if above:
                         above[-1].clear()
-    except (ElementTree.ParseError, expat.ExpatError, zlib.error, zipfile.BadZipFile, *DAMAGED) as error:
+    except (ElementTree.ParseError, zlib.error, zipfile.BadZipFile, *DAMAGED) as error:
         raise UserError(
             f"{name}: not a readable {kind} file after unit {number}: {error}; download it again."
         ) from None
-
-
-def _reject_entities(name: str, opened: Opened) -> None:
-    """Parse up to the root element: entities can be declared only before it."""
-    parser = expat.ParserCreate()
-    begun = False
-
-    def declared(entity: str, *rest: object) -> None:
-        raise UserError(f"{name}: declares the entity {entity!r}, which is not allowed; write its text out instead.")
-
-    def root(tag: str, attributes: object) -> None:
-        nonlocal begun
-        begun = True
-
-    parser.EntityDeclHandler, parser.StartElementHandler = declared, root
-    with opened() as file:
-        while not begun and (block := file.read(1 << 16)):
-            parser.Parse(block)
