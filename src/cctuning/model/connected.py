@@ -6,8 +6,7 @@ generate keep working, with the transform at work where its scope is `all`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,11 @@ from cctuning.connection.align import LayerAlignment
 from cctuning.connection.gated import LayerConnection
 from cctuning.errors import UserError
 from cctuning.model import lora, merge, serialization
-from cctuning.model.forward import ConnectedForward
+from cctuning.model.forward import ATTRIBUTE, ConnectedForward
 from cctuning.model.packing import rows_separable
 from cctuning.model.recorded import RecordedReferences
 from cctuning.model.runner import Runner, copy_output
 from cctuning.model.sites import Site, find_sites, unwrap
-
-ATTRIBUTE = "cross_lingual_connection"  # name under which the connection of a layer is registered in it
 
 
 class ConnectedModel(ConnectedForward):
@@ -57,7 +54,6 @@ class ConnectedModel(ConnectedForward):
         self.layers: list[int] = []
         self.width = 0
         self._handles: list[Any] = []
-        self._sites: list[Site] = []
         serialization.check_adapter(self.model)
         if config.connection != "none":
             self._insert(find_sites(self.model))
@@ -117,10 +113,6 @@ class ConnectedModel(ConnectedForward):
         dtype = torch.promote_types(weight.dtype, torch.float32)
         site.layer.add_module(ATTRIBUTE, connection.to(device=weight.device, dtype=dtype))
 
-    @property
-    def connections(self) -> dict[int, Any]:
-        return {site.index: getattr(site.layer, ATTRIBUTE) for site in self._sites}
-
     def unload(self) -> PreTrainedModel:
         """Remove the connection and return the model inside, its weights unchanged."""
         for handle in self._handles:
@@ -147,15 +139,6 @@ class ConnectedModel(ConnectedForward):
             UserError: a LoRA cannot express it (scope, transform, MoE, trained base weights).
         """
         lora.export_lora(self, Path(directory))
-
-    @contextmanager
-    def disable_adapter(self) -> Iterator[None]:
-        """Context manager: the model runs without its connection (a LoRA on the base stays on)."""
-        before, self.wire.enabled = self.wire.enabled, False
-        try:
-            yield
-        finally:
-            self.wire.enabled = before
 
     def keep_recorded(self, recorded: RecordedReferences, references: bool = True) -> None:
         """Use the statistics of a recording (`cctuning.model.recorded.record`) and, with `references`, its vectors:

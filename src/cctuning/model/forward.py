@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,9 @@ from cctuning.model.passes import (
 )
 from cctuning.model.recorded import RecordedReferences
 from cctuning.model.runner import NO_LOGITS, Runner, no_gradient, several_processes, with_cache
-from cctuning.model.sites import unwrap
+from cctuning.model.sites import Site, unwrap
+
+ATTRIBUTE = "cross_lingual_connection"  # name under which the connection of a layer is registered in it
 
 
 class ConnectedForward(nn.Module):
@@ -53,22 +55,29 @@ class ConnectedForward(nn.Module):
         self._packs = False  # known once check_padding_free has passed
         self.recorded: RecordedReferences | None = None
         self.measured = False  # whether the spread of the references is known
+        self._sites: list[Site] = []
         self.aligned: dict[int, LayerAlignment] = {}
         self.may_leave = False  # rows without an answer skip the layers above the last aligned one
 
     @property
     def connections(self) -> dict[int, Any]:
         """Layer number -> connection of that layer."""
-        raise NotImplementedError
+        return {site.index: getattr(site.layer, ATTRIBUTE) for site in self._sites}
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Context manager: the model runs without its connection (a LoRA on the base stays on)."""
+        before, self.wire.enabled = self.wire.enabled, False
+        try:
+            yield
+        finally:
+            self.wire.enabled = before
 
     def check_padding_free(self) -> None:
         """Raise `UserError` if the model cannot run packed rows, or the options do not allow it."""
         if not self._packs:
-            before, self.wire.enabled = self.wire.enabled, False
-            try:
+            with self.disable_adapter():
                 check_packing(self.model, lambda **inputs: self._run(None, use_cache=False, **inputs))
-            finally:
-                self.wire.enabled = before
             self._packs = True
 
     def forward(

@@ -68,12 +68,10 @@ def merge_projection(projection: Projection, delta: Tensor) -> None:
             f"{projection.name}: a PEFT adapter ({type(projection.module).__name__}) is still on it; merge it first "
             "(merge_and_unload of the PEFT model)."
         )
-    weight = plain_weight(projection, "merging")
-    for matrix in weight if projection.kind == "experts" else (weight,):  # one expert at a time: fp32 is large
-        matrix.copy_(merged(projection, projection.weight, matrix, delta))
-    if projection.bias is not None:
-        bias = getattr(projection.module, projection.bias)
-        bias.copy_(merged(projection, projection.bias, bias, delta))
+    plain_weight(projection, "merging")
+    for name, tensor in tensors_of(projection):
+        for part in tensor if tensor.dim() == 3 else (tensor,):  # one expert at a time: fp32 is large
+            part.copy_(merged(projection, name, part, delta))
 
 
 # -- what cannot be merged -------------------------------------------------------------------------------------------
