@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -128,9 +129,20 @@ class ConnectedModel(ConnectedForward):
         A LoRA on the base is merged first, as `PeftModel.merge_and_unload` does.
 
         Raises:
-            UserError: the scope or the transform cannot be merged.
+            UserError: the scope or the transform cannot be merged; no weight has been changed.
         """
-        return merge.merge(self)
+        transforms = merge.check_merge(self)
+        if isinstance(self.model, PeftModel):
+            merge.untie(unwrap(self.model))
+        plain = self.unload()
+        if isinstance(plain, PeftModel):
+            plain = plain.merge_and_unload()
+        for site in find_sites(plain) if transforms else []:
+            if site.index in transforms:
+                delta = transforms[site.index].matrix()
+                for projection in site.projections:
+                    merge.merge_projection(projection, delta)
+        return plain
 
     def export_lora(self, directory: str | Path) -> None:
         """Write the transform, with any LoRA on the base, as an ordinary PEFT LoRA for the untouched base model.
@@ -193,4 +205,19 @@ class ConnectedModel(ConnectedForward):
         Raises:
             UserError: the directory is incomplete, or holds the connection of another model.
         """
-        return serialization.load(cls, model, Path(directory))
+        directory = Path(directory)
+        record = serialization.read_config(directory)
+        config = ConnectionConfig.from_dict(record["connection"], str(directory / serialization.CONFIG_FILE))
+        state = serialization.read_weights(directory, serialization.WEIGHTS_STEM)
+        if (directory / serialization.LORA_CONFIG).is_file() and not isinstance(model, PeftModel):
+            model = serialization.load_lora(model, directory)
+        serialization.check_base(model, record, directory)
+        connected = cls.attach(model, config)
+        try:
+            connected.load_connection_state(state, str(directory / serialization.WEIGHTS_FILE))
+        except UserError:
+            connected.unload()
+            raise
+        connected.reference_language = record["reference_language"]
+        connected.base_trained = record["base"]["trained"]
+        return connected

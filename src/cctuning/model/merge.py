@@ -32,22 +32,6 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torc
 PROBE_TOKENS, PROBE_RANK = 8, 4
 
 
-def merge(connected: ConnectedModel) -> PreTrainedModel:
-    """See `ConnectedModel.merge_and_unload`. All checks run before any weight changes."""
-    transforms = check_merge(connected)
-    if isinstance(connected.model, PeftModel):
-        untie(unwrap(connected.model))
-    plain = connected.unload()
-    if isinstance(plain, PeftModel):
-        plain = plain.merge_and_unload()
-    for site in find_sites(plain) if transforms else []:
-        if site.index in transforms:
-            delta = transforms[site.index].matrix()
-            for projection in site.projections:
-                merge_projection(projection, delta)
-    return plain
-
-
 def merged(projection: Projection, name: str, value: Tensor, delta: Tensor) -> Tensor:
     """`value`, the weight or bias called `name` of a projection, times W = I + `delta`.
 
@@ -194,8 +178,21 @@ def check_linear(model: nn.Module, sites: list[Site]) -> None:
     # Kinds differ in the class of their block and the layout of its projections.
     kinds = {(type(site.block), tuple((p.kind, p.transposed) for p in site.projections)): site for site in sites}
     base = unwrap(model)
+    seen: dict[nn.Module, tuple[Any, Any]] = {}  # arguments of each block when the model reads a few tokens
+
+    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen[module] = args, kwargs
+
     with evaluating(base):
-        for site, (args, kwargs) in _inputs(base, list(kinds.values())):
+        with ExitStack() as hooks:
+            for site in kinds.values():
+                hooks.enter_context(site.block.register_forward_pre_hook(keep, with_kwargs=True))
+            embedding: Any = base.get_input_embeddings().weight
+            tokens = torch.arange(PROBE_TOKENS, device=embedding.device)[None] % len(embedding)
+            if kinds:
+                base(input_ids=tokens, use_cache=False)
+        for site in kinds.values():
+            args, kwargs = seen[site.block]
             draw = torch.Generator().manual_seed(site.index)
             a, b = (torch.randn(site.size, PROBE_RANK, generator=draw) for _ in range(2))
             delta = a @ b.T / (site.size * PROBE_RANK) ** 0.5
@@ -216,22 +213,3 @@ def check_linear(model: nn.Module, sites: list[Site]) -> None:
                     f"{type(site.block).__name__}): the error of a trial merge is {error:.1e}, expected at most "
                     f"{tolerance:.0e}. The model is unchanged; serve it with cctuning generate."
                 )
-
-
-def _inputs(base: PreTrainedModel, sites: list[Site]) -> Iterator[tuple[Site, tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """Each of `sites` with the arguments of its block when the model reads a few tokens."""
-    if not sites:
-        return
-    seen: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    embedding = base.get_input_embeddings().weight
-    assert isinstance(embedding, Tensor)
-    with ExitStack() as hooks:
-        for site in sites:
-
-            def keep(module: nn.Module, args: Any, kwargs: Any, index: int = site.index) -> None:
-                seen[index] = (args, kwargs)
-
-            hooks.enter_context(site.block.register_forward_pre_hook(keep, with_kwargs=True))
-        base(input_ids=torch.arange(PROBE_TOKENS, device=embedding.device)[None] % len(embedding), use_cache=False)
-    for site in sites:
-        yield site, seen[site.index]

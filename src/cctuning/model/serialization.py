@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
 from cctuning.model.sites import unwrap
@@ -183,25 +182,6 @@ def read_config(directory: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not the config of a connection ({error!r}); train or copy it again.") from error
     return record
-
-
-def load(cls: type[ConnectedModel], model: PreTrainedModel, directory: Path) -> ConnectedModel:
-    """See `ConnectedModel.from_pretrained`."""
-    record = read_config(directory)
-    config = ConnectionConfig.from_dict(record["connection"], str(directory / CONFIG_FILE))
-    state = read_weights(directory, WEIGHTS_STEM)
-    if (directory / LORA_CONFIG).is_file() and not isinstance(model, PeftModel):
-        model = load_lora(model, directory)
-    check_base(model, record, directory)
-    connected = cls.attach(model, config)
-    try:
-        connected.load_connection_state(state, str(directory / WEIGHTS_FILE))
-    except UserError:
-        connected.unload()
-        raise
-    connected.reference_language = record["reference_language"]
-    connected.base_trained = record["base"]["trained"]
-    return connected
 
 
 def load_lora(model: PreTrainedModel, directory: Path) -> Any:
