@@ -198,14 +198,9 @@ class ConnectionConfig:
         return self.connection in ("align", "none")
 
     @property
-    def inert(self) -> bool:
-        """Whether inference without a reference is the base model's: there is no transform."""
-        return self.plain or (self.connection == "gated" and self.transform == "none")
-
-    @property
     def mergeable(self) -> bool:
         """Whether inference can run as a plain checkpoint: the transform is linear and acts at every position."""
-        if self.inert:
+        if self.plain or (self.connection == "gated" and self.transform == "none"):
             return True
         return self.connection == "gated" and self.scope == "all" and TRANSFORMS[self.transform].linear
 
