@@ -189,7 +189,7 @@ class ConnectedForward(nn.Module):
     def _run_references(self, batch: Batch, step: Step) -> None:
         """Run the references of a step where they are not recorded."""
         config, training = self.config, self.training
-        if step.plan.row_weight is not None and config.loss != "relative" and not self.measured:
+        if training and step.plan.row_weight is not None and config.loss != "relative" and not self.measured:
             raise UserError(
                 f"align_loss: {config.loss} needs the spread of the references: call "
                 "keep_recorded(cctuning.model.recorded.record(...)) before the first step, as CCTrainer does."
