@@ -13,8 +13,9 @@ correct than the threshold, so that a file without wrong rows loses next to none
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from cctuning.data.text import flat
 from cctuning.pairing.candidates import Problem
 from cctuning.pairing.corpus_checks import Corpus
+from cctuning.pairing.output import line_at
 
 BLOCK = 1000  # rows that are compared with each other
 LEAST = 100  # fewest rows of a language to learn from
@@ -127,12 +129,12 @@ def probability(scores: Floats, wrong: float) -> NDArray[np.float64]:
 
 
 def judge(
-    corpus: Corpus, read: Callable[[int], Any], language: str, encoder: Callable[[list[str]], Floats], least: float
+    corpus: Corpus, file: IO[bytes], language: str, encoder: Callable[[list[str]], Floats], least: float
 ) -> tuple[dict[int, Problem], dict[str, dict[str, Any]], list[str]]:
     """Compare the two sides of every row; those are rejected that are correct with a probability below `least`.
 
     Args:
-        read: gives the row at an offset.
+        file: has the rows, at the offsets of the corpus.
         encoder: texts to vectors of unit length.
 
     Returns:
@@ -149,7 +151,7 @@ def judge(
         own: list[Floats] = []
         wrong: list[Floats] = []
         for places in np.array_split(rows, round(len(rows) / BLOCK) or 1):
-            some = [read(offset) for offset in corpus.rows["offset"][places].tolist()]
+            some = [json.loads(line_at(file, offset)) for offset in corpus.rows["offset"][places].tolist()]
             sides = ([flat(row[column]) for row in some] for column in ("prompt", f"prompt_{language}"))
             right, bad = block(*map(encoder, sides))
             own.append(right)

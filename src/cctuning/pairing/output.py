@@ -1,11 +1,7 @@
-"""Write the output directory under a temporary name and rename it when it is complete.
-
-An interrupted run removes the temporary directory; one that is killed leaves it to the next run with the same output.
-"""
+"""Write the output of `cctuning pair`: a directory or a file that appears only when it is complete."""
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import json
 import shutil
@@ -15,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cctuning.errors import UserError
+from cctuning.files import directory_atomically
 
 CARD, TABLE, ROWS, REJECTS = "card.json", "card.md", "rows.jsonl", "rejects.jsonl"
 
@@ -34,30 +31,10 @@ def check(output: Path, overwrite: bool) -> None:
 
 @contextmanager
 def draft(output: Path) -> Iterator[Path]:
-    """A temporary directory that becomes `output`, or is removed if an exception is raised."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = output.with_name(f".{output.name}.draft")
-    folder.mkdir(exist_ok=True)
-    with (output.with_name(f".{output.name}.lock")).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"--output {output}: another run is writing there; wait for it, or name another."
-            ) from None
-        try:
-            shutil.rmtree(folder)
-            folder.mkdir()
-            yield folder
-            old = output.with_name(f".{output.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            if output.exists():
-                output.rename(old)
-            folder.rename(output)
-            shutil.rmtree(old, ignore_errors=True)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            Path(lock.name).unlink(missing_ok=True)
+    """A temporary directory that replaces `output`, or is removed if an exception is raised."""
+    with directory_atomically(output) as folder:
+        yield folder
+        shutil.rmtree(output, ignore_errors=True)
 
 
 @contextmanager
@@ -86,11 +63,6 @@ def line_at(file: IO[bytes], offset: int) -> bytes:
     """The line that begins at `offset`."""
     file.seek(offset)
     return file.readline()
-
-
-def json_at(file: IO[bytes], offset: int) -> Any:
-    """The JSON line that begins at `offset`."""
-    return json.loads(line_at(file, offset))
 
 
 def write_card(folder: Path, card: Any) -> None:

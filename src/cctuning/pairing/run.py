@@ -6,11 +6,11 @@ usual lengths, duplicates and shared parallels are known only then; 38 bytes per
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -77,16 +77,15 @@ class Run:
         if encoder is not None:
             from cctuning.pairing.meaning import judge
 
-            read = partial(output.json_at, self.rows)
             language, least = self.options.reference_language, self.corpus.checks.check_meaning
-            meanings, self.meanings, notes = judge(self.corpus, read, language, encoder, least)
+            meanings, self.meanings, notes = judge(self.corpus, self.rows, language, encoder, least)
             self.notes += notes
         elif self.corpus.checks.check_meaning:
             self.notes.append(NO_ENCODER)
         problems = self.corpus.judge(meanings)
         for number, problem in sorted(problems.items()):
             found = self.corpus.rows[number]
-            row = output.json_at(self.rows, found["offset"])
+            row = json.loads(output.line_at(self.rows, found["offset"]))
             self.reject(int(found["source"]), row["origin"], [problem], row)
         return problems
 
