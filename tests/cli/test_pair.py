@@ -112,7 +112,7 @@ def test_recipes_say_what_exists(recipe):
         (["--output", "{tmp}/o", "--translate", "chatt", "--lang", "sw"], "Did you mean 'chat'"),
         (["--output", "{tmp}/o", "--translate", "chat", "model"], "expected OPTION=VALUE"),
         (["--output", "{tmp}/o", "--join", "x", "--translate", "chat"], "exclude each other"),
-        (["--output", "{tmp}/o", "--check_script", "2"], "check_script: expected 0 to 1"),
+        (["--output", "{tmp}/o", "--check_script", "2"], "check_script: expected at least 0 and at most 1"),
         (["--output", "{tmp}/o", "--lang", "sw", "--join", "{tmp}/absent.jsonl"], "no such file"),
         (["--output", "{tmp}/o", "--lang", "sw", "--against", "{tmp}/absent.jsonl"], "no such file"),
         (["--output", "{tmp}/o"], "no row is left (row 4)"),  # neither language nor parallel

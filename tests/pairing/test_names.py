@@ -103,7 +103,7 @@ def test_limit_and_other_reference(tmp_path):
         ({"lang": ["en"]}, "is the reference language"),
         ({"kinds": ["unit", "teritory"]}, "Did you mean 'territory'"),
         ({"output": ""}, "--output: missing"),
-        ({"limit": -1}, "--limit: expected 0 or more"),
+        ({"limit": -1}, "limit: expected at least 0"),
     ],
 )
 def test_options_that_are_refused(options, says):

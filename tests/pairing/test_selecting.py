@@ -135,8 +135,8 @@ def test_english_rows_without_a_language_are_the_task_themselves(corpus, tmp_pat
         ({"corpus": []}, "no corpus"),
         ({"near": []}, "--near: missing"),
         ({"by": "encoder"}, "--encoder: missing"),
-        ({"count": 0}, "--count: expected 1 or more"),
-        ({"near_duplicate": 1.5}, "--near_duplicate: expected above 0"),
+        ({"count": 0}, "count: expected at least 1"),
+        ({"near_duplicate": 1.5}, "near_duplicate: expected at least 0.01 and at most 1"),
     ],
 )
 def test_options_that_are_refused(options, says):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,15 +14,15 @@ from typing import Any
 from cctuning.data.parallel.columns import Pair
 from cctuning.data.parallel.files import read_pairs
 from cctuning.data.row_reader import RowReader
-from cctuning.data.schema import Row
+from cctuning.data.schema import BadRow, Row
 from cctuning.data.sources import BaseSource, ParallelSource
 from cctuning.errors import UserError
 from cctuning.pairing import synthesis
-from cctuning.pairing.candidates import Candidate, Candidates
-from cctuning.pairing.joining import INDEX, ReferenceSide, key_of
+from cctuning.pairing.candidates import Candidate, Candidates, Problem
 from cctuning.pairing.options import PairOptions, PairSource
 from cctuning.pairing.translation import open_translator
 
+INDEX = "index"  # as the key of a join: the order of rows
 PAIR_PARTS = {"prompt": "text", "reference": "reference", "lang": "lang"}  # a row's parts as parallel text names them
 
 
@@ -152,3 +153,66 @@ class Account:
                 rows = self._given(require_reference=False)
                 yield from synthesis.translate_rows(rows, translator, self.language, self.source.into)
             self.usage[translator.name] = translator.usage()
+
+
+def key_of(record: Mapping[str, Any], number: int, key: Sequence[str]) -> str | None:
+    """The record's key as text; None where a column of it is missing or empty. `5`, `5.0` and `"5"` are one key."""
+    if list(key) == [INDEX]:
+        return str(number)
+    parts = [record.get(column) for column in key]
+    if any(part is None or part == "" for part in parts):
+        return None
+    return json.dumps([_key_part(part) for part in parts], ensure_ascii=False, default=str)
+
+
+def _key_part(part: Any) -> Any:
+    if isinstance(part, (list, dict)):
+        return part
+    # pandas makes floats of whole numbers where one is missing
+    return str(int(part)) if isinstance(part, float) and part.is_integer() else str(part)
+
+
+class ReferenceSide:
+    """The records of the reference language under their keys, in memory.
+
+    A key with several records is used only where they all have the same prompt.
+
+    Attributes:
+        records: how many there are, good or not; the position is the key where rows are joined by index.
+        unused: those that are not rows or have no key, with the reason.
+    """
+
+    def __init__(self, key: Sequence[str], path: str, rows: Iterable[tuple[str, Mapping[str, Any], Row | BadRow]]):
+        self.key, self.records, self.unused = key, 0, list[str]()
+        # Key to the different prompts under it, each with its response and origin.
+        self._found: dict[str, dict[str, tuple[str | None, str]]] = {}
+        for number, (origin, record, row) in enumerate(rows):
+            self.records += 1
+            found = key_of(record, number, key)
+            if isinstance(row, BadRow):
+                self.unused.append(f"{origin}: {row}")
+            elif found is None:
+                columns = ", ".join(record)
+                self.unused.append(f"{origin}: no value under {', '.join(key)}; it has the columns {columns}.")
+            else:
+                prompt = json.dumps(row.prompt, ensure_ascii=False)
+                self._found.setdefault(found, {}).setdefault(prompt, (row.response, origin))
+        if not self._found:
+            first = self.unused[0] if self.unused else "it is empty."
+            raise UserError(f"{path}: no record can be joined; the first: {first}")
+
+    def match(self, row: Candidate, key: str | None) -> None:
+        """Give `row` the parallel under `key`, or the reason why it has none as its problem."""
+        found = self._found.get(key or "", {})
+        if len(found) == 1:
+            ((prompt, (row.reference_response, row.reference_origin)),) = found.items()
+            row.reference = json.loads(prompt)
+            return
+        if key is None:
+            says = f"its key is empty ({', '.join(self.key)})."
+        elif not found:
+            says = f"no record of the other side has the key {key}."
+        else:
+            where = " and ".join([origin for _, origin in found.values()][:2])
+            says = f"the key {key} has {len(found)} different prompts on the other side: {where}."
+        row.problems.append(Problem("join", says))

@@ -8,6 +8,7 @@ languages. Wikidata has names of everything else, glossaries the terms of a fiel
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from cctuning.data.text import Seen
 from cctuning.errors import UserError, nearest
 from cctuning.languages import canonical, canonical_or_none, matching, same
 from cctuning.pairing import output
-from cctuning.settings import option
+from cctuning.settings import check_values, option
 
 KINDS = ("territory", "language", "script", "currency", "city", "unit")
 NO_PLACE = ("ZZ", "Zyyy", "Zzzz", "Zinh", "und", "mul", "zxx", "mis", "XXX")  # codes for "unknown"
@@ -33,6 +34,8 @@ NO_PLACE = ("ZZ", "Zyyy", "Zzzz", "Zinh", "und", "mul", "zxx", "mis", "XXX")  # 
 @dataclass
 class NamesOptions:
     """Sources of names, languages and output."""
+
+    RANGES = {"limit": (0, math.inf)}
 
     lang: list[str] = option([], "Languages, e.g. sw te yo.")
     output: str = option("", "File to write: .jsonl or .jsonl.gz.")
@@ -45,6 +48,7 @@ class NamesOptions:
     overwrite: bool = option(False, "Replace the file.")
 
     def __post_init__(self) -> None:
+        check_values(type(self), vars(self), "")
         if not self.lang:
             raise UserError(
                 "--lang: missing; name languages, e.g. cctuning pair names --lang sw te --output names.jsonl."
@@ -53,13 +57,10 @@ class NamesOptions:
         self.reference_language = canonical(self.reference_language, "--reference_language")
         if self.reference_language in self.lang:
             raise UserError(f"--lang {self.reference_language}: is the reference language; name another.")
-        for kind in self.kinds:
-            if kind not in KINDS:
-                raise UserError(f"--kinds: {kind!r} is not one of {', '.join(KINDS)}.{nearest(kind, KINDS)}")
+        for kind in set(self.kinds) - set(KINDS):
+            raise UserError(f"--kinds: {kind!r} is not one of {', '.join(KINDS)}.{nearest(kind, KINDS)}")
         if not self.output:
             raise UserError("--output: missing; name a file, e.g. names.jsonl.")
-        if self.limit < 0:
-            raise UserError(f"--limit: expected 0 or more, got {self.limit}.")
 
 
 @dataclass
@@ -77,39 +78,31 @@ Name = tuple[str, str, str, str]  # name, reference, language, kind
 def names(options: NamesOptions) -> NamesReport:
     """Collect names and write them, each pair once."""
     report = NamesReport({lang: Counter() for lang in options.lang})
-    seen, taken, met = Seen(), Counter[tuple[str, int]](), set[int]()
+    sources = {"CLDR": cldr(options, report)} if options.cldr else {}
+    sources |= {path: wikidata(Path(path).expanduser(), options) for path in options.wikidata}
+    sources |= {path: _glossary(path, options, report) for path in options.glossary}
+    seen = Seen()
     with output.new_file(options.output, options.overwrite) as write:
-        for source, (name, reference, lang, kind) in _all(options, report):
-            met.add(source)
-            if options.limit and taken[lang, source] == options.limit:
-                continue
-            if name == reference:
-                report.same += 1
-            elif seen.add(name, reference, lang):
-                taken[lang, source] += 1
-                report.counts[lang][kind] += 1
-                write({"text": name, f"text_{options.reference_language}": reference, "lang": lang, "kind": kind})
-        if not taken:
+        for path, source in sources.items():
+            taken, any_name = Counter[str](), False
+            for name, reference, lang, kind in source:
+                any_name = True
+                if options.limit and taken[lang] == options.limit:
+                    continue
+                if name == reference:
+                    report.same += 1
+                elif seen.add(name, reference, lang):
+                    taken[lang] += 1
+                    report.counts[lang][kind] += 1
+                    write({"text": name, f"text_{options.reference_language}": reference, "lang": lang, "kind": kind})
+            if not any_name and path != "CLDR":
+                report.notes.append(
+                    f"{path}: no name in {', '.join(options.lang)} beside {options.reference_language}."
+                )
+        if not any(report.counts.values()):
             raise UserError("no names: " + (" ".join(report.notes) or "the sources have none in these languages."))
-    for number, path in enumerate((*options.wikidata, *options.glossary), int(options.cldr)):
-        if number not in met:
-            report.notes.append(f"{path}: no name in {', '.join(options.lang)} beside {options.reference_language}.")
-    for lang, counts in report.counts.items():
-        if not counts:
-            report.notes.append(f"{lang}: no names.")
+    report.notes += [f"{lang}: no names." for lang, counts in report.counts.items() if not counts]
     return report
-
-
-def _all(options: NamesOptions, report: NamesReport) -> Iterator[tuple[int, Name]]:
-    """Every name, with the number of its source."""
-    sources = [cldr(options, report)] if options.cldr else []
-    sources += [wikidata(Path(path).expanduser(), options) for path in options.wikidata]
-    sources += [_glossary(path, options, report) for path in options.glossary]
-    for number, source in enumerate(sources):
-        yield from ((number, found) for found in source)
-
-
-# -- CLDR -------------------------------------------------------------------------------------------------------------
 
 
 def cldr(options: NamesOptions, report: NamesReport) -> Iterator[Name]:
@@ -152,9 +145,6 @@ def _kinds(locale: Locale) -> dict[str, dict[str, str]]:
         "city": {str(code): str(zones[code]["city"]) for code in zones if "city" in zones[code]},
         "unit": {code: str(units[code].get("long", units[code].get("short", ""))) for code in units},
     }
-
-
-# -- Wikidata, glossaries ---------------------------------------------------------------------------------------------
 
 
 def wikidata(path: Path, options: NamesOptions) -> Iterator[Name]:

@@ -5,6 +5,7 @@ The help of a field documents it. Flags on the command line describe one source;
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 from cctuning.data.sources import BaseSource
 from cctuning.errors import UserError
 from cctuning.languages import canonical
-from cctuning.settings import option
+from cctuning.settings import check_values, option
 
 WAYS = ("given", "join", "translate", "parallel", "translation")
 ENGLISH = ("path", "name", "split", "columns", "where")
@@ -58,6 +59,11 @@ class PairOptions:
 class Checks:
     """Thresholds of the checks; 0 turns a check off."""
 
+    RANGES = {
+        **dict.fromkeys(("check_language", "check_script", "check_copy", "check_repeat"), (0, 1)),
+        **dict.fromkeys(("check_leak", "check_meaning", "check_against"), (0, 1)),
+        **dict.fromkeys(("check_language_letters", "check_length", "check_ending"), (0, math.inf)),
+    }
     check_language: float = option(0.1, "Least confidence that a side is in its language, or a similar one.")
     check_language_letters: int = option(15, "Fewest letters of a text whose language is checked.")
     check_script: float = option(0.5, "Least share of a side's letters in its language's script.")
@@ -78,10 +84,7 @@ class Checks:
     check_against: float = option(0.6, "Share of an evaluation text's n-grams found in a row (--against).")
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            most = float("inf") if name in ("check_language_letters", "check_length", "check_ending") else 1.0
-            if not 0 <= value <= most:
-                raise UserError(f"{name}: expected 0 to {most:g}, got {value}.")
+        check_values(type(self), vars(self), "")
 
 
 @dataclass

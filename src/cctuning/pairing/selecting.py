@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from cctuning.data.parallel.filenames import pair_of_paths
 from cctuning.data.parallel.pairs import load_parallel
-from cctuning.data.reports import ParallelReport
 from cctuning.data.row_reader import read_rows
 from cctuning.data.schema import BadRow
 from cctuning.data.text import flat, normalise, tokens
@@ -32,7 +31,7 @@ from cctuning.languages import UNKNOWN, canonical_or_none, matching
 from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.card import made_by
-from cctuning.settings import option
+from cctuning.settings import check_values, option
 
 CHUNK = 2000  # pairs that are read at once
 MOST_ROWS = 2000  # rows of the task that pairs are compared with; of more, a sample
@@ -48,6 +47,10 @@ Chosen = dict[str, list[tuple[int, float | None]]]  # by language: place in the 
 class SelectOptions:
     """Corpus, task and number of pairs."""
 
+    RANGES = {
+        **{"count": (1, math.inf), "min_length": (0, math.inf), "max_length": (1, math.inf)},
+        **{"near_duplicate": (0.01, 1), "check_against": (0.01, 1)},
+    }
     corpus: list[str] = option(
         [], "Parallel text; the same as naming it first on the command line (docs/start/data.md)."
     )
@@ -78,25 +81,18 @@ class SelectOptions:
             raise UserError("--near: missing; name rows of the task (or --by random).")
         if self.by == "encoder" and not self.encoder:
             raise UserError("--encoder: missing; name a sentence encoder, e.g. intfloat/multilingual-e5-small.")
-        for name, least in (("count", 1), ("min_length", 0), ("max_length", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"--{name}: expected {least} or more, got {getattr(self, name)}.")
-        for name in ("near_duplicate", "check_against"):
-            if not 0 < getattr(self, name) <= 1:
-                raise UserError(f"--{name}: expected above 0 and at most 1, got {getattr(self, name)}.")
+        check_values(type(self), vars(self), "pair select")
 
 
 def select(options: SelectOptions) -> dict[str, Any]:
     """Choose pairs, write rows.jsonl and the card, and return the card."""
-    place = Path(options.output).expanduser()
+    place, language = Path(options.output).expanduser(), options.reference_language
     output.check(place, options.overwrite)
     only = {"lang": options.lang[0]} if len(options.lang) == 1 else {}
-    language = options.reference_language
     joined = pair_of_paths(list(options.corpus), language)
     sources = [{**(one if isinstance(one, dict) else {"path": one}), **only} for one in joined]
     corpus, report = load_parallel(sources, reference_language=language, bad_rows=options.bad_rows)
-    benchmarks = Benchmarks.read(options.against) if options.against else None
-    fits, dropped = _fitting(corpus, options, benchmarks)
+    fits, dropped = _fitting(corpus, options)
     task: list[str] = []
     chosen: Chosen = {}
     if options.by == "random":
@@ -109,15 +105,32 @@ def select(options: SelectOptions) -> dict[str, Any]:
     notes = list(report.notes)
     missing = [lang for lang in options.lang if not matching(canonical_or_none(lang) or lang, chosen)]
     notes += [f"--lang {' '.join(missing)}: no pair in the corpus can be chosen."] if missing else []
-    with output.draft(place) as folder, (folder / output.ROWS).open("wb") as file:
-        for lang, found in sorted(chosen.items()):
-            if len(found) < options.count:
-                few = f"{lang}: {len(found)} pairs, fewer than --count {options.count}"
-                notes.append(f"{few}: no others are similar and distinct.")
-            for number, score in found:
-                file.write(output.line(_row(corpus[number], score, options.reference_language)))
-        file.close()
-        card = _card(options, report, chosen, dropped, len(task), notes, file_hash(folder / output.ROWS))
+    languages: dict[str, dict[str, Any]] = {}
+    with output.draft(place) as folder:
+        with (folder / output.ROWS).open("wb") as file:
+            for lang, found in sorted(chosen.items()):
+                for number, score in found:
+                    pair = corpus[number]
+                    row = {"text": pair["text"], f"text_{language}": pair["reference"]}
+                    row |= {name: pair[name] for name in ("lang", "origin")}
+                    file.write(output.line(row if score is None else {**row, "similarity": round(score, 4)}))
+                languages[lang] = {"pairs": len(found), "of": report.languages.get(lang, 0)}
+                if scores := [score for _, score in found if score is not None]:
+                    languages[lang]["similarity"] = {"median": float(np.median(scores)), "least": min(scores)}
+                if len(found) < options.count:
+                    few = f"{lang}: {len(found)} pairs, fewer than --count {options.count}"
+                    notes.append(f"{few}: no others are similar and distinct.")
+        card = {
+            **made_by("cctuning pair select", "scikit-learn"),
+            "options": asdict(options),
+            "rows": sum(map(len, chosen.values())),
+            "languages": languages,
+            "task_rows": len(task),
+            "left_out": dropped,
+            "sources": report.as_dict()["sources"],
+            "notes": notes,
+            "files": {output.ROWS: file_hash(folder / output.ROWS)},
+        }
         output.write_card(folder, card)
     return card
 
@@ -151,10 +164,9 @@ def _task(options: SelectOptions) -> list[str]:
     return texts
 
 
-def _fitting(
-    corpus: datasets.Dataset, options: SelectOptions, benchmarks: Benchmarks | None
-) -> tuple[dict[str, NDArray[np.int64]], dict[str, int]]:
+def _fitting(corpus: datasets.Dataset, options: SelectOptions) -> tuple[dict[str, NDArray[np.int64]], dict[str, int]]:
     """The places of pairs that may be chosen, by language, and the numbers left out, by reason."""
+    benchmarks = Benchmarks.read(options.against) if options.against else None
     wanted = [canonical_or_none(lang) or lang for lang in options.lang]
     every = set(corpus.unique("lang"))
     taken = {code for lang in wanted for code in matching(lang, every)} if wanted else every
@@ -267,36 +279,3 @@ def distinct(
                 columns.append(similar.shape[1] - len(block) + number)
                 taken.append(place)
     return {place: ranked[place] for place in taken}
-
-
-def _row(pair: dict[str, Any], score: float | None, language: str) -> dict[str, Any]:
-    row = {"text": pair["text"], f"text_{language}": pair["reference"], "lang": pair["lang"], "origin": pair["origin"]}
-    return row if score is None else {**row, "similarity": round(score, 4)}
-
-
-def _card(
-    options: SelectOptions,
-    report: ParallelReport,
-    chosen: Chosen,
-    dropped: dict[str, int],
-    rows: int,
-    notes: list[str],
-    print_: str,
-) -> dict[str, Any]:
-    languages: dict[str, dict[str, Any]] = {}
-    for lang, found in sorted(chosen.items()):
-        scores = [score for _, score in found if score is not None]
-        languages[lang] = {"pairs": len(found), "of": report.languages.get(lang, 0)}
-        if scores:
-            languages[lang] |= {"similarity": {"median": float(np.median(scores)), "least": min(scores)}}
-    return {
-        **made_by("cctuning pair select", "scikit-learn"),
-        "options": asdict(options),
-        "rows": sum(len(found) for found in chosen.values()),
-        "languages": languages,
-        "task_rows": rows,
-        "left_out": dropped,
-        "sources": report.as_dict()["sources"],
-        "notes": notes,
-        "files": {output.ROWS: print_},
-    }

@@ -12,7 +12,7 @@ import pytest
 
 from cctuning.errors import UserError
 from cctuning.pairing.translation import open_translator
-from cctuning.pairing.translation.cache import Cache
+from cctuning.pairing.translation.translator import Cache
 from tests.pairing.translation.server import Server, translated
 
 

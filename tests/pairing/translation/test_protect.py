@@ -7,13 +7,13 @@ import random
 
 import pytest
 
-from cctuning.pairing.translation import protect
-from cctuning.pairing.translation.segments import split
+from cctuning.pairing.translation.segments import mask, restore, split
+from cctuning.pairing.translation.segments import protected as find
 from tests.pairing.translation.test_segments import texts
 
 
 def protected(text: str) -> list[str]:
-    spans, blocks = protect.find(text)
+    spans, blocks = find(text)
     return [text[start:end] for start, end in sorted(spans + blocks)]
 
 
@@ -59,13 +59,13 @@ def test_what_is_found(text, expected):
 
 def test_masked_and_restored_is_the_text():
     for text in texts(2):
-        spans, blocks = protect.find(text)
+        spans, blocks = find(text)
         both = sorted(spans + blocks)
         assert all(start < end for start, end in both)
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(both))
         for piece in split(text, 1000, False, spans, blocks):
-            masked, kept = protect.mask(piece.text, piece.spans)
-            assert piece.kept or protect.restore(masked, kept) == piece.text
+            masked, kept = mask(piece.text, piece.spans)
+            assert piece.kept or restore(masked, kept) == piece.text
 
 
 def test_a_marker_that_an_engine_has_changed_is_known_again_and_a_lost_one_noticed():
@@ -78,20 +78,20 @@ def test_a_marker_that_an_engine_has_changed_is_known_again_and_a_lost_one_notic
         "[[०]] [[१]]",
         "[[٠]] [[١]]",
     ):
-        restored = protect.restore(said, kept)
+        restored = restore(said, kept)
         assert restored is not None and all(text in restored for text in kept)
     for said in ("x [[0]] y", "[[0]] [[1]] [[1]]", "[[0]] [[1]] [[2]]", "[0] [1]", ""):
-        assert protect.restore(said, kept) is None
+        assert restore(said, kept) is None
 
 
 def test_whatever_an_engine_does_to_markers_a_restored_text_holds_each_span_once():
     draw = random.Random(3)
     for text in texts(4):
-        spans, _ = protect.find(text)
-        masked, kept = protect.mask(text, spans)
+        spans, _ = find(text)
+        masked, kept = mask(text, spans)
         cuts = sorted(draw.choices(range(len(masked) + 1), k=2))
         damaged = draw.choice(
             [masked[: cuts[0]] + masked[cuts[1] :], masked[cuts[0] :] + masked[: cuts[0]], masked * 2]
         )
-        restored = protect.restore(damaged, kept)
+        restored = restore(damaged, kept)
         assert restored is None or all(restored.count(one) >= kept.count(one) for one in kept)

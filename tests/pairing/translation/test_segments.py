@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cctuning.pairing.translation import protect
-from cctuning.pairing.translation.segments import line_marks, split
+from cctuning.pairing.translation.segments import line_marks, protected, split
 
 DATA = Path(os.environ.get("CC_TUNING_DATA") or Path(__file__).parents[3].parent / "shared" / "data")
 
@@ -35,7 +34,7 @@ def texts(seed: int, count: int = 400):
 @pytest.mark.parametrize("sentences", [True, False])
 def test_nothing_is_lost_and_nothing_protected_is_cut(sentences):
     for text in texts(1):
-        spans, blocks = protect.find(text)
+        spans, blocks = protected(text)
         for max_chars in (20, 60, 1000):
             pieces = split(text, max_chars, sentences, spans, blocks)
             assert "".join(piece.text for piece in pieces) == text
@@ -107,6 +106,6 @@ def test_real_texts_come_together_again(path):
     with gzip.open(DATA / path, "rt", encoding="utf-8") as file:
         for _, line in zip(range(500), file, strict=False):
             for text in (value for value in json.loads(line).values() if isinstance(value, str)):
-                spans, blocks = protect.find(text)
+                spans, blocks = protected(text)
                 pieces = split(text, 200, True, spans, blocks)
                 assert "".join(piece.text for piece in pieces) == text

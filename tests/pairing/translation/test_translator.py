@@ -14,7 +14,7 @@ import pytest
 
 from cctuning.errors import UserError
 from cctuning.pairing.translation import Answer, open_translator
-from cctuning.pairing.translation.cache import NAME, Cache
+from cctuning.pairing.translation.translator import CACHE, Cache
 from tests.pairing.translation import own_functions
 
 HERE = "tests.pairing.translation.own_functions"
@@ -165,8 +165,7 @@ def test_a_crash_of_the_function_keeps_what_was_done_before(translator, monkeypa
 
 def test_cache_is_safe_for_threads_and_processes(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from cctuning.pairing.translation.cache import Cache\n"
-        "from cctuning.pairing.translation.base import Answer\n"
+        "import sys; from pathlib import Path; from cctuning.pairing.translation.translator import Answer, Cache\n"
         "c = Cache(Path(sys.argv[1]))\n"
         "for n in range(300): c.put(c.key({}, str(n)), Answer(f'said {n}'))"
     )
@@ -197,12 +196,12 @@ def test_passing_problems_are_not_kept_and_lasting_ones_are(tmp_path):
 
 
 def test_a_file_that_is_no_cache_is_one_line(tmp_path):
-    (tmp_path / NAME).write_text(json.dumps({"not": "a database"}) * 100)
-    with pytest.raises(UserError, match=f"{NAME}: cannot be used as a cache"):
+    (tmp_path / CACHE).write_text(json.dumps({"not": "a database"}) * 100)
+    with pytest.raises(UserError, match=f"{CACHE}: cannot be used as a cache"):
         Cache(tmp_path)
     other = tmp_path / "other"
     other.mkdir()
-    with sqlite3.connect(other / NAME) as file:
+    with sqlite3.connect(other / CACHE) as file:
         file.execute("CREATE TABLE answers (something TEXT)")
     with pytest.raises(UserError, match="cannot be used as a cache"):
         Cache(other)

@@ -30,7 +30,7 @@ import openai
 
 from cctuning.errors import UserError
 from cctuning.languages import base, language_name
-from cctuning.pairing.translation.base import Answer, Done, Engine, SegmentOptions
+from cctuning.pairing.translation.translator import Answer, Done, Engine, SegmentOptions
 from cctuning.settings import from_mapping, option
 
 PROMPT = """\

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cctuning.errors import UserError
-from cctuning.pairing.translation.base import Answer, Done, Engine, SegmentOptions
+from cctuning.pairing.translation.translator import Answer, Done, Engine, SegmentOptions
 from cctuning.settings import from_mapping, option
 
 
@@ -50,7 +50,13 @@ class Function(Engine):
             try:
                 translations = self._function(texts, source, target)
             except Exception as error:
-                raise UserError(self._raised(error, texts)) from error
+                place = traceback.extract_tb(error.__traceback__)[:2][-1]  # in the function
+                says = f"{type(error).__name__} ({' '.join(str(error).split())[:200]})"
+                raise UserError(
+                    f"{self.name}: raised {says} at {Path(place.filename).name}:{place.lineno} for one of "
+                    f"{len(texts)} texts, the first of them {texts[0][:60]!r}; correct it, or return an empty text "
+                    "where there is no translation."
+                ) from error
             if not isinstance(translations, (list, tuple)) or len(translations) != len(texts):
                 got = len(translations) if isinstance(translations, (list, tuple)) else type(translations).__name__
                 raise UserError(f"{self.name}: expected a list of {len(texts)} translations, one a text; got {got}.")
@@ -62,17 +68,6 @@ class Function(Engine):
                     )
                 empty = Answer(None, "empty translation", passing=True)
                 done(index, Answer(translation) if translation.strip() else empty)
-
-    def _raised(self, error: Exception, texts: list[str]) -> str:
-        """The function's exception in one line: type, place and texts."""
-        said = " ".join(str(error).split())[:200]
-        frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is the call of it
-        where = f" at {Path(frames[0].filename).name}:{frames[0].lineno}" if frames else ""
-        which = "" if len(texts) == 1 else f" one of {len(texts)} texts, the first of them"
-        return (
-            f"{self.name}: raised {type(error).__name__}{f' ({said})' if said else ''}{where} for{which} "
-            f"{texts[0][:60]!r}; correct it, or return an empty text where there is no translation."
-        )
 
     def usage(self) -> dict[str, int | float]:
         """The number of calls."""

@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 from cctuning.errors import UserError, nearest
 from cctuning.files import file_hash
 from cctuning.languages import base, is_code, language_name, matches, matching, same, unknown
-from cctuning.pairing.translation.base import Answer, Done, Engine, SegmentOptions
+from cctuning.pairing.translation.translator import Answer, Done, Engine, SegmentOptions
 from cctuning.settings import from_mapping, option
 
 BUCKET = 32  # source tokens: lengths are rounded up to this before the limit is set

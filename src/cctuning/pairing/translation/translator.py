@@ -1,4 +1,4 @@
-"""Translate texts with an engine: split, mask, look up in the cache, translate, check, reassemble.
+"""Translate texts with an engine and a cache: split, mask, look up, translate, check, reassemble.
 
 A text is split into segments, and what must not change is masked. Each distinct segment that is not in the cache is
 translated, and its translation is written to the cache at once. Where a translation has lost a marker or its line
@@ -11,10 +11,15 @@ loops, wrong languages and lengths are found by the checks of rows (`row_checks.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import re
+import sqlite3
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +27,122 @@ from tqdm import tqdm
 
 from cctuning.errors import UserError, nearest
 from cctuning.languages import parse, same
-from cctuning.pairing.translation import protect
-from cctuning.pairing.translation.base import Answer, Engine
-from cctuning.pairing.translation.cache import Cache
-from cctuning.pairing.translation.segments import Piece, line_marks, split
+from cctuning.pairing.translation.segments import Piece, line_marks, mask, protected, restore, split
+from cctuning.settings import option
 
 WINDOW = 1000  # texts
 ENGINES = {"seq2seq": "Seq2Seq", "chat": "Chat", "function": "Function"}  # module to class
+CACHE = "translations.sqlite3"
 _LINES = re.compile(r"(\s*\n\s*)")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A translation, or the reason why there is none: one of `text` and `problem` is None.
+
+    `passing`: the problem is temporary (a server was down), so it is not cached.
+    """
+
+    text: str | None
+    problem: str | None = None
+    passing: bool = False
+
+
+Done = Callable[[int, Answer], None]  # called with the index of a segment and its answer, from any thread
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions:
+    """How texts are split and what is protected; part of every engine's options."""
+
+    split: str = option(
+        "long",
+        "sentences: translate sentence by sentence. long: split only what is longer than max_chars.",
+        choices=("sentences", "long"),
+    )
+    max_chars: int = option(3000, "Longest segment, in characters.", least=20)
+
+
+class Engine:
+    """A model, a server or a function that translates segments."""
+
+    name: str
+    options: SegmentOptions
+
+    def identity(self, source: str, target: str) -> dict[str, Any]:
+        """Everything besides the segment that decides its translation; part of the cache key, so never a secret."""
+        raise NotImplementedError
+
+    def run(self, segments: Sequence[str], source: str, target: str, done: Done) -> None:
+        """Call `done` once for each segment, as soon as its answer is there."""
+        raise NotImplementedError
+
+    def usage(self) -> dict[str, int | float]:
+        """Requests, retries and tokens, where the engine knows them."""
+        return {}
+
+    def close(self) -> None:
+        """Release memory and connections."""
+
+
+class Cache:
+    """Answers by key in an SQLite file of a directory. Safe for threads and for several processes.
+
+    The key is a hash of everything that decides the answer: the engine with its settings, the languages, the text.
+    With SQLite's write-ahead log an answer is safe once it is written, also if the process is killed. On network file
+    systems SQLite's locks are unreliable.
+    """
+
+    def __init__(self, cache_dir: Path) -> None:
+        self.path = cache_dir / CACHE
+        self._lock = threading.Lock()
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            # Autocommit: an answer is on disk when `put` returns. The timeout waits for another process that writes.
+            self._file = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise self._unusable(error) from None
+        table = "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, text TEXT, problem TEXT) WITHOUT ROWID"
+        for statement in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL", table):
+            self._execute(statement)
+        self.get(b"")  # fails if the table has other columns
+
+    def _unusable(self, error: Exception) -> UserError:
+        return UserError(f"{self.path}: cannot be used as a cache ({error}); give a directory that can be written.")
+
+    def _execute(self, statement: str, *values: Any) -> Any:
+        """The first row of the result."""
+        try:
+            with self._lock:
+                return self._file.execute(statement, values).fetchone()
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
+
+    @staticmethod
+    def key(identity: Mapping[str, Any], *parts: str) -> bytes:
+        """The key of an answer: of what decides it (JSON types), and of languages and text."""
+        content = json.dumps([identity, *parts], sort_keys=True, ensure_ascii=False)
+        # surrogatepass: text with half a surrogate pair is distinct text
+        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()
+
+    def get(self, key: bytes) -> Answer | None:
+        """The cached answer, or None."""
+        found = self._execute("SELECT text, problem FROM answers WHERE key = ?", key)
+        return Answer(*found) if found else None
+
+    def put(self, key: bytes, answer: Answer) -> None:
+        """Write an answer, also a lasting problem such as one cut off at the token limit."""
+        if not answer.passing:
+            self._execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", key, answer.text, answer.problem)
+
+    def count(self) -> int:
+        """The number of cached answers."""
+        return int(self._execute("SELECT count(*) FROM answers")[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._file.close()
 
 
 def open_translator(options: Mapping[str, Any], cache_dir: Path) -> Translator:
@@ -80,7 +193,7 @@ class Translator:
         options, pair = self._options, (source, target)
         plans: list[list[Piece] | None] = []
         for text in texts:
-            spans, blocks = protect.find(text)
+            spans, blocks = protected(text)
             sound = text.isascii() or text.encode("utf-8", "replace").decode() == text
             plans.append(
                 split(text, options.max_chars, options.split == "sentences", spans, blocks) if sound else None
@@ -102,7 +215,7 @@ class Translator:
         self, pieces: Iterable[Piece], identity: Mapping[str, Any], source: str, target: str
     ) -> dict[Piece, Answer | None]:
         """The result of each piece that is translated; None if it has lost a marker or a line."""
-        masked = {piece: protect.mask(piece.text, piece.spans) for piece in pieces if not piece.kept}
+        masked = {piece: mask(piece.text, piece.spans) for piece in pieces if not piece.kept}
         answers: dict[str, Answer] = {}
         missing: dict[str, bytes] = {}
         for text in dict.fromkeys(text for text, _ in masked.values()):
@@ -142,7 +255,7 @@ def _outcome(piece: Piece, answer: Answer, masked: str, kept: list[str]) -> Answ
         return Answer(None, answer.problem)
     if not answer.text.strip():
         return Answer(None, "empty translation")
-    text = protect.restore(_laid_out(masked, answer.text) or "", kept)
+    text = restore(_laid_out(masked, answer.text) or "", kept)
     if text:
         return Answer(text)
     whole = not piece.spans and "\n" not in piece.text
