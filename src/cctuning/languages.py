@@ -12,15 +12,15 @@ one is given that does not follow from the script.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Collection
 from functools import cache
 from typing import NamedTuple
 
-from babel import Locale, localedata
+from babel import Locale
 from babel.core import get_global
 
 from cctuning.errors import UserError, nearest
+from cctuning.language_names import english_names, named, words_of
 
 ENGLISH = "en"  # the default reference language
 UNKNOWN = "und"  # ISO 639: undetermined
@@ -36,33 +36,6 @@ ALIASES = {
     "ajp": "ajp",  # likewise South and North Levantine Arabic, and Dari and Persian
     "prs": "prs",
 }
-# Names in data sets that are not CLDR's own
-NAMES = {
-    "farsi": "fa",
-    "mandarin": "zh",
-    "mandarin chinese": "zh",
-    "bokmål": "no",
-    "castilian": "es",
-    "flemish": "nl-BE",
-    "chichewa": "ny",
-    "norsk bokmål": "no",
-    "norsk nynorsk": "nn",
-    "bahasa indonesia": "id",
-    "bahasa melayu": "ms",
-    "हिंदी": "hi",
-    "ภาษาไทย": "th",
-    "o‘zbekcha": "uz",
-}
-NAMES |= {"modern standard arabic": "ar", "standard malay": "ms", "serbian latin": "sr-Latn", "serbian cyrillic": "sr"}
-REGIONS = {
-    "hong kong": "HK",
-    "香港": "HK",
-    "macau": "MO",
-    "澳门": "MO",
-    "澳門": "MO",
-    "臺灣": "TW",
-    "usa": "US",
-}  # likewise
 LOCALE_SCRIPTS = {"latin": "Latn", "cyrillic": "Cyrl", "devanagari": "Deva", "arabic": "Arab"}  # after @ in a locale
 WRITTEN = {"Hang": "Kore", "Hani": "Hans"}  # script code of FLORES to that of CLDR
 CODE = re.compile(r"[A-Za-z]{2,3}(?:[-_][A-Za-z0-9]{1,8})*(?:\.[\w-]+)?(?:@[a-z]+)?")
@@ -89,8 +62,8 @@ def parse(code: str) -> Tag | None:
         found = _of_code(code)
         if found is not None:
             return found
-    named = _named(code)
-    return _of_code(named[0]) if len(named) == 1 else None
+    codes = named(code)
+    return _of_code(codes[0]) if len(codes) == 1 else None
 
 
 def _of_code(code: str) -> Tag | None:
@@ -148,75 +121,6 @@ def _by_region(language: str) -> bool:
     return any(_script(language, key.split("_")[1]) != usual for key in keys)
 
 
-def _words(name: str) -> str:
-    """A name without case, accents, word order and punctuation: `Chinese (Simplified)` equals `simplified_chinese`."""
-    name = unicodedata.normalize("NFKD", name.casefold())
-    name = re.sub("[\u0300-\u036f]", "", name)  # marks of other scripts are vowels
-    words = re.split(r"[\s_(),;/'’‘ʻʼ-]+", re.sub(r"\((individual language|macrolanguage)\)", "", name))
-    return " ".join(sorted(filter(None, words)))
-
-
-def _named(name: str) -> list[str]:
-    """The codes of the languages with this name, in English or in the language; more than one where it is ambiguous.
-
-    Regions and scripts may follow in brackets: `Spanish (Mexico)`, `español (México)`.
-    """
-    key = _words(name)
-    if code := _names().get(key):
-        return [code]
-    found = _own_names().get(key, [])
-    beside = re.fullmatch(r"([^()（）]+)[(（]([^()（）]+)[)）]", name.strip())
-    if found or not beside:
-        return found
-    codes = []
-    for code in _named(beside[1]):
-        details = [_detail(code, _words(part)) for part in re.split("[,،、]", beside[2])]
-        codes += ["-".join([code, *map(str, details)])] if all(details) else []
-    return codes
-
-
-def _detail(code: str, name: str) -> str | None:
-    """The region or script with a name in English or in the language `code`, or with a code of two letters."""
-    if name in REGIONS or re.fullmatch("[a-z]{2}", name):
-        return REGIONS.get(name, name)
-    language = re.split("[-_]", code)[0]
-    for identifier in ("en", *(one for one in _locales() if one.split("_")[0] == language)):
-        locale = Locale.parse(identifier)
-        for names in (locale.territories, locale.scripts):
-            found = next((part for part, called in names.items() if _words(str(called)) == name), None)
-            if found:
-                return str(found)
-    return None
-
-
-@cache
-def _names() -> dict[str, str]:
-    """English names, normalised by `_words`, to codes."""
-    own = {_words(name): code for name, code in NAMES.items()}
-    return {_words(str(name)): code for code, name in Locale("en").languages.items()} | own
-
-
-def _locales() -> list[str]:
-    """CLDR's locales of a language, or of a language in a script."""
-    return [one for one in localedata.locale_identifiers() if re.fullmatch("[a-z]+(_[A-Z][a-z]{3})?", one)]
-
-
-@cache
-def _own_names() -> dict[str, list[str]]:
-    """Names of languages in themselves, normalised by `_words`, to codes."""
-    found: dict[str, dict[str, str]] = {}  # name to language to code
-    for identifier in sorted(_locales(), key=len):  # the language before the language in a script
-        known = identifier in localedata._cache
-        names = localedata.load(identifier, merge_inherited=False).get("languages", {})
-        if not known:
-            localedata._cache.pop(identifier, None)  # all of them would take 150 MB
-        language = identifier.split("_")[0]
-        for code, name in names.items():
-            if code.split("_")[0] == language:
-                found.setdefault(_words(name), {}).setdefault(language, identifier if code == language else code)
-    return {name: [*codes.values()] for name, codes in found.items()}
-
-
 def is_code(code: str) -> bool:
     """Whether it is the code or the name of a known language."""
     return parse(code) is not None
@@ -232,7 +136,7 @@ def tag(code: str, where: str = "") -> Tag:
 
 def unknown(code: str) -> str:
     """The error message for a code or name that is not that of one known language."""
-    if candidates := _named(code) or _containing(code):
+    if candidates := named(code) or _containing(code):
         names = ", ".join(f"{one.replace('_', '-')} ({language_name(one)})" for one in candidates)
         return f"the language {code!r} is ambiguous: {names}; give its code."
     return (
@@ -243,8 +147,8 @@ def unknown(code: str) -> str:
 
 def _containing(name: str) -> list[str]:
     """The codes of the languages whose English names contain this one, where there are several: `Ndebele`."""
-    words = {*_words(name).split()}
-    found = {code for key, code in _names().items() if words and words < {*key.split()} and "_" not in code}
+    words = {*words_of(name).split()}
+    found = {code for key, code in english_names().items() if words and words < {*key.split()} and "_" not in code}
     return sorted(found) if 1 < len(found) < 8 else []
 
 

@@ -1,28 +1,20 @@
-"""Recognise which columns of a record, or of a line without column names, are the two sides of a pair."""
+"""Recognise which columns of a record are the two sides of a pair, and read the pairs of records."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, NamedTuple
 
 from cctuning.data.layouts import LANG_COLUMNS, check_columns
 from cctuning.data.messages import text_of
-from cctuning.data.parallel.filenames import in_name, named_by
+from cctuning.data.readers import Records
 from cctuning.data.schema import BadRow
+from cctuning.data.sources import ParallelSource
 from cctuning.errors import UserError
-from cctuning.identify import between, identify_language
 from cctuning.languages import canonical_or_none, matching, same, unknown
-
-# What a header without languages names the two sides, as most tools do.
-HEADINGS = set("source target src tgt trg text texts sentence sentences translation original reference".split())  # noqa: SIM905
-# Licences, links, and files or corpora that a text comes from (NLLB): one word of ASCII with a mark in it.
-NO_TEXT = re.compile(r"CC-BY|CC BY|http|(?=\S*[/_.:]\w)[\w/.:+=-]+$", re.ASCII)
-CLEAR = 0.2  # how much likelier one column must be in the reference language than the other
-SAME = 10  # equal cells from which a column is no text
-SAMPLE = 200  # lines from which columns are recognised
 
 
 class Pair(NamedTuple):
@@ -76,6 +68,19 @@ class Layout:
         return found
 
 
+Found = Iterator[Pair | tuple[str, BadRow]]  # a pair, or the origin of a bad one and what is wrong
+
+
+@dataclass
+class Opened:
+    """One file of a source; `notes` may grow while `pairs` runs."""
+
+    path: str
+    pairs: Callable[[], Found]
+    fingerprints: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+
 def pairs_of(texts: Mapping[str, str], language: str, wanted: str | None) -> list[tuple[str, str, str]]:
     """The pairs of a text in several languages (all, or `wanted` alone) with its text in the reference language.
 
@@ -116,7 +121,7 @@ def recognise(
     for text, reference in names:
         columns_of = (columns.get("text", text), columns.get("reference", reference))
         if all(name in found for name in columns_of):
-            return _beside(*columns_of, lang_column, lang or default, language)
+            return beside(*columns_of, lang_column, lang or default, language)
     if "translation" in found:
         return Layout(mapping="translation", wanted=lang)
     sides = [(name, code, None) for name in found if (code := _lang_beside(name, found))]
@@ -139,7 +144,7 @@ def _lang_beside(name: str, found: Sequence[str]) -> str | None:
     return next(codes, None)
 
 
-def _beside(text: str, reference: str, lang_column: str | None, lang: str | None, language: str) -> Layout:
+def beside(text: str, reference: str, lang_column: str | None, lang: str | None, language: str) -> Layout:
     """A column of text, and one of references."""
     return Layout(((text, lang_column, lang), (reference, None, language)))
 
@@ -160,127 +165,57 @@ def _said(value: Any, field: str) -> str:
     return text_of(value, field).strip()
 
 
-# -- tables without a header -----------------------------------------------------------------------------------------
+def read_records(
+    records: Records,
+    source: ParallelSource,
+    language: str,
+    default: str | None,
+    path: str | None = None,
+    layout: Layout | None = None,
+) -> Opened:
+    path = path or next(iter(records.fingerprints), source.path)
 
+    @cache
+    def layout_of(found: tuple[str, ...]) -> Layout:
+        chosen = layout or recognise(found, source.columns, language, source.lang, path, default)
+        if chosen is None:
+            raise BadRow(
+                "columns",
+                f"no parallel text; expected columns text and text_{language} (or reference), prompt and "
+                f"prompt_{language}, translation, or one for each language ({language}, sw, ...), or map them under "
+                f"columns:. It has {', '.join(found)}.",
+            )
+        return chosen
 
-def numbered(count: int) -> list[str]:
-    """Names of the columns of a table without a header."""
-    return [f"column {place + 1}" for place in range(count)]
+    opened = Opened(path, lambda: pairs(), records.fingerprints)
+    wanted: set[str] = set()
+    if records.columns is not None:
+        try:
+            chosen = layout_of(tuple(records.columns))
+        except BadRow as bad:
+            raise UserError(f"{path}: {bad.reason}") from None
+        wanted = {*chosen.used, *source.where, "id"} & set(records.columns)
 
+    def pairs() -> Found:
+        seen = dict.fromkeys(records.columns or ())
+        for origin, record in records.iterate(wanted):
+            if isinstance(record, BadRow):
+                yield origin, record
+                continue
+            seen |= dict.fromkeys(record)
+            if any(record.get(name) != value for name, value in source.where.items()):
+                continue
+            found = tuple(records.columns or record)
+            try:
+                chosen = layout_of(found)
+                if record.get("response") and not opened.notes:
+                    opened.notes.append(f"{path}: its responses are not used; only the parallel text is read.")
+                for pair in pairs_of(chosen.texts(record), language, chosen.wanted):
+                    yield Pair(*pair, origin, None, record.get("id"))
+            except BadRow as bad:
+                yield origin, bad
+        for name in source.where if seen else ():
+            if name not in seen:
+                raise UserError(f"{path}: where: no column {name!r} among {', '.join(seen)}.")
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def is_header(first: Sequence[str], others: Sequence[Sequence[str]]) -> bool:
-    """Whether the first line of a table whose columns were recognised by their content holds names of columns.
-
-    It has a word where all other lines have a number, or a few words where one names a side or a language.
-    """
-    for place, cell in enumerate(first):
-        if others and not _is_number(cell) and all(_is_number(line[place]) for line in others):
-            return True
-    cells = [cell.casefold().replace("_", " ").strip() for cell in first if cell.strip()]
-    if any(_is_number(cell) or len(cell.split()) > 3 for cell in cells):
-        return False
-    return any(HEADINGS & {*cell.split()} or (len(cell) > 3 and canonical_or_none(cell)) for cell in cells)
-
-
-def recognise_numbered(
-    lines: Sequence[Sequence[str]], path: str, stem: str, columns: Mapping[str, str], language: str, lang: str | None
-) -> Layout:
-    """Recognise the columns of a table without a header from their content; `numbered` names them.
-
-    Scores, numbers, language codes, links and attributions are ignored. Which of the two texts is in the reference
-    language is decided by columns of codes, then the text itself, then the file's name.
-
-    Args:
-        lines: the cells of the first lines.
-        stem: the file's name without endings.
-        columns: part to column number from 1, where the source gives them.
-        lang: the other language, where the source gives it.
-    """
-    count, names = len(lines[0]), numbered(len(lines[0]))
-    if count < 2:
-        raise UserError(f"{path}: no parallel text; expected two columns with a tab between, or names of columns.")
-    named = in_name(stem)
-    if lang is None and named and not any(same(code, language) for code in named):
-        raise UserError(
-            f"{path}: its name says {' and '.join(named)}, neither of them {language}; set reference_language."
-        )
-    other = lang or named_by(stem, language)
-    texts, codes = list[int](), list[str]()
-
-    def layout(text: int, reference: int, code: str) -> Layout:
-        found = _beside(names[text], names[reference], None, code, language)
-        return replace(found, identified=code if other is None and not codes else None)
-
-    if columns:
-        text, reference = (_place(columns, part, count, path) for part in ("text", "reference"))
-        return layout(text, reference, other or identified((line[text] for line in lines), path))
-    for place in range(count):
-        cells = [line[place].strip() for line in lines]
-        filled = [cell for cell in cells if cell]
-        if not filled or sum(map(_is_number, filled)) > 0.9 * len(filled):
-            continue
-        if len(lines) > 1 and len(set(filled)) == 1 and canonical_or_none(filled[0]):
-            codes.append(str(canonical_or_none(filled[0])))
-        elif len(filled) >= SAME and len(set(filled)) == 1:
-            continue  # the name of a corpus, a licence
-        elif sum(bool(NO_TEXT.match(cell)) for cell in filled) < 0.8 * len(filled):
-            texts.append(place)
-    if len(texts) != 2:
-        places = ", ".join(str(place + 1) for place in texts) or "none"
-        raise UserError(
-            f"{path}: expected two columns of text, found {len(texts)} of {count} (columns {places}); say which, "
-            "columns: {text: '2', reference: '1'}, or give the file a header."
-        )
-    if len(codes) == 2 and any(same(code, language) for code in codes):
-        side = 0 if same(codes[0], language) else 1
-        return layout(texts[1 - side], texts[side], codes[1 - side])
-    told = _side_of_reference([" ".join(line[place] for line in lines[:40]) for place in texts], language, other)
-    if told is None and other is not None and named is not None:
-        told = (0 if same(named[0], language) else 1), other
-    if told is None:
-        one, two = (place + 1 for place in texts)
-        raise UserError(
-            f"{path}: cannot tell which of columns {one} and {two} is in {language}; give lang: and columns: "
-            f"{{text: '{two}', reference: '{one}'}}."
-        )
-    return layout(texts[1 - told[0]], texts[told[0]], told[1])
-
-
-def _side_of_reference(texts: Sequence[str], language: str, other: str | None) -> tuple[int, str] | None:
-    """Which of two texts is in the reference language, and the language of the other; None where it is not clear.
-
-    `other` is that language where it is known.
-    """
-    if other is None:
-        found = [identify_language(text) for text in texts]
-        here = [side for side, code in enumerate(found) if code and same(code, language)]
-        if len(here) != 1 or found[1 - here[0]] is None:
-            return None
-        return here[0], str(found[1 - here[0]])
-    one, two = (between(text, language, other) for text in texts)
-    if one is None or two is None or abs(one - two) < CLEAR:
-        return None
-    return (0 if one > two else 1), other
-
-
-def _place(columns: Mapping[str, str], part: str, count: int, path: str) -> int:
-    value = str(columns.get(part, ""))
-    if not value.isdecimal() or not 1 <= int(value) <= count:
-        raise UserError(f"{path}: columns: {part}: the file has no header; expected a number from 1 to {count}.")
-    return int(value) - 1
-
-
-def identified(lines: Iterable[str], path: str) -> str:
-    """The language of the first lines of a text; `UserError` where it cannot be identified."""
-    code = identify_language(" ".join(islice(lines, 40)))
-    if code is None:
-        raise UserError(f"{path}: its language cannot be identified; give the source a lang:.")
-    return code
+    return opened

@@ -5,26 +5,15 @@ from __future__ import annotations
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import IO
 
-from cctuning.data.parallel.columns import (
-    SAMPLE,
-    Layout,
-    Pair,
-    identified,
-    is_header,
-    numbered,
-    pairs_of,
-    recognise,
-    recognise_numbered,
-)
+from cctuning.data.parallel.columns import Found, Opened, Pair, read_records, recognise
 from cctuning.data.parallel.filenames import TABLES, is_tar, languages_in, named_by, sides_among, stem_of, suffix_of
-from cctuning.data.parallel.tatoeba import export_in, read_tatoeba
-from cctuning.data.parallel.tmx import FORMATS, read_xml
+from cctuning.data.parallel.headerless import SAMPLE, identified, is_header, numbered, recognise_numbered
+from cctuning.data.parallel.published import FORMATS, export_in, read_tatoeba, read_xml
 from cctuning.data.readers import (
     SUFFIXES,
     Records,
@@ -45,7 +34,6 @@ from cctuning.languages import language_name, same
 
 BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # other files in the archives of OPUS
 DOCUMENTS = ("readme", "license", "licence", "_about", "changelog")
-Found = Iterator[Pair | tuple[str, BadRow]]
 
 
 @dataclass(frozen=True)
@@ -64,16 +52,6 @@ class Part:
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """Numbered lines."""
         return numbered_lines(self.label, self.opened)
-
-
-@dataclass
-class Opened:
-    """One file of a source; `notes` may grow while `pairs` runs."""
-
-    path: str
-    pairs: Callable[[], Found]
-    fingerprints: dict[str, str]
-    notes: list[str] = field(default_factory=list)
 
 
 def read_pairs(source: ParallelSource, language: str) -> Iterator[tuple[Opened, Pair | tuple[str, BadRow]]]:
@@ -97,7 +75,7 @@ def _open(source: ParallelSource, language: str) -> list[Opened]:
         return opened
     default = named_by(source.name or local.name, language)
     return [
-        _records(records, source, language, default)
+        read_records(records, source, language, default)
         for records in open_records(source.path, source.name, source.split)
     ]
 
@@ -121,7 +99,7 @@ def _file(path: Path, source: ParallelSource, language: str) -> list[Opened]:
         raise UserError(f"{path}: a tar archive; unpack it first (tar -xf), and name the file or directory in it.")
     if suffix in SUFFIXES and suffix != ".tsv":
         default = named_by(stem_of(path.name), language)
-        return [_records(records, source, language, default) for records in open_records(str(path))]
+        return [read_records(records, source, language, default) for records in open_records(str(path))]
     if suffix not in (*FORMATS, ".tsv"):
         among = sides_among(map(str, _files(path.parent)), language)
         sides = [side for side in among if str(path) in side[:2]]
@@ -270,62 +248,6 @@ def _table(part: Part, source: ParallelSource, language: str, hashes: dict[str, 
     found = Records(header, lambda wanted: as_records(part.label, rows, header, skip), hashes)
     if layout.identified:
         notes.append(_taken(part.label, layout.identified))
-    opened = _records(found, source, language, default, part.label, layout)
+    opened = read_records(found, source, language, default, part.label, layout)
     opened.notes += notes
-    return opened
-
-
-def _records(
-    records: Records,
-    source: ParallelSource,
-    language: str,
-    default: str | None,
-    path: str | None = None,
-    layout: Layout | None = None,
-) -> Opened:
-    path = path or next(iter(records.fingerprints), source.path)
-
-    @cache
-    def layout_of(found: tuple[str, ...]) -> Layout:
-        chosen = layout or recognise(found, source.columns, language, source.lang, path, default)
-        if chosen is None:
-            raise BadRow(
-                "columns",
-                f"no parallel text; expected columns text and text_{language} (or reference), prompt and "
-                f"prompt_{language}, translation, or one for each language ({language}, sw, ...), or map them under "
-                f"columns:. It has {', '.join(found)}.",
-            )
-        return chosen
-
-    opened = Opened(path, lambda: pairs(), records.fingerprints)
-    wanted: set[str] = set()
-    if records.columns is not None:
-        try:
-            chosen = layout_of(tuple(records.columns))
-        except BadRow as bad:
-            raise UserError(f"{path}: {bad.reason}") from None
-        wanted = {*chosen.used, *source.where, "id"} & set(records.columns)
-
-    def pairs() -> Found:
-        seen = dict.fromkeys(records.columns or ())
-        for origin, record in records.iterate(wanted):
-            if isinstance(record, BadRow):
-                yield origin, record
-                continue
-            seen |= dict.fromkeys(record)
-            if any(record.get(name) != value for name, value in source.where.items()):
-                continue
-            found = tuple(records.columns or record)
-            try:
-                chosen = layout_of(found)
-                if record.get("response") and not opened.notes:
-                    opened.notes.append(f"{path}: its responses are not used; only the parallel text is read.")
-                for pair in pairs_of(chosen.texts(record), language, chosen.wanted):
-                    yield Pair(*pair, origin, None, record.get("id"))
-            except BadRow as bad:
-                yield origin, bad
-        for name in source.where if seen else ():
-            if name not in seen:
-                raise UserError(f"{path}: where: no column {name!r} among {', '.join(seen)}.")
-
     return opened

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from cctuning.data.checks import SHARE, identifiable, other_language, wrong_sides
-from cctuning.data.parallel.columns import Absent, Pair
+from cctuning.data.parallel.columns import Absent, Opened, Pair
 from cctuning.data.parallel.filenames import pair_of_paths
-from cctuning.data.parallel.files import Opened, read_pairs
+from cctuning.data.parallel.files import read_pairs
 from cctuning.data.reports import ParallelReport, ParallelSourceReport, drawn
 from cctuning.data.sources import ParallelSource
 from cctuning.data.tables import in_batches, on_disk
