@@ -7,23 +7,17 @@ are imported only by the readers that need them, because they bring torch.
 
 from __future__ import annotations
 
-import bz2
-import codecs
-import gzip
-import io
 import json
-import lzma
 import os
 import re
-import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from cctuning.data.delimited import dialect, table
 from cctuning.data.schema import CHUNK, BadRow
+from cctuning.data.text_files import Cells, numbered_lines, open_binary, read_table, uncompressed_name
 from cctuning.errors import UserError, nearest
 from cctuning.files import file_hash
 
@@ -32,11 +26,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # all but Parquet also compressed
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 Found = Iterator[tuple[str, Mapping[str, Any] | BadRow]]  # the origin of each record, with it or what is wrong with it
-Cells = Iterator[tuple[int, list[str] | str]]
-# What reading a damaged file raises
-DAMAGED = (EOFError, lzma.LZMAError, OSError)
 
 
 @dataclass
@@ -55,30 +45,6 @@ class Records:
 def local_path(path: str) -> Path:
     """The path with environment variables and `~` expanded."""
     return Path(os.path.expandvars(path)).expanduser()
-
-
-def uncompressed_name(name: str) -> str:
-    """The name without `.gz`, `.bz2`, `.xz` or `.zst`."""
-    for ending in COMPRESSED:
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name
-
-
-def open_binary(path: Path) -> IO[bytes]:
-    """Open a file and decompress it by its suffix."""
-    ending = path.suffix.lower()
-    if ending == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if ending == ".bz2":
-        return cast(IO[bytes], bz2.open(path, "rb"))
-    if ending == ".xz":
-        return cast(IO[bytes], lzma.open(path, "rb"))
-    if ending == ".zst":
-        import pyarrow as pa  # the standard library has Zstandard from Python 3.14 on
-
-        return cast(IO[bytes], io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"), 1 << 18))
-    return path.open("rb")
 
 
 def open_records(path: str, name: str | None = None, split: str = "train") -> list[Records]:
@@ -158,24 +124,6 @@ def _open_file(path: Path) -> Records:
     return Records(None, lambda wanted: _json(path), fingerprints)
 
 
-def numbered_lines(path: str | Path, opened: Callable[[], IO[bytes]] | None = None) -> Iterator[tuple[int, bytes]]:
-    """Lines of a file (or of what `opened` opens), numbered from 1.
-
-    They are split only at line feeds, because U+2028 may occur inside a JSON string.
-    """
-    number = 0
-    try:
-        with opened() if opened else open_binary(Path(path)) as file:
-            for number, line in enumerate(file, 1):
-                if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    raise UserError(f"{path}:1: the file is UTF-16; save it as UTF-8.")
-                yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-    except (*DAMAGED, zlib.error) as error:
-        raise UserError(
-            f"{path}:{number + 1}: cannot be read from here on ({error}); download the file again."
-        ) from None
-
-
 def _not_utf8(error: UnicodeDecodeError) -> str:
     return f"byte 0x{error.object[error.start]:02x} at place {error.start + 1} of the line is not UTF-8; re-encode it."
 
@@ -211,21 +159,6 @@ def _json_array(path: Path) -> Found:
         raise UserError(f"{path}: malformed JSON array ({error}); correct it, or use JSON Lines.") from None
     for number, record in enumerate(records):
         yield f"{path}[{number}]", record if isinstance(record, dict) else BadRow("line", "expected a JSON object.")
-
-
-def read_table(label: str, opened: Callable[[], IO[bytes]], usual: str) -> Callable[[], Cells]:
-    """A function that reads a CSV or TSV file from its beginning: the line of each record, with its cells or an error.
-
-    Args:
-        usual: the delimiter, unless the first line does not contain it.
-    """
-
-    def lines() -> Iterator[str]:
-        # A byte that is not UTF-8 becomes a surrogate, which is reported for its row.
-        return (line.decode(errors="surrogateescape") for _, line in numbered_lines(label, opened))
-
-    how = dialect(lines, usual)
-    return lambda: table(label, lines(), how)
 
 
 def as_records(label: str, rows: Callable[[], Cells], header: list[str], skip: int) -> Found:

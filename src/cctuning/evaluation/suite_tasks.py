@@ -14,7 +14,7 @@ from lm_eval.api.group import Group
 from lm_eval.tasks import TaskManager
 from tqdm.auto import tqdm
 
-from cctuning.data.readers import numbered_lines
+from cctuning.data.text_files import numbered_lines
 from cctuning.errors import UserError
 from cctuning.evaluation.mkqa_xlsum import hub_task
 from cctuning.evaluation.row_tasks import ACCURACIES, CHOICES, XCOPA_ENGLISH, paper_task, xcopa_english

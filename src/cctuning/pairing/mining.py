@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cctuning.data.parallel.filenames import is_in, known_in_name, suffix_of
-from cctuning.data.readers import SUFFIXES, local_path, numbered_lines
+from cctuning.data.readers import SUFFIXES, local_path
 from cctuning.data.row_reader import read_rows
 from cctuning.data.schema import BadRow
 from cctuning.data.text import flat
+from cctuning.data.text_files import numbered_lines
 from cctuning.errors import UserError
 from cctuning.languages import canonical, same
 from cctuning.pairing import output

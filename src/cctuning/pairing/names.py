@@ -19,9 +19,9 @@ from babel import Locale, UnknownLocaleError
 
 from cctuning.data.parallel.columns import Pair
 from cctuning.data.parallel.files import read_pairs
-from cctuning.data.readers import numbered_lines
 from cctuning.data.sources import ParallelSource
 from cctuning.data.text import Seen
+from cctuning.data.text_files import numbered_lines
 from cctuning.errors import UserError, nearest
 from cctuning.languages import canonical, canonical_or_none, matching, same
 from cctuning.pairing import output

@@ -11,7 +11,8 @@ from typing import Any
 
 from babel.core import Locale
 
-from cctuning.data.readers import SUFFIXES, local_path, uncompressed_name
+from cctuning.data.readers import SUFFIXES, local_path
+from cctuning.data.text_files import uncompressed_name
 from cctuning.languages import base, canonical_or_none, same
 
 CODE = r"[A-Za-z]{2,3}(?:[-_][A-Z][a-z]{3})?(?:[-_][A-Z]{2})?"

@@ -14,20 +14,10 @@ from cctuning.data.parallel.columns import Found, Opened, Pair, read_records, re
 from cctuning.data.parallel.filenames import TABLES, is_tar, languages_in, named_by, sides_among, stem_of, suffix_of
 from cctuning.data.parallel.headerless import SAMPLE, identified, is_header, numbered, recognise_numbered
 from cctuning.data.parallel.published import FORMATS, export_in, read_tatoeba, read_xml
-from cctuning.data.readers import (
-    SUFFIXES,
-    Records,
-    as_records,
-    local_path,
-    numbered_lines,
-    of_split,
-    open_binary,
-    open_records,
-    read_table,
-    uncompressed_name,
-)
+from cctuning.data.readers import SUFFIXES, Records, as_records, local_path, of_split, open_records
 from cctuning.data.schema import BadRow
 from cctuning.data.sources import ParallelSource
+from cctuning.data.text_files import numbered_lines, open_binary, read_table, uncompressed_name
 from cctuning.errors import UserError
 from cctuning.files import file_hash
 from cctuning.languages import language_name, same

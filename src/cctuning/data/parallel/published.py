@@ -17,8 +17,8 @@ from typing import IO
 from xml.etree import ElementTree
 
 from cctuning.data.parallel.columns import Found, Pair, pairs_of
-from cctuning.data.readers import DAMAGED, numbered_lines, uncompressed_name
 from cctuning.data.schema import BadRow
+from cctuning.data.text_files import DAMAGED, numbered_lines, uncompressed_name
 from cctuning.errors import UserError
 from cctuning.languages import canonical_or_none, matching, same
 

@@ -1,4 +1,6 @@
-"""Read CSV and TSV: detect the delimiter, and whether quotation marks quote cells or are ordinary characters.
+"""Open text files: decompress, number lines, and read CSV and TSV.
+
+The delimiter is detected, and whether quotation marks quote cells or are ordinary characters.
 
 Spreadsheets and pandas quote a cell that holds a delimiter, a line break or a quotation mark (RFC 4180). Tatoeba, OPUS
 and most corpora in TSV quote nothing: `"No" he said.` is a cell as it stands, and a parser that takes its marks for
@@ -7,18 +9,72 @@ quotes merges rows, with one row's answer in another's prompt. So the whole file
 
 from __future__ import annotations
 
+import bz2
+import codecs
 import csv
+import gzip
+import io
+import lzma
 import re
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
+from typing import IO, cast
 
 from cctuning.errors import UserError
 
 DELIMITERS = ",;\t|"
 QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a whole cell
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+# What reading a damaged file raises
+DAMAGED = (EOFError, lzma.LZMAError, OSError)
+Cells = Iterator[tuple[int, list[str] | str]]
+
+
+def uncompressed_name(name: str) -> str:
+    """The name without `.gz`, `.bz2`, `.xz` or `.zst`."""
+    for ending in COMPRESSED:
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return name
+
+
+def open_binary(path: Path) -> IO[bytes]:
+    """Open a file and decompress it by its suffix."""
+    ending = path.suffix.lower()
+    if ending == ".gz":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    if ending == ".bz2":
+        return cast(IO[bytes], bz2.open(path, "rb"))
+    if ending == ".xz":
+        return cast(IO[bytes], lzma.open(path, "rb"))
+    if ending == ".zst":
+        import pyarrow as pa  # the standard library has Zstandard from Python 3.14 on
+
+        return cast(IO[bytes], io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"), 1 << 18))
+    return path.open("rb")
+
+
+def numbered_lines(path: str | Path, opened: Callable[[], IO[bytes]] | None = None) -> Iterator[tuple[int, bytes]]:
+    """Lines of a file (or of what `opened` opens), numbered from 1.
+
+    They are split only at line feeds, because U+2028 may occur inside a JSON string.
+    """
+    number = 0
+    try:
+        with opened() if opened else open_binary(Path(path)) as file:
+            for number, line in enumerate(file, 1):
+                if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise UserError(f"{path}:1: the file is UTF-16; save it as UTF-8.")
+                yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+    except (*DAMAGED, zlib.error) as error:
+        raise UserError(
+            f"{path}:{number + 1}: cannot be read from here on ({error}); download the file again."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -101,3 +157,18 @@ def table(path: str, lines: Iterator[str], how: Dialect) -> Iterator[tuple[int, 
             held.clear()
     except csv.Error as error:
         raise UserError(f"{path}:{start}: malformed CSV ({error}); check the quotes of this record.") from None
+
+
+def read_table(label: str, opened: Callable[[], IO[bytes]], usual: str) -> Callable[[], Cells]:
+    """A function that reads a CSV or TSV file from its beginning: the line of each record, with its cells or an error.
+
+    Args:
+        usual: the delimiter, unless the first line does not contain it.
+    """
+
+    def lines() -> Iterator[str]:
+        # A byte that is not UTF-8 becomes a surrogate, which is reported for its row.
+        return (line.decode(errors="surrogateescape") for _, line in numbered_lines(label, opened))
+
+    how = dialect(lines, usual)
+    return lambda: table(label, lines(), how)
