@@ -18,7 +18,6 @@ from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.serialization import LOADING_ERRORS, LORA_CONFIG, first_line
-from cctuning.model.sites import unwrap
 
 RUN_FILE = "run.json"
 MODEL_FOLDER = "model"
@@ -142,13 +141,6 @@ def keep_differentiable(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-def is_quantised(model: nn.Module) -> bool:
-    """Whether the base's weights are quantised, by any method of transformers."""
-    base: Any = unwrap(model)
-    quantised = getattr(base, "hf_quantizer", None), getattr(base.config, "quantization_config", None)
-    return any(found is not None for found in quantised)
 
 
 def load_tokenizer(

@@ -1,4 +1,4 @@
-"""Export the transform as an ordinary PEFT LoRA, alone or combined with a LoRA on the base.
+"""Export the transform as an ordinary PEFT LoRA, alone or combined with a LoRA on the base; and what can be exported.
 
 Columns, as PEFT has them: y = D z + b, and y' = W^T y with W^T = I + U V^T, U = B^T (d, r) and V = A (d, r) of the
 transform's W = I + A B. Then
@@ -31,9 +31,10 @@ from transformers.pytorch_utils import Conv1D
 from cctuning.connection import Transform
 from cctuning.errors import UserError
 from cctuning.files import directory_atomically
-from cctuning.model.merge import linear_transforms, plain_weight
+from cctuning.model.merge import check_merge, linear_transforms, plain_weight
+from cctuning.model.runner import several_processes
 from cctuning.model.serialization import LOADING_ERRORS, base_is_trained
-from cctuning.model.sites import Projection, find_sites, innermost, unwrap
+from cctuning.model.sites import Projection, find_sites, innermost, is_quantised, unwrap
 
 if TYPE_CHECKING:
     from cctuning.model.connected import ConnectedModel
@@ -167,7 +168,19 @@ def existing_lora(model: nn.Module) -> dict[str, Factors]:
             )
         return {}
     active = plain_adapter(model)
-    return {name: factors for name, module in found.items() if (factors := _factors(name, module, active))}
+    factors = {}
+    for name, module in found.items():
+        if not isinstance(module, LoraLinear):
+            raise UserError(f"{name}: a {type(module).__name__} is no plain linear LoRA; {MERGE_INSTEAD}.")
+        if module.merged:
+            raise UserError(f"{name}: the LoRA is merged into the weights; call unmerge_adapter() first.")
+        if active in module.lora_A:
+            a, b = module.lora_A[active], module.lora_B[active]
+            assert isinstance(a, nn.Linear) and isinstance(b, nn.Linear)
+            scaling = module.scaling[active]  # alpha / r, or alpha / sqrt(r) under rsLoRA
+            bias = None if b.bias is None else b.bias.detach().double() * scaling
+            factors[name] = Factors(a.weight.detach(), b.weight.detach().double() * scaling, bias)
+    return factors
 
 
 def plain_adapter(model: PeftModel) -> str:
@@ -193,18 +206,67 @@ def plain_adapter(model: PeftModel) -> str:
     return str(active[0])
 
 
-def _factors(name: str, module: BaseTunerLayer, adapter: str) -> Factors | None:
-    if not isinstance(module, LoraLinear):
-        raise UserError(f"{name}: a {type(module).__name__} is no plain linear LoRA; {MERGE_INSTEAD}.")
-    if module.merged:
-        raise UserError(f"{name}: the LoRA is merged into the weights; call unmerge_adapter() first.")
-    if adapter not in module.lora_A:
-        return None
-    a, b = module.lora_A[adapter], module.lora_B[adapter]
-    assert isinstance(a, nn.Linear) and isinstance(b, nn.Linear)
-    scaling = module.scaling[adapter]  # alpha / r, or alpha / sqrt(r) under rsLoRA
-    bias = None if b.bias is None else b.bias.detach().double() * scaling
-    return Factors(a.weight.detach(), b.weight.detach().double() * scaling, bias)
+# -- before training -------------------------------------------------------------------------------------------------
+
+
+def check_adapter_start(model: nn.Module) -> None:
+    """Raise `UserError` for an adapter whose initialisation rewrites the base's weights (PiSSA, OLoRA, CorDA, LoftQ,
+    LoRA-GA, KaSA).
+
+    Only the adapter of such a run is saved, and the weights that it belongs to are in no file; not all of these
+    initialisations can compute them again.
+    """
+    for config in getattr(model, "peft_config", {}).values():
+        if not isinstance(config, LoraConfig):
+            continue
+        start = "kasa" if getattr(config, "kasa_config", None) is not None else config.init_lora_weights
+        if start not in HARMLESS_STARTS:
+            raise UserError(
+                f"init_lora_weights: {start!r} rewrites the base's weights, which are not saved with checkpoints and "
+                "exports, so neither would be the trained model; use True (the default), 'gaussian', 'orthogonal' or "
+                "'eva'."
+            )
+        saved = config.modules_to_save or []
+        tied = getattr(unwrap(model).config.get_text_config(), "tie_word_embeddings", False)
+        if config.trainable_token_indices and tied and "lm_head" in saved:  # as TRL has it after chat_template_path
+            raise UserError(
+                "trainable_token_indices with modules_to_save: lm_head: input and output embedding are one weight in "
+                "this model, and PEFT cannot train it in both ways. Where chat_template_path added tokens, use "
+                "tune: full, or a template file (.jinja) and the tokens that the model has."
+            )
+
+
+def obstacles(connected: ConnectedModel) -> dict[str, str | None]:
+    """Format (`merged`, `lora`) -> why a model that is about to be trained cannot be exported so; None: it can."""
+    weights = [*connected.model.parameters()]
+    there = all(not p.is_meta and p.numel() and not hasattr(p, "full_tensor") for p in weights)
+    exact = there and not is_quantised(connected.model) and not several_processes()
+    found: dict[str, str | None] = {}
+    for name, check in {
+        "merged": lambda: check_merge(connected, exact),
+        "lora": lambda: _check_lora(connected),
+    }.items():
+        try:
+            found[name] = None
+            check()
+        except UserError as error:
+            found[name] = str(error)
+    return found
+
+
+def _check_lora(connected: ConnectedModel) -> None:
+    transforms, model = check_transforms(connected), connected.model
+    if is_quantised(model) and isinstance(model, PeftModel):  # the export is for the base as it was before
+        existing: Any = plain_adapter(model)
+    else:
+        existing = existing_lora(model)
+    if base_is_trained(connected):
+        raise UserError(
+            "tune: full trains the base's own weights, which a LoRA does not carry; export with --format merged."
+        )
+    check_vocabulary(model, unwrap(model).config.name_or_path)
+    if not transforms and not existing:
+        raise UserError("there is neither a transform nor a LoRA in this run.")
 
 
 # -- the adapter's config --------------------------------------------------------------------------------------------

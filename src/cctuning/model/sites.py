@@ -12,7 +12,7 @@ projection of the block, which is exact because the block's output is linear in 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from peft import PeftModel
 from torch import nn
@@ -106,6 +106,13 @@ def innermost(module: nn.Module) -> nn.Module:
     while isinstance(inner := getattr(module, "base_layer", None), nn.Module):
         module = inner
     return module
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether the base's weights are quantised, by any method of transformers."""
+    base: Any = unwrap(model)
+    quantised = getattr(base, "hf_quantizer", None), getattr(base.config, "quantization_config", None)
+    return any(found is not None for found in quantised)
 
 
 def find_sites(model: nn.Module) -> list[Site]:

@@ -17,9 +17,9 @@ from transformers.integrations import is_fsdp_enabled
 from cctuning.connection import ConnectionConfig
 from cctuning.data import LoadReport, load_parallel, load_rows
 from cctuning.errors import UserError
-from cctuning.model.exportable import obstacles
-from cctuning.model.loading import RUN_FILE, is_quantised, load_base, load_tokenizer
-from cctuning.model.sites import innermost, unwrap
+from cctuning.model.loading import RUN_FILE, load_base, load_tokenizer
+from cctuning.model.lora import obstacles
+from cctuning.model.sites import innermost, is_quantised, unwrap
 from cctuning.training.callbacks import SAMPLES_FILE, SampleAnswers
 from cctuning.training.config import CCConfig
 from cctuning.training.directory import METRICS_FILE, MetricsFile, failed_write

@@ -51,7 +51,7 @@ class Plan:
     packed: bool = False
 
     def lines(self, exports: Mapping[str, str | None]) -> list[str]:
-        """The plan as text; `exports` is the result of `model.exportable.obstacles`."""
+        """The plan as text; `exports` is the result of `model.lora.obstacles`."""
         rows = [
             f"rows:       {sum(self.rows.values())} ({_by_language(self.rows)}); {self.paired} with a reference, "
             f"{self.answered} with an answer, {_count(self.tokens)} tokens"

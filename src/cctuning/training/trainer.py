@@ -27,7 +27,7 @@ from cctuning.data.in_memory import check_dataset
 from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
-from cctuning.model.exportable import check_adapter_start
+from cctuning.model.lora import check_adapter_start
 from cctuning.model.objective import ConnectedOutput
 from cctuning.training.callbacks import AlignmentByLanguage, BaseDecay
 from cctuning.training.config import CCConfig
