@@ -21,8 +21,8 @@ from cctuning.data import Encoder
 from cctuning.errors import UserError
 from cctuning.model.loading import load
 from cctuning.serving.answering import encoder_of
+from cctuning.serving.engines import EXPORT_FILE
 from cctuning.serving.exporting import export
-from cctuning.serving.manifest import EXPORT_FILE
 from cctuning.serving.stop_tokens import generation_config
 from tests.cli.world import done, refused
 from tests.conftest import tiny_llama

@@ -12,9 +12,8 @@ from transformers import GenerationConfig
 
 from cctuning.data import Encoder
 from cctuning.errors import UserError
-from cctuning.serving.engines import go_template, modelfile
+from cctuning.serving.engines import Manifest, go_template, modelfile
 from cctuning.serving.exporting import export
-from cctuning.serving.manifest import Manifest
 from tests.data.test_chat import NAMES, tokenizer
 from tests.serving.world import make, make_turns
 

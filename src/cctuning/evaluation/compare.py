@@ -21,8 +21,14 @@ import pandas as pd
 
 from cctuning.errors import UserError
 from cctuning.evaluation.answer_language import compare_shares
-from cctuning.evaluation.samples import uniform_answers
-from cctuning.evaluation.saved_results import ScoredRun, check_same, check_seeds, common_tasks, read_run
+from cctuning.evaluation.saved_results import (
+    ScoredRun,
+    check_same,
+    check_seeds,
+    common_tasks,
+    read_run,
+    uniform_answers,
+)
 from cctuning.evaluation.statistics import clustered_bootstrap, holm, sign_flip_test, t_interval
 from cctuning.languages import ENGLISH, language_name
 

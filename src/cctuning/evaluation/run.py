@@ -23,13 +23,15 @@ from cctuning.evaluation.answer_language import answered_in
 from cctuning.evaluation.lm_eval_tasks import load_tasks
 from cctuning.evaluation.models import THINKING_TOKENS, AnsweringLM, ConnectedLM, Journal
 from cctuning.evaluation.own_rows import load_own_rows, rows_hash
-from cctuning.evaluation.samples import answer_counts, sample_line, uniform_answers
 from cctuning.evaluation.saved_results import (
     JOURNAL_FILE,
     SAMPLES_FOLDER,
+    answer_counts,
     claim,
     model_hash,
     new_record,
+    sample_line,
+    uniform_answers,
     write_results,
     writing,
 )

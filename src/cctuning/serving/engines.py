@@ -1,4 +1,4 @@
-"""What other engines need of an export: a check for vLLM, and a Modelfile for Ollama with the commands for llama.cpp.
+"""What other engines need of an export: a manifest, a check for vLLM, and a Modelfile for Ollama and llama.cpp.
 
 Sources: for what vLLM accepts of an adapter, its vllm/config/lora.py (as of 0.27), vllm/lora/peft_helper.py and
 vllm/lora/utils.py (whether it supports LoRA on a family of models is not checked); for how Ollama renders a prompt,
@@ -9,20 +9,51 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
 
+from cctuning import __version__
 from cctuning.data import Encoder
 from cctuning.data.chat import render
 from cctuning.errors import UserError
-from cctuning.serving.manifest import Manifest
 from cctuning.training.card import hub_name
 
+EXPORT_FILE = "cctuning_export.json"  # the manifest
+FORMAT = 1
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of vLLM's --max-lora-rank; an adapter may have any rank up to it
 MODELFILE = "Modelfile"
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")  # parameters of Ollama that generation configs have too
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an export is.
+
+    Attributes:
+        kind: `merged` (`fold` in older exports) or `lora`.
+        base: the base model: name or path for a LoRA, else its name on the hub; None where not known.
+        reference_language: of training.
+        languages: of training, without the reference language, most rows first; empty where not known.
+        chat: whether prompts are rendered with the chat template in the directory, or sent as they are.
+        stop_token_ids: EOS tokens, as in generation_config.json.
+        stop: stop string, where the template ends a turn with ordinary text.
+    """
+
+    kind: str
+    base: str | None
+    reference_language: str
+    languages: list[str] = field(default_factory=list)
+    chat: bool = False
+    stop_token_ids: list[int] = field(default_factory=list)
+    stop: str | None = None
+
+    def write(self, directory: Path) -> None:
+        record: dict[str, Any] = {"format": FORMAT, "made_by": f"cc-tuning {__version__}", **asdict(self)}
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        (directory / EXPORT_FILE).write_text(text, encoding="utf-8")
 
 
 def check_vllm(directory: Path) -> str:

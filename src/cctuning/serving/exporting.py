@@ -1,7 +1,7 @@
 """Export a run, or a checkpoint of one, as a directory that other software loads.
 
 Beside the weights it has the tokenizer with the chat template of training (and no other), the generation config with
-the stop tokens, a model card, a Modelfile and a manifest (manifest.py). A failed export leaves nothing behind.
+the stop tokens, a model card, a Modelfile and a manifest. A failed export leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from cctuning.model.sites import unwrap
 from cctuning.model.verification import Agreement, check_export
 from cctuning.serving.answering import encoder_of
 from cctuning.serving.base_files import base_files, write_config, write_tokenizer
-from cctuning.serving.engines import MODELFILE, check_vllm, modelfile
-from cctuning.serving.manifest import Manifest
+from cctuning.serving.engines import MODELFILE, Manifest, check_vllm, modelfile
 from cctuning.serving.model_card import model_card
 from cctuning.serving.stop_tokens import generation_config, stop_text
 from cctuning.serving.trained_run import TrainedRun, check_not_quantized, read_trained_run

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cctuning.languages import language_name
 from cctuning.markdown import table
-from cctuning.serving.manifest import Manifest
+from cctuning.serving.engines import Manifest
 from cctuning.serving.trained_run import TrainedRun
 from cctuning.training.card import CITE, describe_method, hub_name, option_table
 
