@@ -17,8 +17,7 @@ from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, MODEL_FOLDER, RUN_FILE, base_of, resolve
-from cctuning.training.checkpoints import is_complete
-from cctuning.training.directory import check_record, read_options
+from cctuning.training.directory import check_record, is_complete, read_options
 
 # Keys of run.json (dotted) that an export or the report needs, and their types.
 EXPECTED: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The files of a run directory: claim and resume it, read and write its options, record, log and metrics."""
+"""The files of a run directory: claim and resume it, find its checkpoints, write its options, record and log."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
@@ -15,20 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from cctuning import __version__
 from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
+from cctuning.model import serialization
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, read_record
-from cctuning.training.checkpoints import fault, is_complete, last_whole
 from cctuning.training.config import CCConfig
 from cctuning.training.options import RunOptions
 
 METRICS_FILE = "metrics.jsonl"
+INDEX = ".safetensors.index.json"
 LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets", "cctuning")
 PARTIAL_MODEL = f".{MODEL_FOLDER}.partial"  # the model while it is being written
 FAILED_WRITES = ("I/O error", "inline_container", "PytorchStreamWriter")  # in messages of safetensors and torch.save
@@ -71,23 +73,6 @@ def claim(args: CCConfig) -> tuple[Path, str | None, list[str]]:
             "complete checkpoint, or name another."
         )
     return directory, resume, []
-
-
-def keep_metrics(path: Path, checkpoint: str | None) -> None:
-    """Keep the lines of `path` up to `checkpoint`; later steps are run again."""
-    if not path.is_file():
-        return
-    step = -1
-    if checkpoint:
-        step = json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError, TypeError):
-            continue  # an incomplete last line
-    write_atomically(path, "".join(kept))
 
 
 def changes(
@@ -226,23 +211,81 @@ def library_log(path: Path | None) -> Iterator[None]:
 
 
 class MetricsFile(TrainerCallback):
-    """Appends a JSON line per log step, with the seconds trained so far, also before the run was resumed."""
+    """Writes the trainer's log as JSON lines, with the seconds trained so far, also before the run was resumed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.began = time.time()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.began = time.time() - (trained_before(self.path) if state.is_world_process_zero else 0.0)
+        """Write the log of the checkpoint that is resumed; what was logged after it is run again."""
+        self.began = time.time() - max((line.get(TOTAL_RUNTIME, 0.0) for line in state.log_history), default=0.0)
+        if state.is_world_process_zero:
+            write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in state.log_history))
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and logs:
-            line = {"step": state.global_step, **logs, TOTAL_RUNTIME: round(time.time() - self.began, 3)}
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        line = state.log_history[-1]
+        line[TOTAL_RUNTIME] = round(time.time() - self.began, 3)
+        if state.is_world_process_zero:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
 
-def trained_before(metrics: Path) -> float:
-    """Seconds trained before the run was resumed, from the lines that `keep_metrics` kept."""
-    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.is_file() else []
-    return max((float(json.loads(line).get(TOTAL_RUNTIME, 0.0)) for line in lines), default=0.0)
+# -- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether the trainer's state is there, which transformers writes last."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def fault(checkpoint: Path, weights_only: bool = False) -> str | None:
+    """The first file that is missing or damaged; None if the checkpoint can be resumed from.
+
+    Args:
+        weights_only: it was saved without the optimizer (`save_only_model`).
+    """
+    if not is_complete(checkpoint):
+        return TRAINER_STATE_NAME
+    files = sorted(checkpoint.iterdir())
+    damaged = next((file.name for file in files if not _is_readable(file)), None)
+    if damaged or (checkpoint / "latest").exists():  # DeepSpeed's, in folders of its own
+        return damaged
+    # File -> beginnings of names, one of which is enough.
+    needed: dict[str, tuple[str, ...]] = {"model.safetensors": ("model", "adapter_model")}
+    if (checkpoint / serialization.CONFIG_FILE).exists():
+        needed[serialization.WEIGHTS_FILE] = (serialization.WEIGHTS_STEM,)
+    if not weights_only:
+        needed |= {OPTIMIZER_NAME: (OPTIMIZER_NAME,), SCHEDULER_NAME: (SCHEDULER_NAME,)}
+        needed |= {"rng_state.pth": ("rng_state",)}
+    missing = (name for name, begin in needed.items() if not any(file.name.startswith(begin) for file in files))
+    return next(missing, None)
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        if file.suffix == ".safetensors":
+            with safe_open(file, framework="pt"):
+                return True
+        if file.name.endswith(INDEX):
+            serialization.read_weights(file.parent, file.name.removesuffix(INDEX))
+        elif file.suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+        return file.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(file)
+    except (OSError, ValueError, SafetensorError, UserError):
+        return False
+
+
+def last_whole(directory: Path, weights_only: bool = False) -> tuple[str | None, list[str]]:
+    """The newest checkpoint that a run can be resumed from, and notes on those after it."""
+    found = [path for path in directory.glob("checkpoint-*") if path.name[11:].isdigit()]
+    notes: list[str] = []
+    for path in sorted(found, key=lambda path: -int(path.name[11:])):
+        wrong = fault(path, weights_only)
+        if wrong is None:
+            return str(path), notes
+        notes.append(f"{path.name} is skipped: {wrong} is missing or damaged.")
+    return None, notes

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -29,15 +28,13 @@ from cctuning.files import write_atomically
 from cctuning.model.loading import MODEL_FOLDER
 from cctuning.training.config import CCConfig
 from cctuning.training.directory import (
-    METRICS_FILE,
     PARTIAL_MODEL,
+    TOTAL_RUNTIME,
     changes,
     claim,
     full_disk,
-    keep_metrics,
     library_log,
     resolved,
-    trained_before,
     write_record,
 )
 from cctuning.training.launch import check_checkpoint
@@ -101,15 +98,11 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     notes += without_effect(options, given, args)
     record["checkpoint"] = checkpoint
     directory.mkdir(parents=True, exist_ok=True)
-    before = 0.0
     if main:
-        keep_metrics(directory / METRICS_FILE, checkpoint)
-        before = trained_before(directory / METRICS_FILE)
         write_record(directory, record)
         write_atomically(directory / "config.yaml", resolved(options, connection, args))
         for note in notes:
             print(f"note: {note}", flush=True)
-    started = time.time() - before
     try:
         with library_log(directory / "train.log" if main else None), full_disk(directory):
             run_steps(trainer, checkpoint)
@@ -122,7 +115,7 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     record |= {
         "status": "finished",
         "steps": trainer.state.global_step,
-        "seconds": round(time.time() - started, 1),
+        "seconds": round(trainer.state.log_history[-1][TOTAL_RUNTIME], 1),
     }
     if trainer.by_language is not None and (moved := trainer.by_language.as_dict()):
         record["alignment"] = moved
