@@ -176,9 +176,9 @@ def test_options_that_packing_excludes(options, said, tmp_path):
 @pytest.mark.parametrize(("length", "expected"), [(40, False), (12, True)])
 def test_bins_that_hold_one_row_are_noted(length, expected, tmp_path):
     run, _ = made(tmp_path, "none", **{**PACKED, "max_length": length}, num_train_epochs=4)
-    found = plan(run)
+    found, lines = plan(run, {"merged": None, "lora": None})
     run.train()
-    assert found.steps == run.state.max_steps and "about" in "".join(found.lines({}))
+    assert found.steps == run.state.max_steps and "about" in "".join(lines)
     assert any("raise max_length" in doubt for doubt in doubts(found, run.args)) == expected
 
 

@@ -77,12 +77,12 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
     new = not directory.exists()
     try:
         trainer, record = prepare(options, connection, args, directory)
-        todo = plan(trainer)
+        todo, lines = plan(trainer, record["exports"])
         notes = record["notes"]
         notes += [*filter(None, [log_often_enough(todo, args)]), *doubts(todo, args)]
         main = trainer.is_world_process_zero()
         if main:
-            print("\n".join(todo.lines(record["exports"])), flush=True)
+            print("\n".join(lines), flush=True)
         if options.dry_run:
             dry(trainer, notes)
             return trainer

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,7 +18,10 @@ from cctuning.model.connected import ATTRIBUTE
 from cctuning.progress import duration
 from cctuning.training.config import CCConfig
 from cctuning.training.options import RunOptions
-from cctuning.training.schedule import undisturbed
+from cctuning.training.schedule import Schedule, undisturbed
+
+if TYPE_CHECKING:
+    from cctuning.training.trainer import CCTrainer
 
 FEW_STEPS = 20
 ADAM = 8  # bytes per trained weight, in fp32
@@ -27,132 +30,94 @@ STATES = {"adafactor": 1, "sgd": 0, "adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged
 
 @dataclass(frozen=True)
 class Plan:
-    """A run before it starts. Rows are counted as they are tokenised, memory in bytes per device."""
+    """A run before it starts."""
 
-    rows: dict[str, int]  # language -> rows of an epoch
-    paired: int  # of these with a reference
-    answered: int  # of these with a response
-    tokens: int  # of these, without references
+    rows: dict[str, int]  # language -> rows of an epoch, as they are tokenised
     steps: int  # optimizer steps
     rows_a_step: int  # over all processes; a mean if batches are packed
-    epochs: float
     warmup: int  # steps
     trains: dict[str, int]  # part (`base`, `LoRA`, `connection`) -> trained weights
-    weights: int
-    memory: int  # weights, gradients, optimizer and the copy for base_decay, calculated
-    device: tuple[str, int]  # kind and memory; 0 if unknown
-    pairs: dict[str, int]  # language -> pairs of parallel text as given, without those held out
-    references: int  # of parallel text that are rows of their own
-    held_out: dict[str, int]  # language -> pairs held out of training
-    drawn: dict[str, int]  # language -> parallel rows that the run reads
-    temperature: float
-    beside: int  # parallel rows in a batch for each answered row
-    align_first: int = 0  # steps on parallel text alone
-    packed: bool = False
-
-    def lines(self, exports: Mapping[str, str | None]) -> list[str]:
-        """The plan as text; `exports` is the result of `model.lora.obstacles`."""
-        rows = [
-            f"rows:       {sum(self.rows.values())} ({_by_language(self.rows)}); {self.paired} with a reference, "
-            f"{self.answered} with an answer, {_count(self.tokens)} tokens"
-        ]
-        if self.pairs:
-            line = f"parallel:   {sum(self.pairs.values())} pairs ({_by_language(self.pairs)})"
-            line += f", and their {self.references} references as rows" if self.references else ""
-            if self.beside or self.align_first:
-                first = f"alone in the first {self.align_first} steps, then " if self.align_first else ""
-                rows.append(f"{line}; {first}{self.beside} beside each answered row")
-            else:
-                rows = [line]
-            if self.held_out:
-                rows.append(f"held out:   {_by_language(self.held_out)} pairs, to measure the alignment")
-            if sum(self.drawn.values()) != sum(self.pairs.values()) + self.references or len(self.pairs) > 1:
-                rows.append(
-                    f"drawn:      about {sum(self.drawn.values())} parallel rows ({_by_language(self.drawn)}) "
-                    f"in the run, by parallel_temperature: {self.temperature:g}"
-                )
-        can = [
-            {"merged": "plain checkpoint", "lora": "LoRA"}[name] for name, reason in exports.items() if reason is None
-        ]
-        trained = sum(self.trains.values())
-        parts = ", ".join(f"{name} {_count(count)}" for name, count in self.trains.items() if count)
-        kind, size = self.device
-        room = f" of {_bytes(size)} on the device ({kind})" if size else f" ({kind})"
-        return [
-            *rows,
-            f"steps:      {self.steps} of {'about ' * self.packed}{self.rows_a_step} rows, {self.epochs:.3g} epochs, "
-            f"warmup {self.warmup}",
-            f"trains:     {_count(trained)} of {_count(self.weights)} weights: {parts}",
-            f"memory:     about {_bytes(self.memory)}{room} before activations, calculated",
-            f"exports to: {' or '.join(can) or 'neither a plain checkpoint nor a LoRA'}",
-        ]
+    memory: int  # bytes per device of weights, gradients, optimizer and the copy for base_decay, calculated
+    room: int  # bytes of the device; 0 if unknown
 
 
-def plan(trainer: Any) -> Plan:
-    """The plan of a `CCTrainer`."""
-    args, rows, schedule = trainer.args, trainer.train_dataset, trainer._get_train_sampler()
-    labels = rows["labels"]
-    processes, parts = max(1, args.world_size), args.gradient_accumulation_steps
-    rows_a_step = args.train_batch_size * processes * parts
+def plan(trainer: CCTrainer, exports: Mapping[str, str | None]) -> tuple[Plan, list[str]]:
+    """The plan of a run, and what is printed about it; `exports` is the result of `model.lora.obstacles`."""
+    args, schedule, steps = trainer.args, trainer._get_train_sampler(), trainer.planned_steps()
+    rows: Any = trainer.train_dataset
+    rows_a_step = args.train_batch_size * max(1, args.world_size) * args.gradient_accumulation_steps
     if args.packing:
-        rows_a_step = min(len(rows), round(len(rows) * parts / max(1, len(schedule))))
-    steps = trainer.planned_steps()
-    epochs = (steps - args.align_first) / schedule.steps_an_epoch
-    languages = Counter(trainer.table["lang"][schedule.answered :]) if schedule.mixture is not None else Counter()
-    references = languages.pop(args.reference_language, 0)
+        rows_a_step = min(len(rows), round(len(rows) * args.gradient_accumulation_steps / max(1, len(schedule))))
     trains = {"base": 0, "LoRA": 0, "connection": 0}
-    held, weights, gradients, kept = 0, 0, 0, 0
+    weights = memory = 0
     for name, parameter in trainer.model.named_parameters():
-        count = parameter.numel()
-        weights += count * (2 if "4bit" in type(parameter).__name__.lower() else 1)
-        held += count * parameter.element_size()
+        weights += parameter.numel() * (2 if "4bit" in type(parameter).__name__.lower() else 1)
+        copies = 1
         if parameter.requires_grad:
             part = "connection" if ATTRIBUTE in name else "LoRA" if "lora_" in name else "base"
-            trains[part] += count
-            gradients += count * parameter.element_size()
-            if part != "connection" and args.base_decay:
-                kept += count * parameter.element_size()
-    optim = str(getattr(args.optim, "value", args.optim))
-    state = STATES.get(optim, ADAM) * sum(trains.values())
-    shared = processes if trainer.is_fsdp_enabled else 1
-    device = trainer.args.device
+            trains[part] += parameter.numel()
+            copies += 1 + (part != "connection" and args.base_decay > 0)
+        memory += copies * parameter.numel() * parameter.element_size()
+    trained = sum(trains.values())
+    memory += STATES.get(str(getattr(args.optim, "value", args.optim)), ADAM) * trained
+    memory //= max(1, args.world_size) if trainer.is_fsdp_enabled else 1
+    device = args.device
     size = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
-    return Plan(
-        rows=dict(Counter(rows["lang"])),
-        paired=sum(len(ids) > 0 for ids in rows["reference_input_ids"]),
-        answered=sum(any(label != -100 for label in row) for row in labels),
-        tokens=sum(len(row) for row in labels),
-        steps=steps,
-        rows_a_step=rows_a_step,
-        epochs=epochs,
-        warmup=args.get_warmup_steps(steps),
-        trains=trains,
-        weights=weights,
-        memory=(held + gradients + state + kept) // shared,
-        device=(device.type, size),
-        pairs=dict(languages),
-        references=references,
-        held_out=dict(Counter(trainer.held["lang"])) if trainer.held is not None else {},
-        drawn=schedule.drawn(epochs),
-        temperature=args.parallel_temperature,
-        beside=args.parallel_rows if trainer.parallel is not None else 0,
-        align_first=args.align_first,
-        packed=bool(args.packing),
+    found = Plan(dict(Counter(rows["lang"])), steps, rows_a_step, args.get_warmup_steps(steps), trains, memory, size)
+    epochs = (steps - args.align_first) / schedule.steps_an_epoch
+    parts = ", ".join(f"{name} {_count(count)}" for name, count in trains.items() if count)
+    can = [name for key, name in (("merged", "plain checkpoint"), ("lora", "LoRA")) if exports[key] is None]
+    return found, [
+        *([] if schedule.mixture is not None and not schedule.answered else [_answered_rows(rows)]),
+        *(_parallel_text(trainer, schedule, epochs) if schedule.mixture is not None else []),
+        f"steps:      {steps} of {'about ' * args.packing}{rows_a_step} rows, {epochs:.3g} epochs, "
+        f"warmup {found.warmup}",
+        f"trains:     {_count(trained)} of {_count(weights)} weights: {parts}",
+        f"memory:     about {_bytes(memory)}{f' of {_bytes(size)} on the device' if size else ''} ({device.type}) "
+        "before activations, calculated",
+        f"exports to: {' or '.join(can) or 'neither a plain checkpoint nor a LoRA'}",
+    ]
+
+
+def _answered_rows(rows: Any) -> str:
+    labels = rows["labels"]
+    answered = sum(any(label != -100 for label in row) for row in labels)
+    paired = sum(len(ids) > 0 for ids in rows["reference_input_ids"])
+    return (
+        f"rows:       {len(rows)} ({_by_language(Counter(rows['lang']))}); {paired} with a reference, {answered} with "
+        f"an answer, {_count(sum(map(len, labels)))} tokens"
     )
+
+
+def _parallel_text(trainer: CCTrainer, schedule: Schedule, epochs: float) -> Iterator[str]:
+    """Pairs as given, pairs held out, and how many rows are drawn if these differ."""
+    args, pairs = trainer.args, Counter(trainer.table["lang"][schedule.answered :])
+    drawn, total = schedule.drawn(epochs), sum(pairs.values())
+    references = pairs.pop(args.reference_language, 0)
+    line = f"parallel:   {sum(pairs.values())} pairs ({_by_language(pairs)})"
+    line += f", and their {references} references as rows" if references else ""
+    if schedule.answered:
+        first = f"alone in the first {args.align_first} steps, then " if args.align_first else ""
+        line += f"; {first}{args.parallel_rows} beside each answered row"
+    yield line
+    if trainer.held is not None:
+        yield f"held out:   {_by_language(Counter(trainer.held['lang']))} pairs, to measure the alignment"
+    if sum(drawn.values()) != total or len(pairs) > 1:
+        yield (
+            f"drawn:      about {sum(drawn.values())} parallel rows ({_by_language(drawn)}) in the run, by "
+            f"parallel_temperature: {args.parallel_temperature:g}"
+        )
 
 
 def doubts(plan: Plan, args: Any) -> Iterator[str]:
     """Warnings about a plan that looks like a mistake."""
     if plan.steps < FEW_STEPS:
         total = sum(plan.rows.values())
-        advice = (
-            "raise max_steps"
-            if args.max_steps > 0
-            else ("lower gradient_accumulation_steps or the batch size, or raise num_train_epochs")
-        )
+        advice = "lower gradient_accumulation_steps or the batch size, or raise num_train_epochs"
+        advice = "raise max_steps" if args.max_steps > 0 else advice
         yield f"only {plan.steps} optimizer steps ({total} rows, {plan.rows_a_step} per step): {advice}"
     bins = args.train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
-    if plan.packed and plan.rows_a_step < 1.5 * bins and sum(plan.rows.values()) > bins:
+    if args.packing and plan.rows_a_step < 1.5 * bins and sum(plan.rows.values()) > bins:
         yield (
             f"packing: {args.max_length} tokens (max_length) hold little more than one row with its parallel text, so "
             "little is packed: raise max_length"
@@ -161,9 +126,9 @@ def doubts(plan: Plan, args: Any) -> Iterator[str]:
         yield f"warmup_steps: {plan.warmup} of {plan.steps} steps: the learning rate hardly reaches its value"
     elif plan.warmup and plan.steps <= 10:
         yield f"warmup_steps: the first of {plan.steps} steps has a learning rate of 0; set it to 0"
-    if 0 < plan.device[1] < plan.memory:
+    if 0 < plan.room < plan.memory:
         yield (
-            f"memory: {_bytes(plan.memory)} before activations do not fit the device's {_bytes(plan.device[1])}: use "
+            f"memory: {_bytes(plan.memory)} before activations do not fit the device's {_bytes(plan.room)}: use "
             "tune: lora, dtype: bfloat16, load_in_4bit, or several devices with --accelerate_config fsdp2"
         )
     for strategy, steps in (("eval_strategy", "eval_steps"), ("save_strategy", "save_steps")):
@@ -184,7 +149,7 @@ def log_often_enough(plan: Plan, args: Any) -> str | None:
     return f"logging_steps: {before:g} is more than the run's {plan.steps} steps; 1 is used"
 
 
-def trial(trainer: Any) -> list[str]:
+def trial(trainer: CCTrainer) -> list[str]:
     """Run batches forward and backward, and return what a run would take, as lines.
 
     Weights, generators and the optimizer stay as they are. Of parallel text alone (`align_first`) and of the rows
