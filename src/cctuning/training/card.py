@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import transformers
 import trl
@@ -12,7 +12,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from cctuning.connection import ConnectionConfig
 from cctuning.connection.config import ALIGN_OPTIONS
 from cctuning.markdown import table
-from cctuning.model.connected import ConnectedModel
+
+if TYPE_CHECKING:
+    from cctuning.training.saving import SavingTrainer
 
 CITATION = """@inproceedings{cc-tuning-2025,
   title     = {{CC-Tuning}: A Cross-Lingual Connection Mechanism for Improving
@@ -58,22 +60,14 @@ def option_table(config: ConnectionConfig) -> str:
     return table(["connection option", "value"], options.items())
 
 
-def write_model_card(
-    path: Path,
-    connected: ConnectedModel,
-    *,
-    model_name: str,
-    dataset_name: str | None,
-    tags: list[str],
-    args: Any,
-    peft: bool,
-) -> None:
-    """Write the card of a trained model to `path`; `args` are the training options."""
+def write_model_card(trainer: SavingTrainer, path: Path, name: str, dataset: str | None, tags: list[str]) -> None:
+    """Write the card of a trained model to `path`; `name` is the model's, `dataset` that of its rows."""
+    args, connected, peft = trainer.args, trainer.connected, trainer.is_peft()
     data = ModelCardData(
         base_model=hub_name(connected.model.config.name_or_path),
         library_name="peft" if peft else "transformers",
         tags=tags,
-        datasets=[dataset_name] if dataset_name else None,
+        datasets=[dataset] if dataset else None,
     )
     config = connected.config
     method = describe_method(config, connected.reference_language)
@@ -84,7 +78,7 @@ def write_model_card(
 {data.to_yaml()}
 ---
 
-# {model_name}
+# {name}
 
 {method}
 

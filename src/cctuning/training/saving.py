@@ -55,7 +55,7 @@ class SavingTrainer(RowsTrainer):
             super().save_model(output_dir, _internal_call)
             return
         saved = dict(weights(self.model))
-        if self._is_peft():
+        if self.is_peft():
             saved = {name: tensor for name, tensor in saved.items() if tensor.requires_grad or ATTRIBUTE in name}
         self._save(output_dir, {name: whole(tensor, self.args.should_save) for name, tensor in saved.items()})
         if self.args.push_to_hub and not _internal_call:
@@ -67,7 +67,7 @@ class SavingTrainer(RowsTrainer):
         directory = Path(output_dir or str(self.args.output_dir))
         state = self.model.state_dict() if state_dict is None else state_dict
         theirs = {name: tensor for name, tensor in state.items() if ATTRIBUTE not in name}
-        if self._checkpoint and not self._is_peft():
+        if self._checkpoint and not self.is_peft():
             # In the layout of the modules: resuming does not convert the files of a family as from_pretrained does.
             self.model.save_pretrained(directory, state_dict=theirs, save_original_format=False)
             self.processing_class.save_pretrained(directory)
@@ -122,7 +122,7 @@ class SavingTrainer(RowsTrainer):
             self._decay.take()
         if self.recording is not None:
             self.recording.make()
-        if self._is_peft():
+        if self.is_peft():
             read_adapter(self.model, checkpoint, self.model.active_adapter)
         else:
             read_weights(self.model, checkpoint)
@@ -137,7 +137,8 @@ class SavingTrainer(RowsTrainer):
         missing = [key for key in load_result.missing_keys if ATTRIBUTE not in key]  # loaded by _load_connection
         super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
 
-    def _is_peft(self) -> bool:
+    def is_peft(self) -> bool:
+        """Whether the base has a LoRA."""
         return hasattr(self.model, "peft_config")
 
     def create_model_card(  # type: ignore[override]  # TRL's signature, which differs from transformers' too
@@ -145,16 +146,9 @@ class SavingTrainer(RowsTrainer):
     ) -> None:
         """Write README.md with the method, its options and its citation."""
         if self.is_world_process_zero():
-            directory = Path(str(self.args.output_dir))
-            write_model_card(
-                directory / "README.md",
-                self.connected,
-                model_name=model_name or directory.name,
-                dataset_name=dataset_name,
-                tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
-                args=self.args,
-                peft=self._is_peft(),
-            )
+            path = Path(str(self.args.output_dir)) / "README.md"
+            named = [*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])]
+            write_model_card(self, path, model_name or path.parent.name, dataset_name, named)
 
 
 # -- sharded weights -------------------------------------------------------------------------------------------------

@@ -186,7 +186,8 @@ class CCTrainer(SavingTrainer):
         """Record before a checkpoint is loaded; weights that are to be sharded are not there yet."""
         if self.recording is None or self.recording.sharded or self.recording.done:
             return
-        if self.planned_steps() > self._planned:
+        partial = 0 < self.recording.rows < len(self.table)
+        if partial and self.planned_steps() > self._planned:
             raise UserError("max_steps, num_train_epochs: raised after CCTrainer was made; make another.")
         self.recording.make()
         if self.by_language is not None:
