@@ -381,7 +381,7 @@ def test_at_most_a_twentieth_of_a_language_is_held_out_and_no_text_that_comes_tw
 @pytest.mark.parametrize("answered", [None, english()])
 @pytest.mark.parametrize("first", [0, 2])
 def test_a_short_run_records_the_references_that_it_reads(answered, first, tmp_path, monkeypatch):
-    monkeypatch.setattr("cctuning.training.recording.SAMPLE", 10)
+    monkeypatch.setattr("cctuning.training.recording.OTHERS", 10)
     options = {"pairs": pairs(400), "max_steps": 4, "gradient_accumulation_steps": 2}
     if answered is not None:
         options |= {"align_first": first}

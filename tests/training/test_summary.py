@@ -65,7 +65,7 @@ def test_a_dry_run_estimates_both_parts_of_a_run_that_aligns_first(world, tmp_pa
 
 
 def test_a_pack_says_pairs_as_given_and_how_many_are_drawn(world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("cctuning.training.recording.SAMPLE", 50)
+    monkeypatch.setattr("cctuning.training.recording.OTHERS", 50)
     text = parallel(tmp_path / "pairs.jsonl", qu=400, sw=16)
     options = {"connection": "align", "layers": [0, 1], "data": [], "parallel": str(text), "max_steps": -1}
     train(world, tmp_path, "--dry_run", "true", **options, num_train_epochs=1)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 FOLDER = "references"  # in a run whose weights are sharded
+OTHERS = 256  # references of rows that a short run does not read: for statistics, and to tell a reference from
 TRIED = 32  # references of a dry run, besides those of its batches
 UNREAD = -2  # in reference_row: not recorded, as the run does not read the row
 
@@ -36,8 +37,8 @@ def plan_recording(trainer: CCTrainer) -> tuple[Recording | None, list[int] | No
     """
     table = trainer.table
     read = trainer._get_train_sampler().rows_read(trainer.planned_steps())
-    if len(read) < len(table):  # statistics, and others to tell a reference from, need more than a short run reads
-        read = sorted({*read, *range(0, len(table), max(1, len(table) // SAMPLE))})
+    if len(read) < len(table):
+        read = sorted({*read, *range(0, len(table), max(1, len(table) // OTHERS))})
     prompts, numbers = distinct(table if len(read) == len(table) else table.select(read))
     why = _why_not(trainer)
     if why is None and not len(prompts):

@@ -82,6 +82,8 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
         notes += [*filter(None, [log_often_enough(todo, args)]), *doubts(todo, args)]
         main = trainer.is_world_process_zero()
         if main:
+            if trainer.recording is not None and trainer.records and not options.dry_run:
+                lines.append(f"recording:  {trainer.recording.size()}, once before the first step")
             print("\n".join(lines), flush=True)
         if options.dry_run:
             dry(trainer, notes)
