@@ -199,7 +199,7 @@ def measure(fault: str, data: Path, paths: list[str], args: argparse.Namespace, 
         planter = plan(fault, data, path, rng)
         weights = TfidfVectorizer(sublinear_tf=True).fit([row["prompt_en"] for row in rows])
         file = folder / f"{fault}-{number}.jsonl"
-        with file.open("w", encoding="utf-8") as out:
+        with file.open("w", encoding="utf-8") as lines:
             for line, row in enumerate(rows, 1):
                 changed = planter(row, rows, rng) if planter and rng.random() < args.rate else None
                 if changed is not None:
@@ -207,7 +207,7 @@ def measure(fault: str, data: Path, paths: list[str], args: argparse.Namespace, 
                     english = weights.transform([row["prompt_en"], changed.pop(OTHER, row["prompt_en"])])
                     if (english[0] @ english[1].T).sum() < DIFFERING:
                         differing[str(file)].add(line)
-                out.write(json.dumps(changed or row, ensure_ascii=False) + "\n")
+                lines.write(json.dumps(changed or row, ensure_ascii=False) + "\n")
         sources.append((path, file, len(rows)))
     for collection in sorted({Path(path).parent for path in paths}):
         own = [(path, file, count) for path, file, count in sources if Path(path).parent == collection]
