@@ -193,7 +193,7 @@ def test_a_bad_source_names_the_key(options, message):
 def test_a_weight_that_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match=r"weight: 0.01 of 4 rows leaves none"):
         load(jsonl(tmp_path), weight=0.01)
-    with pytest.raises(UserError, match="sources: none given"):
+    with pytest.raises(UserError, match="data: none given"):
         load_rows([])
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -54,11 +53,7 @@ def load_rows(
     """
     if isinstance(sources, (str, Mapping, Source)):
         sources = [sources]
-    if not sources:
-        raise UserError("sources: none given; name at least one file, directory or hub data set.")
-    named = [Source.from_dict(source, f"data[{number}]") for number, source in enumerate(sources)]
-    if bad_rows == "skip":
-        named = [replace(source, bad_rows="skip") for source in named]
+    named = Source.each(sources, "data", bad_rows)
     reference_language = canonical(reference_language, "reference_language")
     report, tables, seen = LoadReport(reference_language), [], set[bytes]()
     for number, source in enumerate(named):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from cctuning.data.layouts import PARTS
@@ -81,6 +81,14 @@ class MixedSource(BaseSource):
         super().__post_init__()
         if not 0 < self.weight < 1e6:
             raise UserError(f"{self.label}: weight: expected a number above 0, got {self.weight!r}.")
+
+    @classmethod
+    def each(cls, sources: Sequence[Self | Mapping[str, Any] | str], where: str, bad_rows: str) -> list[Self]:
+        """The sources of the option `where`; `bad_rows: skip` holds for all of them."""
+        if not sources:
+            raise UserError(f"{where}: none given; name at least one file, directory or hub data set.")
+        named = [cls.from_dict(source, f"{where}[{number}]") for number, source in enumerate(sources)]
+        return [replace(source, bad_rows="skip") for source in named] if bad_rows == "skip" else named
 
 
 @dataclass

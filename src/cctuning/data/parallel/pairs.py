@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -58,12 +57,7 @@ def load_parallel(
     language = canonical(reference_language, "reference_language")
     if isinstance(sources, (str, Mapping, ParallelSource)):
         sources = [sources]
-    if not sources:
-        raise UserError("parallel: none given; name at least one file, directory or hub data set.")
-    joined = pair_of_paths(list(sources), language)
-    named = [ParallelSource.from_dict(source, f"parallel[{number}]") for number, source in enumerate(joined)]
-    if bad_rows == "skip":
-        named = [replace(source, bad_rows="skip") for source in named]
+    named = ParallelSource.each(pair_of_paths(list(sources), language), "parallel", bad_rows)
     report, seen = ParallelReport(language), Seen()
     report.sources = [ParallelSourceReport(source.path) for source in named]
 
