@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -278,13 +279,8 @@ class EvaluationLoss:
 
     def result(self, prefix: str) -> dict[str, float]:
         """`<prefix>_loss`, and `<prefix>_loss_<language>` if there are several languages. A collective."""
-        rows = self.rows
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, rows)
-            rows = {row: pair for part in parts for row, pair in part.items()}
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
-        for row, (loss, count) in rows.items():
+        for row, (loss, count) in dict(gather_object([*self.rows.items()])).items():
             if row in self.languages and count:
                 own = sums[self.languages[row]]
                 own[0] += loss
