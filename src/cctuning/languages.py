@@ -11,6 +11,7 @@ one is given that does not follow from the script.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Collection
 from functools import cache
@@ -157,13 +158,10 @@ def _hint(code: str) -> str:
     language = re.split("[-_]", code.lower())[0]
     if len(language) == 2 and language not in named and language[::-1] in named:
         return f" Did you mean {language[::-1]!r}?"
-    by_name = {str(name).casefold(): str(key).replace("_", "-") for key, name in named.items()}
-    codes = [str(key) for key in named if "_" not in str(key)]
-    near = nearest(code.casefold(), [*by_name]) or nearest(language, codes)
-    for name, key in by_name.items():
-        if near == f" Did you mean {name!r}?":
-            return f" Did you mean {key!r} ({name.title()})?"
-    return near
+    names = {str(name).casefold(): str(key).replace("_", "-") for key, name in named.items()}
+    for near in difflib.get_close_matches(code.casefold(), names, 1):
+        return f" Did you mean {names[near]!r} ({near.title()})?"
+    return nearest(language, [str(key) for key in named if "_" not in str(key)])
 
 
 def canonical(code: str, where: str = "") -> str:

@@ -115,13 +115,10 @@ def _lacks_reference(dataset: Dataset, language: str) -> bool:
 def has_thinking(dataset: Dataset) -> bool:
     """Whether any assistant turn of rows in the schema has thinking, in a part of its own or in its text."""
     names = [name for name in ("prompt", "response", "thinking") if name in dataset.column_names]
-    batches = dataset.select_columns(names).with_format(None).iter(CHUNK)
-    return any(_thinks(value, name) for batch in batches for name in names for value in batch[name])
-
-
-def _thinks(value: Any, name: str) -> bool:
-    if isinstance(value, list):
-        return any(_thinks(turn.get(key), key) for turn in value for key in ("thinking", "content"))
-    if not value or name == "prompt":  # of plain text
-        return False
-    return bool(value.strip()) if name == "thinking" else ENDED.search(value) is not None
+    batches = dataset.select_columns(names).with_format("arrow").iter(CHUNK)
+    for row in (row for batch in batches for row in batch.to_pylist()):
+        turns = [*(row["prompt"] if isinstance(row["prompt"], list) else ())]
+        turns.append({"thinking": row.get("thinking"), "content": row.get("response")})
+        if any((turn.get("thinking") or "").strip() or ENDED.search(turn["content"] or "") for turn in turns):
+            return True
+    return False
