@@ -180,10 +180,10 @@ def test_a_damaged_archive_is_one_line(kept, tmp_path):
         run(tmp_path, {"path": tmx, "way": "parallel"})
 
 
-@pytest.mark.parametrize("entity", [' [<!ENTITY x SYSTEM "file:///etc/hostname">]', ' [<!ENTITY x "ha">]'])
-def test_tmx_with_entities_is_refused(entity, tmp_path):
+def test_tmx_that_names_a_file_as_an_entity_is_an_error(tmp_path):
+    entity = ' [<!ENTITY x SYSTEM "file:///etc/hostname">]'
     (tmp_path / "m.tmx").write_text((TMX % entity).replace("sleeps", "&x;"), encoding="utf-8")
-    with pytest.raises(UserError, match="declares the entity 'x'"):
+    with pytest.raises(UserError, match="undefined entity &x;"):
         run(tmp_path, {"path": str(tmp_path / "m.tmx"), "way": "parallel"})
     (tmp_path / "m.tmx").write_text((TMX % "")[:400], encoding="utf-8")
     with pytest.raises(UserError, match="not a readable TMX file"):

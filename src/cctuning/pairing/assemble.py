@@ -39,10 +39,8 @@ class Account:
     notes: list[str] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)  # requests and tokens by engine
 
-    @property
-    def language(self) -> str:
-        """Of the parallels."""
-        return self.options.reference_language
+    def __post_init__(self) -> None:
+        self.language = self.options.reference_language
 
     def candidates(self) -> Candidates:
         """The rows, each with its parallel or with the reason it has none; at most `limit` are read."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -103,7 +102,8 @@ def markdown(card: dict[str, Any]) -> str:
     if against["paths"]:
         found = card["rejected"].get("against", 0)
         sections["Evaluation texts"] = f"{', '.join(against['paths'])}: {found} rows found and rejected."
-    sections["Notes"] = _listed([*card["notes"], *(note for source in card["sources"] for note in source["notes"])])
+    notes = [*card["notes"], *(note for source in card["sources"] for note in source["notes"])]
+    sections["Notes"] = "\n".join(f"- {note}" for note in notes)
     intro = (
         f"{card['rows']} rows ({card['with_response']} with a response, {card['without_response']} for the alignment "
         f"alone) with {card['parallels']} distinct parallels in {card['reference_language']}; {card['rejected_rows']} "
@@ -111,10 +111,6 @@ def markdown(card: dict[str, Any]) -> str:
     )
     parts = ["# Data card", intro, *(f"## {name}\n\n{text}" for name, text in sections.items() if text)]
     return "\n\n".join(parts) + "\n"
-
-
-def _listed(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
 
 
 def counted(counts: dict[str, Any]) -> str:
