@@ -1,4 +1,4 @@
-"""Floor 3: training on TRL. `CCTrainer` and `CCConfig` are its public names."""
+"""Training on TRL: `CCTrainer` and its options, `CCConfig`."""
 
 from cctuning.training.config import CCConfig
 from cctuning.training.trainer import CCTrainer
