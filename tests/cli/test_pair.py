@@ -107,7 +107,7 @@ def test_recipes_say_what_exists(recipe):
     [
         (["--lang", "sw"], "--output: missing"),
         (["--output", "{tmp}/o", "--way", "jion"], "'jion'"),
-        (["--output", "{tmp}/o", "--lang", "Kiswahili"], "unknown language 'Kiswahili'"),
+        (["--output", "{tmp}/o", "--lang", "Klingonisch"], "unknown language 'Klingonisch'"),
         (["--output", "{tmp}/o", "--way", "join"], "english: missing"),
         (["--output", "{tmp}/o", "--translate", "chatt", "--lang", "sw"], "Did you mean 'chat'"),
         (["--output", "{tmp}/o", "--translate", "chat", "model"], "expected OPTION=VALUE"),
