@@ -114,7 +114,7 @@ def test_sources_are_mixed_with_their_weights(tmp_path, base, data, capsys):
     done("train", "--config", recipe, "--output_dir", tmp_path / "run")
     record = run_json(tmp_path / "run")
     assert [source["rows"] for source in record["data"]["sources"]] == [12, 20]
-    note = f"{other}: no column is read as the response, so its 10 rows train the alignment alone"
+    note = f"{other}: no column is read as the response, so its rows train the alignment alone"
     assert capsys.readouterr().out.count(f"note: {note}") == 1  # a person sees it
     assert note in record["notes"][0]
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"] == sources
