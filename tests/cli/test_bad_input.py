@@ -151,7 +151,7 @@ def test_files(train, tmp_path):
     )
     train(r"utf16\.jsonl:1: the file is UTF-16", data=file("utf16.jsonl", '{"a":1}'.encode("utf-16")))
     train(r"half\.jsonl:2: line: malformed JSON", data=file("half.jsonl", good + b"\n" + good[:20]))
-    train(r"x\.csv:2: line: 1 cells where the header has 2", data=file("x.csv", b"prompt,lang\nx1\n"))
+    train(r"x\.csv:2: line: 1 cells, expected 2", data=file("x.csv", b"prompt,lang\nx1\n"))
     train(r"x\.parquet: not a readable Parquet file", data=file("x.parquet", b"PAR1"))
     train(r"x\.txt: unknown format", data=file("x.txt", b"x1"))
     train(r"empty\.jsonl: no row to train on", data=file("empty.jsonl", b""))
