@@ -234,7 +234,7 @@ def test_a_run_with_alignment_first_resumes_exactly(strategy, at, tmp_path):
 
 @pytest.mark.parametrize("pool", ["mean", "last", "text_last"])
 def test_a_process_without_references_takes_part_in_the_reference_pass(pool):
-    """As under DeepSpeed, where references run in every step and each forward is collective."""
+    """As with sharded weights, where each forward is collective, if references run in every step."""
     connected = ConnectedModel.attach(model(), ConnectionConfig(layers=[0, 1], align_pool=pool))
     ids, none = torch.tensor([[7, 8, 9]]), torch.zeros(0, 1, dtype=torch.long)
     batch = Batch(ids, None, ids, none, none, torch.tensor([-1]))

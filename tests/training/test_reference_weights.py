@@ -11,8 +11,6 @@ from peft import LoraConfig
 from cctuning import ConnectedModel, ConnectionConfig, UserError
 from cctuning.model.passes import Batch
 from cctuning.model.recorded import Prompts, record
-from cctuning.training import CCConfig
-from cctuning.training.launch import check_start, under_deepspeed
 from tests.conftest import paired_batch, shake, tiny_llama
 from tests.parity.test_invariants import assert_same, gradients
 from tests.training.test_trainer import CURRENT, losses, rows, trainer
@@ -155,21 +153,6 @@ def test_the_start_is_the_default_where_it_can_be_kept(connection, settled, tmp_
     assert made.connected.config.reference_weights == settled and made.records == (settled == "start")
     made = trainer(tmp_path, connection, record_references="false")
     assert made.connected.config.reference_weights == "current" and not made.records
-
-
-def test_under_deepspeed_the_default_is_the_paper_s(monkeypatch):
-    """Under FSDP2 it is the start: tests/parity/test_distributed_runs.py."""
-    args = CCConfig("unused", use_cpu=True)
-    assert not under_deepspeed(args)
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    assert under_deepspeed(args)
-    assert ConnectionConfig("gated").settled(records=False).reference_weights == "current"
-    assert (
-        ConnectionConfig("gated", **START).settled(records=False).reference_weights == "start"
-    )  # and refused by name
-    for option, decay in (("reference_weights", 0.0), ("base_decay", 1.0)):
-        with pytest.raises(UserError, match=f"{option}: not supported under DeepSpeed"):
-            check_start(decay, "current" if decay else "start", deepspeed=True)
 
 
 def test_a_saved_connection_runs_as_ever(tmp_path, batch):

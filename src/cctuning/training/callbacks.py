@@ -44,6 +44,7 @@ class AlignmentByLanguage(TrainerCallback):
 
     def __init__(self, trainer: CCTrainer) -> None:
         self.trainer = trainer
+        self.pairs: list[dict[str, Any]] = []
         self.before: Alignment | None = None
         self.after: Alignment | None = None
         self._losses: list[float] = []

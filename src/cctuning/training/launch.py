@@ -52,11 +52,6 @@ def check_launch(args: Any) -> None:
         raise UserError(f"distributed_type: FSDP: accelerate shards weights on accelerators only; {ON_CPUS}.")
 
 
-def under_deepspeed(args: Any) -> bool:
-    """Whether the run uses DeepSpeed."""
-    return bool(args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true")
-
-
 def check_checkpoint(checkpoint: str) -> None:
     """Raise `UserError` unless both the checkpoint and the run use DeepSpeed, or neither: formats differ."""
     written = (Path(checkpoint) / "latest").is_file()  # names the folder of DeepSpeed's files
@@ -100,14 +95,3 @@ def check_engine(accelerator: Accelerator, model: nn.Module, connection: str, op
             f"dtype: FSDP2 needs all trained weights in one dtype, and here are {named}; set dtype: float32 (with "
             "mixed_precision: bf16 it still computes in bfloat16), or tune: lora."
         )
-
-
-def check_start(decay: float, reference_weights: str | None, deepspeed: bool) -> None:
-    """Raise `UserError` if DeepSpeed manages weights whose start is needed."""
-    wanted = {"base_decay": ("0", decay > 0), "reference_weights": ("current", reference_weights == "start")}
-    for option, (instead, used) in wanted.items():
-        if used and deepspeed:
-            raise UserError(
-                f"{option}: not supported under DeepSpeed, which manages the weights; set it to {instead}, or launch "
-                "with --accelerate_config fsdp2 or ddp."
-            )

@@ -95,6 +95,12 @@ class Recording(TrainerCallback):
         self.done = True
         trainer, prompts = self.trainer, self.prompts
         options: dict[str, Any] = {"folder": None}
+        loaded = trainer.is_deepspeed_enabled and trainer.state.global_step > 0  # DeepSpeed loads checkpoints before
+        if loaded and self.whole and not (self.folder / VECTORS).is_file():
+            raise UserError(
+                f"{self.folder}: the references that the run recorded are gone, and DeepSpeed's checkpoint does not "
+                "hold the weights that they are of; put the folder back, or start the run again."
+            )
         if self.whole:
             ours = {"rank": trainer.args.process_index, "world": trainer.args.world_size, "collective": self.sharded}
             options = {**ours, "folder": self.folder, "precision": _precision(trainer)}
@@ -105,6 +111,8 @@ class Recording(TrainerCallback):
         trainer.connected.keep_recorded(self._record(prompts, **options), references=self.whole)
         if self.whole:
             logger.info(f"recorded {len(prompts):,} references in {time.time() - started:.1f} s")
+            if trainer.by_language is not None and not loaded:
+                trainer.by_language.record()
 
     def try_out(self, batches: Sequence[dict[str, Any]]) -> str:
         """Record the references of `batches` and a few others, in memory, for a dry run.

@@ -93,6 +93,10 @@ class SavingTrainer(RowsTrainer):
                 torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        state = Path(checkpoint or "") / TRAINER_STATE_NAME
+        if checkpoint is not None and state.is_file():
+            logged = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+            self._total_train_tokens = max((entry.get("num_tokens", 0) for entry in logged), default=0)
         if checkpoint is None or not is_sharded(self.model):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
@@ -105,9 +109,6 @@ class SavingTrainer(RowsTrainer):
             self._load_sharded(Path(resume_from_checkpoint))
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        state = Path(resume_from_checkpoint) / TRAINER_STATE_NAME
-        logged = json.loads(state.read_text(encoding="utf-8"))["log_history"] if state.is_file() else []
-        self._total_train_tokens = max((entry.get("num_tokens", 0) for entry in logged), default=0)
         self._load_connection(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:

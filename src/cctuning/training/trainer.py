@@ -18,7 +18,6 @@ from datasets import Dataset
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.integrations import is_fsdp_enabled
 
 from cctuning.connection import ConnectionConfig
 from cctuning.connection.adaptive import Fit
@@ -31,7 +30,7 @@ from cctuning.model.lora import check_adapter_start
 from cctuning.model.objective import ConnectedOutput
 from cctuning.training.callbacks import AlignmentByLanguage, BaseDecay
 from cctuning.training.config import CCConfig
-from cctuning.training.launch import check_engine, check_launch, check_start, under_deepspeed
+from cctuning.training.launch import check_engine, check_launch
 from cctuning.training.recording import UNREAD, plan_recording
 from cctuning.training.rows import FILLER, ready_tokenizer
 from cctuning.training.saving import SavingTrainer
@@ -76,7 +75,7 @@ class CCTrainer(SavingTrainer):
         connected: the `ConnectedModel`; `connected.merge_and_unload()` after training gives the plain checkpoint.
         fit: how well the matrix of the adaptive connection fits, after training.
         records: whether the references are recorded, or run in every step.
-        by_language: the alignment of parallel text; None without any, without a recording or with shards.
+        by_language: the alignment of parallel text; None without any or without a recording.
         chat, settled, notes, skipped, parallel, held: see `RowsTrainer`.
     """
 
@@ -109,8 +108,7 @@ class CCTrainer(SavingTrainer):
         self.fit: Fit | None = None
         self.chat = args.chat
         self._rows_in_step: Tensor | int | None = None
-        records = args.record_references != "false" and not under_deepspeed(args)
-        settled = (connection_config or ConnectionConfig()).settled(records)
+        settled = (connection_config or ConnectionConfig()).settled(args.record_references != "false")
         self._connecting, self._own_references = settled.connection != "none", settled.reference_weights == "start"
         self._align_turns = settled.align_turns
         if parallel_dataset is None and train_dataset is None:
@@ -122,8 +120,7 @@ class CCTrainer(SavingTrainer):
         if train_dataset is None and args.align_first:
             raise UserError("align_first: there are no answered rows to come after the parallel text; leave it out.")
         self._answers_alone = bool(args.align_first) and not args.parallel_rows and settled.connection == "align"
-        # What is held out is measured with recorded references, and not through shards.
-        hold = settled.connection == "align" and self._own_references and not is_fsdp_enabled()
+        hold = settled.connection == "align" and self._own_references  # measured with recorded references
         rows = self.take_rows(train_dataset, parallel_dataset, args, hold)
         multiple = args.pad_to_multiple_of if isinstance(args.pad_to_multiple_of, int) else None
         with _hidden_packing(args):
@@ -162,7 +159,7 @@ class CCTrainer(SavingTrainer):
 
     def _prepare_references(self, has_parallel: bool) -> None:
         """Number the references of the rows, and add the callbacks that need them or the initial weights."""
-        connected, sharded = self.connected, self.is_fsdp_enabled or self.is_deepspeed_enabled
+        connected = self.connected
         self._planned = self.planned_steps()
         if connected.config.connection in ("align", "gated"):
             self.recording, numbers = plan_recording(self)
@@ -173,13 +170,16 @@ class CCTrainer(SavingTrainer):
                 self.train_dataset = cast(Dataset, self.train_dataset).add_column("reference_row", numbers[:own])
                 if self.parallel is not None:
                     self.parallel = self.parallel.add_column("reference_row", numbers[own:])
-        if self.records and connected.aligned and has_parallel and not sharded:
+        if self.records and connected.aligned and has_parallel:
             self.by_language = AlignmentByLanguage(self)
             self.add_callback(self.by_language)
-        wanted, decay = connected.config.reference_weights, self.args.base_decay
-        check_start(decay, wanted, self.is_deepspeed_enabled)
-        if decay:
-            self._decay = BaseDecay(self.model, decay, later=self.is_fsdp_enabled)
+        if self.args.base_decay:
+            if self.is_deepspeed_enabled:
+                raise UserError(
+                    "base_decay: not supported under DeepSpeed, which manages the weights; set it to 0, or launch "
+                    "with --accelerate_config fsdp2 or ddp."
+                )
+            self._decay = BaseDecay(self.model, self.args.base_decay, later=self.is_fsdp_enabled)
             self.add_callback(self._decay)
 
     def make_recording(self) -> None:
@@ -190,8 +190,6 @@ class CCTrainer(SavingTrainer):
         if partial and self.planned_steps() > self._planned:
             raise UserError("max_steps, num_train_epochs: raised after CCTrainer was made; make another.")
         self.recording.make()
-        if self.by_language is not None:
-            self.by_language.record()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As the parent's; references are recorded before."""
