@@ -24,7 +24,7 @@ from cctuning.report.formatting import (
 from cctuning.report.page import DARK, LIGHT, PRINT
 from cctuning.report.results_section import answer_text, read_evaluations, results_section
 from cctuning.report.runs import Run, Sizes
-from cctuning.report.training_section import cost, data_section, tokens_a_second, training_section
+from cctuning.report.training_section import aligned, cost, data_section, tokens_a_second, training_section
 from tests.report.world import Look, write_evaluation
 
 
@@ -44,6 +44,16 @@ def run(name="cc", path=Path("runs/cc"), metrics=(), **options):
 
 def html(section) -> str:
     return " ".join(section.parts)
+
+
+def test_the_alignment_says_which_pairs_it_is_of():
+    own, measured = (
+        run(connection="align"),
+        {"before": {"found": 0.25, "error": 1.1}, "after": {"found": 0.5, "error": 0.9}},
+    )
+    own.record["alignment"] = {"sw": {"pairs": 32, "held_out": True, **measured}, "yo": {"pairs": 18, **measured}}
+    page = " ".join(aligned(own))
+    assert re.search(r">32<", page) and "18 of the training text" in page
 
 
 def test_codes_of_one_name_stay_apart():

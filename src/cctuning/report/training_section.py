@@ -52,7 +52,7 @@ def training_section(runs: Sequence[Run]) -> Section:
         if figures:
             section.add(heading(title), side_by_side(figures))
             if title == "Alignment":
-                section.add(*(part for run in runs for part in _aligned(run)))
+                section.add(*(part for run in runs for part in aligned(run)))
             if title == "Loss":
                 section.add(*(part for run in runs for part in _sampled(run)))
     gates = [_gate(run) for run in runs if len(run.series("decision")[0]) > 1]
@@ -64,8 +64,8 @@ def training_section(runs: Sequence[Run]) -> Section:
     return section
 
 
-def _aligned(run: Run) -> list[Markup]:
-    """How held-out pairs were aligned before and after training, where the run measured it."""
+def aligned(run: Run) -> list[Markup]:
+    """How pairs were aligned before and after training, where the run measured it."""
     measured = run.record.get("alignment") or {}
     if not measured:
         return []
@@ -75,14 +75,15 @@ def _aligned(run: Run) -> list[Markup]:
     rows = [
         [
             names[code],
-            str(one["pairs"]),
+            f"{one['pairs']}" if one.get("held_out") else f"{one['pairs']} of the training text",
             *(text(one[when][key]) if when in one else "–" for key, text in shown for when in ("before", "after")),
         ]
         for code, one in measured.items()
     ]
     text = (
-        "Found: share of texts whose nearest reference, among those of all measured pairs, is their own. Error: "
-        "standardized; 1 is no better than the mean reference. Means over the aligned layers."
+        "Pairs are held out of training where the table does not say otherwise. Found: share of texts whose nearest "
+        "reference, among those of all measured pairs, is their own. Error: standardized; 1 is no better than the "
+        "mean reference. Means over the aligned layers."
     )
     return [table(f"{run.name}: parallel text before and after training", header, rows), paragraph(text, "note")]
 
