@@ -161,7 +161,7 @@ def _hint(code: str) -> str:
     names = {str(name).casefold(): str(key).replace("_", "-") for key, name in named.items()}
     for near in difflib.get_close_matches(code.casefold(), names, 1):
         return f" Did you mean {names[near]!r} ({near.title()})?"
-    return nearest(language, [str(key) for key in named if "_" not in str(key)])
+    return nearest(language, [str(key) for key in named if "_" not in str(key) and key not in SPECIAL])
 
 
 def canonical(code: str, where: str = "") -> str:
