@@ -56,7 +56,7 @@ def chosen(pairs: Sequence[Pair], prompts: Sequence[str], count: int, by: str, s
 
 
 def translated(pairs: Sequence[Pair], function: str) -> list[Pair]:
-    """Return the pairs of each language with English by a translator in place of their own.
+    """Replace the English side of each pair with a machine translation of its text.
 
     Args:
         function: MODULE:NAME of a function that `cctuning pair --translate function` calls.

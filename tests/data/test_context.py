@@ -135,7 +135,7 @@ def test_openais_older_function_calls(tmp_path):
 def test_what_is_not_read_is_named(tmp_path):
     row = {"prompt": "a", "response": "b", "prompt_en": "c", "lang": "sw", "documents": "d", "id": 1, "source": "x"}
     (note,) = loaded(tmp_path, row)[1]
-    assert note.startswith("F: not read, though by its name it may be a part of what the model is told: documents.")
+    assert note.startswith("F: column not read, although its name suggests context for the prompt: documents.")
     turns = [{"role": "user", "content": "a", "images": ["x"], "id": None}, {"role": "assistant", "content": "b"}]
     messages = {"messages": turns, "messages_en": [{"role": "user", "content": "c"}], "lang": "sw"}
     assert loaded(tmp_path, messages)[1] == ["F: keys of messages that are not read: images (1)."]

@@ -12,8 +12,8 @@ from peft import LoraConfig
 
 from cctuning import CCTrainer, ConnectedModel, ConnectionConfig, UserError
 from cctuning.training import CCConfig
+from tests.training.aligned import curve
 from tests.training.test_packing import PACKED
-from tests.training.test_parallel_text import curve
 from tests.training.test_trainer import weights
 from tests.training.toys import model, tokenizer
 

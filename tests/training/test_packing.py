@@ -15,7 +15,7 @@ from cctuning.training.schedule import Schedule
 from cctuning.training.summary import doubts, plan
 from tests.model.test_packing import varlen
 from tests.training import test_parallel_text, test_trainer
-from tests.training.test_parallel_text import curve, english
+from tests.training.aligned import curve, english
 from tests.training.test_trainer import config, weights
 from tests.training.toys import model, rows
 

@@ -2,57 +2,21 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM
 
 from cctuning import CCTrainer, ConnectedModel, ConnectionConfig, UserError
 from cctuning.model.passes import Batch
 from cctuning.training import CCConfig
-from cctuning.training.parallel import Mixture, as_rows, held_out
+from cctuning.training.parallel import Mixture, as_rows
+from tests.training.aligned import Taken, curve, english, pairs, trainer
 from tests.training.toys import model, rows, tokenizer
-
-
-def pairs(count: int = 24, seed: int = 1) -> Dataset:
-    """Sentences in `x` words and in `w` words, of two languages."""
-    draw = random.Random(seed)
-    picks = [[draw.randrange(26) for _ in range(3 + i % 5)] for i in range(count)]
-    text, reference = ([" ".join(f"{side}{p}" for p in pick) for pick in picks] for side in "xw")
-    return Dataset.from_dict(
-        {"text": text, "reference": reference, "lang": ["sw" if i % 4 else "th" for i in range(count)]}
-    )
-
-
-def english() -> Dataset:
-    """Answered rows in the reference language alone, without a column for references."""
-    return rows().filter(lambda row: row["lang"] == "en").remove_columns("reference")
-
-
-def trainer(folder: Path, connection: dict | None = None, answered: Dataset | None = None, **options) -> CCTrainer:
-    chat, text, peft = options.pop("chat", False), options.pop("pairs", None), options.pop("peft", None)
-    given = {"per_device_train_batch_size": 2, "learning_rate": 5e-3, "num_train_epochs": 2, "logging_steps": 1}
-    given |= {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "parallel_rows": 2}
-    torch.manual_seed(0)
-    return CCTrainer(
-        model(),
-        CCConfig(str(folder), **{**given, **options}),
-        ConnectionConfig(**{"layers": [0, 1], "align_weight": 1.0, **(connection or {})}),
-        train_dataset=answered,
-        parallel_dataset=pairs() if text is None else text,
-        processing_class=tokenizer(chat),
-        peft_config=peft,
-    )
-
-
-def curve(made: CCTrainer, key: str = "loss") -> list[float]:
-    return [entry[key] for entry in made.state.log_history if key in entry]
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -131,30 +95,6 @@ def test_every_batch_holds_its_share_and_each_pair_comes_once_before_any_comes_t
             assert batch["input_ids"].shape[0] == 3 * int(answered.sum())
             seen.update(batch["row"][~answered].tolist())
     assert set(seen) <= places and max(seen.values()) - min(seen.values()) <= 1 and len(seen) == 48
-
-
-class Taken(TrainerCallback):
-    """Ids of the rows of each optimizer step, and the epoch that it is logged with."""
-
-    def __init__(self, made: CCTrainer) -> None:
-        self.steps, self.epochs, self.batch = {}, {}, []
-        loss = made.compute_loss
-
-        def watched(module, inputs, *args, **kwargs):
-            if module.training:
-                answered = (inputs["labels"] != -100).any(dim=1).tolist()
-                self.batch += zip(inputs["row"].tolist(), answered, strict=True)
-            return loss(module, inputs, *args, **kwargs)
-
-        made.compute_loss = watched
-        made.add_callback(self)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.steps[state.global_step], self.batch = self.batch, []
-
-    def on_log(self, args, state, control, logs, **kwargs):
-        if "loss" in logs:
-            self.epochs[state.global_step] = logs["epoch"]
 
 
 FIRST = {"align_first": 3, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
@@ -322,118 +262,3 @@ def test_alignment_first_needs_both(tmp_path):
     args = CCConfig(str(tmp_path), report_to="none", use_cpu=True, align_first=2)
     with pytest.raises(UserError, match="align_first: needs parallel text"):
         CCTrainer(model(), args, train_dataset=english(), processing_class=tokenizer())
-
-
-@pytest.mark.parametrize(("errors", "warned"), [([2.0, 1.99, 1.98], True), ([2.0, 1.5, 1.2], False)])
-def test_an_error_that_does_not_fall_is_reported_once(errors, warned, tmp_path, caplog):
-    made = trainer(tmp_path)
-    for step, error in zip((10, 30, 50), errors, strict=False):
-        made.state.global_step = step
-        assert not caplog.records or step > 50
-        made.by_language.on_log(made.args, made.state, made.control, logs={"loss": error, "align_loss": error})
-    made.state.global_step = 60
-    made.by_language.on_log(made.args, made.state, made.control, logs={"align_loss": errors[-1]})
-    told = [record.getMessage() for record in caplog.records if "does not fall" in record.getMessage()]
-    assert len(told) == warned and all("2 at the first log, 1.99 by step 50" in line for line in told)
-
-
-def texts(rows: Dataset | list, made: CCTrainer) -> set[str]:
-    return {made.processing_class.decode(row["input_ids"]) for row in rows}
-
-
-@pytest.mark.parametrize("answered", [None, english()])
-def test_pairs_are_held_out_and_never_trained_on(answered, tmp_path):
-    """The same ones in a run that is resumed: the choice depends on the pairs alone."""
-    options = {"pairs": pairs(700), "per_device_train_batch_size": 16, "num_train_epochs": 1}
-    made, again = (trainer(tmp_path, None, answered, **options, seed=seed) for seed in (1, 2))
-    held = texts(made.held, made)
-    assert held == texts(again.held, again)
-    counts = Counter(row["lang"] for row in made.held)
-    assert 20 <= counts["sw"] <= 26 and 5 <= counts["th"] <= 8  # 5 % of 525 and 175, without texts that come twice
-    assert not held & texts(made.table, made)
-    taken = Taken(made)
-    made.train()
-    ids = {row for rows in taken.steps.values() for row, _ in rows}
-    assert ids and not ids & set(made.held["row"])
-    assert {code: one["held_out"] for code, one in made.by_language.as_dict().items()} == {"sw": True, "th": True}
-    assert "held-out pairs found" in made.by_language.table()
-
-
-def test_a_small_language_is_measured_on_its_training_text(tmp_path):
-    made = trainer(tmp_path, pairs=pairs(200), max_steps=3)  # 150 and 50
-    made.train()
-    found = made.by_language.as_dict()
-    assert found["sw"]["held_out"] and not found["th"]["held_out"]
-    assert "of 8 pairs of the training text found" in made.by_language.table()
-
-
-def test_at_most_a_twentieth_of_a_language_is_held_out_and_no_text_that_comes_twice():
-    rows = {
-        "prompt": [f"a{n}" for n in range(99)] + [f"b{n % 90}" for n in range(100)] + [f"c{n}" for n in range(2000)]
-    }
-    rows["lang"] = ["sw"] * 99 + ["th"] * 100 + ["yo"] * 2000
-    found = held_out(Dataset.from_dict(rows), "en")
-    counts = Counter(rows["lang"][place] for place in found)
-    assert counts == {"th": 3, "yo": 32}
-    assert all(rows["prompt"].count(rows["prompt"][place]) == 1 for place in found)
-
-
-@pytest.mark.parametrize("answered", [None, english()])
-@pytest.mark.parametrize("first", [0, 2])
-def test_a_short_run_records_the_references_that_it_reads(answered, first, tmp_path, monkeypatch):
-    monkeypatch.setattr("cctuning.training.recording.OTHERS", 10)
-    options = {"pairs": pairs(400), "max_steps": 4, "gradient_accumulation_steps": 2}
-    if answered is not None:
-        options |= {"align_first": first}
-    short = trainer(tmp_path / "short", None, answered, **options)
-    assert 10 < len(short.recording.prompts) < 80 and "all that the run reads and a sample" in short.recording.size()
-    short.train()
-    whole = trainer(tmp_path / "whole", {"align_loss": "standardized"}, answered, **options, record_references="true")
-    monkeypatch.setattr("cctuning.training.schedule.Schedule.rows_read", lambda self, steps: range(len(self.lengths)))
-    every = trainer(tmp_path / "all", {"align_loss": "standardized"}, answered, **options)
-    assert len(every.recording.prompts) > 300
-    # Same statistics: the vectors that the steps take are the same ones.
-    for made in (whole, every):
-        made.make_recording()
-    for layer, found in every.connected.recorded.statistics.items():
-        found.mean.copy_(whole.connected.recorded.statistics[layer].mean)
-        found.spread.copy_(whole.connected.recorded.statistics[layer].spread)
-    whole.train(), every.train()
-    assert curve(whole) == pytest.approx(curve(every), rel=1e-5)
-
-
-def test_a_run_is_not_made_longer_than_its_recording(tmp_path):
-    made = trainer(tmp_path, pairs=pairs(400), max_steps=4)
-    made.args.max_steps = 40
-    with pytest.raises(UserError, match="raised after CCTrainer was made"):
-        made.train()
-
-
-def test_parallel_text_that_is_evaluated_on_is_a_note_from_python_too(tmp_path, caplog):
-    text = pairs()
-    asked = {"prompt": text["text"][:2] + text["reference"][5:6], "response": ["w1"] * 3, "lang": ["sw", "sw", "en"]}
-    for answered in (None, english()):
-        args = CCConfig(str(tmp_path), max_steps=1, report_to="none", save_strategy="no", use_cpu=True)
-        made = CCTrainer(
-            model(),
-            args,
-            ConnectionConfig(layers=[0, 1]),
-            train_dataset=answered,
-            parallel_dataset=text,
-            eval_dataset=Dataset.from_dict(asked),
-            processing_class=tokenizer(),
-        )
-        said = "3 pairs of the parallel text are prompts of the evaluation rows"
-        assert any(said in note for note in made.notes)
-        made.train()
-        assert said in caplog.text
-
-
-def test_a_pair_that_is_too_long_names_the_option(tmp_path):
-    long = {"text": ["x1 " * 40, "x1 x2"], "reference": ["w1 " * 40, "w1 w2"], "lang": ["sw", "sw"]}
-    with pytest.raises(
-        UserError, match=r"40 tokens, and max_length is 20; .*set bad_rows: skip to leave out such rows"
-    ):
-        trainer(tmp_path, pairs=Dataset.from_dict(long), max_length=20)
-    made = trainer(tmp_path, pairs=Dataset.from_dict(long), max_length=20, bad_rows="skip")
-    assert len(made.train_dataset) == 2 and len(made.skipped) == 2

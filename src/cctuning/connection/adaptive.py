@@ -2,8 +2,8 @@
 
 The choice is argmax at inference (no noise is drawn), and the noise of training is a function of seed, step and row.
 The matrix is fitted by streaming least squares, in the memory of a few d x d matrices for any number of pairs: only
-products are kept, summed in fp64. A tenth of the pairs is held out in products of their own, which give the held-out
-error of any matrix without the pairs. The ridge pulls towards the identity, and its strength is the one with the
+products are kept, summed in fp64. A tenth of the pairs is held out; their products are summed separately and give the
+held-out error of any matrix. The ridge pulls towards the identity, and its strength is the one with the
 smallest held-out error.
 """
 

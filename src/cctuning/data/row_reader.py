@@ -98,7 +98,7 @@ class RowReader:
         notes, parts = [], self.parts
         if unread := context_columns(list(self.found), {*parts.values()}):
             notes.append(
-                f"not read, though by its name it may be a part of what the model is told: {', '.join(unread)}. What "
+                f"column not read, although its name suggests context for the prompt: {', '.join(unread)}. What "
                 f"is read: {', '.join(f'{column} ({part})' for part, column in parts.items())}."
             )
         if after := self.unread.pop(AFTER, 0):

@@ -125,7 +125,7 @@ def find_sites(model: nn.Module) -> list[Site]:
     text = base.config.get_text_config()
     family = text.model_type
     if family == "rwkv":
-        raise _unsupported(family, "its FFN's output is multiplied by a gate of its own input")
+        raise _unsupported(family, "its FFN's output is multiplied by a gate computed from the FFN's input")
     if base.config.is_encoder_decoder:
         raise _unsupported(family, "it is an encoder-decoder; the connection needs a decoder-only model")
     if family == "bloom" and text.pretraining_tp > 1 and text.slow_but_exact:

@@ -252,7 +252,7 @@ def fault(checkpoint: Path, weights_only: bool = False) -> str | None:
         return TRAINER_STATE_NAME
     files = sorted(checkpoint.iterdir())
     damaged = next((file.name for file in files if not _is_readable(file)), None)
-    if damaged or (checkpoint / "latest").exists():  # DeepSpeed's, in folders of its own
+    if damaged or (checkpoint / "latest").exists():  # a DeepSpeed checkpoint, which has its own layout
         return damaged
     # File -> beginnings of names, one of which is enough.
     needed: dict[str, tuple[str, ...]] = {"model.safetensors": ("model", "adapter_model")}

@@ -107,7 +107,7 @@ class RowsTrainer(SFTTrainer):
     ) -> Dataset:
         if "input_ids" in dataset.column_names:
             return dataset
-        # By identity, not by name: an evaluation set may be called "train".
+        # Compare objects, not names: an evaluation set may be called "train".
         answered = dataset is self._rows
         training = answered or dataset is self.parallel or dataset is self.held
         dataset, skipped = in_schema(

@@ -168,7 +168,7 @@ def whole(tensor: Tensor, keep: bool = True) -> Tensor:
 
 
 def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and saved buffers by name. Tied parameters appear once."""
+    """Parameters and saved buffers by name. Tied parameters are included once."""
     saved = model.state_dict().keys()
     yield from model.named_parameters()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in saved)
