@@ -141,7 +141,7 @@ def test_what_is_not_read_is_named(tmp_path):
     assert loaded(tmp_path, messages)[1] == ["F: keys of messages that are not read: images (1)."]
     for name in ("cot", "rationale", "images", "system_prompt"):
         (note,) = loaded(tmp_path, {"prompt": "a", "response": "b", "prompt_en": "c", "lang": "sw", name: "d"})[1]
-        assert f"be a part of what the model is told: {name}." in note
+        assert f"suggests context for the prompt: {name}." in note
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from peft import LoraConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cctuning import CCTrainer, UserError
+from cctuning.training.parallel import Mixture
 from cctuning.training.schedule import Schedule
 from cctuning.training.summary import doubts, plan
 from tests.model.test_packing import varlen
-from tests.training import test_parallel_text, test_trainer
+from tests.training import aligned, test_trainer
 from tests.training.aligned import curve, english
 from tests.training.test_trainer import config, weights
 from tests.training.toys import model, rows
@@ -39,7 +40,7 @@ def made(folder: Path, recipe: str = "align", **options) -> tuple[CCTrainer, dic
         run = test_trainer.trainer(folder, RECIPES[recipe], peft, **{"max_steps": -1, **options})
     else:
         answered = english() if recipe == "align" else rows()
-        run = test_parallel_text.trainer(folder, RECIPES[recipe], answered, **options)
+        run = aligned.trainer(folder, RECIPES[recipe], answered, **options)
     taken: dict[int, list[int]] = {}
     loss = run.compute_loss
 
@@ -156,6 +157,12 @@ def test_packed_batches_hold_each_row_once(count, parts, processes):
         assert drop_last or taken == Counter(dict.fromkeys(range(count), 3))
 
 
+def test_bins_of_a_language_pack_are_filled():
+    """No parallel rows stand beside others, so none have to fit in a bin with them."""
+    order = Schedule([10] * 24, 2, capacity=40, mixture=Mixture(["sw"] * 24, 2.0, 0), answered=0, beside=3)
+    assert [len(batch) for batch in order] == [8, 8, 8]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -194,7 +201,7 @@ def test_fp32_weights_under_bf16_autocast_with_flash_attention(recipe, tmp_path,
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash)
     base = model()
     base.config._attn_implementation = "flash_attention_2"
-    for module in (test_trainer, test_parallel_text):
+    for module in (test_trainer, aligned):
         monkeypatch.setattr(module, "model", lambda: base)
     run, _ = made(tmp_path, recipe, padding_free=True, bf16=True, num_train_epochs=1)
     assert run.model.config._attn_implementation == "flash_attention_2"

@@ -70,11 +70,11 @@ class Schedule(BatchRebalanceSampler):
         super().__init__(list(lengths), batch * dp_size * grad_accum, **options)
         self.batch, self.strategy, self.capacity = batch, strategy, capacity
         self.mixture, self.answered = mixture, answered if mixture is not None else len(lengths)
-        self.beside, self.first = beside, first
+        self.beside, self.first = beside if self.answered else 0, first
         self.alone, self._more = batch, 0  # parallel rows of a batch alone; tokens that come with an answered row
         if capacity and mixture is not None:
             pair = float(np.asarray(self.lengths)[self.answered + mixture.round(0)].mean())
-            self.alone, self._more = max(1, int(batch * capacity / pair)), round(beside * pair)
+            self.alone, self._more = max(1, int(batch * capacity / pair)), round(self.beside * pair)
         self._made: dict[int, list[Round]] = {}
         self._length = len(self._shuffled(0))
 
