@@ -7,7 +7,8 @@
 `quality` asks on Gemma 3 270M and four languages that it knows little of what wrong pairs cost, with and without the
 checks of `cctuning pair`, and what text chosen by `cctuning pair select` brings against any text of the same corpora
 and against the task's own sentences. `packs` asks how much text a pack needs, what a pack of one language gives, and
-whether a pack can be added to a task that was trained apart. `smollm2` repeats the main comparison on SmolLM2-135M and
+whether a pack can be added to a task that was trained apart. `labelled` asks whether alignment helps where the English
+model labels the parallel text. `smollm2` repeats the main comparison on SmolLM2-135M and
 four languages that it half knows, `facts` asks what name pairs bring to facts, `several` whether one pack serves three
 tasks, `translated` what text with English by Apertium brings; their rates are chosen on `dev` with seed 0. Each seed
 draws other labelled sentences.
@@ -62,6 +63,21 @@ def packs() -> Iterator[Line]:
         yield line(*of, "pack, 100 sentences", "pack", seed, {**own, "sentences": 100}, **rates)
         yield line(*of, "pack, 700 sentences", "pack", seed, {**own, "sentences": 0}, **rates)
         yield line(*of, "pack of Swahili alone", "pack", seed, {**own, "languages": ["sw"]}, **rates)
+
+
+def labelled() -> Iterator[Line]:
+    """Labels by the English model for the parallel text: alone, with alignment, and from a language pack."""
+    of = ("gemma-3-270m", "sib200-low")
+    own: dict[str, Any] = {"labels": 100, "sentences": 300}
+    packing: dict[str, Any] = {"pack_rate": 1e-4, "pack_passes": 1, "pack_batch": 32}
+    recipes: dict[str, dict[str, Any]] = {"plain": {}, "pack": packing, "pseudo": {}, "pack-pseudo": packing}
+    recipes["align-pseudo"] = {}
+    for rate in (5e-5, 3e-5):
+        for recipe, more in recipes.items():
+            yield line(*of, recipe, recipe, 0, own, rate=rate, **more)
+    for seed in (1, 2):
+        for recipe, more in recipes.items():
+            yield line(*of, f"{recipe}-seeds", recipe, seed, own, **more) | {"after": recipe, "take": ["rate"]}
 
 
 def smollm2() -> Iterator[Line]:
@@ -147,6 +163,7 @@ def translated() -> Iterator[Line]:
 PLANS = {
     "quality": (quality, ("plain", "pack")),
     "packs": (packs, ("plain", "pack")),
+    "labelled": (labelled, ("plain", "pseudo")),
     "smollm2": (smollm2, ("plain",)),
     "several": (several, ("sib200 plain", "emoji plain", "bmlama plain")),
     "translated": (translated, ("plain", "human")),

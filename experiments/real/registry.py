@@ -8,7 +8,7 @@ from cctuning.errors import UserError, nearest
 from experiments.real import recipes
 from experiments.real.named import Named, countries, emoji_things
 from experiments.real.recipes import Recipe
-from experiments.real.rivals.distil import distil, pseudo
+from experiments.real.rivals.distil import align_pseudo, distil, pack_pseudo, pseudo
 from experiments.real.rivals.incline import incline
 from experiments.real.rivals.mid_align import mid_align
 from experiments.real.rivals.swap import swap
@@ -71,6 +71,8 @@ RECIPES: dict[str, Recipe] = {
     "text-first": recipes.text_first,
     "mid-align": mid_align,
     "pseudo": pseudo,
+    "align-pseudo": align_pseudo,
+    "pack-pseudo": pack_pseudo,
     "distil": distil,
     "swap": swap,
     "incline": incline,

@@ -1,7 +1,8 @@
 """Learn from the English model's answers: its labels for parallel text, or its distribution.
 
 `pseudo`: plain SFT on the English rows; the model so tuned answers the English side of every pair; plain SFT of the
-base on the answered rows and on the texts with those answers. `distil` (self-distillation from the English prompt):
+base on the answered rows and on the texts with those answers. `align-pseudo` aligns these texts to their English as
+well, `pack-pseudo` starts from a language pack. `distil` (self-distillation from the English prompt):
 the tuned model itself goes on, and what it predicts after the text is pulled to what it predicted, as it was, after
 the English sentence:
 
@@ -22,25 +23,49 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cctuning import CCTrainer
-from experiments.real.recipes import Job, mixed_options, padded, tune
+from experiments.real.recipes import Job, mixed_options, packed, padded, tune
 from experiments.real.scoring import encode, likelihoods
 from experiments.real.worlds import BREAK, ENGLISH, Item
 
 
 def pseudo(job: Job) -> PreTrainedModel:
     """Labels for the parallel text by the English model, then plain SFT on them and on the answered rows."""
-    setting, start = job.setting, copy.deepcopy(job.model)
-    teacher = tune(job, job.model, "teacher", job.rows())
+    start = copy.deepcopy(job.model)
+    return tune(job, start, "pseudo", labelled(job, job.model), given=mixed_options(job))
+
+
+def align_pseudo(job: Job) -> PreTrainedModel:
+    """As `pseudo`, with each labelled text aligned to its English."""
+    start = copy.deepcopy(job.model)
+    given = {**mixed_options(job), "bad_rows": "skip"}  # a sentence may end in its label
+    return tune(job, start, "align", labelled(job, job.model), kind="align", given=given)
+
+
+def pack_pseudo(job: Job) -> PreTrainedModel:
+    """As `pseudo`, from a language pack: it is tuned on English rows, labels the text, and is tuned on both."""
+    start = packed(job)
+    return tune(job, start, "pseudo", labelled(job, copy.deepcopy(start)), given=mixed_options(job))
+
+
+def labelled(job: Job, model: PreTrainedModel) -> list[dict[str, Any]]:
+    """The answered rows of all epochs and `share` times as many texts, with labels by `model` tuned on those rows."""
+    setting = job.setting
+    teacher = tune(job, model, "teacher", job.rows())
     labels = tuple(sorted({row["response"] for row in job.rows()}))
     pairs = job.pairs()
     asked = list(dict.fromkeys(pair["reference"] for pair in pairs))
     given = dict(zip(asked, _answers(job, teacher.eval(), asked, labels), strict=True))
     rows = [
-        {"prompt": pair["text"] + BREAK, "response": given[pair["reference"]], "lang": pair["lang"]} for pair in pairs
+        {
+            "prompt": pair["text"] + BREAK,
+            "response": given[pair["reference"]],
+            "lang": pair["lang"],
+            "reference": pair["reference"] + BREAK,
+        }
+        for pair in pairs
     ]
-    answered = job.rows() * round(setting.epochs)
-    mixed = answered + job.rng.choices(rows, k=len(answered) * setting.share)
-    return tune(job, start, "pseudo", mixed, given=mixed_options(job))
+    answered = [{**row, "reference": None} for row in job.rows()] * round(setting.epochs)
+    return answered + job.rng.choices(rows, k=len(answered) * setting.share)
 
 
 def _answers(job: Job, model: PreTrainedModel, sentences: Sequence[str], labels: tuple[str, ...]) -> list[str]:
