@@ -40,13 +40,11 @@ def test_the_commands_run(here, capsys):
     blocks = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("cctuning ")]
-    assert [words[1] for words in commands] == ["diagnose", "train", "generate", "export", "evaluate", "compare"]
+    assert [words[1] for words in commands] == ["diagnose", "train", "generate", "export", "train", "evaluate"]
     for words in commands:
         words = ["model" if word == MODEL else word for word in words[1:]]
         if words[0] == "train":
             words += ["--max_steps", "2", "--use_cpu", "true"]
-        if words[0] == "compare":
-            shutil.copytree("results/sw", "results/plain")
         assert main(words) == 0, words
     assert (here / "models" / "sw" / "model.safetensors").is_file()
     assert "old name" not in capsys.readouterr().out
