@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## a real model on real words; asks for Gemma's terms, ACCEPT=gemma-3-270m accepts them. Without: a small made-up world
 	$(BIN)/python -m experiments.real demo --output demo $(if $(ACCEPT),--accept $(ACCEPT))
 
-lab: $(STAMP)  ## experiments on real models: PLAN=quality, packs or smollm2, ACCEPT=gemma-3-270m, CC_TUNING_DATA (experiments/real)
+lab: $(STAMP)  ## experiments on real models: PLAN=NAME, ACCEPT=gemma-3-270m; CC_TUNING_DATA names the data (experiments/real)
 	mkdir -p results/$(PLAN)
 	$(BIN)/python -m experiments.real.plans $(PLAN) > results/$(PLAN)/plan.jsonl
 	$(BIN)/python -m experiments.real plan results/$(PLAN)/plan.jsonl --workers $(WORKERS) --output results/$(PLAN) \

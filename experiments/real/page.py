@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cctuning.errors import UserError
 from experiments.real.figures import Record, best
 from experiments.real.table import SEEDS, Results, language_table, main_table, pair_table, search_table
 
@@ -62,8 +63,17 @@ def _pairs(results: Results) -> list[tuple[str, Sequence[Record], Sequence[Recor
 
 
 def page(records: Sequence[Record]) -> str:
-    """Return the tables as Markdown."""
+    """Return the tables as Markdown.
+
+    Raises:
+        UserError: records of another plan.
+    """
     results = Results(records)
+    if "plain" not in results.groups:
+        raise UserError(
+            f"no record of the group plain; there are {', '.join(results.groups) or 'none'}. The table of a plan for "
+            "two cores: python -m experiments.real.plans NAME RESULTS."
+        )
     tiers = results.tiers
     starts = {
         "variant ": "Variants of the pack",

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cctuning.errors import UserError, nearest
 from experiments.real.table import records_of, seed_table
 
 Line = dict[str, Any]
@@ -171,8 +172,14 @@ PLANS = {
 }
 
 
-def main(name: str, *results: str) -> None:
-    """Print a plan, or the tables of its records, one for each world."""
+def main(name: str = "", *results: str) -> None:
+    """Print a plan, or the tables of its records, one for each world.
+
+    Raises:
+        UserError: there is no such plan, or no such file.
+    """
+    if name not in PLANS:
+        raise UserError(f"plan: {name!r} is not one of {', '.join(PLANS)}.{nearest(name, PLANS)}")
     plan, against = PLANS[name]
     if not results:
         print("\n".join(map(json.dumps, plan())))
@@ -185,4 +192,7 @@ def main(name: str, *results: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")

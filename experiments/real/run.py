@@ -12,6 +12,8 @@ from cctuning.errors import UserError
 from experiments.real.bases import BASES
 from experiments.real.worlds import ENGLISH
 
+EXAMPLE = '{"rate": 1e-4, "text": {"labels": 100}}'
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 2 for bad input."""
@@ -34,7 +36,7 @@ def _arguments() -> argparse.ArgumentParser:
     one.add_argument("world")
     one.add_argument("recipe")
     one.add_argument(
-        "--setting", default="{}", help='JSON of options, such as \'{"rate": 1e-4, "text": {"labels": 100}}\''
+        "--setting", default="{}", help=f"options as JSON, such as {EXAMPLE}: fields of Setting (recipes.py), Text"
     )
     one.add_argument("--seed", type=int, default=0)
     _places(one)
@@ -79,15 +81,17 @@ def _run(given: argparse.Namespace) -> None:
         setting = json.loads(given.setting)
     except ValueError as error:
         raise UserError(f"--setting: not JSON ({error}).") from None
+    if not isinstance(setting, dict) or not isinstance(setting.get("text", {}), dict):
+        raise UserError(f"--setting: expected a JSON object such as {EXAMPLE}, got {given.setting}.")
     cell = cell_of({**told, "setting": setting})
-    lab = Lab(given.output, given.accept)
+    lab = Lab(given.output / "cells", given.accept, packs=given.output / "packs")  # as a plan keeps them
     record = lab.run(cell)
     print(cell.label)
     for split in ("dev", "test"):
         by = {lang: accuracy([record], split, [lang]) for lang in record["right"][split]}
         told_ = "  ".join(f"{lang} {value:.1f}" for lang, value in by.items())
         print(f"{split:5} English {by[ENGLISH]:.1f}  x {accuracy([record], split, others(record)):.1f}   {told_}")
-    print(lab.place(cell))
+    print(f"training {record['seconds']['training']:.0f} s, {record['memory_mb']} MB; record: {lab.place(cell)}")
 
 
 def _demo(given: argparse.Namespace) -> int:
@@ -96,13 +100,20 @@ def _demo(given: argparse.Namespace) -> int:
     return demo(given.output, given.accept)
 
 
-def _plan(given: argparse.Namespace) -> None:
+def _plan(given: argparse.Namespace) -> int:
     import multiprocessing
     import time
 
+    from experiments.real.cells import Lab, cell_of
     from experiments.real.gpu.workers import Queue, plan_of, work
+    from experiments.real.registry import recipe_of
 
-    queue = Queue(plan_of(given.plan), given.output / "results.jsonl")
+    plan, lab = plan_of(given.plan), Lab(given.output, given.accept)
+    for line in plan:  # what no cell can do without is missed before the first one starts, and fetched once
+        cell = cell_of(line["cell"])
+        recipe_of(cell.recipe)
+        lab.known(cell.base, cell.world)
+    queue = Queue(plan, given.output / "results.jsonl")
     given.output.mkdir(parents=True, exist_ok=True)
     queue.reset()
     until, spawn = time.time() + given.seconds, multiprocessing.get_context("spawn")
@@ -113,6 +124,9 @@ def _plan(given: argparse.Namespace) -> None:
         worker.start()
     for worker in workers:
         worker.join()
+    if failed := queue.failed():
+        print(f"{failed} of {len(plan)} cells failed (above); the same command tries them again.", file=sys.stderr)
+    return int(failed > 0)
 
 
 def _table(given: argparse.Namespace) -> None:

@@ -7,10 +7,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cctuning.errors import UserError
-from experiments.real import bases, recipes, registry, text
+from experiments.real import bases, plans, recipes, registry, run, text
 from experiments.real.bases import Base
 from experiments.real.cells import Lab, cell_of
+from experiments.real.gpu.build import _distributed
 from experiments.real.gpu.workers import Queue, resolved, work
+from experiments.real.page import page
 from experiments.real.text import checked, chosen, mispaired
 from experiments.real.vocabulary import cut_checkpoint, used_tokens
 from experiments.real.worlds import Sib200
@@ -144,7 +146,37 @@ def test_a_plan_waits_chooses_and_goes_on(lab, tmp_path):
     records = {record["group"]: record for record in map(json.loads, results.read_text().splitlines())}
     assert set(records) == {"search", "late"}
     assert records["late"]["cell"]["setting"]["rate"] == 1e-3
-    assert queue.take() is None
+    assert queue.take() is None and queue.failed() == 1
+    longer = Queue([{"group": "new", "cell": {**told, "seed": 2}}, *plan], results)
+    longer.reset()
+    assert [longer.take(), longer.take(), longer.take()] == [0, 3, None]  # the new line, and the one that failed
+
+
+def test_bad_plans_and_names_are_one_line(tmp_path, capsys):
+    broken = tmp_path / "plan.jsonl"
+    broken.write_text('{"group": "a"}\n')
+    for argv, message in (
+        (["plan", str(tmp_path / "none.jsonl")], "none.jsonl: no such file; expected a plan"),
+        (["plan", str(broken)], "plan.jsonl:1: not a line of a plan"),
+        (["run", "smollm2-135m", "sib200", "plain", "--setting", "[1]"], "--setting: expected a JSON object"),
+    ):
+        assert run.main(argv) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(UserError, match="'qualty' is not one of.*Did you mean 'quality'"):
+        plans.main("qualty")
+    with pytest.raises(UserError, match="no record of the group plain; there are facts plain"):
+        page([{"group": "facts plain", "cell": {}}])
+
+
+def test_files_above_the_limit_are_cut(tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    (flat / "rows.tar").write_bytes(bytes(range(250)))
+    (flat / "plan.jsonl").write_bytes(b"{}")
+    folders = _distributed(flat, tmp_path / "out", 100)
+    assert all(sum(path.stat().st_size for path in folder.iterdir()) <= 100 for folder in folders)
+    pieces = {path.name: path.read_bytes() for folder in folders for path in folder.glob("rows.tar.piece*")}
+    assert b"".join(pieces[name] for name in sorted(pieces)) == bytes(range(250)) and len(pieces) == 3
 
 
 def test_a_full_device_is_tried_again(lab, tmp_path, monkeypatch):

@@ -3,9 +3,9 @@
     python -m experiments.real.gpu.build OUT --wheels WHEELS [--accept gemma-3-270m] [--known RECORDS]
 
 OUT gets `1`, `2`, …, each under `--limit` MiB: this checkout's code, the wheels of the folder WHEELS, the rows that
-the plan's worlds read, its bases in pieces, the plan, and `start.sh`, which puts all of it together there. Send them
-in any order into one folder, then run `bash start.sh SECONDS WORKERS RESULTS` in it. Parallel text that a cell checks
-or chooses by a command of the package is checked and chosen here.
+the plan's worlds read, its bases, the plan, and `start.sh`, which puts all of it together there; a larger file is cut.
+Send them in any order into one folder, then run `bash start.sh SECONDS WORKERS RESULTS` in it. Parallel text that a
+cell checks or chooses by a command of the package is checked and chosen here.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cctuning.errors import UserError
 from experiments.real.bases import BASES
 from experiments.real.cells import cell_of
 from experiments.real.gpu import plan
@@ -79,7 +81,12 @@ def _rows(target: Path) -> None:
 
 
 def _distributed(flat: Path, target: Path, limit: int) -> list[Path]:
-    """Distribute the files: largest first, each into the first folder with room."""
+    """Cut files above the limit (start.sh joins them); each file, largest first, goes to the first folder with room."""
+    for path in [path for path in flat.iterdir() if _size(path) > limit]:
+        with path.open("rb") as file:
+            for number, piece in enumerate(iter(partial(file.read, limit), b"")):
+                path.with_name(f"{path.name}.piece{number:03d}").write_bytes(piece)
+        path.unlink()
     folders: list[list[Path]] = []
     for path in sorted(flat.iterdir(), key=lambda path: -path.stat().st_size):
         room = (one for one in folders if sum(map(_size, one)) + _size(path) <= limit)
@@ -108,11 +115,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("--wheels", type=Path, required=True)
     parser.add_argument("--accept", nargs="*", default=[])
-    parser.add_argument("--limit", type=float, default=57, help="MiB of a folder at most")
+    parser.add_argument("--limit", type=float, default=54, help="MiB of a folder at most")
     parser.add_argument("--known", type=Path, help="records whose cells are not run again")
     said = parser.parse_args(argv)
     limit = int(said.limit * 2**20)
-    for folder in build(said.target, said.wheels, said.accept, limit, said.known):
+    try:
+        folders = build(said.target, said.wheels, said.accept, limit, said.known)
+    except UserError as error:
+        parser.exit(2, f"error: {error}\n")
+    for folder in folders:
         size = sum(_size(path) for path in folder.iterdir()) / 2**20
         print(f"{folder}: {size:.1f} MiB, {len(list(folder.iterdir()))} files")
 

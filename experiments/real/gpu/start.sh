@@ -10,6 +10,9 @@ export HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false OMP_NUM_
 PYTHON=${PYTHON:-python3}
 if [ "$what" != run ] && [ ! -f ready ]; then
   mkdir -p site code data cache
+  for first in *.piece000; do  # files that were too large for one folder
+    [ -f "$first" ] && cat "${first%000}"* > "${first%.piece000}" && rm "${first%000}"*
+  done
   if ls ./*.whl >/dev/null 2>&1; then
     "$PYTHON" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target site ./*.whl || exit 1
   fi

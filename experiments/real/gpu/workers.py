@@ -5,13 +5,14 @@
 PLAN is JSON lines: `{"group", "cell"}`, or `{"group", "cell", "after", "take"}` for a cell whose options `take` are
 those of the best cell of the group (or groups) `after` on `dev`; it waits until that is done. RESULTS is JSON lines of
 records, written as each cell ends, so a plan that is cut off loses no more than what was running. A plan started
-again goes on: what RESULTS holds is not run twice.
+again goes on: what RESULTS holds is not run twice, and what failed is tried again.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import subprocess
@@ -24,21 +25,44 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cctuning.errors import UserError
+
 PIPE = str(Path(tempfile.gettempdir()) / "real-mps")  # a short path: a socket lies in it
 TRIES = 3  # at a cell that runs out of device memory, before it counts as failed
 
 
 def plan_of(path: Path) -> list[dict[str, Any]]:
-    """The plan's lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    """The plan's lines.
+
+    Raises:
+        UserError: a file that is not there, or a line that is not part of a plan.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a plan (python -m experiments.real.plans NAME > {path}).")
+    found: list[dict[str, Any]] = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            if text.strip():
+                line = json.loads(text)
+                found.append({"group": line["group"], "cell": dict(line["cell"]), **line})
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}:{number}: not a line of a plan; expected JSON with group and cell."
+            ) from None
+    return found
 
 
 class Queue:
-    """The plan's state in one file beside the results, held by a lock."""
+    """The plan's state in one file beside the results, held by a lock.
+
+    The state is kept by a hash of each line, so a plan may change between two calls.
+    """
 
     def __init__(self, plan: Sequence[Mapping[str, Any]], results: Path) -> None:
         self.plan, self.results = list(plan), results
         self._state = results.with_suffix(".state")
+        lines = (json.dumps(line, sort_keys=True).encode() for line in self.plan)
+        self._keys = [hashlib.sha256(line).hexdigest()[:16] for line in lines]
 
     @contextmanager
     def _held(self) -> Iterator[dict[str, str]]:
@@ -51,32 +75,37 @@ class Queue:
             scratch.rename(self._state)
 
     def reset(self) -> None:
-        """Forget what was running when the queue last stopped."""
+        """Forget what was running when the queue last stopped, and what failed."""
         with self._held() as state:
-            for place in [place for place, how in state.items() if how == "running"]:
-                del state[place]
+            for key in [key for key, how in state.items() if how != "done"]:
+                del state[key]
+
+    def failed(self) -> int:
+        """The number of lines that failed."""
+        with self._held() as state:
+            return sum(state.get(key) == "failed" for key in self._keys)
 
     def take(self) -> int | None:
         """Claim the next line that can run and return its place; -1 if all lines left wait, None if there are none."""
         with self._held() as state:
-            open_ = [place for place in range(len(self.plan)) if str(place) not in state]
+            open_ = [place for place, key in enumerate(self._keys) if key not in state]
             for place in open_:
                 after = groups_before(self.plan[place])
-                group = [str(other) for other, line in enumerate(self.plan) if line["group"] in after]
-                if all(state.get(other) in ("done", "failed") for other in group):
-                    state[str(place)] = "running"
+                group = [key for key, line in zip(self._keys, self.plan, strict=True) if line["group"] in after]
+                if all(state.get(key) in ("done", "failed") for key in group):
+                    state[self._keys[place]] = "running"
                     return place
             return -1 if open_ else None
 
     def leave(self, place: int) -> None:
         """Return a line to the queue."""
         with self._held() as state:
-            state.pop(str(place), None)
+            state.pop(self._keys[place], None)
 
     def end(self, place: int, record: Mapping[str, Any] | None) -> None:
         """Mark a line as done or failed, and store its record."""
         with self._held() as state:
-            state[str(place)] = "failed" if record is None else "done"
+            state[self._keys[place]] = "failed" if record is None else "done"
             if record is not None:
                 with self.results.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({**record, "place": place, "group": self.plan[place]["group"]}) + "\n")
@@ -136,6 +165,8 @@ def work(number: int, queue: Queue, until: float, given: Mapping[str, Path], acc
                 queue.leave(place)
                 time.sleep(20 * (number + 1) / 12)  # the workers share the memory: not all again at once
                 continue
+        except UserError as error:
+            print(f"[{number}] FAILED {line['group']}: {error}", flush=True)
         except Exception:
             traceback.print_exc()
             print(f"[{number}] FAILED {line['group']}: {line['cell']}", flush=True)
