@@ -81,7 +81,7 @@ def _rows(target: Path) -> None:
 
 
 def _distributed(flat: Path, target: Path, limit: int) -> list[Path]:
-    """Cut files above the limit (start.sh joins them); each file, largest first, goes to the first folder with room."""
+    """Cut files above the limit; then put each, largest first, into the first folder with room."""
     for path in [path for path in flat.iterdir() if _size(path) > limit]:
         with path.open("rb") as file:
             for number, piece in enumerate(iter(partial(file.read, limit), b"")):
