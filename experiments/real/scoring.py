@@ -35,7 +35,7 @@ def right(
     Args:
         chat: prompts go through the chat template.
         first_token: compare the candidates' first tokens alone; candidates that share one are told apart by the rest.
-        amp: dtype of autocast. encoded: the items as `encode` gave them, where that is at hand.
+        amp: dtype of autocast. encoded: the items as `encode` gave them, if known.
     """
     flags = ["0"] * len(items)
     encoded = encoded or encode(tokenizer, items, chat)

@@ -182,9 +182,9 @@ ERRORS = {
         {"max_reference_length": 3},
         r"f.jsonl:3: reference: 4 tokens, and max_reference_length is",
     ),
-    "empty prompt": ({**ROW, "prompt": " "}, {}, r"f.jsonl:3: prompt: the tokenizer makes no tokens of it"),
-    "empty reference": ({**ROW, "reference": " "}, {}, r"f.jsonl:3: reference: the tokenizer makes no tokens of it"),
-    "empty response": ({**ROW, "response": " "}, {}, r"f.jsonl:3: response: the tokenizer makes no tokens of it"),
+    "empty prompt": ({**ROW, "prompt": " "}, {}, r"f.jsonl:3: prompt: is empty after tokenisation"),
+    "empty reference": ({**ROW, "reference": " "}, {}, r"f.jsonl:3: reference: is empty after tokenisation"),
+    "empty response": ({**ROW, "response": " "}, {}, r"f.jsonl:3: response: is empty after tokenisation"),
     "messages": ({**ROW, "prompt": [{"role": "user", "content": "a"}]}, {}, r"f.jsonl:3: prompt: .* chat is off"),
     "no template": (ROW, {"chat": True}, NO_TEMPLATE),
 }

@@ -36,7 +36,7 @@ def then(one: dict[str, Any], after: str | list[str], take: Sequence[str]) -> di
 BOTH = ["pack", "pack-rate"]
 PACK = ("rate", "pack_rate", "pack_passes")
 JOINT = ("rate", "weight")
-FIRST = {"pack_passes": 1}  # of the text, where it is trained on before the answers: a pass with targets is dear
+FIRST = {"pack_passes": 1}  # of the text, where it is trained on before the answers: a pass with targets is expensive
 
 
 def searches() -> Iterator[dict[str, Any]]:
@@ -115,7 +115,7 @@ def rivals_seeds() -> Iterator[dict[str, Any]]:
         yield then(line("translation-rows-seeds", "translation-rows", ENGLISH, seed), "translation-rows", ["rate"])
 
 
-def dear_rivals() -> Iterator[dict[str, Any]]:
+def expensive_rivals() -> Iterator[dict[str, Any]]:
     """Training on the text with targets first, which takes longest, and two that need a pack or activations."""
     yield line("swap", "swap", ENGLISH, **FIRST)
     yield line("incline", "incline", ENGLISH, rate=3e-5)
@@ -179,7 +179,7 @@ def lines() -> Iterator[dict[str, Any]]:
     for part in (rivals, curves, rivals_seeds):
         yield from part()
     yield from small("packs")
-    for part in (variants, controls, dear_rivals):
+    for part in (variants, controls, expensive_rivals):
         yield from part()
 
 

@@ -168,7 +168,7 @@ class Encoder(Renderer):
         aligned: Sequence[Span | None],
     ) -> dict[str, Any]:
         if not bare:
-            raise at(row, "prompt", "the tokenizer makes no tokens of it; correct the row.")
+            raise at(row, "prompt", "is empty after tokenisation; correct the row.")
         prompt, response = self._opened(bare), []
         if row.get("response") is not None:
             # Where tokens merge across the border, prompt and response are tokenised separately, so that the prompt
@@ -176,7 +176,7 @@ class Encoder(Renderer):
             merged = whole[: len(bare)] != bare or len(whole) == len(bare) or bare[-1] == self.tokenizer.unk_token_id
             response = self._ids([rest])[0] if merged else whole[len(bare) :]
             if not response:
-                raise at(row, "response", "the tokenizer makes no tokens of it; correct the row.")
+                raise at(row, "response", "is empty after tokenisation; correct the row.")
             if self._appends_eos and response[-1] != self.tokenizer.eos_token_id:
                 response.append(self.tokenizer.eos_token_id)
         limit, advice = self.max_length, "raise max_length or shorten the prompt."
@@ -188,7 +188,7 @@ class Encoder(Renderer):
             raise at(row, "prompt", f"{len(prompt)} tokens, and max_length is {limit}; {why}: {advice}")
         if row.get("reference") is not None:
             if not reference:
-                raise at(row, "reference", "the tokenizer makes no tokens of it; correct the row.")
+                raise at(row, "reference", "is empty after tokenisation; correct the row.")
             reference, most = self._opened(reference), self.max_reference_length
             if most is not None and len(reference) > most:
                 why = (
