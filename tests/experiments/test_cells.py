@@ -162,10 +162,10 @@ def test_bad_plans_and_names_are_one_line(tmp_path, capsys):
     ):
         assert run.main(argv) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(UserError, match="'qualty' is not one of.*Did you mean 'quality'"):
+    with pytest.raises(UserError, match=r"'qualty' is not one of.*Did you mean 'quality'"):
         plans.main("qualty")
     with pytest.raises(UserError, match="no record of the group plain; there are facts plain"):
-        page([{"group": "facts plain", "cell": {}}])
+        page([{"group": "facts plain", "cell": {"recipe": "plain"}}])
 
 
 def test_files_above_the_limit_are_cut(tmp_path):

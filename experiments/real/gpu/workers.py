@@ -46,9 +46,7 @@ def plan_of(path: Path) -> list[dict[str, Any]]:
                 line = json.loads(text)
                 found.append({"group": line["group"], "cell": dict(line["cell"]), **line})
         except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{path}:{number}: not a line of a plan; expected JSON with group and cell."
-            ) from None
+            raise UserError(f"{path}:{number}: not a line of a plan; expected JSON with group and cell.") from None
     return found
 
 

@@ -15,7 +15,8 @@ def main(argv: list[str]) -> None:
     if args.name is not None:
         print(find(args.name, recipes() | accelerate_configs(), "name").read_text(encoding="utf-8"), end="")
         return
-    print("cctuning train --config NAME --data rows.jsonl --parallel pairs.tsv --output_dir DIR; flags override the recipe\n")
+    print("cctuning train --config NAME --data rows.jsonl --parallel pairs.tsv --output_dir DIR")
+    print("Flags override the recipe.\n")
     for name, path in recipes().items():
         print(f"  {name:20} {summary(path)}")
     print("\nSeveral GPUs: cctuning train --accelerate_config NAME --num_processes N …\n")
