@@ -1,10 +1,10 @@
-"""How a step grows: with rows, row length, layers, width, and languages that share an English prompt.
+"""How a step grows: with rows, row length, layers and width.
 
-    python bench/growth.py [--rounds 3] [--only rows length layers width languages]
+    python bench/growth.py [--rounds 3] [--only rows length layers width]
 
-CPU time of a step of plain SFT (`connection: none`) and of the default connection on the same rows, alternating, at
-four points along each axis around a small Llama; beside them the floor: the plain step's time times what the
-arithmetic says the connection adds (flops.py). Where the connection's line follows the floor's it grows as the
+CPU time of a step of plain SFT (`connection: none`) and of the gated connection with recorded references on the same
+rows, alternating, at four points along each axis around a small Llama; beside them the floor: the plain step's time
+times what the arithmetic says the connection adds (flops.py). Where its line follows the floor it grows as the
 arithmetic does.
 
 Writes bench/results/growth.json and a picture an axis, bench/results/growth-<axis>.svg.
@@ -26,34 +26,30 @@ from toys import ours, rows, stepper, tokenizer
 from training_step import NONE, SAMPLED
 
 BASE = Shape(layers=4, width=256, ffn=704, heads=4, kv_heads=4, vocab=2048)
-BATCH = Rows(rows=8, tokens=128, answer=64, references=8, reference=64)
+BATCH = Rows(rows=8, tokens=128, answer=64, references=0, reference=64)  # recorded: none runs in a step
 AXES = {
     "rows": ("rows of a batch", [4, 8, 16, 32]),
     "length": ("tokens of a row (half of them response; the reference half as long)", [64, 128, 256, 512]),
     "layers": ("layers", [2, 4, 8, 16]),
     "width": ("width d", [128, 256, 512, 768]),
-    "languages": ("languages that share each English prompt", [1, 2, 4, 8]),
 }
 
 
 def point(axis: str, value: int) -> tuple[Shape, Rows]:
     """The shape and the batch there."""
     if axis == "rows":
-        return BASE, replace(BATCH, rows=value, references=value)
+        return BASE, replace(BATCH, rows=value)
     if axis == "length":
         return BASE, replace(BATCH, tokens=value, answer=value // 2, reference=value // 2)
     if axis == "layers":
         return replace(BASE, layers=value), BATCH
-    if axis == "width":
-        return replace(BASE, width=value, ffn=11 * value // 4), BATCH
-    return BASE, replace(BATCH, references=BATCH.rows // value)
+    return replace(BASE, width=value, ffn=11 * value // 4), BATCH
 
 
 def measure(axis: str, value: int, rounds: int, seed: int, folder: Path) -> dict[str, Any]:
     shape, batch = point(axis, value)
     made = tokenizer(shape.vocab)
-    shared = batch.rows // batch.references
-    data = rows(2 * batch.rows, batch.tokens, batch.answer, batch.reference, shape.vocab, shared, seed)
+    data = rows(2 * batch.rows, batch.tokens, batch.answer, batch.reference, shape.vocab, 1, seed)
     steps = {
         name: stepper(ours(llama(shape, seed), data, made, folder, batch.rows, connection))
         for name, connection in (("plain", NONE), ("sampled", SAMPLED))
