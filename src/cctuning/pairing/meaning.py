@@ -79,11 +79,17 @@ def _unit(vectors: Floats) -> Floats:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
-def block(texts: Floats, references: Floats) -> tuple[Floats, Floats]:
-    """The features of the rows' own pairs, (rows, 10), and of mismatched ones, (len(WRONG), rows, 10)."""
+def block(texts: Floats, references: Floats, learn: bool = True) -> tuple[Floats, Floats]:
+    """The features of the rows' own pairs, (rows, 10), and of mismatched ones, (len(WRONG), rows, 10).
+
+    Without `learn` there are no mismatched ones: (len(WRONG), 0, 10).
+    """
     of, places = features(texts, references), np.arange(len(texts))
+    own = of(places)
+    if not learn:
+        return own, np.zeros((len(WRONG), 0, own.shape[1]), np.float32)
     wrong = [of((places + (shift or len(places) // 2)) % len(places), *hide) for shift, *hide in WRONG]
-    return of(places), np.stack(wrong)
+    return own, np.stack(wrong)
 
 
 def scored(own: Floats, wrong: Floats) -> tuple[Floats, Floats]:
@@ -153,10 +159,10 @@ def judge(
         for places in np.array_split(rows, round(len(rows) / BLOCK) or 1):
             some = [json.loads(line_at(file, offset)) for offset in corpus.rows["offset"][places].tolist()]
             sides = ([flat(row[column]) for row in some] for column in ("prompt", f"prompt_{language}"))
-            right, bad = block(*map(encoder, sides))
+            texts, references = map(encoder, sides)
+            right, bad = block(texts, references, sum(map(len, own)) < LEARN)
             own.append(right)
-            if sum(part.shape[1] for part in wrong) < LEARN:
-                wrong.append(bad)
+            wrong.append(bad)
         every = np.concatenate(own)
         scores, scores_wrong = scored(every, np.concatenate(wrong, axis=1))
         rate = share_wrong(scores)
