@@ -237,6 +237,19 @@ def test_reference_rows_from_the_dropped_assistant_turn(tmp_path):
     assert dataset[1]["prompt"] == [user("one")] and dataset[1]["response"] == "two"
 
 
+def test_reference_rows_have_the_tools_of_their_row_and_never_an_empty_response(tmp_path):
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Nairobi"}}}
+    row = {"lang": "sw", "prompt": "Hali ya hewa?", "prompt_en": "The weather?", "tools": tools, "response": "Jua."}
+    called = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    rows = [row | {"response_en": "Sunny."}, row | {"prompt_en": "And now?", "response_en": called}]
+    path = write(tmp_path / "t.jsonl", rows)
+    dataset, report = load(path, include_reference_rows=True)
+    assert report.sources[0].reference_rows == 1
+    (english,) = [one for one in dataset if one["lang"] == "en"]
+    assert english["response"] == "Sunny." and json.loads(english["tools"]) == tools
+
+
 def test_a_file_without_responses_is_noted(tmp_path):
     write(tmp_path / "a.jsonl", [{"prompt": "a", "answer": "b", "prompt_en": "c", "lang": "sw"}])
     report = load(tmp_path / "a.jsonl")[1]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import json
+import lzma
 import random
 
+import datasets
 import pytest
 
 from cctuning.pairing.benchmarks import Benchmarks
@@ -160,6 +164,9 @@ def test_duplicates_are_told_and_the_first_stays(tmp_path):
     rows = many(20)
     rows.append({**rows[4], "id": "again", "prompt": rows[4]["prompt"].upper() + " "})
     rows.append({**rows[4], "id": "answered", "response": "ndiyo"})  # another row: it has an answer
+    rows.append({**rows[5], "id": "called", "response": "", "tools": [{"name": "look", "parameters": {}}]})
+    rows.append({**rows[5], "id": "thought", "response": "ndiyo", "thinking": "Labda."})
+    rows.append({**rows[5], "id": "not thought", "response": "ndiyo"})
     assert rejected(tmp_path, rows)[0] == {("again", "duplicate")}
 
 
@@ -189,6 +196,28 @@ def test_evaluation_texts_are_found_whole_and_in_parts(benchmarks):
     assert hit("he raised his hand") and not hit("he raised his hand and asked")  # a short one as a whole alone
     assert hit("白色的猫在桌子上。") and not hit("白色的猫在花园里。")
     assert not hit("Lions live in groups and eat meat when they are hungry enough to hunt for it.")
+
+
+def test_compressed_files_of_evaluation_texts_are_read(tmp_path):
+    for number, (ending, module) in enumerate({".bz2": bz2, ".xz": lzma, "": None}.items()):
+        text = json.dumps({"question": f"Which of the {number} old birds in the garden can sing well at night?"})
+        file = tmp_path / f"{number}.jsonl{ending}"
+        file.write_bytes(module.compress(text.encode()) if module else text.encode())
+    found = Benchmarks.read([str(tmp_path)])
+    assert len(found.fingerprints) == 3
+    for number in range(3):
+        assert found.hit([f"Which of the {number} old birds in the garden can sing well at night?"], [], 0.6)
+
+
+def test_every_split_of_a_saved_data_set_is_read(tmp_path):
+    def asked(number):
+        return f"Which of the {number} old birds in the garden can sing well at night?"
+
+    parts = {name: datasets.Dataset.from_dict({"q": [asked(n)]}) for n, name in enumerate(("train", "test"))}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "deep" / "splits"))
+    datasets.Dataset.from_dict({"q": [asked(2)]}).save_to_disk(str(tmp_path / "deep" / "one"))
+    found = Benchmarks.read([str(tmp_path)])
+    assert all(found.hit([asked(number)], [], 0.6) for number in range(3)) and len(found.origins) == 3
 
 
 def test_what_many_items_share_is_their_template(benchmarks):

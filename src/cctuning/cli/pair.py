@@ -111,6 +111,8 @@ def sources_of(options: PairOptions) -> list[PairSource]:
         return [PairSource.from_dict(source, f"sources[{n}]") for n, source in enumerate(options.sources)]
     if not options.inputs:
         raise UserError("no input: cctuning pair INPUT ... --output DIR, or --config with sources:. See --help.")
+    if options.key != ["id"] and not options.join:
+        raise UserError("--key: goes with --join; name the English side, or leave it out.")
     if options.join and options.translate:
         raise UserError("--join and --translate exclude each other; use a recipe for both.")
     common: dict[str, Any] = {"lang": options.lang, "licence": options.licence}

@@ -248,7 +248,7 @@ def reference_of(
         return None, None
     answer_field = layout.reference_response or f"response_{language}"
     _, said = _answered([], record.get(answer_field), answer_field, Counter())
-    answer = said["content"] if said is not None else None
+    answer = said["content"] if said is not None and said["content"].strip() else None  # not of tool calls alone
     if layout.reference_messages:
         reference: Text = _turns_of(prompt, messages_of(value, field))
     else:

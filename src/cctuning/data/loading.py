@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -92,7 +93,8 @@ def _rows(
             if key not in seen:
                 seen.add(key)
                 account.read, account.reference_rows = account.read + 1, account.reference_rows + 1
-                yield Row(row.reference, row.reference_response, reader.language, None, None, row.origin)
+                sides: Any = {"prompt": row.reference, "response": row.reference_response, "lang": reader.language}
+                yield replace(row, **sides, reference=None, reference_response=None, thinking=None, calls=None)
         if kept == source.limit:
             break
     if not kept:

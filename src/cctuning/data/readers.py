@@ -56,7 +56,7 @@ def open_records(path: str, name: str | None = None, split: str = "train") -> li
     if local.is_file():
         return [_open_file(local)]
     if local.is_dir():
-        if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
+        if is_saved(local):
             return [_saved(local, split)]
         if name is None:
             return [_open_file(file) for file in _files_of_split(local, split)]
@@ -64,10 +64,15 @@ def open_records(path: str, name: str | None = None, split: str = "train") -> li
     return [_hub(path, name, split)]
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether `datasets` has saved a data set, or one with splits, in this directory."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
 def check_place(path: str) -> None:
     """Raise `UserError` where `path` does not exist and cannot be the name of a data set on the hub."""
     local = local_path(path)
-    if not local.exists() and (not re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", path) or _format(local)):
+    if not local.exists() and (not re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", path) or data_format(local)):
         raise _not_found(path, local)
 
 
@@ -84,13 +89,14 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _format(path: Path) -> str | None:
+def data_format(path: Path) -> str | None:
+    """The suffix of a data file without that of its compression; None for other files."""
     suffix = Path(uncompressed_name(path.name)).suffix.lower()
     return suffix if suffix in SUFFIXES and not (suffix == ".parquet" and path.suffix.lower() != suffix) else None
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:
-    files = [file for file in _entries(folder) if file.is_file() and _format(file)]
+    files = [file for file in _entries(folder) if file.is_file() and data_format(file)]
     if not files:
         raise UserError(f"{folder}: no data file in this directory; expected files ending in {', '.join(SUFFIXES)}.")
     return of_split(files, split, folder)
@@ -111,7 +117,7 @@ def of_split(files: list[Path], split: str, folder: Path) -> list[Path]:
 
 
 def _open_file(path: Path) -> Records:
-    kind = _format(path)
+    kind = data_format(path)
     if kind is None:
         raise UserError(
             f"{path}: unknown format; expected a name ending in {', '.join(SUFFIXES)} (text also .gz, .xz, .zst)."

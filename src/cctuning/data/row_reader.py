@@ -45,6 +45,7 @@ class RowReader:
         unread: (filled) what is not read, with how often: keys of messages, and turns after the last answer.
         unused_parallels: (filled) rows in the reference language with a parallel that says something else.
         fingerprints: (filled) file or data set to its hash.
+        others: (filled) columns that are used, but not as a part of rows.
     """
 
     language: str
@@ -58,6 +59,7 @@ class RowReader:
     unread: Counter[str] = field(default_factory=Counter)
     unused_parallels: int = 0
     fingerprints: dict[str, str] = field(default_factory=dict)
+    others: set[str] = field(default_factory=set)
     _layouts: dict[tuple[str, ...], Layout] = field(default_factory=dict)
 
     def read(
@@ -68,6 +70,7 @@ class RowReader:
         Records without the values `where` (column to value) are skipped; the columns `also` are read too.
         """
         where = where or {}
+        self.others |= {*where, *also}
         for records in open_records(source.path, source.name, source.split):
             self.fingerprints |= records.fingerprints
             wanted: set[str] = set()
@@ -96,7 +99,7 @@ class RowReader:
     def notes(self) -> list[str]:
         """What the user should know about how the rows were read."""
         notes, parts = [], self.parts
-        if unread := context_columns(list(self.found), {*parts.values()}):
+        if unread := context_columns(list(self.found), {*parts.values(), *self.others}):
             notes.append(
                 f"column not read, although its name suggests context for the prompt: {', '.join(unread)}. What "
                 f"is read: {', '.join(f'{column} ({part})' for part, column in parts.items())}."

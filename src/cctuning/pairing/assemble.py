@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from cctuning.data.parallel.columns import Pair
 from cctuning.data.parallel.files import read_pairs
+from cctuning.data.readers import local_path
 from cctuning.data.row_reader import RowReader
 from cctuning.data.schema import BadRow, Row
 from cctuning.data.sources import BaseSource, ParallelSource
@@ -47,10 +47,11 @@ class Account:
         ways = {"given": self._given, "join": self._joined, "parallel": self._parallel}
         return ways.get(self.source.way, self._made)()
 
-    def _limited(self, rows: Iterable[Candidate]) -> Candidates:
-        for row in islice(rows, self.source.limit):
-            self.read += 1
-            yield row
+    def _limited(self, rows: Generator[Candidate]) -> Candidates:
+        with closing(rows):  # so that `rows` writes its notes, also where the limit ends it
+            for row in islice(rows, self.source.limit):
+                self.read += 1
+                yield row
         if not self.read:
             filtered = " with these values (where)" if self.source.where else ""
             raise UserError(f"{self.source.path}: no record to pair{filtered}.")
@@ -61,10 +62,12 @@ class Account:
         reader = RowReader(self.language, source.columns, source.lang, require_reference, text_is_prompt=True)
         self.fingerprints = reader.fingerprints
 
-        def rows() -> Candidates:
-            for origin, record, row in reader.read(source, source.where, also=["id"]):
-                yield Candidate.of(row, origin, record, self.number)
-            self.notes += [f"{source.path}: {note}" for note in reader.notes()]
+        def rows() -> Generator[Candidate]:
+            try:
+                for origin, record, row in reader.read(source, source.where, also=["id"]):
+                    yield Candidate.of(row, origin, record, self.number)
+            finally:
+                self.notes += [f"{source.path}: {note}" for note in reader.notes()]
 
         return self._limited(rows())
 
@@ -79,21 +82,23 @@ class Account:
         reference = source.english.get("path")
         given = {name: getattr(source, name) for name in ("name", "split", "lang", "where")}
 
-        def rows() -> Candidates:
+        text = ParallelSource(source.path, columns=columns, reference=reference, **given)
+
+        def rows() -> Generator[Candidate]:
             seen: dict[str, list[str]] = {}
-            for opened, found in read_pairs(
-                ParallelSource(source.path, columns=columns, reference=reference, **given), self.language
-            ):
-                self.fingerprints |= opened.fingerprints
-                seen[opened.path] = opened.notes
-                if isinstance(found, Pair):
-                    row = Row(found.text, None, found.lang, found.reference, None, found.origin)
-                    candidate = Candidate.of(row, found.origin, {"id": found.id}, self.number)
-                    candidate.reference_origin = found.reference_origin
-                    yield candidate
-                else:
-                    yield Candidate.of(found[1], found[0], {}, self.number)
-            self.notes += [note for notes in seen.values() for note in notes]
+            try:
+                for opened, found in read_pairs(text, self.language):
+                    self.fingerprints |= opened.fingerprints
+                    seen[opened.path] = opened.notes
+                    if isinstance(found, Pair):
+                        row = Row(found.text, None, found.lang, found.reference, None, found.origin)
+                        candidate = Candidate.of(row, found.origin, {"id": found.id}, self.number)
+                        candidate.reference_origin = found.reference_origin
+                        yield candidate
+                    else:
+                        yield Candidate.of(found[1], found[0], {}, self.number)
+            finally:
+                self.notes += [note for notes in seen.values() for note in notes]
 
         return self._limited(rows())
 
@@ -113,19 +118,26 @@ class Account:
         theirs = RowReader(self.language, other.columns, other.lang, text_is_prompt=True)
         reader = RowReader(self.language, source.columns, source.lang, text_is_prompt=True)
         index = ReferenceSide(source.key, other.path, theirs.read(other, side.get("where", {}), also))
+        self.notes += [f"{other.path}: {note}" for note in theirs.notes()]
         if index.unused:
             self.notes.append(
                 f"{other.path}: {len(index.unused)} records cannot be joined, the first: {index.unused[0]}"
             )
 
-        def rows() -> Candidates:
-            for count, (origin, record, row) in enumerate(reader.read(source, source.where, ["id", *also])):
-                found = Candidate.of(row, origin, record, self.number)
-                found.reference = found.reference_response = None
-                if not found.problems and found.lang != self.language:
-                    index.match(found, key_of(record, count, source.key))
-                    found.record = dict(record) if found.problems else None
-                yield found
+        def rows() -> Generator[Candidate]:
+            try:
+                for count, (origin, record, row) in enumerate(reader.read(source, source.where, ["id", *also])):
+                    found = Candidate.of(row, origin, record, self.number)
+                    found.reference = found.reference_response = None
+                    if not found.problems and found.lang != self.language:
+                        index.match(found, key_of(record, count, source.key))
+                        found.record = dict(record) if found.problems else None
+                    yield found
+            finally:
+                notes = reader.notes()
+                if own := reader.parts.get("reference") or reader.parts.get("reference_messages"):
+                    notes.append(f"its column {own} is not used: the parallels are joined from {other.path}.")
+                self.notes += [f"{source.path}: {note}" for note in notes]
 
         yield from self._limited(rows())
         self.fingerprints = {**reader.fingerprints, **theirs.fingerprints}
@@ -142,7 +154,7 @@ class Account:
             raise UserError(
                 f"source {self.source.path}: {self.source.way} needs an engine (docs/guides/translate.md)."
             )
-        with closing(open_translator(engine, Path(self.options.cache_dir).expanduser())) as translator:
+        with closing(open_translator(engine, local_path(self.options.cache_dir))) as translator:
             if self.source.way == "translate":
                 rows = self._given(require_reference=False)
                 yield from synthesis.translate_prompts(rows, translator, self.language)

@@ -10,6 +10,7 @@ The index is two arrays, 12 bytes per n-gram.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cctuning.data.readers import SUFFIXES, open_records
+from cctuning.data.readers import SUFFIXES, Records, data_format, is_saved, local_path, open_records
 from cctuning.data.schema import BadRow
 from cctuning.data.text import Hashes, ngrams, tokens
 from cctuning.errors import UserError
@@ -56,14 +57,13 @@ class Benchmarks:
         origins: list[str] = []
         whole: dict[int, int] = {}
         prints: dict[str, str] = {}
-        files = [file for path in paths for file in _files(path)]
-        for path in tqdm(files, desc="evaluation texts", unit="file", disable=None):
+        files = [records for path in paths for records in _opened(path)]
+        for records in tqdm(files, desc="evaluation texts", unit="file", disable=None):
+            prints |= records.fingerprints
             texts: list[tuple[str, list[str]]] = []
-            for records in open_records(path):
-                prints |= records.fingerprints
-                for origin, record in records.iterate(records.columns or ()):
-                    if not isinstance(record, BadRow):
-                        texts += [(f"{origin} ({field})", tokens(text)) for field, text in _texts(record)]
+            for origin, record in records.iterate(records.columns or ()):
+                if not isinstance(record, BadRow):
+                    texts += [(f"{origin} ({field})", tokens(text)) for field, text in _texts(record)]
             held = [np.unique(ngrams(words, N)) for _, words in texts]
             every, times = np.unique(np.concatenate([grams[0], *held]), return_counts=True)
             template = every[times > TEMPLATE]
@@ -110,16 +110,31 @@ def _whole(words: list[str]) -> int:
     return int(ngrams(words, len(words))[0])
 
 
-def _files(path: str) -> list[str]:
-    """The data files in a directory, at any depth; another path as it is."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir() or (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
-        return [path]
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    names = [str(file) for file in files if Path(file.name.removesuffix(".gz")).suffix.lower() in SUFFIXES]
-    if not names:
+def _opened(path: str) -> list[Records]:
+    """The data in a directory, at any depth, with every split of saved data sets; a file or hub data set as it is."""
+    folder = local_path(path)
+    if not folder.is_dir():
+        return open_records(path)
+    found = _inside(folder)
+    if not found:
         raise UserError(f"against: {path}: no data file in it; expected files ending in {', '.join(SUFFIXES)}.")
-    return names
+    return found
+
+
+def _inside(folder: Path) -> list[Records]:
+    splits = folder / "dataset_dict.json"
+    if splits.is_file():
+        names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
+        return [records for name in names for records in open_records(str(folder), split=name)]
+    if is_saved(folder):
+        return open_records(str(folder))
+    found: list[Records] = []
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir():
+            found += _inside(entry)
+        elif data_format(entry):
+            found += open_records(str(entry))
+    return found
 
 
 def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:

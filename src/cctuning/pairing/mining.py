@@ -8,20 +8,22 @@ translation, so its second best match is wrong, and few of those may reach the t
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cctuning.data.parallel.filenames import is_in, known_in_name, suffix_of
+from cctuning.data.parallel.filenames import is_in, languages_in, suffix_of
 from cctuning.data.readers import SUFFIXES, local_path
 from cctuning.data.row_reader import read_rows
 from cctuning.data.schema import BadRow
 from cctuning.data.text import flat
 from cctuning.data.text_files import numbered_lines
 from cctuning.errors import UserError
-from cctuning.languages import canonical, same
+from cctuning.languages import canonical, matches, same
 from cctuning.pairing import output
 from cctuning.pairing.encoder import open_encoder
 from cctuning.settings import option
@@ -56,7 +58,7 @@ class MineOptions:
             raise UserError(f"{self.files[0]}: is named twice; the second file is the text in the reference language.")
         if is_in(self.files[0], self.reference_language) and not is_in(self.files[1], self.reference_language):
             self.files = self.files[::-1]
-        self.lang = self.lang or known_in_name(self.files[0].removesuffix(".gz").rpartition(".")[2]) or ""
+        self.lang = self.lang or next((code for _, _, code in languages_in(Path(self.files[0]).name)), "")
         if not self.lang:
             raise UserError(f"--lang: missing; name the language of {self.files[0]}, e.g. sw.")
         self.lang = canonical(self.lang, "--lang")
@@ -103,7 +105,8 @@ def mine_vectors(texts: Floats, references: Floats, margin: float = 0.0) -> Mine
 def mine(options: MineOptions) -> tuple[Mined, tuple[int, int]]:
     """Align the two files and write the pairs, the most confident first; also return the numbers of sentences."""
     with output.new_file(options.output, options.overwrite) as write:
-        sides = [_sentences(path, options) for path in options.files]
+        languages = (options.lang, options.reference_language)
+        sides = [_sentences(path, lang, options) for path, lang in zip(options.files, languages, strict=True)]
         encode = open_encoder(options.encoder)
         texts, references = (encode([text for _, text in side]) for side in sides)
         found = mine_vectors(texts, references, options.margin)
@@ -116,13 +119,16 @@ def mine(options: MineOptions) -> tuple[Mined, tuple[int, int]]:
     return found, (len(sides[0]), len(sides[1]))
 
 
-def _sentences(path: str, options: MineOptions) -> list[tuple[str, str]]:
-    """Origin and text of the lines or records of a file, each text once."""
+def _sentences(path: str, lang: str, options: MineOptions) -> list[tuple[str, str]]:
+    """Origin and text of the lines of a file or of its records in a language, each text once."""
     found: dict[str, str] = {}
+    others = Counter[str]()
     if suffix_of(path) in SUFFIXES:
-        for origin, row in read_rows(path, options.lang, options.reference_language):
-            if not isinstance(row, BadRow):
+        for origin, row in read_rows(path, lang, options.reference_language):
+            if not isinstance(row, BadRow) and matches(lang, row.lang):
                 found.setdefault(flat(row.prompt).strip(), origin)
+            elif not isinstance(row, BadRow):
+                others[row.lang] += 1
     else:
         local = local_path(path)
         if not local.is_file():
@@ -131,5 +137,8 @@ def _sentences(path: str, options: MineOptions) -> list[tuple[str, str]]:
             found.setdefault(raw.decode(errors="replace").strip(), f"{path}:{number}")
     texts = [(origin, text) for text, origin in found.items() if len(text) >= options.min_length]
     if len(texts) < 2:
-        raise UserError(f"{path}: {len(texts)} sentences of --min_length {options.min_length} or more; give more.")
+        had = f" It has rows in {', '.join(others)}." if others else ""
+        raise UserError(
+            f"{path}: {len(texts)} sentences in {lang} of --min_length {options.min_length} or more; give more.{had}"
+        )
     return texts

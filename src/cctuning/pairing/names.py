@@ -19,6 +19,7 @@ from babel import Locale, UnknownLocaleError
 
 from cctuning.data.parallel.columns import Pair
 from cctuning.data.parallel.files import read_pairs
+from cctuning.data.readers import local_path
 from cctuning.data.sources import ParallelSource
 from cctuning.data.text import Seen
 from cctuning.data.text_files import numbered_lines
@@ -79,7 +80,7 @@ def names(options: NamesOptions) -> NamesReport:
     """Collect names and write them, each pair once."""
     report = NamesReport({lang: Counter() for lang in options.lang})
     sources = {"CLDR": cldr(options, report)} if options.cldr else {}
-    sources |= {path: wikidata(Path(path).expanduser(), options) for path in options.wikidata}
+    sources |= {path: wikidata(local_path(path), options) for path in options.wikidata}
     sources |= {path: _glossary(path, options, report) for path in options.glossary}
     seen = Seen()
     with output.new_file(options.output, options.overwrite) as write:

@@ -119,8 +119,15 @@ class PairSource(BaseSource):
             raise UserError(f"{self.label}: {option}: missing; name {what}.")
         if self.way == "join" and not self.key:
             raise UserError(f"{self.label}: key: missing; name the columns that both sides share, or index.")
-        if self.english and self.way not in ("join", "parallel"):
-            raise UserError(f"{self.label}: english: goes with join or parallel, not with {self.way}.")
+        used = {
+            "english": (self.english, ("join", "parallel")),
+            "engine": (self.engine, ("translate", "translation")),
+            "into": (self.into, ("translation",)),
+            "key": (self.key != ["id"], ("join",)),
+        }
+        for name, (value, ways) in used.items():
+            if value and self.way not in ways:
+                raise UserError(f"{self.label}: {name}: goes with {' or '.join(ways)}, not with {self.way}.")
 
     @classmethod
     def from_dict(cls, options: Any, where: str | None = None) -> PairSource:

@@ -1,17 +1,35 @@
-"""Write the output of `cctuning pair`: a directory or a file that appears only when it is complete."""
+"""Write the output of `cctuning pair`: a directory or file that appears only when it is complete, and the data card.
+
+The card has rows, sources and what was left out, as JSON and Markdown.
+"""
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from cctuning.data.readers import local_path
 from cctuning.errors import UserError
 from cctuning.files import directory_atomically
+from cctuning.identify import expected_scripts, identifiable
+from cctuning.markdown import table
+from cctuning.pairing.benchmarks import Benchmarks
+from cctuning.pairing.options import Checks
+
+if TYPE_CHECKING:
+    from cctuning.pairing.run import Run
 
 CARD, TABLE, ROWS, REJECTS = "card.json", "card.md", "rows.jsonl", "rejects.jsonl"
 
@@ -40,7 +58,7 @@ def draft(output: Path) -> Iterator[Path]:
 @contextmanager
 def new_file(output: str, overwrite: bool) -> Iterator[Callable[[Any], None]]:
     """Yield a function that writes a row to a new file, which appears only when it is complete; .gz is compressed."""
-    place = Path(output).expanduser()
+    place = local_path(output)
     if place.exists() and not overwrite:
         raise UserError(f"--output {place}: exists; name another file, or add --overwrite.")
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -68,3 +86,101 @@ def line_at(file: IO[bytes], offset: int) -> bytes:
 def write_card(folder: Path, card: Any) -> None:
     """Write card.json."""
     (folder / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def made_by(command: str, *packages: str) -> dict[str, str]:
+    """The command, the versions of the packages, and the time."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("cc-tuning", *packages))
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"made_by": f"{command}, {versions}", "made_at": now}
+
+
+def make_card(
+    run: Run, order: NDArray[np.int64], checks: Checks, benchmarks: Benchmarks | None, files: dict[str, str]
+) -> dict[str, Any]:
+    """The card of a finished run as plain JSON types. `order`: the rows written; `files`: the hashes of the output."""
+    options, corpus = run.options, run.corpus
+    counts = corpus.counts(order)
+    languages: Counter[str] = Counter()
+    for (_, lang), times in sorted(counts.items()):
+        languages[lang] += times
+    with_response = int(corpus.rows["answered"][order].sum())
+    sources = []
+    for account in run.accounts:
+        own = {lang: times for (source, lang), times in counts.items() if source == account.number}
+        given = {key: value for key, value in asdict(account.source).items() if value not in (None, [], {})}
+        told = {"read": account.read, "rows": sum(own.values()), "languages": own, "rejected": account.rejected}
+        engines = {"engines": account.usage} if account.usage else {}
+        sources.append({**given, **told, **engines, "fingerprints": account.fingerprints, "notes": account.notes})
+    notes = []
+    if blind := [lang for lang in (*corpus.langs, options.reference_language) if not identifiable(lang)]:
+        notes.append(f"{', '.join(blind)}: no language model; only the script and not being English were checked.")
+    if unknown := [lang for lang in corpus.langs if not expected_scripts(lang)]:
+        notes.append(f"{', '.join(unknown)}: the script is unknown and was not checked; give it, as in sr-Latn.")
+    return {
+        **made_by("cctuning pair", "lingua-language-detector"),
+        "reference_language": options.reference_language,
+        "rows": len(order),
+        "with_response": with_response,
+        "without_response": len(order) - with_response,
+        "parallels": len(np.unique(corpus.rows["group"][order])),
+        "languages": dict(languages),
+        "sources": sources,
+        "rejected_rows": run.rejected_rows,
+        "rejected": dict(run.rejected.most_common()),
+        "usual": {lang: asdict(usual) for lang, usual in corpus.usual.items()},
+        "meaning": {"encoder": options.encoder, "learned": run.meanings} if run.meanings else None,
+        "against": {
+            "paths": options.against,
+            "files": benchmarks.fingerprints if benchmarks else {},
+        },
+        "checks": asdict(checks),
+        "notes": notes + run.notes,
+        "files": files,
+    }
+
+
+def markdown(card: dict[str, Any]) -> str:
+    """The card as Markdown."""
+    sources = []
+    for source in card["sources"]:
+        name = source["path"] + (f" ({source['name']})" if source.get("name") else "")
+        cells = [name, source["way"], source.get("licence", "not given"), source["read"], source["rows"]]
+        sources.append([*cells, counted(source["languages"]), counted(source["rejected"]) or "none"])
+    languages = []
+    for lang, times in card["languages"].items():
+        usual = card["usual"].get(lang)
+        languages.append([lang, times, f"{usual['ratio']:.2f}" if usual else ""])
+    learned = []
+    for lang, told in (card["meaning"] or {"learned": {}})["learned"].items():
+        shares = (f"{told[name]:.1%}" for name in ("wrong", "found_next", "found_random"))
+        learned.append([lang, told["rows"], f"{told['similarity']:.2f}", *shares])
+    against = card["against"]
+    sections = {
+        "Sources": table(["source", "way", "licence", "read", "rows", "languages", "rejected"], sources),
+        "Languages": table(["language", "rows", "usual length ratio"], languages),
+        "Rejected": "A row is counted once for each reason it has.\n\n"
+        + (table(["reason", "rows"], card["rejected"].items()) if card["rejected"] else "None.")
+        + f"\n\nThresholds: {counted(card['checks'])}.",
+    }
+    if learned:
+        header = ["language", "rows", "usual similarity", "wrong rows", "next row's found", "random row's found"]
+        encoder = card["meaning"]["encoder"]
+        sections["Meaning"] = f"Encoder: {encoder}. The shares are estimates.\n\n{table(header, learned)}"
+    if against["paths"]:
+        found = card["rejected"].get("against", 0)
+        sections["Evaluation texts"] = f"{', '.join(against['paths'])}: {found} rows found and rejected."
+    notes = [*card["notes"], *(note for source in card["sources"] for note in source["notes"])]
+    sections["Notes"] = "\n".join(f"- {note}" for note in notes)
+    intro = (
+        f"{card['rows']} rows ({card['with_response']} with a response, {card['without_response']} for the alignment "
+        f"alone) with {card['parallels']} distinct parallels in {card['reference_language']}; {card['rejected_rows']} "
+        f"rejected. {card['made_at']}, {card['made_by']}. Checksums: card.json."
+    )
+    parts = ["# Data card", intro, *(f"## {name}\n\n{text}" for name, text in sections.items() if text)]
+    return "\n\n".join(parts) + "\n"
+
+
+def counted(counts: dict[str, Any]) -> str:
+    """`sw 4, de 2`."""
+    return ", ".join(f"{name} {count}" for name, count in counts.items())

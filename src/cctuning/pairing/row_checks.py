@@ -96,7 +96,8 @@ class Inspector:
 
     def _figures(self, row: Candidate, prompt: Side, parallel: Side) -> Figures:
         parts = (prompt.text, parallel.text, row.response or "")
-        same = json.dumps([*map(normalise, parts), row.lang], ensure_ascii=False)
+        rest = (row.lang, row.thinking, row.calls, row.tools, row.arguments)
+        same = json.dumps([*map(normalise, parts), *rest], ensure_ascii=False, default=str)
         ratio = math.log(max(len(prompt.own), 1) / max(len(parallel.own), 1))
         return Figures(
             same=_hash(same),

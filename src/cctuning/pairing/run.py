@@ -7,22 +7,20 @@ usual lengths, duplicates and shared parallels are known only then; 38 bytes per
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 from tqdm import tqdm
 
+from cctuning.data.readers import local_path
 from cctuning.errors import UserError
 from cctuning.files import file_hash
 from cctuning.pairing import output
 from cctuning.pairing.assemble import Account
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.candidates import Candidate, Problem
-from cctuning.pairing.card import make_card, markdown
 from cctuning.pairing.corpus_checks import Corpus
 from cctuning.pairing.encoder import Encoder, open_encoder
 from cctuning.pairing.options import Checks, PairOptions, PairSource
@@ -92,7 +90,7 @@ class Run:
 
 def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) -> dict[str, Any]:
     """Pair, check and write rows; return the data card. The output directory appears only when it is complete."""
-    place = Path(os.path.expandvars(options.output)).expanduser()
+    place = local_path(options.output)
     output.check(place, options.overwrite)
     if not sources:
         raise UserError("no source: name a file, a directory or a hub data set, or sources: in a recipe.")
@@ -115,9 +113,9 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
                 file.writelines(output.line_at(rows, offset) for offset in offsets)
         (folder / SPOOL).unlink()
         prints = {name: file_hash(folder / name) for name in (output.ROWS, output.REJECTS)}
-        card = make_card(run, order, checks, benchmarks, prints)
+        card = output.make_card(run, order, checks, benchmarks, prints)
         output.write_card(folder, card)
-        (folder / output.TABLE).write_text(markdown(card), encoding="utf-8")
+        (folder / output.TABLE).write_text(output.markdown(card), encoding="utf-8")
     if not len(order):
         reasons = ", ".join(f"{reason} {times}" for reason, times in run.rejected.most_common())
         raise UserError(

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -21,16 +20,16 @@ from tqdm import tqdm
 
 from cctuning.data.parallel.filenames import pair_of_paths
 from cctuning.data.parallel.pairs import load_parallel
+from cctuning.data.readers import local_path
 from cctuning.data.row_reader import read_rows
 from cctuning.data.schema import BadRow
 from cctuning.data.text import flat, normalise, tokens
 from cctuning.errors import UserError
 from cctuning.files import file_hash
 from cctuning.identify import identify_language
-from cctuning.languages import UNKNOWN, canonical_or_none, matching
+from cctuning.languages import UNKNOWN, canonical, canonical_or_none, matching
 from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
-from cctuning.pairing.card import made_by
 from cctuning.settings import check_values, option
 
 CHUNK = 2000  # pairs that are read at once
@@ -81,12 +80,15 @@ class SelectOptions:
             raise UserError("--near: missing; name rows of the task (or --by random).")
         if self.by == "encoder" and not self.encoder:
             raise UserError("--encoder: missing; name a sentence encoder, e.g. intfloat/multilingual-e5-small.")
+        if self.encoder and self.by != "encoder":
+            raise UserError(f"--encoder {self.encoder}: --by {self.by} does not use it; add --by encoder.")
+        self.reference_language = canonical(self.reference_language, "--reference_language")
         check_values(type(self), vars(self), "pair select")
 
 
 def select(options: SelectOptions) -> dict[str, Any]:
     """Choose pairs, write rows.jsonl and the card, and return the card."""
-    place, language = Path(options.output).expanduser(), options.reference_language
+    place, language = local_path(options.output), options.reference_language
     output.check(place, options.overwrite)
     only = {"lang": options.lang[0]} if len(options.lang) == 1 else {}
     joined = pair_of_paths(list(options.corpus), language)
@@ -121,7 +123,7 @@ def select(options: SelectOptions) -> dict[str, Any]:
                     few = f"{lang}: {len(found)} pairs, fewer than --count {options.count}"
                     notes.append(f"{few}: no others are similar and distinct.")
         card = {
-            **made_by("cctuning pair select", "scikit-learn"),
+            **output.made_by("cctuning pair select", "scikit-learn"),
             "options": asdict(options),
             "rows": sum(map(len, chosen.values())),
             "languages": languages,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
-from cctuning.data.schema import Text
+from cctuning.data.schema import Message, Text, as_messages
 from cctuning.data.text import flat
 from cctuning.errors import UserError
 from cctuning.pairing.candidates import Candidate, Candidates, Problem
@@ -59,21 +59,23 @@ def translate_rows(rows: Candidates, translator: Translator, language: str, into
 def translated(
     rows: Iterable[Candidate], texts: Sequence[Text], translator: Translator, source: str, target: str
 ) -> Iterator[tuple[Candidate, Text]]:
-    """Each row with the translation of its text, messages one by one; a row whose text has none gets a problem."""
-    parts = [part for text in texts for part in ([text] if isinstance(text, str) else [m["content"] for m in text])]
-    done = translator.translate(parts, source, target)
-    for row, text in zip(rows, texts, strict=True):
-        answers = list(islice(done, 1 if isinstance(text, str) else len(text)))
+    """Each row with the translation of its text, messages one by one; a row whose text has none gets a problem.
+
+    What tools answered, tool calls and names stay as they are; thinking is left out.
+    """
+    asked = [[turn["content"] for turn in as_messages(text) if turn["role"] != "tool"] for text in texts]
+    done = translator.translate([part for parts in asked for part in parts], source, target)
+    for row, text, parts in zip(rows, texts, asked, strict=True):
+        answers = list(islice(done, len(parts)))
         problem = next((answer.problem for answer in answers if answer.text is None), None)
         if problem:
             row.problems.append(Problem("translation", problem))
             continue
-        contents = [str(answer.text) for answer in answers]
-        yield (
-            row,
-            (
-                contents[0]
-                if isinstance(text, str)
-                else [{"role": m["role"], "content": content} for m, content in zip(text, contents, strict=True)]
-            ),
-        )
+        contents = (str(answer.text) for answer in answers)
+        yield row, next(contents) if isinstance(text, str) else [_with_content(turn, contents) for turn in text]
+
+
+def _with_content(turn: Message, contents: Iterator[str]) -> Message:
+    """A turn with the next of the translated contents, unless it is a tool's."""
+    content = turn["content"] if turn["role"] == "tool" else next(contents)
+    return {**{key: value for key, value in turn.items() if key != "thinking"}, "content": content}

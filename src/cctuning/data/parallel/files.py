@@ -14,7 +14,7 @@ from cctuning.data.parallel.columns import Found, Opened, Pair, read_records, re
 from cctuning.data.parallel.filenames import TABLES, is_tar, languages_in, named_by, sides_among, stem_of, suffix_of
 from cctuning.data.parallel.headerless import SAMPLE, identified, is_header, numbered, recognise_numbered
 from cctuning.data.parallel.published import FORMATS, export_in, read_tatoeba, read_xml
-from cctuning.data.readers import SUFFIXES, Records, as_records, local_path, of_split, open_records
+from cctuning.data.readers import SUFFIXES, Records, as_records, is_saved, local_path, of_split, open_records
 from cctuning.data.schema import BadRow
 from cctuning.data.sources import ParallelSource
 from cctuning.data.text_files import numbered_lines, open_binary, read_table, uncompressed_name
@@ -57,7 +57,7 @@ def _open(source: ParallelSource, language: str) -> list[Opened]:
         return [_two_files(local, local_path(source.reference), source, language)]
     if local.is_file():
         return _file(local, source, language)
-    if local.is_dir() and not any((local / name).is_file() for name in ("state.json", "dataset_dict.json")):
+    if local.is_dir() and not is_saved(local):
         return _directory(local, source, language)
     prefixed = [file for file in _files(local.parent) if uncompressed_name(file.name).rpartition(".")[0] == local.name]
     opened = _sides(prefixed, source, language)
