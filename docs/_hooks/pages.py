@@ -226,7 +226,7 @@ def _argument(action: argparse.Action) -> Row:
 
 
 def _field(option: Field[Any], hint: Any) -> Row:
-    from cctuning.cli.help import _kind
+    from cctuning.cli.options import _kind
 
     default = option.default_factory() if option.default_factory is not MISSING else option.default
     choices = [str(choice) for choice in option.metadata.get("choices", ()) if choice]

@@ -10,7 +10,7 @@ import yaml
 
 from cctuning import CCConfig, ConnectionConfig
 from cctuning.cli import main
-from cctuning.cli.recipe_files import accelerate_configs, recipes
+from cctuning.cli.recipes import accelerate_configs, recipes
 from cctuning.training.options import RunOptions
 from tests.cli.world import records, refused, run_json, write_jsonl, write_model
 

@@ -10,7 +10,7 @@ from cctuning import UserError
 from cctuning.evaluation.answer_language import answered_in, compare_shares, language_of
 from cctuning.evaluation.compare import compare
 from cctuning.evaluation.lm_eval_tasks import language_in
-from cctuning.evaluation.results_table import markdown
+from cctuning.evaluation.result_tables import results_page
 from cctuning.evaluation.run import Options, evaluate
 from tests.cli.world import refused, write_jsonl, write_model
 
@@ -63,7 +63,7 @@ def test_evaluate_and_compare_say_it(tmp_path, monkeypatch):
         monkeypatch.setattr("lm_eval.models.huggingface.HFLM.generate_until", lambda *a, text=text, **k: [text] * 2)
         record = evaluate(model, tmp_path / name, Options(rows=str(rows)))
     assert record["tasks"]["rows_de"]["answered_in"]["answers"] == 1.0
-    assert "| rows_de | German | 100.0 ± 0.0 (2) | 100.0 (2) | - |" in markdown(record)
+    assert "| rows_de | German | 100.0 ± 0.0 (2) | 100.0 (2) | - |" in results_page(record)
     with pytest.raises(UserError):
         compare([("vanilla", tmp_path / "vanilla"), ("vanilla", tmp_path / "cc")])  # one model twice
     edited = json.loads((tmp_path / "cc" / "results.json").read_text())
@@ -71,7 +71,7 @@ def test_evaluate_and_compare_say_it(tmp_path, monkeypatch):
     (tmp_path / "cc" / "results.json").write_text(json.dumps(edited))
     notes = compare([("vanilla", tmp_path / "vanilla"), ("cc", tmp_path / "cc")], draws=1000).notes
     assert "rows_de: answers in German: vanilla 0 %, cc 100 %." in notes
-    assert markdown(json.loads((tmp_path / "vanilla" / "results.json").read_text())).count("English 2") == 1
+    assert results_page(json.loads((tmp_path / "vanilla" / "results.json").read_text())).count("English 2") == 1
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cctuning.errors import UserError
-from cctuning.evaluation import mkqa_xlsum
+from cctuning.evaluation import row_tasks
 from cctuning.evaluation.compare import compare
 from cctuning.evaluation.models import Journal
 from cctuning.evaluation.run import Options, evaluate, score
@@ -118,10 +118,10 @@ def files(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def fake(files, monkeypatch) -> None:
     """The hub's data sets from here, through the code that would fetch them."""
-    for name, pattern in mkqa_xlsum.FILES.items():
+    for name, pattern in row_tasks.FILES.items():
         assert pattern.startswith("hf://datasets/") and "@refs/convert/parquet/" in pattern
         here = pattern.replace("hf://datasets", str(files)).replace("@refs/convert/parquet", "")
-        monkeypatch.setitem(mkqa_xlsum.FILES, name, here)
+        monkeypatch.setitem(row_tasks.FILES, name, here)
     load, every = datasets.load_dataset, subjects()
 
     def from_here(path, name=None, **options):
@@ -177,8 +177,8 @@ def test_mmmlu_is_lm_evals_groups_of_57_tasks():
 
 
 def test_the_languages_are_the_papers_that_the_data_sets_have():
-    assert len(mkqa_xlsum.QUESTIONS) == 13 and len(mkqa_xlsum.ARTICLES) == 19
-    assert set(mkqa_xlsum.QUESTIONS) == {"zh" if one == "zh_cn" else one for one in MKQA_COLUMNS} - {
+    assert len(row_tasks.QUESTIONS) == 13 and len(row_tasks.ARTICLES) == 19
+    assert set(row_tasks.QUESTIONS) == {"zh" if one == "zh_cn" else one for one in MKQA_COLUMNS} - {
         *("da", "fi", "he", "hu", "it", "km", "ms", "nl", "no", "pl", "sv", "zh_hk", "zh_tw")
     }
     with pytest.raises(UserError, match="'xx'"):
@@ -265,7 +265,7 @@ def test_a_data_set_that_cannot_be_had_is_one_line(files, monkeypatch, tmp_path)
         raise NoNetwork("Name or service not known\nand more")
 
     monkeypatch.setattr(HfApi, "repo_info", unreachable)
-    monkeypatch.setitem(mkqa_xlsum.FILES, "XLSum", files.replace("{tmp}", str(tmp_path)))
+    monkeypatch.setitem(row_tasks.FILES, "XLSum", files.replace("{tmp}", str(tmp_path)))
     with pytest.raises(UserError, match=r"XLSum, en: its data cannot be loaded: .*--data DIR\.$") as found:
         built("XLSum", "en")
     assert "\n" not in str(found.value)

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     require("scipy", "cctuning compare", "evaluate")  # now, and not after the comparison
     from cctuning.evaluation.compare import compare
-    from cctuning.evaluation.comparison_table import check_output, write
+    from cctuning.evaluation.result_tables import check_output, write_comparison
     from cctuning.evaluation.saved_results import parse_runs
 
     output = Path(args.output) if args.output else None
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
         check_output(output)
     found = compare(parse_runs(args.runs), args.baseline, args.draws, args.seed, args.alpha)
     if output:
-        write(found, output)
+        write_comparison(found, output)
     show(found, output)
 
 
@@ -44,10 +44,10 @@ def show(comparison: Any, output: Path | None = None) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from cctuning.evaluation.comparison_table import tables
+    from cctuning.evaluation.result_tables import comparison_tables
 
     console = Console(width=None if sys.stdout.isatty() else 140)  # a file is as wide as the table
-    console.print(Markdown(tables(comparison)))
+    console.print(Markdown(comparison_tables(comparison)))
     for note in comparison.notes:
         print(f"note: {note}")
     if output:

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from cctuning.evaluation.results_table import tables
+    from cctuning.evaluation.result_tables import results_tables
     from cctuning.evaluation.run import Options, evaluate, evaluate_models
 
     names = "rows tasks include_path languages benchmarks limit data chat chat_template_kwargs thinking_tokens dtype"
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
         done = [(models[0][0], output, evaluate(models[0][1], output, options))]
     console = Console()
     for _, directory, record in done:
-        console.print(Markdown(tables(record)))
+        console.print(Markdown(results_tables(record)))
         for note in record["notes"]:
             print(f"note: {note}")
         print(f"results: {directory}/results.json, table: {directory}/results.md, samples: {directory}/samples/")

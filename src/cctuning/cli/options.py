@@ -8,16 +8,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any, NoReturn, get_type_hints
+import shutil
+import textwrap
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, fields
+from enum import Enum
+from typing import Any, NoReturn, get_origin, get_type_hints
 
-from cctuning.cli import help
-from cctuning.cli.recipe_files import HELP, find, read_recipe, recipes
+from cctuning.cli.recipes import HELP, find, read_recipe, recipes
 from cctuning.errors import UserError, nearest
+from cctuning.settings import alternatives
 
 MAPPINGS = ("data", "eval_data", "parallel")  # text on the command line; in a recipe also mappings
 CHAT = {"auto": None, "yes": True, "no": False}
+Group = tuple[str, str, Callable[[str], bool]]  # of options in --help: name, heading, whether an option is in it
 
 
 class _ShowDefaults(argparse.HelpFormatter):
@@ -75,7 +80,7 @@ def _mapping(text: str) -> dict[str, Any]:
 
 
 def parse(
-    prog: str, description: str, kinds: Sequence[type], argv: list[str], groups: Sequence[help.Group] = ()
+    prog: str, description: str, kinds: Sequence[type], argv: list[str], groups: Sequence[Group] = ()
 ) -> tuple[Any, ...]:
     """Instances of the dataclasses `kinds`, from the recipes of `--config` and from flags.
 
@@ -84,12 +89,12 @@ def parse(
     Args:
         groups: of the options, for `--help GROUP`; empty: the help of argparse.
     """
-    which = help.wanted(argv) if groups else None
+    which = _group_wanted(argv) if groups else None
     if which is not None:
         names = [name for name, _, _ in groups]
         if which not in ("", "all", *names):
             raise UserError(f"--help {which}: no such group;{nearest(which, names)} groups are {', '.join(names)}.")
-        print(help.text(f"usage: {prog} --config FILE|NAME [--option value …]", description, kinds, groups, which))
+        print(_help(f"usage: {prog} --config FILE|NAME [--option value …]", description, kinds, groups, which))
         raise SystemExit(0)
     from trl import TrlParser
 
@@ -154,3 +159,56 @@ def _configs(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _is_structure(value: Any) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
+
+
+# -- help ---------------------------------------------------------------------------------------------------------------
+
+
+def _group_wanted(argv: Sequence[str]) -> str | None:
+    """GROUP of `--help GROUP`; empty for `--help` alone; None without `--help`."""
+    for place, argument in enumerate(argv):
+        if argument in ("-h", "--help"):
+            rest = argv[place + 1 : place + 2]
+            return rest[0] if rest and not rest[0].startswith("-") else ""
+    return None
+
+
+def _help(usage: str, description: str, kinds: Sequence[type], groups: Sequence[Group], which: str) -> str:
+    """The help text.
+
+    Args:
+        kinds: dataclasses of options, one option per field.
+        groups: an option is in the first group that has it.
+        which: name of a group, `all`, or empty for all but the last group.
+    """
+    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+    left = {option.name: option for kind in kinds for option in fields(kind) if option.init}
+    width = min(shutil.get_terminal_size().columns, 110)
+    lines = [usage, "", *textwrap.wrap(description, width), ""]
+    for name, heading, has in groups:
+        own = [left.pop(option) for option in list(left) if has(option)]
+        if which in (name, "all") or (not which and name != groups[-1][0]):
+            lines += [f"{heading}  (--help {name})", ""]
+            lines += [line for option in own for line in _option(option, hints[option.name], width)]
+            lines.append("")
+    names = ", ".join(name for name, _, _ in groups)
+    lines.append(f"--help GROUP shows one group ({names}), --help all every option.")
+    return "\n".join(lines)
+
+
+def _option(option: Field[Any], hint: Any, width: int) -> list[str]:
+    default = option.default_factory() if option.default_factory is not MISSING else option.default
+    default = default.value if isinstance(default, Enum) else default
+    takes = "|".join(map(str, option.metadata["choices"])) if "choices" in option.metadata else _kind(hint)
+    shown = "unset" if default in (None, "", []) else str(default).lower() if isinstance(default, bool) else default
+    body = " ".join(f"{option.metadata.get('help', '')} Default: {shown}.".split())
+    return [
+        f"  --{option.name} {takes}",
+        *textwrap.wrap(body, width, initial_indent=" " * 6, subsequent_indent=" " * 6),
+    ]
+
+
+def _kind(hint: Any) -> str:
+    named: Mapping[Any, str] = {bool: "true|false", int: "N", float: "X", str: "TEXT", dict: "JSON", list: "TEXT …"}
+    found = [named.get(get_origin(part) or part, "TEXT") for part in alternatives(hint) if part is not types.NoneType]
+    return found[0] if found else "TEXT"

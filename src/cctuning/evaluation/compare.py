@@ -21,6 +21,7 @@ import pandas as pd
 
 from cctuning.errors import UserError
 from cctuning.evaluation.answer_language import compare_shares
+from cctuning.evaluation.result_tables import difference_text
 from cctuning.evaluation.saved_results import (
     ScoredRun,
     check_same,
@@ -312,13 +313,3 @@ def _summary(name: str, base: str, rows: Sequence[Row], apart: Sequence[str]) ->
                 f"{row.languages} benchmark-language pairs: {row.verdict}."
             )
     return lines
-
-
-def difference_text(row: Row) -> str:
-    """A difference with its interval over items, in points."""
-    return f"{100 * row.difference:+.1f} {interval_text(row.low, row.high)}" if row.difference is not None else "-"
-
-
-def interval_text(low: float | None, high: float | None) -> str:
-    """An interval in points."""
-    return "-" if low is None or high is None else f"[{100 * low:+.1f}, {100 * high:+.1f}]"

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from cctuning.errors import UserError
-from cctuning.evaluation.results_table import markdown
+from cctuning.evaluation.result_tables import results_page
 from cctuning.files import write_atomically
 from cctuning.model.loading import Loaded
 
@@ -107,7 +107,7 @@ def new_record(path: str, loaded: Loaded, weights: str, settings: dict[str, Any]
 def write_results(directory: Path, record: dict[str, Any]) -> None:
     """Write `results.json` and the table of it."""
     write_atomically(directory / RESULTS_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    write_atomically(directory / TABLE_FILE, markdown(record))
+    write_atomically(directory / TABLE_FILE, results_page(record))
 
 
 def sample_line(sample: dict[str, Any]) -> dict[str, Any]:

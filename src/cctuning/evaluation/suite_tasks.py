@@ -16,8 +16,14 @@ from tqdm.auto import tqdm
 
 from cctuning.data.text_files import numbered_lines
 from cctuning.errors import UserError
-from cctuning.evaluation.mkqa_xlsum import hub_task
-from cctuning.evaluation.row_tasks import ACCURACIES, CHOICES, XCOPA_ENGLISH, paper_task, xcopa_english
+from cctuning.evaluation.row_tasks import (
+    ACCURACIES,
+    CHOICES,
+    XCOPA_ENGLISH,
+    hub_task,
+    paper_task,
+    xcopa_english,
+)
 from cctuning.evaluation.suites import FOLDERS, LM_EVAL_TASKS, PAPER, SOURCE, XCOPA, Benchmark, current, in_files
 from cctuning.languages import ENGLISH, matching
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import lm_eval.tasks
 
-from cctuning.evaluation.mkqa_xlsum import ARTICLES, QUESTIONS
-from cctuning.evaluation.row_tasks import CHOICES
+from cctuning.evaluation.row_tasks import ARTICLES, CHOICES, QUESTIONS
 from cctuning.languages import ENGLISH, canonical, is_code
 
 SUITES = ("source", "paper", "all", "current")

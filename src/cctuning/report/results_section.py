@@ -10,8 +10,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cctuning.evaluation.compare import BETTER, SAME, WORSE, Comparison, Row, compare, difference_text
-from cctuning.evaluation.comparison_table import table_cells
+from cctuning.evaluation.compare import BETTER, SAME, WORSE, Comparison, Row, compare
+from cctuning.evaluation.result_tables import difference_text, table_cells
 from cctuning.evaluation.saved_results import ScoredRun, parse_runs, read_run
 from cctuning.languages import language_name
 from cctuning.report.charts import forest

@@ -1,0 +1,205 @@
+"""Show results and comparisons as Markdown tables, and write comparisons.
+
+Tables of results have languages as rows and benchmarks as columns, then means and chance. Length-normalised accuracy
+has a table of its own, since the first one is the one to compare with published figures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cctuning.errors import UserError
+from cctuning.evaluation.answer_language import HEADER, table_rows
+from cctuning.files import write_atomically
+from cctuning.languages import ENGLISH
+from cctuning.markdown import table
+
+if TYPE_CHECKING:
+    from cctuning.evaluation.compare import Comparison, Row
+
+COMPARISON_FORMAT = 1
+NORMALISED = "acc_norm"
+METRIC_NAMES = {
+    "acc": "accuracy",
+    NORMALISED: "acc. by length",
+    "exact_match": "exact match",
+    "f1": "F1",
+    "rouge_l": "ROUGE-L",
+}
+AT_ONCE = 5  # benchmarks side by side, as a terminal has room for
+
+
+def _reference(record: dict[str, Any]) -> str:
+    return record["model"].get("reference_language") or ENGLISH
+
+
+def _table(record: dict[str, Any], tasks: list[dict[str, Any]]) -> str:
+    """A Markdown table of the main metric of `tasks`."""
+    cells = {(task["benchmark"], task["language"]): task for task in tasks}
+    benchmarks = {task["benchmark"]: task for task in reversed(tasks)}
+    names = [*dict.fromkeys(task["benchmark"] for task in tasks)]
+    reference = _reference(record)
+    languages = sorted({task["language"] for task in tasks}, key=lambda one: (one != reference, one))
+    body = []
+    for language in languages:
+        figures = [_figure(cells.get((name, language))) for name in names]
+        body.append([language, *figures])
+    others = [one for one in languages if one != reference]
+    groups = {"mean": languages, f"mean without {reference}": others}
+    for label, group in groups.items():
+        means = [_mean([cells[name, one] for one in group if (name, one) in cells]) for name in names]
+        if any(mean != "-" for mean in means):
+            body.append([label, *means])
+    chances = [benchmarks[name]["chance"] for name in names]
+    body.append(["chance", *("-" if chance is None else f"{100 * chance:.1f}" for chance in chances)])
+    metrics = [benchmarks[name]["metric"] for name in names]
+    columns = [f"{name} ({METRIC_NAMES.get(metric, metric)})" for name, metric in zip(names, metrics, strict=True)]
+    return table(["language", *columns], body, f"l{'r' * len(columns)}")
+
+
+def _figure(task: dict[str, Any] | None) -> str:
+    if task is None:
+        return "-"
+    figure = task["metrics"][task["metric"]]
+    error = "-" if figure["stderr"] is None else f"{100 * figure['stderr']:.1f}"
+    return f"{100 * figure['value']:.1f} ± {error}"
+
+
+def _mean(tasks: list[dict[str, Any]]) -> str:
+    values = [task["metrics"][task["metric"]]["value"] for task in tasks]
+    return f"{100 * sum(values) / len(values):.1f} ({len(values)})" if values else "-"
+
+
+def results_tables(record: dict[str, Any]) -> str:
+    """Markdown tables of the results, at most `AT_ONCE` benchmarks in each, and how to read them."""
+    lines = [f"# {_title(record)}", ""]
+    for metric in (None, NORMALISED):
+        tasks = [task if metric is None else {**task, "metric": metric} for task in record["tasks"].values()]
+        tasks = [task for task in tasks if task["metric"] in task["metrics"]]
+        if metric and tasks:
+            lines += ["## Length-normalised accuracy", ""]
+        names = list(dict.fromkeys(task["benchmark"] for task in tasks))
+        for start in range(0, len(names), AT_ONCE):
+            kept = [task for task in tasks if task["benchmark"] in names[start : start + AT_ONCE]]
+            lines += [_table(record, kept), ""]
+        if metric is None:
+            lines += [
+                "% ± standard error over items; means over languages (how many).",
+                "",
+            ]
+        elif tasks:
+            lines += ["Log-likelihood of each choice divided by its number of characters; from the same answers.", ""]
+    identified = table_rows(record)
+    if identified:
+        lines += ["## Which language it answered in", "", table(HEADER, identified, "llrrr"), ""]
+        lines += ["By lingua, of answers that are long enough (how many).", ""]
+    return "\n".join(lines)
+
+
+def results_page(record: dict[str, Any]) -> str:
+    """The content of results.md."""
+    lines = [results_tables(record), *(f"- {note}" for note in record.get("notes", []))]
+    settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items() if value is not None)
+    versions = ", ".join(f"{key} {value}" for key, value in record["versions"].items())
+    lines += [f"- {settings}", f"- {versions}", f"- fingerprint {record['model']['fingerprint']}", ""]
+    return "\n".join(lines)
+
+
+def _title(record: dict[str, Any]) -> str:
+    mode = ", transform bypassed" if record["settings"]["mode"] == "bypass" else ""
+    done = "" if record["status"] == "finished" else f" ({len(record['tasks'])} of {len(record['planned'])} tasks)"
+    return f"{record['model']['name']}{mode}{done}"
+
+
+# -- comparisons ---------------------------------------------------------------------------------------------------
+
+
+def difference_text(row: Row) -> str:
+    """A difference with its interval over items, in points."""
+    return f"{100 * row.difference:+.1f} {interval_text(row.low, row.high)}" if row.difference is not None else "-"
+
+
+def interval_text(low: float | None, high: float | None) -> str:
+    """An interval in points."""
+    return "-" if low is None or high is None else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def table_cells(comparison: Comparison, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the rows of one system."""
+    seeds = any(row.seed_low is not None for row in rows)
+    header = ["benchmark", "language", "n", comparison.baseline, rows[0].system, "difference [items]"]
+    header += (["[seeds]"] if seeds else []) + ["p (Holm)", "verdict"]
+    body = []
+    for row in rows:
+        p = "-" if row.p_adjusted is None else f"{row.p_adjusted:.2g}" if row.p_adjusted < 1 else "1"
+        body.append(
+            [
+                row.benchmark or "all",
+                row.language or f"mean ({row.languages})",
+                str(row.items) if row.items else "-",
+                *("-" if one is None else f"{100 * one:.1f}" for one in (row.baseline, row.value)),
+                difference_text(row),
+                *([interval_text(row.seed_low, row.seed_high)] if seeds else []),
+                p,
+                row.verdict,
+            ]
+        )
+    return header, body
+
+
+def comparison_tables(comparison: Comparison) -> str:
+    """A Markdown table with a heading for each system except the baseline, and how to read them."""
+    lines = []
+    for system, members in comparison.systems.items():
+        if system == comparison.baseline:
+            continue
+        counts = [len(members), len(comparison.systems[comparison.baseline])]
+        seeds = "" if counts == [1, 1] else f" ({counts[0]} and {counts[1]} seeds)"
+        rows = [row for row in comparison.rows if row.system == system]
+        header, body = table_cells(comparison, rows)
+        lines += [f"## {system} against {comparison.baseline}{seeds}", ""]
+        lines += [table(header, body, f"ll{'r' * (len(header) - 3)}"), ""]
+    settings = comparison.settings
+    caption = (
+        "Values in %, differences in points, paired by item; means (how many) leave out "
+        f"{', '.join(settings['reference_languages'])}. 95 % intervals: [items] bootstrap, {settings['draws']} draws; "
+        "[seeds] Student's t of runs paired in order. p: sign-flip test, Holm-corrected "
+        f"over a benchmark's languages; a mean's p is not corrected. Verdict: p < {settings['alpha']:g}. "
+        f"Seed {settings['seed']}."
+    )
+    return "\n".join([*lines, caption])
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """The content of comparison.md."""
+    lines = [f"# Comparison with {comparison.baseline}", "", comparison_tables(comparison), ""]
+    lines += [f"- note: {note}" for note in comparison.notes]
+    for name, members in comparison.systems.items():
+        lines += [
+            f"- {name}: {one['directory']}, model {one.get('name')}, mode {one['mode']}, training seed "
+            f"{one.get('training_seed')}, fingerprint {one.get('fingerprint')}"
+            for one in members
+        ]
+    return "\n".join([*lines, "", *(f"- {line}" for line in comparison.summary), ""])
+
+
+def check_output(directory: Path) -> None:
+    """Raise a `UserError` if `directory` is a file or not empty."""
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"--output {directory}: a file; name a directory.")
+    if directory.is_dir() and any(directory.iterdir()):
+        raise UserError(f"--output {directory}: not empty; name a new directory.")
+
+
+def write_comparison(comparison: Comparison, directory: Path) -> None:
+    """Write comparison.json and comparison.md into a new or empty directory."""
+    check_output(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    record = {"format": COMPARISON_FORMAT, **asdict(comparison)}
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(directory / "comparison.json", text)
+    write_atomically(directory / "comparison.md", comparison_page(comparison))
