@@ -127,6 +127,22 @@ def test_diagnose_measures_a_run_too(tune, base, tmp_path, capsys):
     assert found[0] != found[1]
 
 
+def test_diagnose_tells_what_it_leaves_out_and_what_has_no_effect(tmp_path, capsys):
+    base = write_model(tmp_path / "base", chat=True, max_position_embeddings=64)
+    lines = [{"text": row["prompt"], "text_en": row["prompt_en"], "lang": "qu"} for row in records(40)]
+    lines = [{"text": "x1 " * 70, "text_en": "w1", "lang": "qu"}, *(line for line in lines if line["text_en"])]
+    text = write_jsonl(tmp_path / "p.jsonl", lines)
+    done("diagnose", base, "--parallel", text)
+    said = capsys.readouterr().out
+    assert "measuring 31 pairs" in said and "note: 1 pairs are left out: longer than 64 tokens" in said
+    assert "of 30 found" in said
+    kwargs = ("--chat_template_kwargs", '{"thought": 1}')
+    done("diagnose", base, "--parallel", text, *kwargs)
+    assert "the chat template does not read thought: no effect" in capsys.readouterr().out
+    message = refused(capsys, "diagnose", base, "--parallel", text, "--chat", "no", *kwargs)
+    assert "only with the chat template, which is off" in message
+
+
 def test_diagnose_takes_no_connection(base, tmp_path, capsys):
     rows = write_jsonl(tmp_path / "rows.jsonl", records())
     recipe = write_recipe(tmp_path / "cc.yaml", model=str(base), data=str(rows))
@@ -139,6 +155,8 @@ def test_bad_input_is_one_line(base, tmp_path, capsys):
     text = pairs(tmp_path / "p.jsonl")
     run = ("--output_dir", tmp_path / "run", *SMALL)
     assert "reads parallel text only" in refused(capsys, "align", base, "--data", text, *run)
+    recipe = write_recipe(tmp_path / "with.yaml", data=str(text))
+    assert "reads parallel text only" in refused(capsys, "align", base, "--config", recipe, "--parallel", text, *run)
     assert "missing; name the training rows" in refused(capsys, "train", "--model", base, *run)
     assert "trains on answered rows alone" in refused(
         capsys, "align", base, "--parallel", text, "--connection", "none", *run

@@ -197,6 +197,14 @@ def test_a_model_trained_without_the_template_is_asked_without(tmp_path, capsys)
     assert Answerer(load(str(run / "checkpoint-3"))).chat is True
 
 
+def test_answers_are_generated_on_the_accelerator(runs, monkeypatch):
+    """As `evaluate` scores; the device `meta` stands for one."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+    loaded = load(str(runs("lora")))
+    assert Answerer(loaded).loaded.model.device.type == "meta"
+
+
 def test_two_bos_are_never_written():
     made = tokenizer(chat=True)
     made.add_special_tokens({"bos_token": "<bos>"})

@@ -170,6 +170,7 @@ def test_other_bad_input(world, tmp_path, capsys):
     (tmp_path / "there.html").write_text("kept")
     assert "exists already" in refused(capsys, "report", run, "--output", tmp_path / "there.html")
     assert (tmp_path / "there.html").read_text() == "kept"
+    assert "name them with --evaluation" in refused(capsys, "report", run, "--baseline", "x", *output)
     assert "two or more systems" in refused(
         capsys, "report", run, "--evaluation", write_evaluation(tmp_path / "e", "m", {"en": [1]}), *output
     )

@@ -35,7 +35,7 @@ def asked(monkeypatch) -> list:
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     Counting.seen = type("Seen", (list,), {"model": Counting})()
-    monkeypatch.setattr(evaluation, "AnsweringLM", Counting)
+    monkeypatch.setattr(models, "AnsweringLM", Counting)
     return Counting.seen
 
 

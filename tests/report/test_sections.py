@@ -11,17 +11,19 @@ import pytest
 from markupsafe import Markup
 
 from cctuning.connection import ConnectionConfig
+from cctuning.languages import language_name
 from cctuning.report.charts import forest, lines
-from cctuning.report.formatting import (
+from cctuning.report.page import (
+    DARK,
+    LIGHT,
+    PRINT,
     count,
-    language_name,
     language_names,
     listed,
     number,
     percent,
     points,
 )
-from cctuning.report.page import DARK, LIGHT, PRINT
 from cctuning.report.results_section import answer_text, read_evaluations, results_section
 from cctuning.report.runs import Run, Sizes
 from cctuning.report.training_section import aligned, cost, data_section, tokens_a_second, training_section
@@ -124,6 +126,24 @@ def test_curves_and_what_was_not_recorded():
     few = run(metrics=metrics[:1] + metrics[-1:])
     assert "cc logged fewer than three times" in Look(html(training_section([few]))).text
     assert "train memory gpu peaked delta, MiB3" in Look(" ".join(cost([few]))).text
+
+
+def test_evaluation_rows_and_their_loss_by_language():
+    metrics = [{"step": step, "eval_loss_sw": 3.0 - step % 3, "eval_loss_yo": 1.5} for step in (1, 2, 3)]
+    text = Look(html(training_section([run(metrics=[{"step": 1, "student_loss": 1.0}, *metrics])]))).text
+    assert "Swahili2.0001.0003.000" in text and "Yoruba1.5001.5001.500" in text
+    pack = run()
+    part = {"sources": [{"path": "a.tsv"}], "languages": {"sw": 3}}
+    added = {
+        "data": {"sources": [], "rows": 0, "with_response": 0, "languages": {}},
+        "parallel": {"pairs": 3, **part},
+        "eval_data": {"rows": 2, **part},
+        "skipped_in_tokenisation": [],
+    }
+    pack.record.update(added)
+    text = Look(html(data_section([pack]))).text
+    assert "3 pairs of parallel text and 2 evaluation rows." in text
+    assert "languagepairsevaluation rowsSwahili33" in text
 
 
 def places(chart: str, colour: str) -> list[float]:

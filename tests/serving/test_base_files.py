@@ -127,3 +127,14 @@ torch.save([texts, *(model.eval()(ids).logits.detach() for model in models)], ou
         torch.testing.assert_close(lora, expected, rtol=1e-4, atol=1e-4)
     tokenizer = AutoTokenizer.from_pretrained(world / "merged")
     assert texts == [tokenizer.apply_chat_template([{"role": "user", "content": "x1 x2"}], tokenize=False)] * 2
+
+
+def test_a_base_whose_tokenizer_has_no_config(tmp_path):
+    """It loads by the model's config.json; the run has a template of its own."""
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m['content'] }}<end>{% endfor %}")
+    run = make(tmp_path, chat=True, tune="lora", chat_template_path=str(tmp_path / "own.jinja"))
+    (tmp_path / "base" / "tokenizer_config.json").unlink()
+    for format in ("merged", "lora"):
+        export(str(run), format, tmp_path / format)
+        written = AutoTokenizer.from_pretrained(tmp_path / format)
+        assert written.chat_template == (tmp_path / "own.jinja").read_text()

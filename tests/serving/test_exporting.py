@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
 import resource
 import shutil
+import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -24,7 +26,7 @@ from cctuning.serving.answering import encoder_of
 from cctuning.serving.engines import EXPORT_FILE
 from cctuning.serving.exporting import export
 from cctuning.serving.stop_tokens import generation_config
-from tests.cli.world import done, refused
+from tests.cli.world import done, records, refused, write_jsonl, write_model, write_recipe
 from tests.conftest import tiny_llama
 from tests.serving.world import edit_json, make, make_turns
 from tests.training.toys import TEMPLATE, tokenizer
@@ -319,3 +321,36 @@ def test_a_disk_that_refuses_leaves_nothing(format, run, tmp_path):
     last = said.read_text().splitlines()[-1]
     assert re.search(r"^cctuning: error: .*out: cannot be written: .*os error 27\); free some space", last), last
     assert list(tmp_path.iterdir()) == [said]
+
+
+# -- a base from the hub ----------------------------------------------------------------------------------------------
+
+
+def test_a_lora_belongs_to_the_revision_of_its_base(tmp_path):
+    """The hub's cache has two revisions with other weights; a process of its own reads it."""
+    cache = tmp_path / "cache" / "models--org--tiny"
+    (cache / "refs").mkdir(parents=True)
+    commits = {"main": "a" * 40, "old": "b" * 40}
+    for (name, commit), spread in zip(commits.items(), (0.02, 0.5), strict=True):
+        write_model(cache / "snapshots" / commit, initializer_range=spread)
+        (cache / "refs" / name).write_text(commit)
+    data = write_jsonl(tmp_path / "rows.jsonl", records())
+    train = ["train", "--model", "org/tiny", "--revision", "old", "--data", data, "--tune", "lora", "--output_dir"]
+    recipe = write_recipe(tmp_path / "recipe.yaml", connection="none", max_steps=1)
+    commands = [
+        [*train, tmp_path / "run", "--config", recipe],
+        ["export", tmp_path / "run", "--format", "lora", "--output", tmp_path / "lora"],
+        ["export", tmp_path / "run", "--format", "merged", "--output", tmp_path / "merged"],
+    ]
+    code = "import sys, json; from cctuning.cli import main; sys.exit(max(map(main, json.loads(sys.argv[1]))))"
+    argv = json.dumps([[str(one) for one in command] for command in commands])
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code, argv], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "The base is revision 'old' of org/tiny: load that one" in done.stdout
+    wrong, base = (AutoModelForCausalLM.from_pretrained(cache / "snapshots" / one) for one in commits.values())
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        wanted = PeftModel.from_pretrained(base, tmp_path / "lora")(IDS).logits
+        torch.testing.assert_close(merged(IDS).logits, wanted, rtol=1e-4, atol=1e-4)
+        assert (wrong(IDS).logits - wanted).abs().max() > 0.1

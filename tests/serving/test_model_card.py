@@ -14,6 +14,7 @@ from cctuning.model.loading import load
 from cctuning.serving.exporting import export
 from cctuning.serving.model_card import base_licence
 from cctuning.training.card import CITATION
+from tests.cli.world import done, records, write_jsonl, write_model
 from tests.serving.world import edit_json, make
 
 
@@ -83,3 +84,15 @@ def test_places_and_secrets_of_the_run_stay_at_home(run, tmp_path):
     export(str(copy), "merged", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "hf_secret" not in card and "/home/me" not in card and "chat_template_path: mine.jinja" in card
+
+
+def test_the_card_of_a_pack_has_no_empty_counts_of_rows(tmp_path):
+    base = write_model(tmp_path / "base")
+    text = [{"text": row["prompt"], "text_en": row["prompt_en"], "lang": "sw"} for row in records(40)]
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", [line for line in text if line["text_en"]])
+    small = ("--max_steps", 2, "--use_cpu", True, "--report_to", "none", "--layers", 0)
+    done("align", base, "--parallel", pairs, "--output_dir", tmp_path / "pack", *small)
+    export(str(tmp_path / "pack"), "merged", tmp_path / "out")
+    data = (tmp_path / "out" / "README.md").read_text().split("## Data")[1].split("## Licence")[0]
+    assert "0 rows" not in data and "30 pairs of parallel text without responses: Swahili (`sw`) 30." in data
+    assert "\n.\n" not in data and "\n\n\n" not in data

@@ -7,14 +7,10 @@ from which any SFT on English rows can start. The same as `cctuning train --para
 from __future__ import annotations
 
 from cctuning.cli import train
-from cctuning.errors import UserError
 
 
 def main(argv: list[str]) -> None:
-    """As `cctuning train`, with the model as first argument and without `--data`."""
+    """As `cctuning train`, with the model as first argument and without rows."""
     if argv and not argv[0].startswith("-"):
         argv = ["--model", argv[0], *argv[1:]]
-    for flag in argv:
-        if flag.split("=")[0] in ("--data", "--eval_data"):
-            raise UserError(f"{flag}: align reads parallel text only; to train on answers too, use cctuning train.")
     train.main(argv, verb="align")

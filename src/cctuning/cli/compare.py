@@ -19,10 +19,12 @@ def main(argv: list[str]) -> None:
         metavar="DIR",
         help="a directory of `cctuning evaluate`, or NAME=DIR; several with one NAME are training seeds of one system",
     )
-    parser.add_argument("--baseline", help="name or directory the others are compared with (default: the first)")
+    parser.add_argument(
+        "--baseline", help="name or directory the others are compared with (default: base, else the first)"
+    )
     parser.add_argument("--output", help="new directory for comparison.json and comparison.md")
     parser.add_argument("--draws", type=int, default=10_000, help="bootstrap and Monte Carlo draws")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--alpha", type=float, default=0.05, help="significance level; intervals stay at 95 %%")
     args = parser.parse_args(argv)
     require("scipy", "cctuning compare", "evaluate")  # now, and not after the comparison

@@ -35,10 +35,10 @@ def main(argv: list[str]) -> None:
         "--parallel", nargs="+", required=True, metavar="FILE", help="parallel text, or rows with reference prompts"
     )
     parser.add_argument("--limit", type=int, default=256, help="pairs per language (default: 256)")
-    parser.add_argument("--max_length", type=int, default=1024)
-    parser.add_argument("--reference_language", default="en")
+    parser.add_argument("--max_length", type=int, default=1024, help="tokens; pairs with a longer text are left out")
+    parser.add_argument("--reference_language", default="en", help="language that the others are compared with")
     add_chat(parser)
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", default="auto", help="of the weights; auto: as saved")
     parser.add_argument("--output", help="new JSON file for the figures")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
     args = parser.parse_args(argv)
@@ -61,10 +61,10 @@ def diagnose(args: Any) -> dict[str, Any]:
     from rich.table import Table
 
     from cctuning.connection import ConnectionConfig
-    from cctuning.data import Encoder
     from cctuning.data.parallel.pairs import load_parallel
-    from cctuning.model.loading import load
-    from cctuning.serving.answering import chat_of
+    from cctuning.model.loading import load, to_accelerator
+    from cctuning.model.sites import unwrap
+    from cctuning.serving.answering import chat_notes, encoder_of
     from cctuning.training.alignment import of_text
 
     pairs, report = load_parallel(args.parallel, reference_language=args.reference_language, bad_rows="skip")
@@ -77,20 +77,23 @@ def diagnose(args: Any) -> dict[str, Any]:
     for own in by_language.values():
         kept = min(args.limit, len(own))
         chosen += [own[place * len(own) // kept] for place in range(kept)]  # evenly spread
-    loaded = load(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+    loaded = to_accelerator(load(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code))
     if loaded.connected is not None:
         raise UserError(f"{args.model}: has a trained connection; name a model without one, such as its base.")
     if loaded.tokenizer.pad_token_id is None:
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
-    encoder = Encoder(
-        loaded.tokenizer,
-        max_length=args.max_length,
-        max_reference_length=args.max_length,
-        chat=chat_of(loaded.run, loaded.tokenizer) if CHAT[args.chat] is None else args.chat == "yes",
-        chat_template_kwargs=args.chat_template_kwargs,
-    )
+    positions = getattr(unwrap(loaded.model).config.get_text_config(), "max_position_embeddings", None)
+    most = min(args.max_length, positions or args.max_length)
+    limits = {"max_length": most, "max_reference_length": most}
+    encoder = encoder_of(loaded, CHAT[args.chat], args.chat_template_kwargs, **limits)
+    for note in chat_notes(loaded.run, encoder):
+        print(f"note: {note}")
     print(f"measuring {len(chosen)} pairs in {len(by_language)} languages", flush=True)
     found = of_text(loaded.model, encoder, chosen)
+    if left_out := len(chosen) - sum(found.pairs):
+        print(
+            f"note: {left_out} pairs are left out: longer than {most} tokens (--max_length, or the model), or empty."
+        )
     name, depth = language_name(args.reference_language), len(found.layers)
     usual = ConnectionConfig().layers_of(depth)
     shown = sorted({round(place * (depth - 1) / (COLUMNS - 1)) for place in range(COLUMNS)})

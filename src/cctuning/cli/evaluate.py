@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 from pathlib import Path
-from typing import Any
 
 from cctuning.cli.options import Plain, add_chat, chosen
 from cctuning.errors import UserError
@@ -44,9 +43,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--thinking_tokens", type=int, default=1024, help="additional tokens for models that think")
     parser.add_argument("--bypass", action="store_true", help="without the connection's transform")
     parser.add_argument("--baseline", help="model the others are compared with (default: base, else the first)")
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", default="auto", help="of the weights; auto: as saved")
     parser.add_argument("--batch_size", type=int, help="default: the largest that fits")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of few-shot examples and of tasks that sample")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
     args = parser.parse_args(argv)
     _check(args)
@@ -60,14 +59,16 @@ def main(argv: list[str]) -> None:
     from cctuning.evaluation.result_tables import results_tables
     from cctuning.evaluation.run import Options, evaluate, evaluate_models
 
-    names = "rows tasks include_path languages benchmarks limit data chat chat_template_kwargs thinking_tokens dtype"
+    given = "rows tasks include_path languages benchmarks limit data chat chat_template_kwargs thinking_tokens dtype"
     options = Options(
         suite=args.suite or "source",
         mode="bypass" if args.bypass else "student",
-        **chosen(args, f"{names} seed batch_size trust_remote_code"),
+        **chosen(args, f"{given} seed batch_size trust_remote_code"),
     )
     output, models = Path(args.output), _models(args.models)
-    baseline = _baseline(args.baseline, models)
+    names = [name for name, _ in models]
+    if args.baseline is not None and args.baseline not in names:
+        raise UserError(f"--baseline {args.baseline}: expected one of {', '.join(names)}.")
     if len(models) > 1:
         done = evaluate_models(models, output, options)
     else:
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> None:
         from cctuning.cli.compare import show
         from cctuning.evaluation.compare import compare
 
-        show(compare([(name, directory) for name, directory, _ in done], baseline))
+        show(compare([(name, directory) for name, directory, _ in done], args.baseline))
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -90,31 +91,36 @@ def _check(args: argparse.Namespace) -> None:
         given = [f"--{name}" for name in others if getattr(args, option) and getattr(args, name)]
         if given:
             raise UserError(f"--{option}: used instead of a suite; leave out {', '.join(given)}.")
+    if args.include_path and not args.tasks:
+        raise UserError("--include_path: has tasks for --tasks, which is not given; name some of them.")
+    if args.include_path and not Path(args.include_path).is_dir():
+        raise UserError(f"--include_path {args.include_path}: no such directory.")
 
 
 def _models(arguments: list[str]) -> list[tuple[str, str]]:
     """Name and path of each model; `base` is replaced by the base of the runs beside it."""
     from cctuning.evaluation.saved_results import parse_named
     from cctuning.model.loading import resolve
+    from cctuning.training.directory import read_options
 
     models = parse_named(arguments)
     names = [name for name, _ in models]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise UserError(f"{twice}: the name of two models; name them apart, as in {twice}-2=PATH.")
-    bases: dict[str, Any] = {}
-    for name, path in models:
-        if path == BASE and not Path(path).exists():
-            bases |= {run["model"]: None for _, other in models if other != path and (run := resolve(other)[1])}
-            if len(bases) != 1:
-                raise UserError(
-                    f"{name}: base stands for the base of the runs, and these have {len(bases)}; give its path."
-                )
-    return [(name, next(iter(bases)) if path == BASE and bases else path) for name, path in models]
-
-
-def _baseline(wanted: str | None, models: list[tuple[str, str]]) -> str:
-    names = [name for name, _ in models]
-    if wanted is not None and wanted not in names:
-        raise UserError(f"--baseline {wanted}: expected one of {', '.join(names)}.")
-    return wanted or (BASE if BASE in names else names[0])
+    if BASE not in [path for _, path in models] or Path(BASE).exists():
+        return models
+    runs = {Path(path): run for _, path in models if path != BASE and (run := resolve(path)[1])}
+    bases = {
+        str(Path(run["model"]).resolve()) if Path(run["model"]).exists() else run["model"] for run in runs.values()
+    }
+    if len(bases) != 1:
+        raise UserError(f"base stands for the base of the runs, and these have {len(bases)}; give its path.")
+    base = next(iter(runs.values()))["model"]
+    for options in (read_options(run) for run in runs if (run / "config.yaml").is_file()):
+        if options.get("revision"):
+            raise UserError(
+                f"base: the runs were trained from revision {options['revision']} of {base}; download it and give its "
+                "directory, since a hub name stands for the newest revision."
+            )
+    return [(name, base if path == BASE else path) for name, path in models]

@@ -161,7 +161,7 @@ def _is_structure(value: Any) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
 
 
-# -- help ---------------------------------------------------------------------------------------------------------------
+# -- help -------------------------------------------------------------------------------------------------------------
 
 
 def _group_wanted(argv: Sequence[str]) -> str | None:

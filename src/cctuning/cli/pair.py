@@ -166,7 +166,12 @@ def _engine(words: list[str]) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if not equals:
             raise UserError(f"--translate: {word!r}: expected OPTION=VALUE after the engine's name.")
-        engine[name] = yaml.safe_load(value)
+        try:
+            engine[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"--translate: {word!r}: the value is not valid YAML ({error}); put it in quotes."
+            ) from error
     return engine
 
 

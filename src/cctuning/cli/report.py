@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
         metavar="DIR",
         help="directories of `cctuning evaluate`, or NAME=DIR: the runs, the baseline, the base",
     )
-    parser.add_argument("--baseline", help="evaluation the others are compared with (default: the first)")
+    parser.add_argument("--baseline", help="evaluation the others are compared with (default: base, else the first)")
     args = parser.parse_args(argv)
     require("matplotlib", "cctuning report")
     if args.evaluation:

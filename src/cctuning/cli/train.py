@@ -47,7 +47,7 @@ def main(argv: list[str], verb: str = "train") -> None:
         launcher.add_argument(f"--{name}", nargs="?", const="")
     launching, argv = launcher.parse_known_args(argv)
     if any(value is not None for value in vars(launching).values()):
-        raise SystemExit(launch(launching.accelerate_config, launching.num_processes, argv))
+        raise SystemExit(launch(launching.accelerate_config, launching.num_processes, [verb, *argv]))
     check_paths(argv)
     from cctuning.connection import ConnectionConfig
     from cctuning.training import CCConfig
@@ -59,6 +59,12 @@ def main(argv: list[str], verb: str = "train") -> None:
     )
     kinds = (RunOptions, ConnectionConfig, CCConfig)
     options, connection, args = parse(f"cctuning {verb}", description, kinds, argv, groups())
+    for name in ("data", "eval_data") if verb == "align" else ():
+        if getattr(options, name):
+            raise UserError(
+                f"{name}: align reads parallel text only; leave it out (--config pack is a recipe for align), or use "
+                "cctuning train to train on answers too."
+            )
     from cctuning.training.run import train
 
     try:
@@ -108,11 +114,11 @@ def groups() -> list[Group]:
 
 
 def launch(config: str | None, processes: str | None, argv: list[str]) -> int:
-    """Run `cctuning train` under accelerate's launcher; returns the exit status.
+    """Run cctuning under accelerate's launcher; returns the exit status.
 
     Args:
         config: file or name of an accelerate configuration. processes: their number, if not as in the configuration.
-        argv: the other arguments.
+        argv: the verb and the other arguments.
     """
     if config is None:
         raise UserError("--num_processes: needs --accelerate_config.")
@@ -124,7 +130,7 @@ def launch(config: str | None, processes: str | None, argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         error = Path(scratch) / "error"
         environment = {**os.environ, ERRORS: str(error)}
-        status = subprocess.run([*command, "-m", "cctuning", "train", *argv], env=environment).returncode
+        status = subprocess.run([*command, "-m", "cctuning", *argv], env=environment).returncode
         if status and error.is_file():  # printed by a process, above the launcher's own message
             raise UserError(error.read_text(encoding="utf-8"))
     return status

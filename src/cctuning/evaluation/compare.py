@@ -10,7 +10,6 @@ the reference language included, for each system; means are single tests and not
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,21 +19,21 @@ import numpy as np
 import pandas as pd
 
 from cctuning.errors import UserError
-from cctuning.evaluation.answer_language import compare_shares
-from cctuning.evaluation.result_tables import difference_text
-from cctuning.evaluation.saved_results import (
-    ScoredRun,
+from cctuning.evaluation.comparability import (
     check_same,
     check_seeds,
     common_tasks,
-    read_run,
-    uniform_answers,
+    reference_languages,
+    system_notes,
+    task_notes,
 )
+from cctuning.evaluation.result_tables import difference_text
+from cctuning.evaluation.saved_results import ScoredRun, read_run
 from cctuning.evaluation.statistics import clustered_bootstrap, holm, sign_flip_test, t_interval
-from cctuning.languages import ENGLISH, language_name
+from cctuning.languages import language_name
 
 MIN_DRAWS = 1000
-FEW_ITEMS = 30  # with fewer, a percentile interval is known to be too narrow
+BASE = "base"  # name of the system that others are compared with by default
 BETTER, WORSE, SAME, NOT_MEASURED = "better", "worse", "not distinguishable", "not measured"
 
 
@@ -92,7 +91,7 @@ def compare(
 
     Args:
         runs: (system, directory); directories with the same system are its training seeds.
-        baseline: name of a system or one of its directories; default: the first.
+        baseline: name of a system or one of its directories; default: `BASE`, else the first.
         draws: bootstrap and Monte Carlo draws, at least `MIN_DRAWS`.
         alpha: a difference is significant if its adjusted p-value is below.
 
@@ -115,10 +114,10 @@ def compare(
     check_seeds(systems)
     tasks = common_tasks(loaded, notes)
     check_same(loaded, tasks)
-    apart = _reference_languages(loaded, notes)
+    apart = reference_languages(loaded, notes)
     settings = {"draws": draws, "seed": seed, "alpha": alpha, "level": 0.95, "tasks": tasks}
     settings["reference_languages"] = apart
-    notes += [*_system_notes(systems, base), *_task_notes(systems, tasks, settings)]
+    notes += [*system_notes(systems, base), *task_notes(systems, tasks, settings)]
     table = _table(loaded, tasks)
     members = {name: [place for place, run in enumerate(loaded) if run.system == name] for name in systems}
     rows: list[Row] = []
@@ -140,74 +139,13 @@ def _baseline(runs: Sequence[tuple[str, Path]], wanted: str | None) -> str:
     if len(names) < 2:
         raise UserError(f"{', '.join(names) or 'no run'}: expected two or more systems to compare; name another run.")
     if wanted is None:
-        return names[0]
+        return BASE if BASE in names else names[0]
     if wanted in names:
         return wanted
     for name, path in runs:
         if path.resolve() == Path(wanted).resolve():
             return name
     raise UserError(f"--baseline {wanted}: none of the runs; expected one of {', '.join(names)}, or its directory.")
-
-
-def _reference_languages(runs: Sequence[ScoredRun], notes: list[str]) -> list[str]:
-    """The reference languages of the runs, which are left out of means. A plain model has none."""
-    named = [(run.system, str(run.record["model"].get("reference_language") or "")) for run in runs]
-    found = list(dict.fromkeys(language for _, language in named if language))
-    if len(found) > 1:
-        told = ", ".join(f"{name} {language}" for name, language in dict.fromkeys(named) if language)
-        notes.append(f"reference languages differ: {told}; means leave out all of these.")
-    return found or [ENGLISH]
-
-
-def _system_notes(systems: Mapping[str, Sequence[ScoredRun]], base: str) -> list[str]:
-    """Notes on modes, versions and seeds."""
-    notes = []
-    modes = {name: members[0].mode for name, members in systems.items()}
-    if len(set(modes.values())) > 1:
-        notes.append(f"modes differ: {', '.join(f'{name} {mode}' for name, mode in modes.items())}.")
-    versions = [run.record.get("versions") or {} for members in systems.values() for run in members]
-    for package in dict.fromkeys(key for one in versions for key in one):
-        found = list(dict.fromkeys(str(one.get(package)) for one in versions))
-        if len(found) > 1:
-            notes.append(f"versions of {package} differ: {', '.join(found)}.")
-    seeds = {name: [run.record["model"].get("training_seed") for run in members] for name, members in systems.items()}
-    single = [name for name, numbers in seeds.items() if len(numbers) == 1]
-    if single:
-        notes.append(f"one training seed: {', '.join(single)}; variation between trainings is not measured.")
-    for name, numbers in seeds.items():
-        if {name, base} & {*single} or numbers == seeds[base]:
-            continue
-        if len(numbers) != len(seeds[base]):
-            counts = f"{len(numbers)} seeds, and {base} has {len(seeds[base])}"
-            notes.append(f"no seed-level interval for {name}: {counts}.")
-        else:
-            notes.append(f"seeds paired in the order given: {base} {seeds[base]}, {name} {numbers}.")
-    return notes
-
-
-def _task_notes(
-    systems: Mapping[str, Sequence[ScoredRun]], tasks: Sequence[str], settings: Mapping[str, Any]
-) -> list[str]:
-    """Notes on numbers of items and languages, on metrics, and on the answers."""
-    notes = []
-    first = next(iter(systems.values()))[0]
-    few = [name for name in tasks if len(first.items[name]) < FEW_ITEMS]
-    if few:
-        notes.append(f"fewer than {FEW_ITEMS} items, so intervals are too narrow: {', '.join(few)}.")
-    languages = max(Counter(first.about(name)["benchmark"] for name in tasks).values())
-    if languages / (settings["draws"] + 1) >= settings["alpha"]:
-        notes.append(f"too few draws for {languages} languages to fall below {settings['alpha']}; raise --draws.")
-    metrics = list(dict.fromkeys(str(first.about(name)["metric"]) for name in tasks))
-    if len(metrics) > 1:
-        notes.append(f"the overall mean mixes metrics: {', '.join(metrics)}.")
-    for name in tasks:
-        abouts = {system: [run.about(name) for run in members] for system, members in systems.items()}
-        shares = {system: [about.get("answered_in") for about in own] for system, own in abouts.items()}
-        share = compare_shares(shares, name, first.about(name)["language"])
-        notes += [] if share is None else [share]
-        for system, own in abouts.items():
-            notes += [f"{system}: {note}" for about in own for note in uniform_answers(name, about)]
-    return notes
 
 
 def _table(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> pd.DataFrame:

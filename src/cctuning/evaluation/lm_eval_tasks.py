@@ -37,7 +37,10 @@ def load_tasks(
                 f"--tasks: lm-eval has no task {name!r}.{nearest(name, known)} `lm-eval ls tasks` lists them."
             )
         with loading(f"--tasks {name}", data):
-            items += _items(manager, name)
+            found = _items(manager, name)
+        if any(task.OUTPUT_TYPE == "loglikelihood_rolling" for item in found for task in item.tasks):
+            raise UserError(f"--tasks {name}: measures perplexity, which is not supported; leave it out.")
+        items += found
     spoken = [one.language for one in items]
     chosen = spoken if languages is None else [code for one in languages for code in matching(one, spoken)]
     kept = [one for one in items if one.language in chosen]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,18 @@ from accelerate.utils import find_executable_batch_size
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.models.utils_hf import stop_sequences_criteria
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from cctuning.data import Encoder
 from cctuning.errors import UserError
 from cctuning.model.connected import ConnectedModel
-from cctuning.serving.stop_tokens import Thoughts
+from cctuning.model.loading import Loaded
+from cctuning.model.sites import unwrap
+from cctuning.serving.stop_tokens import Thoughts, stop_tokens
 
 CHUNK = 8  # batches between two writes to the journal
 THINKING_TOKENS = 1024  # for a model that thinks before it answers
@@ -37,6 +42,11 @@ class Journal(LM):
         batch_size: None to halve it while memory runs out.
         stop: text that ends every answer, in addition to the stops of a task.
         thinking: additional tokens for a model that thinks before it answers, 0 for others.
+
+    Attributes:
+        asked: number of requests that the model ran.
+        cut: task and number of each item whose prompt, with the answer, is longer than the model's context. lm-eval
+            cuts the beginning of such prompts.
     """
 
     def __init__(
@@ -47,7 +57,8 @@ class Journal(LM):
         self.label = ""  # of the progress bar; the task at work
         device = getattr(getattr(inner, "device", None), "type", "cpu")
         self.size = batch_size or FIRST_BATCH.get(device, 64)
-        self.asked = 0  # requests that the model ran
+        self.asked = 0
+        self.cut: set[tuple[str | None, int | None]] = set()
         self.known: dict[str, Any] = {}
         if path.is_file():
             for line in path.read_bytes().split(b"\n"):  # splitlines() also splits at U+2028
@@ -77,15 +88,24 @@ class Journal(LM):
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         return self.inner.chat_template(chat_template)
 
-    def _key(self, kind: str, request: Instance) -> str:
-        asked = [kind, *request.args]
-        if getattr(self.inner, "apart", False):  # the same text has another answer then
-            asked.append("apart")
-        text = json.dumps(asked, ensure_ascii=False, sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    def _keys(self, kind: str, requests: list[Instance]) -> list[str]:
+        """A key for each request, the same for the same request; a request that is repeated to draw several answers
+        has several."""
+        keys, drawn = [], Counter[str]()
+        for request in requests:
+            asked = [kind, *request.args]
+            if getattr(self.inner, "apart", False):  # the same text has another answer then
+                asked.append("apart")
+            text = json.dumps(asked, ensure_ascii=False, sort_keys=True)
+            if kind == "generate_until" and normalize_gen_kwargs(request.args[1])["do_sample"]:
+                drawn[text] += 1
+                text += f" {drawn[text]}"
+            keys.append(hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
+        return keys
 
     def _through(self, kind: str, requests: list[Instance]) -> list[Any]:
-        keys = [self._key(kind, request) for request in requests]
+        keys = self._keys(kind, requests)
+        self.cut |= {(one.task_name, one.doc_id) for one in requests if self._too_long(kind, one)}
         pending = {key: request for key, request in zip(keys, requests, strict=True) if key not in self.known}
         # The longest first: what does not fit fails at once, and the remaining time is overestimated at worst.
         order = sorted(pending, key=lambda key: -len("".join(str(part) for part in pending[key].args)))
@@ -115,8 +135,8 @@ class Journal(LM):
             stops.append([*until, *([self.stop] if self.stop else [])])
             more: dict[str, Any] = {"until": stops[-1]}
             if self.thinking:
-                room = int(given.get("max_gen_toks") or self.inner.max_gen_toks)
-                more = {"until": [], "max_gen_toks": room + self.thinking}
+                given = dict(normalize_gen_kwargs(given, self.inner.max_gen_toks))  # one name for the length
+                more = {"until": [], "max_gen_toks": given["max_gen_toks"] + self.thinking}
             requests[number] = replace(request, arguments=(context, {**given, **more}))
         answers = self._ask(kind, requests)
         for number, until in enumerate(stops):
@@ -124,13 +144,27 @@ class Journal(LM):
                 answers[number] = answers[number].partition(stop)[0]
         return answers
 
+    def _room(self, given: dict[str, Any]) -> int:
+        """Most tokens of an answer, from the arguments of generation."""
+        return int(normalize_gen_kwargs(given, getattr(self.inner, "max_gen_toks", 256))["max_gen_toks"])
+
+    def _too_long(self, kind: str, request: Instance) -> bool:
+        """Whether a prompt and its answer are longer than the model's context."""
+        limit: int | None = getattr(self.inner, "max_length", None)
+        if limit is None:
+            return False
+        generates = kind == "generate_until"
+        text = request.args[0] if generates else "".join(request.args)
+        room = limit - self._room(request.args[1]) - self.thinking if generates else limit + 1
+        return len(text.encode()) > room and len(self.inner.tok_encode(text)) > room  # a token has a byte or more
+
     def _check_room(self, requests: list[Instance]) -> None:
         """Raise `UserError` where answers are as long as the model's context: lm-eval would stop at an assertion."""
         limit: int | None = getattr(self.inner, "max_length", None)
         if limit is None:
             return
         for request in requests:
-            room = int(request.args[1].get("max_gen_toks") or self.inner.max_gen_toks)
+            room = self._room(request.args[1])
             if room >= limit:
                 advice = "lower --thinking_tokens" if self.thinking else "choose another task, or another model"
                 raise UserError(
@@ -233,13 +267,35 @@ class ConnectedLM(AnsweringLM):
         return results
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
+        if not options.get("do_sample"):
+            options = {**options, "do_sample": False}
+            options.pop("temperature", None)
         return self.connected.generate(
             context,
-            options["attention_mask"],
             max_length=max_length,
-            do_sample=False,
             pad_token_id=self.tokenizer.pad_token_id,
             # lm-eval's criteria, since transformers' stop_strings fails on vocabularies of whole words.
             stopping_criteria=stop_sequences_criteria(self.tokenizer, stop, context.shape[1], len(context)),
             connect=self._connect(len(context)),
+            **options,
         )
+
+
+def language_model(loaded: Loaded, mode: str, encoder: Encoder) -> AnsweringLM:
+    """The model for lm-eval. It stops where the chat template ends a turn, which a base's own config may lack.
+
+    Args:
+        mode: `student` or `bypass`; the latter with the connection disabled by the caller.
+    """
+    tokenizer, connected = encoder.tokenizer, loaded.connected
+    if encoder.chat:
+        stops = stop_tokens(encoder, unwrap(loaded.model))
+        for model in (loaded.model, unwrap(loaded.model)):
+            if stops and model.generation_config is not None:
+                model.generation_config.eos_token_id = stops
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # masked, so any id will do
+    how: dict[str, Any] = {"chat": encoder.chat, "thoughts": Thoughts.of(encoder)}
+    if connected is not None and mode == "student" and not connected.config.mergeable:
+        return ConnectedLM(connected, tokenizer, **how)
+    return AnsweringLM(loaded.model, tokenizer, **how)

@@ -40,7 +40,7 @@ def load_own_rows(
     """
     dataset, report = load_rows([path], reference_language=reference, require_reference=False)
     by_language: dict[str, list[dict[str, Any]]] = {}
-    unanswered = 0
+    unanswered, warnings = 0, dict[str, list[str]]()
     for row in dataset:
         answer = split_thinking(row["response"] or "")[1].strip()
         if not answer:
@@ -48,6 +48,9 @@ def load_own_rows(
             continue
         rows = by_language.setdefault(row["lang"], [])
         rows.append({"id": len(rows), "prompt": _render(row, encoder), "answer": answer})
+        asked = {"prompt": row["prompt"], "tools": row.get("tools")}
+        if encoder is not None and (warning := encoder.warning(asked)) is not None:
+            warnings.setdefault(warning, []).append(row["origin"])
     if not by_language:
         raise UserError(f"--rows {path}: no row has a response to score answers against.")
     for wanted in languages or ():
@@ -56,6 +59,7 @@ def load_own_rows(
                 f"--languages: no row of {path} is in {wanted!r}; it has {', '.join(sorted(by_language))}."
             )
     notes = [*report.notes, *([f"{path}: {unanswered} rows without a response are left out."] if unanswered else [])]
+    notes += [f"{len(of)} of {len(dataset)} rows (the first: {of[0]}): {warning}." for warning, of in warnings.items()]
     if reference not in by_language:
         name = language_name(reference)
         notes.append(f"{path} has no row in {name}, so a change in {name} is not measured.")

@@ -117,7 +117,7 @@ def xcopa_english(folder: Path) -> ConfigurableTask:
     )
 
 
-# -- MKQA and XLSum from the hub ---------------------------------------------------------------------------------------
+# -- MKQA and XLSum from the hub --------------------------------------------------------------------------------------
 #
 # lm-eval has no usable task for them. Both repositories hold a loading script, which `datasets` no longer runs, so the
 # hub's own Parquet files (`refs/convert/parquet`) are read by name: XLSum also has older files with the same rows.

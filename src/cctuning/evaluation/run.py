@@ -5,13 +5,12 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from lm_eval.tasks import TaskManager
 from transformers import set_seed
@@ -21,26 +20,25 @@ from cctuning.data.chat import own_template
 from cctuning.errors import UserError
 from cctuning.evaluation.answer_language import answered_in
 from cctuning.evaluation.lm_eval_tasks import load_tasks
-from cctuning.evaluation.models import THINKING_TOKENS, AnsweringLM, ConnectedLM, Journal
+from cctuning.evaluation.models import THINKING_TOKENS, ConnectedLM, Journal, language_model
 from cctuning.evaluation.own_rows import load_own_rows, rows_hash
 from cctuning.evaluation.saved_results import (
     JOURNAL_FILE,
     SAMPLES_FOLDER,
     answer_counts,
     claim,
+    doubts,
     model_hash,
     new_record,
     sample_line,
-    uniform_answers,
     write_results,
     writing,
 )
 from cctuning.evaluation.suite_tasks import Item, load_suite
-from cctuning.evaluation.suites import SUITES, current
+from cctuning.evaluation.suites import SUITES, trained_languages
 from cctuning.files import write_atomically
 from cctuning.languages import ENGLISH, canonical, same
-from cctuning.model.loading import Loaded, load
-from cctuning.model.sites import unwrap
+from cctuning.model.loading import load, to_accelerator
 from cctuning.serving.answering import (
     chat_notes,
     chat_of,
@@ -48,7 +46,7 @@ from cctuning.serving.answering import (
     reference_language,
     tokenizer_and_run,
 )
-from cctuning.serving.stop_tokens import Thoughts, answer_end, stop_tokens
+from cctuning.serving.stop_tokens import answer_end
 
 MODES = ("student", "bypass")
 
@@ -57,7 +55,8 @@ MODES = ("student", "bypass")
 class Options:
     """What to score, and how: the options of `cctuning evaluate`, whose help describes them.
 
-    `mode` is `student` (as the model will run) or `bypass` (without the connection's transform).
+    `mode` is `student` (as the model will run) or `bypass` (without the connection's transform). `reference_language`
+    is that of models of whose training nothing is known.
     """
 
     suite: str = "source"
@@ -76,6 +75,7 @@ class Options:
     rows: str | None = None
     tasks: list[str] | None = None
     include_path: str | None = None
+    reference_language: str | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("suite", SUITES), ("mode", MODES)):
@@ -89,7 +89,7 @@ class Options:
 
     def settings(self) -> dict[str, Any]:
         """The options that affect the figures."""
-        apart = ("data", "batch_size", "trust_remote_code", "rows", "tasks", "include_path")
+        apart = ("data", "batch_size", "trust_remote_code", "rows", "tasks", "include_path", "reference_language")
         found = {key: value for key, value in asdict(self).items() if key not in apart}
         if not self.chat_template_kwargs:
             del found["chat_template_kwargs"]
@@ -113,29 +113,13 @@ def evaluate_models(
         Name, directory and results of each.
     """
     options = _settled(models, options)
+    for name, _ in models:
+        claim(directory / name, options.settings())  # before the first is scored, which may take hours
     done = []
     for name, path in models:
         done.append((name, directory / name, evaluate(path, directory / name, options)))
         gc.collect()  # the model is gone before the next is loaded
     return done
-
-
-def _trained_languages(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """The languages that runs were trained in, without the reference language; of those that suite `current` has."""
-    found: dict[str, None] = {}
-    for run in runs:
-        for part in (run.get("data"), run.get("parallel")):
-            found |= dict.fromkeys((part or {}).get("languages", {}))
-    trained = [code for code in found if code not in {run.get("reference_language") for run in runs}]
-    known = {code for one in current() for code in one.tasks}
-    languages = [code for code in trained if any(same(code, one) for one in known)]
-    if not languages:
-        told = f" (trained in {', '.join(trained)}, which it lacks)" if trained else ""
-        raise UserError(f"--suite current: no language of the models is known{told}; name some with --languages.")
-    if len(languages) < len(trained):
-        lacking = ", ".join(code for code in trained if code not in languages)
-        logging.getLogger(__name__).warning("suite current has no %s", lacking)
-    return languages
 
 
 def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
@@ -150,24 +134,23 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     options = _settled([(path, path)], options)
     tokenizer, run = tokenizer_and_run(path, options.trust_remote_code)
     record = claim(directory, options.settings())
-    own_reference = reference_language(path) or run.get("reference_language")
+    home = run.get("reference_language") or options.reference_language
     encoder = encoder_for(tokenizer, bool(options.chat), options.chat_template_kwargs)
-    items, notes = _load_items(options, own_reference or ENGLISH, encoder)
+    items, notes = _load_items(options, home or ENGLISH, encoder)
     notes += chat_notes(run, encoder)
+    if options.thinking_tokens != THINKING_TOKENS and not encoder.thinks:
+        notes.append("thinking_tokens: no effect, because prompts do not let the model think before it answers.")
     for note in notes:
         logging.getLogger(__name__).warning(note)
-    loaded = load(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code)
-    if torch.accelerator.is_available():
-        module: Any = loaded.connected or loaded.model
-        module.to(torch.accelerator.current_accelerator())
+    loaded = to_accelerator(load(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code))
     weights = model_hash(loaded, options.mode)
     if record and record["model"]["fingerprint"] != weights:
         raise UserError(f"{directory}: holds results of another model ({record['model']['name']}); name another.")
     record = record or new_record(path, loaded, weights, options.settings())
     _check_data(items, record, directory)
-    record["model"]["reference_language"] = own_reference
+    record["model"]["reference_language"] = home
     record["notes"], record["planned"] = notes, [item.name for item in items]
-    lm = _language_model(loaded, options, encoder)
+    lm = language_model(loaded, options.mode, encoder)
     bypassed = options.mode == "bypass" and loaded.connected
     with writing(directory), bypassed.disable_adapter() if bypassed else nullcontext():
         (directory / SAMPLES_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -177,10 +160,10 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
         for number, item in enumerate(items, 1):
             journal.label = f"[{number}/{len(items)}] {item.name}"
             if isinstance(lm, ConnectedLM):
-                lm.apart = item.language == lm.connected.reference_language
+                lm.apart = same(item.language, lm.connected.reference_language)
             if item.name not in record["tasks"]:
                 score(item, journal, options, directory, record)
-            notes += [note for note in uniform_answers(item.name, record["tasks"][item.name]) if note not in notes]
+            notes += [note for note in doubts(item.name, record["tasks"][item.name]) if note not in notes]
         record["status"] = "finished"
         write_results(directory, record)
     journal.path.unlink(missing_ok=True)
@@ -188,8 +171,10 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
 
 
 def _settled(models: Sequence[tuple[str, str]], options: Options) -> Options:
-    """`options` with the chat setting and the languages that follow from the models. Reads no weights."""
-    runs, chats = [], {}
+    """`options` with what follows from the models: whether prompts are rendered with the chat template, the languages,
+    and the reference language. Reads no weights."""
+    runs: list[dict[str, Any]] = []
+    chats, tokenizers = {}, {}
     for name, path in models:
         tokenizer, run = tokenizer_and_run(path, options.trust_remote_code)
         if options.chat and own_template(tokenizer) is None:
@@ -197,13 +182,32 @@ def _settled(models: Sequence[tuple[str, str]], options: Options) -> Options:
         if options.mode == "bypass" and reference_language(path) is None:
             raise UserError(f"{path}: has no connection, which --bypass needs; leave the option out.")
         runs.append(run)
+        tokenizers[name] = tokenizer
         chats[name] = chat_of(run, tokenizer) if options.chat is None else options.chat
     if len({*chats.values()}) > 1:
         told = ", ".join(f"{name} {'with' if chat else 'without'}" for name, chat in chats.items())
         raise UserError(f"prompts would be rendered with the chat template for some models only: {told}; use --chat.")
+    chat = chats[models[0][0]]
+    if chat and len(models) > 1:
+        _check_templates(tokenizers, options.chat_template_kwargs)
     if options.suite == "current" and options.languages is None and not (options.rows or options.tasks):
-        options = replace(options, languages=_trained_languages(runs))
-    return replace(options, chat=chats[models[0][0]])
+        options = replace(options, languages=trained_languages(runs))
+    homes = {run["reference_language"] for run in runs if run.get("reference_language")}
+    home = homes.pop() if len(homes) == 1 else options.reference_language
+    return replace(options, chat=chat, reference_language=home)
+
+
+def _check_templates(tokenizers: Mapping[str, Any], arguments: Mapping[str, Any] | None) -> None:
+    """Raise a `UserError` if the chat templates of models differ, since results on other prompts are not compared."""
+    prompts = {name: encoder_for(one, True, arguments).render("…") for name, one in tokenizers.items()}
+    first, *others = prompts
+    for name in others:
+        if prompts[name] != prompts[first]:
+            raise UserError(
+                f"prompts would be rendered differently, so that results could not be compared: {prompts[first]!r} "
+                f"by {first}, {prompts[name]!r} by {name}; score each with a command of its own, or see "
+                "--chat_template_kwargs."
+            )
 
 
 def _load_items(options: Options, reference: str, encoder: Encoder) -> tuple[list[Item], list[str]]:
@@ -229,6 +233,7 @@ def _check_data(items: list[Item], record: dict[str, Any], directory: Path) -> N
 def score(item: Item, lm: Journal, options: Options, directory: Path, record: dict[str, Any]) -> None:
     """Score one task and save its figures and samples."""
     before = lm.asked
+    lm.cut.clear()
     done = _run(item, lm, options)
     main, _, chosen = item.metric.partition(",")
     found = done["groups" if item.grouped else "results"][item.name]
@@ -250,6 +255,7 @@ def score(item: Item, lm: Journal, options: Options, directory: Path, record: di
         "chance": item.chance,
         "metrics": _metrics(figures, chosen),
         "requests": lm.asked - before,
+        "cut": len(lm.cut),
         **answer_counts(kept),
         "answered_in": answered_in(kept, item.language, record["model"].get("reference_language") or ENGLISH),
         "data": None if item.file is None else rows_hash(str(item.file)),
@@ -287,19 +293,3 @@ def _metrics(figures: dict[str, float], chosen: str) -> dict[str, dict[str, floa
         for key, value in figures.items()
         if key.endswith(f",{chosen}") and "_stderr" not in key
     }
-
-
-def _language_model(loaded: Loaded, options: Options, encoder: Encoder) -> AnsweringLM:
-    """The model for lm-eval. It stops where the chat template ends a turn, which a base's own config may lack."""
-    tokenizer, connected = encoder.tokenizer, loaded.connected
-    if encoder.chat:
-        stops = stop_tokens(encoder, unwrap(loaded.model))
-        for model in (loaded.model, unwrap(loaded.model)):
-            if stops and model.generation_config is not None:
-                model.generation_config.eos_token_id = stops
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # masked, so any id will do
-    how: dict[str, Any] = {"chat": encoder.chat, "thoughts": Thoughts.of(encoder)}
-    if connected is not None and options.mode == "student" and not connected.config.mergeable:
-        return ConnectedLM(connected, tokenizer, **how)
-    return AnsweringLM(loaded.model, tokenizer, **how)

@@ -1,4 +1,4 @@
-"""Directories of results: write and continue them, read them, and check that results can be compared.
+"""Directories of results: write and continue them, and read them.
 
 A directory holds:
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,16 +143,23 @@ def answer_counts(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return {"answers": {"empty": answers.count(""), "distinct": len({*answers}), "targets": len(targets)}}
 
 
-def uniform_answers(name: str, task: dict[str, Any]) -> list[str]:
-    """A warning if all answers of a task are empty or the same, which points to wrong prompts or settings."""
+def doubts(name: str, task: dict[str, Any]) -> list[str]:
+    """Warnings about a task: prompts that were cut, and answers that are all empty or the same, which points to wrong
+    prompts or settings."""
+    notes = []
+    if task.get("cut"):
+        notes.append(
+            f"{name}: {task['cut']} of {task['items']} prompts do not fit into the model's context with the answer; "
+            "their beginning was cut."
+        )
     found = task.get("answers")
-    if not found or found["distinct"] > 1 or (not found["empty"] and found["targets"] < 2):
-        return []
-    what = "empty" if found["empty"] else "the same"
-    return [
-        f"{name}: all {task['items']} answers are {what}, so the score does not measure the model: read "
-        f"samples/{name}.jsonl and check that prompts are rendered as in training (--chat)."
-    ]
+    if found and found["distinct"] < 2 and (found["empty"] or found["targets"] > 1):
+        what = "empty" if found["empty"] else "the same"
+        notes.append(
+            f"{name}: all {task['items']} answers are {what}, so the score does not measure the model: read "
+            f"samples/{name}.jsonl and check that prompts are rendered as in training (--chat)."
+        )
+    return notes
 
 
 def parse_named(arguments: Sequence[str]) -> list[tuple[str, str]]:
@@ -230,57 +237,6 @@ def _read_items(path: Path, name: str, about: dict[str, Any]) -> pd.DataFrame:
     if not items or len(items) != about["items"]:
         raise UserError(f"{file}: {len(items)} items, and results.json counts {about['items']}; {_AGAIN}.")
     return pd.DataFrame.from_dict(items, orient="index", columns=["document", "prompt", "value"])
-
-
-def check_seeds(systems: Mapping[str, Sequence[ScoredRun]]) -> None:
-    """Raise a `UserError` if the seeds of a system differ in mode, or if one of them is given twice."""
-    for name, members in systems.items():
-        weights: dict[str, ScoredRun] = {}
-        for run in members:
-            if run.mode != members[0].mode:
-                raise UserError(
-                    f"{name}: {members[0].path} has mode {members[0].mode} and {run.path} has {run.mode}; seeds of "
-                    "one system need the same mode: give them different names."
-                )
-            other = weights.setdefault(str(run.record["model"].get("fingerprint") or run.path.resolve()), run)
-            if other is not run:
-                raise UserError(f"{name}: {other.path} and {run.path} hold the same weights; give each seed once.")
-
-
-def common_tasks(runs: Sequence[ScoredRun], notes: list[str]) -> list[str]:
-    """The tasks that all runs have; notes name the others."""
-    common = [name for name in runs[0].items if all(name in run.items for run in runs)]
-    if not common:
-        told = "; ".join(f"{run.path}: {', '.join(run.items) or 'none'}" for run in runs)
-        raise UserError(f"the runs have no task in common ({told}); score them on the same suite and languages.")
-    for name in dict.fromkeys(name for run in runs for name in run.items if name not in common):
-        lacking = ", ".join(str(run.path) for run in runs if name not in run.items)
-        notes.append(f"task {name} left out: not in {lacking}.")
-    return common
-
-
-def check_same(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> None:
-    """Raise a `UserError` if runs were scored on other items, prompts, task versions, metrics or chat settings."""
-    first = runs[0]
-
-    def check(what: str, one: Any, other: Any, advice: str) -> None:
-        if one != other:
-            raise UserError(f"{what} differs: {one} in {first.path}, {other} in {run.path}; {advice}.")
-
-    for run in runs[1:]:
-        one_chat, other_chat = (bool(one.record["settings"].get("chat")) for one in (first, run))
-        check("chat setting", one_chat, other_chat, "score both with --chat or both without")
-        for name in tasks:
-            for key, what in {"version": "version", "metric": "main metric", "language": "language"}.items():
-                advice = "score both with the same version of cctuning and lm-eval"
-                check(f"task {name}: {what}", first.about(name)[key], run.about(name)[key], advice)
-            same = "score both on the same data, with the same --limit"
-            check(f"task {name}: number of items", len(first.items[name]), len(run.items[name]), same)
-            for column, what in (("document", "item"), ("prompt", "prompt of item")):
-                one, other = first.items[name][column].align(run.items[name][column], fill_value="no such item")
-                for item in one.index[one != other]:
-                    advice = same if what == "item" else "use the same settings and template"
-                    check(f"task {name}: {what} {item}", one[item], other[item], advice)
 
 
 def model_hash(loaded: Loaded, mode: str = "student") -> str:

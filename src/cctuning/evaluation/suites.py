@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import lm_eval.tasks
 
+from cctuning.errors import UserError
 from cctuning.evaluation.row_tasks import ARTICLES, CHOICES, QUESTIONS
-from cctuning.languages import ENGLISH, canonical, is_code
+from cctuning.languages import ENGLISH, canonical, is_code, same
 
 SUITES = ("source", "paper", "all", "current")
 LM_EVAL_TASKS = Path(lm_eval.tasks.__file__).parent
@@ -152,3 +156,21 @@ def current() -> tuple[Benchmark, ...]:
         metrics = ("acc",) if name in _ACCURACY_ALONE else ()
         found.append(Benchmark(name, dataset, tasks, metric, chance, metrics=metrics, files=files))
     return tuple(found)
+
+
+def trained_languages(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """The languages that runs were trained in, without the reference language; of those that suite `current` has."""
+    found: dict[str, None] = {}
+    for run in runs:
+        for part in (run.get("data"), run.get("parallel")):
+            found |= dict.fromkeys((part or {}).get("languages", {}))
+    trained = [code for code in found if code not in {run.get("reference_language") for run in runs}]
+    known = {code for one in current() for code in one.tasks}
+    languages = [code for code in trained if any(same(code, one) for one in known)]
+    if not languages:
+        told = f" (trained in {', '.join(trained)}, which it lacks)" if trained else ""
+        raise UserError(f"--suite current: no language of the models is known{told}; name some with --languages.")
+    if len(languages) < len(trained):
+        lacking = ", ".join(code for code in trained if code not in languages)
+        logging.getLogger(__name__).warning("suite current has no %s", lacking)
+    return languages

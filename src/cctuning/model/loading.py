@@ -153,6 +153,14 @@ def load_tokenizer(
         raise UserError(f"tokenizer of {name!r}: cannot be loaded: {first_line(error)}") from error
 
 
+def tokenizer_of(where: str, base: str | None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model in `where`, or that of its `base` if it has none of its own."""
+    folder = Path(where)
+    if base is None or not folder.is_dir() or (folder / "tokenizer_config.json").is_file():
+        return load_tokenizer(where, trust_remote_code=trust_remote_code)
+    return load_tokenizer(base, revision=revision_of(folder), trust_remote_code=trust_remote_code)
+
+
 def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> Loaded:
     """Load the model at `path`, with its connection if it has one."""
     where, run = resolve(path)
@@ -160,7 +168,7 @@ def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> 
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     base, source = base_of(folder, run)
     try:
-        model: Any = load_base(source, **options)
+        model: Any = load_base(source, revision=revision_of(folder), **options)
     except UserError as error:
         lora = folder / LORA_CONFIG
         if error.__cause__ is None or not lora.is_file() or Path(source).is_absolute() or Path(source).exists():
@@ -176,10 +184,23 @@ def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> 
         model = connected.model
     elif (folder / LORA_CONFIG).is_file():
         model = serialization.load_lora(model, folder)
-    own = base is None or not folder.is_dir() or (folder / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(where if own else str(base), trust_remote_code=trust_remote_code)
+    tokenizer = tokenizer_of(where, base, trust_remote_code)
     (connected or model).eval()
     return Loaded(model, connected, tokenizer, run, base)
+
+
+def to_accelerator(loaded: Loaded) -> Loaded:
+    """Move a loaded model to the accelerator, where there is one."""
+    if torch.accelerator.is_available():
+        module: Any = loaded.connected or loaded.model
+        module.to(torch.accelerator.current_accelerator())
+    return loaded
+
+
+def revision_of(folder: Path) -> str | None:
+    """Revision on the hub of the base of the LoRA in `folder`; None for the default, or without a LoRA."""
+    config = folder / LORA_CONFIG
+    return _read_json(config, "not an adapter's config").get("revision") if config.is_file() else None
 
 
 def base_of(folder: Path, run: dict[str, Any]) -> tuple[str | None, str]:

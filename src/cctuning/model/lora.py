@@ -54,12 +54,15 @@ class Factors(NamedTuple):
     bias: Tensor | None
 
 
-def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | None = None) -> None:
+def export_lora(
+    connected: ConnectedModel, directory: Path, *, base_name: str | None = None, revision: str | None = None
+) -> None:
     """Write a LoRA for `PeftModel.from_pretrained(base, directory)`.
 
     Args:
         directory: missing or empty; written atomically.
         base_name: base model in the adapter's config; default: where the base was loaded from.
+        revision: of the base on the hub.
     """
     factors = existing_lora(connected.model)
     transforms = check_transforms(connected)
@@ -80,7 +83,8 @@ def export_lora(connected: ConnectedModel, directory: Path, *, base_name: str | 
             "(requires_grad_(False)) before connecting it."
         )
     factors = _of_one_rank(factors)
-    config = _config(base, factors, (base.config.name_or_path if base_name is None else base_name) or None)
+    name = (base.config.name_or_path if base_name is None else base_name) or None
+    config = _config(base, factors, name, revision)
     if config.lora_bias:
         log.warning(
             "%s: the base has biases, so this LoRA needs one (lora_bias): vLLM does not support that, and PEFT merges "
@@ -285,7 +289,9 @@ def _of_one_rank(factors: Mapping[str, Factors]) -> dict[str, Factors]:
     }
 
 
-def _config(base: PreTrainedModel, factors: Mapping[str, Factors], base_name: str | None) -> LoraConfig:
+def _config(
+    base: PreTrainedModel, factors: Mapping[str, Factors], base_name: str | None, revision: str | None
+) -> LoraConfig:
     """PEFT's config, with one rank and scaling 1 for all modules."""
     rank = len(next(iter(factors.values())).a)
     modules = dict(base.named_modules())
@@ -298,6 +304,7 @@ def _config(base: PreTrainedModel, factors: Mapping[str, Factors], base_name: st
         lora_bias=any(factor.bias is not None for factor in factors.values()),
         fan_in_fan_out=any(isinstance(innermost(modules[name]), Conv1D) for name in factors),
         base_model_name_or_path=base_name,
+        revision=revision,
         inference_mode=True,
     )
 

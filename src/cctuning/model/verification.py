@@ -68,13 +68,19 @@ def logits(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
 
 
 def check_export(
-    path: str, directory: Path, kind: str, base: str | None, *, trust_remote_code: bool = False
+    path: str,
+    directory: Path,
+    kind: str,
+    base: str | None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Agreement:
     """Load the run and its export, one after the other, and compare their logits.
 
     Args:
         path: the run. directory: the export. kind: `merged` or `lora`.
-        base: base model of a LoRA.
+        base, revision: base model of a LoRA, and its revision on the hub.
     """
     source = str(base) if kind == "lora" else str(directory)
     loaded = load(path, trust_remote_code=trust_remote_code)
@@ -92,14 +98,14 @@ def check_export(
     del loaded, run
     try:  # as a server loads it, without this package
         loader: Any = AutoModelForCausalLM
-        how = {"dtype": dtype, "trust_remote_code": trust_remote_code, "output_loading_info": True}
-        model, info = loader.from_pretrained(source, **how)
+        options = {"trust_remote_code": trust_remote_code, "revision": revision if kind == "lora" else None}
+        model, info = loader.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
         odd = sorted([*info["missing_keys"], *info["unexpected_keys"]])
         if odd and kind != "lora":
             raise ValueError(f"{len(odd)} weights are missing or unexpected, the first {odd[0]}")
         if kind == "lora":
             model = PeftModel.from_pretrained(model, str(directory))
-        written = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code).dtype
+        written = AutoConfig.from_pretrained(source, **options).dtype
         found = logits(model, rows)
     except LOADING_ERRORS as error:
         raise UserError(

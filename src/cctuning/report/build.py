@@ -9,8 +9,7 @@ from pathlib import Path
 from cctuning import __version__
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
-from cctuning.report.formatting import listed
-from cctuning.report.page import document
+from cctuning.report.page import document, listed
 from cctuning.report.results_section import examples_section, read_evaluations, results_section
 from cctuning.report.runs import read_runs
 from cctuning.report.training_section import data_section, settings_section, training_section
@@ -21,7 +20,7 @@ def build(runs: Sequence[str], output: Path, *, evaluations: Sequence[str] = (),
 
     Args:
         runs, evaluations: `NAME=DIR` or `DIR`.
-        baseline: name or directory of an evaluation; None for the first.
+        baseline: name or directory of an evaluation; None: see `compare`.
     """
     if output.exists():
         raise UserError(f"--output {output}: exists already; name a new file.")
@@ -31,6 +30,8 @@ def build(runs: Sequence[str], output: Path, *, evaluations: Sequence[str] = (),
     languages = {str(run.record["reference_language"]) for run in read}
     if len(languages) > 1:
         raise UserError(f"runs: reference languages differ ({', '.join(sorted(languages))}); report them separately.")
+    if baseline is not None and not evaluations:
+        raise UserError(f"--baseline {baseline}: the baseline is one of the evaluations; name them with --evaluation.")
     evaluated = read_evaluations(evaluations, baseline, read)
     sections = [results_section(read, evaluated), training_section(read), data_section(read)]
     sections += [*([examples_section(evaluated)] if evaluated else []), settings_section(read)]

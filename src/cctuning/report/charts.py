@@ -18,8 +18,7 @@ from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from cctuning.report.formatting import number
-from cctuning.report.page import LIGHT, figure, table
+from cctuning.report.page import LIGHT, figure, number, table
 
 WIDTH = 360
 DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (8, 3, 2, 3)), (0, (1, 3)), (0, (10, 4)), (0, (4, 2, 1, 2)))
@@ -91,24 +90,17 @@ def lines(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     x: str,
     y: str,
-    quiet: Sequence[str] = (),
-    numbers: Markup | None = None,
 ) -> Markup:
     """Lines over a common axis; the other one includes 0.
 
     Args:
         name: whose figure it is. text: what it shows. title: of the table, for screen readers.
-        series: name to xs and ys. quiet: those to draw thin, in the colour of the series before and without a legend.
-        numbers: table to show instead of that of the series.
+        series: name to xs and ys.
     """
     axes = _axes(200)
-    style, handles = -1, []
-    for label, (xs, ys) in series.items():
-        style += label not in quiet
+    handles = []
+    for style, (label, (xs, ys)) in enumerate(series.items()):
         look: dict[str, Any] = {"color": SERIES[style % len(SERIES)], "linestyle": DASHES[style % len(DASHES)]}
-        if label in quiet:
-            axes.plot(xs, ys, linewidth=0.8, **look)
-            continue
         marker = MARKERS[style % len(MARKERS)] if len(xs) <= 12 else ""
         handles += axes.plot(xs, ys, label=label, linewidth=1.8, marker=marker, markersize=5, **look)
     values = [value for _, ys in series.values() for value in ys if math.isfinite(value)]
@@ -119,14 +111,12 @@ def lines(
     axes.locator_params(axis="y", nbins=5)
     if len(handles) > 1:
         _legend(axes, handles)
-    if numbers is None:
-        steps = sorted({x for xs, _ in series.values() for x in xs})
-        if len(steps) > TABLE_ROWS:
-            steps = [steps[round(place)] for place in np.linspace(0, len(steps) - 1, TABLE_ROWS)]
-        columns = [dict(zip(xs, ys, strict=True)) for xs, ys in series.values()]
-        rows = [[f"{step:g}", *(number(column.get(step), 4) for column in columns)] for step in steps]
-        numbers = table(title, [x, *series], rows)
-    return figure(name, text, title, _svg(axes, title, text), numbers)
+    steps = sorted({x for xs, _ in series.values() for x in xs})
+    if len(steps) > TABLE_ROWS:
+        steps = [steps[round(place)] for place in np.linspace(0, len(steps) - 1, TABLE_ROWS)]
+    columns = [dict(zip(xs, ys, strict=True)) for xs, ys in series.values()]
+    rows = [[f"{step:g}", *(number(column.get(step), 4) for column in columns)] for step in steps]
+    return figure(name, text, title, _svg(axes, title, text), table(title, [x, *series], rows))
 
 
 @rc_context(STYLE)

@@ -10,13 +10,24 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cctuning.evaluation.compare import BETTER, SAME, WORSE, Comparison, Row, compare
+from cctuning.evaluation.compare import BASE, BETTER, SAME, WORSE, Comparison, Row, compare
 from cctuning.evaluation.result_tables import difference_text, table_cells
 from cctuning.evaluation.saved_results import ScoredRun, parse_runs, read_run
 from cctuning.languages import language_name
 from cctuning.report.charts import forest
-from cctuning.report.formatting import language_names, number, points
-from cctuning.report.page import Section, bullets, example, heading, paragraph, side_by_side, table
+from cctuning.report.page import (
+    Section,
+    bullets,
+    example,
+    heading,
+    language_names,
+    listed,
+    number,
+    paragraph,
+    points,
+    side_by_side,
+    table,
+)
 from cctuning.report.runs import Run
 from cctuning.report.training_section import cost
 
@@ -48,7 +59,8 @@ def read_evaluations(arguments: Sequence[str], baseline: str | None, runs: Seque
     found = compare(named, baseline)
     scored = [read_run(name, path) for name, path in named]
     bases = {_absolute(run.base) for run in runs}
-    base = next((run.system for run in scored if _absolute(str(run.record["model"].get("name"))) in bases), None)
+    named_so = (run.system for run in scored if _absolute(str(run.record["model"].get("name"))) in bases)
+    base = next(named_so, BASE if BASE in found.systems else None)
     before = found if base == found.baseline else compare(named, base) if base is not None else None
     return Evaluated(scored, found, base, before)
 
@@ -98,7 +110,7 @@ def _differences(evaluated: Evaluated) -> list[Markup]:
     key = (
         "Triangle up: better; triangle down: worse (p below "
         f"{number(comparison.settings['alpha'])} after Holm's correction); ring: not distinguishable. "
-        f"Means leave out {_reference(comparison)[1]}."
+        f"Means leave out {listed([language_name(code) for code in comparison.settings['reference_languages']])}."
     )
     return [
         *(paragraph(line, "answer") for line in ours),
@@ -140,8 +152,10 @@ def _before_and_after(evaluated: Evaluated) -> list[Markup]:
 def examples_section(evaluated: Evaluated) -> Section:
     """The first item of each task, answered by each model, from the samples of the evaluations."""
     section = Section("examples", "Examples")
-    section.add(paragraph("The first item of each task, from the samples of the evaluations."))
-    for place, task in enumerate(evaluated.comparison.settings["tasks"][:TASKS], 1):
+    tasks = evaluated.comparison.settings["tasks"]
+    which = "each task" if len(tasks) <= TASKS else f"{TASKS} of {len(tasks)} tasks"
+    section.add(paragraph(f"The first item of {which}, from the samples of the evaluations."))
+    for place, task in enumerate(tasks[:TASKS], 1):
         rows, samples = [], []
         for run in evaluated.runs:
             with (run.path / "samples" / f"{task}.jsonl").open(encoding="utf-8") as lines:

@@ -11,8 +11,19 @@ from markupsafe import Markup
 from cctuning.languages import language_name
 from cctuning.progress import duration
 from cctuning.report.charts import lines
-from cctuning.report.formatting import count, language_names, listed, number, percent
-from cctuning.report.page import Section, bullets, heading, paragraph, side_by_side, table
+from cctuning.report.page import (
+    Section,
+    bullets,
+    count,
+    heading,
+    language_names,
+    listed,
+    number,
+    paragraph,
+    percent,
+    side_by_side,
+    table,
+)
 from cctuning.report.runs import Run
 
 # Title and axis of each chart, and the label of each metric in it; `{error}` is the run's `align_loss`.
@@ -54,7 +65,7 @@ def training_section(runs: Sequence[Run]) -> Section:
             if title == "Alignment":
                 section.add(*(part for run in runs for part in aligned(run)))
             if title == "Loss":
-                section.add(*(part for run in runs for part in _sampled(run)))
+                section.add(*(part for run in runs for part in (*_sampled(run), *_eval_losses(run))))
     gates = [_gate(run) for run in runs if len(run.series("decision")[0]) > 1]
     if gates:
         section.add(heading("Gate"), side_by_side(gates))
@@ -86,6 +97,20 @@ def aligned(run: Run) -> list[Markup]:
         "mean reference. Means over the aligned layers."
     )
     return [table(f"{run.name}: parallel text before and after training", header, rows), paragraph(text, "note")]
+
+
+def _eval_losses(run: Run) -> list[Markup]:
+    """The loss on evaluation rows in each language."""
+    keys = sorted({key for line in run.metrics for key in line if key.startswith("eval_loss_")})
+    names = language_names(key.removeprefix("eval_loss_") for key in keys)
+    losses = [run.series(key)[1] for key in keys]
+    rows = [
+        [name, *(number(value, 3) for value in (ys[0], min(ys), ys[-1]))]
+        for name, ys in zip(names.values(), losses, strict=True)
+        if ys
+    ]
+    header = ["language", "first", "lowest", "last"]
+    return [table(f"{run.name}: loss on evaluation rows by language", header, rows)] if rows else []
 
 
 def _sampled(run: Run) -> list[Markup]:
@@ -168,16 +193,19 @@ def data_section(runs: Sequence[Run]) -> Section:
     section = Section("data", "Data")
     for run in runs:
         data, parallel = run.record["data"], run.record.get("parallel") or {"pairs": 0, "languages": {}, "sources": []}
+        evaluation = run.record.get("eval_data") or {"rows": 0, "languages": {}}
         sources = [*data["sources"], *parallel["sources"]]
         left_out = sum(source.get("skipped", 0) for source in sources) + len(run.record["skipped_in_tokenisation"])
-        rows_text = f"{count(data['rows'], 'row')} ({data['with_response']:,} with a response)" if data["rows"] else ""
-        pairs_text = f"{count(parallel['pairs'], 'pair')} of parallel text" if parallel["pairs"] else ""
-        text = f"{run.name}: {' and '.join(filter(None, (rows_text, pairs_text)))}"
+        counts = [f"{count(data['rows'], 'row')} ({data['with_response']:,} with a response)"] if data["rows"] else []
+        counts += [f"{count(parallel['pairs'], 'pair')} of parallel text"] if parallel["pairs"] else []
+        counts += [count(evaluation["rows"], "evaluation row")] if evaluation["rows"] else []
+        text = f"{run.name}: {listed(counts)}"
         text += f"; {count(left_out, 'row')} left out (run.json says why)." if left_out else "."
-        names = language_names({**data["languages"], **parallel["languages"]})
-        counted = [[part["languages"].get(code, 0) for part in (data, parallel)] for code in names]
-        rows = [[name, *(f"{times:,}" for times in of)] for name, of in zip(names.values(), counted, strict=True)]
-        section.add(paragraph(text), table(f"{run.name}: data by language", ["language", "rows", "pairs"], rows))
+        columns = {"rows": data, "pairs": parallel, "evaluation rows": evaluation}
+        columns = {name: part["languages"] for name, part in columns.items() if part["languages"]}
+        names = language_names(dict.fromkeys(code for own in columns.values() for code in own))
+        rows = [[name, *(f"{own.get(code, 0):,}" for own in columns.values())] for code, name in names.items()]
+        section.add(paragraph(text), table(f"{run.name}: data by language", ["language", *columns], rows))
     return section
 
 

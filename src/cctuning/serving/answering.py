@@ -7,9 +7,10 @@ gated connection its student pass was trained, so it is connected.)
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from cctuning.data.chat import own_template
 from cctuning.errors import UserError
 from cctuning.languages import is_code, same
 from cctuning.model import serialization
-from cctuning.model.loading import Loaded, base_of, load_tokenizer, resolve
+from cctuning.model.loading import Loaded, base_of, resolve, to_accelerator, tokenizer_of
 from cctuning.model.sites import unwrap
+from cctuning.serving.engines import EXPORT_FILE
 from cctuning.serving.stop_tokens import Thoughts, answer_end, stop_text, stop_tokens
 
 Text = str | list[dict[str, str]]
@@ -37,36 +39,52 @@ def chat_of(run: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def encoder_of(
-    loaded: Loaded, chat: bool | None = None, chat_template_kwargs: Mapping[str, Any] | None = None
+    loaded: Loaded, chat: bool | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, **limits: Any
 ) -> Encoder:
     """The encoder for prompts to a model. The tokenizer's template becomes that of the encoder.
 
     Args:
         chat: render prompts with the chat template; None: see `chat_of`.
         chat_template_kwargs: arguments of the template that replace those of training.
+        limits: most tokens, as in `Encoder`.
     """
     chat = chat_of(loaded.run, loaded.tokenizer) if chat is None else chat
-    return encoder_for(loaded.tokenizer, chat, chat_template_kwargs)
+    return encoder_for(loaded.tokenizer, chat, chat_template_kwargs, **limits)
 
 
 def encoder_for(
-    tokenizer: PreTrainedTokenizerBase, chat: bool, chat_template_kwargs: Mapping[str, Any] | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    chat: bool,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    **limits: Any,
 ) -> Encoder:
     """As `encoder_of`, for a tokenizer without its model."""
     if chat_template_kwargs and not chat:
         raise UserError("chat_template_kwargs: only with the chat template, which is off; leave the option out.")
-    encoder = Encoder(tokenizer, chat=chat, eos=False, chat_template_kwargs=chat_template_kwargs)
+    encoder = Encoder(tokenizer, chat=chat, eos=False, chat_template_kwargs=chat_template_kwargs, **limits)
     if chat:
         tokenizer.chat_template = encoder.chat_template
     return encoder
 
 
 def tokenizer_and_run(path: str, trust_remote_code: bool = False) -> tuple[PreTrainedTokenizerBase, dict[str, Any]]:
-    """The tokenizer that `load` gives a model, and the record of its run, without reading weights."""
+    """The tokenizer that `load` gives a model, and the record of its run, without reading weights.
+
+    For an export or another model without a run, the record has what is known: the reference language of training, and
+    the languages.
+    """
     where, run = resolve(path)
-    base, _ = base_of(Path(where), run)
-    own = base is None or not Path(where).is_dir() or (Path(where) / "tokenizer_config.json").is_file()
-    return load_tokenizer(where if own else str(base), trust_remote_code=trust_remote_code), run
+    folder = Path(where)
+    base, _ = base_of(folder, run)
+    tokenizer = tokenizer_of(where, base, trust_remote_code)
+    if not run:
+        with suppress(OSError, ValueError, KeyError):
+            manifest = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+            run["reference_language"] = manifest["reference_language"]
+            run["data"] = {"languages": dict.fromkeys(manifest["languages"])}
+        if home := reference_language(path):
+            run["reference_language"] = home
+    return tokenizer, run
 
 
 def chat_notes(run: Mapping[str, Any], encoder: Encoder) -> list[str]:
@@ -81,7 +99,7 @@ def chat_notes(run: Mapping[str, Any], encoder: Encoder) -> list[str]:
     thinks = encoder.settled.thinks
     if trained and thinks != bool(run.get("thinking")):
         notes.append(f"thinking is {'on' if thinks else 'off'}; in training it was {'off' if thinks else 'on'}.")
-    return [*notes, *([] if run else encoder.settled.notes()), *encoder.settled.ignored()]
+    return [*notes, *(encoder.settled.notes() if trained is None else []), *encoder.settled.ignored()]
 
 
 def reference_language(path: str) -> str | None:
@@ -119,9 +137,10 @@ class Answerer:
                 raise UserError(f"{name}: expected at least 1, got {value}.")
         if not 0 <= temperature < math.inf:  # nan neither
             raise UserError(f"temperature: expected 0 (greedy) or more, got {temperature}.")
-        self.loaded, self.system, self.bypass, self.batch_size = loaded, system, bypass, batch_size
+        self.loaded, self.system = to_accelerator(loaded), system
+        self.bypass, self.batch_size = bypass, batch_size
         self.tokenizer = loaded.tokenizer
-        if chat and self.tokenizer.chat_template is None:
+        if chat and own_template(self.tokenizer) is None:
             raise UserError("--chat yes: the tokenizer has no chat template; use --chat no, or set one when training.")
         self.encoder = encoder_of(loaded, chat, chat_template_kwargs)
         self.chat = self.encoder.chat

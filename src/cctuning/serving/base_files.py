@@ -34,12 +34,12 @@ TOKENIZER_FILES = (
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
-def base_files(base: str | None) -> Path | None:
+def base_files(base: str | None, revision: str | None = None) -> Path | None:
     """Directory with the base's config and tokenizer, downloaded for a hub name; None where they cannot be read."""
     if base is None or Path(base).is_dir():
         return None if base is None else Path(base)
     with suppress(*LOADING_ERRORS):
-        return Path(snapshot_download(base, allow_patterns=[CONFIG, *TOKENIZER_FILES]))
+        return Path(snapshot_download(base, revision=revision, allow_patterns=[CONFIG, *TOKENIZER_FILES]))
     return None
 
 
@@ -124,8 +124,9 @@ def _copy(
         for name in (TEMPLATE, "chat_template.json"):
             (directory / name).unlink(missing_ok=True)
         shutil.rmtree(directory / "additional_chat_templates", ignore_errors=True)
-        config = {key: value for key, value in _read(directory / TOKENIZER).items() if key != "chat_template"}
-        _write(directory / TOKENIZER, config)
+        if (directory / TOKENIZER).is_file():
+            config = {key: value for key, value in _read(directory / TOKENIZER).items() if key != "chat_template"}
+            _write(directory / TOKENIZER, config)
         if isinstance(tokenizer.chat_template, str):
             (directory / TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
     return written

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from cctuning.data import Encoder
 from cctuning.errors import UserError
 from cctuning.files import directory_atomically
-from cctuning.model.loading import Loaded, load, load_tokenizer, torch_dtype
+from cctuning.model.loading import Loaded, load, load_tokenizer, revision_of, torch_dtype
 from cctuning.model.lora import check_vocabulary, export_lora
 from cctuning.model.merge import check_adapter_mergeable, untie
 from cctuning.model.sites import unwrap
@@ -102,6 +102,7 @@ def _write(
 ) -> Exported:
     """Write weights, tokenizer, configs, manifest, Modelfile and, with this `name`, the model card."""
     loaded = load(run.path, trust_remote_code=trust_remote_code)
+    revision = run.options.get("revision") or revision_of(run.weights)
     encoder = encoder_of(loaded)
     generation = generation_config(encoder, unwrap(loaded.model))
     if format == "merged":
@@ -110,17 +111,18 @@ def _write(
         model.save_pretrained(directory, **limit)
         del model
     else:
-        _write_lora(loaded, run.path, directory)
+        _write_lora(loaded, run.path, directory, revision)
         generation.save_pretrained(directory)
     if not encoder.chat:  # a server would use the base's template, which was not used in training
         encoder.tokenizer.chat_template = None
     base = loaded.base
-    files = base_files(base)
+    files = base_files(base, revision)
     write_tokenizer(directory, files, encoder.tokenizer)
     if format != "lora":
         write_config(directory, files)
     del loaded  # before the export is loaded
-    checked = check_export(run.path, directory, format, base, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    checked = check_export(run.path, directory, format, base, **options)
     stops = generation.eos_token_id
     manifest = Manifest(
         kind=format,
@@ -135,6 +137,8 @@ def _write(
     (directory / MODELFILE).write_text(modelfile(manifest, encoder, generation), encoding="utf-8")
     vllm = check_vllm(directory) if format == "lora" else None
     notes = _notes(run, manifest, encoder, directory, trust_remote_code)
+    if format == "lora" and revision:
+        notes.append(f"The base is revision {revision!r} of {base}: load that one, as AutoPeftModelForCausalLM does.")
     told = notes if vllm is None else [*notes, f"{vllm}."]
     card = model_card(run, manifest, name=name, base=base, notes=told)
     (directory / "README.md").write_text(card, encoding="utf-8")
@@ -156,10 +160,10 @@ def _disk_errors(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _write_lora(loaded: Loaded, path: str, directory: Path) -> None:
+def _write_lora(loaded: Loaded, path: str, directory: Path, revision: str | None) -> None:
     check_vocabulary(loaded.model, loaded.base)
     if loaded.connected is not None:
-        export_lora(loaded.connected, directory, base_name=loaded.base)
+        export_lora(loaded.connected, directory, base_name=loaded.base, revision=revision)
     elif isinstance(loaded.model, PeftModel):
         loaded.model.save_pretrained(str(directory))
     else:

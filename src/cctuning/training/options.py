@@ -67,8 +67,8 @@ class AdapterOptions:
         """Names of the adapter options that differ from their defaults."""
         return [one.name for one in fields(AdapterOptions) if getattr(self, one.name) != one.default]
 
-    def lora(self) -> LoraConfig:
-        """PEFT's config."""
+    def lora(self, revision: str | None = None) -> LoraConfig:
+        """PEFT's config; `revision` is that of the base on the hub."""
         targets: list[str] | str = self.lora_target_modules or ALL_LINEAR
         if self.lora_target_parameters and not self.lora_target_modules:
             targets = []
@@ -81,6 +81,7 @@ class AdapterOptions:
                 raise UserError(f"lora_target_modules: {targets!r} is no regular expression: {error}.") from error
         return LoraConfig(
             task_type="CAUSAL_LM",
+            revision=revision,
             r=self.lora_rank,
             lora_alpha=self.lora_alpha,
             lora_dropout=self.lora_dropout,

@@ -62,7 +62,7 @@ def prepare(
             parallel_dataset=pairs,
             eval_dataset=eval_rows,
             processing_class=tokenizer,
-            peft_config=options.lora() if options.tune == "lora" else None,
+            peft_config=options.lora(options.revision) if options.tune == "lora" else None,
             callbacks=[MetricsFile(directory / METRICS_FILE)],
         )
     except UserError:
