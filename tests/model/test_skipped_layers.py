@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from cctuning import ConnectionConfig, UserError
+from cctuning.connection.align import RecordedReferences
 from cctuning.model.connected import ConnectedModel
-from cctuning.model.recorded import RecordedReferences
 from cctuning.model.sites import find_sites, unwrap
 from tests.families import DENSE, FAMILIES, MOE, VOCABULARY, build
 

@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType
 from cctuning import CCConfig, CCTrainer
 from cctuning.cli import main
 from cctuning.errors import UserError
-from cctuning.training.launch import check_checkpoint, check_engine, check_launch
+from cctuning.training.checks import check_checkpoint, check_engine, check_launch
 from tests.cli.world import refused
 from tests.training.toys import model, rows, tokenizer
 
@@ -36,7 +36,7 @@ def test_processes_that_accelerate_does_not_connect_or_shard_are_an_error(found,
     """As an FSDP configuration does without accelerators: with --use_cpu accelerate finds two processes, else one."""
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    monkeypatch.setattr("cctuning.training.launch.is_fsdp_enabled", lambda: True)
+    monkeypatch.setattr("cctuning.training.checks.is_fsdp_enabled", lambda: True)
     kind = DistributedType.MULTI_CPU if found == 2 else DistributedType.NO
     state = SimpleNamespace(distributed_type=kind)
     with pytest.raises(UserError, match=says):

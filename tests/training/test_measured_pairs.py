@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from cctuning import CCTrainer, ConnectionConfig, UserError
 from cctuning.training import CCConfig
-from cctuning.training.parallel import held_out
+from cctuning.training.schedule import held_out
 from tests.training.aligned import Taken, curve, english, pairs, trainer
 from tests.training.toys import model, tokenizer
 

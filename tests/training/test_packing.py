@@ -11,8 +11,7 @@ from peft import LoraConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cctuning import CCTrainer, UserError
-from cctuning.training.parallel import Mixture
-from cctuning.training.schedule import Schedule
+from cctuning.training.schedule import Mixture, Schedule
 from cctuning.training.summary import doubts, plan
 from tests.model.test_packing import varlen
 from tests.training import aligned, test_trainer

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from cctuning import CCTrainer, ConnectedModel, ConnectionConfig, UserError
 from cctuning.model.passes import Batch
 from cctuning.training import CCConfig
-from cctuning.training.parallel import Mixture, as_rows
+from cctuning.training.schedule import Mixture, as_rows
 from tests.training.aligned import Taken, curve, english, pairs, trainer
 from tests.training.toys import model, rows, tokenizer
 

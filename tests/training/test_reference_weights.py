@@ -30,7 +30,7 @@ def recorded(connected: ConnectedModel, batch: dict) -> dict:
     masks, given = batch["reference_attention_mask"], batch["reference_input_ids"]
     ids = [row[mask.bool()].tolist() for row, mask in zip(given, masks, strict=True)]
     connected.keep_recorded(
-        record(connected, Prompts(ids, torch.tensor([[0, len(row)] for row in ids])), pad=0, folder=None)
+        record(connected, Prompts(ids, torch.tensor([[0, len(row)] for row in ids])), pad=0, file=None)
     )
     kept = {name: value for name, value in batch.items() if not name.startswith("reference_")}
     return kept | {"reference_row": batch["reference_index"]}

@@ -10,7 +10,8 @@ from peft import LoraConfig
 from transformers import TrainerCallback
 
 from cctuning import CCTrainer, ConnectionConfig
-from cctuning.training.schedule import Schedule, undisturbed
+from cctuning.training.metrics import undisturbed
+from cctuning.training.schedule import Schedule
 from tests.training.test_trainer import config, losses, weights
 from tests.training.toys import model, rows, tokenizer
 

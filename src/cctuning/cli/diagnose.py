@@ -65,7 +65,7 @@ def diagnose(args: Any) -> dict[str, Any]:
     from cctuning.model.loading import load, to_accelerator
     from cctuning.model.sites import unwrap
     from cctuning.serving.answering import chat_notes, encoder_of
-    from cctuning.training.alignment import of_text
+    from cctuning.training.metrics import of_text
 
     pairs, report = load_parallel(args.parallel, reference_language=args.reference_language, bad_rows="skip")
     for note in report.notes:

@@ -1,4 +1,4 @@
-"""Align pooled prompts at one layer: spans of prompts, statistics of the references, and the layer's hook.
+"""Align pooled prompts at one layer: spans of prompts, recorded references and their statistics, and the layer's hook.
 
 Of the activation of a pre-trained model 80 to 99.9 % of the squared norm is the same for every prompt: the template,
 the position, a few outlier dimensions (docs/lab/real.md). So both sides are first put in units of the references' own
@@ -7,6 +7,7 @@ variation by dimension. Aligning the mean of a middle layer across languages: Li
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from cctuning.connection.config import ConnectionConfig
 from cctuning.connection.plan import Wire, add_objective
 
 FLOOR = 0.01  # smallest spread of a dimension, in units of the root mean square over dimensions
+BLOCK = 1024  # references that statistics are taken from at once
+RESIDENT = 1 << 30  # bytes up to which all recorded vectors are kept on the model's device
 
 
 class StopForward(Exception):
@@ -92,6 +95,47 @@ class Statistics:
     def z(self, vectors: Tensor) -> Tensor:
         """Pooled activations (N, d) in units of the references' variation."""
         return equations.standardize(vectors, self.mean, self.spread)
+
+
+class RecordedReferences:
+    """Vectors (R, L, d) fp32 of R references at L layers, with their statistics."""
+
+    def __init__(self, vectors: Tensor, layers: Sequence[int], device: torch.device) -> None:
+        """
+        Args:
+            vectors: (R, L, d), may be memory-mapped. layers: numbers of the layers. device: of the model.
+        """
+        self.layers, self.device, self.size = list(layers), device, len(vectors)
+        self.statistics = {
+            layer: Statistics.of(*vectors[:, n].split(BLOCK)).to(device) for n, layer in enumerate(layers)
+        }
+        self.resident = vectors.nbytes <= RESIDENT
+        self.vectors = vectors.to(device) if self.resident else vectors
+
+    def take(self, places: Tensor) -> dict[int, Tensor]:
+        """Layer -> (N, d) vectors of the references `places` (N,), on the model's device."""
+        found = self.vectors[places.to(self.vectors.device)].to(self.device)
+        return {layer: found[:, n] for n, layer in enumerate(self.layers)}
+
+    def offer(self, rows: Tensor, others: int, seed: int) -> tuple[dict[int, Tensor], Tensor, Tensor | None]:
+        """The references of a batch, and others to tell them from.
+
+        Args:
+            rows: (B,) reference of each row, -1 for none.
+            others: at most this many, drawn from all. seed: of the draw, the same in all processes of a step.
+
+        Returns:
+            Layer -> (R', d); (B,) place of each row's reference among them, -1 for none; (K,) places of the others,
+            None for all R'.
+        """
+        if self.size <= others and self.resident:
+            return {layer: self.vectors[:, n] for n, layer in enumerate(self.layers)}, rows, None
+        drawn = torch.randint(self.size, (others,), generator=torch.Generator().manual_seed(seed))
+        own = rows[rows >= 0].cpu()
+        places, inverse = torch.unique(torch.cat([own, drawn]), return_inverse=True)
+        which = torch.full_like(rows, -1)
+        which[rows >= 0] = inverse[: len(own)].to(rows.device)
+        return self.take(places), which, inverse[len(own) :].unique().to(self.device)
 
 
 def error(

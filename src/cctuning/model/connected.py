@@ -17,13 +17,12 @@ from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig
 from cctuning.connection.adaptive import Fit
-from cctuning.connection.align import LayerAlignment
+from cctuning.connection.align import LayerAlignment, RecordedReferences
 from cctuning.connection.gated import LayerConnection
 from cctuning.errors import UserError
 from cctuning.model import lora, merge, serialization
 from cctuning.model.forward import ATTRIBUTE, ConnectedForward
 from cctuning.model.packing import rows_separable
-from cctuning.model.recorded import RecordedReferences
 from cctuning.model.runner import Runner, copy_output
 from cctuning.model.sites import Site, find_sites, unwrap
 

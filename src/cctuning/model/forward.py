@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig
-from cctuning.connection.align import LayerAlignment, StopForward
+from cctuning.connection.align import LayerAlignment, RecordedReferences, StopForward
 from cctuning.connection.equations import fused_probability
 from cctuning.connection.plan import Plan, Wire, answering, restore
 from cctuning.connection.references import Reference
@@ -30,7 +30,6 @@ from cctuning.model.passes import (
     prompt_spans,
     uniform,
 )
-from cctuning.model.recorded import RecordedReferences
 from cctuning.model.runner import NO_LOGITS, Runner, no_gradient, several_processes, with_cache
 from cctuning.model.sites import Site, unwrap
 

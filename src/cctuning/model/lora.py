@@ -213,33 +213,6 @@ def plain_adapter(model: PeftModel) -> str:
 # -- before training -------------------------------------------------------------------------------------------------
 
 
-def check_adapter_start(model: nn.Module) -> None:
-    """Raise `UserError` for an adapter whose initialisation rewrites the base's weights (PiSSA, OLoRA, CorDA, LoftQ,
-    LoRA-GA, KaSA).
-
-    Only the adapter of such a run is saved, and the weights that it belongs to are in no file; not all of these
-    initialisations can compute them again.
-    """
-    for config in getattr(model, "peft_config", {}).values():
-        if not isinstance(config, LoraConfig):
-            continue
-        start = "kasa" if getattr(config, "kasa_config", None) is not None else config.init_lora_weights
-        if start not in HARMLESS_STARTS:
-            raise UserError(
-                f"init_lora_weights: {start!r} rewrites the base's weights, which are not saved with checkpoints and "
-                "exports, so neither would be the trained model; use True (the default), 'gaussian', 'orthogonal' or "
-                "'eva'."
-            )
-        saved = config.modules_to_save or []
-        tied = getattr(unwrap(model).config.get_text_config(), "tie_word_embeddings", False)
-        if config.trainable_token_indices and tied and "lm_head" in saved:  # as TRL has it after chat_template_path
-            raise UserError(
-                "trainable_token_indices with modules_to_save: lm_head: input and output embedding are one weight in "
-                "this model, and PEFT cannot train it in both ways. Where chat_template_path added tokens, use "
-                "tune: full, or a template file (.jinja) and the tokens that the model has."
-            )
-
-
 def obstacles(connected: ConnectedModel) -> dict[str, str | None]:
     """Format (`merged`, `lora`) -> why a model that is about to be trained cannot be exported so; None: it can."""
     weights = [*connected.model.parameters()]

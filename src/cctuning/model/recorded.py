@@ -21,24 +21,27 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from cctuning.connection.align import Statistics
+from cctuning.connection.align import RecordedReferences
 from cctuning.errors import UserError
 from cctuning.model.passes import Batch
 from cctuning.model.runner import evaluating
+from cctuning.model.sites import unwrap
 
 if TYPE_CHECKING:
     from cctuning.model.connected import ConnectedModel
 
 FORMAT = 2
 BATCH_TOKENS = 4096  # padded tokens a forward
-RESIDENT = 1 << 30  # bytes up to which all vectors are kept on the model's device
-SAMPLE = 1024  # references that statistics are taken from where nothing is recorded
 VECTORS = "vectors.npy"  # of a recording that is complete
 INSTEAD = "Free disk space, set CC_TUNING_CACHE to another folder, or set record_references: false."
+# Of a base's config: what changes no activation, or is changed by the trainer.
+NO_MATTER = {"_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "output_router_logits"}
+NO_MATTER |= {"bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "router_aux_loss_coef"}
 
 
 @dataclass(frozen=True)
@@ -56,79 +59,56 @@ class Prompts:
         return Prompts([self.ids[place] for place in places], self.text[list(places)])
 
 
-class RecordedReferences:
-    """Vectors (R, L, d) fp32 of R references at L layers, with their statistics."""
-
-    def __init__(self, vectors: Tensor, layers: Sequence[int], device: torch.device) -> None:
-        """
-        Args:
-            vectors: (R, L, d), may be memory-mapped. layers: numbers of the layers. device: of the model.
-        """
-        self.layers, self.device, self.size = list(layers), device, len(vectors)
-        self.statistics = {
-            layer: Statistics.of(*vectors[:, n].split(SAMPLE)).to(device) for n, layer in enumerate(layers)
-        }
-        self.resident = vectors.nbytes <= RESIDENT
-        self.vectors = vectors.to(device) if self.resident else vectors
-
-    def take(self, places: Tensor) -> dict[int, Tensor]:
-        """Layer -> (N, d) vectors of the references `places` (N,), on the model's device."""
-        found = self.vectors[places.to(self.vectors.device)].to(self.device)
-        return {layer: found[:, n] for n, layer in enumerate(self.layers)}
-
-    def offer(self, rows: Tensor, others: int, seed: int) -> tuple[dict[int, Tensor], Tensor, Tensor | None]:
-        """The references of a batch, and others to tell them from.
-
-        Args:
-            rows: (B,) reference of each row, -1 for none.
-            others: at most this many, drawn from all. seed: of the draw, the same in all processes of a step.
-
-        Returns:
-            Layer -> (R', d); (B,) place of each row's reference among them, -1 for none; (K,) places of the others,
-            None for all R'.
-        """
-        if self.size <= others and self.resident:
-            return {layer: self.vectors[:, n] for n, layer in enumerate(self.layers)}, rows, None
-        drawn = torch.randint(self.size, (others,), generator=torch.Generator().manual_seed(seed))
-        own = rows[rows >= 0].cpu()
-        places, inverse = torch.unique(torch.cat([own, drawn]), return_inverse=True)
-        which = torch.full_like(rows, -1)
-        which[rows >= 0] = inverse[: len(own)].to(rows.device)
-        return self.take(places), which, inverse[len(own) :].unique().to(self.device)
-
-
 def cache_folder() -> Path:
     """Folder of the recordings: in `CC_TUNING_CACHE`, else in `cctuning` in the user's cache directory."""
     home = os.environ.get("CC_TUNING_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "cctuning"
     return Path(home).expanduser() / "references"
 
 
-def bytes_needed(connected: ConnectedModel, references: int) -> int:
-    """Size of a recording of so many references."""
-    return references * len(connected.layers) * connected.width * 4
+def bytes_of(shape: tuple[int, ...]) -> int:
+    """Size of a recording of this shape."""
+    return 4 * math.prod(shape)
 
 
-def fits(connected: ConnectedModel, references: int, folder: Path) -> str | None:
-    """Why a recording cannot be kept in `folder` (which need not exist yet); None if it can."""
-    needed = bytes_needed(connected, references)
+def shape_of(connected: ConnectedModel, references: int) -> tuple[int, int, int]:
+    """References, layers, width."""
+    return references, len(connected.layers), connected.width
+
+
+def is_recorded(file: Path, shape: tuple[int, ...]) -> bool:
+    """Whether `file` is a complete recording of this shape."""
+    return _read(file, shape) is not None
+
+
+def fits(file: Path, shape: tuple[int, ...]) -> str | None:
+    """Why a recording cannot be kept in `file` (whose folder need not exist yet); None if it can, or is there."""
+    if is_recorded(file, shape) or is_recorded(_partial(file), shape):  # which has its full size
+        return None
+    needed, folder = bytes_of(shape), file.parent
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return f"{there}: not a directory that can be written to"
     free = shutil.disk_usage(there).free
     if needed * 1.05 > free:
-        return (
-            f"{references:,} references need {needed / 1e6:,.1f} MB in {folder}, which has {free / 1e6:,.1f} MB free"
-        )
+        return f"{shape[0]:,} references need {needed / 1e6:,.1f} MB in {folder}, which has {free / 1e6:,.1f} MB free"
     return None
 
 
-def key(connected: ConnectedModel, prompts: Prompts, precision: str) -> str:
-    """Name of a recording: a hash over all that it depends on, with 256 values of each weight."""
+def key(connected: ConnectedModel, prompts: Prompts, precision: str, weights: bool) -> str:
+    """Name of a recording: a hash over all that it depends on, with 256 values of each weight.
+
+    Args:
+        precision: of the arithmetic (`bf16` under autocast).
+        weights: False where they are sharded; the recording is then kept for one run.
+    """
     mark = hashlib.sha256()
     config = connected.config
     about = (config.connection, config.align_at, config.align_pool, config.alignment, connected.layers, precision)
-    mark.update(json.dumps([FORMAT, *about]).encode())
-    for name, parameter in connected.model.named_parameters():
+    base = unwrap(connected.model).config.get_text_config().to_dict()
+    base = {name: value for name, value in base.items() if name not in NO_MATTER}
+    scales = [module.scaling for module in connected.model.modules() if isinstance(module, LoraLayer)]
+    mark.update(json.dumps([FORMAT, *about, base, scales], sort_keys=True, default=str).encode())
+    for name, parameter in connected.model.named_parameters() if weights else ():
         if "cross_lingual_connection" not in name:
             flat = parameter.detach().flatten()
             sample = flat[:: max(1, flat.numel() // 256)][:256].float().cpu().numpy()
@@ -144,8 +124,7 @@ def record(
     prompts: Prompts,
     *,
     pad: int,
-    folder: Path | None,
-    precision: str = "",
+    file: Path | None,
     rank: int = 0,
     world: int = 1,
     collective: bool = False,
@@ -156,15 +135,13 @@ def record(
     Args:
         connected: in any mode, which is restored.
         prompts: distinct, best sorted by length. pad: token id for padding.
-        folder: where recordings are kept; None: in memory only.
-        precision: of the arithmetic (`bf16` under autocast); part of the recording's name.
+        file: what the recording is kept in; None: in memory only.
         rank, world: of several processes; each records its share, and all read the file after a barrier.
-        collective: the weights are sharded, so all processes run every forward together; `folder` is then this
-            recording's own, for its name cannot be computed from the weights.
+        collective: the weights are sharded, so all processes run every forward together.
         quiet: show no progress bar (None: where the output is not a terminal).
     """
     device = next(connected.model.parameters()).device
-    share, shape = batches(prompts)[rank::world], (len(prompts), len(connected.layers), connected.width)
+    share, shape = batches(prompts)[rank::world], shape_of(connected, len(prompts))
 
     def fill(vectors: Tensor) -> Tensor:
         with tqdm(total=sum(map(len, share)), desc="Recording references", leave=False, disable=quiet) as bar:
@@ -173,14 +150,13 @@ def record(
                 bar.update(len(places))
         return vectors
 
-    if folder is None:
+    if file is None:
         return RecordedReferences(fill(torch.empty(shape)), connected.layers, device)
-    path = (folder if collective else folder / key(connected, prompts, precision)) / VECTORS
-    there = [_read(path, shape) is not None]
+    there = [is_recorded(file, shape)]
     if world > 1:  # all processes record, or none does
         torch.distributed.broadcast_object_list(there)
     if not there[0]:
-        partial = path.with_name(f".{VECTORS}.partial")
+        partial = _partial(file)
         if rank == 0:
             _create(partial, shape)
         _wait(world)
@@ -194,12 +170,16 @@ def record(
         _wait(world)
         if rank == 0:
             with suppress(FileNotFoundError):  # another run has recorded the same
-                os.replace(partial, path)
+                os.replace(partial, file)
         _wait(world)
-    vectors = _read(path, shape)
+    vectors = _read(file, shape)
     if vectors is None:
-        raise UserError(f"{path}: cannot be read back; all processes must share one file system. {INSTEAD}")
+        raise UserError(f"{file}: cannot be read back; all processes must share one file system. {INSTEAD}")
     return RecordedReferences(vectors, connected.layers, device)
+
+
+def _partial(file: Path) -> Path:
+    return file.with_name(f".{file.name}.partial")
 
 
 def _wait(world: int) -> None:

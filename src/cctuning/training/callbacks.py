@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
+from cctuning.connection.align import RecordedReferences
 from cctuning.model.connected import ATTRIBUTE
-from cctuning.model.recorded import Prompts, RecordedReferences, record
-from cctuning.training.alignment import Alignment, compare, sides
-from cctuning.training.schedule import undisturbed
+from cctuning.model.recorded import Prompts, record
+from cctuning.training.metrics import Alignment, compare, sides, undisturbed
 
 if TYPE_CHECKING:
     from cctuning.training.trainer import CCTrainer
@@ -78,7 +78,7 @@ class AlignmentByLanguage(TrainerCallback):
     def _record(self, prompts: Prompts) -> RecordedReferences:
         trainer: Any = self.trainer
         with trainer.accelerator.autocast():
-            return record(trainer.connected, prompts, pad=trainer.processing_class.pad_token_id, folder=None)
+            return record(trainer.connected, prompts, pad=trainer.processing_class.pad_token_id, file=None)
 
     def _measure(self) -> Alignment | None:
         if not self.pairs:
@@ -88,6 +88,8 @@ class AlignmentByLanguage(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure, unless the run is resumed: its weights are not the start's."""
+        self._losses = [float(line["align_loss"]) for line in state.log_history if "align_loss" in line]
+        self._watching = state.global_step < LOOK_AT
         if state.global_step == 0:
             self.before = self._measure()
 
@@ -162,7 +164,9 @@ class SampleAnswers(TrainerCallback):
         lines = []
         with undisturbed():
             for row in self.rows:
-                prompt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
+                labels = row["labels"]  # those before the prompt's end are of earlier turns
+                end = max(place for place, label in enumerate(labels) if label == -100) + 1
+                prompt, wanted = row["input_ids"][:end], labels[end:]
                 ids = torch.tensor([prompt], device=args.device)
                 with trainer.compute_loss_context_manager():
                     made = connected.generate(
@@ -173,7 +177,6 @@ class SampleAnswers(TrainerCallback):
                         pad_token_id=tokenizer.pad_token_id,
                         eos_token_id=self._ends(),
                     )[0, len(prompt) :]
-                wanted = [label for label in row["labels"] if label != -100]
                 line = {"step": state.global_step, "lang": row["lang"], "prompt": tokenizer.decode(prompt)}
                 for name, part in (("answer", made), ("expected", wanted)):
                     line[name] = tokenizer.decode(part, skip_special_tokens=True).strip()

@@ -85,7 +85,7 @@ class CCConfig(SFTConfig):
     reference_language: str = option("en", "Language of the references, the model's strongest: en, fr, hi, ...")
     eval_samples: int = option(
         2,
-        "At each evaluation, answer this many of its prompts in each language, in "
+        "cctuning train: at each evaluation, answer this many of its prompts in each language, in "
         "output_dir/samples.jsonl and TensorBoard. 0: off.",
     )
     early_stopping_patience: int | None = option(
@@ -132,7 +132,9 @@ class CCConfig(SFTConfig):
             self.record_references = str(self.record_references).lower()
         own = {one.name for one in fields(self)} - {one.name for one in fields(SFTConfig)}
         check_values(type(self), {name: getattr(self, name) for name in own}, "")
-        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+        if self.max_steps == 0:
+            raise UserError("max_steps: 0 trains nothing; leave it out to train num_train_epochs.")
+        if self.max_steps < 0 and self.num_train_epochs <= 0:
             raise UserError(f"num_train_epochs: expected more than 0, got {self.num_train_epochs}; or set max_steps.")
         self._check_packing()
         if self.completion_only_loss is False:
@@ -150,6 +152,13 @@ class CCConfig(SFTConfig):
                 f"align_first: {self.align_first} of max_steps: {self.max_steps} leave no step for the answered rows; "
                 "raise max_steps, or align the parallel text alone (cctuning align)."
             )
+        if self.auto_find_batch_size:
+            raise UserError(
+                "auto_find_batch_size: not supported, as the batches are planned before training; leave it out, and "
+                "measure a batch size with --dry_run true."
+            )
+        if isinstance(self.dataset_kwargs, dict) and self.dataset_kwargs.get("skip_prepare_dataset"):
+            raise UserError("dataset_kwargs: skip_prepare_dataset is not supported; give prompts and responses.")
         if self.connection_lr_scale <= 0:
             raise UserError(f"connection_lr_scale: expected a positive number, got {self.connection_lr_scale}.")
 

@@ -63,7 +63,8 @@ def claim(args: CCConfig) -> tuple[Path, str | None, list[str]]:
             "or name another directory."
         )
     if resume.lower() == "true":
-        return directory, *last_whole(directory, args.save_only_model)  # none before the first checkpoint
+        checkpoint, notes = last_whole(directory, args.save_only_model)  # none before the first checkpoint
+        return directory, checkpoint, notes + _starts_anew(checkpoint)
     if not Path(resume).is_dir():
         raise UserError(f"resume_from_checkpoint: {resume}: no such directory; give true, or a checkpoint-* folder.")
     wrong = fault(Path(resume), args.save_only_model)
@@ -72,7 +73,14 @@ def claim(args: CCConfig) -> tuple[Path, str | None, list[str]]:
             f"resume_from_checkpoint: {resume}: incomplete: {wrong} is missing or damaged; give true for the newest "
             "complete checkpoint, or name another."
         )
-    return directory, resume, []
+    return directory, resume, _starts_anew(resume)
+
+
+def _starts_anew(checkpoint: str | None) -> list[str]:
+    if checkpoint is None or any((Path(checkpoint) / name).exists() for name in (OPTIMIZER_NAME, "latest")):
+        return []
+    what = "the optimizer's state and the learning rate schedule start anew"
+    return [f"{Path(checkpoint).name} was saved without its optimizer (save_only_model): {what}."]
 
 
 def changes(

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations import is_fsdp_enabled
@@ -19,7 +18,8 @@ from cctuning.data import LoadReport, load_parallel, load_rows
 from cctuning.errors import UserError
 from cctuning.model.loading import RUN_FILE, load_base, load_tokenizer
 from cctuning.model.lora import obstacles
-from cctuning.model.sites import innermost, is_quantised, unwrap
+from cctuning.model.serialization import CONFIG_FILE
+from cctuning.model.sites import is_quantised
 from cctuning.training.callbacks import SAMPLES_FILE, SampleAnswers
 from cctuning.training.config import CCConfig
 from cctuning.training.directory import METRICS_FILE, MetricsFile, failed_write
@@ -76,7 +76,6 @@ def prepare(
         raise UserError(f"options: {error}") from error
     notes += trainer.notes
     trainer.notes = []  # printed after the summary
-    check_sizes(trainer)
     whole = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)  # one process cannot generate from a shard
     if eval_rows is not None and args.eval_samples and whole and connection.connection != "adaptive":
         trainer.add_callback(SampleAnswers(trainer, directory / SAMPLES_FILE, args.eval_samples))
@@ -111,6 +110,11 @@ def prepare(
 
 def load_model(options: RunOptions, args: CCConfig) -> PreTrainedModel:
     """The base model; without its weights in processes that get their shards of them from the first one."""
+    if (Path(options.model) / CONFIG_FILE).is_file():
+        raise UserError(
+            f"model: {options.model} has a connection beside its weights, which training would leave out: export it "
+            "first (cctuning export --format merged), or name its base."
+        )
     loading: dict[str, Any] = {
         "dtype": options.dtype,
         "revision": options.revision,
@@ -147,26 +151,3 @@ def without_weights(name: str, config: PretrainedConfig) -> PreTrainedModel:
     model: PreTrainedModel = type(skeleton).from_pretrained(None, config=config, state_dict=state, **options)
     model.name_or_path = model.config.name_or_path = name
     return model
-
-
-def check_sizes(trainer: CCTrainer) -> None:
-    """Raise `UserError` if a row has a token beyond the vocabulary, or more tokens than the model has positions."""
-    model = unwrap(trainer.model)
-    embedding: Any = innermost(model.get_input_embeddings())  # inside a LoRA or trainable tokens
-    embedding = getattr(embedding, "original_module", embedding)
-    vocabulary = embedding.num_embeddings  # its weight has shape 0 under ZeRO-3
-    rows: Any = trainer.train_dataset
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    for column in ("input_ids", "reference_input_ids"):
-        ids = rows.data.column(column)
-        largest, longest = pc.max(pc.list_flatten(ids)).as_py(), pc.max(pc.list_value_length(ids)).as_py()
-        if largest is not None and largest >= vocabulary:
-            raise UserError(
-                f"tokenizer: token {largest} is outside the model's vocabulary of {vocabulary}; use the model's own."
-            )
-        if positions is not None and longest > positions:
-            option = "max_length" if column == "input_ids" else "max_reference_length"
-            raise UserError(
-                f"{option}: a row has {longest} tokens, and the model has {positions} positions; set {option} to at "
-                f"most {positions}" + ("." if column == "input_ids" else " and shorten or skip such rows.")
-            )

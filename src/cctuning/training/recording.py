@@ -14,7 +14,8 @@ from datasets import Dataset
 from transformers import TrainerCallback
 
 from cctuning.errors import UserError
-from cctuning.model.recorded import SAMPLE, VECTORS, Prompts, bytes_needed, cache_folder, fits, key, record
+from cctuning.model.recorded import VECTORS, Prompts, bytes_of, cache_folder, fits, key, record, shape_of
+from cctuning.training.callbacks import AlignmentByLanguage
 
 if TYPE_CHECKING:
     from cctuning.training.trainer import CCTrainer
@@ -22,31 +23,46 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 FOLDER = "references"  # in a run whose weights are sharded
 OTHERS = 256  # references of rows that a short run does not read: for statistics, and to tell a reference from
+SAMPLE = 1024  # references that statistics are taken from where nothing is recorded
 TRIED = 32  # references of a dry run, besides those of its batches
 UNREAD = -2  # in reference_row: not recorded, as the run does not read the row
 
 
-def plan_recording(trainer: CCTrainer) -> tuple[Recording | None, list[int] | None]:
-    """Plan the recording of the distinct references that a run reads, or log why they are not recorded.
+def prepare_references(trainer: CCTrainer, has_parallel: bool) -> None:
+    """Number the references of the rows and plan their recording, or log why they are not recorded.
 
     Nothing runs yet: the recording is made when training starts, before a checkpoint is loaded.
-
-    Returns:
-        The recording, None if there is nothing to record; the reference of each row of the table, -1 for none, UNREAD
-        for rows that the run does not read. The latter is None if the references run in every step.
     """
+    trainer.recording, numbers = _plan(trainer)
+    if trainer.recording is not None:
+        trainer.add_callback(trainer.recording)
+    if numbers is None:  # references run in every step
+        return
+    rows = cast(Dataset, trainer.train_dataset)
+    trainer.records = True
+    trainer.train_dataset = rows.add_column("reference_row", numbers[: len(rows)])
+    if trainer.parallel is not None:
+        trainer.parallel = trainer.parallel.add_column("reference_row", numbers[len(rows) :])
+    if trainer.connected.aligned and has_parallel:
+        trainer.by_language = AlignmentByLanguage(trainer)
+        trainer.add_callback(trainer.by_language)
+
+
+def _plan(trainer: CCTrainer) -> tuple[Recording | None, list[int] | None]:
+    """The recording of the distinct references that a run reads, None if there is nothing to record; and the reference
+    of each row of the table, -1 for none, UNREAD for rows that the run does not read, None if references are not
+    recorded."""
     table = trainer.table
-    read = trainer._get_train_sampler().rows_read(trainer.planned_steps())
+    read = trainer.schedule().rows_read(trainer.planned_steps())
     if len(read) < len(table):
         read = sorted({*read, *range(0, len(table), max(1, len(table) // OTHERS))})
     prompts, numbers = distinct(table if len(read) == len(table) else table.select(read))
     why = _why_not(trainer)
     if why is None and not len(prompts):
         why = ""  # nothing to record, and nothing to log
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    folder = Path(str(trainer.args.output_dir)) / FOLDER if sharded else cache_folder()
+    recording = Recording(trainer, prompts)
     if why is None:
-        why = fits(trainer.connected, len(prompts), folder)
+        why = fits(recording.file(), shape_of(trainer.connected, len(prompts)))
     if why is not None and trainer.args.record_references == "true":
         raise UserError(f"record_references: true: {why or 'no row has a reference'}; set it to auto or false.")
     if why:
@@ -60,8 +76,8 @@ def plan_recording(trainer: CCTrainer) -> tuple[Recording | None, list[int] | No
         )
     if why is not None and (loss == "relative" or not len(prompts)):
         return None, None
-    recording = Recording(trainer, prompts, folder, whole=why is None, sharded=sharded)
     if why is not None:
+        recording.whole = False
         return recording, None
     rows = [UNREAD] * len(table)
     for place, number in zip(read, numbers, strict=True):
@@ -74,15 +90,27 @@ class Recording(TrainerCallback):
     """The recording of a run's references.
 
     Attributes:
-        done: whether it has been made.
+        done: whether it has been made. whole: not only the statistics of a sample.
+        rows: number of rows of the table whose references are recorded.
+        sharded: the weights are, when training begins.
     """
 
-    rows = 0  # of the table whose references are recorded
+    rows = 0
+    whole = True
+    done = False
 
-    def __init__(self, trainer: CCTrainer, prompts: Prompts, folder: Path, whole: bool, sharded: bool) -> None:
-        """`whole`: not only the statistics of a sample; `sharded`: the weights are, when training begins."""
-        self.trainer, self.prompts, self.folder, self.whole, self.sharded = trainer, prompts, folder, whole, sharded
-        self.done = False
+    def __init__(self, trainer: CCTrainer, prompts: Prompts) -> None:
+        self.trainer, self.prompts = trainer, prompts
+        self.sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+
+    def file(self) -> Path:
+        """Where it is kept: in the run if weights are sharded, which are then no part of its name."""
+        trainer, sharded = self.trainer, self.sharded
+        folder = Path(str(trainer.args.output_dir)) / FOLDER if sharded else cache_folder()
+        precision = (
+            f"{trainer.accelerator.mixed_precision} {None if sharded else next(trainer.model.parameters()).dtype}"
+        )
+        return folder / key(trainer.connected, self.prompts, precision, weights=not sharded) / VECTORS
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Record through weights that have just been sharded; others were recorded before."""
@@ -94,21 +122,25 @@ class Recording(TrainerCallback):
             return
         self.done = True
         trainer, prompts = self.trainer, self.prompts
-        options: dict[str, Any] = {"folder": None}
+        options: dict[str, Any] = {}
+        file = self.file() if self.whole else None
         loaded = trainer.is_deepspeed_enabled and trainer.state.global_step > 0  # DeepSpeed loads checkpoints before
-        if loaded and self.whole and not (self.folder / VECTORS).is_file():
+        if loaded and file is not None and not file.is_file():
             raise UserError(
-                f"{self.folder}: the references that the run recorded are gone, and DeepSpeed's checkpoint does not "
+                f"{file.parent}: the references that the run recorded are gone, and DeepSpeed's checkpoint does not "
                 "hold the weights that they are of; put the folder back, or start the run again."
             )
-        if self.whole:
-            ours = {"rank": trainer.args.process_index, "world": trainer.args.world_size, "collective": self.sharded}
-            options = {**ours, "folder": self.folder, "precision": _precision(trainer)}
-            logger.info(f"recording {self.size()} in {self.folder}")
+        if file is not None:
+            options = {
+                "rank": trainer.args.process_index,
+                "world": trainer.args.world_size,
+                "collective": self.sharded,
+            }
+            logger.info(f"recording {self.size()} in {file.parent}")
         else:
             prompts = prompts.of(list(range(0, len(prompts), max(1, len(prompts) // SAMPLE)))[:SAMPLE])
         started = time.time()
-        trainer.connected.keep_recorded(self._record(prompts, **options), references=self.whole)
+        trainer.connected.keep_recorded(self._record(prompts, file=file, **options), references=self.whole)
         if self.whole:
             logger.info(f"recorded {len(prompts):,} references in {time.time() - started:.1f} s")
             if trainer.by_language is not None and not loaded:
@@ -126,20 +158,19 @@ class Recording(TrainerCallback):
         spread = torch.linspace(0, len(self.prompts) - 1, min(TRIED, len(self.prompts))).long()
         numbers = torch.cat([spread, *(rows[rows >= 0] for rows in given)]).unique()
         sample = self.prompts.of(numbers.tolist())
-        self.trainer.connected.keep_recorded(self._record(sample, folder=None), references=self.whole)
+        self.trainer.connected.keep_recorded(self._record(sample, file=None), references=self.whole)
         if not self.whole:
             return f"statistics of {min(SAMPLE, len(self.prompts)):,} references are measured before the first step"
         for batch, rows in zip(batches, given, strict=True):
             batch["reference_row"] = torch.where(rows >= 0, torch.searchsorted(numbers, rows), rows)
-        if not self.sharded:
-            there = self.folder / key(self.trainer.connected, self.prompts, _precision(self.trainer))
-            if (there / VECTORS).is_file():
-                return f"{self.size()}, recorded in {there}"
+        file = self.file()
+        if not self.sharded and file.is_file():
+            return f"{self.size()}, recorded in {file.parent}"
         started = time.perf_counter()
-        self._record(sample, folder=None)  # timed; the first also warmed up
+        self._record(sample, file=None)  # timed; the first also warmed up
         needed = (time.perf_counter() - started) / max(1, self.trainer.args.world_size)
         needed *= sum(map(len, self.prompts.ids)) / max(1, sum(map(len, sample.ids)))
-        return f"{self.size()}, to be recorded in {self.folder} before the first step: about {needed:.3g} s"
+        return f"{self.size()}, to be recorded in {file.parent} before the first step: about {needed:.3g} s"
 
     def _record(self, prompts: Prompts, **options: Any) -> Any:
         tokenizer = cast(Any, self.trainer.processing_class)
@@ -148,7 +179,10 @@ class Recording(TrainerCallback):
 
     def size(self) -> str:
         """Number and size of the references, and which they are."""
-        size, tokens = bytes_needed(self.trainer.connected, len(self.prompts)) / 1e6, sum(map(len, self.prompts.ids))
+        size, tokens = (
+            bytes_of(shape_of(self.trainer.connected, len(self.prompts))) / 1e6,
+            sum(map(len, self.prompts.ids)),
+        )
         table = len(self.trainer.table)
         few = f" of {self.rows:,} of {table:,} rows, all that the run reads and a sample" if self.rows < table else ""
         return f"{len(self.prompts):,} references{few} ({tokens:,} tokens, {size:,.0f} MB)"
@@ -181,7 +215,3 @@ def _why_not(trainer: CCTrainer) -> str | None:
         why = "record_references: false" if option == "false" else f"alignment: {config.alignment} keeps every token"
         raise UserError(f"reference_weights: start needs recorded references ({why}); set reference_weights: current.")
     return None
-
-
-def _precision(trainer: CCTrainer) -> str:
-    return f"{trainer.accelerator.mixed_precision} {next(trainer.model.parameters()).dtype}"

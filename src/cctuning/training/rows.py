@@ -1,29 +1,28 @@
-"""Tokenise a run's rows, batch them as `schedule.py` has it, and compute evaluation losses by language."""
+"""Tokenise a run's rows, and take them in the batches of `schedule.py`."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset, concatenate_datasets
-from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from cctuning.data import Encoder, encode_dataset
 from cctuning.data.chat import Settled, own_template, settle
+from cctuning.data.encode import FEATURES
 from cctuning.data.in_memory import has_thinking, in_schema
+from cctuning.data.schema import Skipped
 from cctuning.errors import UserError
 from cctuning.training.config import CCConfig
-from cctuning.training.parallel import Mixture, as_rows, held_out, shared_with
-from cctuning.training.schedule import Schedule, undisturbed
+from cctuning.training.metrics import EvaluationLoss, undisturbed
+from cctuning.training.schedule import Mixture, Schedule, as_rows, held_out, shared_with
 
-COLUMNS = ["input_ids", "labels", "text", "reference_input_ids", "reference_text", "reference_row", "row"]
+COLUMNS = ["input_ids", "labels", "text", "reference_input_ids", "reference_text", "reference_row", "row", "lang"]
 FILLER = "filler"  # key of a batch whose loss does not count
 
 
@@ -55,13 +54,6 @@ class RowsTrainer(SFTTrainer):
     _own_references: bool  # rows in the reference language are their own reference
     _answers_alone: bool  # the answered rows train without references
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.notes: list[str] = []
-        self.skipped: list[tuple[str, str]] = []
-        self._origins: dict[int, str] = {}
-        self._eval_losses = EvaluationLoss()
-        super().__init__(*args, **kwargs)
-
     # -- tokenising --------------------------------------------------------------------------------------------------
 
     def take_rows(self, answered: Dataset | None, pairs: Dataset | None, args: CCConfig, hold: bool) -> Dataset:
@@ -71,6 +63,10 @@ class RowsTrainer(SFTTrainer):
             answered: None: parallel text alone is the epoch.
             hold: hold some pairs out of training.
         """
+        self.notes: list[str] = []
+        self.skipped: list[tuple[str, str]] = []
+        self._origins: dict[int, str] = {}
+        self._eval_losses = EvaluationLoss()
         self._pack = answered is None
         if pairs is None:
             assert answered is not None
@@ -78,8 +74,10 @@ class RowsTrainer(SFTTrainer):
             return answered
         language, first = args.reference_language, 0
         if answered is not None:
-            first = max(answered["row"]) + 1 if "row" in answered.column_names else len(answered)
-        pairs, _ = in_schema(pairs, language, "parallel_dataset", required=True, parallel=True)
+            first = max([len(answered) - 1, *(answered["row"] if "row" in answered.column_names else ())]) + 1
+        reading: Any = {"required": True, "parallel": True, "bad_rows": args.bad_rows, "notes": self.notes}
+        pairs, skipped = in_schema(pairs, language, "parallel_dataset", **reading)
+        self._leave_out(skipped)
         self._pairs = pairs = pairs.select_columns(["prompt", "reference", "lang", "origin"])
         out = held_out(pairs, language) if hold else []
         rows = as_rows(pairs.select(sorted({*range(len(pairs))} - {*out})), language)
@@ -105,20 +103,27 @@ class RowsTrainer(SFTTrainer):
     def _prepare_dataset(
         self, dataset: Dataset, processing_class: Any, args: Any, packing: bool, formatting_func: Any, name: str
     ) -> Dataset:
-        if "input_ids" in dataset.column_names:
-            return dataset
         # Compare objects, not names: an evaluation set may be called "train".
         answered = dataset is self._rows
         training = answered or dataset is self.parallel or dataset is self.held
+        where = "train_dataset" if answered else name if training else f"eval_dataset ({name})"
+        if "input_ids" in dataset.column_names:
+            if not FEATURES.keys() <= {*dataset.column_names}:
+                raise UserError(f"{where}: rows are tokenised already; give prompt and response, as text or messages.")
+            return dataset
         dataset, skipped = in_schema(
             dataset,
             args.reference_language,
-            "train_dataset" if answered else name if training else f"eval_dataset ({name})",
+            where,
             required=answered and self._connecting and self.parallel is None,
             bad_rows=args.bad_rows,
             notes=self.notes,
         )
-        self.skipped += [(origin, f"{field}: {reason}") for origin, field, reason in skipped]
+        self._leave_out(skipped)
+        if not training and all(response is None for response in dataset["response"]):
+            raise UserError(f"{where}: no row has an answer, so there is no loss to evaluate; name answered rows.")
+        if not training or len({*dataset["row"]}) < len(dataset):  # data sets put together have numbers twice
+            dataset = dataset.remove_columns("row").add_column("row", [*range(len(dataset))])
         if self._pairs is not None and not training:
             self.notes += shared_with(dataset, self._pairs)
         if self.chat is None:
@@ -151,7 +156,10 @@ class RowsTrainer(SFTTrainer):
             notes=self.notes,
         )
         self.skipped += left_out
-        return encoded.shuffle(seed=args.seed) if args.shuffle_dataset else encoded
+        return encoded.shuffle(seed=args.seed) if training and args.shuffle_dataset else encoded
+
+    def _leave_out(self, skipped: Sequence[Skipped]) -> None:
+        self.skipped += [(origin, f"{field}: {reason}") for origin, field, reason in skipped]
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns: Any = COLUMNS
@@ -164,13 +172,14 @@ class RowsTrainer(SFTTrainer):
         rows: Any = self.train_dataset
         return rows if self.parallel is None else concatenate_datasets([rows, self.parallel])
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Schedule:
+    def schedule(self) -> Schedule:
+        """The batches of this process, as the options have them now."""
         rows: Any = self.train_dataset
         args, table, answered = self.args, self.table, 0 if self._pack else len(rows)
         mixture = None
         if answered < len(table):
             mixture = Mixture(table["lang"][answered:], args.parallel_temperature, args.seed)
-        self._schedule = Schedule(
+        schedule = Schedule(
             pc.list_value_length(table.with_format("arrow")[:]["input_ids"]).to_pylist(),
             args.train_batch_size,
             strategy=args.train_sampling_strategy,
@@ -185,6 +194,12 @@ class RowsTrainer(SFTTrainer):
             seed=args.seed if args.data_seed is None else args.data_seed,
             drop_last=args.dataloader_drop_last,
         )
+        if not len(schedule):
+            raise UserError(f"dataloader_drop_last: {len(rows)} rows do not fill one batch; leave it out.")
+        return schedule
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Schedule:
+        self._schedule = self.schedule()
         return self._schedule
 
     def planned_steps(self) -> int:
@@ -192,7 +207,7 @@ class RowsTrainer(SFTTrainer):
         args = self.args
         if args.max_steps > 0:
             return args.max_steps
-        return math.ceil(args.num_train_epochs * self._get_train_sampler().steps_an_epoch) + args.align_first
+        return math.ceil(args.num_train_epochs * self.schedule().steps_an_epoch) + args.align_first
 
     def get_train_dataloader(self) -> Any:
         """As the parent's, over the whole table, with a generator for the workers' seeds that dropout does not use."""
@@ -239,59 +254,26 @@ class RowsTrainer(SFTTrainer):
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
-    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the parent's, with the loss of each language. Training continues as if there had been no evaluation."""
-        rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        self._eval_losses.start(self.eval_dataset[rows] if isinstance(rows, str) else rows)  # type: ignore[index]
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the parent's. Training continues as if there had been no evaluation."""
         with undisturbed():
-            return super().evaluate(eval_dataset, *args, **kwargs)
+            return super().evaluate(*args, **kwargs)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+    def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's, of rows as `evaluate` takes them; the predictions are the logits of the student pass."""
+        rows = self._prepare_dataset(test_dataset, self.processing_class, self.args, False, None, "test")
+        with undisturbed():
+            output = super().predict(rows, *args, **kwargs)
+        self._metrics["eval"].clear()  # else they would be in the next evaluation
+        return output
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """As the parent's, with the loss of each language among the metrics."""
-        output = super().evaluation_loop(*args, **kwargs)
+        self._eval_losses.start(dataloader.dataset)
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
         assert output.metrics is not None
         output.metrics.update(self._eval_losses.result(kwargs.get("metric_key_prefix", "eval")))
         return output
-
-
-class EvaluationLoss:
-    """Loss per response token of the student pass in the current evaluation: over all rows, and in each language.
-
-    Rows are kept by id, so that a row which accelerate gives to two processes counts once. transformers' `eval_loss`,
-    a mean over batches, depends on how rows fall into batches; this one replaces it.
-    """
-
-    def __init__(self) -> None:
-        self.languages: dict[int, str] = {}
-        self.rows: dict[int, tuple[float, int]] = {}
-
-    def start(self, dataset: Any) -> None:
-        """Start an evaluation of `dataset`; only the output of `encode_dataset` has languages."""
-        known = isinstance(dataset, Dataset) and {"row", "lang"} <= set(dataset.column_names)
-        self.languages = dict(zip(dataset["row"], dataset["lang"], strict=True)) if known else {}
-        self.rows = {}
-
-    def add(self, inputs: Mapping[str, Tensor], row_loss: Tensor) -> None:
-        """Add a batch; `row_loss` (B,) is the student's loss summed over each row's tokens."""
-        tokens = (inputs["labels"][:, 1:] != -100).sum(dim=1)
-        for row, loss, count in zip(inputs["row"].tolist(), row_loss.tolist(), tokens.tolist(), strict=True):
-            self.rows[row] = (loss, count)
-
-    def result(self, prefix: str) -> dict[str, float]:
-        """`<prefix>_loss`, and `<prefix>_loss_<language>` if there are several languages. A collective."""
-        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
-        for row, (loss, count) in dict(gather_object([*self.rows.items()])).items():
-            if row in self.languages and count:
-                own = sums[self.languages[row]]
-                own[0] += loss
-                own[1] += count
-        if not sums:
-            return {}
-        loss, count = (sum(part) for part in zip(*sums.values(), strict=True))
-        found = {f"{prefix}_loss": loss / count}
-        if len(sums) > 1:
-            found |= {f"{prefix}_loss_{language}": own / count for language, (own, count) in sorted(sums.items())}
-        return found
 
 
 def ready_tokenizer(
@@ -303,6 +285,10 @@ def ready_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
     if args.eos_token is not None and args.eos_token in tokenizer.get_vocab():
         tokenizer.eos_token = args.eos_token  # TRL sets it too, but only after the pad token is needed
+    if args.pad_token is not None:
+        if args.pad_token not in tokenizer.get_vocab():
+            raise UserError(f"pad_token: {args.pad_token!r} is no token of the tokenizer's vocabulary.")
+        tokenizer.pad_token = args.pad_token
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UserError(

@@ -26,6 +26,7 @@ from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
 from cctuning.model.loading import MODEL_FOLDER
+from cctuning.training.checks import check_checkpoint
 from cctuning.training.config import CCConfig
 from cctuning.training.directory import (
     PARTIAL_MODEL,
@@ -37,7 +38,6 @@ from cctuning.training.directory import (
     resolved,
     write_record,
 )
-from cctuning.training.launch import check_checkpoint
 from cctuning.training.options import RunOptions
 from cctuning.training.prepare import prepare
 from cctuning.training.summary import (

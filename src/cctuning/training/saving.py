@@ -100,6 +100,8 @@ class SavingTrainer(RowsTrainer):
         if checkpoint is None or not is_sharded(self.model):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
+        if not (Path(checkpoint) / OPTIMIZER_NAME).is_file():  # save_only_model
+            return
         read_optimizer(self.optimizer, Path(checkpoint))
         if self.lr_scheduler is not None:
             self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))

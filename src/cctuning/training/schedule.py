@@ -7,7 +7,7 @@ answered rows (a language pack) an epoch is a round of the mixture of languages.
 transformers draws the order of `group_by_length` from torch's global generator, which dropout, data workers and
 evaluation also draw from, so a resumed epoch would repeat some rows and miss others. With several processes,
 accelerate's `skip_first_batches` hides the sampler from `set_epoch`, so a resumed epoch would be shuffled like the
-first. So the trainer sets the epoch itself, and evaluation restores the generators (`undisturbed`).
+first. So the trainer sets the epoch itself, and evaluation restores the generators (`metrics.undisturbed`).
 
 accelerate also completes an epoch's last batches with rows from its beginning, so that every process has as many.
 Those rows would be trained on twice, and a run would depend on the number of its processes. So a schedule makes the
@@ -18,19 +18,65 @@ part in the collectives.
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset, concatenate_datasets
 from transformers.trainer_pt_utils import BatchRebalanceSampler, get_length_grouped_indices
 
+from cctuning.data.text import normalise
 from cctuning.model.packing import best_fit
-from cctuning.training.parallel import Mixture
 
+HELD, HELD_SHARE, LEAST = 32, 0.05, 100  # pairs of a language held out: at most, of its pairs, of so many at least
+KEPT = 1 << 25  # numbers of the rounds of a mixture that are kept in memory
 Round = list[list[int]]  # a batch for each process; an empty one is a filler
+
+
+class Mixture:
+    """An endless order of parallel rows in which each language has its share.
+
+    A language with n rows has a share proportional to n^(1 / temperature) (XLM-R, arXiv 1911.02116, section 3): 1 is
+    by size, more raises small languages. Within a language every row comes once before any is repeated.
+    """
+
+    def __init__(self, languages: Sequence[str], temperature: float, seed: int) -> None:
+        """`languages` has the language of each row."""
+        self.seed = seed
+        self.languages = sorted(set(languages))
+        named = np.asarray(languages)
+        self._rows = [np.flatnonzero(named == code) for code in self.languages]
+        sizes = np.array([len(rows) for rows in self._rows], dtype=float)
+        shares = sizes ** (1.0 / temperature)
+        self._quota = np.maximum(1, np.round(shares / shares.sum() * len(named))).astype(int)
+        # The rows beside shuffled answered rows come from all rounds of an epoch, in no order.
+        self.round = lru_cache(max(4, KEPT // len(self)))(self._round)
+
+    def __len__(self) -> int:
+        """Rows of a round."""
+        return int(self._quota.sum())
+
+    def drawn(self, count: int) -> dict[str, int]:
+        """Language -> about how many of `count` rows are in it."""
+        shares = self._quota / len(self)
+        return {code: round(count * float(share)) for code, share in zip(self.languages, shares, strict=True)}
+
+    def _round(self, number: int) -> Any:
+        """Row numbers (M,) of the `number`-th round, of each language its share."""
+        chosen = []
+        for language, (rows, quota) in enumerate(zip(self._rows, self._quota, strict=True)):
+            places = np.arange(number * quota, (number + 1) * quota)
+            for again in np.unique(places // len(rows)):
+                order = np.random.default_rng([self.seed, language, int(again)]).permutation(len(rows))
+                chosen.append(rows[order[places[places // len(rows) == again] % len(rows)]])
+        return np.random.default_rng([self.seed, 1 << 31, number]).permutation(np.concatenate(chosen))
+
+    def rows(self, start: int, count: int) -> list[int]:
+        """`count` row numbers from place `start` of the order."""
+        return [int(self.round(place // len(self))[place % len(self)]) for place in range(start, start + count)]
 
 
 class Schedule(BatchRebalanceSampler):
@@ -76,6 +122,7 @@ class Schedule(BatchRebalanceSampler):
             pair = float(np.asarray(self.lengths)[self.answered + mixture.round(0)].mean())
             self.alone, self._more = max(1, int(batch * capacity / pair)), round(self.beside * pair)
         self._made: dict[int, list[Round]] = {}
+        self._bins = 0  # of an epoch, once known
         self._length = len(self._shuffled(0))
 
     def __len__(self) -> int:
@@ -144,8 +191,8 @@ class Schedule(BatchRebalanceSampler):
     def _shuffled(self, epoch: int) -> list[Round]:
         generator = torch.Generator().manual_seed(self.seed + epoch)
         rows = list(range(self.answered))
-        if not rows and self.mixture is not None:  # packed rounds differ in their number of bins
-            rows = self.mixture.round(0 if self.capacity else epoch).tolist()
+        if not rows and self.mixture is not None:
+            rows = self.mixture.round(epoch).tolist()
         lengths = [self.lengths[row] + self._more for row in rows]
         if self.strategy == "group_by_length" and not self.capacity:
             order = get_length_grouped_indices(lengths, self.effective_batch_size, generator=generator)
@@ -163,6 +210,8 @@ class Schedule(BatchRebalanceSampler):
 
     def _packed(self, rows: list[int], lengths: list[int], generator: torch.Generator) -> list[Round]:
         packed = best_fit(lengths, self.capacity)
+        self._bins = self._bins or len(packed)
+        packed = _as_many(packed, self._bins, lengths)  # rounds of a mixture differ
         bins = [[rows[place] for place in packed[one]] for one in torch.randperm(len(packed), generator=generator)]
         rounds, step = [], self.effective_batch_size
         for dealt in _parts(bins, step):
@@ -181,14 +230,70 @@ def _parts(items: list[Any], size: int) -> list[list[Any]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Restore the global generators (Python's, NumPy's, torch's) on exit."""
-    python, numbers = random.getstate(), np.random.get_state()
-    devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numbers)
+def _as_many(bins: list[list[int]], count: int, lengths: Sequence[int]) -> list[list[int]]:
+    """`bins` of places of `lengths` as `count` bins: the emptiest are spread over others, or the fullest halved."""
+    if len(bins) > count:
+        bins = sorted(bins, key=lambda one: sum(lengths[place] for place in one))
+        spread, bins = bins[:-count], bins[-count:]
+        for number, place in enumerate(place for one in spread for place in one):
+            bins[number % count].append(place)
+    while len(bins) < count:
+        fullest = bins.pop(max(range(len(bins)), key=lambda number: len(bins[number])))
+        bins += [fullest[::2], fullest[1::2]]
+    return bins
+
+
+# -- parallel text as rows -------------------------------------------------------------------------------------------
+
+
+def as_rows(pairs: Dataset, language: str) -> Dataset:
+    """Pairs (columns `prompt`, `reference`, `lang`, `origin`) as rows without a response, and each distinct reference
+    as a row that is its own reference: it keeps the reference language where it was. `language` is that language."""
+    met: dict[str, int] = {}
+    for number, value in enumerate(pairs["reference"]):
+        if value is not None:  # a pair in the reference language is its own reference
+            met.setdefault(str(value), number)
+    own = pairs.select(sorted(met.values()))
+    own = own.remove_columns(["prompt", "lang"]).add_column("prompt", own["reference"])
+    own = own.add_column("lang", [language] * len(own)).cast(pairs.features)
+    return concatenate_datasets([pairs, own])
+
+
+def held_out(pairs: Dataset, language: str) -> list[int]:
+    """Places of the pairs that are kept out of training, to measure alignment on text that was not trained on.
+
+    Up to HELD pairs of each language, at most HELD_SHARE of its pairs, evenly spaced; none of a language with fewer
+    than LEAST pairs, and none whose text is also in another pair. The choice depends on the pairs alone.
+    """
+    places = defaultdict(list)
+    for place, lang in enumerate(pairs["lang"]):
+        places[lang].append(place)
+    chosen = []
+    for lang, own in places.items():
+        if lang != language and len(own) >= LEAST:
+            count = min(HELD, int(HELD_SHARE * len(own)))
+            chosen += [own[place] for place in np.linspace(0, len(own) - 1, count).astype(int)]
+    texts = [_asked(text) for text in pairs.select(chosen)["prompt"]]
+    times = Counter(dict.fromkeys(texts, 0))
+    times.update(text for text in map(_asked, pairs["prompt"]) if text in times) if chosen else None
+    return sorted(place for place, text in zip(chosen, texts, strict=True) if times[text] == 1)
+
+
+def shared_with(evaluated: Dataset, pairs: Dataset) -> list[str]:
+    """A note if parallel text contains prompts of evaluation rows, or their reference prompts."""
+    asked = {_asked(text) for text in _both_sides(evaluated) if text}
+    found = sum(
+        any(text and _asked(text) in asked for text in sides)
+        for sides in zip(pairs["prompt"], pairs["reference"], strict=True)
+    )
+    note = f"{found} pairs of the parallel text are prompts of the evaluation rows; remove them from one."
+    return [note] if found else []
+
+
+def _both_sides(rows: Dataset) -> Iterable[Any]:
+    return (text for name in ("prompt", "reference") if name in rows.column_names for text in rows[name])
+
+
+def _asked(prompt: Any) -> str:
+    """A text, or the last turn of messages: what is before it may be a system prompt that all rows share."""
+    return normalise(prompt if isinstance(prompt, str) else prompt[-1]["content"])

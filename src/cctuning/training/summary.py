@@ -17,8 +17,9 @@ from cctuning.errors import UserError
 from cctuning.model.connected import ATTRIBUTE
 from cctuning.progress import duration
 from cctuning.training.config import CCConfig
+from cctuning.training.metrics import undisturbed
 from cctuning.training.options import RunOptions
-from cctuning.training.schedule import Schedule, undisturbed
+from cctuning.training.schedule import Schedule
 
 if TYPE_CHECKING:
     from cctuning.training.trainer import CCTrainer
@@ -43,7 +44,7 @@ class Plan:
 
 def plan(trainer: CCTrainer, exports: Mapping[str, str | None]) -> tuple[Plan, list[str]]:
     """The plan of a run, and what is printed about it; `exports` is the result of `model.lora.obstacles`."""
-    args, schedule, steps = trainer.args, trainer._get_train_sampler(), trainer.planned_steps()
+    args, schedule, steps = trainer.args, trainer.schedule(), trainer.planned_steps()
     rows: Any = trainer.train_dataset
     rows_a_step = args.train_batch_size * max(1, args.world_size) * args.gradient_accumulation_steps
     if args.packing:
@@ -159,7 +160,7 @@ def trial(trainer: CCTrainer) -> list[str]:
         UserError: they do not fit the device.
     """
     args, model, table = trainer.args, trainer.model, trainer.table
-    schedule, steps = trainer._get_train_sampler(), trainer.planned_steps()
+    schedule, steps = trainer.schedule(), trainer.planned_steps()
     lengths = np.asarray(schedule.lengths)
     batches, first = list(schedule), args.align_first * args.gradient_accumulation_steps
     phases = {"parallel text": batches[:first], "answered rows": batches[first:]}

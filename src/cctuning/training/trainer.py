@@ -8,10 +8,10 @@ when one of them changes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -26,17 +26,15 @@ from cctuning.data.in_memory import check_dataset
 from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
-from cctuning.model.lora import check_adapter_start
-from cctuning.model.objective import ConnectedOutput
 from cctuning.training.callbacks import AlignmentByLanguage, BaseDecay
+from cctuning.training.checks import check_adapter_start, check_engine, check_launch, check_sizes, check_weights
 from cctuning.training.config import CCConfig
-from cctuning.training.launch import check_engine, check_launch
-from cctuning.training.recording import UNREAD, plan_recording
+from cctuning.training.metrics import batch_metrics
+from cctuning.training.recording import UNREAD, prepare_references
 from cctuning.training.rows import FILLER, ready_tokenizer
 from cctuning.training.saving import SavingTrainer
 
 logger = logging.getLogger(__name__)
-PARTS = ("student_loss", "fused_loss", "align_loss", "identity_loss", "distill_loss", "decision")
 
 
 @contextmanager
@@ -100,6 +98,9 @@ class CCTrainer(SavingTrainer):
     ) -> None:
         args = args if args is not None else CCConfig("cc-tuning-output")
         check_launch(args)
+        for name in ("compute_loss_func", "formatting_func"):
+            if kwargs.get(name) is not None:
+                raise UserError(f"{name}: not supported: loss and rows are the connection's; leave it out.")
         handed = {"train_dataset": train_dataset, "parallel_dataset": parallel_dataset, "eval_dataset": eval_dataset}
         for given, rows in handed.items():
             if rows is not None:
@@ -148,39 +149,24 @@ class CCTrainer(SavingTrainer):
             with self.accelerator.autocast():
                 self.connected.check_padding_free()
         check_engine(self.accelerator, self.model, settled.connection, args.optim)
-        if not any(parameter.requires_grad for parameter in self.model.parameters()):
-            raise UserError("nothing would train: the base is frozen and the connection has no part that learns.")
-        self._prepare_references(parallel_dataset is not None)
-        if args.early_stopping_patience is not None:
-            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-        self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated step
-
-    # -- references --------------------------------------------------------------------------------------------------
-
-    def _prepare_references(self, has_parallel: bool) -> None:
-        """Number the references of the rows, and add the callbacks that need them or the initial weights."""
-        connected = self.connected
+        check_sizes(self)
+        check_weights(self.connected, self.optimizer)
         self._planned = self.planned_steps()
-        if connected.config.connection in ("align", "gated"):
-            self.recording, numbers = plan_recording(self)
-            if self.recording is not None:
-                self.add_callback(self.recording)
-            if numbers is not None:
-                self.records, own = True, len(cast(Dataset, self.train_dataset))
-                self.train_dataset = cast(Dataset, self.train_dataset).add_column("reference_row", numbers[:own])
-                if self.parallel is not None:
-                    self.parallel = self.parallel.add_column("reference_row", numbers[own:])
-        if self.records and connected.aligned and has_parallel:
-            self.by_language = AlignmentByLanguage(self)
-            self.add_callback(self.by_language)
-        if self.args.base_decay:
+        if settled.connection in ("align", "gated"):
+            prepare_references(self, parallel_dataset is not None)
+        if args.base_decay:
             if self.is_deepspeed_enabled:
                 raise UserError(
                     "base_decay: not supported under DeepSpeed, which manages the weights; set it to 0, or launch "
                     "with --accelerate_config fsdp2 or ddp."
                 )
-            self._decay = BaseDecay(self.model, self.args.base_decay, later=self.is_fsdp_enabled)
+            self._decay = BaseDecay(self.model, args.base_decay, later=self.is_fsdp_enabled)
             self.add_callback(self._decay)
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        self.model_accepts_loss_kwargs = True  # compute_loss divides by the tokens of the whole accumulated step
+
+    # -- references --------------------------------------------------------------------------------------------------
 
     def make_recording(self) -> None:
         """Record before a checkpoint is loaded; weights that are to be sharded are not there yet."""
@@ -191,10 +177,10 @@ class CCTrainer(SavingTrainer):
             raise UserError("max_steps, num_train_epochs: raised after CCTrainer was made; make another.")
         self.recording.make()
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As the parent's; references are recorded before."""
         self.make_recording()
-        return super().evaluate(*args, **kwargs)
+        return super().evaluation_loop(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """As the parent's; also counts the step's rows, over which the alignment is averaged."""
@@ -208,7 +194,7 @@ class CCTrainer(SavingTrainer):
             count = torch.tensor(sum(len(batch["input_ids"]) for batch in own), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
-        self._rows_in_step = count
+        self._rows_in_step = count.clamp(min=1)  # 0 where a process that counts its own rows has none left
         return batches, num_items
 
     # -- loss --------------------------------------------------------------------------------------------------------
@@ -248,7 +234,7 @@ class CCTrainer(SavingTrainer):
         """As the parent's, with the student pass's logits if they are wanted."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            if prediction_loss_only or self.compute_metrics is None:
+            if prediction_loss_only:
                 return self.compute_loss(model, inputs), None, None
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         return loss, outputs.logits, inputs["labels"]
@@ -310,31 +296,3 @@ class CCTrainer(SavingTrainer):
     def _training_batches(self) -> Iterator[dict[str, Any]]:
         for inputs in tqdm(self.get_train_dataloader(), desc="Fitting the transform", leave=False):
             yield self._prepare_inputs(inputs)
-
-
-def batch_metrics(
-    outputs: ConnectedOutput, gather: Callable[[Tensor], Tensor], filler: bool, layers: Iterable[int]
-) -> dict[str, float]:
-    """Metrics of a batch by name, over all processes. A collective.
-
-    Metrics that no process has are left out.
-
-    Args:
-        gather: gathers a tensor from all processes.
-        filler: this process has no rows left and its batch does not count.
-        layers: those whose mean decision is logged.
-    """
-    found: dict[str, float] = {}
-    assert outputs.correct is not None and outputs.scored is not None and outputs.loss is not None
-    correct, scored = gather(outputs.correct).sum(), gather(outputs.scored).sum()
-    if scored > 0:
-        found["mean_token_accuracy"] = (correct / scored).item()
-    parts = {name: getattr(outputs, name) for name in PARTS}
-    parts |= {f"decision_layer_{layer:02d}": (outputs.decisions or {}).get(layer) for layer in layers}
-    for name, part in parts.items():
-        value = None if filler else part
-        # A process whose batch has no such part takes part in the collective with NaN, which the mean leaves out.
-        mean = gather((value if value is not None else outputs.loss.detach() * torch.nan).float()).nanmean()
-        if not torch.isnan(mean):
-            found[name] = mean.item()
-    return found

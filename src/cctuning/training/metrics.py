@@ -1,4 +1,4 @@
-"""Measure how well parallel text is aligned in a model, by layer and language.
+"""Metrics of a run: of each batch, the evaluation loss by language, and how well parallel text is aligned.
 
 Texts are pooled as `connection: align` pools them, in units of the spread of the references (`connection/align.py`).
 *error* is the mean squared error per dimension; 1 is no better than the mean reference. *found* is the share of texts
@@ -7,20 +7,114 @@ whose nearest reference by cosine is the right one; chance is 1 / references.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig
+from cctuning.connection.align import RecordedReferences
 from cctuning.data import Encoder
 from cctuning.errors import UserError
 from cctuning.model.connected import ConnectedModel
-from cctuning.model.recorded import Prompts, RecordedReferences, record
+from cctuning.model.objective import ConnectedOutput
+from cctuning.model.recorded import Prompts, record
+
+PARTS = ("student_loss", "fused_loss", "align_loss", "identity_loss", "distill_loss", "decision")
+
+
+def batch_metrics(
+    outputs: ConnectedOutput, gather: Callable[[Tensor], Tensor], filler: bool, layers: Iterable[int]
+) -> dict[str, float]:
+    """Metrics of a batch by name, over all processes. A collective.
+
+    Metrics that no process has are left out.
+
+    Args:
+        gather: gathers a tensor from all processes.
+        filler: this process has no rows left and its batch does not count.
+        layers: those whose mean decision is logged.
+    """
+    found: dict[str, float] = {}
+    assert outputs.correct is not None and outputs.scored is not None and outputs.loss is not None
+    correct, scored = gather(outputs.correct).sum(), gather(outputs.scored).sum()
+    if scored > 0:
+        found["mean_token_accuracy"] = (correct / scored).item()
+    parts = {name: getattr(outputs, name) for name in PARTS}
+    parts |= {f"decision_layer_{layer:02d}": (outputs.decisions or {}).get(layer) for layer in layers}
+    for name, part in parts.items():
+        value = None if filler else part
+        # A process whose batch has no such part takes part in the collective with NaN, which the mean leaves out.
+        mean = gather((value if value is not None else outputs.loss.detach() * torch.nan).float()).nanmean()
+        if not torch.isnan(mean):
+            found[name] = mean.item()
+    return found
+
+
+class EvaluationLoss:
+    """Loss per response token of the student pass in the current evaluation: over all rows, and in each language.
+
+    Rows are kept by id, so that a row which accelerate gives to two processes counts once. transformers' `eval_loss`,
+    a mean over batches, depends on how rows fall into batches; this one replaces it.
+    """
+
+    def __init__(self) -> None:
+        self.languages: dict[int, str] = {}
+        self.rows: dict[int, tuple[float, int]] = {}
+
+    def start(self, dataset: Any) -> None:
+        """Start an evaluation of `dataset`; only the output of `encode_dataset` has languages."""
+        known = isinstance(dataset, Dataset) and {"row", "lang"} <= set(dataset.column_names)
+        self.languages = dict(zip(dataset["row"], dataset["lang"], strict=True)) if known else {}
+        self.rows = {}
+
+    def add(self, inputs: Mapping[str, Tensor], row_loss: Tensor) -> None:
+        """Add a batch; `row_loss` (B,) is the student's loss summed over each row's tokens."""
+        tokens = (inputs["labels"][:, 1:] != -100).sum(dim=1)
+        for row, loss, count in zip(inputs["row"].tolist(), row_loss.tolist(), tokens.tolist(), strict=True):
+            self.rows[row] = (loss, count)
+
+    def result(self, prefix: str) -> dict[str, float]:
+        """`<prefix>_loss`, and `<prefix>_loss_<language>` if there are several languages. A collective."""
+        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+        for row, (loss, count) in dict(gather_object([*self.rows.items()])).items():
+            if row in self.languages and count:
+                own = sums[self.languages[row]]
+                own[0] += loss
+                own[1] += count
+        if not sums:
+            return {}
+        loss, count = (sum(part) for part in zip(*sums.values(), strict=True))
+        found = {f"{prefix}_loss": loss / count}
+        if len(sums) > 1:
+            found |= {f"{prefix}_loss_{language}": own / count for language, (own, count) in sorted(sums.items())}
+        return found
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Restore the global generators (Python's, NumPy's, torch's) on exit."""
+    python, numbers = random.getstate(), np.random.get_state()
+    devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)
+
+
+# -- alignment -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -107,7 +201,7 @@ def of_text(model: PreTrainedModel, encoder: Encoder, pairs: Sequence[Mapping[st
     try:
         references, texts, which = sides(encoded)
         pad = int(cast(Any, encoder.tokenizer.pad_token_id))
-        there, mine = (record(connected, side, pad=pad, folder=None) for side in (references, texts))
+        there, mine = (record(connected, side, pad=pad, file=None) for side in (references, texts))
         return compare(there, mine, which, [row["lang"] for row in encoded])
     finally:
         connected.unload()
