@@ -222,3 +222,37 @@ def test_leak(prompt, response, reference, leaks, tmp_path):
             one(tmp_path, record)
     else:
         one(tmp_path, record)
+
+
+# -- rows without a language -----------------------------------------------------------------------------------------
+
+
+def lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_rows_without_language_and_reference_are_in_the_reference_language(tmp_path):
+    plain = {"prompt": "a?", "response": "b"}
+    file = lines(tmp_path / "plain.jsonl", [plain, plain])
+    rows, report = load_rows([str(file)], reference_language="fr", require_reference=False)
+    assert set(rows["lang"]) == {"fr"}
+    assert any("no column lang: its rows are taken to be in French" in note for note in report.notes)
+    rows, report = load_rows([f"{{path: {file}, lang: sw}}"], require_reference=False)
+    assert set(rows["lang"]) == {"sw"} and not any("no column lang" in note for note in report.notes)
+    mixed = [plain, {**plain, "lang": "sw"}]
+    for order in (mixed, mixed[::-1]):
+        with pytest.raises(UserError, match=r"no lang"):
+            load_rows([str(lines(tmp_path / "mixed.jsonl", order))], require_reference=False)
+
+
+def test_a_source_in_a_flag_may_be_a_mapping(tmp_path):
+    file = lines(tmp_path / "qa.jsonl", [{"question": "a?", "answer": "b", "lang": "sw"}])
+    rows, _ = load_rows(
+        [f"{{path: {file}, columns: {{prompt: question, response: answer}}}}"], require_reference=False
+    )
+    assert rows[0]["prompt"] == "a?" and rows[0]["response"] == "b"
+    with pytest.raises(UserError, match=r"prompt: no such column among question.*'\{path: FILE, columns: \{prompt"):
+        load_rows([str(file)], require_reference=False)
+    with pytest.raises(UserError, match=r"data\[0\]: expected a path, or a mapping"):
+        load_rows(["{path: x"], require_reference=False)

@@ -183,7 +183,8 @@ def _required(record: Mapping[str, Any], field: str, part: str, found: Sequence[
     if field not in record:
         raise BadRow(
             field,
-            f"no such column among {', '.join(found)}.{nearest(field, found)} Map it: columns: {part}"
+            f"no such column among {', '.join(found)}.{nearest(field, found)} Map it: "
+            f"'{{path: FILE, columns: {{{part}: NAME}}}}' in place of FILE"
             f"{', or messages for a conversation' if part == 'prompt' else ''}.",
         )
     if record[field] is None:

@@ -24,9 +24,10 @@ from cctuning.data.schema import BadRow, Row
 from cctuning.data.sources import BaseSource
 from cctuning.data.text import flat, leak, normalise
 from cctuning.errors import UserError
-from cctuning.languages import canonical, is_code, same, unknown
+from cctuning.languages import canonical, is_code, language_name, same, unknown
 
 PROMPTS = {"prompt", "messages", "conversations", "instruction"}
+NAMING = "'{path: FILE, lang: sw}' in place of FILE"
 
 
 @dataclass
@@ -43,6 +44,7 @@ class RowReader:
         found: (filled) every column of every record, in order.
         parts: (filled) part to column, as recognised.
         unread: (filled) what is not read, with how often: keys of messages, and turns after the last answer.
+        unlabelled: (filled) rows without a language and a reference, taken to be in the reference language.
         unused_parallels: (filled) rows in the reference language with a parallel that says something else.
         fingerprints: (filled) file or data set to its hash.
         others: (filled) columns that are used, but not as a part of rows.
@@ -57,6 +59,7 @@ class RowReader:
     found: dict[str, None] = field(default_factory=dict)
     parts: dict[str, str] = field(default_factory=dict)
     unread: Counter[str] = field(default_factory=Counter)
+    unlabelled: int = 0
     unused_parallels: int = 0
     fingerprints: dict[str, str] = field(default_factory=dict)
     others: set[str] = field(default_factory=set)
@@ -89,6 +92,11 @@ class RowReader:
                 self.found |= dict.fromkeys(record)
                 if all(record.get(column) == value for column, value in where.items()):
                     yield origin, record, self.parse(record, origin, records.columns or record)
+        if self.unlabelled and {"lang", "reference", "reference_messages"} & self.parts.keys():
+            raise UserError(
+                f"{source.path}: {self.unlabelled} rows at its beginning have no lang, and others have one or a "
+                f"reference prompt; fill the column, or name it: {NAMING}."
+            )
         if self.found:
             check_columns(list(self.found), self.columns, source.path)
             for column in where:
@@ -112,6 +120,11 @@ class RowReader:
         if self.unread:
             keys = ", ".join(f"{key} ({count})" for key, count in self.unread.items())
             notes.append(f"keys of messages that are not read: {keys}.")
+        if self.unlabelled:
+            notes.append(
+                f"no column lang: its rows are taken to be in {language_name(self.language)}; if they are not, name "
+                f"their language: {NAMING}."
+            )
         if self.unused_parallels:
             notes.append(
                 f"{self.unused_parallels} rows are labelled {self.language}, the reference language, and have a "
@@ -175,7 +188,10 @@ class RowReader:
         named = record.get(layout.lang) if layout.lang else None
         lang = text_of(self.lang if named is None or named == "" else named, field).strip()
         if not lang:
-            raise BadRow(field, "no language; fill the column, or give the source a lang: in the recipe.")
+            if self.text_is_prompt or {"lang", "reference", "reference_messages"} & self.parts.keys():
+                raise BadRow(field, f"no language; fill the column, or name it: {NAMING}.")
+            self.unlabelled += 1
+            return self.language
         if not is_code(lang):
             raise BadRow(field, unknown(lang))
         return self.language if same(lang, self.language) else canonical(lang)

@@ -6,12 +6,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+import yaml
+
 from cctuning.data.layouts import PARTS
 from cctuning.errors import UserError, nearest
 from cctuning.languages import canonical
 from cctuning.settings import check_values, from_mapping
 
 PARALLEL_PARTS = ("text", "reference", "lang")
+
+
+def path_or_mapping(text: str, where: str) -> Any:
+    """A source in a flag: a path as it is, or the mapping in `{path: rows.tsv, lang: sw}` (YAML).
+
+    Raises:
+        UserError: text in braces that is no mapping.
+    """
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: expected a path, or a mapping as in '{{path: rows.tsv, lang: sw}}'; got {text!r}.")
+    return found
 
 
 @dataclass
@@ -54,12 +73,14 @@ class BaseSource:
 
     @classmethod
     def from_dict(cls, options: Self | Mapping[str, Any] | str, where: str | None = None) -> Self:
-        """Build from a mapping as a recipe has it, or from a path; errors call it `where`."""
+        """Build from a path, or from a mapping as in a recipe (in a flag as text); errors call it `where`."""
+        where = where or cls.KIND
+        if isinstance(options, str):
+            options = path_or_mapping(options, where)
         if isinstance(options, cls):
             return options
         if isinstance(options, str):
             return cls(options)
-        where = where or cls.KIND
         if not isinstance(options, Mapping):
             raise UserError(f"{where}: expected a path or a mapping with path:, got {options!r}.")
         return from_mapping(cls, options, where)

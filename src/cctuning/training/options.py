@@ -122,12 +122,12 @@ class RunOptions(AdapterOptions):
     )
     attn_implementation: str | None = option(None, "sdpa, flash_attention_2, eager, ...")
     data: list[str] = option(
-        [], "Training rows: files, directories or hub names; in YAML also mappings (path, lang, ...)."
+        [], "Training rows: files, directories, hub names, or mappings as in '{path: FILE, lang: sw}'."
     )
     parallel: list[str] = option(
         [],
         "Parallel text without answers, in the languages to reach: JSON Lines, TSV, TMX, two plain files, "
-        "hub names; in YAML also mappings (path, lang, ...). With data, parallel_rows of it go with each row; "
+        "hub names, mappings as in data. With data, parallel_rows of it go with each row; "
         "without, it is aligned alone (a language pack).",
     )
     eval_data: list[str] = option([], "Evaluation rows, named like data.")

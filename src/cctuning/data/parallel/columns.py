@@ -151,7 +151,7 @@ def beside(text: str, reference: str, lang_column: str | None, lang: str | None,
 
 def _code(value: str | None, field: str) -> str:
     if not value:
-        raise BadRow(field, "no language; give the source a lang:.")
+        raise BadRow(field, "no language; give the source a lang: '{path: FILE, lang: sw}' in place of FILE.")
     code = canonical_or_none(value)
     if code is None:
         raise BadRow(field, unknown(value))
