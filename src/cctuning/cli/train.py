@@ -17,6 +17,7 @@ from cctuning.cli import ERRORS
 from cctuning.cli.options import Group, parse
 from cctuning.cli.recipes import accelerate_configs, find
 from cctuning.data.readers import check_place
+from cctuning.data.sources import path_or_mapping
 from cctuning.errors import UserError, nearest
 
 # Common options of TRL and transformers, listed by --help.
@@ -163,6 +164,8 @@ def check_paths(argv: list[str]) -> None:
         check_model(given["model"])
     for entries in (given.get("data"), given.get("eval_data")):
         for entry in entries if isinstance(entries, list) else [entries]:
+            if isinstance(entry, str):
+                entry = path_or_mapping(entry, "data")
             place = entry.get("path") if isinstance(entry, dict) else entry
             if isinstance(place, str) and not (isinstance(entry, dict) and entry.get("name")):
                 check_place(place)
