@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from cctuning.connection import ConnectionConfig
 from cctuning.languages import language_name
+from cctuning.report.build import base_name
 from cctuning.report.charts import forest, lines
 from cctuning.report.page import (
     DARK,
@@ -86,7 +87,7 @@ def test_gains_losses_and_english_before_and_after(tmp_path):
     assert evaluated.base == "start"  # known by the path the run was tuned from
     text = Look(html(results_section([run("plain", connection="none"), run()], evaluated))).text
     assert "cc against plain, paper MKQA: better in 1 of 2 languages (Swahili), worse in 1 (Thai)" in text
-    assert "English -50.0 [" in text and "cc 0.0 % after 66.7 % on paper MKQA (-66.7" in text
+    assert "English −50.0 [−" in text and "cc 0.0 % after 66.7 % on paper MKQA (−66.7" in text
     assert "time50 s2 min" in text
     without = read_evaluations(named[:2], None, [run()])
     assert "The evaluations do not include the base" in Look(html(results_section([run()], without))).text
@@ -217,4 +218,5 @@ def test_words():
     ]
     assert [points(0.0131), points(0.574, False), points(None)] == ["+1.3", "57.4", "–"]
     assert [percent(0.174), percent(0.0042)] == ["17 %", "0.4 %"]
+    assert [base_name(base) for base in ("runs/pack/model", "org/tiny", "/m/base")] == ["pack/model", "tiny", "base"]
     assert listed(["a", "b", "c"], 2) == "a and 2 more" and listed([]) == "none" and count(1, "row") == "1 row"

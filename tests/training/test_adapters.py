@@ -40,7 +40,7 @@ def train(folder: Path, config, tied: bool = False, **options):
     parts = parse("x", "", (RunOptions, ConnectionConfig, CCConfig), ["--config", str(recipe)])
     parts[2].output_dir = str(folder / "run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunOptions, "lora", lambda _: config)
+        patch.setattr(RunOptions, "lora", lambda *_: config)
         return running.train(*parts), folder / "run"
 
 
@@ -88,6 +88,17 @@ def test_an_adapter_is_exported_as_it_was_trained(case, tied, tmp_path):
         with pytest.raises(UserError, match="merge instead"):
             export(str(run), "lora", tmp_path / "lora")
         assert any("cannot be exported as a LoRA, only merged" in note for note in run_json(run)["notes"])
+
+
+@pytest.mark.parametrize("case", ["dora with rslora", "trained tokens", "both ends trained"])
+def test_without_a_connection_to_join_an_adapter_is_exported_as_it_is(case, tmp_path):
+    """What could not be joined with a transform: of `align` and `none` nothing has to be."""
+    for connection, more in (("none", {}), ("align", {"layers": [0]})):
+        folder = tmp_path / connection
+        folder.mkdir()
+        _, run = train(folder, RIGHT[case][0], connection=connection, **more)
+        assert run_json(run)["exports"] == {"merged": None, "lora": None}
+        assert export(str(run), "lora", folder / "lora").checked.error < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,8 @@ def system_notes(systems: Mapping[str, Sequence[ScoredRun]], base: str) -> list[
             notes.append(f"versions of {package} differ: {', '.join(numbers)}.")
     seeds = {name: [run.record["model"].get("training_seed") for run in members] for name, members in systems.items()}
     single = [name for name, own in seeds.items() if len(own) == 1]
-    if single:
-        notes.append(f"one training seed: {', '.join(single)}; variation between trainings is not measured.")
+    if trained := [name for name in single if seeds[name] != [None]]:  # a plain model has none
+        notes.append(f"one training seed: {', '.join(trained)}; variation between trainings is not measured.")
     for name, own in seeds.items():
         if {name, base} & {*single} or own == seeds[base]:
             continue

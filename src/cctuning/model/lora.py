@@ -233,6 +233,8 @@ def obstacles(connected: ConnectedModel) -> dict[str, str | None]:
 
 def _check_lora(connected: ConnectedModel) -> None:
     transforms, model = check_transforms(connected), connected.model
+    if not transforms and isinstance(model, PeftModel):  # it is exported as PEFT saves it
+        return check_vocabulary(model, unwrap(model).config.name_or_path)
     if is_quantised(model) and isinstance(model, PeftModel):  # the export is for the base as it was before
         existing: Any = plain_adapter(model)
     else:

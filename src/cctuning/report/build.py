@@ -9,10 +9,17 @@ from pathlib import Path
 from cctuning import __version__
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
+from cctuning.model.loading import MODEL_FOLDER
 from cctuning.report.page import document, listed
 from cctuning.report.results_section import examples_section, read_evaluations, results_section
 from cctuning.report.runs import read_runs
 from cctuning.report.training_section import data_section, settings_section, training_section
+
+
+def base_name(base: str) -> str:
+    """The last part of a base's path; of the model of a run, with the run's name."""
+    path = Path(base)
+    return f"{path.parent.name}/{path.name}" if path.name == MODEL_FOLDER else path.name
 
 
 def build(runs: Sequence[str], output: Path, *, evaluations: Sequence[str] = (), baseline: str | None = None) -> None:
@@ -36,6 +43,6 @@ def build(runs: Sequence[str], output: Path, *, evaluations: Sequence[str] = (),
     sections = [results_section(read, evaluated), training_section(read), data_section(read)]
     sections += [*([examples_section(evaluated)] if evaluated else []), settings_section(read)]
     names = listed([run.name for run in read])
-    lead = f"{names}, trained from {listed(list(dict.fromkeys(Path(run.base).name for run in read)))}."
+    lead = f"{names}, trained from {listed(list(dict.fromkeys(base_name(run.base) for run in read)))}."
     footer = f"Written on {date.today().isoformat()} by cc-tuning {__version__}."
     write_atomically(output, document(f"Report on {names}", lead, sections, footer))

@@ -17,7 +17,7 @@ from cctuning.languages import language_name
 _ENVIRONMENT = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 _PARTS: Any = _ENVIRONMENT.get_template("parts.html").module
 paragraph, heading, bullets, table = _PARTS.paragraph, _PARTS.heading, _PARTS.bullets, _PARTS.table
-figure, side_by_side, example = _PARTS.figure, _PARTS.side_by_side, _PARTS.example
+figure, block, side_by_side, example = _PARTS.figure, _PARTS.block, _PARTS.side_by_side, _PARTS.example
 
 # Variables of the style sheet, by colour scheme.
 LIGHT = {

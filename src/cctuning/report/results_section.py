@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ def _differences(evaluated: Evaluated) -> list[Markup]:
         f"Means leave out {listed([language_name(code) for code in comparison.settings['reference_languages']])}."
     )
     return [
-        *(paragraph(line, "answer") for line in ours),
+        *(paragraph(_with_minus(line), "answer") for line in ours),
         heading(f"Against {comparison.baseline}, by language"),
         paragraph(key),
         side_by_side(figures),
@@ -146,7 +147,12 @@ def _before_and_after(evaluated: Evaluated) -> list[Markup]:
         f"({difference_text(row)}: {row.verdict})"
         for row in rows
     ]
-    return [title, paragraph(f"{name}: {'; '.join(told)}.")]
+    return [title, paragraph(_with_minus(f"{name}: {'; '.join(told)}."))]
+
+
+def _with_minus(text: str) -> str:
+    """Text with minus signs before negative numbers, as in charts."""
+    return re.sub(r"(?<!\w)-(?=\d)", "−", text)
 
 
 def examples_section(evaluated: Evaluated) -> Section:
@@ -167,7 +173,7 @@ def examples_section(evaluated: Evaluated) -> Section:
         known = code if language_name(code) != code else None  # an unknown code would mislead a screen reader
         terms = [("prompt", samples[0]["prompt"], known), ("expected", str(samples[0]["target"]), known)]
         title = f"{place}. {language_name(code)}, {task}"
-        answers = table(f"Answers to example {title}", EXAMPLE, rows, range(len(EXAMPLE)))
+        answers = table(f"Answers to example {place}", EXAMPLE, rows, range(len(EXAMPLE)))
         section.add(example(title, terms, answers))
     return section
 

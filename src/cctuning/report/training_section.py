@@ -13,6 +13,7 @@ from cctuning.progress import duration
 from cctuning.report.charts import lines
 from cctuning.report.page import (
     Section,
+    block,
     bullets,
     count,
     heading,
@@ -65,7 +66,9 @@ def training_section(runs: Sequence[Run]) -> Section:
             if title == "Alignment":
                 section.add(*(part for run in runs for part in aligned(run)))
             if title == "Loss":
-                section.add(*(part for run in runs for part in (*_sampled(run), *_eval_losses(run))))
+                section.add(*(part for run in runs for part in _sampled(run)))
+                if by_language := [part for run in runs for part in _eval_losses(run)]:
+                    section.add(side_by_side(by_language))
     gates = [_gate(run) for run in runs if len(run.series("decision")[0]) > 1]
     if gates:
         section.add(heading("Gate"), side_by_side(gates))
@@ -190,7 +193,7 @@ def added(run: Run) -> str:
 
 def data_section(runs: Sequence[Run]) -> Section:
     """Rows and parallel text by language."""
-    section = Section("data", "Data")
+    blocks = []
     for run in runs:
         data, parallel = run.record["data"], run.record.get("parallel") or {"pairs": 0, "languages": {}, "sources": []}
         evaluation = run.record.get("eval_data") or {"rows": 0, "languages": {}}
@@ -205,12 +208,14 @@ def data_section(runs: Sequence[Run]) -> Section:
         columns = {name: part["languages"] for name, part in columns.items() if part["languages"]}
         names = language_names(dict.fromkeys(code for own in columns.values() for code in own))
         rows = [[name, *(f"{own.get(code, 0):,}" for own in columns.values())] for code, name in names.items()]
-        section.add(paragraph(text), table(f"{run.name}: data by language", ["language", *columns], rows))
-    return section
+        blocks.append(block([paragraph(text), table(f"{run.name}: data by language", ["language", *columns], rows)]))
+    return Section("data", "Data", [side_by_side(blocks)])
 
 
 def _shown(value: Any) -> str:
-    return listed([_shown(one) for one in value], 12) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return listed([_shown(one) for one in value], 12)
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)  # as in YAML
 
 
 def settings_section(runs: Sequence[Run]) -> Section:

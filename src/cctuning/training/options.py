@@ -39,10 +39,10 @@ class AdapterOptions:
         None, "tune: lora: names of parameters, for experts in one tensor."
     )
     lora_modules_to_save: list[str] | None = option(
-        None, "tune: lora: modules trained whole beside the LoRA; exports merged only."
+        None, "tune: lora: modules trained whole beside the LoRA; with connection: gated exports merged only."
     )
     use_rslora: bool = option(False, "tune: lora: scale by alpha / sqrt(rank) (rsLoRA).")
-    use_dora: bool = option(False, "tune: lora: DoRA; exports merged only.")
+    use_dora: bool = option(False, "tune: lora: DoRA; with connection: gated exports merged only.")
     load_in_4bit: bool = option(
         False,
         "tune: lora: load the frozen base in 4 bits (QLoRA; needs bitsandbytes). Exports are for the "

@@ -135,9 +135,7 @@ def doubts(plan: Plan, args: Any) -> Iterator[str]:
     for strategy, steps in (("eval_strategy", "eval_steps"), ("save_strategy", "save_steps")):
         chosen, every = getattr(args, strategy), getattr(args, steps)
         if str(getattr(chosen, "value", chosen)) == "steps" and every and every > plan.steps:
-            said = (
-                "there is no evaluation" if strategy == "eval_strategy" else "no checkpoint is written before the end"
-            )
+            said = "it is evaluated at its end only" if strategy == "eval_strategy" else "no checkpoint before the end"
             yield f"{steps}: {every:g} is more than the run's {plan.steps} steps: {said}"
 
 
