@@ -39,7 +39,7 @@ def cell(recipe, seed=0, **setting):
     )
 
 
-@pytest.mark.parametrize("recipe", ["plain", "align", "mid-align", "distil"])
+@pytest.mark.parametrize("recipe", ["plain", "align", "mid-align", "distil", "pseudo", "align-pseudo", "pack-pseudo"])
 def test_a_cell_is_kept_and_the_same_again(lab, recipe):
     first = lab.run(cell(recipe))
     assert set(first["right"]["test"]) == {"en", "sw"} and len(first["right"]["test"]["sw"]) == 6

@@ -38,7 +38,7 @@ def align_pseudo(job: Job) -> PreTrainedModel:
     """As `pseudo`, with each labelled text aligned to its English."""
     start = copy.deepcopy(job.model)
     given = {**mixed_options(job), "bad_rows": "skip"}  # a sentence may end in its label
-    return tune(job, start, "align", labelled(job, job.model), kind="align", given=given)
+    return tune(job, start, "align", labelled(job, job.model, True), kind="align", given=given)
 
 
 def pack_pseudo(job: Job) -> PreTrainedModel:
@@ -47,8 +47,11 @@ def pack_pseudo(job: Job) -> PreTrainedModel:
     return tune(job, start, "pseudo", labelled(job, copy.deepcopy(start)), given=mixed_options(job))
 
 
-def labelled(job: Job, model: PreTrainedModel) -> list[dict[str, Any]]:
-    """The answered rows of all epochs and `share` times as many texts, with labels by `model` tuned on those rows."""
+def labelled(job: Job, model: PreTrainedModel, references: bool = False) -> list[dict[str, Any]]:
+    """The answered rows of all epochs and `share` times as many texts, with labels by `model` tuned on those rows.
+
+    references: the texts have their English beside them.
+    """
     setting = job.setting
     teacher = tune(job, model, "teacher", job.rows())
     labels = tuple(sorted({row["response"] for row in job.rows()}))
@@ -56,15 +59,13 @@ def labelled(job: Job, model: PreTrainedModel) -> list[dict[str, Any]]:
     asked = list(dict.fromkeys(pair["reference"] for pair in pairs))
     given = dict(zip(asked, _answers(job, teacher.eval(), asked, labels), strict=True))
     rows = [
-        {
-            "prompt": pair["text"] + BREAK,
-            "response": given[pair["reference"]],
-            "lang": pair["lang"],
-            "reference": pair["reference"] + BREAK,
-        }
-        for pair in pairs
+        {"prompt": pair["text"] + BREAK, "response": given[pair["reference"]], "lang": pair["lang"]} for pair in pairs
     ]
-    answered = [{**row, "reference": None} for row in job.rows()] * round(setting.epochs)
+    answered = job.rows()
+    if references:
+        rows = [{**row, "reference": pair["reference"] + BREAK} for row, pair in zip(rows, pairs, strict=True)]
+        answered = [{**row, "reference": None} for row in answered]
+    answered *= round(setting.epochs)
     return answered + job.rng.choices(rows, k=len(answered) * setting.share)
 
 

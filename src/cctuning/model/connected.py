@@ -23,7 +23,7 @@ from cctuning.errors import UserError
 from cctuning.model import lora, merge, serialization
 from cctuning.model.forward import ATTRIBUTE, ConnectedForward
 from cctuning.model.packing import rows_separable
-from cctuning.model.runner import Runner, copy_output
+from cctuning.model.runner import Runner, copy_output, instance_state, restore_instance
 from cctuning.model.sites import Site, find_sites, unwrap
 
 
@@ -54,6 +54,9 @@ class ConnectedModel(ConnectedForward):
         self.layers: list[int] = []
         self.width = 0
         self._handles: list[Any] = []
+        self._before = [
+            (inner, instance_state(inner)) for inner in {id(m): m for m in (model, unwrap(model))}.values()
+        ]
         serialization.check_adapter(self.model)
         if config.connection != "none":
             self._insert(find_sites(self.model))
@@ -114,9 +117,14 @@ class ConnectedModel(ConnectedForward):
         site.layer.add_module(ATTRIBUTE, connection.to(device=weight.device, dtype=dtype))
 
     def unload(self) -> PreTrainedModel:
-        """Remove the connection and return the model inside, its weights unchanged."""
+        """Remove the connection and return the model inside, its weights unchanged.
+
+        What accelerate put on the model for training (autocast around its forward) is removed too.
+        """
         for handle in self._handles:
             handle.remove()
+        for inner, state in self._before:
+            restore_instance(inner, state)
         for site in self._sites:
             delattr(site.layer, ATTRIBUTE)
         self._handles, self._sites = [], []

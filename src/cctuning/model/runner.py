@@ -98,6 +98,25 @@ def copy_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Ten
     return output.clone()
 
 
+PATCHED = ("forward", "_original_forward", "_is_accelerate_prepared")  # set on a model by TRL and accelerate
+
+
+def instance_state(model: nn.Module) -> dict[str, Any]:
+    """What trainers set on a model itself: a forward in place of its class's, and the marks of accelerate."""
+    return {name: vars(model)[name] for name in PATCHED if name in vars(model)}
+
+
+def restore_instance(model: nn.Module, state: dict[str, Any]) -> None:
+    """Put back `instance_state`.
+
+    With the forward of an earlier training a deep copy of the model would run the original's weights (TRL's fused head
+    calls the forward of the model that it was made for), and a second training would have the precision of the first.
+    """
+    for name in PATCHED:
+        vars(model).pop(name, None)
+    vars(model).update(state)
+
+
 def several_processes() -> bool:
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -26,6 +26,8 @@ from cctuning.data.in_memory import check_dataset
 from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
+from cctuning.model.runner import instance_state, restore_instance
+from cctuning.model.sites import unwrap
 from cctuning.training.callbacks import AlignmentByLanguage, BaseDecay
 from cctuning.training.checks import check_adapter_start, check_engine, check_launch, check_sizes, check_weights
 from cctuning.training.config import CCConfig
@@ -124,6 +126,7 @@ class CCTrainer(SavingTrainer):
         hold = settled.connection == "align" and self._own_references  # measured with recorded references
         rows = self.take_rows(train_dataset, parallel_dataset, args, hold)
         multiple = args.pad_to_multiple_of if isinstance(args.pad_to_multiple_of, int) else None
+        before = instance_state(unwrap(model)) if isinstance(model, nn.Module) else {}
         with _hidden_packing(args):
             super().__init__(
                 model=model,
@@ -135,6 +138,7 @@ class CCTrainer(SavingTrainer):
                 data_collator=PairedCollator(tokenizer.pad_token_id, multiple),
                 **kwargs,
             )
+        restore_instance(unwrap(self.model), before)  # removes TRL's fused head, which is not used here
         self.tokenise_parallel()
         if self.is_distributed_loading_by_transformers:
             raise UserError("model: transformers has distributed it over processes (tp_plan, ...); load it whole.")
