@@ -37,7 +37,7 @@ def test_a_pack_then_plain_sft_on_it(base, tmp_path, capsys):
     done("align", base, "--parallel", text, "--output_dir", tmp_path / "pack", *SMALL)
     said = capsys.readouterr().out
     assert "alignment: texts whose nearest reference is their own" in said and "qu" in said
-    assert "--connection none --data ROWS" in said
+    assert "cctuning train --config vanilla --model" in said
     run = run_json(tmp_path / "pack")
     assert run["status"] == "finished" and run["data"]["rows"] == 0 and run["parallel"]["languages"] == {"qu": 30}
     assert set(run["alignment"]["qu"]) == {"pairs", "held_out", "before", "after"}

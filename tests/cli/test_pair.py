@@ -158,7 +158,7 @@ def test_text_of_a_language_alone_becomes_parallel_text(tmp_path, capsys, monkey
     rows.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     engine = ["--translate", "function", "function=apertium_translator:translate"]
     assert main(["pair", str(rows), "--lang", "es", *engine, "--output", str(output)]) == 0
-    assert f"cctuning align MODEL --parallel {output}/rows.jsonl" in capsys.readouterr().out
+    assert f"cctuning align MODEL --config pack --parallel {output}/rows.jsonl" in capsys.readouterr().out
     pairs, _ = load_parallel([str(output / "rows.jsonl")])
     assert pairs["text"] == texts and set(pairs["lang"]) == {"es"}
     assert "football" in pairs["reference"][0] and "water" in pairs["reference"][1]

@@ -120,7 +120,7 @@ def test_from_the_command_line(tmp_path, capsys):
     done("pair", "names", "--lang", "sw", "te", "--kinds", "script", "--limit", 9, "--output", tmp_path / "n.jsonl.gz")
     said = capsys.readouterr().out
     assert "sw: 9 names (script 9)" in said
-    assert f"next: cctuning align MODEL --parallel {tmp_path}/n.jsonl.gz" in said
+    assert f"next: cctuning align MODEL --config pack --parallel {tmp_path}/n.jsonl.gz" in said
     dataset, report = load_parallel(str(tmp_path / "n.jsonl.gz"))
     assert report.languages == {"sw": 9, "te": 9} and len(dataset) == 18
     with pytest.raises(UserError, match="exists; name another file, or add --overwrite"):

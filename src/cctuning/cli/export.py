@@ -19,7 +19,9 @@ def main(argv: list[str]) -> None:
         help="merged: plain checkpoint; lora: PEFT adapter",
     )
     parser.add_argument("--output", required=True, help="directory to write; must not exist")
-    parser.add_argument("--dtype", default="auto", help="dtype of a merged checkpoint; auto: as trained")
+    parser.add_argument(
+        "--dtype", default="auto", help="dtype of a merged checkpoint; auto: the base's for a LoRA, else the run's"
+    )
     parser.add_argument("--max_shard_size", metavar="SIZE", help="file size limit of a merged checkpoint, like 5GB")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code of the base model")
     args = parser.parse_args(argv)

@@ -59,7 +59,10 @@ def main(argv: list[str]) -> None:
     language = reference_language(args.model)
     for name in ("reference", "bypass", "lang"):
         if getattr(args, name) and language is None:
-            raise UserError(f"--{name}: {args.model} has no connection; give the run instead of its export.")
+            raise UserError(
+                f"--{name}: {args.model} has no connection that reads it (it is an export, or a run with "
+                "connection: align or none); leave the option out."
+            )
     if args.lang and language:
         args.lang = language if same(canonical(args.lang, "--lang"), language) else canonical(args.lang)
     if args.prompt is not None and args.reference and args.lang == language:

@@ -177,12 +177,12 @@ def _engine(words: list[str]) -> dict[str, Any]:
 
 def train_on(rows: str) -> str:
     """The command that trains on rows with answers."""
-    return f"cctuning train --model MODEL --data {rows} --output_dir DIR"
+    return f"cctuning train --config align --model MODEL --data {rows} --output_dir DIR"
 
 
 def align_to(text: str) -> str:
     """The commands that use parallel text without answers."""
     return (
-        f"cctuning align MODEL --parallel {text} --output_dir DIR, or beside rows with answers: "
-        f"cctuning train --model MODEL --data ROWS --parallel {text} --output_dir DIR"
+        f"cctuning align MODEL --config pack --parallel {text} --output_dir DIR, or beside rows with answers: "
+        f"cctuning train --config align --model MODEL --data ROWS --parallel {text} --output_dir DIR"
     )

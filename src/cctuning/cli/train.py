@@ -37,7 +37,7 @@ LAUNCHING = ("accelerate_config", "num_processes")  # options of accelerate's la
 DESCRIPTIONS = {
     "train": "Fine-tune a causal LM on rows, with parallel text (--parallel) in the languages to reach.",
     "align": "Make a language pack: align other languages of a model to English by parallel text alone. "
-    "cctuning align MODEL --parallel FILE ... --output_dir DIR.",
+    "cctuning align MODEL --config pack --parallel FILE ... --output_dir DIR.",
 }
 
 
@@ -83,7 +83,8 @@ def main(argv: list[str], verb: str = "train") -> None:
         print(f"\nrun:        {run}\nmodel:      {run}/model")
         settled = trainer.connected.config.connection
         if settled == "align" and not options.data:
-            print(f"next:       cctuning train --model {run}/model --connection none --data ROWS (or any SFT)")
+            print(f"next:       cctuning train --config vanilla --model {run}/model --data ROWS --output_dir DIR")
+            print("            (or any other SFT on it)")
         elif settled in ("align", "none"):
             print(f"try it:     cctuning generate {run} --prompt '...'")
         elif connection.mergeable:

@@ -68,7 +68,8 @@ def export(
     Args:
         format: `merged` (a plain checkpoint) or `lora` (a PEFT LoRA for the base).
         directory: to write; must not exist.
-        dtype, max_shard_size: of a merged checkpoint; by default as trained, and as transformers splits it.
+        dtype: of a merged checkpoint; `auto`: the base's for a LoRA, else the run's.
+        max_shard_size: of a merged checkpoint; by default as transformers splits it.
 
     Raises:
         UserError: `directory` exists, an option or record is not valid, or the model cannot be exported in this
