@@ -149,6 +149,15 @@ def test_length_and_ending_are_learned_from_the_rows(tmp_path):
     assert 0.9 < card["usual"]["sw"]["ratio"] < 1.3 and card["usual"]["sw"]["closes"][0] > 0.9
 
 
+def test_quotations_and_items_of_lists_end_without_a_final_mark(tmp_path):
+    rows = many()
+    rows[7] |= {"prompt": f"„{rows[7]['prompt']}“", "prompt_en": f"“{rows[7]['prompt_en']} {'x' * 9}.”"}
+    rows[8]["prompt_en"] = rows[8]["prompt_en"].rstrip(".")[:-3] + ";"  # an item, and the prompt has its full stop off
+    rows[8]["prompt"] = rows[8]["prompt"][:-12].rstrip(". ")
+    rows[9]["prompt"] = rows[9]["prompt"][:25].rstrip("., ")  # cut off
+    assert rejected(tmp_path, rows, check_numbers=False)[0] == {(9, "ending")}
+
+
 def test_where_a_language_does_not_close_its_sentences_not_closing_is_no_fault(tmp_path):
     rows = [{**row, "prompt": row["prompt"].rstrip(".")} for row in many()]
     assert rejected(tmp_path, rows)[0] == set()

@@ -22,7 +22,9 @@ from cctuning.pairing.numbers import differ
 from cctuning.pairing.options import Checks
 
 ENDINGS = frozenset(".!?。！？…؟।॥۔။៕፡።:：;")
-CLOSERS = "\"'”’»」』)）]】}›` \n\t\u200b\u200f\u202c"
+ITEMS = frozenset(":：;")  # end items of a list too, which may have no mark on the other side
+# “, ‘, « and ‹ close quotations in German, Danish and other languages.
+CLOSERS = "\"'”’»“‘«‹」』》〉)）]】}›` \n\t\u200b\u200f\u202c"
 DENSE = frozenset(("CJK", "HIRAGANA", "HANGUL", "THAI"))
 LETTERS = 4  # fewest letters of a text whose script is checked
 COPY, REPEAT, LEAK, RESTATE = 3, 4, 8, 2  # tokens per n-gram, by check
@@ -37,7 +39,7 @@ class Figures(NamedTuple):
     group: int  # hash of the parallel: rows that share it are written together
     ratio: float  # log of the length of the prompt over that of the parallel, without shared text; nan: no parallel
     size: int  # characters of the parallel
-    ends: int  # bit 1: the prompt has final punctuation, bit 2: the parallel has
+    ends: int  # bit 1: the prompt has final punctuation, bit 2: the parallel has; 0 where only one ends like an item
     answered: bool  # has a response
 
 
@@ -104,7 +106,7 @@ class Inspector:
             group=_hash(json.dumps(row.reference if row.reference is not None else row.prompt, ensure_ascii=False)),
             ratio=math.nan if row.reference is None else ratio,
             size=len(parallel.text),
-            ends=_ends(prompt.text) + 2 * _ends(parallel.text),
+            ends=_ends(prompt.text, parallel.text),
             answered=row.response is not None,
         )
 
@@ -217,8 +219,12 @@ def _repetition(words: list[str]) -> float:
     return 1 - len(set(grams.tolist())) / len(grams) if len(grams) >= 4 * REPEAT else 0.0
 
 
-def _ends(text: str) -> int:
-    return int(text.rstrip(CLOSERS)[-1:] in ENDINGS and text.strip() != "")
+def _ends(prompt: str, parallel: str) -> int:
+    last = [text.rstrip(CLOSERS)[-1:] for text in (prompt, parallel)]
+    closed = [mark in ENDINGS for mark in last]
+    if closed[0] != closed[1] and not ITEMS.isdisjoint(last):
+        return 0
+    return closed[0] + 2 * closed[1]
 
 
 def _hash(text: str) -> int:
