@@ -50,6 +50,29 @@ def test_a_pack_then_plain_sft_on_it(base, tmp_path, capsys):
     assert run_json(tmp_path / "sft")["status"] == "finished"
 
 
+def test_a_pack_that_is_a_lora_is_merged_before_sft(base, tmp_path, capsys):
+    text, rows = pairs(tmp_path / "pairs.jsonl"), english(tmp_path / "en.jsonl")
+    done("align", base, "--parallel", text, "--tune", "lora", "--output_dir", tmp_path / "pack", *SMALL)
+    said = capsys.readouterr().out
+    assert (
+        f"cctuning export {tmp_path / 'pack'} --format merged" in said
+        and "train --model DIR --connection none" in said
+    )
+    sft = ("--data", rows, "--connection", "none", "--tune", "full", "--output_dir", tmp_path / "sft", *SMALL[3:])
+    error = refused(capsys, "train", "--model", tmp_path / "pack" / "model", *sft)
+    assert "has a LoRA and not the weights of a model" in error and "--format merged" in error
+    done("export", tmp_path / "pack", "--format", "merged", "--output", tmp_path / "merged")
+    done("train", "--model", tmp_path / "merged", *sft)
+
+
+def test_a_model_with_a_connection_is_not_trained_without_it(base, tmp_path, capsys):
+    rows = write_jsonl(tmp_path / "rows.jsonl", records())
+    run = ("--data", rows, "--connection", "gated", *SMALL[3:])
+    done("train", "--model", base, *run, "--output_dir", tmp_path / "cc")
+    error = refused(capsys, "train", "--model", tmp_path / "cc" / "model", *run, "--output_dir", tmp_path / "on")
+    assert "has a connection beside its weights" in error
+
+
 def test_english_rows_with_parallel_text_by_the_defaults(base, tmp_path):
     rows, text = english(tmp_path / "en.jsonl"), pairs(tmp_path / "pairs.jsonl")
     done("train", "--model", base, "--data", rows, "--parallel", text, "--output_dir", tmp_path / "run", *SMALL)

@@ -83,7 +83,11 @@ def main(argv: list[str], verb: str = "train") -> None:
         print(f"\nrun:        {run}\nmodel:      {run}/model")
         settled = trainer.connected.config.connection
         if settled == "align" and not options.data:
-            print(f"next:       cctuning train --config vanilla --model {run}/model --data ROWS --output_dir DIR")
+            pack = f"{run}/model"
+            if options.tune == "lora":
+                pack = "MERGED"
+                print(f"next:       cctuning export {run} --format merged --output {pack}")
+            print(f"next:       cctuning train --config vanilla --model {pack} --data ROWS --output_dir DIR")
             print("            (or any other SFT on it)")
         elif settled in ("align", "none"):
             print(f"try it:     cctuning generate {run} --prompt '...'")

@@ -18,7 +18,7 @@ from cctuning.data import LoadReport, load_parallel, load_rows
 from cctuning.errors import UserError
 from cctuning.model.loading import RUN_FILE, load_base, load_tokenizer
 from cctuning.model.lora import obstacles
-from cctuning.model.serialization import CONFIG_FILE
+from cctuning.model.serialization import CONFIG_FILE, LORA_CONFIG
 from cctuning.model.sites import is_quantised
 from cctuning.training.callbacks import SAMPLES_FILE, SampleAnswers
 from cctuning.training.config import CCConfig
@@ -110,11 +110,13 @@ def prepare(
 
 def load_model(options: RunOptions, args: CCConfig) -> PreTrainedModel:
     """The base model; without its weights in processes that get their shards of them from the first one."""
-    if (Path(options.model) / CONFIG_FILE).is_file():
-        raise UserError(
-            f"model: {options.model} has a connection beside its weights, which training would leave out: export it "
-            "first (cctuning export --format merged), or name its base."
-        )
+    beside = {CONFIG_FILE: "a connection beside its weights", LORA_CONFIG: "a LoRA and not the weights of a model"}
+    for file, what in beside.items():
+        if (Path(options.model).expanduser() / file).is_file():
+            raise UserError(
+                f"model: {options.model} has {what}, so training would start without it: merge it first (cctuning "
+                "export RUN --format merged --output DIR) and name DIR, or name its base."
+            )
     loading: dict[str, Any] = {
         "dtype": options.dtype,
         "revision": options.revision,
