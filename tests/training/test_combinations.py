@@ -38,6 +38,9 @@ def test_a_run_that_is_planned_again_keeps_its_order(tmp_path):
     assert [batch["row"].tolist() for batch in loader] == [
         [made.table[row]["row"] for row in batch] for batch in made._schedule
     ]
+    assert made.schedule() is made._schedule  # which takes long to make of many rows
+    made.args.seed += 1
+    assert made.schedule() is not made._schedule
 
 
 @pytest.mark.parametrize("processes", [1, 2])

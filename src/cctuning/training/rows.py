@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.compute as pc
 import torch
@@ -49,6 +49,7 @@ class RowsTrainer(SFTTrainer):
     _rows: Dataset  # of an epoch, as they were given
     _pack: bool  # there are no answered rows
     _schedule: Schedule
+    _made: tuple[Any, Schedule | None] = (None, None)  # a schedule, and what it was made of
     _connecting: bool
     _align_turns: str
     _own_references: bool  # rows in the reference language are their own reference
@@ -173,27 +174,29 @@ class RowsTrainer(SFTTrainer):
         return rows if self.parallel is None else concatenate_datasets([rows, self.parallel])
 
     def schedule(self) -> Schedule:
-        """The batches of this process, as the options have them now."""
+        """The batches of this process, as the options and rows are now."""
         rows: Any = self.train_dataset
         args, table, answered = self.args, self.table, 0 if self._pack else len(rows)
-        mixture = None
-        if answered < len(table):
-            mixture = Mixture(table["lang"][answered:], args.parallel_temperature, args.seed)
-        schedule = Schedule(
-            pc.list_value_length(table.with_format("arrow")[:]["input_ids"]).to_pylist(),
-            args.train_batch_size,
-            strategy=args.train_sampling_strategy,
-            capacity=(args.max_length or 0) if args.packing else 0,
-            mixture=mixture,
-            answered=answered,
-            beside=args.parallel_rows,
-            first=args.align_first,
-            dp_size=max(1, args.world_size),
-            grad_accum=args.gradient_accumulation_steps,
-            rank=args.process_index,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            drop_last=args.dataloader_drop_last,
-        )
+        options: dict[str, Any] = {
+            "batch": args.train_batch_size,
+            "strategy": args.train_sampling_strategy,
+            "capacity": (args.max_length or 0) if args.packing else 0,
+            "answered": answered,
+            "beside": args.parallel_rows,
+            "first": args.align_first,
+            "dp_size": max(1, args.world_size),
+            "grad_accum": args.gradient_accumulation_steps,
+            "rank": args.process_index,
+            "seed": args.seed if args.data_seed is None else args.data_seed,
+            "drop_last": args.dataloader_drop_last,
+        }
+        known = (table._fingerprint, args.parallel_temperature, args.seed, options)
+        if self._made[0] != known:
+            languages = table["lang"][answered:]
+            mixture = Mixture(languages, args.parallel_temperature, args.seed) if languages else None
+            lengths = pc.list_value_length(table.with_format("arrow")[:]["input_ids"]).to_pylist()
+            self._made = known, Schedule(lengths, mixture=mixture, **options)
+        schedule = cast(Schedule, self._made[1])
         if not len(schedule):
             raise UserError(f"dataloader_drop_last: {len(rows)} rows do not fill one batch; leave it out.")
         return schedule
