@@ -56,7 +56,7 @@ def test_a_pack_that_is_a_lora_is_merged_before_sft(base, tmp_path, capsys):
     said = capsys.readouterr().out
     assert (
         f"cctuning export {tmp_path / 'pack'} --format merged" in said
-        and "train --model DIR --connection none" in said
+        and "train --config vanilla --model MERGED" in said
     )
     sft = ("--data", rows, "--connection", "none", "--tune", "full", "--output_dir", tmp_path / "sft", *SMALL[3:])
     error = refused(capsys, "train", "--model", tmp_path / "pack" / "model", *sft)
