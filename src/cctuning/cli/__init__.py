@@ -19,6 +19,7 @@ VERBS = {
     "recipes": "list the recipes in the package, for --config NAME",
     "export": "turn a run into a merged checkpoint or a PEFT LoRA",
     "generate": "answer prompts with a run, an export or any other model",
+    "label": "answer the English side of parallel text: rows in other languages for training",
     "evaluate": "score a model per language on public benchmarks or rows of your own",
     "compare": "test whether scored models differ, language by language",
     "report": "write an HTML page on training, connection and results of runs",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +48,10 @@ def main(argv: list[str]) -> None:
     from cctuning.model.loading import load
     from cctuning.serving.answering import Answerer, chat_notes, reference_language
 
+    if args.output and args.file is None:
+        raise UserError("--output: only with --file; the answer to --prompt is printed.")
     if args.output:
-        _writable(args.output, args.file)
+        check_output(args.output)
     if args.bypass and args.reference is not None:
         raise UserError("--bypass and --reference exclude each other: without the transform no reference is used.")
     if args.reference is not None and not args.reference.strip():
@@ -83,12 +85,7 @@ def main(argv: list[str]) -> None:
     prompts = [row["prompt"] for row in rows]
     references = [row["reference"] for row in rows] if args.reference else None
     answers = answerer(prompts, references, progress=True, languages=languages, rows=rows)
-    if len(answers) > 1 and len({*answers}) == 1 and len({str(prompt) for prompt in prompts}) > 1:
-        alike = "the same" if answers[0] else "empty"
-        print(
-            f"note: all {len(answers)} answers are {alike}; check that prompts are rendered as in training",
-            file=sys.stderr,
-        )
+    note_alike(prompts, answers)
     text = "".join(
         json.dumps({"prompt": row["prompt"], "answer": answer}, ensure_ascii=False) + "\n"
         for row, answer in zip(rows, answers, strict=True)
@@ -102,15 +99,23 @@ def main(argv: list[str]) -> None:
         sys.stdout.write(text)
 
 
-def _writable(output: str, file: str | None) -> None:
+def check_output(output: str) -> None:
     """Raise `UserError` where `output` cannot be written, before the answers are generated."""
     path = Path(output)
-    if file is None:
-        raise UserError("--output: only with --file; the answer to --prompt is printed.")
     if path.exists():
         raise UserError(f"--output {output}: exists already; give a file that does not.")
     if not path.parent.is_dir():
         raise UserError(f"--output {output}: there is no directory {path.parent}; create it first.")
+
+
+def note_alike(prompts: Sequence[Any], answers: Sequence[str]) -> None:
+    """Print a note if several prompts got one and the same answer."""
+    if len(answers) > 1 and len({*answers}) == 1 and len({str(prompt) for prompt in prompts}) > 1:
+        alike = "the same" if answers[0] else "empty"
+        print(
+            f"note: all {len(answers)} answers are {alike}; check that prompts are rendered as in training",
+            file=sys.stderr,
+        )
 
 
 def _note_unknown(connected: ConnectedModel | None, languages: list[str | None]) -> None:

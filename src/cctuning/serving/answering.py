@@ -117,6 +117,7 @@ class Answerer:
         chat, chat_template_kwargs: as in `encoder_of`.
         system: a system message for prompts that have none.
         bypass: run without the connection's transform.
+        strip: remove white space before an answer.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Answerer:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         system: str | None = None,
         bypass: bool = False,
+        strip: bool = True,
         batch_size: int = 8,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
@@ -137,7 +139,7 @@ class Answerer:
                 raise UserError(f"{name}: expected at least 1, got {value}.")
         if not 0 <= temperature < math.inf:  # nan neither
             raise UserError(f"temperature: expected 0 (greedy) or more, got {temperature}.")
-        self.loaded, self.system = to_accelerator(loaded), system
+        self.loaded, self.system, self.strip = to_accelerator(loaded), system, strip
         self.bypass, self.batch_size = bypass, batch_size
         self.tokenizer = loaded.tokenizer
         if chat and own_template(self.tokenizer) is None:
@@ -247,12 +249,16 @@ class Answerer:
                 options["connect"] = ~torch.tensor(own, device=ids.device)
             with connected.disable_adapter() if self.bypass else nullcontext():
                 tokens = connected.generate(ids, mask, **options)
-        return [self._answer(row) for row in tokens[:, ids.shape[1] :].tolist()]
+        return [self._answer(row) for row in tokens[:, ids.shape[1] - 1 :].tolist()]
 
     def _answer(self, tokens: list[int]) -> str:
-        """The text of generated tokens, without thinking and end of turn."""
+        """The text of generated tokens, without thinking and end of turn. `tokens` begin with the prompt's last."""
         if self.thoughts is not None:
-            text = self.thoughts.answer(tokens, self.tokenizer)
+            text = self.thoughts.answer(tokens[1:], self.tokenizer)
         else:
-            text = str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-        return (text.partition(self.end)[0] if self.end else text).strip()
+            first = 1 if self.strip else 0  # some tokenizers decode no space at the beginning of a text
+            parts = (tokens[first:1], tokens[first:])
+            before, text = (str(self.tokenizer.decode(part, skip_special_tokens=True)) for part in parts)
+            text = text[len(before) :]
+        text = text.partition(self.end)[0] if self.end else text
+        return text.strip() if self.strip else text.rstrip()

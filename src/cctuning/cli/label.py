@@ -1,0 +1,96 @@
+"""`cctuning label MODEL --parallel FILE … --output rows.jsonl`: answer the English side of parallel text.
+
+Each answer becomes the response of a row whose prompt is the other side: rows in other languages for a model that was
+trained on English rows alone (pseudo-labels). The parallel text must be of the kind of text that the task asks about.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from cctuning.cli.generate import check_output, note_alike
+from cctuning.cli.options import Plain, add_chat, chosen
+from cctuning.errors import UserError
+from cctuning.languages import canonical
+
+FIELD = "{text}"
+SHOWN = 5  # most frequent answers in the summary
+
+
+def main(argv: list[str]) -> None:
+    """Answer the reference side of each pair and write rows in the other language."""
+    parser = Plain(
+        "cctuning label", description="Answer the English side of parallel text; write rows in its language."
+    )
+    parser.add_argument("model", metavar="MODEL", help="a run on English rows, an export or any other model")
+    parser.add_argument("--parallel", nargs="+", required=True, metavar="FILE", help="parallel text, as for train")
+    parser.add_argument("--output", required=True, help="new file for the rows (JSON Lines)")
+    parser.add_argument(
+        "--template", default=FIELD, help="the task's prompt; {text} stands for the text, in either language"
+    )
+    parser.add_argument("--reference_language", default="en", help="language of the side that is answered")
+    add_chat(parser)
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="of an answer, at most")
+    parser.add_argument("--batch_size", type=int, default=8, help="prompts at a time")
+    parser.add_argument("--dtype", default="auto", help="of the weights; auto: as saved")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code of the model")
+    args = parser.parse_args(argv)
+    check_output(args.output)
+    if args.template.count(FIELD) != 1:
+        raise UserError(f"--template {args.template!r}: expected {FIELD} once, where the text belongs.")
+    from cctuning.data.parallel.pairs import load_parallel
+    from cctuning.files import write_atomically
+    from cctuning.model.loading import load
+    from cctuning.serving.answering import Answerer, chat_notes
+
+    language = canonical(args.reference_language, "--reference_language")
+    pairs, report = load_parallel(args.parallel, reference_language=language, bad_rows="skip")
+    loaded = load(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+    options = chosen(args, "chat chat_template_kwargs batch_size max_new_tokens")
+    answerer = Answerer(loaded, strip=False, **options)  # a response may begin with a space, as those of the rows do
+    for note in [*report.notes, *chat_notes(loaded.run, answerer.encoder)]:
+        print(f"note: {note}", file=sys.stderr)
+    asked = [args.template.replace(FIELD, text) for text in dict.fromkeys(pairs["reference"])]
+    answers = answerer(asked, progress=True, languages=[language] * len(asked))
+    note_alike(asked, answers)
+    rows, lost = rows_of(pairs.to_list(), dict(zip(asked, answers, strict=True)), args.template, language)
+    if not rows:
+        raise UserError(
+            f"{args.model}: no usable answer to {len(asked)} prompts ({_listed(lost)}); nothing was written."
+        )
+    write_atomically(Path(args.output), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    counts = Counter(row["lang"] for row in rows)
+    print(f"{len(rows)} rows ({', '.join(f'{lang} {n}' for lang, n in counts.most_common())}): {args.output}")
+    most = Counter(row["response"] for row in rows).most_common()
+    frequent = ", ".join(f"{answer[:40]!r} {count / len(rows):.0%}" for answer, count in most[:SHOWN])
+    print(f"{len(most)} different answers, most often {frequent}")
+    if lost:
+        print(f"note: pairs that were left out: {_listed(lost)}", file=sys.stderr)
+
+
+def rows_of(
+    pairs: list[dict[str, Any]], answers: dict[str, str], template: str, language: str
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Rows of pairs and of the answers to their references; and how many pairs make no row, by reason."""
+    from cctuning.data.text import leak
+
+    rows, lost = [], Counter[str]()
+    for pair in pairs:
+        prompt, reference = (template.replace(FIELD, pair[side]) for side in ("text", "reference"))
+        answer = answers[reference]
+        if not answer:
+            lost["no answer"] += 1
+        elif leak(prompt, answer, reference):
+            lost["the answer is in the English text alone"] += 1
+        else:
+            row = {"prompt": prompt, "response": answer, "lang": pair["lang"], f"prompt_{language}": reference}
+            rows.append(row)
+    return rows, lost
+
+
+def _listed(lost: Counter[str]) -> str:
+    return ", ".join(f"{count} ({why})" for why, count in lost.most_common())
