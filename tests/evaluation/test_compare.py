@@ -156,6 +156,18 @@ def test_seeds_are_averaged_by_item_and_give_an_interval_of_their_own(tmp_path):
     assert any("no seed-level interval for ours: 2 seeds, and base has 3" in note for note in unequal.notes)
 
 
+def test_a_plain_base_beside_seeds_and_runs_that_are_no_seeds(tmp_path):
+    """A base was not trained: it is no single seed, but gives no interval over seeds either."""
+    base = made(tmp_path / "base", LOW, 1)
+    edit(base, lambda record: record["model"].update(training_seed=None))
+    runs = [("base", base), *(("ours", made(tmp_path / f"o{i}", HIGH, i)) for i in (7, 8))]
+    notes = compare(runs, draws=1000).notes
+    assert "no seed-level interval for ours: 2 seeds, and base has 1." in notes
+    assert not any("one training seed" in note for note in notes)
+    edit(tmp_path / "o8", lambda record: record["model"].update(training_seed=7))
+    assert any("ours: its runs have the training seeds [7, 7]" in note for note in compare(runs, draws=1000).notes)
+
+
 def test_same_named_arguments_are_seeds_and_other_modes_may_be_compared(pair, tmp_path, capsys):
     edit(pair[1], lambda record: record["settings"].update(mode="bypass"))
     third = made(tmp_path / "elsewhere", LOW, 3)

@@ -94,10 +94,15 @@ def system_notes(systems: Mapping[str, Sequence[ScoredRun]], base: str) -> list[
             notes.append(f"versions of {package} differ: {', '.join(numbers)}.")
     seeds = {name: [run.record["model"].get("training_seed") for run in members] for name, members in systems.items()}
     single = [name for name, own in seeds.items() if len(own) == 1]
-    if trained := [name for name in single if seeds[name] != [None]]:  # a plain model has none
+    trained = [name for name in single if seeds[name] != [None]]  # a plain model has none
+    if trained:
         notes.append(f"one training seed: {', '.join(trained)}; variation between trainings is not measured.")
     for name, own in seeds.items():
-        if {name, base} & {*single} or own == seeds[base]:
+        if len({*own}) < len(own):
+            notes.append(
+                f"{name}: its runs have the training seeds {own}; they should differ in the seed, and in it alone."
+            )
+        if name in single or base in trained or own == seeds[base]:
             continue
         if len(own) != len(seeds[base]):
             notes.append(f"no seed-level interval for {name}: {len(own)} seeds, and {base} has {len(seeds[base])}.")

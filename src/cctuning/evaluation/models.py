@@ -144,33 +144,24 @@ class Journal(LM):
                 answers[number] = answers[number].partition(stop)[0]
         return answers
 
-    def _room(self, given: dict[str, Any]) -> int:
-        """Most tokens of an answer, from the arguments of generation."""
-        return int(normalize_gen_kwargs(given, getattr(self.inner, "max_gen_toks", 256))["max_gen_toks"])
-
     def _too_long(self, kind: str, request: Instance) -> bool:
-        """Whether a prompt and its answer are longer than the model's context."""
+        """Whether a prompt and its answer are longer than the model's context. `UserError` if the answer alone may be:
+        lm-eval would stop at an assertion."""
         limit: int | None = getattr(self.inner, "max_length", None)
         if limit is None:
             return False
-        generates = kind == "generate_until"
-        text = request.args[0] if generates else "".join(request.args)
-        room = limit - self._room(request.args[1]) - self.thinking if generates else limit + 1
-        return len(text.encode()) > room and len(self.inner.tok_encode(text)) > room  # a token has a byte or more
-
-    def _check_room(self, requests: list[Instance]) -> None:
-        """Raise `UserError` where answers are as long as the model's context: lm-eval would stop at an assertion."""
-        limit: int | None = getattr(self.inner, "max_length", None)
-        if limit is None:
-            return
-        for request in requests:
-            room = self._room(request.args[1])
-            if room >= limit:
+        text, room = "".join(map(str, request.args)), limit + 1  # of a likelihood, the last token is not passed
+        if kind == "generate_until":
+            text, given = request.args
+            answer = normalize_gen_kwargs(given, self.inner.max_gen_toks)["max_gen_toks"] + self.thinking
+            room = limit - answer
+            if room <= 0:
                 advice = "lower --thinking_tokens" if self.thinking else "choose another task, or another model"
                 raise UserError(
-                    f"{request.task_name}: answers of {room} tokens do not fit into the model's context of {limit} "
+                    f"{request.task_name}: answers of {answer} tokens do not fit into the model's context of {limit} "
                     f"tokens; {advice}."
                 )
+        return len(text.encode()) > room and len(self.inner.tok_encode(text)) > room  # a token has a byte or more
 
     def _ask(self, kind: str, requests: list[Instance]) -> list[Any]:
         @find_executable_batch_size(starting_batch_size=self.size, reduce_batch_size_fn=lambda: self.size // 2)
@@ -182,8 +173,6 @@ class Journal(LM):
                 return getattr(self.inner, kind)(requests, disable_tqdm=True)
             return getattr(self.inner, kind)(requests)
 
-        if kind == "generate_until":
-            self._check_room(requests)
         try:
             return run()
         except RuntimeError as error:
