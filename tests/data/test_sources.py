@@ -66,7 +66,9 @@ def test_other_names_of_the_column_of_languages(tmp_path, column):
     write(tmp_path / "rows.jsonl", [row | {"lang": "te"}])
     assert load_rows([path])[0]["lang"] == ["te"]
     write(tmp_path / "rows.jsonl", [row | {column: "python"}])  # of another kind
-    assert load(path, lang="sw")[0]["lang"] == ["sw"]
+    dataset, report = load(path, lang="sw")
+    assert dataset["lang"] == ["sw"]
+    assert f"column {column} is not read, because the source has lang: sw" in report.notes[0]
 
 
 def test_hub_rows_carry_name_split_and_index(tmp_path, monkeypatch):

@@ -69,6 +69,12 @@ def test_rows_with_one_parallel_stand_together(tmp_path, rows, english):
     assert card["parallels"] == 4 and card["rows"] == 6
 
 
+def test_rows_in_the_reference_language_alone_are_noted(tmp_path, english):
+    rows = [{**row, "lang": "en"} for row in ENGLISH]
+    card, _, _ = run(tmp_path, {"path": write(tmp_path / "r.jsonl", rows), "way": "given"})
+    assert card["notes"] == ["all rows are in English, the reference language: nothing is aligned by them."]
+
+
 def test_notes_are_written_where_a_limit_ends_the_reading_too(tmp_path, english):
     path = write(tmp_path / "more.jsonl", [{**row, "system_prompt": "Be kind."} for row in paired()])
     for source in ({"path": path, "way": "given"}, joined(path, english)):

@@ -112,6 +112,12 @@ class RowReader:
                 f"column not read, although its name suggests context for the prompt: {', '.join(unread)}. What "
                 f"is read: {', '.join(f'{column} ({part})' for part, column in parts.items())}."
             )
+        ignored = [name for name in LANG_COLUMNS if name in self.found and name not in {*parts.values(), *self.others}]
+        if self.lang and ignored:
+            notes.append(
+                f"column {', '.join(ignored)} is not read, because the source has lang: {self.lang}. Leave lang out "
+                "if the column has the languages of the rows."
+            )
         if after := self.unread.pop(AFTER, 0):
             notes.append(
                 f"{after} conversations go on after their last answer; those turns are left out, and the answers "

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from cctuning.data.layouts import LANG_COLUMNS
 from cctuning.data.parallel.columns import Pair
 from cctuning.data.parallel.files import read_pairs
 from cctuning.data.readers import local_path
@@ -115,7 +116,7 @@ class Account:
             lang=self.language,
             columns=dict(side.get("columns", {})),
         )
-        theirs = RowReader(self.language, other.columns, other.lang, text_is_prompt=True)
+        theirs = RowReader(self.language, other.columns, other.lang, text_is_prompt=True, others={*LANG_COLUMNS})
         reader = RowReader(self.language, source.columns, source.lang, text_is_prompt=True)
         index = ReferenceSide(source.key, other.path, theirs.read(other, side.get("where", {}), also))
         self.notes += [f"{other.path}: {note}" for note in theirs.notes()]

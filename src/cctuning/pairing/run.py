@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from cctuning.data.readers import local_path
 from cctuning.errors import UserError
 from cctuning.files import file_hash
+from cctuning.languages import language_name
 from cctuning.pairing import output
 from cctuning.pairing.assemble import Account
 from cctuning.pairing.benchmarks import Benchmarks
@@ -72,13 +74,17 @@ class Run:
     def judge(self, encoder: Encoder | None) -> dict[int, Problem]:
         """Reject what the checks of all rows find."""
         meanings: dict[int, Problem] = {}
+        paired = not np.isnan(self.corpus.rows["ratio"]).all()
+        if len(self.corpus.rows) and not paired:
+            language = language_name(self.options.reference_language)
+            self.notes.append(f"all rows are in {language}, the reference language: nothing is aligned by them.")
         if encoder is not None:
             from cctuning.pairing.meaning import judge
 
             language, least = self.options.reference_language, self.corpus.checks.check_meaning
             meanings, self.meanings, notes = judge(self.corpus, self.rows, language, encoder, least)
             self.notes += notes
-        elif self.corpus.checks.check_meaning:
+        elif self.corpus.checks.check_meaning and paired:
             self.notes.append(NO_ENCODER)
         problems = self.corpus.judge(meanings)
         for number, problem in sorted(problems.items()):
