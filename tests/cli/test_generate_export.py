@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cctuning.cli import main
 from cctuning.data import Encoder
+from cctuning.errors import UserError
 from cctuning.model.loading import load
 from cctuning.serving.answering import Answerer
 from tests.cli.world import done, refused, write_jsonl
@@ -199,10 +200,17 @@ def test_a_model_trained_without_the_template_is_asked_without(tmp_path, capsys)
 
 def test_answers_are_generated_on_the_accelerator(runs, monkeypatch):
     """As `evaluate` scores; the device `meta` stands for one."""
+    loaded = load(str(runs("lora")))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
-    loaded = load(str(runs("lora")))
     assert Answerer(loaded).loaded.model.device.type == "meta"
+
+    def full(*_):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(UserError, match="does not fit on the accelerator"):
+        Answerer(loaded)
 
 
 def test_two_bos_are_never_written():

@@ -17,6 +17,8 @@ from cctuning.evaluation import lm_eval_tasks
 from cctuning.evaluation.compare import compare
 from cctuning.evaluation.models import AnsweringLM, ConnectedLM, Journal
 from cctuning.evaluation.run import Options, evaluate
+from cctuning.evaluation.suites import trained_languages
+from cctuning.serving.answering import tokenizer_and_run
 from cctuning.serving.engines import EXPORT_FILE
 from tests.cli.world import refused, write_jsonl, write_model
 
@@ -50,6 +52,7 @@ def test_all_models_are_scored_in_the_reference_language_of_the_runs(model, tmp_
     for name in ("run", "base", "export"):
         found = results(tmp_path / "out" / name)
         assert [*found["tasks"]] == ["rows_fr", "rows_sw"] and found["model"]["reference_language"] == "fr"
+    assert trained_languages([tokenizer_and_run(str(exported))[1]]) == ["sw"]  # of suite `current`
     alone = evaluate(str(exported), tmp_path / "alone", Options(rows=str(rows), languages=["sw"]))
     assert [*alone["tasks"]] == ["rows_fr", "rows_sw"]
 

@@ -190,10 +190,16 @@ def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> 
 
 
 def to_accelerator(loaded: Loaded) -> Loaded:
-    """Move a loaded model to the accelerator, where there is one."""
+    """Move a loaded model to the accelerator, where there is one; `UserError` if it does not fit."""
     if torch.accelerator.is_available():
         module: Any = loaded.connected or loaded.model
-        module.to(torch.accelerator.current_accelerator())
+        try:
+            module.to(torch.accelerator.current_accelerator())
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                "the model does not fit on the accelerator: use --dtype bfloat16 or a smaller model, or hide the "
+                "accelerator (CUDA_VISIBLE_DEVICES= for a CPU)."
+            ) from error
     return loaded
 
 
