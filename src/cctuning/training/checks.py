@@ -76,8 +76,10 @@ def check_checkpoint(checkpoint: str) -> None:
         )
 
 
-def check_engine(accelerator: Accelerator, model: nn.Module, connection: str, optim: str) -> None:
-    """Raise `UserError` if the connection (of this kind) does not work under the engine or one of its options."""
+def check_engine(
+    accelerator: Accelerator, model: nn.Module, connection: str, optim: str, base_decay: float = 0.0
+) -> None:
+    """Raise `UserError` if the connection (of this kind) or an option does not work under the engine."""
     fsdp = accelerator.state.fsdp_plugin if accelerator.distributed_type == "FSDP" else None
     zero = accelerator.state.deepspeed_plugin if accelerator.distributed_type == "DEEPSPEED" else None
     if fsdp is not None and fsdp.fsdp_version != 2:
@@ -86,6 +88,11 @@ def check_engine(accelerator: Accelerator, model: nn.Module, connection: str, op
         raise UserError(
             "fsdp_activation_checkpointing: true changes the names of layers in checkpoints; set it to false, and "
             "activation_checkpointing: true in the recipe."
+        )
+    if base_decay and zero is not None:
+        raise UserError(
+            "base_decay: not supported under DeepSpeed, which manages the weights; set it to 0, or launch with "
+            "--accelerate_config fsdp2 or ddp."
         )
     if optim == "adafactor" and (fsdp is not None or zero is not None):
         raise UserError(

@@ -9,7 +9,6 @@ from typing import Any, cast
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTTrainer
 
 from cctuning.data import Encoder, encode_dataset
@@ -277,26 +276,3 @@ class RowsTrainer(SFTTrainer):
         assert output.metrics is not None
         output.metrics.update(self._eval_losses.result(kwargs.get("metric_key_prefix", "eval")))
         return output
-
-
-def ready_tokenizer(
-    model: str | PreTrainedModel, args: CCConfig, tokenizer: PreTrainedTokenizerBase | None
-) -> PreTrainedTokenizerBase:
-    """`tokenizer`, or the model's own, with a pad token."""
-    if tokenizer is None:
-        name = model if isinstance(model, str) else model.config.name_or_path
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-    if args.eos_token is not None and args.eos_token in tokenizer.get_vocab():
-        tokenizer.eos_token = args.eos_token  # TRL sets it too, but only after the pad token is needed
-    if args.pad_token is not None:
-        if args.pad_token not in tokenizer.get_vocab():
-            raise UserError(f"pad_token: {args.pad_token!r} is no token of the tokenizer's vocabulary.")
-        tokenizer.pad_token = args.pad_token
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise UserError(
-                f"tokenizer {tokenizer.name_or_path!r} has neither a pad nor an eos token: set tokenizer.pad_token "
-                "(or the recipe's eos_token) to a token of its vocabulary."
-            )
-        tokenizer.pad_token = tokenizer.eos_token  # padded positions carry no label
-    return tokenizer

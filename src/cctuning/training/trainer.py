@@ -26,6 +26,7 @@ from cctuning.data.in_memory import check_dataset
 from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
+from cctuning.model.loading import ready_tokenizer
 from cctuning.model.runner import instance_state, restore_instance
 from cctuning.model.sites import unwrap
 from cctuning.training.callbacks import AlignmentByLanguage, BaseDecay
@@ -33,7 +34,7 @@ from cctuning.training.checks import check_adapter_start, check_engine, check_la
 from cctuning.training.config import CCConfig
 from cctuning.training.metrics import batch_metrics
 from cctuning.training.recording import UNREAD, prepare_references
-from cctuning.training.rows import FILLER, ready_tokenizer
+from cctuning.training.rows import FILLER
 from cctuning.training.saving import SavingTrainer
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class CCTrainer(SavingTrainer):
         for given, rows in handed.items():
             if rows is not None:
                 check_dataset(rows, given)
-        tokenizer = ready_tokenizer(model, args, processing_class)
+        tokenizer = ready_tokenizer(model, processing_class, args)
         self.fit: Fit | None = None
         self.chat = args.chat
         self._rows_in_step: Tensor | int | None = None
@@ -152,18 +153,13 @@ class CCTrainer(SavingTrainer):
             # Under autocast, without which FlashAttention cannot run fp32 weights. Sharded ones: in the first step.
             with self.accelerator.autocast():
                 self.connected.check_padding_free()
-        check_engine(self.accelerator, self.model, settled.connection, args.optim)
+        check_engine(self.accelerator, self.model, settled.connection, args.optim, args.base_decay)
         check_sizes(self)
         check_weights(self.connected, self.optimizer)
         self._planned = self.planned_steps()
         if settled.connection in ("align", "gated"):
             prepare_references(self, parallel_dataset is not None)
         if args.base_decay:
-            if self.is_deepspeed_enabled:
-                raise UserError(
-                    "base_decay: not supported under DeepSpeed, which manages the weights; set it to 0, or launch "
-                    "with --accelerate_config fsdp2 or ddp."
-                )
             self._decay = BaseDecay(self.model, args.base_decay, later=self.is_fsdp_enabled)
             self.add_callback(self._decay)
         if args.early_stopping_patience is not None:
