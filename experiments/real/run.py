@@ -75,6 +75,7 @@ def _places(parser: argparse.ArgumentParser) -> None:
 def _run(given: argparse.Namespace) -> None:
     from experiments.real.cells import Lab, cell_of
     from experiments.real.figures import accuracy, others
+    from experiments.real.registry import recipe_of
 
     told = {"base": given.base, "world": given.world, "recipe": given.recipe, "seed": given.seed}
     try:
@@ -84,6 +85,7 @@ def _run(given: argparse.Namespace) -> None:
     if not isinstance(setting, dict) or not isinstance(setting.get("text", {}), dict):
         raise UserError(f"--setting: expected a JSON object such as {EXAMPLE}, got {given.setting}.")
     cell = cell_of({**told, "setting": setting})
+    recipe_of(cell.recipe)  # before a base is loaded
     lab = Lab(given.output / "cells", given.accept, packs=given.output / "packs")  # as a plan keeps them
     record = lab.run(cell)
     print(cell.label)
