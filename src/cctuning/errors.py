@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -22,3 +23,8 @@ def nearest(name: str, known: Collection[str], otherwise: str = "") -> str:
     """' Did you mean ...?' with the known name closest to `name`, or `otherwise` where none is close."""
     near = difflib.get_close_matches(name, known, 1)
     return f" Did you mean {near[0]!r}?" if near else otherwise
+
+
+def nearest_path(path: Path) -> str:
+    """As `nearest`, for a path among those beside it."""
+    return nearest(str(path), [str(one) for one in path.parent.iterdir()]) if path.parent.is_dir() else ""

@@ -13,6 +13,7 @@ import torch
 from transformers import MambaConfig, MambaForCausalLM
 
 from cctuning.cli import main
+from cctuning.errors import UserError
 from tests.cli.world import done, records, refused, write_csv, write_jsonl, write_model, write_parquet, write_recipe
 from tests.conftest import tiny_llama
 from tests.training.toys import tokenizer
@@ -173,6 +174,15 @@ def test_model_without_an_ffn(train, tmp_path):
     MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
     tokenizer().save_pretrained(tmp_path / "mamba")
     train(r"(?i)mamba", model=str(tmp_path / "mamba"))
+
+
+def test_a_mistyped_directory_is_named(tmp_path, monkeypatch):
+    from cctuning.model.loading import load_tokenizer
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "topics").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"There is no directory runs/topcs\. Did you mean 'runs/topics'"):
+        load_tokenizer("runs/topcs")  # as a name of the hub has one slash too
 
 
 def test_models_that_cannot_be_loaded(train, tmp_path, base):

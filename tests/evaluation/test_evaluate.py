@@ -150,7 +150,7 @@ def test_length_normalised_accuracy_by_hand(data, tmp_path):
 
 
 def test_one_item_has_no_standard_error(data, model, tmp_path):
-    record = evaluate(str(model), tmp_path / "out", Options(data=str(data), benchmarks=["XCOPA"], limit=1))
+    record = evaluate(str(model), tmp_path / "out", Options(data=str(data), benchmarks=["xcopa"], limit=1))
     assert [task["metrics"]["acc"]["stderr"] for task in record["tasks"].values()] == [None, None]
     assert ".0 ± - |" in (tmp_path / "out" / "results.md").read_text()
 

@@ -18,7 +18,7 @@ from cctuning.cli.options import Group, parse
 from cctuning.cli.recipes import accelerate_configs, find
 from cctuning.data.readers import check_place
 from cctuning.data.sources import path_or_mapping
-from cctuning.errors import UserError, nearest
+from cctuning.errors import UserError, nearest_path
 
 # Common options of TRL and transformers, listed by --help.
 # fmt: off
@@ -180,9 +180,9 @@ def check_model(name: str) -> None:
     """Raise `UserError` if a model's name is a path that is not a model's directory."""
     folder = Path(name).expanduser()
     if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
-        near = nearest(str(folder), [str(one) for one in folder.parent.iterdir()] if folder.parent.is_dir() else [])
         raise UserError(
-            f"model: {name}: no such directory.{near} Give a model directory, or a hub name like org/name."
+            f"model: {name}: no such directory.{nearest_path(folder)} Give a model directory, or a hub name like "
+            "org/name."
         )
     if folder.is_dir() and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
         raise UserError(f"model: {name}: no config.json in it; give the directory of a model, or a hub name.")

@@ -102,10 +102,12 @@ def load_suite(
         if not found and suite != "current":
             raise UserError(f"--data {data}: has no files of suite {suite}; docs/guides/evaluate.md has the layout.")
     known = sorted({language for one in found for language in one.tasks})
-    names = [one.name for one in found]
+    names = {one.name.lower(): one.name for one in found}
     for name in benchmarks or ():
-        if name not in names:
-            raise UserError(f"--benchmarks: {name!r} is not in suite {suite}; it has {', '.join(sorted(names))}.")
+        if name.lower() not in names:
+            has = ", ".join(sorted(names.values()))
+            raise UserError(f"--benchmarks: {name!r} is not in suite {suite}; it has {has}.")
+    benchmarks = benchmarks and [names[name.lower()] for name in benchmarks]
     for language in languages or ():
         if language not in known:
             told = f"it has {', '.join(known)}" if suite != "current" else "`cctuning evaluate --tasks` takes any task"

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from cctuning.errors import UserError
+from cctuning.errors import UserError, nearest_path
 from cctuning.model import serialization
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.serialization import LOADING_ERRORS, LORA_CONFIG, first_line
@@ -120,7 +120,7 @@ def load_base(
             **({} if quantisation is None else {"quantization_config": quantisation}),
         )
     except LOADING_ERRORS as error:
-        raise UserError(f"model {name!r}: cannot be loaded: {first_line(error)}") from error
+        raise UserError(f"model {name!r}: cannot be loaded: {first_line(error)}{_not_here(name)}") from error
     keep_differentiable(model)
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would start them at random and go on
@@ -150,7 +150,13 @@ def load_tokenizer(
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except LOADING_ERRORS as error:
-        raise UserError(f"tokenizer of {name!r}: cannot be loaded: {first_line(error)}") from error
+        raise UserError(f"tokenizer of {name!r}: cannot be loaded: {first_line(error)}{_not_here(name)}") from error
+
+
+def _not_here(name: str) -> str:
+    """What to add to an error about a name that may be a mistyped path."""
+    folder = Path(name).expanduser()
+    return "" if folder.exists() else f" There is no directory {name}.{nearest_path(folder)}"
 
 
 def tokenizer_of(where: str, base: str | None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
