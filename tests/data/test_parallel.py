@@ -264,3 +264,14 @@ def test_responses_that_are_left_out_are_noted(tmp_path):
     assert one(records(tmp_path / "a.jsonl", rows))[1].notes == []
     rows[0]["response"] = "Ndiyo."
     assert any("responses are not used" in note for note in one(records(tmp_path / "b.jsonl", rows))[1].notes)
+
+
+def test_the_language_asked_for_is_taken_of_records_that_name_theirs(tmp_path):
+    rows = [{"text": f"{lang} x", "text_en": f"text {lang}", "lang": lang} for lang in ("swa", "pt-BR", "de")]
+    rows.append({"text": "habari", "text_en": "news"})
+    path = tmp_path / "several.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    dataset, report = load_parallel([{"path": str(path), "lang": "sw"}])
+    assert dataset["text"][:] == ["swa x", "habari"] and set(dataset["lang"]) == {"sw"}
+    assert any("2 records were skipped" in note and "no text in sw; it has pt-BR" in note for note in report.notes)
+    assert load_parallel([{"path": str(path), "lang": "pt"}])[0]["lang"][:] == ["pt-BR", "pt"]

@@ -210,8 +210,10 @@ def read_records(
                 chosen = layout_of(found)
                 if record.get("response") and not opened.notes:
                     opened.notes.append(f"{path}: its responses are not used; only the parallel text is read.")
-                for pair in pairs_of(chosen.texts(record), language, chosen.wanted):
-                    yield Pair(*pair, origin, None, record.get("id"))
+                for text, reference, code in pairs_of(chosen.texts(record), language, chosen.wanted):
+                    if source.lang and not matching(source.lang, [code]):  # by the record's own column
+                        raise Absent("row", f"no text in {source.lang}; it has {code}.")
+                    yield Pair(text, reference, code, origin, None, record.get("id"))
             except BadRow as bad:
                 yield origin, bad
         for name in source.where if seen else ():
