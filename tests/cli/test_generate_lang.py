@@ -139,3 +139,11 @@ def test_answers_keep_their_order_whatever_the_batches(adaptive):
     together = answerer(prompts, references, languages=languages)
     back = answerer(prompts[::-1], references[::-1], languages=languages[::-1])
     assert together == back[::-1]
+
+
+def test_what_the_reader_noticed_in_a_file_is_printed(gated, tmp_path, capsys):
+    rows = [{"prompt": "x1", "lang": "qaa", "context": "w5"}]
+    done("generate", gated, "--file", write_jsonl(tmp_path / "in.jsonl", rows))
+    assert "column not read, although its name suggests context" in capsys.readouterr().err
+    done("generate", gated, "--file", write_jsonl(tmp_path / "bare.jsonl", [{"prompt": "x1", "lang": "qaa"}]))
+    assert "note:" not in capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"--lang {args.lang}: a prompt in the reference language has no other reference; leave --reference out."
         )
-    rows = list(_rows(args, language or "en")) if args.file is not None else []
+    rows = _rows(args, language or "en") if args.file is not None else []
     loaded = load(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     names = "chat chat_template_kwargs system bypass batch_size max_new_tokens temperature seed"
     answerer = Answerer(loaded, **chosen(args, names))
@@ -129,13 +129,16 @@ def _note_unknown(connected: ConnectedModel | None, languages: list[str | None])
         )
 
 
-def _rows(args: argparse.Namespace, language: str) -> Iterator[dict[str, Any]]:
+def _rows(args: argparse.Namespace, language: str) -> list[dict[str, Any]]:
+    """The rows of --file; what the reader noticed is printed."""
     from cctuning.data import Source, load_rows
 
     columns = {"reference": args.reference} if args.reference else {}
     source = Source(args.file, lang=args.lang or UNKNOWN, columns=columns)
     try:
-        dataset, _ = load_rows([source], reference_language=language, require_reference=False, to_answer=True)
+        dataset, report = load_rows([source], reference_language=language, require_reference=False, to_answer=True)
     except UserError as error:
         raise UserError(str(error).replace("no row to train on", "no prompt")) from error
-    yield from dataset
+    for note in report.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return list(dataset)

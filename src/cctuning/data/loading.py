@@ -102,7 +102,7 @@ def _rows(
     account.columns, account.fingerprints = reader.parts, reader.fingerprints
     parts, columns = reader.parts, ", ".join(reader.found)
     notes = reader.notes()
-    if "response" not in parts and "messages" not in parts:
+    if "response" not in parts and "messages" not in parts and not reader.to_answer:
         notes.append(f"no column is read as the response, so its rows train the alignment alone (columns: {columns}).")
     report.notes += [f"{source.path}: {note}" for note in notes]
     if source.include_reference_rows and "reference_response" not in parts and not account.reference_rows:
