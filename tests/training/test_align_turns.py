@@ -60,7 +60,7 @@ def test_it_changes_conversations_alone(record, tmp_path):
         for count in (1, 2):
             made = trainer(tmp_path / f"{turns}{count}", turns, conversations(count), record_references=record)
             made.train()
-            runs[turns, count] = curve(made, "align_loss"), curve(made, "student_loss")
+            runs[turns, count] = curve(made, "align_loss"), curve(made, "lm_loss")
     assert runs["all", 1] == runs["last", 1]
     assert runs["all", 2][0][0] != runs["last", 2][0][0]
     assert runs["all", 2][1][0] == runs["last", 2][1][0]  # before the first step the loss of answers is the same

@@ -28,7 +28,16 @@ RECIPES = {
     "adaptive": {"connection": "adaptive"},
     "live": {"connection": "gated", "reference_weights": "current"},
 }
-LOGGED = ("loss", "student_loss", "fused_loss", "align_loss", "mean_token_accuracy", "num_tokens", "grad_norm")
+LOGGED = (
+    "loss",
+    "lm_loss",
+    "student_loss",
+    "fused_loss",
+    "align_loss",
+    "mean_token_accuracy",
+    "num_tokens",
+    "grad_norm",
+)
 PACKED = {"packing": True, "max_length": 40, "per_device_train_batch_size": 2}
 
 

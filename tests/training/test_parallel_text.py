@@ -26,7 +26,7 @@ def test_english_rows_with_parallel_text_train(loss, chat, tmp_path):
     made.train()
     aligned = curve(made, "align_loss")
     assert sum(aligned[-5:]) < 0.9 * sum(aligned[:5])
-    assert curve(made, "student_loss")[-1] < curve(made, "student_loss")[0]
+    assert curve(made, "lm_loss")[-1] < curve(made, "lm_loss")[0]
 
 
 def test_a_language_pack_is_a_plain_model_that_plain_sft_goes_on_from(tmp_path):

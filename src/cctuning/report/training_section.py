@@ -32,7 +32,12 @@ CURVES = (
     (
         "Loss",
         "loss per token",
-        {"student_loss": "student pass", "fused_loss": "fused pass", "eval_loss": "student pass, evaluation rows"},
+        {
+            "lm_loss": "training rows",
+            "student_loss": "student pass",
+            "fused_loss": "fused pass",
+            "eval_loss": "student pass, evaluation rows",
+        },
     ),
     (
         "Alignment",
@@ -42,7 +47,7 @@ CURVES = (
     ("Gradient norm", "norm", {"grad_norm": "gradient norm"}),
 )
 LAYERS = 7  # in a chart of the gate, besides the mean
-ONE_PASS = {"student_loss": "training rows", "eval_loss": "evaluation rows"}  # labels of a run that has no fused pass
+ONE_PASS = {"student_loss": "training rows", "eval_loss": "evaluation rows"}  # labels of a run without a fused pass
 
 
 def training_section(runs: Sequence[Run]) -> Section:

@@ -256,8 +256,10 @@ class CCTrainer(SavingTrainer):
         logs_layers = mode == "train" and self.args.log_connection and self.connected.config.connection == "gated"
         layers = self.connected.layers if logs_layers else []
         for name, value in batch_metrics(outputs, gather, filler, layers).items():
-            if mode == "train" or name != "student_loss":  # in evaluation that is eval_loss
+            if name != "student_loss":
                 metrics[name].append(value)
+            elif mode == "train":  # in evaluation it is eval_loss
+                metrics["lm_loss" if self.connected.config.plain else name].append(value)
         if mode == "train":
             tokens = inputs["attention_mask"].sum()
             if self.connected.config.connection != "none" and "reference_attention_mask" in inputs:
