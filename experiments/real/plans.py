@@ -184,7 +184,8 @@ def main(name: str = "", *results: str) -> None:
     if not results:
         print("\n".join(map(json.dumps, plan())))
         return
-    records = records_of([Path(one) for one in results])
+    groups = {line["group"] for line in plan()}
+    records = [record for record in records_of([Path(one) for one in results]) if record["group"] in groups]
     for world in dict.fromkeys(record["cell"]["world"] for record in records):
         own = [record for record in records if record["cell"]["world"] == world]
         groups = {record["group"] for record in own}
