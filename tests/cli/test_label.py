@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cctuning.cli.label import rows_of
 from cctuning.serving.answering import Answerer
-from tests.cli.world import done, refused, write_jsonl
+from tests.cli.world import done, refused, write_jsonl, write_model, write_recipe
 from tests.serving.world import make
 
 PAIRS = [{"text": f"x{i} x{i + 1}", "text_en": f"w{i} w{i + 1}", "lang": "qaa"} for i in range(1, 9)]
@@ -77,6 +77,24 @@ def test_the_rows_train_with_and_without_alignment(runs, tmp_path, capsys):
         said = capsys.readouterr().out
         assert f"{made + 4} with an answer" in said
         assert kind == "none" or f"{made + 4} with a reference" in said
+
+
+def test_the_side_in_the_reference_language_of_the_run_is_answered(tmp_path):
+    rows = [{"prompt": f"x{i}", "response": f"x{i + 9}", "lang": "qaa"} for i in range(8)]
+    data, run = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "run"
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        model=str(write_model(tmp_path / "base")),
+        data=str(data),
+        connection="none",
+        reference_language="qaa",
+    )
+    done("train", "--config", recipe, "--output_dir", run)
+    pairs = [{"text": f"w{i} w{i + 1}", "text_qaa": f"x{i} x{i + 1}", "lang": "en"} for i in range(1, 9)]
+    file = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    done("label", run, "--parallel", file, "--output", tmp_path / "out.jsonl", "--max_new_tokens", 4)
+    made = [(row["prompt"], row["prompt_qaa"], row["lang"]) for row in lines(tmp_path / "out.jsonl")]
+    assert made and set(made) <= {(pair["text"], pair["text_qaa"], "en") for pair in pairs}
 
 
 def test_pairs_that_make_no_row_are_counted():

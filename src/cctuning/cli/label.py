@@ -32,7 +32,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--template", default=FIELD, help="the task's prompt; {text} stands for the text, in either language"
     )
-    parser.add_argument("--reference_language", default="en", help="language of the side that is answered")
+    parser.add_argument(
+        "--reference_language", help="language of the side that is answered; default: that of the run, or en"
+    )
     add_chat(parser)
     parser.add_argument("--max_new_tokens", type=int, default=256, help="of an answer, at most")
     parser.add_argument("--batch_size", type=int, default=8, help="prompts at a time")
@@ -44,10 +46,11 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--template {args.template!r}: expected {FIELD} once, where the text belongs.")
     from cctuning.data.parallel.pairs import load_parallel
     from cctuning.files import write_atomically
-    from cctuning.model.loading import load
+    from cctuning.model.loading import load, resolve
     from cctuning.serving.answering import Answerer, chat_notes
 
-    language = canonical(args.reference_language, "--reference_language")
+    given = args.reference_language or resolve(args.model)[1].get("reference_language") or "en"
+    language = canonical(given, "--reference_language")
     pairs, report = load_parallel(args.parallel, reference_language=language, bad_rows="skip")
     loaded = load(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
     options = chosen(args, "chat chat_template_kwargs batch_size max_new_tokens")

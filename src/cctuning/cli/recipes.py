@@ -22,12 +22,12 @@ HELP = " See --help for the options."  # where no known name is similar
 
 
 def recipes() -> dict[str, Path]:
-    """Recipes of `cctuning train` in the package, by name."""
+    """Map the name of each recipe for `cctuning train` in the package to its file."""
     return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 
 
 def accelerate_configs() -> dict[str, Path]:
-    """Accelerate configurations in the package, by name."""
+    """Map the name of each accelerate configuration in the package to its file."""
     return {path.stem: path for path in sorted((FOLDER / "accelerate").glob("*.yaml"))}
 
 

@@ -1,7 +1,7 @@
 """Show results and comparisons as Markdown tables, and write comparisons.
 
 Tables of results have languages as rows and benchmarks as columns, then means and chance. Length-normalised accuracy
-has a table of its own, since the first one is the one to compare with published figures.
+has a separate table; compare the first one with published figures.
 """
 
 from __future__ import annotations

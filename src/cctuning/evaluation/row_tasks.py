@@ -120,7 +120,7 @@ def xcopa_english(folder: Path) -> ConfigurableTask:
 # -- MKQA and XLSum from the hub --------------------------------------------------------------------------------------
 #
 # lm-eval has no usable task for them. Both repositories hold a loading script, which `datasets` no longer runs, so the
-# hub's own Parquet files (`refs/convert/parquet`) are read by name: XLSum also has older files with the same rows.
+# hub's own Parquet files (`refs/convert/parquet`) are listed, because XLSum also has older files with the same rows.
 # lm-eval's `afrobench` has XLSum in twelve languages, but its prompt contains the word "text" instead of the article.
 # The prompt is the question or article between two words of the language, as in lm-eval's MGSM and XQuAD, without an
 # instruction, so that base models can be scored too.

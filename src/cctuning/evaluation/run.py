@@ -205,7 +205,7 @@ def _check_templates(tokenizers: Mapping[str, Any], arguments: Mapping[str, Any]
         if prompts[name] != prompts[first]:
             raise UserError(
                 f"prompts would be rendered differently, so that results could not be compared: {prompts[first]!r} "
-                f"by {first}, {prompts[name]!r} by {name}; score each with a command of its own, or see "
+                f"by {first}, {prompts[name]!r} by {name}; score each with a separate command, or see "
                 "--chat_template_kwargs."
             )
 

@@ -160,7 +160,7 @@ def _not_here(name: str) -> str:
 
 
 def tokenizer_of(where: str, base: str | None, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model in `where`, or that of its `base` if it has none of its own."""
+    """The tokenizer of the model in `where`, or of its `base` if the directory has no tokenizer."""
     folder = Path(where)
     if base is None or not folder.is_dir() or (folder / "tokenizer_config.json").is_file():
         return load_tokenizer(where, trust_remote_code=trust_remote_code)

@@ -36,7 +36,7 @@ PARTS = ("student_loss", "fused_loss", "align_loss", "identity_loss", "distill_l
 def batch_metrics(
     outputs: ConnectedOutput, gather: Callable[[Tensor], Tensor], filler: bool, layers: Iterable[int]
 ) -> dict[str, float]:
-    """Metrics of a batch by name, over all processes. A collective.
+    """Compute the metrics of a batch over all processes. All processes call it.
 
     Metrics that no process has are left out.
 
@@ -85,7 +85,7 @@ class EvaluationLoss:
             self.rows[row] = (loss, count)
 
     def result(self, prefix: str) -> dict[str, float]:
-        """`<prefix>_loss`, and `<prefix>_loss_<language>` if there are several languages. A collective."""
+        """`<prefix>_loss`, and `<prefix>_loss_<language>` if there are several languages. All processes call it."""
         sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
         for row, (loss, count) in dict(gather_object([*self.rows.items()])).items():
             if row in self.languages and count:
