@@ -88,7 +88,7 @@ def _run(pairs: Sequence[Pair], verb: list[str], options: list[str], near: Seque
         text, made, task = Path(folder) / "text.jsonl", Path(folder) / "made", Path(folder) / "near.jsonl"
         renamed = ({"text_en" if name == "reference" else name: value for name, value in one.items()} for one in pairs)
         text.write_text("".join(json.dumps(one) + "\n" for one in renamed))
-        if near is not None:
+        if near is not None and "random" not in options:
             task.write_text("".join(json.dumps({"prompt": prompt, "lang": ENGLISH}) + "\n" for prompt in near))
             options = [*options, "--near", str(task)]
         status = main([*verb, str(text), "--output", str(made), *options])

@@ -171,6 +171,35 @@ def test_a_tmx_of_many_languages(tmp_path):
     refused("no text in fr", path, lang="fr")
 
 
+@pytest.mark.parametrize("layout", ["tmx", "lang", "translation", "export"])
+def test_a_region_is_preferred_to_another(layout, tmp_path):
+    """`pt-BR` takes `pt-BR` and `pt` of a file; only where it has neither, it takes `pt-PT`, with a note."""
+    for name, codes in (("both", ["pt-PT", "pt-BR", "pt"]), ("other", ["pt-PT", "pt-PT"])):
+        folder = tmp_path / name
+        folder.mkdir()
+        sides = [(code, f"{sw} {code}", en) for code, (sw, en) in zip(codes, PAIRS, strict=False)]
+        if layout == "tmx":
+            units = "".join(files.unit(("en", en), (code, said)) for code, said, en in sides)
+            path = text(folder / "x.tmx", [f"<tmx><body>{units}</body></tmx>"])
+        elif layout == "lang":
+            path = records(folder / "x.jsonl", [{"text": s, "text_en": en, "lang": code} for code, s, en in sides])
+        elif layout == "translation":
+            path = records(folder / "x.jsonl", [{"translation": {"en": en, code: s}} for code, s, en in sides])
+        else:
+            path = folder
+            rows = [f"{n}\t{code}\t{s}" for n, (code, s, _) in enumerate(sides)]
+            text(folder / "sentences.csv", [*rows, *(f"{n + 9}\teng\t{en}" for n, (*_, en) in enumerate(sides))])
+            text(folder / "links.csv", [f"{n}\t{n + 9}" for n in range(len(sides))])
+        dataset, report = one(path, lang="pt-BR")
+        told = f"{path}: no text in pt-BR; its pt-PT is taken."
+        if name == "both":
+            assert dataset["lang"][:] == ["pt-BR", "pt"] and told not in report.notes
+            assert any("its text is in pt-PT; others are in pt-BR" in note for note in report.notes)
+        else:
+            assert dataset["lang"][:] == ["pt-PT"] * 2 and report.notes.count(told) == 1
+        assert not any("taken" in note for note in one(path, lang="pt")[1].notes)
+
+
 @pytest.mark.parametrize("name", ["swallow.tsv", "lead.tsv"])
 def test_a_quotation_mark_is_a_letter(name):
     if not (CASES / name).is_file():

@@ -83,7 +83,7 @@ def test_glossaries(tmp_path):
     (tmp_path / "g.tbx").write_text(f"<martif><text><body>{entry}</body></text></martif>", encoding="utf-8")
     report, found = run(tmp_path, "sw", cldr=False, glossary=[str(tmp_path / "g.csv"), str(tmp_path / "g.tbx")])
     assert {key[2]: name for key, name in found.items()} == {"fever": "homa", "cough": "kikohozi", "virus": "kirusi"}
-    assert "1 entries were skipped, the first" in report.notes[0]
+    assert "sw: 1 entries were skipped, the first" in report.notes[0]
 
 
 def test_limit_and_other_reference(tmp_path):

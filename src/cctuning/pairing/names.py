@@ -24,7 +24,7 @@ from cctuning.data.sources import ParallelSource
 from cctuning.data.text import Seen
 from cctuning.data.text_files import numbered_lines
 from cctuning.errors import UserError, nearest
-from cctuning.languages import canonical, canonical_or_none, matching, same
+from cctuning.languages import canonical, canonical_or_none, matching
 from cctuning.pairing import output
 from cctuning.settings import check_values, option
 
@@ -174,13 +174,15 @@ def _label(label: Any) -> str:
 
 def _glossary(path: str, options: NamesOptions, report: NamesReport) -> Iterator[Name]:
     """The terms of a glossary, in any format of parallel text."""
-    bad: list[str] = []
-    for _, found in read_pairs(ParallelSource(path), options.reference_language):
-        if isinstance(found, Pair):
-            for lang in options.lang:
-                if same(found.lang, lang):
-                    yield found.text, found.reference, lang, "glossary"
-        else:
-            bad.append(f"{found[0]}: {found[1]}")
-    if bad:
-        report.notes.append(f"{path}: {len(bad)} entries were skipped, the first: {bad[0]}")
+    for lang in options.lang:
+        notes: dict[str, list[str]] = {}
+        bad: list[str] = []
+        for opened, found in read_pairs(ParallelSource(path, lang=lang), options.reference_language):
+            notes[opened.path] = opened.notes
+            if isinstance(found, Pair):
+                yield found.text, found.reference, lang, "glossary"
+            else:
+                bad.append(f"{found[0]}: {found[1]}")
+        report.notes += [note for of_file in notes.values() for note in of_file]
+        if bad:
+            report.notes.append(f"{path}: {lang}: {len(bad)} entries were skipped, the first: {bad[0]}")

@@ -27,7 +27,7 @@ from cctuning.data.text import flat, normalise, tokens
 from cctuning.errors import UserError
 from cctuning.files import file_hash
 from cctuning.identify import identify_language
-from cctuning.languages import UNKNOWN, canonical, canonical_or_none, matching
+from cctuning.languages import UNKNOWN, canonical, canonical_or_none, matches, matching
 from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.settings import check_values, option
@@ -78,12 +78,15 @@ class SelectOptions:
             raise UserError("no corpus: cctuning pair select CORPUS ... --near ROWS --count N --output DIR.")
         if not self.near and self.by != "random":
             raise UserError("--near: missing; name rows of the task (or --by random).")
+        if self.near and self.by == "random":
+            raise UserError("--near: --by random does not use it; leave one of them out.")
         if self.by == "encoder" and not self.encoder:
             raise UserError("--encoder: missing; name a sentence encoder, e.g. intfloat/multilingual-e5-small.")
         if self.encoder and self.by != "encoder":
             raise UserError(f"--encoder {self.encoder}: --by {self.by} does not use it; add --by encoder.")
         self.reference_language = canonical(self.reference_language, "--reference_language")
         check_values(type(self), vars(self), "pair select")
+        self.lang = [canonical_or_none(lang) or lang for lang in self.lang]
 
 
 def select(options: SelectOptions) -> dict[str, Any]:
@@ -105,8 +108,10 @@ def select(options: SelectOptions) -> dict[str, Any]:
         task = _task(options)
         chosen = _nearest(corpus, fits, task, options)
     notes = list(report.notes)
-    missing = [lang for lang in options.lang if not matching(canonical_or_none(lang) or lang, chosen)]
-    notes += [f"--lang {' '.join(missing)}: no pair in the corpus can be chosen."] if missing else []
+    for lang in options.lang:
+        taken = matching(lang, chosen)
+        notes += [] if taken else [f"--lang {lang}: no pair in the corpus can be chosen."]
+        notes += [f"no text in {lang}; {code} is taken." for code in taken if not matches(lang, code)]
     languages: dict[str, dict[str, Any]] = {}
     with output.draft(place) as folder:
         with (folder / output.ROWS).open("wb") as file:
@@ -169,9 +174,8 @@ def _task(options: SelectOptions) -> list[str]:
 def _fitting(corpus: datasets.Dataset, options: SelectOptions) -> tuple[dict[str, NDArray[np.int64]], dict[str, int]]:
     """The places of pairs that may be chosen, by language, and the numbers left out, by reason."""
     benchmarks = Benchmarks.read(options.against) if options.against else None
-    wanted = [canonical_or_none(lang) or lang for lang in options.lang]
     every = set(corpus.unique("lang"))
-    taken = {code for lang in wanted for code in matching(lang, every)} if wanted else every
+    taken = {code for lang in options.lang for code in matching(lang, every)} if options.lang else every
     if not taken:
         raise UserError(f"--lang {' '.join(options.lang)}: the corpus has {', '.join(sorted(every))}.")
     fits: dict[str, list[int]] = {}

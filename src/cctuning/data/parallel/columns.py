@@ -96,7 +96,7 @@ def pairs_of(texts: Mapping[str, str], language: str, wanted: str | None) -> lis
     if not own or not others:
         missing = language if not own else wanted or "another language"
         raise Absent("row", f"no text in {missing}; it has {', '.join(given) or 'none'}.")
-    return [(given[code], given[own[0]], wanted or code) for code in others]
+    return [(given[code], given[own[0]], code) for code in others]
 
 
 def recognise(

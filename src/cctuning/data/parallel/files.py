@@ -10,7 +10,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import IO
 
-from cctuning.data.parallel.columns import Found, Opened, Pair, read_records, recognise
+from cctuning.data.parallel.columns import Absent, Found, Opened, Pair, read_records, recognise
 from cctuning.data.parallel.filenames import TABLES, is_tar, languages_in, named_by, sides_among, stem_of, suffix_of
 from cctuning.data.parallel.headerless import SAMPLE, identified, is_header, numbered, recognise_numbered
 from cctuning.data.parallel.published import FORMATS, export_in, read_tatoeba, read_xml
@@ -20,7 +20,7 @@ from cctuning.data.sources import ParallelSource
 from cctuning.data.text_files import numbered_lines, open_binary, read_table, uncompressed_name
 from cctuning.errors import UserError
 from cctuning.files import file_hash
-from cctuning.languages import language_name, same
+from cctuning.languages import language_name, matches, same
 
 BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # other files in the archives of OPUS
 DOCUMENTS = ("readme", "license", "licence", "_about", "changelog")
@@ -45,9 +45,26 @@ class Part:
 
 
 def read_pairs(source: ParallelSource, language: str) -> Iterator[tuple[Opened, Pair | tuple[str, BadRow]]]:
-    """Every pair of a source with its file, or the origin and error of a bad one."""
-    for opened in _open(source, language):
+    """Every pair of a source with its file, or the origin and error of a bad one.
+
+    Where the source's `lang` names a region, pairs of another region are taken only if it has none of that one.
+    """
+    files, exact = _open(source, language), None
+
+    def fits(found: Pair | tuple[str, BadRow]) -> bool:
+        return source.lang is None or (isinstance(found, Pair) and matches(source.lang, found.lang))
+
+    for opened in files:
         for found in opened.pairs():
+            if isinstance(found, Pair) and not fits(found):
+                if exact is None:
+                    exact = any(fits(other) for file in files for other in file.pairs())
+                if exact:
+                    found = found.origin, Absent("row", f"its text is in {found.lang}; others are in {source.lang}.")
+                elif (
+                    note := f"{opened.path}: no text in {source.lang}; its {found.lang} is taken."
+                ) not in opened.notes:
+                    opened.notes.append(note)
             yield opened, found
 
 

@@ -157,4 +157,4 @@ def _read(path: Path, language: str, lang: str | None) -> Iterator[tuple[int, st
             wanted[code] = name if name and (lang is None or same(name, language) or matching(lang, [name])) else None
         name = wanted[code]
         if name is not None and cells[2].strip():
-            yield int(cells[0]), f"{path}:{number}", None if same(name, language) else lang or name, cells[2].strip()
+            yield int(cells[0]), f"{path}:{number}", None if same(name, language) else name, cells[2].strip()
