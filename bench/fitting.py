@@ -50,7 +50,7 @@ def pairs(prompts: int, seed: int, held_out: bool) -> Iterator[tuple[Tensor, Ten
 
 def stream(batches: list[tuple[Tensor, Tensor, bool]] | Iterator[tuple[Tensor, Tensor, bool]]) -> Any:
     """Our fit over (x, y, held out)."""
-    from cctuning.connection.adaptive import StreamingLeastSquares
+    from cctuning.model.adaptive import StreamingLeastSquares
 
     solver = StreamingLeastSquares(SIZE)
     for x, y, held in batches:
@@ -79,7 +79,7 @@ def memory(which: str, prompts: int, seed: int) -> float:
 
 
 def alone(which: str, prompts: int, seed: int) -> None:
-    from cctuning.connection.adaptive import StreamingLeastSquares  # noqa: F401  # imported before the count begins
+    from cctuning.model.adaptive import StreamingLeastSquares  # noqa: F401  # imported before the count begins
 
     torch.eye(SIZE, dtype=torch.float64) @ torch.eye(SIZE, dtype=torch.float64)  # so are the libraries' own buffers
     before = peak_mib()

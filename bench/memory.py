@@ -24,7 +24,7 @@ from unittest.mock import patch
 from tqdm import tqdm
 
 from cctuning import ConnectionConfig
-from cctuning.connection.transforms import LowRankTransform, Transform
+from cctuning.connection.parts import LowRankTransform, Transform
 from measuring import arguments, one_thread, peak_mib, quartiles, record, write
 from shapes import SMALL, llama
 from toys import ours, rows, stepper, tokenizer, trl

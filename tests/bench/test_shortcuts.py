@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cctuning import ConnectedModel, ConnectionConfig
-from cctuning.connection.adaptive import StreamingLeastSquares
-from cctuning.connection.transforms import build_transform
+from cctuning.connection.parts import build_transform
+from cctuning.model.adaptive import StreamingLeastSquares
 from tests.conftest import shake, tiny_llama
 
 

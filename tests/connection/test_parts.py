@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from cctuning import ConnectionConfig, UserError
-from cctuning.connection.decisions import FixedBlend, Gate, build_decision
-from cctuning.connection.plan import predicting, prompt_ends, scope_mask
-from cctuning.connection.references import ALIGNMENTS, Anchor, Attention, Mean, Reference, last_real
-from cctuning.connection.transforms import build_transform
+from cctuning.connection.parts import ALIGNMENTS, DECISIONS, Anchor, Attention, FixedBlend, Gate, Mean, build_transform
+from cctuning.connection.plan import Reference, last_real, predicting, prompt_ends, scope_mask
 from cctuning.model.passes import uniform
 
 # -- alignment ----------------------------------------------------------------------------------------------------
@@ -65,7 +63,8 @@ def test_gate_starts_at_its_bias_and_is_a_share(rank):
 
 
 def test_decision_fixed_is_the_same_everywhere():
-    decision = build_decision(ConnectionConfig("gated", decision="fixed", decision_value=0.25), 8)
+    config = ConnectionConfig("gated", decision="fixed", decision_value=0.25)
+    decision = DECISIONS["fixed"](config, 8)
     assert isinstance(decision, FixedBlend)
     assert float(decision(torch.randn(2, 8), torch.randn(2, 8))) == 0.25
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cctuning import ConnectedModel, ConnectionConfig
-from cctuning.connection.adaptive import StreamingLeastSquares
+from cctuning.model.adaptive import StreamingLeastSquares
 from tests.conftest import tiny_llama
 
 

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from cctuning.connection.decisions import DECISIONS
-from cctuning.connection.references import ALIGNMENTS
-from cctuning.connection.transforms import TRANSFORMS
+from cctuning.connection.parts import ALIGNMENTS, DECISIONS, TRANSFORMS
 from cctuning.errors import UserError, nearest
 from cctuning.settings import check_values, option
 

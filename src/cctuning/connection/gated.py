@@ -9,17 +9,15 @@ from torch import Tensor, nn
 
 from cctuning.connection import equations
 from cctuning.connection.config import ConnectionConfig
-from cctuning.connection.decisions import build_decision
+from cctuning.connection.parts import ALIGNMENTS, DECISIONS, Alignment, build_transform
 from cctuning.connection.plan import Plan, Wire, add_objective
-from cctuning.connection.references import ALIGNMENTS, Alignment
-from cctuning.connection.transforms import build_transform
 
 
 class LayerConnection(nn.Module):
     """Decide, fuse and transform (`equations`) at one layer, on all rows of a pass at once.
 
     h is the FFN block's output before any norm or residual that follows; e is the reference activation that the
-    position is offered (`references`). Positions that are not connected, and rows that have no reference because they
+    position is offered (`Alignment`). Positions that are not connected, and rows that have no reference because they
     are in its language, have f = h, not detached: the error there is the size of what W adds. Rows on the fused path
     go on with f, the others with h W; both teach h W ~ f.
     """
@@ -33,7 +31,7 @@ class LayerConnection(nn.Module):
         super().__init__()
         self.config, self.index, self.number, self.wire = config, index, number, wire
         self.alignment: Alignment = ALIGNMENTS[config.alignment]()
-        self.decision = build_decision(config, size)
+        self.decision = DECISIONS[config.decision](config, size)
         self.transform = build_transform(config, size)
         if config.loss == "standardized":  # of the references' activations, by dimension: the unit of the error
             # Not a buffer, for accelerate distributes only parameters of a sharded model.

@@ -5,7 +5,7 @@ flat indices into (B*T,), so a layer touches only the positions that connect, an
 are no exception.
 
 Gradient checkpointing runs layers a second time during backward, when the wire may hold the plan of another pass.
-`restore` therefore attaches the plan to the autograd graph and puts it back before any layer is recomputed.
+`restore` therefore puts the plan back, by a hook on the output, before any layer is recomputed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from cctuning.connection.references import LayerMemory, Reference, last_real
-
 if TYPE_CHECKING:
     from cctuning.connection.align import Spans
+
+
+LayerMemory = tuple[Tensor, Tensor | None]  # values that are offered, and keys to find them by (attention)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """R distinct references, padded on either side to S tokens: `mask` (R, S) bool of the real tokens, and `last` (R,)
+    the position of each one's last."""
+
+    mask: Tensor
+    last: Tensor
+
+    @classmethod
+    def from_mask(cls, attention_mask: Tensor) -> Reference:
+        """From an attention mask (R, S) of any integer or bool type."""
+        mask = attention_mask.bool()
+        return cls(mask, last_real(mask))
 
 
 @dataclass
@@ -125,34 +141,6 @@ class Wire:
         self.enabled = True
 
 
-class _Restore(torch.autograd.Function):
-    """Identity whose backward, which runs before that of any layer upstream, puts the plan back on the wire."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, wire: Wire, plan: Plan) -> Tensor:
-        ctx.wire, ctx.plan = wire, plan
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        ctx.wire.plan = ctx.plan
-        return gradient, None, None
-
-
-class _Total(torch.autograd.Function):
-    """`lm + error`; keeps the gradient of the sum, by which the layers scale the gradients of their errors."""
-
-    @staticmethod
-    def forward(ctx: Any, lm: Tensor, error: Tensor, results: Results) -> Tensor:
-        ctx.results = results
-        return lm + error
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        ctx.results.gradient_scale = gradient
-        return gradient, None, None
-
-
 class _Carry(torch.autograd.Function):
     """Identity on a layer's output that adds the gradient of the layer's error in backward, scaled as the loss is.
 
@@ -171,8 +159,14 @@ class _Carry(torch.autograd.Function):
 
 
 def restore(value: Tensor, wire: Wire, plan: Plan) -> Tensor:
-    """`value`, with `plan` back on `wire` when its backward begins."""
-    return _Restore.apply(value, wire, plan)
+    """`value`, with `plan` put back on `wire` when its backward begins, which is before that of any layer upstream."""
+
+    def put_back(gradient: Tensor) -> None:
+        wire.plan = plan
+
+    if value.requires_grad:
+        value.register_hook(put_back)
+    return value
 
 
 def add_objective(output: Tensor, objective: Tensor, plan: Plan, layer: int) -> Tensor:
@@ -185,8 +179,18 @@ def add_objective(output: Tensor, objective: Tensor, plan: Plan, layer: int) -> 
 
 
 def total(lm: Tensor, plan: Plan) -> Tensor:
-    """The whole loss: `lm` (a scalar with graph) plus the terms of the layers, by `add_objective`."""
-    return _Total.apply(lm, torch.stack(list(plan.results.objective.values())).sum(), plan.results)
+    """The whole loss: `lm` (a scalar with graph) plus the terms of the layers, by `add_objective`.
+
+    Its gradient, known once backward begins, scales those of the terms.
+    """
+    loss = lm + torch.stack(list(plan.results.objective.values())).sum()
+
+    def keep(gradient: Tensor) -> None:
+        plan.results.gradient_scale = gradient
+
+    if loss.requires_grad:
+        loss.register_hook(keep)
+    return loss
 
 
 def predicting(labels: Tensor) -> Tensor:
@@ -206,6 +210,12 @@ def answering(attention_mask: Tensor, prompt_lengths: Tensor) -> Tensor:
     real = attention_mask.bool()
     followed = torch.nn.functional.pad(real[:, 1:], (0, 1), value=False)
     return real & followed & (places >= prompt_lengths[:, None] - 1)
+
+
+def last_real(mask: Tensor) -> Tensor:
+    """Position (R,) of the last true entry of each row of `mask` (R, S)."""
+    places = torch.arange(mask.shape[1], device=mask.device)
+    return (mask * places).argmax(dim=1) if mask.shape[1] else mask.new_zeros(mask.shape[0], dtype=torch.long)
 
 
 def prompt_ends(attention_mask: Tensor, predict: Tensor | None) -> Tensor:

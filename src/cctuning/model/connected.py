@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cctuning.connection import ConnectionConfig
-from cctuning.connection.adaptive import Fit
 from cctuning.connection.align import LayerAlignment, RecordedReferences
 from cctuning.connection.gated import LayerConnection
 from cctuning.errors import UserError
@@ -25,6 +24,9 @@ from cctuning.model.forward import ATTRIBUTE, ConnectedForward
 from cctuning.model.packing import rows_separable
 from cctuning.model.runner import Runner, copy_output, instance_state, restore_instance
 from cctuning.model.sites import Site, find_sites, unwrap
+
+if TYPE_CHECKING:
+    from cctuning.model.adaptive import Fit
 
 
 class ConnectedModel(ConnectedForward):
@@ -75,7 +77,7 @@ class ConnectedModel(ConnectedForward):
         """
         config = config or ConnectionConfig()
         if config.connection == "adaptive":
-            from cctuning.model.adaptive_model import AdaptiveModel  # a subclass of this one
+            from cctuning.model.adaptive import AdaptiveModel  # a subclass of this one
 
             return AdaptiveModel(model, config)
         return cls(model, config)

@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 from cctuning.connection import ConnectionConfig
 from cctuning.connection.align import LayerAlignment, RecordedReferences, StopForward
 from cctuning.connection.equations import fused_probability
-from cctuning.connection.plan import Plan, Wire, answering, restore
-from cctuning.connection.references import Reference
+from cctuning.connection.plan import Plan, Reference, Wire, answering, restore
 from cctuning.errors import UserError
 from cctuning.model.objective import ConnectedOutput, aligned_alone, assemble
 from cctuning.model.packing import check_packing, pack

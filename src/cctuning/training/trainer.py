@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 
 from cctuning.connection import ConnectionConfig
-from cctuning.connection.adaptive import Fit
 from cctuning.data import PairedCollator
 from cctuning.data.in_memory import check_dataset
 from cctuning.errors import UserError
 from cctuning.model import serialization
+from cctuning.model.adaptive import Fit
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.loading import ready_tokenizer
 from cctuning.model.runner import instance_state, restore_instance
