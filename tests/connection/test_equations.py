@@ -167,7 +167,7 @@ def test_a_term_of_the_loss_has_one_value_and_its_gradient():
 
 
 def test_the_schedule_and_the_distillation():
-    assert [equations.fused_probability(step, 3, 1.0, 0.0) for step in range(4)] == [1.0, 0.5, 0.0, 0.0]
+    assert [equations.fused_probability(step, 3, 1.0, 0.0) for step in range(-1, 4)] == [1.0, 1.0, 0.5, 0.0, 0.0]
     teacher, student = drawn(4, 9, seed=1), drawn(4, 9, seed=2)
     expected = torch.nn.functional.kl_div(
         student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="none"

@@ -123,6 +123,28 @@ def test_parallel_text_comes_first_then_each_answered_row_once_an_epoch(each, st
         assert all("align_loss" not in entry for entry in made.state.log_history if entry["step"] > 3)
 
 
+@pytest.mark.parametrize("options", [{}, {"packing": True, "max_length": 64}])
+def test_the_fused_pass_fades_over_the_answered_rows_alone(options, tmp_path):
+    """Rows without an answer never take it, so the steps of `align_first` are not counted; nor after resuming."""
+    options = {"save_strategy": "steps", "save_steps": 4, "align_first": 3, **options}
+    found = []
+    for checkpoint in (None, str(tmp_path / "checkpoint-4")):
+        made, chances = trainer(tmp_path, {"connection": "gated"}, rows(), **options), {}
+        loss = made.compute_loss
+
+        def watched(*args, made=made, loss=loss, chances=chances, **kwargs):
+            result = loss(*args, **kwargs)
+            chances[made.state.global_step] = made.connected.fused_probability
+            return result
+
+        made.compute_loss = watched
+        made.train(resume_from_checkpoint=checkpoint)
+        found.append(chances)
+    last = made.state.max_steps - 1
+    assert found[0] == pytest.approx({step: 1 - max(0, step - 3) / (last - 3) for step in range(last + 1)})
+    assert found[1] == {step: chance for step, chance in found[0].items() if step >= 4}
+
+
 def test_alignment_first_then_plain_sft_is_that(tmp_path):
     """The answered rows' steps are those of connection: none on a model that was aligned, at the same rates."""
     made = trainer(

@@ -106,8 +106,11 @@ def objective(errors: Tensor, row_weight: Tensor, scale: float) -> Tensor:
 
 
 def fused_probability(step: int, steps: int, start: float, end: float) -> float:
-    """`paths: sampled`: p(step) = start + (end - start) step / (steps - 1), the share of rows on the fused path."""
-    return start + (end - start) * min(1.0, step / max(1, steps - 1))
+    """`paths: sampled`: p(step) = start + (end - start) step / (steps - 1), the share of rows on the fused path.
+
+    It stays at its first value before step 0 and at its last after the last step.
+    """
+    return start + (end - start) * min(1.0, max(0, step) / max(1, steps - 1))
 
 
 def distillation(teacher: Tensor, student: Tensor) -> Tensor:

@@ -210,7 +210,8 @@ class CCTrainer(SavingTrainer):
         training = self.model.training
         connected, filler = self.connected, inputs.pop(FILLER, False)
         connected.train(training)
-        connected.step, connected.total_steps = self.state.global_step, max(self.state.max_steps, 1)
+        first = self.args.align_first  # steps of parallel text alone, which are before step 0 of the schedule
+        connected.step, connected.total_steps = self.state.global_step - first, max(self.state.max_steps - first, 1)
         outputs = connected(
             **inputs,
             num_items_in_batch=num_items_in_batch,
