@@ -61,7 +61,10 @@ def test_what_is_no_parallel_text(tmp_path):
         records(tmp_path / "a.jsonl", [{"a": 1, "b": 2}]),
     )
     refused("no parallel text", text(tmp_path / "b.txt", ["one line", "another"]))
-    refused("no language; give the source a lang", records(tmp_path / "c.jsonl", [{"text": "a", "text_en": "b"}]))
+    refused(
+        "c.jsonl: the language of its text cannot be identified; give the source a lang",
+        records(tmp_path / "c.jsonl", [{"text": "a", "text_en": "b"}]),
+    )
     refused("is empty", text(tmp_path / "d.tsv", []))
     refused("neither of them en", text(tmp_path / "e.de-fr.tsv", ["a\tb", "c\td"]))
     refused("no text in en; it has fr, sw", records(tmp_path / "f.jsonl", [{"translation": {"fr": "a", "sw": "b"}}]))
@@ -85,7 +88,7 @@ def test_what_is_no_parallel_text(tmp_path):
         file.write_text('{"text": "a", "text_en": "b"}\n' if name == "k.jsonl" else "text,text_en\na,b\n")
         refused("where: no column 'kind' among text, text_en", file, where={"kind": "x"}, lang="sw")
     refused(
-        "its language cannot be identified",
+        "the language of its text cannot be identified",
         text(tmp_path / "l.txt", ["42"]),
         reference=text(tmp_path / "m.txt", ["42"]),
     )

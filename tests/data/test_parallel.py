@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from cctuning.data import ParallelSource, load_parallel
 from cctuning.data.parallel.filenames import in_name, named_by
@@ -93,6 +94,69 @@ def test_a_language_known_only_from_the_text_is_noted(tmp_path):
         dataset, report = load_parallel([str(tmp_path / name)])
         assert set(dataset["lang"]) == {"sw"}
         assert any("is taken to be Swahili (sw), by its content" in note for note in report.notes) == noted
+
+
+def unlabelled(path: Path, given: list[tuple[str, str]], lang: str | None = None) -> str:
+    """Pairs in a file without a column of languages, or with an empty one."""
+    rows = [{"text": text, "text_en": english} | ({} if lang is None else {"lang": lang}) for text, english in given]
+    if path.suffix == ".jsonl":
+        return records(path, rows)
+    if path.suffix == ".csv":
+        Dataset.from_list(rows).to_csv(path)
+    elif path.suffix == ".tsv":
+        path.write_text("".join("\t".join(cells) + "\n" for cells in ([*rows[0]], *(row.values() for row in rows))))
+    elif path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        Dataset.from_list(rows).save_to_disk(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("lang", [None, ""])
+@pytest.mark.parametrize("ending", [".jsonl", ".tsv", ".csv", ".parquet", ""])
+def test_records_without_a_language_are_identified_as_lines_are(ending, lang, tmp_path):
+    path = tmp_path / f"pairs{ending}"
+    unlabelled(path, PAIRS, lang)
+    dataset, report = one(path)
+    assert pairs(dataset) == PAIRS and set(dataset["lang"]) == {"sw"}
+    (note,) = report.notes
+    assert "taken to be Swahili (sw), by its content; if not, give the source a lang: '{path: FILE" in note
+    assert not one(path, lang="swh")[1].notes
+    if ending not in (".jsonl", ""):  # the name says it
+        (tmp_path / "named").mkdir()
+        assert not one(unlabelled(tmp_path / f"named/pairs.en-sw{ending}", PAIRS, lang))[1].notes
+    refused("its text is in English, the ref.*swapped", unlabelled(path, [(e, s) for s, e in PAIRS], lang))
+
+
+def test_a_record_without_the_language_that_others_have_is_bad(tmp_path):
+    rows = [{"text": text, "text_en": english, "lang": "sw"} for text, english in PAIRS]
+    del rows[1]["lang"]
+    path = records(tmp_path / "pairs.jsonl", rows)
+    refused("pairs.jsonl:2: lang: no language; give the source a lang", path)
+    assert one(path, bad_rows="skip")[1].pairs == 5
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".tsv"])
+def test_text_in_several_languages_or_in_one_that_lingua_does_not_know_is_not_guessed(ending, tmp_path):
+    """lingua reads Hausa as Indonesian, but each sentence as another language."""
+    hausa = [
+        "Gwamnati ta bukaci mutane su zauna a gida.",
+        "An tabbatar da cewa ya kamu da cutar a makon jiya.",
+        "Likitoci sun ce a wanke hannu da sabulu.",
+        "Ina so in tafi kasuwa gobe da safe.",
+        "Yara suna wasa a gaban makaranta yanzu.",
+        "Ruwan sama ya sauka jiya da dare a garinmu.",
+    ]
+    several = [
+        *SWAHILI[:3],
+        "Der Arzt hat mir gesagt, dass ich viel trinken soll.",
+        "Où se trouve le marché, madame ?",
+    ]
+    for texts in (hausa, several):
+        given = list(zip(texts, ENGLISH, strict=False))
+        path = unlabelled(tmp_path / f"pairs{ending}", given)
+        refused("the language of its text cannot be identified", path)
+        assert pairs(one(path, lang="ha")[0]) == given
 
 
 def test_origins_are_lines(tmp_path):

@@ -157,7 +157,7 @@ def _task(options: SelectOptions) -> list[str]:
                 found[flat(row.prompt)] = None
             elif row.lang == UNKNOWN:
                 bare[flat(row.prompt)] = None
-    if bare and identify_language(" ".join(list(bare)[:40])) == language:
+    if bare and identify_language(bare) == language:
         found |= bare
     if not found:
         raise UserError(

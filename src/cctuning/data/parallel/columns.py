@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import islice
 from typing import Any, NamedTuple
 
 from cctuning.data.layouts import LANG_COLUMNS, check_columns
@@ -14,7 +15,11 @@ from cctuning.data.readers import Records
 from cctuning.data.schema import BadRow
 from cctuning.data.sources import ParallelSource
 from cctuning.errors import UserError
-from cctuning.languages import canonical_or_none, matching, same, unknown
+from cctuning.extras import available
+from cctuning.identify import IDENTIFIED, identify_language
+from cctuning.languages import canonical_or_none, language_name, matching, same, unknown
+
+NAMING = "give the source a lang: '{path: FILE, lang: sw}' in place of FILE"
 
 
 class Pair(NamedTuple):
@@ -151,7 +156,7 @@ def beside(text: str, reference: str, lang_column: str | None, lang: str | None,
 
 def _code(value: str | None, field: str) -> str:
     if not value:
-        raise BadRow(field, "no language; give the source a lang: '{path: FILE, lang: sw}' in place of FILE.")
+        raise BadRow(field, f"no language; {NAMING}.")
     code = canonical_or_none(value)
     if code is None:
         raise BadRow(field, unknown(value))
@@ -163,6 +168,28 @@ def _said(value: Any, field: str) -> str:
     if isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value):
         value = "\n".join(str(turn.get("content", "")) for turn in value)
     return text_of(value, field).strip()
+
+
+def identified(texts: Iterable[str], language: str, path: str) -> str:
+    """The language of the first texts, which is not the reference language; `UserError` where it is not clear."""
+    if not available("lingua"):
+        raise UserError(f"{path}: no language; {NAMING}, or pip install 'cc-tuning[langid]', which identifies it.")
+    code = identify_language(texts)
+    if code is None:
+        raise UserError(
+            f"{path}: the language of its text cannot be identified; {NAMING}, or where there are several, each "
+            "record its own."
+        )
+    if same(code, language):
+        raise UserError(
+            f"{path}: its text is in {language_name(code)}, the reference language; are text and reference swapped?"
+        )
+    return code
+
+
+def taken_by_content(path: str, lang: str) -> str:
+    """The note on a language that was identified."""
+    return f"{path}: its text is taken to be {language_name(lang)} ({lang}), by its content; if not, {NAMING}."
 
 
 def read_records(
@@ -185,7 +212,25 @@ def read_records(
                 f"prompt_{language}, translation, or one for each language ({language}, sw, ...), or map them under "
                 f"columns:. It has {', '.join(found)}.",
             )
-        return chosen
+        sides = [(name, column, lang or language_of(name, column)) for name, column, lang in chosen.sides]
+        return replace(chosen, sides=tuple(sides))
+
+    @cache
+    def language_of(name: str, column: str | None) -> str | None:
+        """The language of a column of text by its content, where the first records name none (in `column`)."""
+        columns = {*LANG_COLUMNS, source.columns.get("lang", "lang")}
+        if column not in {None, *columns}:  # each side has a column of its own
+            return None
+        every = (one for _, one in records.iterate({name, *columns, *source.where}) if not isinstance(one, BadRow))
+        first = [*islice(filter(is_wanted, every), IDENTIFIED)]
+        if any(record.get(column) for record in first for column in columns):
+            return None  # only some lack it
+        code = identified([_said(record.get(name), name) for record in first], language, path)
+        opened.notes.append(taken_by_content(path, code))
+        return code
+
+    def is_wanted(record: Mapping[str, Any]) -> bool:
+        return all(record.get(name) == value for name, value in source.where.items())
 
     opened = Opened(path, lambda: pairs(), records.fingerprints)
     wanted: set[str] = set()
@@ -203,7 +248,7 @@ def read_records(
                 yield origin, record
                 continue
             seen |= dict.fromkeys(record)
-            if any(record.get(name) != value for name, value in source.where.items()):
+            if not is_wanted(record):
                 continue
             found = tuple(records.columns or record)
             try:

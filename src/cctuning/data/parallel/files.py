@@ -10,9 +10,18 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import IO
 
-from cctuning.data.parallel.columns import Absent, Found, Opened, Pair, read_records, recognise
+from cctuning.data.parallel.columns import (
+    Absent,
+    Found,
+    Opened,
+    Pair,
+    identified,
+    read_records,
+    recognise,
+    taken_by_content,
+)
 from cctuning.data.parallel.filenames import TABLES, is_tar, languages_in, named_by, sides_among, stem_of, suffix_of
-from cctuning.data.parallel.headerless import SAMPLE, identified, is_header, numbered, recognise_numbered
+from cctuning.data.parallel.headerless import SAMPLE, is_header, numbered, recognise_numbered
 from cctuning.data.parallel.published import FORMATS, export_in, read_tatoeba, read_xml
 from cctuning.data.readers import SUFFIXES, Records, as_records, is_saved, local_path, of_split, open_records
 from cctuning.data.schema import BadRow
@@ -20,7 +29,7 @@ from cctuning.data.sources import ParallelSource
 from cctuning.data.text_files import numbered_lines, open_binary, read_table, uncompressed_name
 from cctuning.errors import UserError
 from cctuning.files import file_hash
-from cctuning.languages import language_name, matches, same
+from cctuning.languages import matches, same
 
 BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # other files in the archives of OPUS
 DOCUMENTS = ("readme", "license", "licence", "_about", "changelog")
@@ -185,14 +194,10 @@ def _two_files(path: Path, reference: Path, source: ParallelSource, language: st
     code = code or named_by(stem_of(path.name), language)
     if code:
         return _moses(text, Part.of(reference), code, hashes)
-    code = identified((raw.decode(errors="replace") for _, raw in text.lines()), str(path))
+    code = identified((raw.decode(errors="replace") for _, raw in text.lines()), language, str(path))
     opened = _moses(text, Part.of(reference), code, hashes)
-    opened.notes.append(_taken(str(path), code))
+    opened.notes.append(taken_by_content(str(path), code))
     return opened
-
-
-def _taken(path: str, lang: str) -> str:
-    return f"{path}: its text is taken to be {language_name(lang)} ({lang}), by its content; if not, set its lang:."
 
 
 def _moses(text: Part, reference: Part, lang: str, hashes: dict[str, str]) -> Opened:
@@ -254,7 +259,7 @@ def _table(part: Part, source: ParallelSource, language: str, hashes: dict[str, 
 
     found = Records(header, lambda wanted: as_records(part.label, rows, header, skip), hashes)
     if layout.identified:
-        notes.append(_taken(part.label, layout.identified))
+        notes.append(taken_by_content(part.label, layout.identified))
     opened = read_records(found, source, language, default, part.label, layout)
     opened.notes += notes
     return opened

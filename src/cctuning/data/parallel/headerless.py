@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 
-from cctuning.data.parallel.columns import Layout, beside
+from cctuning.data.parallel.columns import NAMING, Layout, beside, identified
 from cctuning.data.parallel.filenames import in_name, named_by
 from cctuning.errors import UserError
-from cctuning.identify import between, identify_language
+from cctuning.identify import IDENTIFIED, between, identify_language
 from cctuning.languages import canonical_or_none, same
 
 # What a header without languages names the two sides, as most tools do.
@@ -80,7 +79,7 @@ def recognise_numbered(
 
     if columns:
         text, reference = (_place(columns, part, count, path) for part in ("text", "reference"))
-        return layout(text, reference, other or identified((line[text] for line in lines), path))
+        return layout(text, reference, other or identified((line[text] for line in lines), language, path))
     for place in range(count):
         cells = [line[place].strip() for line in lines]
         filled = [cell for cell in cells if cell]
@@ -101,20 +100,18 @@ def recognise_numbered(
     if len(codes) == 2 and any(same(code, language) for code in codes):
         side = 0 if same(codes[0], language) else 1
         return layout(texts[1 - side], texts[side], codes[1 - side])
-    told = _side_of_reference([" ".join(line[place] for line in lines[:40]) for place in texts], language, other)
+    told = _side_of_reference([[line[place] for line in lines] for place in texts], language, other)
     if told is None and other is not None and named is not None:
         told = (0 if same(named[0], language) else 1), other
     if told is None:
         one, two = (place + 1 for place in texts)
-        raise UserError(
-            f"{path}: cannot tell which of columns {one} and {two} is in {language}; give lang: and columns: "
-            f"{{text: '{two}', reference: '{one}'}}."
-        )
+        advice = f"give columns: {{text: '{two}', reference: '{one}'}}" if other else NAMING
+        raise UserError(f"{path}: cannot tell which of columns {one} and {two} is in {language}; {advice}.")
     return layout(texts[1 - told[0]], texts[told[0]], told[1])
 
 
-def _side_of_reference(texts: Sequence[str], language: str, other: str | None) -> tuple[int, str] | None:
-    """Which of two texts is in the reference language, and the language of the other; None where it is not clear.
+def _side_of_reference(texts: Sequence[Sequence[str]], language: str, other: str | None) -> tuple[int, str] | None:
+    """Which of two columns of text is in the reference language, and the language of the other; None if unclear.
 
     `other` is that language where it is known.
     """
@@ -124,7 +121,7 @@ def _side_of_reference(texts: Sequence[str], language: str, other: str | None) -
         if len(here) != 1 or found[1 - here[0]] is None:
             return None
         return here[0], str(found[1 - here[0]])
-    one, two = (between(text, language, other) for text in texts)
+    one, two = (between(" ".join(text[:IDENTIFIED]), language, other) for text in texts)
     if one is None or two is None or abs(one - two) < CLEAR:
         return None
     return (0 if one > two else 1), other
@@ -135,11 +132,3 @@ def _place(columns: Mapping[str, str], part: str, count: int, path: str) -> int:
     if not value.isdecimal() or not 1 <= int(value) <= count:
         raise UserError(f"{path}: columns: {part}: the file has no header; expected a number from 1 to {count}.")
     return int(value) - 1
-
-
-def identified(lines: Iterable[str], path: str) -> str:
-    """The language of the first lines of a text; `UserError` where it cannot be identified."""
-    code = identify_language(" ".join(islice(lines, 40)))
-    if code is None:
-        raise UserError(f"{path}: its language cannot be identified; give the source a lang:.")
-    return code
