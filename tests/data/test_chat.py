@@ -12,7 +12,7 @@ from datasets import Dataset
 from cctuning import UserError
 from cctuning.data import Encoder, load_rows
 from cctuning.data.chat import settle, split_thinking
-from cctuning.data.in_memory import has_thinking, in_schema
+from cctuning.data.loading import has_thinking, in_schema
 from cctuning.serving.stop_tokens import Thoughts
 from tests.data.test_encode import OPEN, bpe, encode_dataset
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from cctuning import UserError
 from cctuning.data import Encoder, load_rows
-from cctuning.data.in_memory import in_schema
+from cctuning.data.loading import in_schema
 from tests.data.test_chat import tokenizer
 from tests.data.test_encode import OPEN, bpe, encode_dataset
 

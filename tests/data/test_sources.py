@@ -13,7 +13,7 @@ import pytest
 
 from cctuning import UserError
 from cctuning.data import Source, load_rows, row_reader
-from cctuning.data.in_memory import in_schema
+from cctuning.data.loading import in_schema
 from tests.data.files import (
     CANON,
     ROWS,

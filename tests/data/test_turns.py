@@ -11,7 +11,7 @@ from trl.chat_template_utils import get_training_chat_template
 
 from cctuning.connection.plan import predicting, prompt_ends, scope_mask
 from cctuning.data import Encoder, load_rows
-from cctuning.data.in_memory import in_schema
+from cctuning.data.loading import in_schema
 from tests.data.test_chat import tokenizer
 from tests.data.test_encode import OPEN, encode_dataset
 

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from cctuning.data.encode import encode_dataset as encode_dataset
     from cctuning.data.loading import load_rows as load_rows
     from cctuning.data.parallel.pairs import load_parallel as load_parallel
-    from cctuning.data.reports import LoadReport as LoadReport
+    from cctuning.data.sources import LoadReport as LoadReport
     from cctuning.data.sources import ParallelSource as ParallelSource
     from cctuning.data.sources import Source as Source
 
 _MODULES = {
     "Encoder": "encode",
-    "LoadReport": "reports",
+    "LoadReport": "sources",
     "PairedCollator": "collate",
     "ParallelSource": "sources",
     "Source": "sources",

@@ -1,19 +1,23 @@
-"""Data sources as a recipe describes them: rows (`Source`) and parallel text (`ParallelSource`)."""
+"""Data sources as a recipe describes them, rows (`Source`) and parallel text (`ParallelSource`), and their reports."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from cctuning.data.layouts import PARTS
+from cctuning.data.schema import BadRow, Skipped
 from cctuning.errors import UserError, nearest
 from cctuning.languages import canonical
 from cctuning.settings import check_values, from_mapping
 
-PARALLEL_PARTS = ("text", "reference", "lang")
+LISTED = 1000  # most bad rows of a source that are listed; all are counted
 
 
 def path_or_mapping(text: str, where: str) -> Any:
@@ -111,6 +115,14 @@ class MixedSource(BaseSource):
         named = [cls.from_dict(source, f"{where}[{number}]") for number, source in enumerate(sources)]
         return [replace(source, bad_rows="skip") for source in named] if bad_rows == "skip" else named
 
+    def drawn(self, count: int, seed: Sequence[int]) -> NDArray[np.int64]:
+        """The places that `weight` takes of `count` rows: whole copies, then a sample without replacement."""
+        copies, rest = divmod(round(self.weight * count), count)
+        if not copies and not rest:
+            raise UserError(f"{self.path}: weight: {self.weight} of {count} rows leaves none; raise it.")
+        sample = np.sort(np.random.default_rng(list(seed)).choice(count, rest, replace=False))
+        return np.concatenate([np.tile(np.arange(count), copies), sample])
+
 
 @dataclass
 class Source(MixedSource):
@@ -140,9 +152,95 @@ class ParallelSource(MixedSource):
     )
 
     KIND: ClassVar[str] = "parallel"
-    COLUMN_PARTS: ClassVar[tuple[str, ...]] = PARALLEL_PARTS
+    COLUMN_PARTS: ClassVar[tuple[str, ...]] = ("text", "reference", "lang")
 
     def __post_init__(self) -> None:
         if isinstance(self.columns, Mapping):  # a file without a header has column numbers
             self.columns = {part: str(name) if type(name) is int else name for part, name in self.columns.items()}
         super().__post_init__()
+
+
+@dataclass
+class BaseSourceReport:
+    """What one source gave. `read` counts good rows before `weight`, `languages` those that take part."""
+
+    path: str
+    read: int = 0
+    languages: dict[str, int] = field(default_factory=dict)
+    skipped: int = 0
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class SourceReport(BaseSourceReport):
+    """What one source of rows gave; counts are after `weight`."""
+
+    rows: int = 0
+    with_response: int = 0
+    without_response: int = 0
+    reference_rows: int = 0  # among `read`: those made from a reference and its own response
+    columns: dict[str, str] = field(default_factory=dict)  # part to column, as recognised
+
+
+@dataclass
+class ParallelSourceReport(BaseSourceReport):
+    """What one source of parallel text gave."""
+
+    pairs: int = 0
+    duplicates: int = 0
+
+
+@dataclass
+class BaseReport:
+    """Totals over the sources, the first bad rows of each, and notes for the user."""
+
+    reference_language: str
+    sources: list[Any] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def languages(self) -> dict[str, int]:
+        """Rows per language, the most frequent first."""
+        total: Counter[str] = Counter()
+        for source in self.sources:
+            total.update(source.languages)
+        return dict(total.most_common())
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """File (or hub data set) to its hash, over all sources."""
+        return {name: value for source in self.sources for name, value in source.fingerprints.items()}
+
+    def skip(self, source: MixedSource, account: BaseSourceReport, origin: str, bad: BadRow) -> None:
+        """Count and list a bad row of `source`, which is an error unless the source skips them."""
+        skipped = Skipped(origin, bad.field, bad.reason)
+        if source.bad_rows == "error":
+            raise UserError(f"{skipped} (Or set bad_rows: skip for this source to leave out such rows.)")
+        account.skipped += 1
+        if account.skipped <= LISTED:
+            self.skipped.append(skipped)
+
+    def first_bad(self, account: BaseSourceReport) -> str:
+        """The first bad row of the source that is being read; empty if it has none."""
+        return str(self.skipped[-min(account.skipped, LISTED)]) if account.skipped else ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain JSON types."""
+        return {**asdict(self), "languages": self.languages, "skipped": [skip._asdict() for skip in self.skipped]}
+
+
+@dataclass
+class LoadReport(BaseReport):
+    """The report of `load_rows`. A row without a response trains the alignment alone."""
+
+    rows: int = 0
+    with_response: int = 0
+    without_response: int = 0
+
+
+@dataclass
+class ParallelReport(BaseReport):
+    """The report of `load_parallel`."""
+
+    pairs: int = 0

@@ -14,7 +14,7 @@ from trl import SFTTrainer
 from cctuning.data import Encoder, encode_dataset
 from cctuning.data.chat import Settled, own_template, settle
 from cctuning.data.encode import FEATURES
-from cctuning.data.in_memory import has_thinking, in_schema
+from cctuning.data.loading import has_thinking, in_schema
 from cctuning.data.schema import Skipped
 from cctuning.errors import UserError
 from cctuning.training.config import CCConfig

@@ -21,7 +21,7 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 
 from cctuning.connection import ConnectionConfig
 from cctuning.data import PairedCollator
-from cctuning.data.in_memory import check_dataset
+from cctuning.data.loading import check_dataset
 from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.adaptive import Fit

@@ -17,8 +17,7 @@ from cctuning.data.checks import SHARE, identifiable, other_language, wrong_side
 from cctuning.data.parallel.columns import Absent, Opened, Pair
 from cctuning.data.parallel.filenames import pair_of_paths
 from cctuning.data.parallel.files import read_pairs
-from cctuning.data.reports import ParallelReport, ParallelSourceReport, drawn
-from cctuning.data.sources import ParallelSource
+from cctuning.data.sources import ParallelReport, ParallelSource, ParallelSourceReport
 from cctuning.data.tables import in_batches, on_disk
 from cctuning.data.text import Seen
 from cctuning.errors import UserError
@@ -71,7 +70,7 @@ def load_parallel(
     for number, (source, account) in enumerate(zip(named, report.sources, strict=True)):
         places = np.arange(account.read)
         if source.weight != 1 and account.read:  # 0: all of them are in earlier sources
-            places = drawn(source, account.read, [number, seed & (2**63 - 1)], "pairs")
+            places = source.drawn(account.read, [number, seed & (2**63 - 1)])
         parts.append(start + places)
         start += account.read
         if source.weight != 1:
@@ -109,12 +108,13 @@ def _pairs(
     for opened in files.values():
         account.fingerprints |= opened.fingerprints
         report.notes += opened.notes
+    first = report.first_bad(account)
     if not account.read:
-        why = report.all_bad(account) or (f"the first record: {absent[0]}" if absent else "")
+        why = f"all {account.skipped} are bad, the first: {first}" if first else ""
+        why = why or (f"the first record: {absent[0]}" if absent else "")
         if why or not account.duplicates:
             raise UserError(f"{source.path}: no parallel text with {language}: {why or 'it is empty.'}")
-    if account.skipped:
-        first = report.skipped[-int(min(account.skipped, report.LISTED))]
+    if first:
         report.notes.append(f"{source.path}: {account.skipped} bad records were left out, the first: {first}")
     if absent:
         report.notes.append(f"{source.path}: {len(absent)} records were skipped, the first: {absent[0]}")
