@@ -70,7 +70,7 @@ test-vllm: $(STAMP)  ## what `cctuning export` writes, in vLLM's server
 	  $(BIN)/pytest -rs -m "slow or not slow" tests/serving/test_vllm.py
 
 bench: $(STAMP)  ## speed and memory against TRL and the base model: some 30 minutes of one quiet core, then the tables
-	for name in training_step parallel_text packing memory inference fitting startup growth; do \
+	for name in training_step parallel_text recording packing memory inference fitting startup growth; do \
 		OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_DATASETS_DISABLE_PROGRESS_BARS=1 \
 			$(BIN)/python bench/$$name.py || exit 1; \
 	done

@@ -194,6 +194,7 @@ def gpu_packing(result: Result) -> str:
 TABLES: dict[str, Callable[[Result], str]] = {
     "training_step": listed,
     "parallel_text": listed,
+    "recording": listed,
     "packing": packing,
     "memory": memory,
     "inference": inference,

@@ -139,6 +139,38 @@ def test_without_room_for_the_recording_references_run_through_the_current_weigh
 
 
 @pytest.mark.parametrize(
+    "connection",
+    [{"connection": "align", "align_loss": loss} for loss in ("standardized", "contrastive", "relative")]
+    + [{"connection": "gated"}],
+)
+def test_references_stored_in_half_the_space(connection, tmp_path, monkeypatch):
+    """`record_dtype`: bf16 for a model in bf16; rounding hardly changes what is trained, and the files stay apart."""
+    monkeypatch.setenv("CC_TUNING_CACHE", str(tmp_path / "cache"))
+    found, sizes = {}, {}
+    for dtype in ("float32", "bfloat16", "bfloat16"):  # the last reads what the one before recorded
+        made = trainer(tmp_path / dtype, connection, record_dtype=dtype)
+        file = made.recording.file()  # its name has the weights before training
+        assert file.is_file() == (dtype in found)
+        made.train()
+        assert made.connected.recorded.vectors.dtype == getattr(torch, dtype)
+        found.setdefault(dtype, []).append(losses(made))
+        sizes[dtype] = file.stat().st_size
+    assert found["bfloat16"][0] == found["bfloat16"][1] != found["float32"][0]
+    torch.testing.assert_close(
+        torch.tensor(found["bfloat16"][0]), torch.tensor(found["float32"][0]), rtol=0.02, atol=0
+    )
+    header = 2 * sizes["bfloat16"] - sizes["float32"]
+    assert 0 < header <= 256
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)])
+def test_a_model_in_bf16_stores_its_references_in_bf16(dtype, stored, tmp_path):
+    made = trainer(tmp_path, {}, base=tiny_llama().to(dtype))
+    made.train()
+    assert made.connected.recorded.vectors.dtype == stored
+
+
+@pytest.mark.parametrize(
     ("connection", "settled"),
     [
         ({}, "start"),

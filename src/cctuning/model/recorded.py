@@ -3,7 +3,8 @@
 With `reference_weights: start` the references run through weights that never change, so what they offer a layer, one
 vector each, is data. Recording it takes the reference pass out of every step. The vectors are a memory-mapped file of
 numpy's in a folder named after all that they depend on: weights, layers, pooling, tokens, precision. A second run on
-the same rows reads it; an interrupted recording starts again.
+the same rows reads it; an interrupted recording starts again. What rounding
+to bf16 changes: docs/results/performance.md, "Recording".
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 BATCH_TOKENS = 4096  # padded tokens a forward
 VECTORS = "vectors.npy"  # of a recording that is complete
+STORED = {torch.float32: "<f4", torch.bfloat16: "<i2"}  # numpy has no bf16: its bits are kept
 INSTEAD = "Free disk space, set CC_TUNING_CACHE to another folder, or set record_references: false."
 # Of a base's config: what changes no activation, or is changed by the trainer.
 NO_MATTER = {"_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "output_router_logits"}
@@ -65,9 +67,9 @@ def cache_folder() -> Path:
     return Path(home).expanduser() / "references"
 
 
-def bytes_of(shape: tuple[int, ...]) -> int:
+def bytes_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """Size of a recording of this shape."""
-    return 4 * math.prod(shape)
+    return dtype.itemsize * math.prod(shape)
 
 
 def shape_of(connected: ConnectedModel, references: int) -> tuple[int, int, int]:
@@ -75,16 +77,11 @@ def shape_of(connected: ConnectedModel, references: int) -> tuple[int, int, int]
     return references, len(connected.layers), connected.width
 
 
-def is_recorded(file: Path, shape: tuple[int, ...]) -> bool:
-    """Whether `file` is a complete recording of this shape."""
-    return _read(file, shape) is not None
-
-
-def fits(file: Path, shape: tuple[int, ...]) -> str | None:
+def fits(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
     """Why a recording cannot be kept in `file` (whose folder need not exist yet); None if it can, or is there."""
-    if is_recorded(file, shape) or is_recorded(_partial(file), shape):  # which has its full size
+    if any(_read(path, shape, dtype) is not None for path in (file, _partial(file))):  # which has its full size
         return None
-    needed, folder = bytes_of(shape), file.parent
+    needed, folder = bytes_of(shape, dtype), file.parent
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         return f"{there}: not a directory that can be written to"
@@ -125,6 +122,7 @@ def record(
     *,
     pad: int,
     file: Path | None,
+    dtype: torch.dtype = torch.float32,
     rank: int = 0,
     world: int = 1,
     collective: bool = False,
@@ -135,7 +133,7 @@ def record(
     Args:
         connected: in any mode, which is restored.
         prompts: distinct, best sorted by length. pad: token id for padding.
-        file: what the recording is kept in; None: in memory only.
+        file: what the recording is kept in; None: in memory only. dtype: of the vectors, a key of `STORED`.
         rank, world: of several processes; each records its share, and all read the file after a barrier.
         collective: the weights are sharded, so all processes run every forward together.
         quiet: show no progress bar (None: where the output is not a terminal).
@@ -146,21 +144,21 @@ def record(
     def fill(vectors: Tensor) -> Tensor:
         with tqdm(total=sum(map(len, share)), desc="Recording references", leave=False, disable=quiet) as bar:
             for places in share:
-                vectors[places] = _run(connected, prompts, places, pad)
+                vectors[places] = _run(connected, prompts, places, pad).to(dtype)
                 bar.update(len(places))
         return vectors
 
     if file is None:
-        return RecordedReferences(fill(torch.empty(shape)), connected.layers, device)
-    there = [is_recorded(file, shape)]
+        return RecordedReferences(fill(torch.empty(shape, dtype=dtype)), connected.layers, device)
+    there = [_read(file, shape, dtype) is not None]
     if world > 1:  # all processes record, or none does
         torch.distributed.broadcast_object_list(there)
     if not there[0]:
         partial = _partial(file)
         if rank == 0:
-            _create(partial, shape)
+            _create(partial, shape, dtype)
         _wait(world)
-        found = _read(partial, shape, "r+")
+        found = _read(partial, shape, dtype, "r+")
         if found is None:
             raise UserError(f"{partial}: cannot be read back; all processes must share one file system. {INSTEAD}")
         fill(found)
@@ -172,7 +170,7 @@ def record(
             with suppress(FileNotFoundError):  # another run has recorded the same
                 os.replace(partial, file)
         _wait(world)
-    vectors = _read(file, shape)
+    vectors = _read(file, shape, dtype)
     if vectors is None:
         raise UserError(f"{file}: cannot be read back; all processes must share one file system. {INSTEAD}")
     return RecordedReferences(vectors, connected.layers, device)
@@ -187,24 +185,26 @@ def _wait(world: int) -> None:
         torch.distributed.barrier()
 
 
-def _read(path: Path, shape: tuple[int, ...], mode: Literal["c", "r+"] = "c") -> Tensor | None:
+def _read(path: Path, shape: tuple[int, ...], dtype: torch.dtype, mode: Literal["c", "r+"] = "c") -> Tensor | None:
     """The vectors in `path`, memory-mapped; None where the file is missing or another."""
     try:
         vectors = np.load(path, mmap_mode=mode, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return torch.from_numpy(vectors) if vectors.shape == shape and vectors.dtype == np.float32 else None
+    same = vectors.shape == shape and vectors.dtype.str == STORED[dtype]
+    return torch.from_numpy(vectors).view(dtype) if same else None
 
 
-def _create(path: Path, shape: tuple[int, ...]) -> None:
+def _create(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Make the file of a recording, in its full size, so that the disk cannot fill up on the way."""
-    if _read(path, shape) is not None:  # of an interrupted run, or of one that records the same now
+    if _read(path, shape, dtype) is not None:  # of an interrupted run, or of one that records the same now
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
-            np.lib.format.write_array_header_2_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-            size = file.tell() + 4 * math.prod(shape)
+            header = {"descr": STORED[dtype], "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_2_0(file, header)
+            size = file.tell() + bytes_of(shape, dtype)
             allocate = getattr(os, "posix_fallocate", lambda number, _, length: os.truncate(number, length))
             allocate(file.fileno(), 0, size)
     except OSError as error:
@@ -223,7 +223,7 @@ def batches(prompts: Prompts) -> list[list[int]]:
 
 
 def _run(connected: ConnectedModel, prompts: Prompts, places: list[int], pad: int) -> Tensor:
-    """(N, L, d) of the prompts at `places`, in one forward."""
+    """(N, L, d) fp32 of the prompts at `places`, in one forward."""
     device = next(connected.model.parameters()).device
     rows = [torch.as_tensor(prompts.ids[place], dtype=torch.long) for place in places]
     ids = pad_sequence(rows, batch_first=True, padding_value=pad)

@@ -56,6 +56,11 @@ class CCConfig(SFTConfig):
         "weights.",
         choices=["auto", "true", "false"],
     )
+    record_dtype: str = option(
+        "auto",
+        "Precision of the recorded references on the disk. auto: bfloat16 where the model runs in bf16, else float32.",
+        choices=["auto", "float32", "bfloat16"],
+    )
     max_reference_length: int | None = option(
         None,
         "Maximum tokens of a reference. A longer one is an error and never cut, as its end is used. "

@@ -62,7 +62,7 @@ def _plan(trainer: CCTrainer) -> tuple[Recording | None, list[int] | None]:
         why = ""  # nothing to record, and nothing to log
     recording = Recording(trainer, prompts)
     if why is None:
-        why = fits(recording.file(), shape_of(trainer.connected, len(prompts)))
+        why = fits(recording.file(), shape_of(trainer.connected, len(prompts)), recording.dtype)
     if why is not None and trainer.args.record_references == "true":
         raise UserError(f"record_references: true: {why or 'no row has a reference'}; set it to auto or false.")
     if why:
@@ -92,7 +92,7 @@ class Recording(TrainerCallback):
     Attributes:
         done: whether it has been made. whole: not only the statistics of a sample.
         rows: number of rows of the table whose references are recorded.
-        sharded: the weights are, when training begins.
+        sharded: the weights are, when training begins. dtype: of the vectors.
     """
 
     rows = 0
@@ -102,6 +102,9 @@ class Recording(TrainerCallback):
     def __init__(self, trainer: CCTrainer, prompts: Prompts) -> None:
         self.trainer, self.prompts = trainer, prompts
         self.sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+        given, arithmetic = trainer.args.record_dtype, trainer.accelerator.mixed_precision
+        half = arithmetic == "bf16" or next(trainer.model.parameters()).dtype == torch.bfloat16
+        self.dtype = torch.bfloat16 if given == "bfloat16" or (given == "auto" and half) else torch.float32
 
     def file(self) -> Path:
         """Where it is kept: in the run if weights are sharded, which are then no part of its name."""
@@ -110,6 +113,8 @@ class Recording(TrainerCallback):
         precision = (
             f"{trainer.accelerator.mixed_precision} {None if sharded else next(trainer.model.parameters()).dtype}"
         )
+        if self.dtype != torch.float32:  # the names of fp32 recordings stay as they were
+            precision += f" in {self.dtype}"
         return folder / key(trainer.connected, self.prompts, precision, weights=not sharded) / VECTORS
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
@@ -175,12 +180,12 @@ class Recording(TrainerCallback):
     def _record(self, prompts: Prompts, **options: Any) -> Any:
         tokenizer = cast(Any, self.trainer.processing_class)
         with self.trainer.accelerator.autocast():
-            return record(self.trainer.connected, prompts, pad=tokenizer.pad_token_id, **options)
+            return record(self.trainer.connected, prompts, pad=tokenizer.pad_token_id, dtype=self.dtype, **options)
 
     def size(self) -> str:
         """Number and size of the references, and which they are."""
         size, tokens = (
-            bytes_of(shape_of(self.trainer.connected, len(self.prompts))) / 1e6,
+            bytes_of(shape_of(self.trainer.connected, len(self.prompts)), self.dtype) / 1e6,
             sum(map(len, self.prompts.ids)),
         )
         table = len(self.trainer.table)
