@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from cctuning import ConnectedModel, ConnectionConfig
 from cctuning.training.options import RunOptions
-from cctuning.training.prepare import load_model
+from cctuning.training.run import load_model
 from tests.parity.launched import on_processors
 
 

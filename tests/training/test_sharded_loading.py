@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from cctuning.errors import UserError
-from cctuning.training.prepare import without_weights
+from cctuning.training.run import without_weights
 from cctuning.training.saving import read_adapter
 from tests.conftest import tiny_llama
 from tests.families import build
