@@ -116,7 +116,7 @@ def test_what_is_offered_is_what_the_class_says(batch):
 def connected_batch(batch):
     from cctuning.model.passes import Batch
 
-    return Batch.of(batch)
+    return Batch.take(dict(batch))
 
 
 def test_a_linear_one_is_merged_and_a_low_rank_one_is_a_lora(batch, tmp_path):

@@ -33,6 +33,7 @@ from cctuning.model.runner import NO_LOGITS, Runner, no_gradient, several_proces
 from cctuning.model.sites import Site, unwrap
 
 ATTRIBUTE = "cross_lingual_connection"  # name under which the connection of a layer is registered in it
+PLAIN = ConnectionConfig("none")
 
 
 class ConnectedForward(nn.Module):
@@ -154,10 +155,11 @@ class ConnectedForward(nn.Module):
             whole: the model is not wrapped. loss_only: no logits are returned.
         """
         config, training = self.config, self.training
-        connecting = config.connection != "none" and self.wire.enabled
+        if not self.wire.enabled or (self.aligned and not training):  # an alignment is not evaluated
+            config = PLAIN
         memory: dict[int, Tensor] = {}
         others: Tensor | None = None  # places of the recorded references to compare with
-        if not connecting or (self.aligned and not training):  # an alignment is not evaluated
+        if config.connection == "none":
             batch = replace(batch, reference_input_ids=None, reference_row=None)
         elif training and batch.reference_row is not None:
             if self.recorded is None:
@@ -168,20 +170,18 @@ class ConnectedForward(nn.Module):
             drawn = self.seed * 1_000_003 + self.step
             memory, index, others = self.recorded.offer(batch.reference_row, most, drawn)
             batch = replace(batch, reference_input_ids=None, reference_index=index)
-        if batch.fused_rows is None and connecting and training and config.paths == "sampled" and self.connections:
-            drawn_rows = uniform(self.seed, self.step, batch.row) < self.fused_probability
-            batch = replace(batch, fused_rows=drawn_rows)
-        if not self.aligned:
-            count = len(batch.input_ids) if rows is None else rows
-            objective = connecting and config.connection == "gated"
-            step = plan_step(batch, config, count, training=training, objective=objective)
-        else:  # averaged over the rows that have a reference
+        if config.connection == "align":  # averaged over the rows that have a reference
             count = int(batch.paired.sum().clamp(min=1)) if rows is None else rows
-            skip, end = self.may_leave and loss_only, self._may_end(whole)
-            step = plan_aligned_step(batch, config, count, training=training, skip=skip, end=end)
+            step = plan_aligned_step(batch, config, count, skip=self.may_leave and loss_only, end=self._may_end(whole))
+        else:
+            if config.connection == "gated" and training and config.paths == "sampled" and batch.fused_rows is None:
+                batch = replace(batch, fused_rows=uniform(self.seed, self.step, batch.row) < self.fused_probability)
+            count = len(batch.input_ids) if rows is None else rows
+            step = plan_step(batch, config, count, training=training)
         step.plan.memory = {layer: (vectors, None) for layer, vectors in memory.items()}
         step.plan.reference_pool = others
-        self._run_references(batch, step)
+        if config.connection != "none":
+            self._run_references(batch, step)
         return step
 
     def _run_references(self, batch: Batch, step: Step) -> None:
@@ -199,10 +199,8 @@ class ConnectedForward(nn.Module):
                     "reference_row after keep_recorded(), or set reference_weights: current."
                 )
             self._offer(batch, step.plan)
-        elif config.connection != "none" and several_processes():
-            elsewhere = self.recorded is None if training else not self.aligned
-            if elsewhere:
-                self._join_reference_pass(batch)
+        elif several_processes() and not (training and self.recorded is not None):
+            self._join_reference_pass(batch)
 
     def _join_reference_pass(self, batch: Batch) -> None:
         """Run one token along with the references of other processes: forwards of sharded weights are collective."""

@@ -6,7 +6,6 @@ forward and one backward a step, and gradient checkpointing has one plan to come
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -81,11 +80,6 @@ class Batch:
             )
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Tensor]) -> Batch:
-        """From the tensors of `PairedCollator`; other keys are ignored."""
-        return cls.take(dict(inputs))
-
-    @classmethod
     def take(cls, inputs: dict[str, Any], **own: Any) -> Batch:
         """From `own` and those of `inputs` that are a batch's, which are removed from it."""
         return cls(**own, **{field.name: inputs.pop(field.name) for field in fields(cls) if field.name in inputs})
@@ -154,13 +148,12 @@ def uniform(seed: int, step: int, rows: Tensor) -> Tensor:
     return ((x >> 11) & ((1 << 53) - 1)).double() / float(1 << 53)
 
 
-def plan_step(batch: Batch, config: ConnectionConfig, rows: Tensor | int, *, training: bool, objective: bool) -> Step:
+def plan_step(batch: Batch, config: ConnectionConfig, rows: Tensor | int, *, training: bool) -> Step:
     """Lay out a forward with labels, of any connection but `align`.
 
     Args:
         rows: number of rows that the alignment is averaged over.
         training: False: every row runs the student pass, and paired rows the fused one too, to be reported.
-        objective: the connection's error is part of the loss.
     """
     assert batch.labels is not None
     predict = predicting(batch.labels)
@@ -179,7 +172,7 @@ def plan_step(batch: Batch, config: ConnectionConfig, rows: Tensor | int, *, tra
     if config.distill_weight > 0:  # an answer-free row teaches through the next-token distribution at its prompt's end
         score = predict | (scope_mask("prompt_end", batch.attention_mask, predict) & ~answered[:, None])
     plan = _plan(batch, config, predict, source, on_fused)
-    if objective and config.weight > 0:
+    if config.connection == "gated" and config.weight > 0:
         copies = torch.bincount(source, minlength=len(paired))[source]
         plan.row_weight = 1.0 / (torch.as_tensor(rows, device=copies.device) * copies)
         plan.identity_weight = config.identity_weight
@@ -187,10 +180,8 @@ def plan_step(batch: Batch, config: ConnectionConfig, rows: Tensor | int, *, tra
     return Step(batch.input_ids[source], mask, plan, source, on_fused, score[source], predict[source], training, rows)
 
 
-def plan_aligned_step(
-    batch: Batch, config: ConnectionConfig, rows: Tensor | int, *, training: bool, skip: bool, end: bool
-) -> Step:
-    """Lay out a forward with labels for `connection: align`: every row once; paired ones weigh 1 / `rows`.
+def plan_aligned_step(batch: Batch, config: ConnectionConfig, rows: Tensor | int, *, skip: bool, end: bool) -> Step:
+    """Lay out a forward of training for `connection: align`: every row once; paired ones weigh 1 / `rows`.
 
     Args:
         skip: rows without an answer may skip the layers above the last aligned one; the others then come first.
@@ -203,7 +194,7 @@ def plan_aligned_step(
     assert batch.labels is not None
     predict = predicting(batch.labels)
     plan = Plan("align", *batch.input_ids.shape)
-    if training and config.weight > 0 and bool(batch.paired.any()):
+    if config.weight > 0 and bool(batch.paired.any()):
         plan.row_weight = batch.paired / torch.as_tensor(rows, device=order.device)
         plan.connect_reference = batch.reference_index.clamp(min=0)
         plan.spans = prompt_spans(config.align_pool, batch.attention_mask, batch.text, predict)
@@ -212,7 +203,7 @@ def plan_aligned_step(
         if skip and 0 < whole < plan.rows:
             plan.above = Above(0, plan.rows, whole)
     fused = torch.zeros_like(batch.paired)
-    return Step(batch.input_ids, batch.attention_mask, plan, order, fused, predict, predict, training, rows)
+    return Step(batch.input_ids, batch.attention_mask, plan, order, fused, predict, predict, True, rows)
 
 
 def plan_inference(batch: Batch, config: ConnectionConfig, predict: Tensor | None = None) -> Plan:
