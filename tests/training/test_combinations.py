@@ -286,7 +286,7 @@ def test_arguments_that_would_be_ignored(tmp_path):
     with pytest.raises(UserError, match="train_dataset: rows are tokenised already"):
         made(train=Dataset.from_dict({"input_ids": [[7, 8]], "labels": [[7, 8]]}))
     assert made(pad_token="<unk>").data_collator.pad_token_id == tokenizer().unk_token_id
-    with pytest.raises(UserError, match="pad_token: '<no>' is no token"):
+    with pytest.raises(ValueError, match=r"`pad_token` \('<no>'\) is not found"):
         made(pad_token="<no>")
 
 

@@ -234,7 +234,7 @@ def test_tokenizer_without_pad_token_pads_with_eos(tmp_path):
     made.train()
     bare = tokenizer(pad=False)
     bare.eos_token = None
-    with pytest.raises(UserError, match="neither a pad nor an eos token"):
+    with pytest.raises(ValueError, match=r"`pad_token` \('None'\) is not found"):
         CCTrainer(
             model(),
             config(tmp_path),

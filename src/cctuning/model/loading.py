@@ -167,30 +167,6 @@ def tokenizer_of(where: str, base: str | None, trust_remote_code: bool = False) 
     return load_tokenizer(base, revision=revision_of(folder), trust_remote_code=trust_remote_code)
 
 
-def ready_tokenizer(
-    model: str | PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, args: Any
-) -> PreTrainedTokenizerBase:
-    """`tokenizer`, or the model's own, with a pad token; `args` are training options: eos_token, pad_token,
-    trust_remote_code."""
-    if tokenizer is None:
-        name = model if isinstance(model, str) else model.config.name_or_path
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
-    if args.eos_token is not None and args.eos_token in tokenizer.get_vocab():
-        tokenizer.eos_token = args.eos_token  # TRL sets it too, but only after the pad token is needed
-    if args.pad_token is not None:
-        if args.pad_token not in tokenizer.get_vocab():
-            raise UserError(f"pad_token: {args.pad_token!r} is no token of the tokenizer's vocabulary.")
-        tokenizer.pad_token = args.pad_token
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise UserError(
-                f"tokenizer {tokenizer.name_or_path!r} has neither a pad nor an eos token: set tokenizer.pad_token "
-                "(or the recipe's eos_token) to a token of its vocabulary."
-            )
-        tokenizer.pad_token = tokenizer.eos_token  # padded positions carry no label
-    return tokenizer
-
-
 def load(path: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> Loaded:
     """Load the model at `path`, with its connection if it has one."""
     where, run = resolve(path)

@@ -51,11 +51,6 @@ def check_launch(args: Any) -> None:
             f"num_processes: {processes} were launched, but accelerate finds no accelerators and would train each on "
             f"its own, into the same directory; {ON_CPUS}, or launch one process."
         )
-    if args.n_gpu > 1:
-        raise UserError(
-            f"one process sees {args.n_gpu} accelerators, and transformers would split each batch between them; start "
-            "with accelerate launch, or show it one (CUDA_VISIBLE_DEVICES=0)."
-        )
     if is_fsdp_enabled() and args.distributed_state.distributed_type == DistributedType.MULTI_CPU:
         raise UserError(f"distributed_type: FSDP: accelerate shards weights on accelerators only; {ON_CPUS}.")
 

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from trl import SFTTrainer
 
+from cctuning.connection import ConnectionConfig
 from cctuning.data import Encoder, encode_dataset
 from cctuning.data.chat import Settled, own_template, settle
 from cctuning.data.encode import FEATURES
@@ -49,25 +50,25 @@ class RowsTrainer(SFTTrainer):
     _pack: bool  # there are no answered rows
     _schedule: Schedule
     _made: tuple[Any, Schedule | None] = (None, None)  # a schedule, and what it was made of
-    _connecting: bool
-    _align_turns: str
-    _own_references: bool  # rows in the reference language are their own reference
-    _answers_alone: bool  # the answered rows train without references
+    _config: ConnectionConfig
 
     # -- tokenising --------------------------------------------------------------------------------------------------
 
-    def take_rows(self, answered: Dataset | None, pairs: Dataset | None, args: CCConfig, hold: bool) -> Dataset:
+    def take_rows(
+        self, answered: Dataset | None, pairs: Dataset | None, args: CCConfig, config: ConnectionConfig
+    ) -> Dataset:
         """Take answered rows and parallel text before they are tokenised, and return the rows of an epoch.
 
         Args:
             answered: None: parallel text alone is the epoch.
-            hold: hold some pairs out of training.
+            config: of the connection, settled. Some pairs are held out where their alignment can be measured, with
+                recorded references.
         """
         self.notes: list[str] = []
         self.skipped: list[tuple[str, str]] = []
         self._origins: dict[int, str] = {}
         self._eval_losses = EvaluationLoss()
-        self._pack = answered is None
+        self._pack, self._config = answered is None, config
         if pairs is None:
             assert answered is not None
             self._rows = answered
@@ -79,7 +80,8 @@ class RowsTrainer(SFTTrainer):
         pairs, skipped = in_schema(pairs, language, "parallel_dataset", **reading)
         self._leave_out(skipped)
         self._pairs = pairs = pairs.select_columns(["prompt", "reference", "lang", "origin"])
-        out = held_out(pairs, language) if hold else []
+        measured = config.connection == "align" and config.reference_weights == "start"
+        out = held_out(pairs, language) if measured else []
         rows = as_rows(pairs.select(sorted({*range(len(pairs))} - {*out})), language)
         end = first + len(rows)
         rows = rows.add_column("row", list(range(first, end)))
@@ -115,7 +117,7 @@ class RowsTrainer(SFTTrainer):
             dataset,
             args.reference_language,
             where,
-            required=answered and self._connecting and self.parallel is None,
+            required=answered and self._config.connection != "none" and self.parallel is None,
             bad_rows=args.bad_rows,
             notes=self.notes,
         )
@@ -136,9 +138,10 @@ class RowsTrainer(SFTTrainer):
             self.notes += [*self.settled.notes(), *self.settled.ignored()] if answered else []
         if training:
             self._origins |= dict(zip(dataset["row"], dataset["origin"], strict=True))
-        own = args.reference_language if training and self._own_references else None
-        if answered and self._answers_alone:
-            own, dataset = None, dataset.remove_columns("reference")
+        # Rows in the reference language are their own reference where references keep the weights of the start.
+        own = args.reference_language if training and self._config.reference_weights == "start" else None
+        if answered and args.align_first and not args.parallel_rows and self._config.connection == "align":
+            own, dataset = None, dataset.remove_columns("reference")  # the answered rows train alone
         encoded, left_out = encode_dataset(
             dataset,
             Encoder(
@@ -147,7 +150,7 @@ class RowsTrainer(SFTTrainer):
                 max_reference_length=args.max_reference_length or args.max_length,
                 chat=self.chat,
                 turns=args.train_turns,
-                align_turns=self._align_turns,
+                align_turns=self._config.align_turns,
             ),
             bad_rows=args.bad_rows,
             own_references=own,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from cctuning.errors import UserError
 from cctuning.model import serialization
 from cctuning.model.adaptive import Fit
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
-from cctuning.model.loading import ready_tokenizer
+from cctuning.model.loading import load_tokenizer
 from cctuning.model.runner import instance_state, restore_instance
 from cctuning.model.sites import unwrap
 from cctuning.training.callbacks import AlignmentByLanguage, BaseDecay
@@ -38,17 +37,6 @@ from cctuning.training.rows import FILLER
 from cctuning.training.saving import SavingTrainer
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def _hidden_packing(args: CCConfig) -> Iterator[None]:
-    """Within: TRL does not see packing and padding_free, which it supports with its own collator only."""
-    given = args.packing, args.padding_free
-    args.packing = args.padding_free = False
-    try:
-        yield
-    finally:
-        args.packing, args.padding_free = given
 
 
 class CCTrainer(SavingTrainer):
@@ -101,44 +89,46 @@ class CCTrainer(SavingTrainer):
     ) -> None:
         args = args if args is not None else CCConfig("cc-tuning-output")
         check_launch(args)
-        for name in ("compute_loss_func", "formatting_func"):
+        for name in ("compute_loss_func", "formatting_func", "data_collator"):
             if kwargs.get(name) is not None:
-                raise UserError(f"{name}: not supported: loss and rows are the connection's; leave it out.")
+                raise UserError(f"{name}: not supported: loss and batches are the connection's; leave it out.")
         handed = {"train_dataset": train_dataset, "parallel_dataset": parallel_dataset, "eval_dataset": eval_dataset}
         for given, rows in handed.items():
             if rows is not None:
                 check_dataset(rows, given)
-        tokenizer = ready_tokenizer(model, processing_class, args)
+        if processing_class is None:
+            source: Any = model if isinstance(model, str) else model.config.name_or_path
+            processing_class = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
         self.fit: Fit | None = None
         self.chat = args.chat
         self._rows_in_step: Tensor | int | None = None
         settled = (connection_config or ConnectionConfig()).settled(args.record_references != "false")
-        self._connecting, self._own_references = settled.connection != "none", settled.reference_weights == "start"
-        self._align_turns = settled.align_turns
         if parallel_dataset is None and train_dataset is None:
             raise UserError("train_dataset / parallel_dataset: neither is given; there is nothing to train on.")
-        if parallel_dataset is not None and not self._connecting:
+        if parallel_dataset is not None and settled.connection == "none":
             raise UserError("parallel_dataset: connection: none reads no parallel text; use connection: align.")
         if parallel_dataset is None and args.align_first:
             raise UserError("align_first: needs parallel text (parallel_dataset / --parallel).")
         if train_dataset is None and args.align_first:
             raise UserError("align_first: there are no answered rows to come after the parallel text; leave it out.")
-        self._answers_alone = bool(args.align_first) and not args.parallel_rows and settled.connection == "align"
-        hold = settled.connection == "align" and self._own_references  # measured with recorded references
-        rows = self.take_rows(train_dataset, parallel_dataset, args, hold)
-        multiple = args.pad_to_multiple_of if isinstance(args.pad_to_multiple_of, int) else None
+        rows = self.take_rows(train_dataset, parallel_dataset, args, settled)
         before = instance_state(unwrap(model)) if isinstance(model, nn.Module) else {}
-        with _hidden_packing(args):
+        packs = args.packing, args.padding_free
+        args.packing = args.padding_free = False  # TRL supports them with its own collator only
+        try:
             super().__init__(
                 model=model,
                 args=args,
                 train_dataset=rows,
                 eval_dataset=eval_dataset,
-                processing_class=tokenizer,
+                processing_class=processing_class,
                 peft_config=peft_config,
-                data_collator=PairedCollator(tokenizer.pad_token_id, multiple),
                 **kwargs,
             )
+        finally:
+            args.packing, args.padding_free = packs
+        multiple = args.pad_to_multiple_of if isinstance(args.pad_to_multiple_of, int) else None
+        self.data_collator = PairedCollator(self.processing_class.pad_token_id, multiple)
         restore_instance(unwrap(self.model), before)  # removes TRL's fused head, which is not used here
         self.tokenise_parallel()
         if self.is_distributed_loading_by_transformers:
@@ -228,17 +218,6 @@ class CCTrainer(SavingTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * (self.accelerator.num_processes // self.get_tp_size())  # DDP averages over processes
         return (loss, outputs) if return_outputs else loss
-
-    def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[Any, Any, Any]:
-        """As the parent's, with the student pass's logits if they are wanted."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            if prediction_loss_only:
-                return self.compute_loss(model, inputs), None, None
-            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
-        return loss, outputs.logits, inputs["labels"]
 
     def _stop_at(self, inputs: dict[str, Any], outputs: Any) -> None:
         rows = inputs["row"].tolist()
