@@ -309,7 +309,7 @@ class AdaptiveModel(ConnectedModel):
         """
         solver = StreamingLeastSquares(self.width)
         with evaluating(self):
-            for batch in (Batch.take(dict(inputs)) for inputs in batches):
+            for batch in map(Batch.of, batches):
                 if batch.reference_input_ids is None or batch.labels is None:
                     continue
                 paired = batch.paired

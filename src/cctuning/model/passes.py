@@ -6,6 +6,7 @@ forward and one backward a step, and gradient checkpointing has one plan to come
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -78,6 +79,11 @@ class Batch:
                 f"reference_index: expected {rows} numbers below {references.shape[0]}, got "
                 f"{self.reference_index.tolist()}."
             )
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Tensor]) -> Batch:
+        """From the tensors of `PairedCollator`; other keys are ignored."""
+        return cls.take(dict(inputs))
 
     @classmethod
     def take(cls, inputs: dict[str, Any], **own: Any) -> Batch:
