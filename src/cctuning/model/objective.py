@@ -50,15 +50,6 @@ class ConnectedOutput(ModelOutput):
     past_key_values: Any = None
 
 
-def aligned_alone(batch: Batch, step: Step) -> ConnectedOutput:
-    """The loss of a batch without any answer, whose forward ended after the last aligned layer."""
-    nothing = torch.zeros((), dtype=torch.long, device=batch.input_ids.device)
-    loss = torch.stack(list(step.plan.results.objective.values())).sum()
-    result = ConnectedOutput(loss=loss, correct=nothing, scored=nothing, row_loss=loss.new_zeros(len(batch.row)))
-    _report_alignment(step.plan, result)
-    return result
-
-
 def assemble(
     batch: Batch,
     step: Step,
@@ -120,17 +111,13 @@ def _report_alignment(plan: Plan, result: ConnectedOutput) -> None:
         result.identity_loss = torch.stack([error.mean() for error in found.identity_error.values()]).mean()
     if not found.align_error or plan.row_weight is None:
         return
-    if plan.mode == "align":
-        paired = plan.row_weight > 0
-    else:
-        assert plan.connect_row is not None
-        paired = torch.zeros(plan.rows, dtype=torch.bool, device=plan.connect_row.device)
-        paired[plan.connect_row] = True
+    paired = plan.row_weight > 0
+    if plan.connect_row is not None:  # gated: every row has a weight
+        paired = torch.zeros_like(paired).index_fill(0, plan.connect_row, True)
     if bool(paired.any()):
         result.align_loss = torch.stack([error[paired].mean() for error in found.align_error.values()]).mean()
-    if bool(paired.any()) and found.share:
-        result.decisions = found.share
-        result.decision = torch.stack(list(found.share.values())).mean()
+        if found.share:
+            result.decisions, result.decision = found.share, torch.stack(list(found.share.values())).mean()
 
 
 def _mean(nll: Tensor, tokens: Tensor, which: Tensor) -> Tensor | None:
