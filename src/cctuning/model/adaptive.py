@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -180,7 +181,7 @@ class AdaptiveModel(ConnectedModel):
         self._sites, self.width = sites[:1], sites[0].size
         self._register(sites[0], AdaptiveConnection(self.width, len(sites)))
         for site in sites:
-            self._handles.append(site.block.register_forward_hook(self._recorder(site)))
+            self._handles.append(site.block.register_forward_hook(partial(self._keep, site.index)))
         self._handles.append(sites[0].layer.register_forward_hook(self._inject))
 
     @property
@@ -188,14 +189,11 @@ class AdaptiveModel(ConnectedModel):
         """The one module of the connection."""
         return next(iter(self.connections.values()))
 
-    def _recorder(self, site: Site) -> Any:
-        def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            plan = self.wire.plan
-            if plan is not None and plan.reference is not None:
-                hidden = first(output).reshape(plan.rows, plan.positions, -1)
-                plan.results.memory[site.index] = Anchor().remember(hidden, hidden, plan.reference)
-
-        return record
+    def _keep(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        plan = self.wire.plan
+        if plan is not None and plan.reference is not None:
+            hidden = first(output).reshape(plan.rows, plan.positions, -1)
+            plan.results.memory[layer] = Anchor().remember(hidden, hidden, plan.reference)
 
     def _inject(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         plan = self.wire.plan
@@ -211,42 +209,36 @@ class AdaptiveModel(ConnectedModel):
         assert batch.labels is not None
         predict = predicting(batch.labels)
         live = self.training or not bool(self.adaptive.fitted)
-        taking_part = self._taking_part(batch, live)
-        plan = self._plan(batch, predict, live, taking_part)
-        every = torch.arange(len(batch.input_ids), device=predict.device)
+        plan = self._plan(batch, predict, live)
+        assert plan.connect_row is not None
+        every = torch.arange(plan.rows, device=predict.device)
+        on_fused = torch.isin(every, plan.connect_row) & live
         tokens = (batch.input_ids, batch.attention_mask)
-        count = len(batch.input_ids) if rows is None else rows
-        return Step(*tokens, plan, every, taking_part & live, predict, predict, live, count)
+        return Step(*tokens, plan, every, on_fused, predict, predict, live, plan.rows if rows is None else rows)
 
     def _plan_inference(self, batch: Batch, predict: Tensor | None) -> Plan:
         live = self.training or batch.reference_input_ids is not None or not bool(self.adaptive.fitted)
-        return self._plan(batch, predict, live, self._taking_part(batch, live))
+        return self._plan(batch, predict, live)
 
-    def _taking_part(self, batch: Batch, live: bool) -> Tensor:
-        """(B,) bool: rows whose prompt is connected."""
-        if not self.wire.enabled:
-            return torch.zeros_like(batch.paired)
-        if live or (batch.connect is None and batch.reference_input_ids is not None):
-            return batch.paired
-        return torch.ones_like(batch.paired) if batch.connect is None else batch.connect
-
-    def _plan(self, batch: Batch, predict: Tensor | None, live: bool, rows: Tensor) -> Plan:
-        """The plan of the main pass: what is added at the ends of the prompts of `rows` (B,) bool.
+    def _plan(self, batch: Batch, predict: Tensor | None, live: bool) -> Plan:
+        """The plan of the main pass: what is added at the ends of the prompts of the rows that connect.
 
         `live`: connect to the reference; else to the row's own vectors, through the matrix.
         """
-        ends, width = prompt_ends(batch.attention_mask, predict), batch.input_ids.shape[1]
-        which = rows.nonzero()[:, 0]
-        plan = Plan("connect", len(rows), width, connect_row=which, connect_index=which * width + ends[which])
+        ends, (count, width) = prompt_ends(batch.attention_mask, predict), batch.input_ids.shape
+        rows = batch.paired
+        if not live and (batch.connect is not None or batch.reference_input_ids is None):
+            rows = torch.ones_like(rows) if batch.connect is None else batch.connect
+        which = (rows & self.wire.enabled).nonzero()[:, 0]
+        plan = Plan("connect", count, width, connect_row=which, connect_index=which * width + ends[which])
         selector = self.adaptive.selector
         if live and batch.reference_input_ids is None:
             vectors = selector.weight.new_empty(0, selector.out_features, selector.in_features)
         elif live:
             vectors = self._reference_vectors(batch)[batch.reference_index[which]]
         else:  # of the prompt alone, so that labels cannot leak into the choice
-            places = torch.arange(width, device=ends.device)
-            own = self._vectors(batch.input_ids, batch.attention_mask * (places <= ends[:, None]), ends)
-            vectors = own[which]
+            prompt = batch.attention_mask * (torch.arange(width, device=ends.device) <= ends[:, None])
+            vectors = self._vectors(batch.input_ids, prompt, ends)[which]
         noise = None
         if self.training and live:
             numbers = torch.arange(vectors.shape[1], device=batch.row.device)
@@ -260,11 +252,8 @@ class AdaptiveModel(ConnectedModel):
     def _plan_generation(self, batch: Batch, options: dict[str, Any]) -> Callable[[int, int], Plan]:
         """A pass over the reference, or else over the prompt, comes before the prompt's own; then plain decoding."""
         with_cache(options)
-        training, self.training = self.training, False
-        try:
+        with evaluating(self):
             prompt = [self._plan_inference(batch, None)]
-        finally:
-            self.training = training
 
         def planner(rows: int, positions: int) -> Plan:
             plan = Plan("connect", rows, positions)
