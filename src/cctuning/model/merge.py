@@ -46,7 +46,7 @@ def merged(projection: Projection, name: str, value: Tensor, delta: Tensor) -> T
 
 @torch.no_grad()
 def merge_projection(projection: Projection, delta: Tensor) -> None:
-    """Multiply a projection, which `check_merge` has checked, by W = I + `delta` in place: weight, bias, all experts."""
+    """Multiply a projection, which `check_merge` has checked, by W = I + `delta` in place: weights, bias."""
     for name, tensor in tensors_of(projection):
         for part in tensor if tensor.dim() == 3 else (tensor,):  # one expert at a time: fp32 is large
             part.copy_(merged(projection, name, part, delta))
