@@ -27,10 +27,10 @@ from cctuning.files import write_atomically
 from experiments.real.bases import BASES, fingerprint, ready
 from experiments.real.recipes import Job, Setting
 from experiments.real.registry import recipe_of, world_of
-from experiments.real.scoring import Encoded, encode, right
+from experiments.real.scoring import Encoded, encode, exact, right, written
 from experiments.real.worlds import Text, version_of
 
-FORMAT = 1  # part of every key: raise it when a record of the same cell would differ
+FORMAT = 2  # part of every key: raise it when a record of the same cell would differ
 
 
 @dataclass(frozen=True)
@@ -212,9 +212,11 @@ def compute(cell: Cell, checkpoint: Path, packs: Path | None = None) -> dict[str
 
 
 def score(model: Any, tokenizer: Any, cell: Cell, dtype: torch.dtype | None) -> dict[str, dict[str, str]]:
-    """Return split -> language -> a `1` or `0` for each item."""
+    """Return split -> language -> a `1` or `0` for each item; of a world that writes, also of its test items' answers:
+    `exact` and `language` (`scoring.exact`)."""
     world, chat = world_of(cell.world), BASES[cell.base].chat
     found: dict[str, dict[str, str]] = {"dev": {}, "test": {}}
+    more: dict[str, dict[str, str]] = {}
     for split, by_language in found.items():
         for lang in world.languages:
             items = world.items(split, lang)
@@ -226,7 +228,10 @@ def score(model: Any, tokenizer: Any, cell: Cell, dtype: torch.dtype | None) -> 
             by_language[lang] = right(
                 model, tokenizer, items, chat=chat, first_token=world.first_token, amp=dtype, encoded=_ENCODED[place]
             )
-    return found
+            if split == "test" and world.writes and not hasattr(model, "intervention"):
+                for kind, flags in exact(written(model, tokenizer, _ENCODED[place], dtype), items).items():
+                    more.setdefault(kind, {})[lang] = flags
+    return found | more
 
 
 _ENCODED: dict[tuple[str, str, str, str], list[Encoded]] = {}  # a worker scores the same items cell after cell

@@ -49,6 +49,7 @@ class Named:
     name: str
     things: Callable[[tuple[str, ...]], list[Thing]]
     first_token: bool = False
+    writes: bool = False
 
     def _split(self, split: str) -> list[Thing]:
         things = list(self.things(self.languages))

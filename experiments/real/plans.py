@@ -172,6 +172,12 @@ PLANS = {
 }
 
 
+WRITTEN = {
+    "exact": "Written answers that are the right one to the letter:",
+    "language": "Written answers that are a name of the language asked:",
+}
+
+
 def main(name: str = "", *results: str) -> None:
     """Print a plan, or the tables of its records, one for each world.
 
@@ -189,7 +195,12 @@ def main(name: str = "", *results: str) -> None:
     for world in dict.fromkeys(record["cell"]["world"] for record in records):
         own = [record for record in records if record["cell"]["world"] == world]
         groups = {record["group"] for record in own}
-        print(seed_table(own, [group for group in against if group in groups]), end="\n\n")
+        shown = [group for group in against if group in groups]
+        print(seed_table(own, shown), end="\n\n")
+        for kind, what in WRITTEN.items():
+            having = [record for record in own if kind in record["right"]]
+            if having:
+                print(f"{what}\n\n{seed_table(having, shown, kind)}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which candidate a model finds likeliest after a prompt: one forward for the prompt and all of its candidates.
+"""Score answers: which candidate a model finds likeliest after a prompt, and what it writes.
 
 A prompt and the tokens of its candidates make one sequence, in which a candidate sees the prompt and itself alone (a
 4-D mask) and stands where it would stand right after the prompt (its positions). So the prompt is read once, and the
@@ -7,11 +7,13 @@ result is that of reading each candidate by itself.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.real.worlds import Item
@@ -48,6 +50,59 @@ def right(
                 best = max(range(len(whole)), key=whole.__getitem__)
             flags[place] = "01"[best == items[place].answer]
     return "".join(flags)
+
+
+@torch.no_grad()
+def written(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[Encoded],
+    amp: torch.dtype | None = None,
+    tokens: int = 16,
+    batch: int = 64,
+) -> list[str]:
+    """The model's greedy answer to each prompt: the first line of up to `tokens` tokens."""
+    answers = [""] * len(encoded)
+    order = sorted(range(len(encoded)), key=lambda place: len(encoded[place][0]))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    for start in range(0, len(order), batch):
+        places = order[start : start + batch]
+        prompts = [torch.tensor(encoded[place][0]) for place in places]
+        ids = pad_sequence(prompts, batch_first=True, padding_value=pad, padding_side="left")
+        mask = pad_sequence([torch.ones_like(one) for one in prompts], batch_first=True, padding_side="left")
+        with torch.autocast(model.device.type, dtype=amp, enabled=amp is not None):
+            made = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=tokens,
+                do_sample=False,
+                pad_token_id=pad,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        texts = tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
+        for place, text in zip(places, texts, strict=True):
+            answers[place] = text.strip().split("\n")[0].strip()
+    return answers
+
+
+def exact(answers: Sequence[str], items: Sequence[Item]) -> dict[str, str]:
+    """Flags of written answers: `exact` matches, and those in the `language` asked (any candidate of `items`).
+
+    Names are too short for identifying a language from the letters, so an answer counts if it is one of the names that
+    the language's questions offer.
+    """
+    names = {_plain(candidate) for item in items for candidate in item.candidates}
+    return {
+        "exact": "".join(
+            "01"[_plain(answer) == _plain(item.candidates[item.answer])]
+            for answer, item in zip(answers, items, strict=True)
+        ),
+        "language": "".join("01"[_plain(answer) in names] for answer in answers),
+    }
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold().strip().rstrip(".")
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, items: Sequence[Item], chat: bool) -> list[Encoded]:

@@ -26,7 +26,8 @@ class Several:
 
     def __post_init__(self) -> None:
         own = self.worlds[self.task]
-        self.name, self.languages, self.first_token = f"several-{self.task}", own.languages, own.first_token
+        self.name, self.languages = f"several-{self.task}", own.languages
+        self.first_token, self.writes = own.first_token, own.writes
 
     def rows(self, text: Text) -> list[dict[str, str]]:
         """Answered rows of the task."""

@@ -143,8 +143,12 @@ def language_table(results: Results, groups: Mapping[str, str]) -> str:
     return table(["language", *chosen], lines)
 
 
-def seed_table(records: Sequence[Record], against: Sequence[str]) -> str:
-    """A line for each group of a plan: accuracy, each language, and the difference to some groups."""
+def seed_table(records: Sequence[Record], against: Sequence[str], split: str = "test") -> str:
+    """A line for each group of a plan: accuracy, each language, and the difference to some groups.
+
+    Args:
+        split: `test`, or one of the flags of written answers.
+    """
     results = Results(records)
     languages = others(records[0])
     differences = [f"{what} - {name}" for name in against for what in ("x", "English")]
@@ -153,14 +157,14 @@ def seed_table(records: Sequence[Record], against: Sequence[str]) -> str:
         if name.endswith(SEEDS):
             continue
         found = results.of(name)
-        x = f"{accuracy(found, 'test', languages):.1f}" + (
-            f" ±{spread(found, 'test', languages):.1f}" if len(found) > 1 else ""
+        x = f"{accuracy(found, split, languages):.1f}" + (
+            f" ±{spread(found, split, languages):.1f}" if len(found) > 1 else ""
         )
-        cells = [f"{accuracy(found, 'test', [lang]):.1f}" for lang in languages]
-        told = [name, str(len(found)), f"{accuracy(found, 'test', [ENGLISH]):.1f}", x, *cells]
+        cells = [f"{accuracy(found, split, [lang]):.1f}" for lang in languages]
+        told = [name, str(len(found)), f"{accuracy(found, split, [ENGLISH]):.1f}", x, *cells]
         for other in against:
             for chosen in (languages, [ENGLISH]):
-                told.append("" if other == name else signed(difference(results.of(other), found, "test", chosen)))
+                told.append("" if other == name else signed(difference(results.of(other), found, split, chosen)))
         lines.append([*told, f"{max(one['seconds']['training'] for one in found):.0f}"])
     return table(["", "seeds", "English", "x", *languages, *differences, "s"], lines)
 

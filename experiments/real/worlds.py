@@ -76,6 +76,7 @@ class World(Protocol):
     name: str
     languages: tuple[str, ...]  # English first
     first_token: bool  # candidates are compared by their first tokens
+    writes: bool  # answers are also written, not only chosen among candidates
 
     def rows(self, text: Text) -> list[dict[str, str]]:
         """Answered rows: prompt, response, lang."""
@@ -103,6 +104,7 @@ class Sib200:
     name: str = "sib200"
     cap: int = 0
     first_token: bool = False
+    writes: bool = False
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -156,6 +158,7 @@ class Bmlama:
     answers: str = "own"
     name: str = "bmlama"
     first_token: bool = True
+    writes: bool = True
 
     def rows_of(self, split: str, lang: str) -> list[dict[str, Any]]:
         """The records of a split, in the same order in all languages."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from experiments.real.scoring import encode, likelihoods, right
+from experiments.real.scoring import encode, exact, likelihoods, right, written
 from experiments.real.worlds import Item
 from tests.experiments.conftest import LABELS, TEXT
 
@@ -41,3 +41,28 @@ def test_the_likeliest_is_chosen(model):
     assert flags == "".join("01"[place == item.answer] for place, item in zip(best, ITEMS, strict=True))
     asked = [item._replace(answer=place) for item, place in zip(ITEMS, best, strict=True)]
     assert right(network, tokenizer, asked) == "111"
+
+
+def test_written_as_each_by_itself(model):
+    """Prompts of different lengths in a batch, padded on the left."""
+    network, tokenizer = model
+    encoded = encode(tokenizer, ITEMS, chat=False)
+    assert len({len(prompt) for prompt, _ in encoded}) > 1
+    alone = []
+    for prompt, _ in encoded:
+        ids = list(prompt)
+        for _ in range(5):
+            with torch.no_grad():
+                ids.append(network(torch.tensor([ids])).logits[0, -1].argmax().item())
+            if ids[-1] == tokenizer.eos_token_id:
+                break
+        text = tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+        alone.append(text.strip().split("\n")[0].strip())
+    assert written(network, tokenizer, encoded, tokens=5) == alone
+
+
+def test_written_answers_are_compared_as_names():
+    items = [Item("a", "", ("Wien", "Paris"), 0), Item("b", "", ("Prag", "Rom"), 1)]
+    found = exact([" wien.", "Paris"], items)
+    assert found == {"exact": "10", "language": "11"}
+    assert exact(["Vienna", ""], items) == {"exact": "00", "language": "00"}
