@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,7 +12,7 @@ from typing import Any
 
 from cctuning.data.layouts import LANG_COLUMNS
 from cctuning.data.parallel.columns import Pair
-from cctuning.data.parallel.files import read_pairs
+from cctuning.data.parallel.files import PairReader
 from cctuning.data.readers import local_path
 from cctuning.data.row_reader import RowReader
 from cctuning.data.schema import BadRow, Row
@@ -48,29 +48,26 @@ class Account:
         ways = {"given": self._given, "join": self._joined, "parallel": self._parallel}
         return ways.get(self.source.way, self._made)()
 
-    def _limited(self, rows: Generator[Candidate]) -> Candidates:
-        with closing(rows):  # so that `rows` writes its notes, also where the limit ends it
-            for row in islice(rows, self.source.limit):
-                self.read += 1
-                yield row
+    def _limited(self, rows: Candidates) -> Candidates:
+        for row in islice(rows, self.source.limit):
+            self.read += 1
+            yield row
         if not self.read:
             filtered = " with these values (where)" if self.source.where else ""
             raise UserError(f"{self.source.path}: no record to pair{filtered}.")
 
-    def _given(self, require_reference: bool = True) -> Candidates:
-        """Rows as their file has them; without a parallel they are rejected where one is required."""
+    def _told(self, path: str, reader: RowReader | PairReader) -> None:
+        """Keep what a reader has to say when it has been read."""
+        self.fingerprints |= reader.fingerprints
+        self.notes += [f"{path}: {note}" for note in reader.notes()] if path else reader.notes()
+
+    def _given(self) -> Candidates:
+        """Rows as their file has them; without a parallel they are rejected, except where it is to be made."""
         source = self.source
-        reader = RowReader(self.language, source.columns, source.lang, require_reference, text_is_prompt=True)
-        self.fingerprints = reader.fingerprints
-
-        def rows() -> Generator[Candidate]:
-            try:
-                for origin, record, row in reader.read(source, source.where, also=["id"]):
-                    yield Candidate.of(row, origin, record, self.number)
-            finally:
-                self.notes += [f"{source.path}: {note}" for note in reader.notes()]
-
-        return self._limited(rows())
+        reader = RowReader(self.language, source.columns, source.lang, source.way == "given", text_is_prompt=True)
+        read = reader.read(source, source.where, also=["id"])
+        yield from self._limited(Candidate.of(row, origin, record, self.number) for origin, record, row in read)
+        self._told(source.path, reader)
 
     def _parallel(self) -> Candidates:
         """Pairs of parallel text as rows without a response."""
@@ -80,28 +77,22 @@ class Account:
                 known = ", ".join(PAIR_PARTS)
                 raise UserError(f"source {source.path}: columns: {part}: parallel text has only {known}.")
         columns = {PAIR_PARTS[part]: name for part, name in source.columns.items()}
-        reference = source.english.get("path")
         given = {name: getattr(source, name) for name in ("name", "split", "lang", "where")}
+        text = ParallelSource(source.path, columns=columns, reference=source.english.get("path"), **given)
+        reader = PairReader(text, self.language)
 
-        text = ParallelSource(source.path, columns=columns, reference=reference, **given)
+        def rows() -> Candidates:
+            for found in reader.read():
+                if isinstance(found, Pair):
+                    row = Row(found.text, None, found.lang, found.reference, None, found.origin)
+                    candidate = Candidate.of(row, found.origin, {"id": found.id}, self.number)
+                    candidate.reference_origin = found.reference_origin
+                    yield candidate
+                else:
+                    yield Candidate.of(found[1], found[0], {}, self.number)
 
-        def rows() -> Generator[Candidate]:
-            seen: dict[str, list[str]] = {}
-            try:
-                for opened, found in read_pairs(text, self.language):
-                    self.fingerprints |= opened.fingerprints
-                    seen[opened.path] = opened.notes
-                    if isinstance(found, Pair):
-                        row = Row(found.text, None, found.lang, found.reference, None, found.origin)
-                        candidate = Candidate.of(row, found.origin, {"id": found.id}, self.number)
-                        candidate.reference_origin = found.reference_origin
-                        yield candidate
-                    else:
-                        yield Candidate.of(found[1], found[0], {}, self.number)
-            finally:
-                self.notes += [note for notes in seen.values() for note in notes]
-
-        return self._limited(rows())
+        yield from self._limited(rows())
+        self._told("", reader)
 
     def _joined(self) -> Candidates:
         """Rows with the parallel that another file has under the same key."""
@@ -119,29 +110,27 @@ class Account:
         theirs = RowReader(self.language, other.columns, other.lang, text_is_prompt=True, others={*LANG_COLUMNS})
         reader = RowReader(self.language, source.columns, source.lang, text_is_prompt=True)
         index = ReferenceSide(source.key, other.path, theirs.read(other, side.get("where", {}), also))
-        self.notes += [f"{other.path}: {note}" for note in theirs.notes()]
+        self._told(other.path, theirs)
         if index.unused:
             self.notes.append(
                 f"{other.path}: {len(index.unused)} records cannot be joined, the first: {index.unused[0]}"
             )
 
-        def rows() -> Generator[Candidate]:
-            try:
-                for count, (origin, record, row) in enumerate(reader.read(source, source.where, ["id", *also])):
-                    found = Candidate.of(row, origin, record, self.number)
-                    found.reference = found.reference_response = None
-                    if not found.problems and found.lang != self.language:
-                        index.match(found, key_of(record, count, source.key))
-                        found.record = dict(record) if found.problems else None
-                    yield found
-            finally:
-                notes = reader.notes()
-                if own := reader.parts.get("reference") or reader.parts.get("reference_messages"):
-                    notes.append(f"its column {own} is not used: the parallels are joined from {other.path}.")
-                self.notes += [f"{source.path}: {note}" for note in notes]
+        def rows() -> Candidates:
+            for count, (origin, record, row) in enumerate(reader.read(source, source.where, ["id", *also])):
+                found = Candidate.of(row, origin, record, self.number)
+                found.reference = found.reference_response = None
+                if not found.problems and found.lang != self.language:
+                    index.match(found, key_of(record, count, source.key))
+                    found.record = dict(record) if found.problems else None
+                yield found
 
         yield from self._limited(rows())
-        self.fingerprints = {**reader.fingerprints, **theirs.fingerprints}
+        self._told(source.path, reader)
+        if own := reader.parts.get("reference") or reader.parts.get("reference_messages"):
+            self.notes.append(
+                f"{source.path}: its column {own} is not used: the parallels are joined from {other.path}."
+            )
         if by_index and self.read not in (source.limit, index.records):
             raise UserError(
                 f"{source.path}: {self.read} records, where {other.path} has {index.records}: joined by index they "
@@ -150,19 +139,15 @@ class Account:
 
     def _made(self) -> Candidates:
         """Rows whose parallels are translated, or whole rows in other languages."""
-        engine = self.source.engine or self.options.engine
+        source, engine = self.source, self.source.engine or self.options.engine
         if not engine:
-            raise UserError(
-                f"source {self.source.path}: {self.source.way} needs an engine (docs/guides/translate.md)."
-            )
+            raise UserError(f"source {source.path}: {source.way} needs an engine (docs/guides/translate.md).")
         with closing(open_translator(engine, local_path(self.options.cache_dir))) as translator:
-            if self.source.way == "translate":
-                rows = self._given(require_reference=False)
-                yield from synthesis.translate_prompts(rows, translator, self.language)
+            if source.way == "translate":
+                yield from synthesis.translate_prompts(self._given(), translator, self.language)
             else:
-                self.source.lang = self.source.lang or self.language
-                rows = self._given(require_reference=False)
-                yield from synthesis.translate_rows(rows, translator, self.language, self.source.into)
+                source.lang = source.lang or self.language
+                yield from synthesis.translate_rows(self._given(), translator, self.language, source.into)
             self.usage[translator.name] = translator.usage()
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from babel import Locale, UnknownLocaleError
 
 from cctuning.data.parallel.columns import Pair
-from cctuning.data.parallel.files import read_pairs
+from cctuning.data.parallel.files import PairReader
 from cctuning.data.readers import local_path
 from cctuning.data.sources import ParallelSource
 from cctuning.data.text import Seen
@@ -175,14 +175,13 @@ def _label(label: Any) -> str:
 def _glossary(path: str, options: NamesOptions, report: NamesReport) -> Iterator[Name]:
     """The terms of a glossary, in any format of parallel text."""
     for lang in options.lang:
-        notes: dict[str, list[str]] = {}
+        reader = PairReader(ParallelSource(path, lang=lang), options.reference_language)
         bad: list[str] = []
-        for opened, found in read_pairs(ParallelSource(path, lang=lang), options.reference_language):
-            notes[opened.path] = opened.notes
+        for found in reader.read():
             if isinstance(found, Pair):
                 yield found.text, found.reference, lang, "glossary"
             else:
                 bad.append(f"{found[0]}: {found[1]}")
-        report.notes += [note for of_file in notes.values() for note in of_file]
+        report.notes += reader.notes()
         if bad:
             report.notes.append(f"{path}: {lang}: {len(bad)} entries were skipped, the first: {bad[0]}")

@@ -1,23 +1,16 @@
-"""Recognise which columns of a record are the two sides of a pair, and read the pairs of records."""
+"""Recognise which columns of a record are the two sides of a pair."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cctuning.data.layouts import LANG_COLUMNS, check_columns
 from cctuning.data.messages import text_of
-from cctuning.data.readers import Records
 from cctuning.data.schema import BadRow
-from cctuning.data.sources import ParallelSource
-from cctuning.errors import UserError
-from cctuning.extras import available
-from cctuning.identify import IDENTIFIED, identify_language
-from cctuning.languages import canonical_or_none, language_name, matching, same, unknown
+from cctuning.languages import canonical_or_none, matching, same, unknown
 
 NAMING = "give the source a lang: '{path: FILE, lang: sw}' in place of FILE"
 
@@ -44,14 +37,10 @@ class Layout:
     Attributes:
         sides: column of a text, column of its language, and the language where that has none.
         mapping: a column that maps languages to texts, in place of `sides`.
-        wanted: take only this language.
-        identified: the language of the first side, where only the content says it.
     """
 
     sides: tuple[tuple[str, str | None, str | None], ...] = ()
     mapping: str | None = None
-    wanted: str | None = None
-    identified: str | None = None
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -65,25 +54,15 @@ class Layout:
             value = record.get(self.mapping)
             if not isinstance(value, Mapping):
                 raise BadRow(self.mapping, f"expected language: text, found {type(value).__name__}.")
-            return {_code(code, self.mapping): _said(text, f"{self.mapping}.{code}") for code, text in value.items()}
+            return {_code(code, self.mapping): text_in(text, f"{self.mapping}.{code}") for code, text in value.items()}
         found = {}
         for name, lang_column, lang in self.sides:
-            said = _said(record.get(lang_column), lang_column) if lang_column else ""
-            found[_code(said or lang, lang_column or "lang")] = _said(record.get(name), name)
+            said = text_in(record.get(lang_column), lang_column) if lang_column else ""
+            found[_code(said or lang, lang_column or "lang")] = text_in(record.get(name), name)
         return found
 
 
 Found = Iterator[Pair | tuple[str, BadRow]]  # a pair, or the origin of a bad one and what is wrong
-
-
-@dataclass
-class Opened:
-    """One file of a source; `notes` may grow while `pairs` runs."""
-
-    path: str
-    pairs: Callable[[], Found]
-    fingerprints: dict[str, str]
-    notes: list[str] = field(default_factory=list)
 
 
 def pairs_of(texts: Mapping[str, str], language: str, wanted: str | None) -> list[tuple[str, str, str]]:
@@ -105,19 +84,14 @@ def pairs_of(texts: Mapping[str, str], language: str, wanted: str | None) -> lis
 
 
 def recognise(
-    found: Sequence[str],
-    columns: Mapping[str, str],
-    language: str,
-    lang: str | None,
-    where: str,
-    default: str | None = None,
+    found: Sequence[str], columns: Mapping[str, str], language: str, lang: str | None, where: str
 ) -> Layout | None:
     """Recognise the layout from the column names `found`; None where they hold no parallel text.
 
     Args:
         columns: part to column, as the source maps them.
-        lang: the source's `lang`: language of records that name none, and the one to take of several.
-        default: language of records that name none, from the file's name.
+        lang: language of records that name none.
+        where: the file, for errors.
     """
     check_columns(found, columns, where)
     lang_column = columns.get("lang") or next((name for name in LANG_COLUMNS if name in found), None)
@@ -126,18 +100,18 @@ def recognise(
     for text, reference in names:
         columns_of = (columns.get("text", text), columns.get("reference", reference))
         if all(name in found for name in columns_of):
-            return beside(*columns_of, lang_column, lang or default, language)
+            return beside(*columns_of, lang_column, lang, language)
     if "translation" in found:
-        return Layout(mapping="translation", wanted=lang)
+        return Layout(mapping="translation")
     sides = [(name, code, None) for name in found if (code := _lang_beside(name, found))]
     if len(sides) == 2:
-        return Layout(tuple(sides), wanted=lang)
+        return Layout(tuple(sides))
     # One column per language: `en`, `sw`; `sentence_eng_Latn`, `sentence_swh_Latn`; `English`, `Swahili`.
     for before in ("", "sentence_", "text_"):
         codes = {name: canonical_or_none(name.removeprefix(before)) for name in found if name.startswith(before)}
         named = {name: code for name, code in codes.items() if code}
         if len(named) > 1 and any(same(code, language) for code in named.values()):
-            return Layout(tuple((name, None, code) for name, code in named.items()), wanted=lang)
+            return Layout(tuple((name, None, code) for name, code in named.items()))
     return None
 
 
@@ -163,106 +137,8 @@ def _code(value: str | None, field: str) -> str:
     return code
 
 
-def _said(value: Any, field: str) -> str:
+def text_in(value: Any, field: str) -> str:
     """Text, or the contents of messages, stripped."""
     if isinstance(value, list) and all(isinstance(turn, Mapping) for turn in value):
         value = "\n".join(str(turn.get("content", "")) for turn in value)
     return text_of(value, field).strip()
-
-
-def identified(texts: Iterable[str], language: str, path: str) -> str:
-    """The language of the first texts, which is not the reference language; `UserError` where it is not clear."""
-    if not available("lingua"):
-        raise UserError(f"{path}: no language; {NAMING}, or pip install 'cc-tuning[langid]', which identifies it.")
-    code = identify_language(texts)
-    if code is None:
-        raise UserError(
-            f"{path}: the language of its text cannot be identified; {NAMING}, or where there are several, each "
-            "record its own."
-        )
-    if same(code, language):
-        raise UserError(
-            f"{path}: its text is in {language_name(code)}, the reference language; are text and reference swapped?"
-        )
-    return code
-
-
-def taken_by_content(path: str, lang: str) -> str:
-    """The note on a language that was identified."""
-    return f"{path}: its text is taken to be {language_name(lang)} ({lang}), by its content; if not, {NAMING}."
-
-
-def read_records(
-    records: Records,
-    source: ParallelSource,
-    language: str,
-    default: str | None,
-    path: str | None = None,
-    layout: Layout | None = None,
-) -> Opened:
-    path = path or next(iter(records.fingerprints), source.path)
-
-    @cache
-    def layout_of(found: tuple[str, ...]) -> Layout:
-        chosen = layout or recognise(found, source.columns, language, source.lang, path, default)
-        if chosen is None:
-            raise BadRow(
-                "columns",
-                f"no parallel text; expected columns text and text_{language} (or reference), prompt and "
-                f"prompt_{language}, translation, or one for each language ({language}, sw, ...), or map them under "
-                f"columns:. It has {', '.join(found)}.",
-            )
-        sides = [(name, column, lang or language_of(name, column)) for name, column, lang in chosen.sides]
-        return replace(chosen, sides=tuple(sides))
-
-    @cache
-    def language_of(name: str, column: str | None) -> str | None:
-        """The language of a column of text by its content, where the first records name none (in `column`)."""
-        columns = {*LANG_COLUMNS, source.columns.get("lang", "lang")}
-        if column not in {None, *columns}:  # each side has a column of its own
-            return None
-        every = (one for _, one in records.iterate({name, *columns, *source.where}) if not isinstance(one, BadRow))
-        first = [*islice(filter(is_wanted, every), IDENTIFIED)]
-        if any(record.get(column) for record in first for column in columns):
-            return None  # only some lack it
-        code = identified([_said(record.get(name), name) for record in first], language, path)
-        opened.notes.append(taken_by_content(path, code))
-        return code
-
-    def is_wanted(record: Mapping[str, Any]) -> bool:
-        return all(record.get(name) == value for name, value in source.where.items())
-
-    opened = Opened(path, lambda: pairs(), records.fingerprints)
-    wanted: set[str] = set()
-    if records.columns is not None:
-        try:
-            chosen = layout_of(tuple(records.columns))
-        except BadRow as bad:
-            raise UserError(f"{path}: {bad.reason}") from None
-        wanted = {*chosen.used, *source.where, "id"} & set(records.columns)
-
-    def pairs() -> Found:
-        seen = dict.fromkeys(records.columns or ())
-        for origin, record in records.iterate(wanted):
-            if isinstance(record, BadRow):
-                yield origin, record
-                continue
-            seen |= dict.fromkeys(record)
-            if not is_wanted(record):
-                continue
-            found = tuple(records.columns or record)
-            try:
-                chosen = layout_of(found)
-                if record.get("response") and not opened.notes:
-                    opened.notes.append(f"{path}: its responses are not used; only the parallel text is read.")
-                for text, reference, code in pairs_of(chosen.texts(record), language, chosen.wanted):
-                    if source.lang and not matching(source.lang, [code]):  # by the record's own column
-                        raise Absent("row", f"no text in {source.lang}; it has {code}.")
-                    yield Pair(text, reference, code, origin, None, record.get("id"))
-            except BadRow as bad:
-                yield origin, bad
-        for name in source.where if seen else ():
-            if name not in seen:
-                raise UserError(f"{path}: where: no column {name!r} among {', '.join(seen)}.")
-
-    return opened

@@ -4,262 +4,285 @@ from __future__ import annotations
 
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice, zip_longest
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import chain, islice
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-from cctuning.data.parallel.columns import (
-    Absent,
-    Found,
-    Opened,
-    Pair,
-    identified,
-    read_records,
-    recognise,
-    taken_by_content,
-)
+from cctuning.data.layouts import LANG_COLUMNS
+from cctuning.data.parallel.columns import NAMING, Absent, Found, Layout, Pair, pairs_of, recognise, text_in
 from cctuning.data.parallel.filenames import TABLES, is_tar, languages_in, named_by, sides_among, stem_of, suffix_of
+from cctuning.data.parallel.formats import FORMATS, Part, export_in, read_lines, read_tatoeba, read_xml
 from cctuning.data.parallel.headerless import SAMPLE, is_header, numbered, recognise_numbered
-from cctuning.data.parallel.published import FORMATS, export_in, read_tatoeba, read_xml
 from cctuning.data.readers import SUFFIXES, Records, as_records, is_saved, local_path, of_split, open_records
 from cctuning.data.schema import BadRow
 from cctuning.data.sources import ParallelSource
-from cctuning.data.text_files import numbered_lines, open_binary, read_table, uncompressed_name
+from cctuning.data.text_files import read_table, uncompressed_name
 from cctuning.errors import UserError
+from cctuning.extras import available
 from cctuning.files import file_hash
-from cctuning.languages import matches, same
+from cctuning.identify import IDENTIFIED, identify_language
+from cctuning.languages import language_name, matches, same
 
 BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # other files in the archives of OPUS
 DOCUMENTS = ("readme", "license", "licence", "_about", "changelog")
 
 
-@dataclass(frozen=True)
-class Part:
-    """A file, or a member of a zip."""
+@dataclass
+class PairReader:
+    """Reads the pairs of a source.
 
-    label: str  # for origins and messages
-    name: str  # without folder and compression
-    opened: Callable[[], IO[bytes]]
-
-    @classmethod
-    def of(cls, path: str | Path) -> Part:
-        """A file on disk."""
-        return cls(str(path), uncompressed_name(Path(path).name), lambda: open_binary(Path(path)))
-
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Numbered lines."""
-        return numbered_lines(self.label, self.opened)
-
-
-def read_pairs(source: ParallelSource, language: str) -> Iterator[tuple[Opened, Pair | tuple[str, BadRow]]]:
-    """Every pair of a source with its file, or the origin and error of a bad one.
-
-    Where the source's `lang` names a region, pairs of another region are taken only if it has none of that one.
+    Attributes:
+        language: the reference language, canonical.
+        said: (filled) what the user should know about how they were read.
+        fingerprints: (filled) file or data set to its hash.
     """
-    files, exact = _open(source, language), None
 
-    def fits(found: Pair | tuple[str, BadRow]) -> bool:
-        return source.lang is None or (isinstance(found, Pair) and matches(source.lang, found.lang))
+    source: ParallelSource
+    language: str
+    said: dict[str, None] = field(default_factory=dict)
+    fingerprints: dict[str, str] = field(default_factory=dict)
 
-    for opened in files:
-        for found in opened.pairs():
+    def notes(self) -> list[str]:
+        """What the user should know about how the pairs were read."""
+        return list(self.said)
+
+    def read(self) -> Found:
+        """Every pair, or the origin and error of a bad one.
+
+        Where the source's `lang` names a region, pairs of another region are taken only if it has none of that one.
+        """
+        exact, wanted = None, self.source.lang
+
+        def fits(found: Pair | tuple[str, BadRow]) -> bool:
+            return wanted is None or (isinstance(found, Pair) and matches(wanted, found.lang))
+
+        for found in chain.from_iterable(self._files()):
             if isinstance(found, Pair) and not fits(found):
                 if exact is None:
-                    exact = any(fits(other) for file in files for other in file.pairs())
+                    exact = any(map(fits, chain.from_iterable(self._files())))
                 if exact:
-                    found = found.origin, Absent("row", f"its text is in {found.lang}; others are in {source.lang}.")
-                elif (
-                    note := f"{opened.path}: no text in {source.lang}; its {found.lang} is taken."
-                ) not in opened.notes:
-                    opened.notes.append(note)
-            yield opened, found
+                    yield found.origin, Absent("row", f"its text is in {found.lang}; others are in {wanted}.")
+                    continue
+                self.said[f"{self.source.path}: no text in {wanted}; its {found.lang} is taken."] = None
+            yield found
 
+    def _files(self) -> list[Found]:
+        source, local = self.source, local_path(self.source.path)
+        if source.reference is not None:
+            return [self._two_files(local, local_path(source.reference))]
+        if local.is_file():
+            return self._file(local)
+        if local.is_dir() and not is_saved(local):
+            return self._directory(local)
+        beside = ((file, uncompressed_name(file.name)) for file in _files_in(local.parent))
+        if sides := self._sides(file for file, name in beside if name.rpartition(".")[0] == local.name):
+            return sides
+        lang = named_by(source.name or local.name, self.language)
+        return [self._records(records, lang) for records in open_records(source.path, source.name, source.split)]
 
-def _open(source: ParallelSource, language: str) -> list[Opened]:
-    local = local_path(source.path)
-    if source.reference is not None:
-        return [_two_files(local, local_path(source.reference), source, language)]
-    if local.is_file():
-        return _file(local, source, language)
-    if local.is_dir() and not is_saved(local):
-        return _directory(local, source, language)
-    prefixed = [file for file in _files(local.parent) if uncompressed_name(file.name).rpartition(".")[0] == local.name]
-    opened = _sides(prefixed, source, language)
-    if opened:
-        return opened
-    default = named_by(source.name or local.name, language)
-    return [
-        read_records(records, source, language, default)
-        for records in open_records(source.path, source.name, source.split)
-    ]
+    def _hash(self, *paths: str | Path) -> None:
+        try:
+            self.fingerprints |= {str(path): file_hash(Path(path)) for path in paths}
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be read: {error.strerror}; give a file.") from None
 
+    def _file(self, path: Path) -> list[Found]:
+        suffix = suffix_of(path.name)
+        if suffix == ".zip":
+            return self._zip(path)
+        if is_tar(path.name):
+            raise UserError(f"{path}: a tar archive; unpack it first (tar -xf), and name the file or directory in it.")
+        if suffix in SUFFIXES and suffix != ".tsv":
+            lang = named_by(stem_of(path.name), self.language)
+            return [self._records(records, lang) for records in open_records(str(path))]
+        if suffix not in (*FORMATS, ".tsv"):
+            among = sides_among(map(str, _files_in(path.parent)), self.language)
+            sides = [side for side in among if str(path) in side[:2]]
+            if len(sides) > 1:
+                names = ", ".join(Path(text).name for text, _, _ in sides)
+                raise UserError(f"{path}: more than one file matches it: {names}; name one of them.")
+            if sides:
+                text, reference, code = sides[0]
+                self._hash(text, reference)
+                return [read_lines(Part.of(text), Part.of(reference), self.source.lang or code)]
+        self._hash(path)
+        return [self._document(Part.of(path))]
 
-def _files(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []
+    def _directory(self, folder: Path) -> list[Found]:
+        """The files of parallel text in a directory; those of one split, where file names have splits."""
+        if export := export_in(folder):
+            self._hash(*export[0], *export[1])
+            return [read_tatoeba(*export, self.language, self.source.lang)]
+        files = [file for file in _files_in(folder) if suffix_of(file.name) in TABLES or languages_in(file.name)]
+        files = of_split(files, self.source.split, folder)
+        tables = [file for file in files if suffix_of(file.name) in TABLES]
+        found = [one for file in tables for one in self._file(file)]
+        found += self._sides([file for file in files if file not in tables])
+        if not found:
+            inside = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
+            hint = f" Its directories: {', '.join(inside[:10])}." if inside else ""
+            archives = [file.name for file in _files_in(folder) if is_tar(file.name)]
+            hint += f" Unpack {', '.join(archives)} first (tar -xf)." if archives else ""
+            raise UserError(
+                f"{folder}: no parallel text in this directory; see docs/start/data.md for the formats.{hint}"
+            )
+        return found
 
+    def _zip(self, path: Path) -> list[Found]:
+        """The text in a zip: two plain files or a TMX, as OPUS has them, or a table, as ManyThings has it."""
+        self._hash(path)
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"{path}: not a readable zip file ({error}); download it again.") from None
 
-def _hashes(*paths: str | Path) -> dict[str, str]:
-    try:
-        return {str(path): file_hash(Path(path)) for path in paths}
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}; give a file.") from None
+        def part(name: str) -> Part:
+            return Part(f"{path}/{name}", Path(name).name, lambda: archive.open(name))
 
+        names = [name for name in archive.namelist() if not name.endswith(("/", *BESIDE))]
+        names = [name for name in names if not Path(name).name.lower().startswith(DOCUMENTS)]
+        documents = [name for name in names if suffix_of(name) in (*FORMATS, ".tsv", ".txt")]
+        found = self._sides(names, part) or [self._document(part(name)) for name in documents]
+        if not found:
+            names_there = ", ".join(names) or "its files"
+            raise UserError(f"{path}: no parallel text among {names_there} with {self.language} on a side.")
+        return found
 
-def _file(path: Path, source: ParallelSource, language: str) -> list[Opened]:
-    suffix = suffix_of(path.name)
-    if suffix == ".zip":
-        return _zip(path, source, language)
-    if is_tar(path.name):
-        raise UserError(f"{path}: a tar archive; unpack it first (tar -xf), and name the file or directory in it.")
-    if suffix in SUFFIXES and suffix != ".tsv":
-        default = named_by(stem_of(path.name), language)
-        return [read_records(records, source, language, default) for records in open_records(str(path))]
-    if suffix not in (*FORMATS, ".tsv"):
-        among = sides_among(map(str, _files(path.parent)), language)
-        sides = [side for side in among if str(path) in side[:2]]
-        if len(sides) > 1:
-            names = ", ".join(Path(text).name for text, _, _ in sides)
-            raise UserError(f"{path}: more than one file matches it: {names}; name one of them.")
-        if sides:
-            text, reference, code = sides[0]
-            return [_moses(Part.of(text), Part.of(reference), source.lang or code, _hashes(text, reference))]
-    return [_document(Part.of(path), source, language, _hashes(path))]
+    def _sides(self, names: Iterable[str | Path], part: Callable[[str], Part] | None = None) -> list[Found]:
+        """The pairs of plain files among `names` that differ only in the language; of a zip, with its `part`."""
+        found = []
+        for text, reference, code in sides_among(map(str, names), self.language):
+            if self.source.lang is None or same(code, self.source.lang):
+                if part is None:
+                    self._hash(text, reference)
+                opened = part or Part.of
+                found.append(read_lines(opened(text), opened(reference), self.source.lang or code))
+        return found
 
+    def _two_files(self, path: Path, reference: Path) -> Found:
+        self._hash(path, reference)
+        text, language = Part.of(path), self.language
+        named = (code for _, _, code in languages_in(path.name) if not same(code, language))
+        code = self.source.lang or next(named, None) or named_by(stem_of(path.name), language)
+        if code is None:
+            code = self._identified((raw.decode(errors="replace") for _, raw in text.lines()), str(path))
+        return read_lines(text, Part.of(reference), code)
 
-def _directory(folder: Path, source: ParallelSource, language: str) -> list[Opened]:
-    """The files of parallel text in a directory; those of one split, where file names have splits."""
-    export = export_in(folder)
-    if export:
-        pairs = lambda: read_tatoeba(*export, language, source.lang)  # noqa: E731
-        return [Opened(str(folder), pairs, _hashes(*export[0], *export[1]))]
-    files = [file for file in _files(folder) if suffix_of(file.name) in TABLES or languages_in(file.name)]
-    files = of_split(files, source.split, folder)
-    tables = [file for file in files if suffix_of(file.name) in TABLES]
-    opened = [one for file in tables for one in _file(file, source, language)]
-    opened += _sides([file for file in files if file not in tables], source, language)
-    if not opened:
-        inside = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
-        hint = f" Its directories: {', '.join(inside[:10])}." if inside else ""
-        archives = [file.name for file in _files(folder) if is_tar(file.name)]
-        hint += f" Unpack {', '.join(archives)} first (tar -xf)." if archives else ""
-        raise UserError(f"{folder}: no parallel text in this directory; see docs/start/data.md for the formats.{hint}")
-    return opened
+    def _identified(self, texts: Iterable[str], path: str) -> str:
+        """The language of the first texts, which is not the reference language; `UserError` where it is not clear."""
+        if not available("lingua"):
+            raise UserError(f"{path}: no language; {NAMING}, or pip install 'cc-tuning[langid]', which identifies it.")
+        code = identify_language(texts)
+        if code is None:
+            raise UserError(
+                f"{path}: the language of its text cannot be identified; {NAMING}, or where there are several, each "
+                "record its own."
+            )
+        name = language_name(code)
+        if same(code, self.language):
+            raise UserError(f"{path}: its text is in {name}, the reference language; are text and reference swapped?")
+        self.said[f"{path}: its text is taken to be {name} ({code}), by its content; if not, {NAMING}."] = None
+        return code
 
+    def _document(self, part: Part) -> Found:
+        """A file that holds both sides."""
+        suffix = suffix_of(part.name)
+        if suffix in FORMATS:
+            return read_xml(part, suffix, self.language, self.source.lang)
+        return self._table(part)
 
-def _zip(path: Path, source: ParallelSource, language: str) -> list[Opened]:
-    """The text in a zip: two plain files or a TMX, as OPUS has them, or a table, as ManyThings has it."""
-    hashes = _hashes(path)
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path}: not a readable zip file ({error}); download it again.") from None
+    def _table(self, part: Part) -> Found:
+        """A tab-separated file, with or without a header."""
+        columns = self.source.columns
+        rows = read_table(part.label, part.opened, "\t")
+        sample = [cells for _, cells in islice(rows(), SAMPLE) if isinstance(cells, list)]
+        if not sample:
+            raise UserError(f"{part.label}: it is empty.")
+        header, stem, layout = sample[0], stem_of(part.name), None
+        lang = self.source.lang or named_by(stem, self.language)
+        if not columns or not all(name.isdecimal() for name in columns.values()):
+            layout = recognise(header, columns, self.language, lang, part.label)
+        if layout and len(sample) > 1 and len(sample[1]) == len(header):
+            again = dict(zip(header, sample[1], strict=True))
+            if any(again[name] == name for name in layout.used):
+                layout = None  # columns of language codes (`eng`, `swh`) look like column names
+        skip = 1
+        if layout is None:
+            header = numbered(Counter(map(len, sample)).most_common(1)[0][0])
+            alike = [cells for cells in sample if len(cells) == len(header)]
+            layout = recognise_numbered(alike, part.label, stem, columns, self.language, self.source.lang)
+            skip = int(len(alike) > 1 and alike[0] is sample[0] and is_header(alike[0], alike[1:]))
+            if skip:
+                first = ", ".join(alike[0])
+                self.said[f"{part.label}:1: is read as a header, not as a pair: {first}."] = None
+        records = Records(header, lambda wanted: as_records(part.label, rows, header, skip), {})
+        return self._records(records, lang, part.label, layout)
 
-    def part(name: str | Path) -> Part:
-        return Part(f"{path}/{name}", Path(name).name, lambda: archive.open(str(name)))
+    def _records(
+        self, records: Records, named: str | None, path: str | None = None, layout: Layout | None = None
+    ) -> Found:
+        """The pairs of records; `named` is the language of their file's name, `layout` theirs where it is known."""
+        source, where, language = self.source, self.source.where, self.language
+        path = path or next(iter(records.fingerprints), source.path)
+        self.fingerprints |= records.fingerprints
 
-    names = [name for name in archive.namelist() if not name.endswith(("/", *BESIDE))]
-    names = [name for name in names if not Path(name).name.lower().startswith(DOCUMENTS)]
-    opened = _sides(names, source, language, part, hashes)
-    for name in names if not opened else ():
-        if suffix_of(name) in (*FORMATS, ".tsv", ".txt"):
-            opened.append(_document(part(name), source, language, hashes))
-    if not opened:
-        raise UserError(f"{path}: no parallel text among {', '.join(names) or 'its files'} with {language} on a side.")
-    return opened
+        def is_wanted(record: Mapping[str, Any]) -> bool:
+            return all(record.get(name) == value for name, value in where.items())
 
-
-# -- two plain files, line by line ------------------------------------------------------------------------------------
-
-
-def _sides(
-    names: Iterable[str | Path],
-    source: ParallelSource,
-    language: str,
-    part: Callable[[str], Part] = Part.of,
-    hashes: dict[str, str] | None = None,
-) -> list[Opened]:
-    """The pairs of files among `names` that differ only in the language."""
-    return [
-        _moses(part(text), part(reference), source.lang or code, hashes or _hashes(text, reference))
-        for text, reference, code in sides_among(map(str, names), language)
-        if source.lang is None or same(code, source.lang)
-    ]
-
-
-def _two_files(path: Path, reference: Path, source: ParallelSource, language: str) -> Opened:
-    hashes, text = _hashes(path, reference), Part.of(path)
-    code = source.lang or next((code for _, _, code in languages_in(path.name) if not same(code, language)), None)
-    code = code or named_by(stem_of(path.name), language)
-    if code:
-        return _moses(text, Part.of(reference), code, hashes)
-    code = identified((raw.decode(errors="replace") for _, raw in text.lines()), language, str(path))
-    opened = _moses(text, Part.of(reference), code, hashes)
-    opened.notes.append(taken_by_content(str(path), code))
-    return opened
-
-
-def _moses(text: Part, reference: Part, lang: str, hashes: dict[str, str]) -> Opened:
-    def pairs() -> Found:
-        for left, right in zip_longest(text.lines(), reference.lines()):
-            if left is None or right is None:
-                shorter, longer = (text, reference) if left is None else (reference, text)
-                line = (left or right)[0]
-                raise UserError(
-                    f"{shorter.label}: ends before line {line}, {longer.label} does not; they must match line by line."
+        @cache
+        def layout_of(found: tuple[str, ...]) -> Layout:
+            chosen = layout or recognise(found, source.columns, language, source.lang or named, path)
+            if chosen is None:
+                raise BadRow(
+                    "columns",
+                    f"no parallel text; expected columns text and text_{language} (or reference), prompt and "
+                    f"prompt_{language}, translation, or one for each language ({language}, sw, ...), or map them "
+                    f"under columns:. It has {', '.join(found)}.",
                 )
-            origin = f"{text.label}:{left[0]}"
+            sides = [(name, column, lang or language_of(name, column)) for name, column, lang in chosen.sides]
+            return replace(chosen, sides=tuple(sides))
+
+        @cache
+        def language_of(name: str, column: str | None) -> str | None:
+            """The language of a column of text by its content, where the first records name none (in `column`)."""
+            columns = {*LANG_COLUMNS, source.columns.get("lang", "lang")}
+            if column not in {None, *columns}:  # each side has a column of its own
+                return None
+            every = (one for _, one in records.iterate({name, *columns, *where}) if not isinstance(one, BadRow))
+            first = [*islice(filter(is_wanted, every), IDENTIFIED)]
+            if any(record.get(column) for record in first for column in columns):
+                return None  # only some lack it
+            return self._identified([text_in(record.get(name), name) for record in first], path)
+
+        used: set[str] = set()
+        if records.columns is not None:
             try:
-                sides = left[1].decode().strip(), right[1].decode().strip()
-            except UnicodeDecodeError:
-                yield origin, BadRow("line", "is not UTF-8; re-encode the file.")
+                used = {*layout_of(tuple(records.columns)).used, *where, "id"} & set(records.columns)
+            except BadRow as bad:
+                raise UserError(f"{path}: {bad.reason}") from None
+        seen = dict.fromkeys(records.columns or ())
+        for origin, record in records.iterate(used):
+            if isinstance(record, BadRow):
+                yield origin, record
                 continue
-            if not all(sides):
-                yield origin, BadRow("line", "one side is empty.")
-            else:
-                yield Pair(*sides, lang, origin, f"{reference.label}:{right[0]}")
-
-    return Opened(text.label, pairs, hashes)
-
-
-# -- tables and records -----------------------------------------------------------------------------------------------
-
-
-def _document(part: Part, source: ParallelSource, language: str, hashes: dict[str, str]) -> Opened:
-    """A file that holds both sides."""
-    suffix = suffix_of(part.name)
-    if suffix not in FORMATS:
-        return _table(part, source, language, hashes)
-    return Opened(part.label, lambda: read_xml(part.label, part.opened, suffix, language, source.lang), hashes)
+            seen |= dict.fromkeys(record)
+            if not is_wanted(record):
+                continue
+            try:
+                texts = layout_of(tuple(records.columns or record)).texts(record)
+                if record.get("response"):
+                    self.said[f"{path}: its responses are not used; only the parallel text is read."] = None
+                for text, reference, code in pairs_of(texts, language, source.lang):
+                    yield Pair(text, reference, code, origin, None, record.get("id"))
+            except BadRow as bad:
+                yield origin, bad
+        for name in where if seen else ():
+            if name not in seen:
+                raise UserError(f"{path}: where: no column {name!r} among {', '.join(seen)}.")
 
 
-def _table(part: Part, source: ParallelSource, language: str, hashes: dict[str, str]) -> Opened:
-    """A tab-separated file, with or without a header."""
-    rows = read_table(part.label, part.opened, "\t")
-    sample = [cells for _, cells in islice(rows(), SAMPLE) if isinstance(cells, list)]
-    if not sample:
-        raise UserError(f"{part.label}: it is empty.")
-    header, stem, default = sample[0], stem_of(part.name), named_by(stem_of(part.name), language)
-    layout = None
-    if not source.columns or not all(name.isdecimal() for name in source.columns.values()):
-        layout = recognise(header, source.columns, language, source.lang, part.label, default)
-    if layout and len(sample) > 1 and len(sample[1]) == len(header):
-        again = dict(zip(header, sample[1], strict=True))
-        if any(again[name] == name for name in layout.used):
-            layout = None  # columns of language codes (`eng`, `swh`) look like column names
-    skip, notes = 1, list[str]()
-    if layout is None:
-        skip = 0
-        header = numbered(Counter(map(len, sample)).most_common(1)[0][0])
-        alike = [cells for cells in sample if len(cells) == len(header)]
-        layout = recognise_numbered(alike, part.label, stem, source.columns, language, source.lang)
-        if len(alike) > 1 and alike[0] is sample[0] and is_header(alike[0], alike[1:]):
-            skip, notes = 1, [f"{part.label}:1: is read as a header, not as a pair: {', '.join(alike[0])}."]
-
-    found = Records(header, lambda wanted: as_records(part.label, rows, header, skip), hashes)
-    if layout.identified:
-        notes.append(taken_by_content(part.label, layout.identified))
-    opened = read_records(found, source, language, default, part.label, layout)
-    opened.notes += notes
-    return opened
+def _files_in(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []

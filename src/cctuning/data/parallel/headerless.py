@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-from cctuning.data.parallel.columns import NAMING, Layout, beside, identified
+from cctuning.data.parallel.columns import NAMING, Layout, beside
 from cctuning.data.parallel.filenames import in_name, named_by
 from cctuning.errors import UserError
 from cctuning.identify import IDENTIFIED, between, identify_language
@@ -61,8 +60,11 @@ def recognise_numbered(
         stem: the file's name without endings.
         columns: part to column number from 1, where the source gives them.
         lang: the other language, where the source gives it.
+
+    Returns:
+        The layout; its text has no language where only the content says it.
     """
-    count, names = len(lines[0]), numbered(len(lines[0]))
+    count = len(lines[0])
     if count < 2:
         raise UserError(f"{path}: no parallel text; expected two columns with a tab between, or names of columns.")
     named = in_name(stem)
@@ -70,17 +72,38 @@ def recognise_numbered(
         raise UserError(
             f"{path}: its name says {' and '.join(named)}, neither of them {language}; set reference_language."
         )
-    other = lang or named_by(stem, language)
-    texts, codes = list[int](), list[str]()
-
-    def layout(text: int, reference: int, code: str) -> Layout:
-        found = beside(names[text], names[reference], None, code, language)
-        return replace(found, identified=code if other is None and not codes else None)
-
+    lang = lang or named_by(stem, language)
     if columns:
         text, reference = (_place(columns, part, count, path) for part in ("text", "reference"))
-        return layout(text, reference, other or identified((line[text] for line in lines), language, path))
-    for place in range(count):
+    else:
+        texts, codes = _texts_and_codes(lines)
+        if len(texts) != 2:
+            places = ", ".join(str(place + 1) for place in texts) or "none"
+            raise UserError(
+                f"{path}: expected two columns of text, found {len(texts)} of {count} (columns {places}); say which, "
+                "columns: {text: '2', reference: '1'}, or give the file a header."
+            )
+        side: int | None
+        if len(codes) == 2 and any(same(code, language) for code in codes):
+            side = 0 if same(codes[0], language) else 1
+            lang = codes[1 - side]
+        else:
+            side = _side_of_reference([[line[place] for line in lines] for place in texts], language, lang)
+            if side is None and named and lang:
+                side = 0 if same(named[0], language) else 1
+        if side is None:
+            one, two = (place + 1 for place in texts)
+            advice = f"give columns: {{text: '{two}', reference: '{one}'}}" if lang else NAMING
+            raise UserError(f"{path}: cannot tell which of columns {one} and {two} is in {language}; {advice}.")
+        text, reference = texts[1 - side], texts[side]
+    names = numbered(count)
+    return beside(names[text], names[reference], None, lang, language)
+
+
+def _texts_and_codes(lines: Sequence[Sequence[str]]) -> tuple[list[int], list[str]]:
+    """The places of the columns of text, and the language codes that columns repeat in every line."""
+    texts, codes = list[int](), list[str]()
+    for place in range(len(lines[0])):
         cells = [line[place].strip() for line in lines]
         filled = [cell for cell in cells if cell]
         if not filled or sum(map(_is_number, filled)) > 0.9 * len(filled):
@@ -91,40 +114,22 @@ def recognise_numbered(
             continue  # the name of a corpus, a licence
         elif sum(bool(NO_TEXT.match(cell)) for cell in filled) < 0.8 * len(filled):
             texts.append(place)
-    if len(texts) != 2:
-        places = ", ".join(str(place + 1) for place in texts) or "none"
-        raise UserError(
-            f"{path}: expected two columns of text, found {len(texts)} of {count} (columns {places}); say which, "
-            "columns: {text: '2', reference: '1'}, or give the file a header."
-        )
-    if len(codes) == 2 and any(same(code, language) for code in codes):
-        side = 0 if same(codes[0], language) else 1
-        return layout(texts[1 - side], texts[side], codes[1 - side])
-    told = _side_of_reference([[line[place] for line in lines] for place in texts], language, other)
-    if told is None and other is not None and named is not None:
-        told = (0 if same(named[0], language) else 1), other
-    if told is None:
-        one, two = (place + 1 for place in texts)
-        advice = f"give columns: {{text: '{two}', reference: '{one}'}}" if other else NAMING
-        raise UserError(f"{path}: cannot tell which of columns {one} and {two} is in {language}; {advice}.")
-    return layout(texts[1 - told[0]], texts[told[0]], told[1])
+    return texts, codes
 
 
-def _side_of_reference(texts: Sequence[Sequence[str]], language: str, other: str | None) -> tuple[int, str] | None:
-    """Which of two columns of text is in the reference language, and the language of the other; None if unclear.
+def _side_of_reference(texts: Sequence[Sequence[str]], language: str, other: str | None) -> int | None:
+    """Which of two columns of text is in the reference language by its content; None where it is not clear.
 
-    `other` is that language where it is known.
+    `other` is the language of the other column, where it is known.
     """
     if other is None:
         found = [identify_language(text) for text in texts]
         here = [side for side, code in enumerate(found) if code and same(code, language)]
-        if len(here) != 1 or found[1 - here[0]] is None:
-            return None
-        return here[0], str(found[1 - here[0]])
+        return here[0] if len(here) == 1 and found[1 - here[0]] else None
     one, two = (between(" ".join(text[:IDENTIFIED]), language, other) for text in texts)
     if one is None or two is None or abs(one - two) < CLEAR:
         return None
-    return (0 if one > two else 1), other
+    return 0 if one > two else 1
 
 
 def _place(columns: Mapping[str, str], part: str, count: int, path: str) -> int:

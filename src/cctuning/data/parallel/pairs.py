@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from cctuning.data.checks import SHARE, identifiable, other_language, wrong_sides
-from cctuning.data.parallel.columns import Absent, Opened, Pair
+from cctuning.data.parallel.columns import Absent, Pair
 from cctuning.data.parallel.filenames import pair_of_paths
-from cctuning.data.parallel.files import read_pairs
+from cctuning.data.parallel.files import PairReader
 from cctuning.data.sources import ParallelReport, ParallelSource, ParallelSourceReport
 from cctuning.data.tables import in_batches, on_disk
 from cctuning.data.text import Seen
@@ -89,10 +89,9 @@ def _pairs(
     source: ParallelSource, language: str, seen: Seen, account: ParallelSourceReport, report: ParallelReport
 ) -> Iterator[Pair]:
     """The good pairs of a source, each once, up to its limit."""
-    absent: list[str] = []
-    files: dict[str, Opened] = {}
-    for opened, found in read_pairs(source, language):
-        files[opened.path] = opened
+    absent, first_absent = 0, ""
+    reader = PairReader(source, language)
+    for found in reader.read():
         if isinstance(found, Pair):
             if not seen.add(found.text, found.reference, found.lang):
                 account.duplicates += 1
@@ -102,22 +101,21 @@ def _pairs(
             if account.read == source.limit:
                 break
         elif isinstance(found[1], Absent):
-            absent.append(f"{found[0]}: {found[1]}")
+            absent, first_absent = absent + 1, first_absent or f"{found[0]}: {found[1]}"
         else:
             report.skip(source, account, *found)
-    for opened in files.values():
-        account.fingerprints |= opened.fingerprints
-        report.notes += opened.notes
+    account.fingerprints = reader.fingerprints
+    report.notes += reader.notes()
     first = report.first_bad(account)
     if not account.read:
         why = f"all {account.skipped} are bad, the first: {first}" if first else ""
-        why = why or (f"the first record: {absent[0]}" if absent else "")
+        why = why or (f"the first record: {first_absent}" if absent else "")
         if why or not account.duplicates:
             raise UserError(f"{source.path}: no parallel text with {language}: {why or 'it is empty.'}")
     if first:
         report.notes.append(f"{source.path}: {account.skipped} bad records were left out, the first: {first}")
     if absent:
-        report.notes.append(f"{source.path}: {len(absent)} records were skipped, the first: {absent[0]}")
+        report.notes.append(f"{source.path}: {absent} records were skipped, the first: {first_absent}")
     if account.duplicates:
         report.notes.append(f"{source.path}: {account.duplicates} repeated pairs were left out.")
 

@@ -1,4 +1,4 @@
-"""Read translation memories (TMX), glossaries (TBX, ISO 30042) and Tatoeba's weekly export as streams.
+"""Stream the pairs of two plain files, translation memories (TMX), glossaries (TBX, ISO 30042) and Tatoeba's export.
 
 ElementTree opens no file that an entity names, and expat limits how far entities expand; both are errors.
 """
@@ -12,72 +12,98 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import IO
 from xml.etree import ElementTree
 
 from cctuning.data.parallel.columns import Found, Pair, pairs_of
 from cctuning.data.schema import BadRow
-from cctuning.data.text_files import DAMAGED, numbered_lines, uncompressed_name
+from cctuning.data.text_files import DAMAGED, numbered_lines, open_binary, uncompressed_name
 from cctuning.errors import UserError
 from cctuning.languages import canonical_or_none, matching, same
 
 NATIVE = {"bpt", "ept", "ph", "it", "ut"}  # elements that hold formatting codes of another program, and no text
+FORMATS = {".tmx": "unit", ".tbx": "entry"}  # what an element with a text in several languages is called
+UNITS = ("tu", "termEntry", "conceptEntry")  # tags of those elements
 LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 # The whole export in one file of each kind, or a file for each language (`swh_sentences.tsv`) and pair of them.
 SENTENCES = re.compile(r"([a-z]{3}_)?sentences(_detailed)?\.[ct]sv")
 LINKS = re.compile(r"([a-z]{3}-[a-z]{3}_)?links\.[ct]sv")
 Element = ElementTree.Element
-Opened = Callable[[], IO[bytes]]
 
 
-def read_xml(name: str, opened: Opened, suffix: str, language: str, lang: str | None) -> Found:
+@dataclass(frozen=True)
+class Part:
+    """A file, or a member of a zip."""
+
+    label: str  # for origins and messages
+    name: str  # without folder and compression
+    opened: Callable[[], IO[bytes]]
+
+    @classmethod
+    def of(cls, path: str | Path) -> Part:
+        """A file on disk."""
+        return cls(str(path), uncompressed_name(Path(path).name), lambda: open_binary(Path(path)))
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Numbered lines."""
+        return numbered_lines(self.label, self.opened)
+
+
+def read_lines(text: Part, reference: Part, lang: str) -> Found:
+    """The pairs of two plain files, line by line."""
+    for left, right in zip_longest(text.lines(), reference.lines()):
+        if left is None or right is None:
+            shorter, longer = (text, reference) if left is None else (reference, text)
+            line = (left or right)[0]
+            raise UserError(
+                f"{shorter.label}: ends before line {line}, {longer.label} does not; they must match line by line."
+            )
+        origin = f"{text.label}:{left[0]}"
+        try:
+            sides = left[1].decode().strip(), right[1].decode().strip()
+        except UnicodeDecodeError:
+            yield origin, BadRow("line", "is not UTF-8; re-encode the file.")
+            continue
+        if all(sides):
+            yield Pair(*sides, lang, origin, f"{reference.label}:{right[0]}")
+        else:
+            yield origin, BadRow("line", "one side is empty.")
+
+
+def read_xml(part: Part, suffix: str, language: str, lang: str | None) -> Found:
     """The pairs of every unit of a TMX file or entry of a TBX file, as `suffix` says (of an entry, the first terms).
 
     There is one for each language beside the reference language, or for `lang` alone.
     """
-    tags, kind, texts_of = FORMATS[suffix]
-    for number, element in _elements(name, opened, suffix[1:].upper(), tags):
-        origin = f"{name}:{kind} {number}"
+    for number, element in _elements(part, suffix[1:].upper()):
+        origin = f"{part.label}:{FORMATS[suffix]} {number}"
         try:
-            for text, reference, code in pairs_of(texts_of(element), language, lang):
+            for text, reference, code in pairs_of(_texts(element), language, lang):
                 yield Pair(text, reference, code, origin)
         except BadRow as bad:
             yield origin, bad
 
 
-def _unit(unit: Element) -> dict[str, str]:
-    """Language to text of a translation unit."""
+def _texts(unit: Element) -> dict[str, str]:
+    """Language to text of a TMX unit, or to first term of a TBX entry (in the elements of TBX 2 or TBX 3)."""
     texts: dict[str, str] = {}
-    for variant in unit.iter("tuv"):
-        code = variant.get(LANG) or variant.get("lang") or ""
-        segment = variant.find("seg")
-        if code and segment is not None:
-            texts[canonical_or_none(code) or code] = " ".join(_text(segment).split())
+    for part in unit.iter():
+        code = part.get(LANG) or part.get("lang")
+        if code and _local(part) in ("tuv", "langSet", "langSec"):
+            held = (one for one in part.iter() if _local(one) in ("seg", "term"))
+            texts[canonical_or_none(code) or code] = " ".join("".join(map(_text, islice(held, 1))).split())
     return texts
 
 
-def _text(segment: Element) -> str:
-    """A segment's text without formatting codes."""
-    parts = [segment.text or ""]
-    for child in segment:
+def _text(element: Element) -> str:
+    """An element's text without formatting codes."""
+    parts = [element.text or ""]
+    for child in element:
         parts += ["" if child.tag in NATIVE else _text(child), child.tail or ""]
     return "".join(parts)
-
-
-def _entry(entry: Element) -> dict[str, str]:
-    """Language to first term of a glossary entry, in the elements of TBX 2 or TBX 3."""
-    texts: dict[str, str] = {}
-    for section in entry.iter():
-        code = section.get(LANG)
-        if code and _local(section) in ("langSet", "langSec"):
-            terms = [part for part in section.iter() if _local(part) == "term"]
-            texts[canonical_or_none(code) or code] = " ".join("".join(terms[0].itertext()).split()) if terms else ""
-    return texts
-
-
-# Tags of the elements that hold a text in several languages, what they are called, and the texts of one
-FORMATS = {".tmx": (("tu",), "unit", _unit), ".tbx": (("termEntry", "conceptEntry"), "entry", _entry)}
 
 
 def _local(element: Element) -> str:
@@ -85,25 +111,25 @@ def _local(element: Element) -> str:
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
-def _elements(name: str, opened: Opened, kind: str, tags: tuple[str, ...]) -> Iterator[tuple[int, Element]]:
-    """The elements with one of these names, numbered from 1; each is dropped from memory after use."""
+def _elements(part: Part, kind: str) -> Iterator[tuple[int, Element]]:
+    """The elements that hold a text in several languages, from 1 on; each is dropped from memory after use."""
     number = 0
     above: list[Element] = []
     try:
-        with opened() as file:
+        with part.opened() as file:
             for event, element in ElementTree.iterparse(file, ("start", "end")):
                 if event == "start":
                     above.append(element)
                     continue
                 above.pop()
-                if _local(element) in tags:
+                if _local(element) in UNITS:
                     number += 1
                     yield number, element
                     if above:
                         above[-1].clear()
     except (ElementTree.ParseError, zlib.error, zipfile.BadZipFile, *DAMAGED) as error:
         raise UserError(
-            f"{name}: not a readable {kind} file after unit {number}: {error}; download it again."
+            f"{part.label}: not a readable {kind} file after unit {number}: {error}; download it again."
         ) from None
 
 
