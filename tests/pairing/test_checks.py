@@ -11,9 +11,8 @@ import datasets
 import pytest
 
 from cctuning.pairing.benchmarks import Benchmarks
-from cctuning.pairing.candidates import Candidate
 from cctuning.pairing.options import Checks
-from cctuning.pairing.row_checks import Inspector
+from cctuning.pairing.row_checks import Candidate, inspect
 from tests.pairing.world import CHINESE, SWAHILI, paired, run, write
 
 LONG = "Lions live in groups, hunt at night and sleep for most of the day in the shade of trees."
@@ -22,7 +21,7 @@ LONG = "Lions live in groups, hunt at night and sleep for most of the day in the
 def reasons(prompt, english, lang="sw", response=None, english_response=None, **checks):
     """The checks that have something against one row."""
     row = Candidate(prompt, response, lang, english, english_response, "rows.jsonl:1")
-    problems, figures = Inspector(Checks(**checks), "en")(row)
+    problems, figures = inspect(row, Checks(**checks), "en")
     assert (figures is None) == bool(problems)
     assert all(problem.says for problem in problems)
     return [problem.check for problem in problems]

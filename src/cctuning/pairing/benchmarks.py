@@ -10,17 +10,15 @@ The index is two arrays, 12 bytes per n-gram.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cctuning.data.readers import SUFFIXES, Records, data_format, is_saved, local_path, open_records
+from cctuning.data.readers import SUFFIXES, Records, data_format, local_path, open_records
 from cctuning.data.schema import BadRow
 from cctuning.data.text import Hashes, ngrams, tokens
 from cctuning.errors import UserError
@@ -115,26 +113,12 @@ def _opened(path: str) -> list[Records]:
     folder = local_path(path)
     if not folder.is_dir():
         return open_records(path)
-    found = _inside(folder)
-    if not found:
+    files = sorted(file for file in folder.rglob("*") if data_format(file))
+    saved = [file.parent for file in files if file.name == "state.json"]  # written by datasets, for every split
+    plain = [file for file in files if file.parent not in saved and file.name != "dataset_dict.json"]
+    if not files:
         raise UserError(f"against: {path}: no data file in it; expected files ending in {', '.join(SUFFIXES)}.")
-    return found
-
-
-def _inside(folder: Path) -> list[Records]:
-    splits = folder / "dataset_dict.json"
-    if splits.is_file():
-        names = json.loads(splits.read_text(encoding="utf-8"))["splits"]
-        return [records for name in names for records in open_records(str(folder), split=name)]
-    if is_saved(folder):
-        return open_records(str(folder))
-    found: list[Records] = []
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir():
-            found += _inside(entry)
-        elif data_format(entry):
-            found += open_records(str(entry))
-    return found
+    return [records for place in (*saved, *plain) for records in open_records(str(place))]
 
 
 def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cctuning.pairing.candidates import Problem
 from cctuning.pairing.options import Checks
-from cctuning.pairing.row_checks import Figures
+from cctuning.pairing.row_checks import Figures, Problem
 
 SIZES = (20, 60, 200)  # characters of the parallel; short texts vary more, so each range has its own spread
 LEARN = 100  # fewest rows from which a spread is estimated

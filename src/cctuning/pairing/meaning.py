@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cctuning.data.text import flat
-from cctuning.pairing.candidates import Problem
 from cctuning.pairing.corpus_checks import Corpus
 from cctuning.pairing.output import line_at
+from cctuning.pairing.row_checks import Problem
 
 BLOCK = 1000  # rows that are compared with each other
 LEAST = 100  # fewest rows of a language to learn from

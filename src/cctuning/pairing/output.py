@@ -25,8 +25,6 @@ from cctuning.errors import UserError
 from cctuning.files import directory_atomically
 from cctuning.identify import expected_scripts, identifiable
 from cctuning.markdown import table
-from cctuning.pairing.benchmarks import Benchmarks
-from cctuning.pairing.options import Checks
 
 if TYPE_CHECKING:
     from cctuning.pairing.run import Run
@@ -95,9 +93,7 @@ def made_by(command: str, *packages: str) -> dict[str, str]:
     return {"made_by": f"{command}, {versions}", "made_at": now}
 
 
-def make_card(
-    run: Run, order: NDArray[np.int64], checks: Checks, benchmarks: Benchmarks | None, files: dict[str, str]
-) -> dict[str, Any]:
+def make_card(run: Run, order: NDArray[np.int64], files: dict[str, str]) -> dict[str, Any]:
     """The card of a finished run as plain JSON types. `order`: the rows written; `files`: the hashes of the output."""
     options, corpus = run.options, run.corpus
     counts = corpus.counts(order)
@@ -130,11 +126,8 @@ def make_card(
         "rejected": dict(run.rejected.most_common()),
         "usual": {lang: asdict(usual) for lang, usual in corpus.usual.items()},
         "meaning": {"encoder": options.encoder, "learned": run.meanings} if run.meanings else None,
-        "against": {
-            "paths": options.against,
-            "files": benchmarks.fingerprints if benchmarks else {},
-        },
-        "checks": asdict(checks),
+        "against": {"paths": options.against, "files": run.benchmarks.fingerprints if run.benchmarks else {}},
+        "checks": asdict(corpus.checks),
         "notes": notes + run.notes,
         "files": files,
     }

@@ -1,4 +1,4 @@
-"""Checks of single rows, and the figures that the checks of all rows need.
+"""Rows on their way through `cctuning pair`, the checks of single rows, and the figures for the checks of all rows.
 
 Text that is on both sides (a quoted sentence, code, a link, a name) is removed before a side's language, script or
 length is checked: a Chinese prompt that asks for the translation of an English sentence is Chinese. Where too little
@@ -11,13 +11,13 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from cctuning.data.schema import BadRow, Row
 from cctuning.data.text import TOKEN, ascii_digits, flat, found, leak, ngrams, normalise, tokens
 from cctuning.identify import confidence, expected_scripts, identifiable, prose, scripts
 from cctuning.languages import ENGLISH, base
 from cctuning.pairing.benchmarks import Benchmarks
-from cctuning.pairing.candidates import Candidate, Problem
 from cctuning.pairing.numbers import differ
 from cctuning.pairing.options import Checks
 
@@ -30,6 +30,54 @@ LETTERS = 4  # fewest letters of a text whose script is checked
 COPY, REPEAT, LEAK, RESTATE = 3, 4, 8, 2  # tokens per n-gram, by check
 CLEAR = 0.7  # confidence above which a text is surely in the other side's language
 RESTATED = 0.3  # share of a response's bigrams in the prompt above which it restates the question
+
+
+@dataclass(slots=True)
+class Problem:
+    """What a check has against a row: the `check` and an explanation."""
+
+    check: str
+    says: str
+
+
+@dataclass(slots=True)
+class Candidate(Row):
+    """A row before the checks. `reference` None: it is in the reference language and is its own parallel."""
+
+    source: int = 0  # its number in the recipe
+    reference_origin: str | None = None
+    id: Any = None
+    record: Any = None  # as it was read, where it is not a row or found no parallel
+    problems: list[Problem] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, row: Row | BadRow, origin: str, record: Any, source: int) -> Candidate:
+        """The row that was read from a record, or the record with its problem."""
+        if isinstance(row, BadRow):
+            bad = cls("", None, "", None, None, origin, source=source, record=dict(record))
+            bad.problems.append(Problem("row", str(row)))
+            return bad
+        id = record.get("id")
+        values: dict[str, Any] = {name: getattr(row, name) for name in Row.__slots__}
+        return cls(**values, source=source, id=id if isinstance(id, (str, int)) else None)
+
+    def as_row(self, language: str) -> dict[str, Any]:
+        """The columns that `cctuning train` reads, the parallel's named after the reference language."""
+        row = {} if self.id is None else {"id": self.id}
+        response: Any = self.response
+        if self.calls:
+            response = [{"role": "assistant", "content": self.response or "", "tool_calls": self.calls}]
+        row |= {"lang": self.lang, "prompt": self.prompt, "response": response}
+        optional = {
+            f"prompt_{language}": self.reference,
+            f"response_{language}": self.reference_response,
+            "thinking": self.thinking,
+            "tools": self.tools,
+            "chat_template_kwargs": self.arguments,
+            "origin": self.origin,
+            f"origin_{language}": self.reference_origin,
+        }
+        return row | {name: value for name, value in optional.items() if value is not None}
 
 
 class Figures(NamedTuple):
@@ -60,55 +108,49 @@ class Side:
         self.own, self.words = self.text, tokens(self.text)
 
 
-class Inspector:
-    """Checks rows one by one; their parallels are in `language`."""
+def inspect(row: Candidate, checks: Checks, language: str, benchmarks: Benchmarks | None = None) -> Verdict:
+    """The verdict on a row whose parallel is in `language`."""
+    if row.problems:
+        return row.problems, None
+    prompt, parallel = Side("prompt", flat(row.prompt), row.lang), Side("parallel", "", language)
+    sides = [(prompt, parallel)]
+    if row.reference is not None:
+        parallel = Side("parallel", flat(row.reference), language)
+        prompt.own, parallel.own = _alone(prompt.text, parallel.text), _alone(parallel.text, prompt.text)
+        sides = [(prompt, parallel), (parallel, prompt)]
+    problems = []
+    for side, other in sides:
+        if says := wrong_script(checks, side):
+            problems.append(Problem("script", f"{side.name}: {says}"))
+        elif says := wrong_language(checks, side, other):
+            problems.append(Problem("language", f"{side.name}: {says}"))
+        if says := repeated(checks, side, other):
+            problems.append(Problem("repeat", f"{side.name}: {says}"))
+    if row.reference is not None:
+        for name, check in (("copy", copied), ("numbers", numbers_apart), ("leak", leaked)):
+            if says := check(checks, row, prompt, parallel):
+                problems.append(Problem(name, says))
+    if benchmarks is not None and checks.check_against:
+        answers = [part for part in (row.response, row.reference_response) if part]
+        asked = [side.text for side in (prompt, parallel) if side.text]
+        if says := benchmarks.hit(asked, answers, checks.check_against):
+            problems.append(Problem("against", says))
+    return problems, None if problems else _figures(row, prompt, parallel)
 
-    def __init__(self, checks: Checks, language: str, benchmarks: Benchmarks | None = None) -> None:
-        self.checks, self.language, self.benchmarks = checks, language, benchmarks
 
-    def __call__(self, row: Candidate) -> Verdict:
-        """The verdict on a row."""
-        return (row.problems, None) if row.problems else self._inspect(row)
-
-    def _inspect(self, row: Candidate) -> Verdict:
-        prompt, parallel = Side("prompt", flat(row.prompt), row.lang), Side("parallel", "", self.language)
-        sides = [(prompt, parallel)]
-        if row.reference is not None:
-            parallel = Side("parallel", flat(row.reference), self.language)
-            prompt.own, parallel.own = _alone(prompt.text, parallel.text), _alone(parallel.text, prompt.text)
-            sides = [(prompt, parallel), (parallel, prompt)]
-        problems = []
-        for side, other in sides:
-            if says := wrong_script(self.checks, side):
-                problems.append(Problem("script", f"{side.name}: {says}"))
-            elif says := wrong_language(self.checks, side, other):
-                problems.append(Problem("language", f"{side.name}: {says}"))
-            if says := repeated(self.checks, side, other):
-                problems.append(Problem("repeat", f"{side.name}: {says}"))
-        if row.reference is not None:
-            for name, check in (("copy", copied), ("numbers", numbers_apart), ("leak", leaked)):
-                if says := check(self.checks, row, prompt, parallel):
-                    problems.append(Problem(name, says))
-        if self.benchmarks is not None and self.checks.check_against:
-            answers = [part for part in (row.response, row.reference_response) if part]
-            asked = [side.text for side in (prompt, parallel) if side.text]
-            if says := self.benchmarks.hit(asked, answers, self.checks.check_against):
-                problems.append(Problem("against", says))
-        return problems, None if problems else self._figures(row, prompt, parallel)
-
-    def _figures(self, row: Candidate, prompt: Side, parallel: Side) -> Figures:
-        parts = (prompt.text, parallel.text, row.response or "")
-        rest = (row.lang, row.thinking, row.calls, row.tools, row.arguments)
-        same = json.dumps([*map(normalise, parts), *rest], ensure_ascii=False, default=str)
-        ratio = math.log(max(len(prompt.own), 1) / max(len(parallel.own), 1))
-        return Figures(
-            same=_hash(same),
-            group=_hash(json.dumps(row.reference if row.reference is not None else row.prompt, ensure_ascii=False)),
-            ratio=math.nan if row.reference is None else ratio,
-            size=len(parallel.text),
-            ends=_ends(prompt.text, parallel.text),
-            answered=row.response is not None,
-        )
+def _figures(row: Candidate, prompt: Side, parallel: Side) -> Figures:
+    parts = (prompt.text, parallel.text, row.response or "")
+    rest = (row.lang, row.thinking, row.calls, row.tools, row.arguments)
+    same = json.dumps([*map(normalise, parts), *rest], ensure_ascii=False, default=str)
+    ratio = math.log(max(len(prompt.own), 1) / max(len(parallel.own), 1))
+    return Figures(
+        same=_hash(same),
+        group=_hash(json.dumps(row.reference if row.reference is not None else row.prompt, ensure_ascii=False)),
+        ratio=math.nan if row.reference is None else ratio,
+        size=len(parallel.text),
+        ends=_ends(prompt.text, parallel.text),
+        answered=row.response is not None,
+    )
 
 
 def wrong_script(checks: Checks, side: Side) -> str | None:

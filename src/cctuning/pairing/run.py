@@ -22,11 +22,10 @@ from cctuning.languages import language_name
 from cctuning.pairing import output
 from cctuning.pairing.assemble import Account
 from cctuning.pairing.benchmarks import Benchmarks
-from cctuning.pairing.candidates import Candidate, Problem
 from cctuning.pairing.corpus_checks import Corpus
 from cctuning.pairing.encoder import Encoder, open_encoder
 from cctuning.pairing.options import Checks, PairOptions, PairSource
-from cctuning.pairing.row_checks import Inspector, Verdict
+from cctuning.pairing.row_checks import Candidate, Problem, inspect
 
 SPOOL = "rows.spool"
 NO_ENCODER = (
@@ -44,16 +43,18 @@ class Run:
     accounts: list[Account]
     rows: IO[bytes]
     rejects: IO[bytes]
+    benchmarks: Benchmarks | None
     rejected: Counter[str] = field(default_factory=Counter)  # by reason; a row counts once for each reason
     rejected_rows: int = 0
     first_reject: str = ""
     meanings: dict[str, dict[str, Any]] = field(default_factory=dict)  # what was learned, by language
     notes: list[str] = field(default_factory=list)
 
-    def add(self, row: Candidate, verdict: Verdict) -> None:
-        """Store a checked row, or reject it."""
-        as_row = row.as_row(self.options.reference_language)
-        problems, figures = verdict
+    def add(self, row: Candidate) -> None:
+        """Check a row, and store or reject it."""
+        language = self.options.reference_language
+        as_row = row.as_row(language)
+        problems, figures = inspect(row, self.corpus.checks, language, self.benchmarks)
         if figures is None:
             self.reject(row.source, row.origin, problems, as_row if row.record is None else row.record)
         else:
@@ -102,24 +103,23 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
         raise UserError("no source: name a file, a directory or a hub data set, or sources: in a recipe.")
     benchmarks = Benchmarks.read(options.against) if options.against else None
     encoder = open_encoder(options.encoder) if options.encoder and checks.check_meaning else None
-    inspector = Inspector(checks, options.reference_language, benchmarks)
     accounts = [Account(number, source, options) for number, source in enumerate(sources)]
     with output.draft(place) as folder:
         with (folder / SPOOL).open("wb+") as rows, (folder / output.REJECTS).open("wb") as rejects:
-            run = Run(options, Corpus(checks), accounts, rows, rejects)
+            run = Run(options, Corpus(checks), accounts, rows, rejects, benchmarks)
             for account in accounts:
                 bar = tqdm(
                     account.candidates(), f"{account.source.way} {account.source.path}", unit="row", disable=None
                 )
                 for row in bar:
-                    run.add(row, inspector(row))
+                    run.add(row)
             order = run.corpus.order(run.judge(encoder))
             offsets = tqdm(run.corpus.rows["offset"][order].tolist(), desc="writing", unit="row", disable=None)
             with (folder / output.ROWS).open("wb") as file:
                 file.writelines(output.line_at(rows, offset) for offset in offsets)
         (folder / SPOOL).unlink()
         prints = {name: file_hash(folder / name) for name in (output.ROWS, output.REJECTS)}
-        card = output.make_card(run, order, checks, benchmarks, prints)
+        card = output.make_card(run, order, prints)
         output.write_card(folder, card)
         (folder / output.TABLE).write_text(output.markdown(card), encoding="utf-8")
     if not len(order):
