@@ -172,8 +172,9 @@ def test_a_recording_that_is_there_needs_no_room(tmp_path, monkeypatch):
     monkeypatch.setattr("cctuning.model.recorded.shutil.disk_usage", lambda path: full)
     again = aligned.trainer(tmp_path / "b", None, english())
     assert again.records and again.connected.config.reference_weights == "start"
+    assert not again.recording.in_memory
     other = aligned.trainer(tmp_path / "c", None, english(), pairs=pairs(seed=7))
-    assert not other.records and other.connected.config.reference_weights == "current"
+    assert other.recording.in_memory
 
 
 def test_a_recording_is_of_one_config_and_one_scale(tmp_path, monkeypatch):

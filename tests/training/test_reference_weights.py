@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import namedtuple
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from peft import LoraConfig
 from cctuning import ConnectedModel, ConnectionConfig, UserError
 from cctuning.model.passes import Batch
 from cctuning.model.recorded import Prompts, record
+from cctuning.training.recording import Recording, distinct
 from tests.conftest import paired_batch, shake, tiny_llama
 from tests.parity.test_invariants import assert_same, gradients
 from tests.training.test_trainer import CURRENT, losses, rows, trainer
@@ -128,14 +130,39 @@ def test_the_copy_for_the_decay_is_of_what_trains_alone(tmp_path):
     assert decay.start and all("lora_" in name for name in decay.start)
 
 
-def test_without_room_for_the_recording_references_run_through_the_current_weights(tmp_path, monkeypatch, caplog):
+def test_without_room_on_the_disk_the_recording_is_kept_in_memory(tmp_path, monkeypatch, caplog):
+    """The run is the same, and so is a resumed one, whose checkpoint is loaded after the recording."""
+    options = {"max_steps": 4, "save_steps": 2, "save_strategy": "steps"}
+    runs = [trainer(tmp_path / "disk", {}, **options)]
+    runs[0].train()
     monkeypatch.setenv("CC_TUNING_CACHE", "/dev/null/none")
-    made = trainer(tmp_path, {}, record_references="auto")
-    assert not made.records and made.connected.config.reference_weights == "current"
-    assert "run in every step, through the current weights" in caplog.text
-    made.train()
-    with pytest.raises(UserError, match=r"record_references: true: .*not a directory that can be written to"):
-        trainer(tmp_path, {}, record_references="true")
+    runs += [trainer(tmp_path / "memory", {}, record_references=option, **options) for option in ("auto", "true")]
+    for made in runs[1:]:
+        made.train()
+    assert "kept in memory, for this run alone: /dev/null: not a directory" in caplog.text
+    resumed = trainer(tmp_path / "memory", {}, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "memory" / "checkpoint-2"))
+    for made in (*runs, resumed):
+        assert made.records and made.connected.config.reference_weights == "start"
+        for name, parameter in runs[0].model.named_parameters():
+            assert torch.equal(parameter, made.model.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("too", ["large", "sharded"])
+def test_a_recording_for_which_there_is_no_room_is_an_error(too, tmp_path, monkeypatch):
+    """References through the current weights would be another objective."""
+    full = namedtuple("usage", "total used free")(1, 1, 0)
+    monkeypatch.setattr("cctuning.model.recorded.shutil.disk_usage", lambda path: full)
+    monkeypatch.setenv("CC_TUNING_CACHE", str(tmp_path / "cache"))
+    if too == "large":
+        monkeypatch.setattr("cctuning.training.recording.RESIDENT", 100)
+    made = trainer(tmp_path, {}, record_references="false")
+    recording = Recording(made, distinct(made.table)[0])
+    recording.sharded = too == "sharded"
+    with pytest.raises(
+        UserError, match=r"record_references: .* need .*, which has 0.0 MB free. Free disk space, set CC"
+    ):
+        recording.find_room()
 
 
 @pytest.mark.parametrize(

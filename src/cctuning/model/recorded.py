@@ -208,7 +208,8 @@ def _create(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
             allocate = getattr(os, "posix_fallocate", lambda number, _, length: os.truncate(number, length))
             allocate(file.fileno(), 0, size)
     except OSError as error:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # missing, or no directory on the way to it
+            path.unlink()
         raise UserError(f"{path}: the recording of the references cannot be written ({error}). {INSTEAD}") from None
 
 

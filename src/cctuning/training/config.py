@@ -52,8 +52,8 @@ class CCConfig(SFTConfig):
     record_references: str = option(
         "auto",
         "Run the references once before training and read the result in each step (with "
-        "reference_weights: start). auto: if it fits on the disk. false: run them in every step, through the current "
-        "weights.",
+        "reference_weights: start). auto: if any row has one. true: raise an error if there is nothing to record. "
+        "false: run them in every step, through the current weights.",
         choices=["auto", "true", "false"],
     )
     record_dtype: str = option(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,8 +12,9 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
+from cctuning.connection.align import RESIDENT
 from cctuning.errors import UserError
-from cctuning.model.recorded import VECTORS, Prompts, bytes_of, cache_folder, fits, key, record, shape_of
+from cctuning.model.recorded import INSTEAD, VECTORS, Prompts, bytes_of, cache_folder, fits, key, record, shape_of
 from cctuning.training.callbacks import AlignmentByLanguage
 
 if TYPE_CHECKING:
@@ -62,12 +62,9 @@ def _plan(trainer: CCTrainer) -> tuple[Recording | None, list[int] | None]:
         why = ""  # nothing to record, and nothing to log
     recording = Recording(trainer, prompts)
     if why is None:
-        why = fits(recording.file(), shape_of(trainer.connected, len(prompts)), recording.dtype)
-    if why is not None and trainer.args.record_references == "true":
+        recording.find_room()
+    elif trainer.args.record_references == "true":
         raise UserError(f"record_references: true: {why or 'no row has a reference'}; set it to auto or false.")
-    if why:
-        logger.warning(f"references run in every step, through the current weights, and are not recorded: {why}.")
-        trainer.connected.config = replace(trainer.connected.config, reference_weights="current")
     loss = trainer.connected.config.loss
     if why is not None and len(prompts) and loss == "contrastive":
         logger.warning(
@@ -91,12 +88,14 @@ class Recording(TrainerCallback):
 
     Attributes:
         done: whether it has been made. whole: not only the statistics of a sample.
+        in_memory: it is not kept on the disk.
         rows: number of rows of the table whose references are recorded.
         sharded: the weights are, when training begins. dtype: of the vectors.
     """
 
     rows = 0
     whole = True
+    in_memory = False
     done = False
 
     def __init__(self, trainer: CCTrainer, prompts: Prompts) -> None:
@@ -117,6 +116,19 @@ class Recording(TrainerCallback):
             precision += f" in {self.dtype}"
         return folder / key(trainer.connected, self.prompts, precision, weights=not sharded) / VECTORS
 
+    def find_room(self) -> None:
+        """Keep the recording in memory if the disk has no room for it; `UserError` if it is too large for that."""
+        shape = shape_of(self.trainer.connected, len(self.prompts))
+        problem = fits(self.file(), shape, self.dtype)
+        if problem is None:
+            return
+        if (
+            self.sharded or bytes_of(shape, self.dtype) > RESIDENT
+        ):  # a resumed run of sharded weights cannot record again
+            raise UserError(f"record_references: {problem}. {INSTEAD}")
+        self.in_memory = True
+        logger.warning(f"the recording of the references is kept in memory, for this run alone: {problem}.")
+
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """Record through weights that have just been sharded; others were recorded before."""
         self.make()
@@ -128,7 +140,7 @@ class Recording(TrainerCallback):
         self.done = True
         trainer, prompts = self.trainer, self.prompts
         options: dict[str, Any] = {}
-        file = self.file() if self.whole else None
+        file = self.file() if self.whole and not self.in_memory else None
         loaded = trainer.is_deepspeed_enabled and trainer.state.global_step > 0  # DeepSpeed loads checkpoints before
         if loaded and file is not None and not file.is_file():
             raise UserError(
@@ -142,7 +154,7 @@ class Recording(TrainerCallback):
                 "collective": self.sharded,
             }
             logger.info(f"recording {self.size()} in {file.parent}")
-        else:
+        elif not self.whole:
             prompts = prompts.of(list(range(0, len(prompts), max(1, len(prompts) // SAMPLE)))[:SAMPLE])
         started = time.time()
         trainer.connected.keep_recorded(self._record(prompts, file=file, **options), references=self.whole)
@@ -171,11 +183,12 @@ class Recording(TrainerCallback):
         file = self.file()
         if not self.sharded and file.is_file():
             return f"{self.size()}, recorded in {file.parent}"
+        place = "memory" if self.in_memory else file.parent
         started = time.perf_counter()
         self._record(sample, file=None)  # timed; the first also warmed up
         needed = (time.perf_counter() - started) / max(1, self.trainer.args.world_size)
         needed *= sum(map(len, self.prompts.ids)) / max(1, sum(map(len, sample.ids)))
-        return f"{self.size()}, to be recorded in {file.parent} before the first step: about {needed:.3g} s"
+        return f"{self.size()}, to be recorded in {place} before the first step: about {needed:.3g} s"
 
     def _record(self, prompts: Prompts, **options: Any) -> Any:
         tokenizer = cast(Any, self.trainer.processing_class)
