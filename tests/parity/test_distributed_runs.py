@@ -281,15 +281,23 @@ def cut_after_two(run: Path, copy: Path, step: int = 2) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
-def test_an_epoch_is_entered_in_its_middle_over_several_processes(strategy, world, tmp_path):
+@pytest.mark.parametrize(
+    ("engine", "recipe", "options"),
+    [
+        ("ddp", "recipe.yaml", ("--train_sampling_strategy", "random")),
+        ("ddp", "recipe.yaml", ("--train_sampling_strategy", "group_by_length")),
+        ("fsdp2", "aligned.yaml", ("--train_sampling_strategy", "group_by_length")),
+        ("fsdp2", "aligned.yaml", (*PACKING, "--max_steps", 6)),
+    ],
+)
+def test_an_epoch_is_entered_in_its_middle_over_several_processes(engine, recipe, options, world, tmp_path):
     """Step 4 of 6 is the first of the second epoch's three: the order is one process's, and no row comes twice."""
-    options = ("--train_sampling_strategy", strategy, "--gradient_accumulation_steps", 1)
-    alone(world, tmp_path / "one", *options)
-    launch(world, "ddp", 2, tmp_path / "two", *options)
+    options = (*options, "--gradient_accumulation_steps", 1)
+    done("train", "--config", world / recipe, "--output_dir", tmp_path / "one", *ALONE, *options)
+    launch(world, engine, 2, tmp_path / "two", *options, recipe=recipe)
     same(tmp_path / "one", tmp_path / "two")
     cut_after_two(tmp_path / "two", tmp_path / "cut", step=4)
-    launch(world, "ddp", 2, tmp_path / "cut", *options, "--resume_from_checkpoint", True)
+    launch(world, engine, 2, tmp_path / "cut", *options, "--resume_from_checkpoint", True, recipe=recipe)
     same(tmp_path / "one", tmp_path / "cut")
 
 
