@@ -81,7 +81,7 @@ def main() -> None:
                 "floor": [seconds * one["ratio"].floor for seconds, one in zip(plain, points, strict=True)],
             }
             picture.growth(
-                options.output / f"growth-{axis}.svg", f"Step time by {label}", values, drawn, label, "CPU seconds"
+                options.output / f"growth-{axis}.svg", f"Time of a step by {axis}", values, drawn, label, "CPU seconds"
             )
             for one in points:
                 found = one["ratio"]
