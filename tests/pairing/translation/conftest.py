@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+
 import pytest
 
 from cctuning.pairing.translation import open_translator
+from cctuning.pairing.translation.translator import CACHE
 from tests.pairing.translation.server import Server
+
+
+def count(folder):
+    """The number of answers in a cache."""
+    with closing(sqlite3.connect(folder / CACHE)) as file:
+        return file.execute("SELECT count(*) FROM answers").fetchone()[0]
 
 
 @pytest.fixture

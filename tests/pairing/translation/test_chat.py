@@ -12,7 +12,7 @@ import pytest
 
 from cctuning.errors import UserError
 from cctuning.pairing.translation import open_translator
-from cctuning.pairing.translation.translator import Cache
+from tests.pairing.translation.conftest import count
 from tests.pairing.translation.server import Server, translated
 
 
@@ -102,7 +102,7 @@ def test_a_server_that_fails_for_good_ends_the_run_and_keeps_what_was_answered(c
     with pytest.raises(UserError, match=r"2[01] requests failed in a row"):
         list(chat(max_retries=0, concurrency=2).translate(texts, "sw", "en"))
     assert server.stats()["requests"] < 30
-    assert Cache(tmp_path / "cache").count() == 1
+    assert count(tmp_path / "cache") == 1
 
 
 def test_the_key_is_sent_and_stands_nowhere_on_disk(chat, tmp_path, monkeypatch):
@@ -177,9 +177,7 @@ def test_killed_in_the_middle_nothing_is_lost_and_nothing_asked_twice(tmp_path):
         os.kill(killed.pid, signal.SIGKILL)
         killed.communicate()
         time.sleep(0.2)
-        cache = Cache(tmp_path)
-        kept, before = cache.count(), server.stats()["requests"]
-        cache.close()
+        kept, before = count(tmp_path), server.stats()["requests"]
         assert 0 < kept < 200 and before - kept <= 4  # only what was under way had not been written down
         done = subprocess.run([*command, server.url, str(tmp_path)], stdout=subprocess.PIPE, text=True, check=True)
         assert done.stdout.splitlines() == [translated(text) for text in texts]

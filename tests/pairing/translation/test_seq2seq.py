@@ -62,7 +62,7 @@ def test_in_a_batch_as_alone(made, family, beams):
     alone = Seq2Seq(options(made(family), batch_size=1, num_beams=beams))
     assert together == run(alone)
     assert len({answer.text for answer in together}) > 2  # what is compared is not one and the same
-    assert engine.usage()["requests"] < alone.usage()["requests"] == len(SEGMENTS)
+    assert engine.counts["requests"] < alone.counts["requests"] == len(SEGMENTS)
 
 
 def test_languages_are_told_as_each_family_wants_it(made):

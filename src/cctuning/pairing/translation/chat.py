@@ -100,7 +100,7 @@ class Chat(Engine):
         self._lock = threading.Lock()
         self._next = 0.0  # when the next request may be sent, on the monotonic clock
         self._stop = threading.Event()
-        self._counts: Counter[str] = Counter(requests=0, retries=0, prompt_tokens=0, completion_tokens=0)
+        self.counts = Counter(requests=0, retries=0, prompt_tokens=0, completion_tokens=0)
         self._failed = 0  # requests in a row
         self._answered = False
         self._client = openai.OpenAI(
@@ -230,12 +230,7 @@ class Chat(Engine):
 
     def _count(self, name: str, number: int = 1) -> None:
         with self._lock:
-            self._counts[name] += number
-
-    def usage(self) -> dict[str, int | float]:
-        """Requests sent (with retries), retries, and tokens as the server reports them."""
-        with self._lock:
-            return dict(self._counts)
+            self.counts[name] += number
 
     def close(self) -> None:
         """Close the connections."""

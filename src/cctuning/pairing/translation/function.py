@@ -6,17 +6,18 @@ changes the cache keys.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cctuning.errors import UserError
+from cctuning.files import file_hash
 from cctuning.pairing.translation.translator import Answer, Done, Engine, SegmentOptions
 from cctuning.settings import from_mapping, option
 
@@ -36,7 +37,7 @@ class Function(Engine):
         self.options: FunctionOptions = from_mapping(FunctionOptions, options, "translation engine function")
         self.name = f"function {self.options.function}"
         self._function, self._file = _imported(self.options.function)
-        self._calls = 0
+        self.counts = Counter(requests=0)
 
     def identity(self, source: str, target: str) -> dict[str, Any]:
         """The function's name, and a hash of its module's file if there is one."""
@@ -46,7 +47,7 @@ class Function(Engine):
         """Call the function in batches."""
         for start in range(0, len(segments), self.options.batch_size):
             texts = list(segments[start : start + self.options.batch_size])
-            self._calls += 1
+            self.counts["requests"] += 1
             try:
                 translations = self._function(texts, source, target)
             except Exception as error:
@@ -57,9 +58,9 @@ class Function(Engine):
                     f"{len(texts)} texts, the first of them {texts[0][:60]!r}; correct it, or return an empty text "
                     "where there is no translation."
                 ) from error
-            if not isinstance(translations, (list, tuple)) or len(translations) != len(texts):
-                got = len(translations) if isinstance(translations, (list, tuple)) else type(translations).__name__
-                raise UserError(f"{self.name}: expected a list of {len(texts)} translations, one a text; got {got}.")
+            count = len(translations) if isinstance(translations, (list, tuple)) else type(translations).__name__
+            if count != len(texts):
+                raise UserError(f"{self.name}: expected a list of {len(texts)} translations, one a text; got {count}.")
             for index, translation in enumerate(translations, start):
                 if not isinstance(translation, str):
                     raise UserError(
@@ -68,10 +69,6 @@ class Function(Engine):
                     )
                 empty = Answer(None, "empty translation", passing=True)
                 done(index, Answer(translation) if translation.strip() else empty)
-
-    def usage(self) -> dict[str, int | float]:
-        """The number of calls."""
-        return {"requests": self._calls}
 
 
 def _imported(place: str) -> tuple[Callable[[list[str], str, str], Any], str | None]:
@@ -88,8 +85,7 @@ def _imported(place: str) -> tuple[Callable[[list[str], str, str], Any], str | N
         raise UserError(f"function: no module {module_name!r} in the working directory or installed.") from None
     finally:
         sys.path.remove(os.getcwd())
-    function = getattr(module, name, None)
+    function, file = getattr(module, name, None), getattr(module, "__file__", None)
     if not callable(function):
         raise UserError(f"function: module {module_name!r} has no function {name!r}.")
-    file = getattr(module, "__file__", None)
-    return function, hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
+    return function, file_hash(Path(file)) if file else None

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ class Seq2Seq(Engine):
         self._place = self.options.model
         self._tokenizer: Any = None
         self._model: Any = None
-        self._counts = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        self.counts = Counter(requests=0, prompt_tokens=0, completion_tokens=0)
 
     def identity(self, source: str, target: str) -> dict[str, Any]:
         """A hash of the model, its language codes and the settings of generation."""
@@ -203,22 +204,18 @@ class Seq2Seq(Engine):
         ends = self._model.generation_config.eos_token_id
         ends = set(ends) if isinstance(ends, list) else {ends}
         answers = []
-        self._counts["requests"] += 1
-        self._counts["prompt_tokens"] += sum(map(len, ids))
+        self.counts["requests"] += 1
+        self.counts["prompt_tokens"] += sum(map(len, ids))
         # without the start token, which is NLLB's end token, and the code of the target
         for row in output[:, 1 if forced is None else 2 :].tolist():
             length = next((place for place, token in enumerate(row) if token in ends), None)
-            self._counts["completion_tokens"] += len(row) if length is None else length + 1
+            self.counts["completion_tokens"] += len(row) if length is None else length + 1
             if length is None:
                 answers.append(Answer(None, f"no end of the translation within {limit} tokens"))
                 continue
             text = self._tokenizer.decode(row[:length], skip_special_tokens=True).strip()
             answers.append(Answer(text) if text else Answer(None, "empty translation"))
         return answers
-
-    def usage(self) -> dict[str, int | float]:
-        """Batches run, and tokens read and written."""
-        return dict(self._counts)
 
     def close(self) -> None:
         """Release the model."""

@@ -64,10 +64,15 @@ class SegmentOptions:
 
 
 class Engine:
-    """A model, a server or a function that translates segments."""
+    """A model, a server or a function that translates segments.
+
+    Attributes:
+        counts: requests, retries and tokens, where the engine knows them.
+    """
 
     name: str
     options: SegmentOptions
+    counts: Counter[str]
 
     def identity(self, source: str, target: str) -> dict[str, Any]:
         """Everything besides the segment that decides its translation; part of the cache key, so never a secret."""
@@ -76,10 +81,6 @@ class Engine:
     def run(self, segments: Sequence[str], source: str, target: str, done: Done) -> None:
         """Call `done` once for each segment, as soon as its answer is there."""
         raise NotImplementedError
-
-    def usage(self) -> dict[str, int | float]:
-        """Requests, retries and tokens, where the engine knows them."""
-        return {}
 
     def close(self) -> None:
         """Release memory and connections."""
@@ -122,8 +123,7 @@ class Cache:
     def key(identity: Mapping[str, Any], *parts: str) -> bytes:
         """The key of an answer: of what decides it (JSON types), and of languages and text."""
         content = json.dumps([identity, *parts], sort_keys=True, ensure_ascii=False)
-        # surrogatepass: text with half a surrogate pair is distinct text
-        return hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()
+        return hashlib.sha256(content.encode()).digest()
 
     def get(self, key: bytes) -> Answer | None:
         """The cached answer, or None."""
@@ -134,10 +134,6 @@ class Cache:
         """Write an answer, also a lasting problem such as one cut off at the token limit."""
         if not answer.passing:
             self._execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", key, answer.text, answer.problem)
-
-    def count(self) -> int:
-        """The number of cached answers."""
-        return int(self._execute("SELECT count(*) FROM answers")[0])
 
     def close(self) -> None:
         """Close the file."""
@@ -174,32 +170,25 @@ class Translator:
         """
         if same(source, target):
             raise UserError(f"translation: source {source!r} and target {target!r} are one language.")
-        return self._windows(texts, source, target, self._engine.identity(source, target))
+        identity = self._engine.identity(source, target)
 
-    def _windows(
-        self, texts: Sequence[str], source: str, target: str, identity: Mapping[str, Any]
-    ) -> Iterator[Answer]:
-        total = sum(map(len, texts))
-        with tqdm(total=total, unit="char", unit_scale=True, desc=f"{source}-{target}", disable=None) as self._bar:
-            read = 0
-            for start in range(0, len(texts), WINDOW):
-                window = texts[start : start + WINDOW]
-                results = self._window(window, source, target, identity)
-                read += sum(map(len, window))
-                self._bar.update(read - self._bar.n)
-                yield from results
+        def windows() -> Iterator[Answer]:
+            total, read = sum(map(len, texts)), 0
+            with tqdm(total=total, unit="char", unit_scale=True, desc=f"{source}-{target}", disable=None) as self._bar:
+                for start in range(0, len(texts), WINDOW):
+                    window = texts[start : start + WINDOW]
+                    results = self._window(window, source, target, identity)
+                    read += sum(map(len, window))
+                    self._bar.update(read - self._bar.n)
+                    yield from results
+
+        return windows()
 
     def _window(self, texts: Sequence[str], source: str, target: str, identity: Mapping[str, Any]) -> list[Answer]:
         options, pair = self._options, (source, target)
-        plans: list[list[Piece] | None] = []
-        for text in texts:
-            spans, blocks = protected(text)
-            sound = text.isascii() or text.encode("utf-8", "replace").decode() == text
-            plans.append(
-                split(text, options.max_chars, options.split == "sentences", spans, blocks) if sound else None
-            )
+        plans = [split(text, options.max_chars, options.split == "sentences", *protected(text)) for text in texts]
         self._counts.update(texts=len(texts), characters=sum(map(len, texts)))
-        outcomes = self._outcomes((piece for plan in plans for piece in plan or ()), identity, *pair)
+        outcomes = self._outcomes((piece for plan in plans for piece in plan), identity, *pair)
         again = {
             piece: split(piece.text, options.max_chars, True, blocks=piece.spans)
             for piece, outcome in outcomes.items()
@@ -208,8 +197,7 @@ class Translator:
         self._counts["second_way"] += len(again)
         parts = self._outcomes((part for plan in again.values() for part in plan), identity, *pair)
         outcomes |= {piece: _joined(plan, parts, *pair) for piece, plan in again.items()}
-        unsound = Answer(None, "the text is not valid Unicode")
-        return [unsound if plan is None else _joined(plan, outcomes, *pair) for plan in plans]
+        return [_joined(plan, outcomes, *pair) for plan in plans]
 
     def _outcomes(
         self, pieces: Iterable[Piece], identity: Mapping[str, Any], source: str, target: str
@@ -236,12 +224,12 @@ class Translator:
             self._engine.run(segments, source, target, done)
         return {piece: _outcome(piece, answers[text], text, kept) for piece, (text, kept) in masked.items()}
 
-    def usage(self) -> dict[str, int | float]:
+    def usage(self) -> dict[str, int]:
         """Counts since this translator was opened, with those of the engine.
 
         `segments` are distinct ones; `second_way` are those translated in pieces because a marker or a line was lost.
         """
-        return {**self._engine.usage(), **self._counts}
+        return {**self._engine.counts, **self._counts}
 
     def close(self) -> None:
         """Close the engine and the cache."""
