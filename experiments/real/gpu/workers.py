@@ -14,6 +14,7 @@ import argparse
 import fcntl
 import hashlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -143,7 +144,8 @@ def work(number: int, queue: Queue, until: float, given: Mapping[str, Path], acc
     home = queue.results.parent
     full = 0  # times in a row that the device had no room
     lab = Lab(home / "cells", accept, given, home / "packs")
-    while time.time() < until:
+    parent = multiprocessing.parent_process()  # a plan that was killed goes no further
+    while time.time() < until and (parent is None or parent.is_alive()):
         place = queue.take()
         if place is None:
             return
