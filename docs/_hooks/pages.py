@@ -129,8 +129,8 @@ override recipes; of several recipes (`--config A --config B`) a later one overr
     kinds = (RunOptions, ConnectionConfig, CCConfig)
     hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
     left = {one.name: one for kind in kinds for one in fields(kind) if one.init}
-    for _, heading, has in groups():
-        own = [left.pop(name) for name in list(left) if has(name)]
+    for _, heading, members in groups():
+        own = [left.pop(name) for name in list(left) if name in members]
         lines += [f"## {heading}", _table(_field(one, hints[one.name]) for one in own)]
     return "\n\n".join(lines) + "\n"
 

@@ -11,25 +11,17 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cctuning.connection import ConnectionConfig
-    from cctuning.data import PairedCollator, Source, load_rows
-    from cctuning.errors import UserError
-    from cctuning.model.connected import ConnectedModel
-    from cctuning.model.objective import ConnectedOutput
-    from cctuning.training import CCConfig, CCTrainer
+    from cctuning.connection import ConnectionConfig as ConnectionConfig
+    from cctuning.data import PairedCollator as PairedCollator
+    from cctuning.data import Source as Source
+    from cctuning.data import load_rows as load_rows
+    from cctuning.errors import UserError as UserError
+    from cctuning.model.connected import ConnectedModel as ConnectedModel
+    from cctuning.model.objective import ConnectedOutput as ConnectedOutput
+    from cctuning.training import CCConfig as CCConfig
+    from cctuning.training import CCTrainer as CCTrainer
 
 __version__ = version("cc-tuning")
-__all__ = [
-    "CCConfig",
-    "CCTrainer",
-    "ConnectedModel",
-    "ConnectedOutput",
-    "ConnectionConfig",
-    "PairedCollator",
-    "Source",
-    "UserError",
-    "load_rows",
-]
 
 _HOMES = {
     "CCConfig": "cctuning.training",
@@ -42,6 +34,7 @@ _HOMES = {
     "UserError": "cctuning.errors",
     "load_rows": "cctuning.data",
 }
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,12 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cctuning.errors import UserError
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` as UTF-8 so that `path` holds either its old content or all of the new one."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def check_new_file(path: Path, option: str = "--output") -> None:
+    """Raise `UserError` if `path` exists, or has no directory to be written to."""
+    if path.exists():
+        raise UserError(f"{option} {path}: exists already; name a new file.")
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: there is no directory {path.parent}; create it first.")
 
 
 def file_hash(path: Path) -> str:

@@ -165,7 +165,7 @@ def test_a_run_that_is_no_run(world, tmp_path, capsys):
 
 def test_other_bad_input(world, tmp_path, capsys):
     run, output = world("cc"), ("--output", tmp_path / "page.html")
-    assert "two runs are called 'a'" in refused(capsys, "report", f"a={run}", f"a={world('plain')}", *output)
+    assert "both would be called 'a'" in refused(capsys, "report", f"a={run}", f"a={world('plain')}", *output)
     assert "no directory" in refused(capsys, "report", run, "--output", tmp_path / "no" / "page.html")
     (tmp_path / "there.html").write_text("kept")
     assert "exists already" in refused(capsys, "report", run, "--output", tmp_path / "there.html")

@@ -121,7 +121,7 @@ def test_what_cannot_be_scored_is_found_before_the_first_model(files, model, tmp
         return capsys.readouterr().err
 
     assert "no such directory" in refused(model, tmp_path / "none", "--suite", "current", "--languages", "sw")
-    assert "the name of two models" in refused(f"a={model}", f"a={model}")
+    assert "both would be called 'a'" in refused(f"a={model}", f"a={model}")
     assert "base stands for the base of the runs" in refused(model, "base")
     assert "--baseline c: expected one of a, b" in refused(f"a={model}", f"b={model}", "--baseline", "c")
     assert "has no connection" in refused(f"a={model}", f"b={model}", "--bypass")

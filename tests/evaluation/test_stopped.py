@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
 
 from cctuning.cli import main
 from cctuning.errors import UserError
-from cctuning.evaluation import models, saved_results
+from cctuning.evaluation import lm_eval_tasks, models, saved_results
 from cctuning.evaluation import run as evaluation
 from cctuning.evaluation.models import AnsweringLM
 from cctuning.evaluation.run import Options, evaluate
@@ -153,12 +155,20 @@ def test_a_journal_cut_anywhere_is_read(answer, cut, tmp_path):
     assert again.asked == bool(cut)
 
 
-def test_other_data_do_not_mix_with_results(model, tmp_path):
-    """In a file of a suite, and in a directory of rows."""
+def test_other_data_do_not_mix_with_results(model, tmp_path, monkeypatch):
+    """In a file of a suite, in a directory of rows, and in the items or the examples of any lm-eval task."""
+    monkeypatch.setattr(lm_eval_tasks, "TaskManager", partial(TaskManager, include_defaults=False))
+    files = f"{{test: {tmp_path}/task/test.jsonl, train: {tmp_path}/task/train.jsonl}}"
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "own.yaml").write_text(
+        f"task: own\noutput_type: multiple_choice\ndataset_path: json\ndataset_kwargs: {{data_files: {files}}}\n"
+        "test_split: test\ntraining_split: train\nfewshot_split: train\nnum_fewshot: 1\n"
+        "doc_to_text: '{{prompt}}'\ndoc_to_target: '{{answer}}'\ndoc_to_choice: [w5, w6]\n"
+    )
 
     def write(path: Path, count: int) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [
+        rows = [  # the first three rows stay
             {"id": i, "prompt": f"w{i + 1} w2", "answer": "w5", "response": "w5", "lang": "en"} for i in range(count)
         ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -167,11 +177,14 @@ def test_other_data_do_not_mix_with_results(model, tmp_path):
     for name, file, options in (
         ("suite", "data/paper/MKQA/en.jsonl", {"suite": "paper", "data": str(tmp_path / "data")}),
         ("rows", "rows/train.jsonl", {"rows": str(tmp_path / "rows")}),
+        ("items", "task/test.jsonl", {"tasks": ["own"], "include_path": str(tmp_path / "task")}),
+        ("examples", "task/train.jsonl", {"tasks": ["own"], "include_path": str(tmp_path / "task")}),
     ):
-        write(tmp_path / file, 3)
+        for one in {file, "task/test.jsonl", "task/train.jsonl"}:
+            write(tmp_path / one, 3)
         for _ in range(2):
             record = evaluate(str(model), tmp_path / f"out-{name}", Options(**options))
             assert [task["items"] for task in record["tasks"].values()] == [3]
         write(tmp_path / file, 5)
-        with pytest.raises(UserError, match=r"scored on another|other settings: rows"):
+        with pytest.raises(UserError, match="was scored on other data"):
             evaluate(str(model), tmp_path / f"out-{name}", Options(**options))

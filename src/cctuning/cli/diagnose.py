@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cctuning.cli.options import CHAT, Plain, add_chat
+from cctuning.cli.options import Plain, add_model_options, chosen
 from cctuning.errors import UserError
+from cctuning.files import check_new_file
 from cctuning.languages import canonical, language_name
 
 COLUMNS = 9  # layers in the table, from the first to the last
@@ -37,18 +38,14 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--limit", type=int, default=256, help="pairs per language (default: 256)")
     parser.add_argument("--max_length", type=int, default=1024, help="tokens; pairs with a longer text are left out")
     parser.add_argument("--reference_language", default="en", help="language that the others are compared with")
-    add_chat(parser)
-    parser.add_argument("--dtype", default="auto", help="of the weights; auto: as saved")
     parser.add_argument("--output", help="new JSON file for the figures")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
+    add_model_options(parser)
     args = parser.parse_args(argv)
     for name in ("limit", "max_length"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}: expected at least 1, got {getattr(args, name)}.")
-    if args.output and Path(args.output).exists():
-        raise UserError(f"--output {args.output}: exists already; name a new file.")
-    if args.output and not Path(args.output).resolve().parent.is_dir():
-        raise UserError(f"--output: {Path(args.output).parent} is not a directory; create it or use another path.")
+    if args.output:
+        check_new_file(Path(args.output))
     args.reference_language = canonical(args.reference_language, "--reference_language")
     found = diagnose(args)
     if args.output:
@@ -73,11 +70,11 @@ def diagnose(args: Any) -> dict[str, Any]:
     by_language: dict[str, list[dict[str, Any]]] = {}
     for row in pairs.to_list():
         by_language.setdefault(row["lang"], []).append(row)
-    chosen = []
+    sample = []
     for own in by_language.values():
         kept = min(args.limit, len(own))
-        chosen += [own[place * len(own) // kept] for place in range(kept)]  # evenly spread
-    loaded = to_accelerator(load(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code))
+        sample += [own[place * len(own) // kept] for place in range(kept)]  # evenly spread
+    loaded = to_accelerator(load(args.model, **chosen(args, "dtype trust_remote_code")))
     if loaded.connected is not None:
         raise UserError(f"{args.model}: has a trained connection; name a model without one, such as its base.")
     if loaded.tokenizer.pad_token_id is None:
@@ -85,12 +82,12 @@ def diagnose(args: Any) -> dict[str, Any]:
     positions = getattr(unwrap(loaded.model).config.get_text_config(), "max_position_embeddings", None)
     most = min(args.max_length, positions or args.max_length)
     limits = {"max_length": most, "max_reference_length": most}
-    encoder = encoder_of(loaded, CHAT[args.chat], args.chat_template_kwargs, **limits)
+    encoder = encoder_of(loaded, **chosen(args, "chat chat_template_kwargs"), **limits)
     for note in chat_notes(loaded.run, encoder):
         print(f"note: {note}")
-    print(f"measuring {len(chosen)} pairs in {len(by_language)} languages", flush=True)
-    found = of_text(loaded.model, encoder, chosen)
-    if left_out := len(chosen) - sum(found.pairs):
+    print(f"measuring {len(sample)} pairs in {len(by_language)} languages", flush=True)
+    found = of_text(loaded.model, encoder, sample)
+    if left_out := len(sample) - sum(found.pairs):
         print(
             f"note: {left_out} pairs are left out: longer than {most} tokens (--max_length, or the model), or empty."
         )

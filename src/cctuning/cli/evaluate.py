@@ -7,7 +7,7 @@ import logging
 import os
 from pathlib import Path
 
-from cctuning.cli.options import Plain, add_chat, chosen
+from cctuning.cli.options import Plain, add_model_options, chosen
 from cctuning.errors import UserError
 
 BASE = "base"
@@ -39,14 +39,12 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--benchmarks", nargs="+", help="names to keep, as the table shows them (default: all)")
     parser.add_argument("--limit", type=int, help="items per task; of a group, per task in it (default: all)")
     parser.add_argument("--data", help="directory with the data sets, without network access (default: the hub)")
-    add_chat(parser)
     parser.add_argument("--thinking_tokens", type=int, default=1024, help="additional tokens for models that think")
     parser.add_argument("--bypass", action="store_true", help="without the connection's transform")
     parser.add_argument("--baseline", help="model the others are compared with (default: base, else the first)")
-    parser.add_argument("--dtype", default="auto", help="of the weights; auto: as saved")
     parser.add_argument("--batch_size", type=int, help="default: the largest that fits")
     parser.add_argument("--seed", type=int, default=0, help="of few-shot examples and of tasks that sample")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
+    add_model_options(parser)
     args = parser.parse_args(argv)
     _check(args)
     os.environ["TQDM_DISABLE"] = "1"  # the libraries' bars; evaluate shows its own
@@ -104,10 +102,6 @@ def _models(arguments: list[str]) -> list[tuple[str, str]]:
     from cctuning.training.directory import read_options
 
     models = parse_named(arguments)
-    names = [name for name, _ in models]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice:
-        raise UserError(f"{twice}: the name of two models; name them apart, as in {twice}-2=PATH.")
     if BASE not in [path for _, path in models] or Path(BASE).exists():
         return models
     runs = {Path(path): run for _, path in models if path != BASE and (run := resolve(path)[1])}

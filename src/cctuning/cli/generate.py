@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cctuning.cli.options import Plain, add_chat, chosen
+from cctuning.cli.options import Plain, add_model_options, chosen
 from cctuning.errors import UserError
+from cctuning.files import check_new_file, write_atomically
 from cctuning.languages import UNKNOWN
 
 if TYPE_CHECKING:
@@ -35,14 +36,12 @@ def main(argv: list[str]) -> None:
         "training: without a reference, and without an adaptive connection",
     )
     parser.add_argument("--system", help="system message, for chat models")
-    add_chat(parser)
     parser.add_argument("--bypass", action="store_true", help="run without the transform of the connection")
     parser.add_argument("--max_new_tokens", type=int, default=256, help="of an answer, at most")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: greedy decoding")
     parser.add_argument("--seed", type=int, default=0, help="of sampling, with a --temperature")
     parser.add_argument("--batch_size", type=int, default=8, help="prompts at a time")
-    parser.add_argument("--dtype", default="auto", help="of the weights; auto: as saved")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code of the model")
+    add_model_options(parser)
     args = parser.parse_args(argv)
     from cctuning.languages import canonical, same
     from cctuning.model.loading import load
@@ -51,7 +50,7 @@ def main(argv: list[str]) -> None:
     if args.output and args.file is None:
         raise UserError("--output: only with --file; the answer to --prompt is printed.")
     if args.output:
-        check_output(args.output)
+        check_new_file(Path(args.output))
     if args.bypass and args.reference is not None:
         raise UserError("--bypass and --reference exclude each other: without the transform no reference is used.")
     if args.reference is not None and not args.reference.strip():
@@ -72,7 +71,7 @@ def main(argv: list[str]) -> None:
             f"--lang {args.lang}: a prompt in the reference language has no other reference; leave --reference out."
         )
     rows = _rows(args, language or "en") if args.file is not None else []
-    loaded = load(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+    loaded = load(args.model, **chosen(args, "dtype trust_remote_code"))
     names = "chat chat_template_kwargs system bypass batch_size max_new_tokens temperature seed"
     answerer = Answerer(loaded, **chosen(args, names))
     for note in chat_notes(loaded.run, answerer.encoder):
@@ -91,21 +90,10 @@ def main(argv: list[str]) -> None:
         for row, answer in zip(rows, answers, strict=True)
     )
     if args.output:
-        from cctuning.files import write_atomically
-
         write_atomically(Path(args.output), text)
         print(f"{len(answers)} answers: {args.output}", file=sys.stderr)
     else:
         sys.stdout.write(text)
-
-
-def check_output(output: str) -> None:
-    """Raise `UserError` where `output` cannot be written, before the answers are generated."""
-    path = Path(output)
-    if path.exists():
-        raise UserError(f"--output {output}: exists already; give a file that does not.")
-    if not path.parent.is_dir():
-        raise UserError(f"--output {output}: there is no directory {path.parent}; create it first.")
 
 
 def note_alike(prompts: Sequence[Any], answers: Sequence[str]) -> None:

@@ -12,9 +12,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from cctuning.cli.generate import check_output, note_alike
-from cctuning.cli.options import Plain, add_chat, chosen
+from cctuning.cli.generate import note_alike
+from cctuning.cli.options import Plain, add_model_options, chosen
 from cctuning.errors import UserError
+from cctuning.files import check_new_file, write_atomically
 from cctuning.languages import canonical
 
 FIELD = "{text}"
@@ -35,24 +36,21 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--reference_language", help="language of the side that is answered; default: that of the run, or en"
     )
-    add_chat(parser)
     parser.add_argument("--max_new_tokens", type=int, default=256, help="of an answer, at most")
     parser.add_argument("--batch_size", type=int, default=8, help="prompts at a time")
-    parser.add_argument("--dtype", default="auto", help="of the weights; auto: as saved")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code of the model")
+    add_model_options(parser)
     args = parser.parse_args(argv)
-    check_output(args.output)
+    check_new_file(Path(args.output))
     if args.template.count(FIELD) != 1:
         raise UserError(f"--template {args.template!r}: expected {FIELD} once, where the text belongs.")
     from cctuning.data.parallel.pairs import load_parallel
-    from cctuning.files import write_atomically
     from cctuning.model.loading import load, resolve
     from cctuning.serving.answering import Answerer, chat_notes
 
     given = args.reference_language or resolve(args.model)[1].get("reference_language") or "en"
     language = canonical(given, "--reference_language")
     pairs, report = load_parallel(args.parallel, reference_language=language, bad_rows="skip")
-    loaded = load(args.model, dtype=args.dtype, trust_remote_code=args.trust_remote_code)
+    loaded = load(args.model, **chosen(args, "dtype trust_remote_code"))
     options = chosen(args, "chat chat_template_kwargs batch_size max_new_tokens")
     answerer = Answerer(loaded, strip=False, **options)  # a response may begin with a space, as those of the rows do
     for note in [*report.notes, *chat_notes(loaded.run, answerer.encoder)]:

@@ -11,7 +11,7 @@ import os
 import shutil
 import textwrap
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from enum import Enum
 from typing import Any, NoReturn, get_origin, get_type_hints
@@ -22,7 +22,7 @@ from cctuning.settings import alternatives
 
 MAPPINGS = ("data", "eval_data", "parallel")  # text on the command line; in a recipe also mappings
 CHAT = {"auto": None, "yes": True, "no": False}
-Group = tuple[str, str, Callable[[str], bool]]  # of options in --help: name, heading, whether an option is in it
+Group = tuple[str, str, Collection[str]]  # of options in --help: name, heading, names of its options
 
 
 class _ShowDefaults(argparse.HelpFormatter):
@@ -45,8 +45,8 @@ class Plain(argparse.ArgumentParser):
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def add_chat(parser: argparse.ArgumentParser) -> None:
-    """Add the options for rendering prompts, which are the same for each verb that runs a model."""
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of each verb that runs a model: how prompts are rendered, and how the model is loaded."""
     parser.add_argument(
         "--chat",
         nargs="?",
@@ -61,6 +61,8 @@ def add_chat(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="arguments of the chat template, such as '{\"enable_thinking\": true}'; default: those of training",
     )
+    parser.add_argument("--dtype", default="auto", help="of the weights; auto: as saved")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the model's own code")
 
 
 def chosen(args: argparse.Namespace, names: str) -> dict[str, Any]:
@@ -89,7 +91,15 @@ def parse(
     Args:
         groups: of the options, for `--help GROUP`; empty: the help of argparse.
     """
-    which = _group_wanted(argv) if groups else None
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--config", action="append", default=[])
+    if groups:
+        first.add_argument("-h", "--help", nargs="?", const="", dest="group")
+    try:
+        early, argv = first.parse_known_args(argv)
+    except argparse.ArgumentError:
+        raise UserError("--config: expected a file, or a name from `cctuning recipes`.") from None
+    which = getattr(early, "group", None)
     if which is not None:
         names = [name for name, _, _ in groups]
         if which not in ("", "all", *names):
@@ -108,14 +118,13 @@ def parse(
     )
     known = {option.name: option for kind in kinds for option in fields(kind) if option.init}
     hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items() if name in known}
-    paths, argv = _configs(argv)
     recipe: dict[str, Any] = {}
     env: dict[str, Any] = {}
-    for path in paths:
+    for path in early.config:
         layer = read_recipe(find(path, recipes(), "--config"), known, hints, MAPPINGS)
         env |= layer.pop("env", {})
         recipe |= layer
-    given = {_name(flag) for flag in argv if flag.startswith("--")}
+    given = {flag[2:].split("=")[0].replace("-", "_") for flag in argv if flag.startswith("--")}
     for name in given:
         if name not in known and name.removeprefix("no_") not in known and name != "help":
             raise UserError(f"unknown option --{name}.{nearest(name, known, HELP)}")
@@ -142,35 +151,11 @@ def _fail(message: str) -> NoReturn:
     raise UserError(f"{message} (see --help)")
 
 
-def _name(flag: str) -> str:
-    return flag.removeprefix("--").split("=")[0].replace("-", "_")
-
-
-def _configs(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The values of `--config`, in order, and the other arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", action="append", default=[])
-    try:
-        found, rest = parser.parse_known_args(argv)
-    except argparse.ArgumentError:
-        raise UserError("--config: expected a file, or a name from `cctuning recipes`.") from None
-    return found.config, rest
-
-
 def _is_structure(value: Any) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value))
 
 
 # -- help -------------------------------------------------------------------------------------------------------------
-
-
-def _group_wanted(argv: Sequence[str]) -> str | None:
-    """GROUP of `--help GROUP`; empty for `--help` alone; None without `--help`."""
-    for place, argument in enumerate(argv):
-        if argument in ("-h", "--help"):
-            rest = argv[place + 1 : place + 2]
-            return rest[0] if rest and not rest[0].startswith("-") else ""
-    return None
 
 
 def _help(usage: str, description: str, kinds: Sequence[type], groups: Sequence[Group], which: str) -> str:
@@ -185,8 +170,8 @@ def _help(usage: str, description: str, kinds: Sequence[type], groups: Sequence[
     left = {option.name: option for kind in kinds for option in fields(kind) if option.init}
     width = min(shutil.get_terminal_size().columns, 110)
     lines = [usage, "", *textwrap.wrap(description, width), ""]
-    for name, heading, has in groups:
-        own = [left.pop(option) for option in list(left) if has(option)]
+    for name, heading, members in groups:
+        own = [left.pop(option) for option in list(left) if option in members]
         if which in (name, "all") or (not which and name != groups[-1][0]):
             lines += [f"{heading}  (--help {name})", ""]
             lines += [line for option in own for line in _option(option, hints[option.name], width)]

@@ -9,15 +9,11 @@ import sys
 import tempfile
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from cctuning.cli import ERRORS
 from cctuning.cli.options import Group, parse
 from cctuning.cli.recipes import accelerate_configs, find
 from cctuning.data.readers import check_place
-from cctuning.data.sources import path_or_mapping
 from cctuning.errors import UserError, nearest_path
 
 # Common options of TRL and transformers, listed by --help.
@@ -109,14 +105,13 @@ def groups() -> list[Group]:
         left = {option.name for option in fields(without)} if without else set()
         return {option.name for kind in kinds for option in fields(kind)} - left
 
-    names = {
-        "run": ("Model and rows", of(RunOptions, without=AdapterOptions) | {"output_dir"}),
-        "connection": ("The connection", of(ConnectionConfig)),
-        "lora": ("LoRA and quantisation", of(AdapterOptions)),
-        "training": ("Training", of(CCConfig, without=SFTConfig) | set(USUAL)),
-        "library": ("Other options of TRL and transformers", of(CCConfig)),
-    }
-    return [(name, heading, own.__contains__) for name, (heading, own) in names.items()]
+    return [
+        ("run", "Model and rows", of(RunOptions, without=AdapterOptions) | {"output_dir"}),
+        ("connection", "The connection", of(ConnectionConfig)),
+        ("lora", "LoRA and quantisation", of(AdapterOptions)),
+        ("training", "Training", of(CCConfig, without=SFTConfig) | set(USUAL)),
+        ("library", "Other options of TRL and transformers", of(CCConfig)),
+    ]
 
 
 def launch(config: str | None, processes: str | None, argv: list[str]) -> int:
@@ -143,42 +138,19 @@ def launch(config: str | None, processes: str | None, argv: list[str]) -> int:
 
 
 def check_paths(argv: list[str]) -> None:
-    """Raise `UserError` if a path of the model or the rows, in flags or recipes, does not exist, before torch and TRL,
-    which take seconds to import, are loaded.
-
-    What else is wrong with flags and recipes is left to the parser of the options.
-    """
+    """Raise `UserError` if a flag names a model or rows that do not exist, before torch and TRL, which take seconds to
+    import, are loaded."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config", action="append", default=[])
-    parser.add_argument("--model")
-    parser.add_argument("--data", nargs="*")
-    parser.add_argument("--eval_data", nargs="*")
-    try:
-        flags, _ = parser.parse_known_args(argv)
-    except argparse.ArgumentError:
+    parser.add_argument("--model", nargs="?")
+    parser.add_argument("--data", nargs="*", default=[])
+    parser.add_argument("--eval_data", nargs="*", default=[])
+    flags, _ = parser.parse_known_args(argv)
+    for path in [*flags.data, *flags.eval_data]:
+        if not path.lstrip().startswith("{"):  # a mapping
+            check_place(path)
+    if flags.model is None:
         return
-    given: dict[str, Any] = {}
-    for path in flags.config:
-        try:
-            recipe = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            continue
-        given |= recipe if isinstance(recipe, dict) else {}
-    given |= {name: value for name, value in vars(flags).items() if value is not None}
-    if isinstance(given.get("model"), str):
-        check_model(given["model"])
-    for entries in (given.get("data"), given.get("eval_data")):
-        for entry in entries if isinstance(entries, list) else [entries]:
-            if isinstance(entry, str):
-                entry = path_or_mapping(entry, "data")
-            place = entry.get("path") if isinstance(entry, dict) else entry
-            if isinstance(place, str) and not (isinstance(entry, dict) and entry.get("name")):
-                check_place(place)
-
-
-def check_model(name: str) -> None:
-    """Raise `UserError` if a model's name is a path that is not a model's directory."""
-    folder = Path(name).expanduser()
+    name, folder = flags.model, Path(flags.model).expanduser()
     if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(
             f"model: {name}: no such directory.{nearest_path(folder)} Give a model directory, or a hub name like "

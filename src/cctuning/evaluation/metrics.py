@@ -11,7 +11,7 @@ from __future__ import annotations
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import regex
 
@@ -73,7 +73,8 @@ def exact_match(prediction: str, targets: Sequence[str], language: str) -> float
 
     Source: SQuAD's exact match (Rajpurkar et al. 2016, section 6.1) with `normalise_answer`. Two empty sides match.
     """
-    return _best_over_targets(_equal, prediction, targets, language)
+    predicted = normalise_answer(prediction, language)
+    return float(any(predicted == normalise_answer(target, language) for target in targets))
 
 
 def token_f1(prediction: str, targets: Sequence[str], language: str) -> float:
@@ -83,7 +84,8 @@ def token_f1(prediction: str, targets: Sequence[str], language: str) -> float:
     `normalise_answer`. If either side has no tokens the score is 1 if both have none and 0 otherwise, as in SQuAD
     2.0's script (Rajpurkar et al. 2018, arXiv 1806.03822); MLQA's script would give 0 in both cases.
     """
-    return _best_over_targets(_bag_f1, prediction, targets, language)
+    predicted = normalise_answer(prediction, language)
+    return max(_bag_f1(predicted, normalise_answer(target, language)) for target in targets)
 
 
 def tokens_for_rouge(text: str, language: str) -> list[str]:
@@ -125,19 +127,6 @@ def _clean(text: str, code: str) -> str:
         composed = composed.replace("İ", "i").replace("I", "ı")
     lowered = unicodedata.normalize("NFC", composed.lower())
     return _INVISIBLE.sub("", lowered.replace("\u200b", " "))  # zero-width space
-
-
-def _best_over_targets(
-    score: Callable[[list[str], list[str]], float], prediction: str, targets: Sequence[str], language: str
-) -> float:
-    if isinstance(targets, str) or not targets:
-        raise ValueError(f"targets must be a sequence of at least one string, not {targets!r}")
-    predicted = normalise_answer(prediction, language)
-    return max(score(predicted, normalise_answer(target, language)) for target in targets)
-
-
-def _equal(predicted: list[str], wanted: list[str]) -> float:
-    return float(predicted == wanted)
 
 
 def _bag_f1(predicted: list[str], wanted: list[str]) -> float:

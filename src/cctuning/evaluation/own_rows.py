@@ -6,9 +6,7 @@ Item i of a language is the i-th row in that language, so that the answers of tw
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -18,7 +16,6 @@ from cctuning.data.chat import split_thinking
 from cctuning.errors import UserError
 from cctuning.evaluation.row_tasks import row_task
 from cctuning.evaluation.suite_tasks import Item
-from cctuning.files import file_hash
 from cctuning.languages import ENGLISH, language_name, matching
 
 LONG_ANSWER_TOKENS = 256  # for a language with responses of more than one line
@@ -69,16 +66,6 @@ def load_own_rows(
     kept = sorted({*kept}, key=lambda lang: (lang != reference, lang))
     rendered = encoder is not None and encoder.chat
     return [_item(lang, by_language[lang], rendered) for lang in kept], notes
-
-
-def rows_hash(path: str) -> str:
-    """Hash of a file, or of all files of a directory; of a hub data set, its name."""
-    place = Path(path)
-    if place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.is_file())
-        named = "".join(f"{file.relative_to(place)} {file_hash(file)}\n" for file in files)
-        return "sha256:" + hashlib.sha256(named.encode()).hexdigest()
-    return file_hash(place) if place.is_file() else path
 
 
 def _render(row: dict[str, Any], encoder: Encoder | None) -> str:

@@ -30,12 +30,6 @@ def _mean(name: str) -> dict[str, Any]:
 ACCURACIES = [_mean("acc"), _mean("acc_norm")]
 
 
-def paper_task(name: str, benchmark: str, language: str, path: Path) -> ConfigurableTask:
-    """The task of the rows in `path`."""
-    source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path.resolve())}}}
-    return row_task(name, benchmark, language, source)
-
-
 def row_task(
     name: str, benchmark: str, language: str, source: dict[str, Any], long: int | None = None
 ) -> ConfigurableTask:
@@ -59,14 +53,14 @@ def row_task(
         config |= {
             "output_type": "multiple_choice",
             "doc_to_choice": labels,
-            "doc_to_target": partial(_label_index, labels),
+            "doc_to_target": lambda doc: labels.index(doc["answer"]),
             "metric_list": [_mean("acc")],
         }
     else:
         summary = benchmark == "XLSum"
         config |= {
             "output_type": "generate_until",
-            "doc_to_target": _first_answer,
+            "doc_to_target": lambda doc: _targets(doc)[0],
             "generation_kwargs": {
                 "until": [] if long else ["\n"],
                 "do_sample": False,
@@ -78,25 +72,17 @@ def row_task(
     return ConfigurableTask(config=config)
 
 
-def _label_index(labels: list[str], doc: dict[str, Any]) -> int:
-    return labels.index(doc["answer"])
-
-
-def _answers(doc: dict[str, Any]) -> list[str]:
+def _targets(doc: dict[str, Any]) -> list[str]:
     return [doc["answer"]] if isinstance(doc["answer"], str) else [str(answer) for answer in doc["answer"]]
 
 
-def _first_answer(doc: dict[str, Any]) -> str:
-    return _answers(doc)[0]
-
-
 def _score_answer(language: str, doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    answer, targets = results[0].strip(), _answers(doc)
+    answer, targets = results[0].strip(), _targets(doc)
     return {"f1": token_f1(answer, targets, language), "em": exact_match(answer, targets, language)}
 
 
 def _score_summary(language: str, doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    return {"rouge_l": rouge_l(results[0].strip(), _first_answer(doc), language)}
+    return {"rouge_l": rouge_l(results[0].strip(), _targets(doc)[0], language)}
 
 
 def xcopa_english(folder: Path) -> ConfigurableTask:
@@ -185,36 +171,32 @@ def _questions(language: str, data: Any) -> Any:
 
     Only questions with a short answer in every language are kept, so that item i is the same question in each.
     """
-    kept = data.filter(_has_answers)
-    return kept.map(partial(_question, language), remove_columns=kept.column_names)
-
-
-def _has_answers(row: dict[str, Any]) -> bool:
-    return all(_short_answers(row["answers"][_column(language)]) for language in QUESTIONS)
-
-
-def _question(language: str, row: dict[str, Any]) -> dict[str, Any]:
     before, after = QUESTIONS[language]
-    column = _column(language)
-    prompt = f"{before}: {row['queries'][column]}\n{after}:"
-    return {"id": row["example_id"], "prompt": prompt, "answer": _short_answers(row["answers"][column])}
+
+    def question(row: dict[str, Any]) -> dict[str, Any]:
+        prompt = f"{before}: {row['queries'][_column(language)]}\n{after}:"
+        return {"id": row["example_id"], "prompt": prompt, "answer": _short_answers(row, language)}
+
+    kept = data.filter(lambda row: all(_short_answers(row, code) for code in QUESTIONS))
+    return kept.map(question, remove_columns=kept.column_names)
 
 
 def _column(language: str) -> str:
     return "zh_cn" if language == "zh" else language
 
 
-def _short_answers(answers: list[dict[str, Any]]) -> list[str]:
+def _short_answers(row: dict[str, Any], language: str) -> list[str]:
     """All texts and aliases that count as correct, without duplicates."""
-    short = [one for one in answers if one["type"] not in NO_SHORT_ANSWER]
+    short = [one for one in row["answers"][_column(language)] if one["type"] not in NO_SHORT_ANSWER]
     texts = [text for one in short for text in (one["text"], *(one["aliases"] or ()))]
     return list(dict.fromkeys(text for text in texts if text))
 
 
 def _articles(language: str, data: Any) -> Any:
-    return data.map(partial(_article, language), remove_columns=data.column_names)
-
-
-def _article(language: str, row: dict[str, Any]) -> dict[str, Any]:
+    """XLSum's rows as `id`, `prompt`, `answer`."""
     _, before, after = ARTICLES[language]
-    return {"id": row["id"], "prompt": f"{before}: {row['text']}\n{after}:", "answer": row["summary"]}
+
+    def article(row: dict[str, Any]) -> dict[str, Any]:
+        return {"id": row["id"], "prompt": f"{before}: {row['text']}\n{after}:", "answer": row["summary"]}
+
+    return data.map(article, remove_columns=data.column_names)

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from cctuning.errors import UserError
 from cctuning.evaluation.answer_language import answered_in
 from cctuning.evaluation.lm_eval_tasks import load_tasks
 from cctuning.evaluation.models import THINKING_TOKENS, ConnectedLM, Journal, language_model
-from cctuning.evaluation.own_rows import load_own_rows, rows_hash
+from cctuning.evaluation.own_rows import load_own_rows
 from cctuning.evaluation.saved_results import (
     JOURNAL_FILE,
     SAMPLES_FOLDER,
@@ -88,17 +88,16 @@ class Options:
                 raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}.")
 
     def settings(self) -> dict[str, Any]:
-        """The options that affect the figures."""
-        apart = ("data", "batch_size", "trust_remote_code", "rows", "tasks", "include_path", "reference_language")
-        found = {key: value for key, value in asdict(self).items() if key not in apart}
-        if not self.chat_template_kwargs:
-            del found["chat_template_kwargs"]
-        if self.thinking_tokens == THINKING_TOKENS:
-            del found["thinking_tokens"]
-        found["local"] = self.data is not None
+        """The options that affect the figures. The data are compared by `Item.data_hash`."""
+        names = ("suite", "languages", "benchmarks", "limit", "chat", "mode", "dtype", "seed")
+        found = {name: getattr(self, name) for name in names} | {"local": self.data is not None}
+        if self.chat_template_kwargs:
+            found["chat_template_kwargs"] = self.chat_template_kwargs
+        if self.thinking_tokens != THINKING_TOKENS:
+            found["thinking_tokens"] = self.thinking_tokens
         if self.tasks:
             return found | {"suite": "tasks", "tasks": sorted(self.tasks)}
-        return found | ({"suite": "rows", "rows": rows_hash(self.rows)} if self.rows else {})
+        return found | ({"suite": "rows"} if self.rows else {})
 
 
 def evaluate_models(
@@ -147,7 +146,7 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     if record and record["model"]["fingerprint"] != weights:
         raise UserError(f"{directory}: holds results of another model ({record['model']['name']}); name another.")
     record = record or new_record(path, loaded, weights, options.settings())
-    _check_data(items, record, directory)
+    _check_data(items, record, options.limit, directory)
     record["model"]["reference_language"] = home
     record["notes"], record["planned"] = notes, [item.name for item in items]
     lm = language_model(loaded, options.mode, encoder)
@@ -222,12 +221,15 @@ def _load_items(options: Options, reference: str, encoder: Encoder) -> tuple[lis
     return sorted(items, key=lambda item: item.generates), notes
 
 
-def _check_data(items: list[Item], record: dict[str, Any], directory: Path) -> None:
-    """Raise a `UserError` if the local file of a finished task has changed."""
-    for item in items:
-        before = record["tasks"].get(item.name, {}).get("data")
-        if before and item.file is not None and rows_hash(str(item.file)) != before:
-            raise UserError(f"{directory}: {item.name} was scored on another {item.file}; name another directory.")
+def _check_data(items: list[Item], record: dict[str, Any], limit: int | None, directory: Path) -> None:
+    """Raise a `UserError` if the data of a finished task are not those that it was scored on."""
+    now = {item.name: item for item in items}
+    for name, task in record["tasks"].items():
+        before = task.get("data_hash")
+        if name not in now or (before is not None and now[name].data_hash(limit) != before):
+            raise UserError(
+                f"{directory}: {name} was scored on other data than there are now; name another directory."
+            )
 
 
 def score(item: Item, lm: Journal, options: Options, directory: Path, record: dict[str, Any]) -> None:
@@ -258,7 +260,7 @@ def score(item: Item, lm: Journal, options: Options, directory: Path, record: di
         "cut": len(lm.cut),
         **answer_counts(kept),
         "answered_in": answered_in(kept, item.language, record["model"].get("reference_language") or ENGLISH),
-        "data": None if item.file is None else rows_hash(str(item.file)),
+        "data_hash": item.data_hash(options.limit),
     }
     write_results(directory, record)
 

@@ -162,30 +162,32 @@ def doubts(name: str, task: dict[str, Any]) -> list[str]:
     return notes
 
 
-def parse_named(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """Split `NAME=PATH` arguments; a plain path is named after its last part."""
+def parse_named(arguments: Sequence[str], seeds: bool = False) -> list[tuple[str, str]]:
+    """Split `NAME=PATH` arguments; a plain path is named after its last part.
+
+    Args:
+        seeds: several paths with the same given name are training seeds of one system.
+    """
     found: list[tuple[str, str]] = []
-    first: dict[str, tuple[str, bool]] = {}  # path, and whether it was named
+    unnamed = set()
     for argument in arguments:
         name, sign, path = argument.partition("=")
-        named = bool(sign) and not Path(argument).is_dir()  # a directory may have "=" in its name
-        if not named:
+        if not sign or Path(argument).is_dir():  # a directory may have "=" in its name
             name, path = Path(argument).resolve().name, argument
+            unnamed.add(name)
         if not name or not path:
             raise UserError(f"{argument!r}: expected DIR or NAME=DIR.")
-        other, other_named = first.setdefault(name, (path, named))
-        if (name, other) in found and not (named and other_named):
-            raise UserError(
-                f"{other}, {path}: both would be called {name!r}; give them different names (A={path}), or both the "
-                f"same if they are seeds of one system ({name}={other} {name}={path})."
-            )
+        other = next((path for known, path in found if known == name), None)
+        if other is not None and (name in unnamed or not seeds):
+            or_seeds = f", or {name}={other} {name}={path} if they are seeds of one system" if seeds else ""
+            raise UserError(f"{other}, {path}: both would be called {name!r}; use {name}-2={path}{or_seeds}.")
         found.append((name, path))
     return found
 
 
 def parse_runs(arguments: Sequence[str]) -> list[tuple[str, Path]]:
-    """As `parse_named`, for directories. Several with one name are training seeds of one system."""
-    return [(name, Path(path)) for name, path in parse_named(arguments)]
+    """As `parse_named`, for directories of results."""
+    return [(name, Path(path)) for name, path in parse_named(arguments, seeds=True)]
 
 
 def _read_record(file: Path) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,14 +19,7 @@ from tqdm.auto import tqdm
 
 from cctuning.data.text_files import numbered_lines
 from cctuning.errors import UserError
-from cctuning.evaluation.row_tasks import (
-    ACCURACIES,
-    CHOICES,
-    XCOPA_ENGLISH,
-    hub_task,
-    paper_task,
-    xcopa_english,
-)
+from cctuning.evaluation.row_tasks import ACCURACIES, CHOICES, XCOPA_ENGLISH, hub_task, row_task, xcopa_english
 from cctuning.evaluation.suites import FOLDERS, LM_EVAL_TASKS, PAPER, SOURCE, XCOPA, Benchmark, current, in_files
 from cctuning.languages import ENGLISH, matching
 
@@ -36,7 +32,6 @@ class Item:
         metric: main metric and filter, as lm-eval's results name them.
         chance: expected accuracy of a guess, None for generated answers.
         rendered: prompts are rendered with the chat template already.
-        file: local file that holds the items.
     """
 
     name: str
@@ -46,7 +41,6 @@ class Item:
     chance: float | None
     task: Any
     rendered: bool = False
-    file: Path | None = None
 
     @property
     def grouped(self) -> bool:
@@ -66,6 +60,15 @@ class Item:
     def version(self) -> str:
         versions = sorted({str((task.config.metadata or {}).get("version", task.VERSION)) for task in self.tasks})
         return f"{self.task.version} of {', '.join(versions)}" if self.grouped else versions[0]
+
+    def data_hash(self, limit: int | None) -> str:
+        """Hash of the first `limit` items of each task, and of the examples that their prompts may have."""
+        digest = hashlib.blake2b(digest_size=16)
+        for task in self.tasks:
+            examples = task.fewshot_docs() if task.get_config("num_fewshot") else None
+            for doc in [*itertools.islice(task.eval_docs, limit), *(examples or ())]:
+                digest.update(json.dumps(doc, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
 
 
 def load_suite(
@@ -180,9 +183,8 @@ def _load(kept: list[tuple[Benchmark, str]], data: Path | None) -> list[Item]:
     # From the hub, a benchmark has up to 57 tasks per language to download.
     for one, language in tqdm(kept, "loading", leave=False, disable=not sys.stderr.isatty()):
         with loading(f"{one.name}, {language}", data):
-            file = local_file(one, language, data)
-            task = _task(manager, one, language, file)
-            items.append(Item(one.tasks[language], one.name, language, one.metric, one.chance, task, file=file))
+            task = _task(manager, one, language, local_file(one, language, data))
+            items.append(Item(one.tasks[language], one.name, language, one.metric, one.chance, task))
     return items
 
 
@@ -225,7 +227,8 @@ def _task(manager: TaskManager, one: Benchmark, language: str, file: Path | None
     if one.rows and file is None:
         return hub_task(name, one.rows, language)
     if one.rows and file is not None:
-        task = paper_task(name, one.rows, language, file)
+        source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(file.resolve())}}}
+        task = row_task(name, one.rows, language, source)
         _check_rows(file, task.eval_docs, CHOICES.get(one.rows, ()))
         return task
     if one.metrics:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cctuning import __version__
 from cctuning.errors import UserError
-from cctuning.files import write_atomically
+from cctuning.files import check_new_file, write_atomically
 from cctuning.model.loading import MODEL_FOLDER
 from cctuning.report.page import document, listed
 from cctuning.report.results_section import examples_section, read_evaluations, results_section
@@ -29,10 +29,7 @@ def build(runs: Sequence[str], output: Path, *, evaluations: Sequence[str] = (),
         runs, evaluations: `NAME=DIR` or `DIR`.
         baseline: name or directory of an evaluation; None: see `compare`.
     """
-    if output.exists():
-        raise UserError(f"--output {output}: exists already; name a new file.")
-    if not output.parent.is_dir():
-        raise UserError(f"--output {output}: no directory {output.parent}; create it first.")
+    check_new_file(output)
     read = read_runs(runs)
     languages = {str(run.record["reference_language"]) for run in read}
     if len(languages) > 1:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
-from cctuning.evaluation.saved_results import parse_runs
+from cctuning.evaluation.saved_results import parse_named
 from cctuning.model import serialization
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE
 from cctuning.serving.trained_run import read_trained_run
@@ -72,15 +72,7 @@ def _is_number(value: Any) -> bool:
 
 def read_runs(arguments: Sequence[str]) -> list[Run]:
     """Read runs from `NAME=DIR` or `DIR`."""
-    named = parse_runs(arguments)
-    seen: dict[str, Path] = {}
-    for name, path in named:
-        if name in seen:
-            raise UserError(
-                f"{seen[name]}, {path}: two runs are called {name!r}; use different names, as in {name}-2={path}."
-            )
-        seen[name] = path
-    return [_read_run(name, path) for name, path in named]
+    return [_read_run(name, Path(path)) for name, path in parse_named(arguments)]
 
 
 def _read_run(name: str, path: Path) -> Run:
