@@ -221,7 +221,7 @@ def test_two_bos_are_never_written():
     for chat, prompt in ((True, "x1"), (False, "x1"), (False, "<bos> x1")):
         from cctuning.serving.answering import encoder_of
 
-        ids = encoder_of(loaded, chat).prompt_ids(prompt)
+        ids = encoder_of(loaded.tokenizer, loaded.run, chat).prompt_ids(prompt)
         assert ids.count(made.bos_token_id) <= 1, (chat, prompt)
 
 

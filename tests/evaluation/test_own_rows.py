@@ -82,7 +82,7 @@ def test_scored_and_compared(rows, model, tmp_path, capsys):
 def test_other_rows_do_not_mix_and_bad_ones_are_named(rows, model, tmp_path):
     evaluate(str(model), tmp_path / "out", Options(rows=rows))
     other = write(tmp_path / "other.jsonl", ROWS[:2])
-    with pytest.raises(UserError, match="other settings: rows"):
+    with pytest.raises(UserError, match="rows_sw was scored on other data"):
         evaluate(str(model), tmp_path / "out", Options(rows=other))
     with pytest.raises(UserError, match="'fr'"):
         load_own_rows(rows, ["fr"])

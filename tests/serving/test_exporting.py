@@ -71,7 +71,8 @@ def test_the_template_of_training_goes_along_where_the_base_has_none(format, tmp
     assert (
         template.read_text() in written and "{{ 'x9 ' }}" in written
     )  # what it writes before an answer: in the prompt
-    encoder = encoder_of(load(str(run)))
+    loaded = load(str(run))
+    encoder = encoder_of(loaded.tokenizer, loaded.run)
     for prompt in PROMPTS:
         assert served(tmp_path / "out", prompt) == encoder.prompt_ids(prompt)
 
@@ -88,7 +89,8 @@ def test_a_run_without_a_template_is_given_none(run, tmp_path, capsys):
     assert "there is no chat template: send the prompt as it is" in (tmp_path / "fold" / "README.md").read_text()
     made = AutoTokenizer.from_pretrained(tmp_path / "fold")
     assert made.chat_template is None
-    assert made("x1 x2")["input_ids"] == encoder_of(load(str(tmp_path / "bare"))).prompt_ids("x1 x2")
+    bare = load(str(tmp_path / "bare"))
+    assert made("x1 x2")["input_ids"] == encoder_of(bare.tokenizer, bare.run).prompt_ids("x1 x2")
 
 
 @pytest.mark.parametrize("format", ["merged", "lora"])

@@ -24,8 +24,6 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--output", help="new directory for comparison.json and comparison.md")
     parser.add_argument("--draws", type=int, default=10_000, help="bootstrap and Monte Carlo draws")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--alpha", type=float, default=0.05, help="significance level; intervals stay at 95 %%")
     args = parser.parse_args(argv)
     require("scipy", "cctuning compare", "evaluate")  # now, and not after the comparison
     from cctuning.evaluation.compare import compare
@@ -35,7 +33,7 @@ def main(argv: list[str]) -> None:
     output = Path(args.output) if args.output else None
     if output:
         check_output(output)
-    found = compare(parse_runs(args.runs), args.baseline, args.draws, args.seed, args.alpha)
+    found = compare(parse_runs(args.runs), args.baseline, args.draws)
     if output:
         write_comparison(found, output)
     show(found, output)

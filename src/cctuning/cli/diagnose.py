@@ -82,7 +82,7 @@ def diagnose(args: Any) -> dict[str, Any]:
     positions = getattr(unwrap(loaded.model).config.get_text_config(), "max_position_embeddings", None)
     most = min(args.max_length, positions or args.max_length)
     limits = {"max_length": most, "max_reference_length": most}
-    encoder = encoder_of(loaded, **chosen(args, "chat chat_template_kwargs"), **limits)
+    encoder = encoder_of(loaded.tokenizer, loaded.run, **chosen(args, "chat chat_template_kwargs"), **limits)
     for note in chat_notes(loaded.run, encoder):
         print(f"note: {note}")
     print(f"measuring {len(sample)} pairs in {len(by_language)} languages", flush=True)

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     from rich.markdown import Markdown
 
     from cctuning.evaluation.result_tables import results_tables
-    from cctuning.evaluation.run import Options, evaluate, evaluate_models
+    from cctuning.evaluation.run import Options, evaluate_models
 
     given = "rows tasks include_path languages benchmarks limit data chat chat_template_kwargs thinking_tokens dtype"
     options = Options(
@@ -67,10 +67,7 @@ def main(argv: list[str]) -> None:
     names = [name for name, _ in models]
     if args.baseline is not None and args.baseline not in names:
         raise UserError(f"--baseline {args.baseline}: expected one of {', '.join(names)}.")
-    if len(models) > 1:
-        done = evaluate_models(models, output, options)
-    else:
-        done = [(models[0][0], output, evaluate(models[0][1], output, options))]
+    done = evaluate_models(models, output, options)
     console = Console()
     for _, directory, record in done:
         console.print(Markdown(results_tables(record)))

@@ -33,6 +33,7 @@ from cctuning.evaluation.statistics import clustered_bootstrap, holm, sign_flip_
 from cctuning.languages import language_name
 
 MIN_DRAWS = 1000
+ALPHA = 0.05  # a difference is significant if its adjusted p-value is below
 BASE = "base"  # name of the system that others are compared with by default
 BETTER, WORSE, SAME, NOT_MEASURED = "better", "worse", "not distinguishable", "not measured"
 
@@ -84,8 +85,6 @@ def compare(
     runs: Sequence[tuple[str, Path]],
     baseline: str | None = None,
     draws: int = 10_000,
-    seed: int = 0,
-    alpha: float = 0.05,
 ) -> Comparison:
     """Compare every system with the baseline, on the tasks that all runs have.
 
@@ -93,7 +92,6 @@ def compare(
         runs: (system, directory); directories with the same system are its training seeds.
         baseline: name of a system or one of its directories; default: `BASE`, else the first.
         draws: bootstrap and Monte Carlo draws, at least `MIN_DRAWS`.
-        alpha: a difference is significant if its adjusted p-value is below.
 
     Raises:
         UserError: fewer than two systems, a run that is missing, damaged or unfinished, or runs with other items,
@@ -101,10 +99,6 @@ def compare(
     """
     if draws < MIN_DRAWS:
         raise UserError(f"--draws {draws}: expected at least {MIN_DRAWS}; fewer give no stable interval.")
-    if seed < 0:
-        raise UserError(f"--seed {seed}: expected 0 or more.")
-    if not 0 < alpha < 1:
-        raise UserError(f"--alpha {alpha}: expected a number between 0 and 1.")
     base = _baseline(runs, baseline)
     loaded = [read_run(name, path) for name, path in runs]
     systems: dict[str, list[ScoredRun]] = {}
@@ -115,8 +109,7 @@ def compare(
     tasks = common_tasks(loaded, notes)
     check_same(loaded, tasks)
     apart = reference_languages(loaded, notes)
-    settings = {"draws": draws, "seed": seed, "alpha": alpha, "level": 0.95, "tasks": tasks}
-    settings["reference_languages"] = apart
+    settings = {"draws": draws, "alpha": ALPHA, "level": 0.95, "tasks": tasks, "reference_languages": apart}
     notes += [*system_notes(systems, base), *task_notes(systems, tasks, settings)]
     table = _table(loaded, tasks)
     members = {name: [place for place, run in enumerate(loaded) if run.system == name] for name in systems}
@@ -174,14 +167,14 @@ def _rows(
         languages = sorted(own.index.unique("language"), key=lambda language: language not in apart)
         rows += [Row(name, "language", benchmark, language) for language in apart if language not in languages]
         found = [row("language", benchmark, one, own.xs(one, level="language", drop_level=False)) for one in languages]
-        rows += [_judged(row, p, settings) for row, p in zip(found, holm([row.p or 0 for row in found]), strict=True)]
+        rows += [_judged(row, p) for row, p in zip(found, holm([row.p or 0 for row in found]), strict=True)]
         kept = own.loc[own.index.isin(others.index)]
         if len(kept):
             mean = row("mean", benchmark, None, kept)
-            rows.append(_judged(mean, mean.p, settings))
+            rows.append(_judged(mean, mean.p))
     if len(others) and table.index.unique("benchmark").size > 1:
         overall = row("overall", None, None, others)
-        rows.append(_judged(overall, overall.p, settings))
+        rows.append(_judged(overall, overall.p))
     return rows
 
 
@@ -191,7 +184,6 @@ def _measured(row: Row, first: pd.DataFrame, second: pd.DataFrame, settings: Map
     Args:
         first, second: rows of the table, with the columns of a system's seeds.
     """
-    how = settings["draws"], settings["seed"]
     cells = [side.groupby(level=["benchmark", "language"]).mean() for side in (first, second)]
     seeds = [side.mean().to_numpy() for side in cells]
     # Of each benchmark [items, languages], NaN where a language lacks the item. In a parallel benchmark, the same id
@@ -200,7 +192,7 @@ def _measured(row: Row, first: pd.DataFrame, second: pd.DataFrame, settings: Map
     matrices = [
         one.dropna(axis=1, how="all").to_numpy() for _, one in differences.groupby(level="benchmark", sort=False)
     ]
-    interval = clustered_bootstrap(matrices, *how)
+    interval = clustered_bootstrap(matrices, settings["draws"])
     # The contribution of each item to the mean, over all its languages: the unit whose sign is flipped.
     shares = [np.nansum(one / np.count_nonzero(~np.isnan(one), axis=0), axis=1) / len(cells[0]) for one in matrices]
     paired = t_interval(seeds[1] - seeds[0]) if len(seeds[0]) == len(seeds[1]) >= 2 else None
@@ -213,16 +205,16 @@ def _measured(row: Row, first: pd.DataFrame, second: pd.DataFrame, settings: Map
         difference=interval.value,
         low=interval.low,
         high=interval.high,
-        p=sign_flip_test(np.concatenate(shares), *how),
+        p=sign_flip_test(np.concatenate(shares), settings["draws"]),
         seed_low=paired.low if paired else None,
         seed_high=paired.high if paired else None,
     )
 
 
-def _judged(row: Row, p: float | None, settings: Mapping[str, Any]) -> Row:
+def _judged(row: Row, p: float | None) -> Row:
     """`row` with its adjusted p-value and its verdict."""
     assert p is not None and row.difference is not None
-    verdict = SAME if p >= settings["alpha"] or row.difference == 0 else BETTER if row.difference > 0 else WORSE
+    verdict = SAME if p >= ALPHA or row.difference == 0 else BETTER if row.difference > 0 else WORSE
     return replace(row, p_adjusted=p, verdict=verdict)
 
 

@@ -33,31 +33,29 @@ METRIC_NAMES = {
 AT_ONCE = 5  # benchmarks side by side, as a terminal has room for
 
 
-def _reference(record: dict[str, Any]) -> str:
-    return record["model"].get("reference_language") or ENGLISH
+def _tables(tasks: list[dict[str, Any]], reference: str) -> list[str]:
+    """Markdown tables of the main metric of `tasks`, at most `AT_ONCE` benchmarks in each."""
+    names = list(dict.fromkeys(task["benchmark"] for task in tasks))
+    lines = []
+    for start in range(0, len(names), AT_ONCE):
+        kept = [task for task in tasks if task["benchmark"] in names[start : start + AT_ONCE]]
+        lines += [_table(kept, reference), ""]
+    return lines
 
 
-def _table(record: dict[str, Any], tasks: list[dict[str, Any]]) -> str:
-    """A Markdown table of the main metric of `tasks`."""
+def _table(tasks: list[dict[str, Any]], reference: str) -> str:
     cells = {(task["benchmark"], task["language"]): task for task in tasks}
-    benchmarks = {task["benchmark"]: task for task in reversed(tasks)}
-    names = [*dict.fromkeys(task["benchmark"] for task in tasks)]
-    reference = _reference(record)
+    benchmarks = {task["benchmark"]: task for task in tasks}
     languages = sorted({task["language"] for task in tasks}, key=lambda one: (one != reference, one))
-    body = []
-    for language in languages:
-        figures = [_figure(cells.get((name, language))) for name in names]
-        body.append([language, *figures])
+    body = [[language, *(_figure(cells.get((name, language))) for name in benchmarks)] for language in languages]
     others = [one for one in languages if one != reference]
-    groups = {"mean": languages, f"mean without {reference}": others}
-    for label, group in groups.items():
-        means = [_mean([cells[name, one] for one in group if (name, one) in cells]) for name in names]
-        if any(mean != "-" for mean in means):
-            body.append([label, *means])
-    chances = [benchmarks[name]["chance"] for name in names]
+    for label, group in {"mean": languages, f"mean without {reference}": others}.items():
+        means = [_mean([cells[name, one] for one in group if (name, one) in cells]) for name in benchmarks]
+        body += [[label, *means]] if group else []
+    chances = [task["chance"] for task in benchmarks.values()]
     body.append(["chance", *("-" if chance is None else f"{100 * chance:.1f}" for chance in chances)])
-    metrics = [benchmarks[name]["metric"] for name in names]
-    columns = [f"{name} ({METRIC_NAMES.get(metric, metric)})" for name, metric in zip(names, metrics, strict=True)]
+    metrics = {name: METRIC_NAMES.get(task["metric"], task["metric"]) for name, task in benchmarks.items()}
+    columns = [f"{name} ({metric})" for name, metric in metrics.items()]
     return table(["language", *columns], body, f"l{'r' * len(columns)}")
 
 
@@ -75,24 +73,17 @@ def _mean(tasks: list[dict[str, Any]]) -> str:
 
 
 def results_tables(record: dict[str, Any]) -> str:
-    """Markdown tables of the results, at most `AT_ONCE` benchmarks in each, and how to read them."""
-    lines = [f"# {_title(record)}", ""]
-    for metric in (None, NORMALISED):
-        tasks = [task if metric is None else {**task, "metric": metric} for task in record["tasks"].values()]
-        tasks = [task for task in tasks if task["metric"] in task["metrics"]]
-        if metric and tasks:
-            lines += ["## Length-normalised accuracy", ""]
-        names = list(dict.fromkeys(task["benchmark"] for task in tasks))
-        for start in range(0, len(names), AT_ONCE):
-            kept = [task for task in tasks if task["benchmark"] in names[start : start + AT_ONCE]]
-            lines += [_table(record, kept), ""]
-        if metric is None:
-            lines += [
-                "% ± standard error over items; means over languages (how many).",
-                "",
-            ]
-        elif tasks:
-            lines += ["Log-likelihood of each choice divided by its number of characters; from the same answers.", ""]
+    """Markdown tables of the results, and how to read them."""
+    mode = ", transform bypassed" if record["settings"]["mode"] == "bypass" else ""
+    done = "" if record["status"] == "finished" else f" ({len(record['tasks'])} of {len(record['planned'])} tasks)"
+    reference = record["model"].get("reference_language") or ENGLISH
+    tasks = list(record["tasks"].values())
+    lines = [f"# {record['model']['name']}{mode}{done}", "", *_tables(tasks, reference)]
+    lines += ["% ± standard error over items; means over languages (how many).", ""]
+    normalised = [{**task, "metric": NORMALISED} for task in tasks if NORMALISED in task["metrics"]]
+    if normalised:
+        lines += ["## Length-normalised accuracy", "", *_tables(normalised, reference)]
+        lines += ["Log-likelihood of each choice divided by its number of characters; from the same answers.", ""]
     identified = table_rows(record)
     if identified:
         lines += ["## Which language it answered in", "", table(HEADER, identified, "llrrr"), ""]
@@ -107,12 +98,6 @@ def results_page(record: dict[str, Any]) -> str:
     versions = ", ".join(f"{key} {value}" for key, value in record["versions"].items())
     lines += [f"- {settings}", f"- {versions}", f"- fingerprint {record['model']['fingerprint']}", ""]
     return "\n".join(lines)
-
-
-def _title(record: dict[str, Any]) -> str:
-    mode = ", transform bypassed" if record["settings"]["mode"] == "bypass" else ""
-    done = "" if record["status"] == "finished" else f" ({len(record['tasks'])} of {len(record['planned'])} tasks)"
-    return f"{record['model']['name']}{mode}{done}"
 
 
 # -- comparisons ---------------------------------------------------------------------------------------------------
@@ -168,8 +153,7 @@ def comparison_tables(comparison: Comparison) -> str:
         "Values in %, differences in points, paired by item; means (how many) leave out "
         f"{', '.join(settings['reference_languages'])}. 95 % intervals: [items] bootstrap, {settings['draws']} draws; "
         "[seeds] Student's t of runs paired in order. p: sign-flip test, Holm-corrected "
-        f"over a benchmark's languages; a mean's p is not corrected. Verdict: p < {settings['alpha']:g}. "
-        f"Seed {settings['seed']}."
+        f"over a benchmark's languages; a mean's p is not corrected. Verdict: p < {settings['alpha']:g}."
     )
     return "\n".join([*lines, caption])
 

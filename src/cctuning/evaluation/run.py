@@ -42,7 +42,7 @@ from cctuning.model.loading import load, to_accelerator
 from cctuning.serving.answering import (
     chat_notes,
     chat_of,
-    encoder_for,
+    encoder_of,
     reference_language,
     tokenizer_and_run,
 )
@@ -103,7 +103,7 @@ class Options:
 def evaluate_models(
     models: Sequence[tuple[str, str]], directory: Path, options: Options
 ) -> list[tuple[str, Path, dict[str, Any]]]:
-    """Score several models on the same tasks, each into a subdirectory of its name.
+    """Score models on the same tasks; of several, each into a subdirectory of its name.
 
     Args:
         models: name and path of each.
@@ -112,11 +112,12 @@ def evaluate_models(
         Name, directory and results of each.
     """
     options = _settled(models, options)
-    for name, _ in models:
-        claim(directory / name, options.settings())  # before the first is scored, which may take hours
+    directories = [directory / name if len(models) > 1 else directory for name, _ in models]
+    for own in directories:
+        claim(own, options.settings())  # before the first is scored, which may take hours
     done = []
-    for name, path in models:
-        done.append((name, directory / name, evaluate(path, directory / name, options)))
+    for (name, path), own in zip(models, directories, strict=True):
+        done.append((name, own, evaluate(path, own, options)))
         gc.collect()  # the model is gone before the next is loaded
     return done
 
@@ -134,7 +135,7 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
     tokenizer, run = tokenizer_and_run(path, options.trust_remote_code)
     record = claim(directory, options.settings())
     home = run.get("reference_language") or options.reference_language
-    encoder = encoder_for(tokenizer, bool(options.chat), options.chat_template_kwargs)
+    encoder = encoder_of(tokenizer, run, options.chat, options.chat_template_kwargs)
     items, notes = _load_items(options, home or ENGLISH, encoder)
     notes += chat_notes(run, encoder)
     if options.thinking_tokens != THINKING_TOKENS and not encoder.thinks:
@@ -198,7 +199,7 @@ def _settled(models: Sequence[tuple[str, str]], options: Options) -> Options:
 
 def _check_templates(tokenizers: Mapping[str, Any], arguments: Mapping[str, Any] | None) -> None:
     """Raise a `UserError` if the chat templates of models differ, since results on other prompts are not compared."""
-    prompts = {name: encoder_for(one, True, arguments).render("…") for name, one in tokenizers.items()}
+    prompts = {name: encoder_of(one, {}, True, arguments).render("…") for name, one in tokenizers.items()}
     first, *others = prompts
     for name in others:
         if prompts[name] != prompts[first]:

@@ -219,9 +219,6 @@ def read_run(system: str, path: Path) -> ScoredRun:
 
 
 def _read_items(path: Path, name: str, about: dict[str, Any]) -> pd.DataFrame:
-    lacking = [key for key in ("benchmark", "language", "version", "items", "metric") if key not in about]
-    if lacking:
-        raise UserError(f"{path / RESULTS_FILE}: task {name} has no `{lacking[0]}`; {_AGAIN}.")
     file = path / SAMPLES_FOLDER / f"{name}.jsonl"
     if not file.is_file():
         raise UserError(f"{file}: no such file, but {RESULTS_FILE} has the task; {_AGAIN}.")

@@ -39,26 +39,21 @@ def chat_of(run: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def encoder_of(
-    loaded: Loaded, chat: bool | None = None, chat_template_kwargs: Mapping[str, Any] | None = None, **limits: Any
+    tokenizer: PreTrainedTokenizerBase,
+    run: Mapping[str, Any],
+    chat: bool | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    **limits: Any,
 ) -> Encoder:
     """The encoder for prompts to a model. The tokenizer's template becomes that of the encoder.
 
     Args:
+        run: record of the model's run, or an empty one.
         chat: render prompts with the chat template; None: see `chat_of`.
         chat_template_kwargs: arguments of the template that replace those of training.
         limits: most tokens, as in `Encoder`.
     """
-    chat = chat_of(loaded.run, loaded.tokenizer) if chat is None else chat
-    return encoder_for(loaded.tokenizer, chat, chat_template_kwargs, **limits)
-
-
-def encoder_for(
-    tokenizer: PreTrainedTokenizerBase,
-    chat: bool,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    **limits: Any,
-) -> Encoder:
-    """As `encoder_of`, for a tokenizer without its model."""
+    chat = chat_of(run, tokenizer) if chat is None else chat
     if chat_template_kwargs and not chat:
         raise UserError("chat_template_kwargs: only with the chat template, which is off; leave the option out.")
     encoder = Encoder(tokenizer, chat=chat, eos=False, chat_template_kwargs=chat_template_kwargs, **limits)
@@ -144,7 +139,7 @@ class Answerer:
         self.tokenizer = loaded.tokenizer
         if chat and own_template(self.tokenizer) is None:
             raise UserError("--chat yes: the tokenizer has no chat template; use --chat no, or set one when training.")
-        self.encoder = encoder_of(loaded, chat, chat_template_kwargs)
+        self.encoder = encoder_of(self.tokenizer, loaded.run, chat, chat_template_kwargs)
         self.chat = self.encoder.chat
         if system and not self.chat:
             raise UserError("--system: only with the chat template, which is off; leave the option out.")

@@ -7,8 +7,6 @@ the stop tokens, a model card, a Modelfile and a manifest. A failed export leave
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +86,16 @@ def export(
     limit = {"max_shard_size": max_shard_size.upper()} if max_shard_size else {}
     run = read_trained_run(path)
     check_not_quantized(run, trust_remote_code)
-    with _disk_errors(directory), directory_atomically(directory) as partial:
-        return _write(run, format, partial, directory.name, kind, limit, trust_remote_code)
+    try:
+        with directory_atomically(directory) as partial:
+            return _write(run, format, partial, directory.name, kind, limit, trust_remote_code)
+    except Exception as error:
+        if isinstance(error, (OSError, UserError)) or "(os error " not in str(error):
+            raise
+        # safetensors and tokenizers have errors of their own for a disk that cannot be written
+        raise UserError(
+            f"--output {directory}: cannot be written: {error}; free some space, or use another directory."
+        ) from error
 
 
 def _write(
@@ -104,7 +110,7 @@ def _write(
     """Write weights, tokenizer, configs, manifest, Modelfile and, with this `name`, the model card."""
     loaded = load(run.path, trust_remote_code=trust_remote_code)
     revision = run.options.get("revision") or revision_of(run.weights)
-    encoder = encoder_of(loaded)
+    encoder = encoder_of(loaded.tokenizer, loaded.run)
     generation = generation_config(encoder, unwrap(loaded.model))
     if format == "merged":
         model: Any = _merge(loaded, dtype)
@@ -144,21 +150,6 @@ def _write(
     card = model_card(run, manifest, name=name, base=base, notes=told)
     (directory / "README.md").write_text(card, encoding="utf-8")
     return Exported(manifest, notes, vllm, checked)
-
-
-@contextmanager
-def _disk_errors(directory: Path) -> Iterator[None]:
-    """Turn errors of safetensors and tokenizers when writing fails (`… (os error 28)`) into `UserError`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) or not re.search(r"\(os error \d+\)", str(error)):
-            raise
-        raise UserError(
-            f"--output {directory}: cannot be written: {error}; free some space, or use another directory."
-        ) from error
 
 
 def _write_lora(loaded: Loaded, path: str, directory: Path, revision: str | None) -> None:
