@@ -145,14 +145,19 @@ def check_paths(argv: list[str]) -> None:
     parser.add_argument("--data", nargs="*", default=[])
     parser.add_argument("--eval_data", nargs="*", default=[])
     flags, _ = parser.parse_known_args(argv)
-    name, folder = flags.model or "", Path(flags.model or "").expanduser()
-    if name and not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    if flags.model is not None:
+        _check_model(flags.model)
+    for path in [*flags.data, *flags.eval_data]:
+        if not path.lstrip().startswith("{"):  # a mapping
+            check_place(path)
+
+
+def _check_model(name: str) -> None:
+    folder = Path(name).expanduser()
+    if not folder.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(
             f"model: {name}: no such directory.{nearest_path(folder)} Give a model directory, or a hub name like "
             "org/name."
         )
-    if name and folder.is_dir() and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
+    if folder.is_dir() and not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
         raise UserError(f"model: {name}: no config.json in it; give the directory of a model, or a hub name.")
-    for path in [*flags.data, *flags.eval_data]:
-        if not path.lstrip().startswith("{"):  # a mapping
-            check_place(path)
