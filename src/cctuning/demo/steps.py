@@ -32,17 +32,12 @@ RUNS: dict[str, tuple[str, list[str]]] = {
 
 @dataclass(frozen=True)
 class Step:
-    """A command of the demo.
-
-    Attributes:
-        target: what it writes.
-        again: a command to run instead where the target exists, to show its result again.
-    """
+    """A command of the demo."""
 
     title: str
-    target: Path
+    target: Path  # what it writes
     command: list[str]
-    again: list[str] | None = None
+    again: list[str] | None = None  # a command to run instead where the target exists, to show its result again
 
 
 def run_steps(console: Console, output: Path, steps: Sequence[Step]) -> int:

@@ -34,16 +34,11 @@ PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 @dataclass(frozen=True)
 class Language:
-    """A language: English with words of its own (none is shared) in another order.
-
-    Attributes:
-        share: of all facts, how many the base reads in it.
-        question, statement: English words in the order of the language.
-    """
+    """A language: English with words of its own (none is shared) in another order."""
 
     name: str
-    share: float
-    question: str
+    share: float  # of all facts, how many the base reads in it
+    question: str  # English words in the order of the language
     statement: str
 
 

@@ -40,41 +40,34 @@ BETTER, WORSE, SAME, NOT_MEASURED = "better", "worse", "not distinguishable", "n
 
 @dataclass(frozen=True)
 class Row:
-    """One system against the baseline, in one language or on average.
-
-    Attributes:
-        kind: `language`, `mean` (over a benchmark's languages except the reference languages) or `overall` (over all
-            pairs of benchmark and language except those, with equal weights).
-        items: of a mean, distinct items: a question in several languages counts once.
-        baseline, value: in [0, 1]. difference, low, high: in [-1, 1], with a 95 % interval over items. All are None if
-            the verdict is `not measured`.
-        seed_low, seed_high: 95 % interval over seeds, None with too few seeds.
-    """
+    """One system against the baseline, in one language or on average. Figures are None if it is not measured."""
 
     system: str
+    # `language`, `mean` (over a benchmark's languages except the reference languages) or `overall` (over all pairs of
+    # benchmark and language except those, with equal weights)
     kind: str
     benchmark: str | None
     language: str | None
     languages: int = 1
-    items: int = 0
-    baseline: float | None = None
+    items: int = 0  # distinct ones: a question in several languages counts once
+    baseline: float | None = None  # in [0, 1]
     value: float | None = None
-    difference: float | None = None
-    low: float | None = None
+    difference: float | None = None  # in [-1, 1]
+    low: float | None = None  # 95 % interval over items
     high: float | None = None
     p: float | None = None
     p_adjusted: float | None = None
-    seed_low: float | None = None
+    seed_low: float | None = None  # 95 % interval over seeds, None with too few seeds
     seed_high: float | None = None
     verdict: str = NOT_MEASURED
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result of `compare`. `systems`: name to the description of each of its runs, baseline included."""
+    """Result of `compare`."""
 
     baseline: str
-    systems: dict[str, list[dict[str, Any]]]
+    systems: dict[str, list[dict[str, Any]]]  # name to a description of each run, baseline included
     settings: dict[str, Any]
     rows: list[Row]
     summary: list[str]

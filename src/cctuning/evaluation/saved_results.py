@@ -35,17 +35,12 @@ _AGAIN = "score the model again with `cctuning evaluate` into a new directory"
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """The results of one model.
-
-    Attributes:
-        record: the content of results.json.
-        items: of each task, a row per item: `document` and `prompt` (hashes) and `value` of the main metric.
-    """
+    """The results of one model."""
 
     system: str
     path: Path
-    record: dict[str, Any]
-    items: dict[str, pd.DataFrame]
+    record: dict[str, Any]  # the content of results.json
+    items: dict[str, pd.DataFrame]  # of each task, by item: `document`, `prompt` (hashes), `value` of the main metric
 
     @property
     def mode(self) -> str | None:

@@ -26,21 +26,15 @@ from cctuning.languages import ENGLISH, matching
 
 @dataclass
 class Item:
-    """A task to score: an lm-eval task or a group of them.
-
-    Attributes:
-        metric: main metric and filter, as lm-eval's results name them.
-        chance: expected accuracy of a guess, None for generated answers.
-        rendered: prompts are rendered with the chat template already.
-    """
+    """A task to score: an lm-eval task or a group of them."""
 
     name: str
     benchmark: str
     language: str
-    metric: str
-    chance: float | None
+    metric: str  # main metric and filter, as lm-eval's results name them
+    chance: float | None  # expected accuracy of a guess, None for generated answers
     task: Any
-    rendered: bool = False
+    rendered: bool = False  # with the chat template
 
     @property
     def grouped(self) -> bool:

@@ -23,28 +23,17 @@ FOLDERS = ("mgsm/direct", "xcopa", "xstorycloze", "xnli", "xwinograd", "xquad", 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark.
-
-    Attributes:
-        dataset: hub name of the data set.
-        tasks: language code to the name of the task, of lm-eval unless there are `rows`, or of its group.
-        metric: main metric and filter, as lm-eval's results name them.
-        chance: expected accuracy of a guess, None for generated answers.
-        split: directory of a local file of the data set.
-        metrics: accuracies to compute instead of the task's own metrics, see `row_tasks.ACCURACIES`.
-        files: language code to the YAML file of the task, where it is not in `FOLDERS`.
-        rows: name by which rows of prompt and answer are scored, see `row_tasks.row_task`; empty for lm-eval's tasks.
-    """
+    """A benchmark: a task, or a group of tasks, for each language."""
 
     name: str
-    dataset: str
-    tasks: dict[str, str]
-    metric: str
-    chance: float | None
-    split: str = "test"
-    metrics: tuple[str, ...] = ()
-    files: dict[str, Path] = field(default_factory=dict)
-    rows: str = ""
+    dataset: str  # name on the hub
+    tasks: dict[str, str]  # language code to the name of the task, or of the group
+    metric: str  # main metric and filter, as lm-eval's results name them
+    chance: float | None  # expected accuracy of a guess, None for generated answers
+    split: str = "test"  # directory of a local file of the data set
+    metrics: tuple[str, ...] = ()  # accuracies to compute instead of the task's own metrics (`row_tasks.ACCURACIES`)
+    files: dict[str, Path] = field(default_factory=dict)  # language code to lm-eval's YAML file, outside `FOLDERS`
+    rows: str = ""  # for rows of prompt and answer, how they are scored (`row_tasks.row_task`)
 
 
 def _tasks(pattern: str, languages: str, **other: str) -> dict[str, str]:

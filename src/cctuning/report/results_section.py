@@ -39,17 +39,12 @@ KINDS = {BETTER: "better", WORSE: "worse", SAME: "same"}
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Evaluations and their comparison.
-
-    Attributes:
-        base: name of the evaluation of the runs' base, None if there is none.
-        before: the same evaluations compared with the base, None if there is none.
-    """
+    """Evaluations and their comparison."""
 
     runs: list[ScoredRun]
     comparison: Comparison
-    base: str | None
-    before: Comparison | None
+    base: str | None  # name of the evaluation of the runs' base, if there is one
+    before: Comparison | None  # the same evaluations compared with the base
 
 
 def read_evaluations(arguments: Sequence[str], baseline: str | None, runs: Sequence[Run]) -> Evaluated | None:

@@ -34,17 +34,13 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
-
-    Attributes:
-        record: content of run.json. options: content of config.yaml. metrics: log steps.
-    """
+    """A finished run."""
 
     name: str
     path: Path
-    record: dict[str, Any]
-    options: dict[str, Any]
-    metrics: list[dict[str, Any]]
+    record: dict[str, Any]  # run.json
+    options: dict[str, Any]  # config.yaml
+    metrics: list[dict[str, Any]]  # log steps
     connection: ConnectionConfig
     sizes: Sizes
 

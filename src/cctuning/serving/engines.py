@@ -30,25 +30,15 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p")  # parameters of Ollama th
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an export is.
+    """What an export is."""
 
-    Attributes:
-        kind: `merged` (`fold` in older exports) or `lora`.
-        base: the base model: name or path for a LoRA, else its name on the hub; None where not known.
-        reference_language: of training.
-        languages: of training, without the reference language, most rows first; empty where not known.
-        chat: whether prompts are rendered with the chat template in the directory, or sent as they are.
-        stop_token_ids: EOS tokens, as in generation_config.json.
-        stop: stop string, where the template ends a turn with ordinary text.
-    """
-
-    kind: str
-    base: str | None
-    reference_language: str
-    languages: list[str] = field(default_factory=list)
-    chat: bool = False
-    stop_token_ids: list[int] = field(default_factory=list)
-    stop: str | None = None
+    kind: str  # `merged` (`fold` in older exports) or `lora`
+    base: str | None  # name or path for a LoRA, else the name on the hub; None where not known
+    reference_language: str  # of training
+    languages: list[str] = field(default_factory=list)  # the others of training, most rows first; empty if not known
+    chat: bool = False  # prompts are rendered with the chat template in the directory
+    stop_token_ids: list[int] = field(default_factory=list)  # EOS tokens, as in generation_config.json
+    stop: str | None = None  # stop string, where the template ends a turn with ordinary text
 
     def write(self, directory: Path) -> None:
         record: dict[str, Any] = {"format": FORMAT, "made_by": f"cc-tuning {__version__}", **asdict(self)}

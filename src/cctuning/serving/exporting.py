@@ -37,19 +37,12 @@ PROBES = ("?", "a b", "1 + 1 = ", "Habari gani?")  # prompts that the saved toke
 
 @dataclass
 class Exported:
-    """What was written.
-
-    Attributes:
-        manifest: the manifest.
-        notes: sentences for whoever serves the model.
-        vllm: whether vLLM loads it, and why not; None unless it is a LoRA.
-        checked: how the export, loaded again, agrees with the run.
-    """
+    """What was written."""
 
     manifest: Manifest
-    notes: list[str]
-    vllm: str | None
-    checked: Agreement
+    notes: list[str]  # for whoever serves the model
+    vllm: str | None  # whether vLLM loads it, and why not; None unless it is a LoRA
+    checked: Agreement  # of the export, loaded again, with the run
 
 
 def export(

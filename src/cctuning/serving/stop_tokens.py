@@ -56,19 +56,12 @@ def answer_end(encoder: Encoder) -> str | None:
 
 @dataclass(frozen=True)
 class Thoughts:
-    """The texts by which a template separates thinking from the answer.
+    """The texts by which a template separates thinking from the answer."""
 
-    Attributes:
-        ending: between thinking and answer.
-        lead: before an answer without thinking.
-        opening: before the thinking; empty where the prompt contains it; None where it is not known.
-        may: the model decides whether to think.
-    """
-
-    ending: str
-    lead: str
-    opening: str | None
-    may: bool
+    ending: str  # between thinking and answer
+    lead: str  # before an answer without thinking
+    opening: str | None  # before the thinking; empty where the prompt contains it; None where it is not known
+    may: bool  # the model decides whether to think
 
     @classmethod
     def of(cls, encoder: Encoder) -> Thoughts | None:

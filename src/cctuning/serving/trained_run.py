@@ -38,20 +38,12 @@ EXPECTED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run, or a model directory of one.
+    """A run, or a model directory of one."""
 
-    Attributes:
-        path: as the user gave it. weights: the directory with the weights.
-        record: run.json; empty where the model directory is not inside its run.
-        options: config.yaml, likewise: the options that differ from the defaults.
-        connection: options of the connection.
-        reference_language: of the connection.
-    """
-
-    path: str
-    weights: Path
-    record: dict[str, Any]
-    options: dict[str, Any]
+    path: str  # as the user gave it
+    weights: Path  # the directory with the weights
+    record: dict[str, Any]  # run.json; empty where the model directory is not inside its run
+    options: dict[str, Any]  # config.yaml, likewise: the options that differ from the defaults
     connection: ConnectionConfig
     reference_language: str
 
