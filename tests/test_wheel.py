@@ -132,7 +132,7 @@ def test_core_packages_train_generate_and_export(place: dict[str, str], tmp_path
 MISSING = {
     "evaluate run --rows rows.jsonl --output out": ("cctuning evaluate", "lm_eval", "evaluate"),
     "compare one two": ("cctuning compare", "scipy", "evaluate"),
-    "report run --output page.html": ("cctuning report", "matplotlib", "report"),
+    "report run --output page.html": ("cctuning report", "scipy", "report"),
     "pair rows.jsonl --output out": ("cctuning pair", "lingua", "pair"),
     "demo": ("cctuning demo", "lm_eval", "evaluate"),
 }

@@ -23,8 +23,9 @@ import torch
 from rich.console import Console
 
 from cctuning.cli import main as cctuning
-from cctuning.demo.steps import Step, run_steps, write_rows
+from cctuning.demo.steps import Step, run_steps
 from cctuning.errors import UserError
+from cctuning.files import write_jsonl
 from experiments.real.bases import BASES, available, ready
 from experiments.real.cells import amp
 from experiments.real.named import Named
@@ -79,7 +80,9 @@ def write_files(output: Path, world: Named, items: int = ITEMS) -> None:
         for item in world.items("test", lang)[:items]
     ]
     rows: dict[str, list[Any]] = {"labels": world.rows(ROWS), "names": world.pairs(ROWS), "held-out": held_out}
-    write_rows({output / f"{name}.jsonl": given for name, given in rows.items()})
+    output.mkdir(parents=True, exist_ok=True)
+    for name, given in rows.items():
+        write_jsonl(output / f"{name}.jsonl", given)
 
 
 def run(console: Console, output: Path, base: Path) -> int:

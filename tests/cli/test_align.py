@@ -131,7 +131,7 @@ def test_diagnose_takes_rows_with_reference_prompts_in_any_language(base, tmp_pa
     ("argv", "says"),
     [
         (["--limit", "0"], "--limit: expected at least 1"),
-        (["--output", "nowhere/x.json"], "is not a directory"),
+        (["--output", "nowhere/x.json"], "there is no directory nowhere"),
         (["--output", __file__], "exists already; name a new file"),
     ],
 )

@@ -91,7 +91,7 @@ def test_a_step_is_kept_while_its_command_is_the_same(monkeypatch, tmp_path):
 
     def step(*command):
         called.clear()
-        assert steps.run_step(console, tmp_path, Step("a", target, list(command), ["compare"])) == 0
+        assert steps.run_steps(console, tmp_path, [Step("a", target, list(command), ["compare"])]) == 0
         target.mkdir(exist_ok=True)
         return list(called)
 

@@ -12,10 +12,10 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
+from cctuning import files
 from cctuning.cli import main
 from cctuning.errors import UserError
 from cctuning.evaluation import lm_eval_tasks, models, saved_results
-from cctuning.evaluation import run as evaluation
 from cctuning.evaluation.models import AnsweringLM
 from cctuning.evaluation.run import Options, evaluate
 
@@ -110,7 +110,7 @@ def test_a_disk_that_is_full_while_results_are_written(writes, data, model, tmp_
     assert main(["evaluate", *map(str, base), str(tmp_path / "whole")]) == 0
     total = len(asked)
     asked.clear()
-    write = evaluation.write_atomically
+    write = files.write_atomically
     times = []
 
     def full(path, text):
@@ -120,11 +120,11 @@ def test_a_disk_that_is_full_while_results_are_written(writes, data, model, tmp_
         times.append(path)
         write(path, text)
 
-    for module in (evaluation, saved_results):
+    for module in (files, saved_results):
         monkeypatch.setattr(module, "write_atomically", full)
     message = refused(capsys, *base, tmp_path / "out")
     assert "cannot be written (No space left on device)" in message and str(tmp_path / "out") in message
-    for module in (evaluation, saved_results):
+    for module in (files, saved_results):
         monkeypatch.setattr(module, "write_atomically", write)
     assert main(["evaluate", *map(str, base), str(tmp_path / "out")]) == 0
     assert figures(kept(tmp_path / "out")) == figures(kept(tmp_path / "whole"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cctuning.cli.options import Plain
-from cctuning.extras import require
+from cctuning.errors import UserError
 
 
 def main(argv: list[str]) -> None:
@@ -20,19 +20,18 @@ def main(argv: list[str]) -> None:
         help="a directory of `cctuning evaluate`, or NAME=DIR; several with one NAME are training seeds of one system",
     )
     parser.add_argument(
-        "--baseline", help="name or directory the others are compared with (default: base, else the first)"
+        "--baseline", help="name of the system that others are compared with (default: base, else the first)"
     )
     parser.add_argument("--output", help="new directory for comparison.json and comparison.md")
     parser.add_argument("--draws", type=int, default=10_000, help="bootstrap and Monte Carlo draws")
     args = parser.parse_args(argv)
-    require("scipy", "cctuning compare", "evaluate")  # now, and not after the comparison
     from cctuning.evaluation.compare import compare
-    from cctuning.evaluation.result_tables import check_output, write_comparison
+    from cctuning.evaluation.result_tables import write_comparison
     from cctuning.evaluation.saved_results import parse_runs
 
     output = Path(args.output) if args.output else None
-    if output:
-        check_output(output)
+    if output and output.exists():
+        raise UserError(f"--output {output}: exists already; name a new directory.")
     found = compare(parse_runs(args.runs), args.baseline, args.draws)
     if output:
         write_comparison(found, output)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from cctuning.cli.options import Plain, add_model_options, chosen
 from cctuning.errors import UserError
-from cctuning.files import check_new_file
+from cctuning.files import check_new_file, write_json
 from cctuning.languages import canonical, language_name
 
 COLUMNS = 9  # layers in the table, from the first to the last
@@ -49,7 +48,7 @@ def main(argv: list[str]) -> None:
     args.reference_language = canonical(args.reference_language, "--reference_language")
     found = diagnose(args)
     if args.output:
-        Path(args.output).write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(Path(args.output), found)
 
 
 def diagnose(args: Any) -> dict[str, Any]:

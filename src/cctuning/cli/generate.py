@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cctuning.cli.options import Plain, add_model_options, chosen
 from cctuning.errors import UserError
-from cctuning.files import check_new_file, write_atomically
+from cctuning.files import check_new_file, write_jsonl
 from cctuning.languages import UNKNOWN
 
 if TYPE_CHECKING:
@@ -85,15 +85,12 @@ def main(argv: list[str]) -> None:
     references = [row["reference"] for row in rows] if args.reference else None
     answers = answerer(prompts, references, progress=True, languages=languages, rows=rows)
     note_alike(prompts, answers)
-    text = "".join(
-        json.dumps({"prompt": row["prompt"], "answer": answer}, ensure_ascii=False) + "\n"
-        for row, answer in zip(rows, answers, strict=True)
-    )
+    found = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]
     if args.output:
-        write_atomically(Path(args.output), text)
+        write_jsonl(Path(args.output), found)
         print(f"{len(answers)} answers: {args.output}", file=sys.stderr)
     else:
-        sys.stdout.write(text)
+        sys.stdout.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in found)
 
 
 def note_alike(prompts: Sequence[Any], answers: Sequence[str]) -> None:

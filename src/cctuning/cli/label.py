@@ -6,7 +6,6 @@ trained on English rows alone (pseudo-labels). The parallel text must be of the 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from cctuning.cli.generate import note_alike
 from cctuning.cli.options import Plain, add_model_options, chosen
 from cctuning.errors import UserError
-from cctuning.files import check_new_file, write_atomically
+from cctuning.files import check_new_file, write_jsonl
 from cctuning.languages import canonical
 
 FIELD = "{text}"
@@ -63,7 +62,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"{args.model}: no usable answer to {len(asked)} prompts ({_listed(lost)}); nothing was written."
         )
-    write_atomically(Path(args.output), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_jsonl(Path(args.output), rows)
     counts = Counter(row["lang"] for row in rows)
     print(f"{len(rows)} rows ({', '.join(f'{lang} {n}' for lang, n in counts.most_common())}): {args.output}")
     most = Counter(row["response"] for row in rows).most_common()

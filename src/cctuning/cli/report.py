@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from cctuning.cli.options import Plain
-from cctuning.extras import require
 
 
 def main(argv: list[str]) -> None:
@@ -24,9 +23,6 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--baseline", help="evaluation the others are compared with (default: base, else the first)")
     args = parser.parse_args(argv)
-    require("matplotlib", "cctuning report")
-    if args.evaluation:
-        require("scipy", "cctuning report --evaluation", "report")
     from cctuning.report.build import build
 
     build(args.runs, Path(args.output), evaluations=args.evaluation, baseline=args.baseline)

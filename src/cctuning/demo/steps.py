@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from cctuning.cli import main as cctuning
 from cctuning.demo.world import ENGLISH, Size, World, build_base
-from cctuning.files import write_atomically
+from cctuning.files import write_json, write_jsonl
 
 COMMANDS = "commands.json"  # of the steps that are done, so that a second call keeps them
 TRAINING = shlex.split(
@@ -41,40 +39,25 @@ class Step:
 
 
 def run_steps(console: Console, output: Path, steps: Sequence[Step]) -> int:
-    """Print and run the commands one after the other; returns the exit status of the last one."""
-    status = 0
+    """Print and run the commands, except those that have written their target already; returns the exit status."""
+    kept = output / COMMANDS
+    done: dict[str, list[str]] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
     for number, step in enumerate(steps, 1):
         console.rule(f"{number} of {len(steps)}  {step.title}", align="left")
-        status = run_step(console, output, step)
-        if status:
-            break
-    return status
-
-
-def run_step(console: Console, output: Path, step: Step) -> int:
-    """Run one command, unless the same command has written its target already; returns the exit status."""
-    console.print(f"$ cctuning {shlex.join(step.command)}", style="dim")
-    kept, target = output / COMMANDS, step.target
-    done: dict[str, list[str]] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-    if target.exists() and done.get(target.name) == step.command:
-        console.print(f"kept from before: {target}")
-        return cctuning(step.again) if step.again else 0
-    if target.is_dir():
-        shutil.rmtree(target)
-    target.unlink(missing_ok=True)
-    started = time.time()
-    status = cctuning(step.command)
-    console.print(f"({time.time() - started:.0f} s)")
-    if not status:
-        write_atomically(kept, json.dumps({**done, target.name: step.command}, indent=1) + "\n")
-    return status
-
-
-def write_rows(files: Mapping[Path, Sequence[Mapping[str, Any]]]) -> None:
-    """Write rows as JSON Lines."""
-    for path, rows in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        console.print(f"$ cctuning {shlex.join(step.command)}", style="dim")
+        target, command = step.target, step.command
+        if target.exists() and done.get(target.name) == command:
+            console.print(f"kept from before: {target}")
+            command = step.again or []
+        elif target.is_dir():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+        if command and (status := cctuning(command)):
+            return status
+        done[target.name] = step.command
+        write_json(kept, done)
+    return 0
 
 
 def run_demo(output: Path, cache: Path, seed: int = 0, size: Size | None = None) -> int:
@@ -91,7 +74,9 @@ def run_demo(output: Path, cache: Path, seed: int = 0, size: Size | None = None)
     rows, pairs, held_out = (output / f"{name}.jsonl" for name in ("rows", "pairs", "held-out"))
     # English questions that the base can answer are among the rows, so that it keeps its English.
     answered = world.rows("sft") + world.rows("text", [ENGLISH])
-    write_rows({rows: answered, pairs: world.pairs("parallel"), held_out: world.rows("test")})
+    output.mkdir(parents=True, exist_ok=True)
+    for path, content in ((rows, answered), (pairs, world.pairs("parallel")), (held_out, world.rows("test"))):
+        write_jsonl(path, content)
     steps = []
     for name, (title, own) in RUNS.items():
         command = ["train", "--model", str(base), "--data", str(rows), *TRAINING, *own, "--seed", str(seed)]

@@ -83,7 +83,7 @@ def compare(
 
     Args:
         runs: (system, directory); directories with the same system are its training seeds.
-        baseline: name of a system or one of its directories; default: `BASE`, else the first.
+        baseline: name of a system; default: `BASE`, else the first.
         draws: bootstrap and Monte Carlo draws, at least `MIN_DRAWS`.
 
     Raises:
@@ -126,12 +126,9 @@ def _baseline(runs: Sequence[tuple[str, Path]], wanted: str | None) -> str:
         raise UserError(f"{', '.join(names) or 'no run'}: expected two or more systems to compare; name another run.")
     if wanted is None:
         return BASE if BASE in names else names[0]
-    if wanted in names:
-        return wanted
-    for name, path in runs:
-        if path.resolve() == Path(wanted).resolve():
-            return name
-    raise UserError(f"--baseline {wanted}: none of the runs; expected one of {', '.join(names)}, or its directory.")
+    if wanted not in names:
+        raise UserError(f"--baseline {wanted}: none of the runs; expected one of {', '.join(names)}.")
+    return wanted
 
 
 def _table(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> pd.DataFrame:

@@ -6,15 +6,13 @@ has a separate table; compare the first one with published figures.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cctuning.errors import UserError
 from cctuning.evaluation.answer_language import HEADER, table_rows
-from cctuning.files import write_atomically
+from cctuning.files import write_atomically, write_json
 from cctuning.languages import ENGLISH
 from cctuning.markdown import table
 
@@ -171,19 +169,8 @@ def comparison_page(comparison: Comparison) -> str:
     return "\n".join([*lines, "", *(f"- {line}" for line in comparison.summary), ""])
 
 
-def check_output(directory: Path) -> None:
-    """Raise a `UserError` if `directory` is a file or not empty."""
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"--output {directory}: a file; name a directory.")
-    if directory.is_dir() and any(directory.iterdir()):
-        raise UserError(f"--output {directory}: not empty; name a new directory.")
-
-
 def write_comparison(comparison: Comparison, directory: Path) -> None:
-    """Write comparison.json and comparison.md into a new or empty directory."""
-    check_output(directory)
+    """Write comparison.json and comparison.md."""
     directory.mkdir(parents=True, exist_ok=True)
-    record = {"format": COMPARISON_FORMAT, **asdict(comparison)}
-    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(directory / "comparison.json", text)
+    write_json(directory / "comparison.json", {"format": COMPARISON_FORMAT, **asdict(comparison)})
     write_atomically(directory / "comparison.md", comparison_page(comparison))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -36,7 +35,7 @@ from cctuning.evaluation.saved_results import (
 )
 from cctuning.evaluation.suite_tasks import Item, load_suite
 from cctuning.evaluation.suites import SUITES, trained_languages
-from cctuning.files import write_atomically
+from cctuning.files import write_jsonl
 from cctuning.languages import ENGLISH, canonical, same
 from cctuning.model.loading import load, to_accelerator
 from cctuning.serving.answering import (
@@ -247,8 +246,7 @@ def score(item: Item, lm: Journal, options: Options, directory: Path, record: di
         if item.grouped:  # each task numbers its items from 0
             own = [one | {"id": len(kept) + place, "task": task.task_name} for place, one in enumerate(own)]
         kept += own
-    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in kept)
-    write_atomically(directory / SAMPLES_FOLDER / f"{item.name}.jsonl", lines)
+    write_jsonl(directory / SAMPLES_FOLDER / f"{item.name}.jsonl", kept)
     record["tasks"][item.name] = {
         "benchmark": item.benchmark,
         "language": item.language,

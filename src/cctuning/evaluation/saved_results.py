@@ -24,7 +24,7 @@ import torch
 
 from cctuning.errors import UserError
 from cctuning.evaluation.result_tables import results_page
-from cctuning.files import write_atomically
+from cctuning.files import write_atomically, write_json
 from cctuning.model.loading import Loaded
 
 FORMAT = 1  # of results.json
@@ -101,7 +101,7 @@ def new_record(path: str, loaded: Loaded, weights: str, settings: dict[str, Any]
 
 def write_results(directory: Path, record: dict[str, Any]) -> None:
     """Write `results.json` and the table of it."""
-    write_atomically(directory / RESULTS_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_json(directory / RESULTS_FILE, record)
     write_atomically(directory / TABLE_FILE, results_page(record))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit  # scipy.stats takes seconds to import
 
 Array = NDArray[np.float64]
 
@@ -107,8 +108,6 @@ def t_interval(values: ArrayLike) -> Interval:
     Args:
         values: [n], n >= 2; for paired seeds, the differences.
     """
-    from scipy.special import stdtrit  # scipy.stats takes seconds to import
-
     given = np.asarray(values, dtype=np.float64)
     mean = float(given.mean())
     half = float(stdtrit(given.size - 1, 0.975)) * float(given.std(ddof=1)) / math.sqrt(given.size)

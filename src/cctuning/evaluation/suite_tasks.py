@@ -86,32 +86,31 @@ def load_suite(
     """
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such directory; docs/guides/evaluate.md describes the layout.")
-    found = _benchmarks(suite, data)
-    codes = sorted({code for one in found for code in one.tasks})
+    found, notes = _benchmarks(suite, data), list[str]()
+    if benchmarks is not None:
+        names = {one.name.lower(): one.name for one in found}
+        for name in benchmarks:
+            if name.lower() not in names:
+                has = ", ".join(sorted(names.values()))
+                raise UserError(f"--benchmarks: {name!r} is not in suite {suite}; it has {has}.")
+        found = [one for one in found if one.name.lower() in {name.lower() for name in benchmarks}]
     if languages is not None:
+        codes = sorted({code for one in found for code in one.tasks})
         languages = [code for one in languages for code in matching(one, codes) or [one]]
-    if suite == "current" and languages is not None:
-        wanted = {*languages} - {reference} or {reference}
-        found = [one for one in found if {*one.tasks} & wanted]
-    notes: list[str] = []
+        if suite == "current":
+            wanted = {*languages} - {reference} or {reference}
+            found = [one for one in found if {*one.tasks} & wanted]
     if data is not None:
         found = [one for one in (_with_files(one, data, notes) for one in found) if one.tasks]
         if not found and suite != "current":
             raise UserError(f"--data {data}: has no files of suite {suite}; docs/guides/evaluate.md has the layout.")
     known = sorted({language for one in found for language in one.tasks})
-    names = {one.name.lower(): one.name for one in found}
-    for name in benchmarks or ():
-        if name.lower() not in names:
-            has = ", ".join(sorted(names.values()))
-            raise UserError(f"--benchmarks: {name!r} is not in suite {suite}; it has {has}.")
-    benchmarks = benchmarks and [names[name.lower()] for name in benchmarks]
     for language in languages or ():
         if language not in known:
             told = f"it has {', '.join(known)}" if suite != "current" else "`cctuning evaluate --tasks` takes any task"
             raise UserError(f"--languages: suite {suite} has no {language!r}; {told}.")
-    notes = [note for note in notes if benchmarks is None or note.partition(":")[0] in benchmarks]
     kept = []
-    for one in found if benchmarks is None else (one for one in found if one.name in benchmarks):
+    for one in found:
         chosen = sorted(one.tasks, key=lambda code: (code != reference, code))
         kept += [(one, code) for code in chosen if languages is None or code in {*languages, reference}]
         lacking = [code for code in dict.fromkeys([*(languages or ()), reference]) if code not in one.tasks]

@@ -27,7 +27,7 @@ def build(runs: Sequence[str], output: Path, *, evaluations: Sequence[str] = (),
 
     Args:
         runs, evaluations: `NAME=DIR` or `DIR`.
-        baseline: name or directory of an evaluation; None: see `compare`.
+        baseline: name of an evaluation; None: see `compare`.
     """
     check_new_file(output)
     read = read_runs(runs)

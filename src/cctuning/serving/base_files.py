@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from cctuning.files import write_atomically
+from cctuning.files import write_json
 from cctuning.model.loading import LOADING_ERRORS
 
 CONFIG, TOKENIZER, TEMPLATE = "config.json", "tokenizer_config.json", "chat_template.jinja"
@@ -59,7 +59,7 @@ def write_config(directory: Path, base: Path | None) -> None:
             config = kept | changed
     for part in [config, *(value for value in config.values() if isinstance(value, dict))]:  # a text model's too
         add_old_keys(part)
-    _write(directory / CONFIG, config)
+    write_json(directory / CONFIG, config)
 
 
 def add_old_keys(config: dict[str, Any]) -> None:
@@ -119,14 +119,14 @@ def _copy(
     differing = {name: token for name, token in differing.items() if token != getattr(original, name)}
     for name in (TOKENIZER, "special_tokens_map.json"):
         if differing and (directory / name).is_file():
-            _write(directory / name, _read(directory / name) | differing)
+            write_json(directory / name, _read(directory / name) | differing)
     if tokenizer.chat_template != original.chat_template:
         for name in (TEMPLATE, "chat_template.json"):
             (directory / name).unlink(missing_ok=True)
         shutil.rmtree(directory / "additional_chat_templates", ignore_errors=True)
         if (directory / TOKENIZER).is_file():
             config = {key: value for key, value in _read(directory / TOKENIZER).items() if key != "chat_template"}
-            _write(directory / TOKENIZER, config)
+            write_json(directory / TOKENIZER, config)
         if isinstance(tokenizer.chat_template, str):
             (directory / TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
     return written
@@ -156,16 +156,12 @@ def _use_old_class_name(directory: Path, tokenizer: PreTrainedTokenizerBase) -> 
     if not file.is_file() or _read(file).get("tokenizer_class") != "TokenizersBackend":
         return
     before = _read(file)
-    _write(file, before | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    write_json(file, before | {"tokenizer_class": "PreTrainedTokenizerFast"})
     if not _loads_as(directory, tokenizer):
-        _write(file, before)
+        write_json(file, before)
 
 
 def _read(path: Path) -> dict[str, Any]:
     record = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(record, dict)
     return record
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    write_atomically(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")

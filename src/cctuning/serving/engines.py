@@ -19,6 +19,7 @@ from cctuning import __version__
 from cctuning.data import Encoder
 from cctuning.data.chat import render
 from cctuning.errors import UserError
+from cctuning.files import write_json
 from cctuning.training.card import hub_name
 
 EXPORT_FILE = "cctuning_export.json"  # the manifest
@@ -42,8 +43,7 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         record: dict[str, Any] = {"format": FORMAT, "made_by": f"cc-tuning {__version__}", **asdict(self)}
-        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-        (directory / EXPORT_FILE).write_text(text, encoding="utf-8")
+        write_json(directory / EXPORT_FILE, record)
 
 
 def check_vllm(directory: Path) -> str:
