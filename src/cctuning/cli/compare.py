@@ -43,10 +43,10 @@ def show(comparison: Any, output: Path | None = None) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from cctuning.evaluation.result_tables import comparison_tables
+    from cctuning.evaluation.result_tables import comparison_page
 
     console = Console(width=None if sys.stdout.isatty() else 140)  # a file is as wide as the table
-    console.print(Markdown(comparison_tables(comparison)))
+    console.print(Markdown(comparison_page(comparison, whole=False)))
     for note in comparison.notes:
         print(f"note: {note}")
     if output:

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from cctuning.evaluation.result_tables import results_tables
+    from cctuning.evaluation.result_tables import results_page
     from cctuning.evaluation.run import Options, evaluate_models
 
     given = "rows tasks include_path languages benchmarks limit data chat chat_template_kwargs thinking_tokens dtype"
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     done = evaluate_models(models, output, options)
     console = Console()
     for _, directory, record in done:
-        console.print(Markdown(results_tables(record)))
+        console.print(Markdown(results_page(record, whole=False)))
         for note in record["notes"]:
             print(f"note: {note}")
         print(f"results: {directory}/results.json, table: {directory}/results.md, samples: {directory}/samples/")

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from cctuning.evaluation.answer_language import HEADER, table_rows
 from cctuning.files import write_atomically, write_json
 from cctuning.languages import ENGLISH
-from cctuning.markdown import table
+from cctuning.markdown import table, templates
 
 if TYPE_CHECKING:
     from cctuning.evaluation.compare import Comparison, Row
 
+TEMPLATES = templates(Path(__file__).parent)
+TEMPLATES.filters["pairs"] = lambda values: ", ".join(f"{key} {one}" for key, one in values.items() if one is not None)
 COMPARISON_FORMAT = 1
 NORMALISED = "acc_norm"
 METRIC_NAMES = {
@@ -34,11 +36,8 @@ AT_ONCE = 5  # benchmarks side by side, as a terminal has room for
 def _tables(tasks: list[dict[str, Any]], reference: str) -> list[str]:
     """Markdown tables of the main metric of `tasks`, at most `AT_ONCE` benchmarks in each."""
     names = list(dict.fromkeys(task["benchmark"] for task in tasks))
-    lines = []
-    for start in range(0, len(names), AT_ONCE):
-        kept = [task for task in tasks if task["benchmark"] in names[start : start + AT_ONCE]]
-        lines += [_table(kept, reference), ""]
-    return lines
+    parts = [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
+    return [_table([task for task in tasks if task["benchmark"] in part], reference) for part in parts]
 
 
 def _table(tasks: list[dict[str, Any]], reference: str) -> str:
@@ -70,32 +69,19 @@ def _mean(tasks: list[dict[str, Any]]) -> str:
     return f"{100 * sum(values) / len(values):.1f} ({len(values)})" if values else "-"
 
 
-def results_tables(record: dict[str, Any]) -> str:
-    """Markdown tables of the results, and how to read them."""
-    mode = ", transform bypassed" if record["settings"]["mode"] == "bypass" else ""
-    done = "" if record["status"] == "finished" else f" ({len(record['tasks'])} of {len(record['planned'])} tasks)"
+def results_page(record: dict[str, Any], whole: bool = True) -> str:
+    """The tables of results and how to read them; `whole`: with notes, settings and versions, as in results.md."""
     reference = record["model"].get("reference_language") or ENGLISH
     tasks = list(record["tasks"].values())
-    lines = [f"# {record['model']['name']}{mode}{done}", "", *_tables(tasks, reference)]
-    lines += ["% ± standard error over items; means over languages (how many).", ""]
     normalised = [{**task, "metric": NORMALISED} for task in tasks if NORMALISED in task["metrics"]]
-    if normalised:
-        lines += ["## Length-normalised accuracy", "", *_tables(normalised, reference)]
-        lines += ["Log-likelihood of each choice divided by its number of characters; from the same answers.", ""]
     identified = table_rows(record)
-    if identified:
-        lines += ["## Which language it answered in", "", table(HEADER, identified, "llrrr"), ""]
-        lines += ["By lingua, of answers that are long enough (how many).", ""]
-    return "\n".join(lines)
-
-
-def results_page(record: dict[str, Any]) -> str:
-    """The content of results.md."""
-    lines = [results_tables(record), *(f"- {note}" for note in record.get("notes", []))]
-    settings = ", ".join(f"{key} {value}" for key, value in record["settings"].items() if value is not None)
-    versions = ", ".join(f"{key} {value}" for key, value in record["versions"].items())
-    lines += [f"- {settings}", f"- {versions}", f"- fingerprint {record['model']['fingerprint']}", ""]
-    return "\n".join(lines)
+    return TEMPLATES.get_template("results.md.jinja").render(
+        {"notes": [], **record},
+        tables=_tables(tasks, reference),
+        normalised=_tables(normalised, reference),
+        identified=table(HEADER, identified, "llrrr") if identified else "",
+        whole=whole,
+    )
 
 
 # -- comparisons ---------------------------------------------------------------------------------------------------
@@ -134,39 +120,14 @@ def table_cells(comparison: Comparison, rows: Sequence[Row]) -> tuple[list[str],
     return header, body
 
 
-def comparison_tables(comparison: Comparison) -> str:
-    """A Markdown table with a heading for each system except the baseline, and how to read them."""
-    lines = []
-    for system, members in comparison.systems.items():
-        if system == comparison.baseline:
-            continue
-        counts = [len(members), len(comparison.systems[comparison.baseline])]
-        seeds = "" if counts == [1, 1] else f" ({counts[0]} and {counts[1]} seeds)"
-        rows = [row for row in comparison.rows if row.system == system]
-        header, body = table_cells(comparison, rows)
-        lines += [f"## {system} against {comparison.baseline}{seeds}", ""]
-        lines += [table(header, body, f"ll{'r' * (len(header) - 3)}"), ""]
-    settings = comparison.settings
-    caption = (
-        "Values in %, differences in points, paired by item; means (how many) leave out "
-        f"{', '.join(settings['reference_languages'])}. 95 % intervals: [items] bootstrap, {settings['draws']} draws; "
-        "[seeds] Student's t of runs paired in order. p: sign-flip test, Holm-corrected "
-        f"over a benchmark's languages; a mean's p is not corrected. Verdict: p < {settings['alpha']:g}."
-    )
-    return "\n".join([*lines, caption])
-
-
-def comparison_page(comparison: Comparison) -> str:
-    """The content of comparison.md."""
-    lines = [f"# Comparison with {comparison.baseline}", "", comparison_tables(comparison), ""]
-    lines += [f"- note: {note}" for note in comparison.notes]
-    for name, members in comparison.systems.items():
-        lines += [
-            f"- {name}: {one['directory']}, model {one.get('name')}, mode {one['mode']}, training seed "
-            f"{one.get('training_seed')}, fingerprint {one.get('fingerprint')}"
-            for one in members
-        ]
-    return "\n".join([*lines, "", *(f"- {line}" for line in comparison.summary), ""])
+def comparison_page(comparison: Comparison, whole: bool = True) -> str:
+    """A table for each system except the baseline, and how to read it; `whole`: with notes and summary."""
+    tables = {}
+    for system in comparison.systems:
+        if rows := [row for row in comparison.rows if row.system == system]:
+            header, body = table_cells(comparison, rows)
+            tables[system] = table(header, body, f"ll{'r' * (len(header) - 3)}")
+    return TEMPLATES.get_template("comparison.md.jinja").render(vars(comparison), tables=tables, whole=whole)
 
 
 def write_comparison(comparison: Comparison, directory: Path) -> None:

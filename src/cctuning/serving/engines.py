@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,12 @@ from cctuning.data import Encoder
 from cctuning.data.chat import render
 from cctuning.errors import UserError
 from cctuning.files import write_json
+from cctuning.markdown import templates
 from cctuning.training.card import hub_name
 
+TEMPLATES = templates(Path(__file__).parent)
+GO = TEMPLATES.overlay("<%", "%>", "<<", ">>")  # for templates of Go, which have braces of their own
+GO.filters |= {"go": lambda text: json.dumps(text, ensure_ascii=False)}  # a string literal of Go, as JSON writes it
 EXPORT_FILE = "cctuning_export.json"  # the manifest
 FORMAT = 1
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # of vLLM's --max-lora-rank; an adapter may have any rank up to it
@@ -74,41 +79,18 @@ def modelfile(manifest: Manifest, encoder: Encoder, generation: GenerationConfig
 
     Without sampling in the generation config Ollama decodes greedily, as `cctuning generate` does.
     """
-    base = hub_name(manifest.base) or "BASE"
-    lines = ["# Ollama: convert the weights with the scripts of llama.cpp, in this directory:"]
-    if manifest.kind == "lora":
-        lines += [
-            f"#   python llama.cpp/convert_hf_to_gguf.py {base} --outtype bf16 --outfile base.gguf",
-            f"#   python llama.cpp/convert_lora_to_gguf.py . --base {base} --outfile lora.gguf",
-            "# then run `ollama create NAME -f Modelfile` and `ollama run NAME`.",
-            "# llama.cpp by itself: llama-server -m base.gguf --lora lora.gguf",
-            "FROM ./base.gguf",
-            "ADAPTER ./lora.gguf",
-        ]
-    else:
-        lines += [
-            "#   python llama.cpp/convert_hf_to_gguf.py . --outtype bf16 --outfile model.gguf",
-            "# then run `ollama create NAME -f Modelfile` and `ollama run NAME`. To quantize, first run",
-            "#   llama-quantize model.gguf model-q4.gguf Q4_K_M",
-            "# and write FROM ./model-q4.gguf. For some architectures Ollama reads safetensors itself: FROM .",
-            "# llama.cpp by itself: llama-server -m model.gguf",
-            "FROM ./model.gguf",
-        ]
-    template = go_template(encoder) if manifest.chat else "{{ .Prompt }}"
-    if template is None:
-        lines.append("# This chat template cannot be written for Ollama, which takes the most similar one it knows.")
-    else:
-        lines.append(f'TEMPLATE """{template}"""')
     stops = [str(encoder.tokenizer.decode([token])) for token in manifest.stop_token_ids]
-    for stop in dict.fromkeys([*stops, *([manifest.stop] if manifest.stop else [])]):
-        quotes = '"""' if '"' in stop else '"'
-        lines.append(f"PARAMETER stop {quotes}{stop}{quotes}")
     sampling: dict[str, Any] = {"temperature": 0}
     if generation.do_sample:
         sampling = {name: getattr(generation, name) for name in SAMPLING}
     sampling["repeat_penalty"] = generation.repetition_penalty or 1.0  # 1.1 in older versions of Ollama
-    lines += [f"PARAMETER {name} {value}" for name, value in sampling.items() if value is not None]
-    return "\n".join(lines) + "\n"
+    return TEMPLATES.get_template("Modelfile.jinja").render(
+        lora=manifest.kind == "lora",
+        base=hub_name(manifest.base) or "BASE",
+        template=go_template(encoder) if manifest.chat else "{{ .Prompt }}",
+        stops=dict.fromkeys([*stops, *([manifest.stop] if manifest.stop else [])]),
+        sampling=sampling,
+    )
 
 
 def go_template(encoder: Encoder) -> str | None:
@@ -136,27 +118,13 @@ def go_template(encoder: Encoder) -> str | None:
             return None
     except UserError:
         return None
-    rules = f'{{{{- if eq .Role "user" }}}}{{{{ $before }}}}{{{{ .Content }}}}{_asked(answer, asked)}\n'
-    rules += f'{{{{- else if eq .Role "assistant" }}}}{{{{ .Content }}}}{{{{ $before = {_go(turn)} }}}}\n'
-    opening = _without_bos(start, encoder)
-    try:
+    values: dict[str, Any] = {"opening": _without_bos(start, encoder), "answer": answer, "turn": turn, "asked": asked}
+    values |= {"system": None, "after": None}
+    with suppress(UserError):  # a template without system messages (Gemma): they are left out
         first, after, system_asked = around(system, turns[0])
         if system_asked == asked and around(system, *turns[:3]) == [first, after, answer, turn, asked]:
-            first = _without_bos(first, encoder)
-            rules += f'{{{{- else if eq .Role "system" }}}}{{{{ {_go(first)} }}}}{{{{ .Content }}}}'
-            rules += f"{{{{ $before = {_go(after)} }}}}\n"
-    except UserError:
-        pass  # a template without system messages (Gemma): they are left out
-    head = f"{{{{- $before := {_go(opening)} }}}}\n{{{{- range $i, $_ := .Messages }}}}\n"
-    return f"{head}{rules}{{{{- end }}}}\n{{{{- end }}}}"
-
-
-def _asked(answer: str, asked: str) -> str:
-    """What follows a user's message: `asked` after the last one, `answer` after others."""
-    if answer == asked:
-        return f"{{{{ {_go(asked)} }}}}"
-    last = "{{ if eq (len (slice $.Messages $i)) 1 }}"
-    return f"{last}{{{{ {_go(asked)} }}}}{{{{ else }}}}{{{{ {_go(answer)} }}}}{{{{ end }}}}"
+            values |= {"system": _without_bos(first, encoder), "after": after}
+    return GO.get_template("ollama_template.jinja").render(values).rstrip("\n")
 
 
 def _without_bos(text: str, encoder: Encoder) -> str:
@@ -164,8 +132,3 @@ def _without_bos(text: str, encoder: Encoder) -> str:
     tokenizer = encoder.tokenizer
     adds = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return text.removeprefix(str(tokenizer.bos_token)) if adds else text
-
-
-def _go(text: str) -> str:
-    """A string literal of Go; JSON's escapes are among Go's."""
-    return json.dumps(text, ensure_ascii=False)

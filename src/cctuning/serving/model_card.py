@@ -12,11 +12,10 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cctuning.languages import language_name
 from cctuning.markdown import table
-from cctuning.serving.engines import Manifest
+from cctuning.serving.engines import TEMPLATES, Manifest
 from cctuning.serving.trained_run import TrainedRun
 from cctuning.training.card import CITE, describe_method, hub_name, option_table
 
@@ -38,13 +37,7 @@ def _counts(languages: dict[str, int]) -> str:
     return ", ".join(f"{_language(code)} {count}" for code, count in sorted(languages.items()))
 
 
-_ENVIRONMENT = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    keep_trailing_newline=True,
-)
-_ENVIRONMENT.filters |= {"language": _language, "counts": _counts}
+TEMPLATES.filters |= {"language": _language, "counts": _counts}
 
 
 def model_card(
@@ -97,7 +90,7 @@ def model_card(
             "versions": ", ".join(f"{key} {value}" for key, value in versions if key != "platform"),
             "sources": _sources(run.record),
         }
-    return _ENVIRONMENT.get_template("model_card.md").render(values)
+    return TEMPLATES.get_template("model_card.md").render(values)
 
 
 def _settings(options: dict[str, Any]) -> str:
