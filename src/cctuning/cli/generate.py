@@ -27,8 +27,7 @@ def main(argv: list[str]) -> None:
     what.add_argument("--file", help="rows with a column `prompt` (JSON Lines, Parquet, CSV, …)")
     parser.add_argument("--output", help="with --file: file to write instead of stdout")
     parser.add_argument(
-        "--reference",
-        help="parallel text of the prompt, for the live connection; with --file: its column",
+        "--reference", help="parallel text of the prompt, for the live connection; with --file: its column"
     )
     parser.add_argument(
         "--lang",

@@ -159,13 +159,8 @@ def _is_structure(value: Any) -> bool:
 
 
 def _help(usage: str, description: str, kinds: Sequence[type], groups: Sequence[Group], which: str) -> str:
-    """The help text.
-
-    Args:
-        kinds: dataclasses of options, one option per field.
-        groups: an option is in the first group that has it.
-        which: name of a group, `all`, or empty for all but the last group.
-    """
+    """The help text. An option is in the first group that has it; `which` is the name of a group, `all`, or empty for
+    all but the last group."""
     hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
     left = {option.name: option for kind in kinds for option in fields(kind) if option.init}
     width = min(shutil.get_terminal_size().columns, 110)

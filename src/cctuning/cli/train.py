@@ -115,12 +115,8 @@ def groups() -> list[Group]:
 
 
 def launch(config: str | None, processes: str | None, argv: list[str]) -> int:
-    """Run cctuning under accelerate's launcher; returns the exit status.
-
-    Args:
-        config: file or name of an accelerate configuration. processes: their number, if not as in the configuration.
-        argv: the verb and the other arguments.
-    """
+    """Run `cctuning` with `argv` under accelerate's launcher; returns the exit status. `processes`: their number, None
+    for that of the configuration."""
     if config is None:
         raise UserError("--num_processes: needs --accelerate_config.")
     config = str(find(config, accelerate_configs(), "--accelerate_config"))

@@ -61,14 +61,7 @@ def run_steps(console: Console, output: Path, steps: Sequence[Step]) -> int:
 
 
 def run_demo(output: Path, cache: Path, seed: int = 0, size: Size | None = None) -> int:
-    """Run all steps; returns the exit status.
-
-    Args:
-        output: directory for rows, runs, scores and the page.
-        cache: directory of the base.
-        seed: of world, base and training.
-        size: of world and base, for tests.
-    """
+    """Run all steps in `output`, with the base in `cache`, and return the exit status; `size` is for tests."""
     console, world = Console(width=100, soft_wrap=True), World(seed, size)
     base = build_base(world, cache)
     rows, pairs, held_out = (output / f"{name}.jsonl" for name in ("rows", "pairs", "held-out"))

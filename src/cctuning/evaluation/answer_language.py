@@ -18,11 +18,8 @@ HEADER = ["task", "asked in", "answers in it, %", "lines in it, %", "other answe
 
 
 def language_of(text: str, asked: str, reference: str) -> tuple[bool, str] | None:
-    """Whether a text is in the language `asked`, and its most likely language; None if it is too short.
-
-    Args:
-        reference: the reference language, which a model is most likely to fall back to.
-    """
+    """Whether a text is in the language `asked` and not in `reference` or another one, and its most likely language;
+    None if it is too short."""
     from cctuning.identify import confidence, expected_scripts, prose, scripts  # needs lingua
 
     text = prose(text)
@@ -89,10 +86,8 @@ def table_rows(record: dict[str, Any]) -> list[list[str]]:
 
 
 def compare_shares(shares: dict[str, list[dict[str, Any] | None]], task: str, language: str) -> str | None:
-    """A note on the answers of several systems, each with the shares of its seeds.
-
-    None if no answers could be identified, or if all were in the language of the question.
-    """
+    """A note on the answers of several systems, each with the shares of its seeds; None if no answers could be
+    identified, or if all were in the language of the question."""
     means = {}
     for name, seeds in shares.items():
         values = [one["answers"] for one in seeds if one is not None and one["answers"] is not None]

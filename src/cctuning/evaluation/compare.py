@@ -74,11 +74,7 @@ class Comparison:
     notes: list[str]
 
 
-def compare(
-    runs: Sequence[tuple[str, Path]],
-    baseline: str | None = None,
-    draws: int = 10_000,
-) -> Comparison:
+def compare(runs: Sequence[tuple[str, Path]], baseline: str | None = None, draws: int = 10_000) -> Comparison:
     """Compare every system with the baseline, on the tasks that all runs have.
 
     Args:
@@ -169,11 +165,8 @@ def _rows(
 
 
 def _measured(row: Row, first: pd.DataFrame, second: pd.DataFrame, settings: Mapping[str, Any]) -> Row:
-    """`row` with the mean difference over benchmarks and languages, its intervals and its p-value.
-
-    Args:
-        first, second: rows of the table, with the columns of a system's seeds.
-    """
+    """`row` with the mean difference of `second` from `first`, its intervals and its p-value. Both are rows of the
+    table, with the columns of a system's seeds."""
     cells = [side.groupby(level=["benchmark", "language"]).mean() for side in (first, second)]
     seeds = [side.mean().to_numpy() for side in cells]
     # Of each benchmark [items, languages], NaN where a language lacks the item. In a parallel benchmark, the same id

@@ -192,17 +192,12 @@ def _check_number(request: Instance, answer: Any) -> None:
 
 
 class AnsweringLM(HFLM):
-    """An `HFLM` that removes thinking from answers.
-
-    Args:
-        chat: prompts are rendered with a chat template, which adds the first token where there should be one.
-        thoughts: None for a model that does not think.
-    """
+    """An `HFLM` that removes thinking from answers; `thoughts` is None for a model that does not think."""
 
     def __init__(
         self, model: Any, tokenizer: Any, chat: bool = False, thoughts: Thoughts | None = None, batch_size: int = 1
     ) -> None:
-        beginning = {"add_bos_token": False} if chat else {}  # as in training; the template may add none
+        beginning = {"add_bos_token": False} if chat else {}  # as in training; the template adds it, or there is none
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, **beginning)
         self.thoughts = thoughts
 
@@ -271,11 +266,8 @@ class ConnectedLM(AnsweringLM):
 
 
 def language_model(loaded: Loaded, mode: str, encoder: Encoder) -> AnsweringLM:
-    """The model for lm-eval. It stops where the chat template ends a turn, which a base's own config may lack.
-
-    Args:
-        mode: `student` or `bypass`; the latter with the connection disabled by the caller.
-    """
+    """The model for lm-eval, which stops where the chat template ends a turn. In mode `bypass`, the caller disables
+    the connection."""
     tokenizer, connected = encoder.tokenizer, loaded.connected
     if encoder.chat:
         stops = stop_tokens(encoder, unwrap(loaded.model))

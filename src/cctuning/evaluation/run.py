@@ -38,13 +38,7 @@ from cctuning.evaluation.suites import SUITES, trained_languages
 from cctuning.files import write_jsonl
 from cctuning.languages import ENGLISH, canonical, same
 from cctuning.model.loading import load, to_accelerator
-from cctuning.serving.answering import (
-    chat_notes,
-    chat_of,
-    encoder_of,
-    reference_language,
-    tokenizer_and_run,
-)
+from cctuning.serving.answering import chat_notes, chat_of, encoder_of, reference_language, tokenizer_and_run
 from cctuning.serving.stop_tokens import answer_end
 
 MODES = ("student", "bypass")
@@ -52,11 +46,7 @@ MODES = ("student", "bypass")
 
 @dataclass
 class Options:
-    """What to score, and how: the options of `cctuning evaluate`, whose help describes them.
-
-    `mode` is `student` (as the model will run) or `bypass` (without the connection's transform). `reference_language`
-    is that of models of whose training nothing is known.
-    """
+    """What to score, and how: the options of `cctuning evaluate`, whose help describes them."""
 
     suite: str = "source"
     languages: list[str] | None = None
@@ -66,7 +56,7 @@ class Options:
     chat: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     thinking_tokens: int = THINKING_TOKENS
-    mode: str = "student"
+    mode: str = "student"  # as the model will run; or `bypass`: without the connection's transform
     dtype: str = "auto"
     seed: int = 0
     batch_size: int | None = None
@@ -74,7 +64,7 @@ class Options:
     rows: str | None = None
     tasks: list[str] | None = None
     include_path: str | None = None
-    reference_language: str | None = None
+    reference_language: str | None = None  # of models of whose training nothing is known
 
     def __post_init__(self) -> None:
         for name, choices in (("suite", SUITES), ("mode", MODES)):
@@ -102,14 +92,8 @@ class Options:
 def evaluate_models(
     models: Sequence[tuple[str, str]], directory: Path, options: Options
 ) -> list[tuple[str, Path, dict[str, Any]]]:
-    """Score models on the same tasks; of several, each into a subdirectory of its name.
-
-    Args:
-        models: name and path of each.
-
-    Returns:
-        Name, directory and results of each.
-    """
+    """Score models, given by name and path, on the same tasks; of several, each into a subdirectory of its name.
+    Returns the name, directory and results of each."""
     options = _settled(models, options)
     directories = [directory / name if len(models) > 1 else directory for name, _ in models]
     for own in directories:
@@ -122,14 +106,8 @@ def evaluate_models(
 
 
 def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
-    """Score one model; a stopped run continues where it was.
-
-    Args:
-        path: a run, a merged model, a LoRA, or any causal LM.
-
-    Returns:
-        The content of `results.json`.
-    """
+    """Score one model: a run, a merged model, a LoRA, or any causal LM. A stopped run continues where it was. Returns
+    the content of `results.json`."""
     options = _settled([(path, path)], options)
     tokenizer, run = tokenizer_and_run(path, options.trust_remote_code)
     record = claim(directory, options.settings())
@@ -285,10 +263,7 @@ def _run(item: Item, lm: Journal, options: Options) -> dict[str, Any]:
 
 
 def _metrics(figures: dict[str, float], chosen: str) -> dict[str, dict[str, float | None]]:
-    """`acc,none` and `acc_stderr,none` as `{"acc": {"value": …, "stderr": …}}`, for one filter.
-
-    There is no standard error of a single item.
-    """
+    """`acc,none` and `acc_stderr,none` as `{"acc": {"value": …, "stderr": …}}`, for one filter."""
     return {
         key.partition(",")[0]: {"value": value, "stderr": figures.get(f"{key.partition(',')[0]}_stderr,{chosen}")}
         for key, value in figures.items()

@@ -84,19 +84,10 @@ def _svg(axes: Any, title: str, description: str) -> Markup:
 
 @rc_context(STYLE)
 def lines(
-    name: str,
-    text: str,
-    title: str,
-    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    x: str,
-    y: str,
+    name: str, text: str, title: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str
 ) -> Markup:
-    """Lines over a common axis; the other one includes 0.
-
-    Args:
-        name: whose figure it is. text: what it shows. title: of the table, for screen readers.
-        series: name to xs and ys.
-    """
+    """Lines over a common axis; the other one includes 0. `name` says whose figure it is, `text` what it shows;
+    `title` is that of the table; `series` has names, xs and ys."""
     axes = _axes(200)
     handles = []
     for style, (label, (xs, ys)) in enumerate(series.items()):
@@ -121,18 +112,9 @@ def lines(
 
 @rc_context(STYLE)
 def forest(
-    name: str,
-    text: str,
-    title: str,
-    rows: Sequence[tuple[str, float, float, float, str]],
-    x: str,
-    numbers: Markup,
+    name: str, text: str, title: str, rows: Sequence[tuple[str, float, float, float, str]], x: str, numbers: Markup
 ) -> Markup:
-    """Estimates with intervals around zero, one below the other.
-
-    Args:
-        rows: label, value, low, high and a verdict of `VERDICTS`.
-    """
+    """Estimates with intervals around zero, one below the other; of each, label, value, low, high and verdict."""
     axes = _axes(44 + 21 * len(rows))
     for place, (_, value, low, high, verdict) in enumerate(rows):
         marker, colour = VERDICTS[verdict]

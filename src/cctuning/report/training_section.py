@@ -39,11 +39,7 @@ CURVES = (
             "eval_loss": "student pass, evaluation rows",
         },
     ),
-    (
-        "Alignment",
-        "{error} error",
-        {"align_loss": "alignment error", "identity_loss": "distance from the identity"},
-    ),
+    ("Alignment", "{error} error", {"align_loss": "alignment error", "identity_loss": "distance from the identity"}),
     ("Gradient norm", "norm", {"grad_norm": "gradient norm"}),
 )
 LAYERS = 7  # in a chart of the gate, besides the mean

@@ -40,14 +40,7 @@ def _counts(languages: dict[str, int]) -> str:
 TEMPLATES.filters |= {"language": _language, "counts": _counts}
 
 
-def model_card(
-    run: TrainedRun,
-    manifest: Manifest,
-    *,
-    name: str,
-    base: str | None,
-    notes: Sequence[str],
-) -> str:
+def model_card(run: TrainedRun, manifest: Manifest, *, name: str, base: str | None, notes: Sequence[str]) -> str:
     """The card as Markdown.
 
     Args:

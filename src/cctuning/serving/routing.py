@@ -48,12 +48,8 @@ class Router:
         self.languages = [canonical(code) for code in languages if is_code(code)]
 
     def is_reference(self, prompt: Prompt, lang: str | None = None) -> bool:
-        """Whether a prompt is in the reference language, whatever its region and script.
-
-        Args:
-            prompt: text, or messages, of which the last one of the user counts.
-            lang: its language; None: it is detected.
-        """
+        """Whether a prompt (of messages, the user's last one) is in the reference language, whatever its region and
+        script. `lang` is its language; None: it is detected."""
         if lang and lang != "und":
             return language_of(canonical(lang, "lang")) == language_of(self.reference_language)
         text = identify.prose(prompt if isinstance(prompt, str) else _last(prompt))
