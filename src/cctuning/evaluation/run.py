@@ -40,6 +40,7 @@ from cctuning.languages import ENGLISH, canonical, same
 from cctuning.model.loading import load, to_accelerator
 from cctuning.serving.answering import chat_notes, chat_of, encoder_of, reference_language, tokenizer_and_run
 from cctuning.serving.stop_tokens import answer_end
+from cctuning.settings import check_values, option
 
 MODES = ("student", "bypass")
 
@@ -48,33 +49,28 @@ MODES = ("student", "bypass")
 class Options:
     """What to score, and how: the options of `cctuning evaluate`, whose help describes them."""
 
-    suite: str = "source"
+    suite: str = option("source", choices=SUITES)
     languages: list[str] | None = None
     benchmarks: list[str] | None = None
-    limit: int | None = None
+    limit: int | None = option(None, least=1)
     data: str | None = None
     chat: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    thinking_tokens: int = THINKING_TOKENS
-    mode: str = "student"  # as the model will run; or `bypass`: without the connection's transform
+    thinking_tokens: int = option(THINKING_TOKENS, least=1)
+    mode: str = option("student", "As the model will run; or without the connection's transform.", choices=MODES)
     dtype: str = "auto"
     seed: int = 0
-    batch_size: int | None = None
+    batch_size: int | None = option(None, least=1)
     trust_remote_code: bool = False
     rows: str | None = None
     tasks: list[str] | None = None
     include_path: str | None = None
-    reference_language: str | None = None  # of models of whose training nothing is known
+    reference_language: str | None = option(None, "Of models of whose training nothing is known.")
 
     def __post_init__(self) -> None:
-        for name, choices in (("suite", SUITES), ("mode", MODES)):
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name}: {getattr(self, name)!r} is not one of {', '.join(choices)}.")
+        check_values(Options, vars(self), "")
         if self.languages is not None:
             self.languages = [canonical(code, "--languages") for code in self.languages]
-        for name in ("limit", "batch_size", "thinking_tokens"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{name}: expected at least 1, got {getattr(self, name)}.")
 
     def settings(self) -> dict[str, Any]:
         """The options that affect the figures. The data are compared by `Item.data_hash`."""

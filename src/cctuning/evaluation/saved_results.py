@@ -107,15 +107,14 @@ def write_results(directory: Path, record: dict[str, Any]) -> None:
 
 def sample_line(sample: dict[str, Any]) -> dict[str, Any]:
     """One item as a line of `samples/TASK.jsonl`."""
-    arguments = list(sample["arguments"].values()) if isinstance(sample["arguments"], dict) else sample["arguments"]
-    texts = [list(one.values()) if isinstance(one, dict) else list(one) for one in arguments]
-    likelihoods = len(texts) > 1 or not isinstance(texts[0][1], dict)
+    texts, found = sample["arguments"], sample["filtered_resps"]
     response: Any
-    if likelihoods:
-        found = [one[0] if isinstance(one, (list, tuple)) else one for one in sample["filtered_resps"]]
-        response = [{"choice": text[1], "loglikelihood": float(one)} for text, one in zip(texts, found, strict=True)]
-    else:  # a filter may extract a number or strip white space
-        response = {"said": sample["resps"][0][0], "scored": sample["filtered_resps"][0]}
+    if isinstance(texts[0][1], dict):  # settings of generation; a filter may extract a number or strip white space
+        response = {"said": sample["resps"][0][0], "scored": found[0]}
+    else:
+        response = [
+            {"choice": text[1], "loglikelihood": float(one[0])} for text, one in zip(texts, found, strict=True)
+        ]
     metrics = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample.get(name), (int, float))}
     return {
         "id": sample["doc_id"],
