@@ -113,7 +113,7 @@ def sample_line(sample: dict[str, Any]) -> dict[str, Any]:
         response = {"said": sample["resps"][0][0], "scored": found[0]}
     else:
         response = [
-            {"choice": text[1], "loglikelihood": float(one[0])} for text, one in zip(texts, found, strict=True)
+            {"choice": text[1], "loglikelihood": one[0]} for text, one in zip(texts, found, strict=True)
         ]
     metrics = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample.get(name), (int, float))}
     return {
