@@ -153,7 +153,7 @@ def test_a_run_that_is_no_run(world, tmp_path, capsys):
     assert "steps is missing" in message and "written by cc-tuning 0.0.7, this is" in message
     assert "cannot be read" in broken("half", put("run.json", '{"status": "fin'))
     lines = (world("cc") / "metrics.jsonl").read_text()
-    assert "line 7: no log entry" in broken("cut", put("metrics.jsonl", lines[: lines.rindex("epoch")]))
+    assert "metrics.jsonl: cannot be read" in broken("cut", put("metrics.jsonl", lines[: lines.rindex("epoch")]))
     assert "cannot be read" in broken("config", lambda run: (run / "config.yaml").unlink())
     weights = "model/adapter_model.safetensors"
     assert "damaged safetensors" in broken("weights", lambda run: (run / weights).write_bytes(b"\x10"))

@@ -81,18 +81,11 @@ def _read_run(name: str, path: Path) -> Run:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    file, lines = path / METRICS_FILE, []
+    file = path / METRICS_FILE
     try:
-        text = file.read_text(encoding="utf-8")
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error}): the run directory is damaged; copy it again.") from error
-    for place, line in enumerate(text.splitlines(), 1):
-        try:
-            lines.append(json.loads(line))
-            float(lines[-1]["step"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{file}, line {place}: no log entry ({error!r}): damaged; copy the run again.") from error
-    return lines
 
 
 def _sizes(model: Path) -> Sizes:
