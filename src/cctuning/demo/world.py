@@ -13,6 +13,7 @@ import hashlib
 import json
 import random
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,9 @@ class World:
             for relation, answers in known.items()
         ]
         rng.shuffle(facts)
-        self.splits: dict[str, list[Fact]] = {}
-        start = 0
-        for split, share in SPLITS.items():
-            stop = start + round(share * len(facts))
-            self.splits[split] = facts[start:stop]
-            start = stop
-        self.splits["text"] = facts[start:]
+        rest = iter(facts)
+        self.splits = {split: list(islice(rest, round(share * len(facts)))) for split, share in SPLITS.items()}
+        self.splits["text"] = list(rest)
         words = [*sorted(self._taken), "?", ".", ":"]
         self.words = {
             lang: {word: word if lang == ENGLISH else self._coin(rng) for word in words} for lang in LANGUAGES

@@ -112,9 +112,7 @@ def sample_line(sample: dict[str, Any]) -> dict[str, Any]:
     if isinstance(texts[0][1], dict):  # settings of generation; a filter may extract a number or strip white space
         response = {"said": sample["resps"][0][0], "scored": found[0]}
     else:
-        response = [
-            {"choice": text[1], "loglikelihood": one[0]} for text, one in zip(texts, found, strict=True)
-        ]
+        response = [{"choice": text[1], "loglikelihood": one[0]} for text, one in zip(texts, found, strict=True)]
     metrics = {name: float(sample[name]) for name in sample["metrics"] if isinstance(sample.get(name), (int, float))}
     return {
         "id": sample["doc_id"],
