@@ -86,20 +86,14 @@ def load_suite(
     """
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such directory; docs/guides/evaluate.md describes the layout.")
-    found, notes = _benchmarks(suite, data), list[str]()
-    if benchmarks is not None:
-        names = {one.name.lower(): one.name for one in found}
-        for name in benchmarks:
-            if name.lower() not in names:
-                has = ", ".join(sorted(names.values()))
-                raise UserError(f"--benchmarks: {name!r} is not in suite {suite}; it has {has}.")
-        found = [one for one in found if one.name.lower() in {name.lower() for name in benchmarks}]
+    found = _benchmarks(suite, data)
+    codes = sorted({code for one in found for code in one.tasks})
     if languages is not None:
-        codes = sorted({code for one in found for code in one.tasks})
         languages = [code for one in languages for code in matching(one, codes) or [one]]
-        if suite == "current":
-            wanted = {*languages} - {reference} or {reference}
-            found = [one for one in found if {*one.tasks} & wanted]
+    if suite == "current" and languages is not None:
+        wanted = {*languages} - {reference} or {reference}
+        found = [one for one in found if {*one.tasks} & wanted]
+    notes: list[str] = []
     if data is not None:
         found = [one for one in (_with_files(one, data, notes) for one in found) if one.tasks]
         if not found and suite != "current":
@@ -109,10 +103,19 @@ def load_suite(
         if language not in known:
             told = f"it has {', '.join(known)}" if suite != "current" else "`cctuning evaluate --tasks` takes any task"
             raise UserError(f"--languages: suite {suite} has no {language!r}; {told}.")
+    if benchmarks is not None:
+        names = {one.name.lower(): one.name for one in found}
+        for name in benchmarks:
+            if name.lower() not in names:
+                has = ", ".join(sorted(names.values()))
+                raise UserError(f"--benchmarks: {name!r} is not in suite {suite}; it has {has}.")
+        chosen = [names[name.lower()] for name in benchmarks]
+        found = [one for one in found if one.name in chosen]
+        notes = [note for note in notes if note.partition(":")[0] in chosen]
     kept = []
     for one in found:
-        chosen = sorted(one.tasks, key=lambda code: (code != reference, code))
-        kept += [(one, code) for code in chosen if languages is None or code in {*languages, reference}]
+        ordered = sorted(one.tasks, key=lambda code: (code != reference, code))
+        kept += [(one, code) for code in ordered if languages is None or code in {*languages, reference}]
         lacking = [code for code in dict.fromkeys([*(languages or ()), reference]) if code not in one.tasks]
         notes += [f"{one.name} has no {', '.join(lacking)}."] if lacking else []
     if not kept:
