@@ -68,15 +68,12 @@ class PairedCollator:
         }
 
     def _pad(self, sequences: Sequence[Sequence[int]], fill: int) -> tuple[Tensor, Tensor]:
-        width = max((len(sequence) for sequence in sequences), default=1)
-        if self.pad_to_multiple_of:
-            width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
-        ids = torch.full((len(sequences), width), fill)
-        mask = torch.zeros(len(sequences), width, dtype=torch.long)
-        for i, sequence in enumerate(sequences):
-            ids[i, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.long)
-            mask[i, : len(sequence)] = 1
-        return ids, mask
+        multiple = self.pad_to_multiple_of or 1
+        width = -(-max(map(len, sequences), default=1) // multiple) * multiple
+        lengths = torch.tensor([len(sequence) for sequence in sequences], dtype=torch.long)
+        rows = [[*sequence, *[fill] * (width - len(sequence))] for sequence in sequences]
+        mask = torch.arange(width) < lengths[:, None]
+        return torch.tensor(rows, dtype=torch.long).reshape(-1, width), mask.long()
 
 
 def _spans(spans: Iterable[Sequence[int]]) -> Tensor:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cctuning.data.schema import CHUNK, BadRow
 from cctuning.data.text_files import Cells, numbered_lines, open_binary, read_table, uncompressed_name
-from cctuning.errors import UserError, nearest
+from cctuning.errors import UserError, nearest, nearest_path
 from cctuning.files import file_hash
 
 if TYPE_CHECKING:
@@ -59,7 +59,11 @@ def open_records(path: str, name: str | None = None, split: str = "train") -> li
         if is_saved(local):
             return [_saved(local, split)]
         if name is None:
-            return [_open_file(file) for file in _files_of_split(local, split)]
+            files = [file for file in sorted(local.iterdir()) if file.is_file() and data_format(file)]
+            if not files:
+                expected = ", ".join(SUFFIXES)
+                raise UserError(f"{local}: no data file in this directory; expected files ending in {expected}.")
+            return [_open_file(file) for file in of_split(files, split, local)]
     check_place(path)
     return [_hub(path, name, split)]
 
@@ -73,33 +77,14 @@ def check_place(path: str) -> None:
     """Raise `UserError` where `path` does not exist and cannot be the name of a data set on the hub."""
     local = local_path(path)
     if not local.exists() and (not re.fullmatch(r"[\w][\w.-]*(/[\w.-]+)?", path) or data_format(local)):
-        raise _not_found(path, local)
-
-
-def _not_found(path: str, local: Path) -> UserError:
-    beside = [str(local.with_name(entry.name)) for entry in _entries(local.parent)]
-    place = "Give a file, a directory saved by datasets, or the name of a data set on the hub."
-    return UserError(f"{path}: no such file or directory.{nearest(str(local), beside)} {place}")
-
-
-def _entries(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return []
+        place = "Give a file, a directory saved by datasets, or the name of a data set on the hub."
+        raise UserError(f"{path}: no such file or directory.{nearest_path(local)} {place}")
 
 
 def data_format(path: Path) -> str | None:
     """The suffix of a data file without that of its compression; None for other files."""
     suffix = Path(uncompressed_name(path.name)).suffix.lower()
     return suffix if suffix in SUFFIXES and not (suffix == ".parquet" and path.suffix.lower() != suffix) else None
-
-
-def _files_of_split(folder: Path, split: str) -> list[Path]:
-    files = [file for file in _entries(folder) if file.is_file() and data_format(file)]
-    if not files:
-        raise UserError(f"{folder}: no data file in this directory; expected files ending in {', '.join(SUFFIXES)}.")
-    return of_split(files, split, folder)
 
 
 def of_split(files: list[Path], split: str, folder: Path) -> list[Path]:
@@ -130,10 +115,6 @@ def _open_file(path: Path) -> Records:
     return Records(None, lambda wanted: _json(path), fingerprints)
 
 
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    return f"byte 0x{error.object[error.start]:02x} at place {error.start + 1} of the line is not UTF-8; re-encode it."
-
-
 def _json(path: Path) -> Found:
     first = True
     for number, raw in numbered_lines(path):
@@ -148,7 +129,8 @@ def _json(path: Path) -> Found:
         try:
             record = json.loads(raw.decode())
         except UnicodeDecodeError as error:
-            yield origin, BadRow("line", _not_utf8(error))
+            byte = f"byte 0x{raw[error.start]:02x} at place {error.start + 1} of the line"
+            yield origin, BadRow("line", f"{byte} is not UTF-8; re-encode it.")
             continue
         except (ValueError, RecursionError) as error:
             yield origin, BadRow("line", f"malformed JSON ({error}); expected one object a line.")
@@ -211,9 +193,8 @@ def _parquet(path: Path, fingerprints: dict[str, str]) -> Records:
 def _of_dataset(dataset: datasets.Dataset, label: str, fingerprints: dict[str, str]) -> Records:
     def iterate(wanted: Collection[str]) -> Found:
         number = 0
-        chosen = [
-            name for name in dataset.column_names if name in wanted
-        ]  # others may be images, which are slow to decode
+        # Other columns may be images, which are slow to decode.
+        chosen = [name for name in dataset.column_names if name in wanted]
         for batch in dataset.select_columns(chosen).with_format(None).iter(CHUNK):
             for values in zip(*(batch[name] for name in chosen), strict=True):
                 yield f"{label}:{number}", dict(zip(chosen, values, strict=True))

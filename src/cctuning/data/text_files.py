@@ -20,10 +20,9 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from cctuning.errors import UserError
 
@@ -37,26 +36,19 @@ Cells = Iterator[tuple[int, list[str] | str]]
 
 def uncompressed_name(name: str) -> str:
     """The name without `.gz`, `.bz2`, `.xz` or `.zst`."""
-    for ending in COMPRESSED:
-        if name.lower().endswith(ending):
-            return name[: -len(ending)]
-    return name
+    stem, dot, ending = name.rpartition(".")
+    return stem if dot + ending.lower() in COMPRESSED else name
 
 
 def open_binary(path: Path) -> IO[bytes]:
     """Open a file and decompress it by its suffix."""
     ending = path.suffix.lower()
-    if ending == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    if ending == ".bz2":
-        return cast(IO[bytes], bz2.open(path, "rb"))
-    if ending == ".xz":
-        return cast(IO[bytes], lzma.open(path, "rb"))
     if ending == ".zst":
         import pyarrow as pa  # the standard library has Zstandard from Python 3.14 on
 
         return cast(IO[bytes], io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"), 1 << 18))
-    return path.open("rb")
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(ending, open)
+    return cast(IO[bytes], opener(path, "rb"))
 
 
 def numbered_lines(path: str | Path, opened: Callable[[], IO[bytes]] | None = None) -> Iterator[tuple[int, bytes]]:
@@ -102,7 +94,8 @@ def dialect(lines: Callable[[], Iterator[str]], usual: str) -> Dialect:
     for line in chain([head], (text for line in of_file if (text := line.rstrip("\r\n")))):
         found = line.split(delimiter)
         if len(found) != width:
-            return min((Dialect(delimiter, quotes, skip) for quotes in (True, False)), key=partial(_bad, lines, width))
+            both = (Dialect(delimiter, quotes, skip) for quotes in (True, False))
+            return min(both, key=lambda how: _bad(lines(), width, how))
         marked = [cell for cell in found if cell.startswith('"')]
         cells += len(marked)
         opened = opened or not all(map(QUOTED.fullmatch, marked))
@@ -113,10 +106,10 @@ def dialect(lines: Callable[[], Iterator[str]], usual: str) -> Dialect:
     return Dialect(delimiter, not cells or (not opened and (reasons or whole)), skip)
 
 
-def _bad(lines: Callable[[], Iterator[str]], width: int, how: Dialect) -> float:
+def _bad(lines: Iterator[str], width: int, how: Dialect) -> float:
     """The number of bad records in a file when it is read in this way."""
     try:
-        return sum(isinstance(cells, str) or len(cells) != width for _, cells in table("", lines(), how))
+        return sum(isinstance(cells, str) or len(cells) != width for _, cells in table("", lines, how))
     except UserError:
         return float("inf")
 
@@ -144,13 +137,9 @@ def table(path: str, lines: Iterator[str], how: Dialect) -> Iterator[tuple[int, 
                 width = width or len(cells)
                 rows = [line for line in held if line.strip()]
                 if len(rows) > 1 and all(line.count(how.delimiter) == width - 1 for line in rows):
-                    yield (
-                        start,
-                        (
-                            f"a quotation mark joins {len(rows)} lines into one row, and each could be a row; "
-                            "close the quote on its line, or double the mark if it is an ordinary character."
-                        ),
-                    )
+                    joined = f"a quotation mark joins {len(rows)} lines into one row, and each could be a row;"
+                    advice = "close the quote on its line, or double the mark if it is an ordinary character."
+                    yield start, f"{joined} {advice}"
                 else:
                     yield start, cells
             start = reader.line_num + 1 + how.skip
