@@ -80,14 +80,6 @@ class Encoder(Renderer):
             return 0, 0
         return common(one, other), common(one[::-1], other[::-1])
 
-    def _text(self, prompt: list[int], aligned: Span | None) -> list[int]:
-        """First position of the prompt's own text, without the template's, and the one after its last.
-
-        `aligned` has them for a conversation, where they depend on its turns.
-        """
-        start, end = aligned or (self.frame[0], len(prompt) - self.frame[1])
-        return [start, end] if start < end else [0, len(prompt)]
-
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids, with only the special tokens that are in the text; one call for all."""
         if not texts:
@@ -122,92 +114,82 @@ class Encoder(Renderer):
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | UserError]:
         """Each row as `encode_row` returns it, or the `UserError` that says why it cannot be used."""
-        texts: list[str] = []
-        slots: list[UserError | tuple[str, int]] = []  # of a good row: its response text, and the index of its texts
-        for row in rows:
-            try:
-                prompt = self.render(row["prompt"], row)
-                rest = self.answer(row, prompt) if row.get("response") is not None else ""
-                reference = self.render(row["reference"], row) if row.get("reference") is not None else ""
-            except UserError as error:
-                slots.append(at(row, "prompt", str(error)))
-            else:
-                slots.append((rest, len(texts)))
-                texts += [prompt, prompt + rest, reference]
-        ids = self._ids(texts)
-        result: list[dict[str, Any] | UserError] = []
-        for row, slot in zip(rows, slots, strict=True):
-            try:
-                if isinstance(slot, UserError):
-                    raise slot
-                rest, place = slot
-                own, both, other = ids[place : place + 3]
-                earlier = self._positions(self.learned(row, texts[place]), texts[place])
-                aligned = []
-                for part, text in (("prompt", texts[place]), ("reference", texts[place + 2])):
-                    found = self.aligned(row, part, text)
-                    aligned.append(self._positions([found], text)[0] if found else None)
-                result.append(self._assemble(row, rest, own, both, other, earlier, aligned))
-            except UserError as error:
-                result.append(error)
-        return result
+        rendered = [self._rendered(row) for row in rows]
+        ids = iter(self._ids([text for texts in rendered if isinstance(texts, tuple) for text in texts]))
+        return [
+            texts if isinstance(texts, UserError) else self._encoded(row, texts, next(ids), next(ids), next(ids))
+            for row, texts in zip(rows, rendered, strict=True)
+        ]
 
-    def _positions(self, spans: Sequence[Span], text: str) -> list[Span]:
-        """Spans of characters as spans of tokens."""
-        counts = [len(ids) for ids in self._ids([text[:place] for span in spans for place in span])]
-        return list(zip(counts[::2], counts[1::2], strict=True))
+    def _rendered(self, row: Mapping[str, Any]) -> tuple[str, str, str] | UserError:
+        """The prompt, the prompt with the response, and the reference, as text."""
+        try:
+            prompt = self.render(row["prompt"], row)
+            response = self.answer(row, prompt) if row.get("response") is not None else ""
+            reference = self.render(row["reference"], row) if row.get("reference") is not None else ""
+        except UserError as error:
+            return at(row, "prompt", str(error))
+        return prompt, prompt + response, reference
 
-    def _assemble(
-        self,
-        row: Mapping[str, Any],
-        rest: str,
-        bare: list[int],
-        whole: list[int],
-        reference: list[int],
-        earlier: Sequence[Span],
-        aligned: Sequence[Span | None],
-    ) -> dict[str, Any]:
+    def _encoded(
+        self, row: Mapping[str, Any], texts: tuple[str, str, str], bare: list[int], whole: list[int], other: list[int]
+    ) -> dict[str, Any] | UserError:
+        """The encoded row from the token ids of each of its `texts`."""
         if not bare:
-            raise at(row, "prompt", "is empty after tokenisation; correct the row.")
-        prompt, response = self._opened(bare), []
+            return at(row, "prompt", "is empty after tokenisation; correct the row.")
+        prompt, response, reference = self._opened(bare), list[int](), list[int]()
         if row.get("response") is not None:
             # Where tokens merge across the border, prompt and response are tokenised separately, so that the prompt
             # has the tokens of inference. An unknown token may absorb what follows it.
             merged = whole[: len(bare)] != bare or len(whole) == len(bare) or bare[-1] == self.tokenizer.unk_token_id
-            response = self._ids([rest])[0] if merged else whole[len(bare) :]
+            response = self._ids([texts[1].removeprefix(texts[0])])[0] if merged else whole[len(bare) :]
             if not response:
-                raise at(row, "response", "is empty after tokenisation; correct the row.")
+                return at(row, "response", "is empty after tokenisation; correct the row.")
             if self._appends_eos and response[-1] != self.tokenizer.eos_token_id:
                 response.append(self.tokenizer.eos_token_id)
         limit, advice = self.max_length, "raise max_length or shorten the prompt."
         if limit is not None and response and len(prompt) >= limit:
             lengths = f"the prompt has {len(prompt)} tokens, the response {len(response)}, and max_length is {limit}"
-            raise at(row, "response", f"no tokens of it would be left: {lengths}; {advice}")
+            return at(row, "response", f"no tokens of it would be left: {lengths}; {advice}")
         if limit is not None and len(prompt) > limit:
             why = "the row connects at its last token, so it is never cut"
-            raise at(row, "prompt", f"{len(prompt)} tokens, and max_length is {limit}; {why}: {advice}")
+            return at(row, "prompt", f"{len(prompt)} tokens, and max_length is {limit}; {why}: {advice}")
         if row.get("reference") is not None:
-            if not reference:
-                raise at(row, "reference", "is empty after tokenisation; correct the row.")
-            reference, most = self._opened(reference), self.max_reference_length
+            if not other:
+                return at(row, "reference", "is empty after tokenisation; correct the row.")
+            reference, most = self._opened(other), self.max_reference_length
             if most is not None and len(reference) > most:
-                why = (
-                    "the row connects to its last token, so it is never cut: raise max_reference_length or shorten it."
-                )
-                raise at(row, "reference", f"{len(reference)} tokens, and max_reference_length is {most}; {why}")
+                why = "the row connects to its last token, so it is never cut"
+                why += ": raise max_reference_length or shorten it."
+                return at(row, "reference", f"{len(reference)} tokens, and max_reference_length is {most}; {why}")
         labels = [-100] * len(prompt)
-        for start, end in earlier:
+        try:
+            learned = self.learned(row, texts[0])
+        except UserError as error:
+            return at(row, "prompt", str(error))
+        for start, end in self._positions(learned, texts[0]):
             start, end = (place + len(prompt) - len(bare) for place in (start, end))
             labels[start:end] = prompt[start:end]
         return {
             "input_ids": (prompt + response)[:limit],
             "labels": (labels + response)[:limit],
             "reference_input_ids": reference,
-            "text": self._text(prompt, aligned[0]),
-            "reference_text": self._text(reference, aligned[1]) if reference else [],
+            "text": self._text(row, "prompt", texts[0], prompt),
+            "reference_text": self._text(row, "reference", texts[2], reference) if reference else [],
             "row": row.get("row", -1),
             "lang": row.get("lang") or "",
         }
+
+    def _text(self, row: Mapping[str, Any], part: str, text: str, ids: list[int]) -> list[int]:
+        """First position of a side's own text, without the template's, and the one after its last."""
+        aligned = self.aligned(row, part, text)
+        start, end = self._positions([aligned], text)[0] if aligned else (self.frame[0], len(ids) - self.frame[1])
+        return [start, end] if start < end else [0, len(ids)]
+
+    def _positions(self, spans: Sequence[Span], text: str) -> list[Span]:
+        """Spans of characters as spans of tokens."""
+        counts = [len(ids) for ids in self._ids([text[:place] for span in spans for place in span])]
+        return list(zip(counts[::2], counts[1::2], strict=True))
 
 
 def at(row: Mapping[str, Any], part: str, reason: str) -> UserError:
@@ -278,15 +260,13 @@ def _encode_batch(
     for row in rows:
         if home is not None and row.get("reference") is None and row.get("lang") in ("", home):
             row["reference"] = row["prompt"]
-    result: dict[str, list[Any]] = {name: [] for name in (*FEATURES, "origin", "problem", "warning")}
+    found: list[dict[str, Any]] = []
     for row, encoded in zip(rows, encoder.encode(rows), strict=True):
-        origin, problem = origin_of(row), None
+        more = {"origin": origin_of(row), "problem": None, "warning": encoder.warning(row)}
         if isinstance(encoded, UserError):
             if not skip:
                 raise UserError(f"{encoded} (Or set bad_rows: skip to leave out such rows.)")
-            problem = str(encoded).removeprefix(f"{origin}: ")
+            more["problem"] = str(encoded).removeprefix(f"{more['origin']}: ")
             encoded = {**{name: [] for name in FEATURES}, "row": -1, "lang": ""}
-        more = {"origin": origin, "problem": problem, "warning": encoder.warning(row)}
-        for name, value in {**encoded, **more}.items():
-            result[name].append(value)
-    return result
+        found.append({**encoded, **more})
+    return {name: [one[name] for one in found] for name in (*FEATURES, "origin", "problem", "warning")}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -162,11 +162,28 @@ class Renderer:
         return re.compile(opening + f"(?:{'|'.join(map(re.escape, tokens))})" if tokens else r"(?!)")
 
     def learned(self, row: Mapping[str, Any], text: str) -> list[Span]:
-        """Where the earlier assistant turns with a loss are in the rendered prompt `text`."""
+        """Where the earlier assistant turns with a loss are in the rendered prompt `text`.
+
+        TRL's `assistant_only_loss` needs templates with `{% generation %}` marks; this works with any template.
+        """
         prompt = row["prompt"]
         if self.turns != "all" or not self.chat or isinstance(prompt, str) or row.get("response") is None:
             return []
-        return assistant_spans(prompt, text, self._renderer(row))
+        places = []
+        for turn, message in enumerate(prompt):
+            if message["role"] != "assistant" or message.get("train") is False:
+                continue
+            try:
+                found = self._turn_span(row, prompt, turn, {"role": "assistant"}, text)
+            except UserError:  # what follows a tool call may require it: the turn is what its own rendering adds
+                parts = (prompt[:turn], True), (prompt[: turn + 1], False)
+                start, end = (common(text, self._apply(as_rendered(part), row, opened)) for part, opened in parts)
+                places.append((start, end))
+                continue
+            if found is not None:
+                closing = END.match(text, found[1])
+                places.append((found[0], closing.end() if closing else found[1]))
+        return places
 
     def aligned(self, row: Mapping[str, Any], part: str, text: str) -> Span | None:
         """Where the aligned part of a rendered `prompt` or `reference` is; None where it is not found, or where it is
@@ -176,67 +193,26 @@ class Renderer:
         messages = as_rendered(row[part])
         if [turn["role"] for turn in messages] == ["user"] and not row.get("tools") and not row.get("arguments"):
             return None
+        own = [turn for turn, message in enumerate(messages) if message["role"] not in ("system", "developer")]
+        if self.align_turns == "last":
+            said = [turn for turn in own if messages[turn]["role"] == "assistant"]
+            own = [turn for turn in own if not said or turn > said[-1]]
+        own = own or [len(messages) - 1]
         try:
-            return aligned_span(messages, text, self._renderer(row), self.align_turns)
+            first, last = (self._turn_span(row, messages, turn, messages[turn], text) for turn in (own[0], own[-1]))
         except UserError:  # the template reads the contents of messages
             return None
+        return (first[0], last[1]) if first and last else None
 
-    def _renderer(self, row: Mapping[str, Any]) -> Rendered:
-        return lambda messages, prompt=True: self._apply(as_rendered(messages), row, prompt)
-
-
-class Rendered(Protocol):
-    """Renders messages, with the opening of the next turn unless `prompt` is off."""
-
-    def __call__(self, messages: list[Message], prompt: bool = True) -> str: ...
-
-
-def assistant_spans(prompt: Sequence[Message], text: str, render: Rendered) -> list[Span]:
-    """Where each assistant turn with a loss is in a rendered prompt, as TRL's `assistant_only_loss` has it.
-
-    TRL needs templates with `{% generation %}` marks; `_turn_span` works with any template.
-
-    Args:
-        text: the rendering of `prompt`.
-        render: renders other messages in the same way.
-    """
-    places = []
-    for turn, message in enumerate(prompt):
-        if message["role"] != "assistant" or message.get("train") is False:
-            continue
-        try:
-            found = _turn_span(prompt, turn, {"role": "assistant"}, text, render)
-        except UserError:  # what follows a tool call may require it: the turn is what its own rendering adds
-            parts = render(list(prompt[:turn])), render(list(prompt[: turn + 1]), False)
-            places.append((common(text, parts[0]), common(text, parts[1])))
-            continue
-        if found is not None:
-            closing = END.match(text, found[1])
-            places.append((found[0], closing.end() if closing else found[1]))
-    return places
-
-
-def aligned_span(prompt: Sequence[Message], text: str, render: Rendered, turns: str) -> Span | None:
-    """Where the aligned part of a conversation is; None where it is not found.
-
-    Args:
-        turns: `all`: everything after the system messages. `last`: what follows the last assistant turn.
-    """
-    own = [turn for turn, message in enumerate(prompt) if message["role"] not in ("system", "developer")]
-    said = [turn for turn in own if prompt[turn]["role"] == "assistant"] if turns == "last" else []
-    own = [turn for turn in own if not said or turn > said[-1]] or [len(prompt) - 1]
-    first, last = (_turn_span(prompt, turn, prompt[turn], text, render) for turn in (own[0], own[-1]))
-    return (first[0], last[1]) if first and last else None
-
-
-def _turn_span(
-    prompt: Sequence[Message], turn: int, other: Mapping[str, Any], text: str, render: Rendered
-) -> Span | None:
-    """Where a turn is: where the rendering differs from one with `other`'s content replaced."""
-    changed = render([*prompt[:turn], {**other, "content": PLACEHOLDER}, *prompt[turn + 1 :]])
-    start = common(text, changed)
-    end = len(text) - common(text[start:][::-1], changed[start:][::-1])
-    return (start, end) if end > start and PLACEHOLDER in changed[start:] else None
+    def _turn_span(
+        self, row: Mapping[str, Any], prompt: list[Message], turn: int, other: Mapping[str, Any], text: str
+    ) -> Span | None:
+        """Where a turn is: where the rendering differs from one with `other`'s content replaced."""
+        messages = [*prompt[:turn], {**other, "content": PLACEHOLDER}, *prompt[turn + 1 :]]
+        changed = self._apply(as_rendered(messages), row, prompt=True)
+        start = common(text, changed)
+        end = len(text) - common(text[start:][::-1], changed[start:][::-1])
+        return (start, end) if end > start and PLACEHOLDER in changed[start:] else None
 
 
 def common(one: Sequence[Any], other: Sequence[Any]) -> int:
