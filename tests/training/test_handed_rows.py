@@ -7,6 +7,7 @@ from datasets import Dataset
 
 from cctuning import CCTrainer, ConnectionConfig
 from cctuning.errors import UserError
+from tests.data.parallel_files import PAIRS, SWAHILI
 from tests.training.test_trainer import config
 from tests.training.toys import model, tokenizer
 
@@ -102,3 +103,55 @@ def test_an_evaluation_set_may_be_called_train(tmp_path):
 def test_rows_without_a_prompt_are_told(tmp_path):
     with pytest.raises(UserError, match="train_dataset: prompt: no such column among text, lang"):
         made(tmp_path, [{"text": "x1 x2 w5", "lang": "sw"}] * 2)
+
+
+# -- parallel text ----------------------------------------------------------------------------------------------------
+
+
+def aligned(path, pairs, rows=None, **options) -> CCTrainer:
+    return CCTrainer(
+        model(),
+        config(path, **options),
+        ConnectionConfig(layers=[0, 1]),
+        train_dataset=Dataset.from_list([HOME] if rows is None else rows),
+        parallel_dataset=Dataset.from_list(pairs),
+        processing_class=tokenizer(chat=True),
+    )
+
+
+@pytest.mark.parametrize("lang", [{}, {"lang": None}])
+@pytest.mark.parametrize("side", [str, user])
+def test_the_language_of_parallel_text_is_identified_as_in_files(side, lang, tmp_path):
+    given = [{"text": side(text), "reference": side(english), **lang} for text, english in [*PAIRS, PAIRS[0]]]
+    made = aligned(tmp_path, given)
+    assert sorted(made.parallel["lang"]) == ["en"] * 6 + ["sw"] * 6
+    assert any("taken to be Swahili (sw), by its content; if not, add a column lang" in note for note in made.notes)
+    assert "parallel_dataset: 1 repeated pairs were left out." in made.notes
+
+
+@pytest.mark.parametrize(
+    ("pairs", "says"),
+    [
+        ([("x1 x2", "w1 w2", None)] * 2, "parallel_dataset: the language of its text cannot be identified; add a col"),
+        ([(english, text, None) for text, english in PAIRS], "its text is in English, the reference language"),
+        ([(english, text, "sw") for text, english in PAIRS], "parallel_dataset: the sides are swapped"),
+        ([(text, text, "sw") for text in SWAHILI], "parallel_dataset: in 6 of 6 pairs both sides are the same"),
+        ([(*pair, "en") for pair in PAIRS], "parallel_dataset: no parallel text: all rows are labelled en"),
+        ([(*PAIRS[0], "sw"), ("", "x", "sw")], "parallel_dataset: row 1: text: the prompt is empty"),
+        ([(*PAIRS[0], "sw"), ("x", "", "sw")], "parallel_dataset: row 1: text_en: no parallel of the prompt"),
+    ],
+)
+def test_bad_parallel_text_is_one_line_as_in_files(pairs, says, tmp_path):
+    given = [{"text": text, "text_en": english} | ({"lang": lang} if lang else {}) for text, english, lang in pairs]
+    with pytest.raises(UserError, match=says) as raised:
+        aligned(tmp_path, given)
+    assert "\n" not in str(raised.value)
+
+
+def test_answered_rows_without_a_language_are_in_the_reference_language(tmp_path):
+    """They are not measured as a language of their own."""
+    pairs = [{"text": text, "text_en": english, "lang": "sw"} for text, english in PAIRS]
+    made = aligned(tmp_path, pairs, [{"prompt": "w1 w2", "completion": "w5"}], max_steps=1)
+    assert made.train_dataset["lang"][:] == ["en"]
+    made.train()
+    assert [*made.by_language.as_dict()] == ["sw"]

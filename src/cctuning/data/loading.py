@@ -147,7 +147,7 @@ def in_schema(
     """The rows of a data set in the schema of `cctuning.data.schema`, and those left out.
 
     A column `reference` holds references, as `prompt_<language>` does. Rows without language and reference are taken
-    to be in the reference language; `lang` is empty for rows that name none.
+    to be in the reference language; `lang` is empty for rows with a reference that name none.
 
     Args:
         required: a row in another language must have a reference.
@@ -164,7 +164,8 @@ def in_schema(
         layout = reader.layout(found)
         if not (layout.prompt or layout.messages):
             nor = f"text with reference or text_{language}" if parallel else "messages, nor instruction"
-            raise BadRow("prompt", f"no such column among {', '.join(found)}; nor {nor}.")
+            load = "; cctuning.data.load_parallel reads other layouts" if parallel else ""
+            raise BadRow("prompt", f"no such column among {', '.join(found)}; nor {nor}{load}.")
         if required and "lang" not in found and not (layout.reference or layout.reference_messages):
             raise missing_reference(layout, found, language)
     except BadRow as bad:
@@ -174,7 +175,7 @@ def in_schema(
     def rows() -> Iterator[Row]:
         for place, record in enumerate(dataset):
             number = record.get("row", place)
-            origin = str(record.get("origin") or f"row {number}")
+            origin = str(record.get("origin") or f"{where}: row {number}")
             reader.lang = UNKNOWN if field is not None and record.get(field) else language
             row = reader.parse(record, origin, found)
             if isinstance(row, BadRow):
@@ -183,7 +184,8 @@ def in_schema(
                     raise UserError(str(skipped[-1]))
                 continue
             numbers.append(number)
-            row.lang = row.lang if record.get("lang") else ""
+            if reader.lang == UNKNOWN and not record.get("lang"):
+                row.lang = ""
             for name in EXTRA:  # in the schema, but not checked: put together of several data sets, for example
                 setattr(row, name, getattr(row, name) or record.get(name))
             if row.response is None and row.calls:

@@ -116,11 +116,12 @@ class AlignmentByLanguage(TrainerCallback):
             return None
         found: dict[str, Any] = {}
         for number, code in enumerate(self.after.languages):
-            found[code] = {"pairs": self.after.pairs[number], "held_out": code in self.held_out}
-            for name, one in (("before", self.before), ("after", self.after)):
+            name = code or "unknown"
+            found[name] = {"pairs": self.after.pairs[number], "held_out": code in self.held_out}
+            for when, one in (("before", self.before), ("after", self.after)):
                 if one is not None:
                     figures = {"found": one.found[number], "error": one.error[number]}
-                    found[code][name] = {key: round(float(value.mean()), 4) for key, value in figures.items()}
+                    found[name][when] = {key: round(float(value.mean()), 4) for key, value in figures.items()}
         return found
 
     def table(self) -> str:

@@ -16,7 +16,9 @@ from cctuning.data import Encoder, encode_dataset
 from cctuning.data.chat import Settled, own_template, settle
 from cctuning.data.encode import FEATURES
 from cctuning.data.loading import has_thinking, in_schema
+from cctuning.data.parallel.pairs import check_pairs
 from cctuning.data.schema import Skipped
+from cctuning.data.tables import is_checked
 from cctuning.errors import UserError
 from cctuning.training.config import CCConfig
 from cctuning.training.metrics import EvaluationLoss, undisturbed
@@ -77,8 +79,12 @@ class RowsTrainer(SFTTrainer):
         if answered is not None:
             first = max([len(answered) - 1, *(answered["row"] if "row" in answered.column_names else ())]) + 1
         reading: Any = {"required": True, "parallel": True, "bad_rows": args.bad_rows, "notes": self.notes}
+        checked = is_checked(pairs)  # by `load_parallel`
         pairs, skipped = in_schema(pairs, language, "parallel_dataset", **reading)
         self._leave_out(skipped)
+        if not checked:
+            pairs, notes = check_pairs(pairs, language, "parallel_dataset")
+            self.notes += notes
         self._pairs = pairs = pairs.select_columns(["prompt", "reference", "lang", "origin"])
         measured = config.connection == "align" and config.reference_weights == "start"
         out = held_out(pairs, language) if measured else []

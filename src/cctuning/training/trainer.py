@@ -52,7 +52,8 @@ class CCTrainer(SavingTrainer):
             `cctuning.data.load_rows` reads; checked as there. Rows without `lang` and reference are taken to be in
             the reference language. With a `parallel_dataset` rows need no reference; None: there are no answered
             rows, and only the parallel text is aligned (a language pack).
-        parallel_dataset: parallel text without answers: `text`, `reference` (or `text_<reference language>`), `lang`.
+        parallel_dataset: parallel text without answers: `text`, `reference` (or `text_<reference language>`), `lang`;
+            checked as by `cctuning.data.load_parallel`, which reads other layouts.
             Each answered row brings `parallel_rows` of it into its batch.
         eval_dataset: the same as `train_dataset`, or a dict of such; its loss is the student pass's. Rows may lack a
             reference.

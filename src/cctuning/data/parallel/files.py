@@ -172,19 +172,8 @@ class PairReader:
         return read_lines(text, Part.of(reference), code)
 
     def _identified(self, texts: Iterable[str], path: str) -> str:
-        """The language of the first texts, which is not the reference language; `UserError` where it is not clear."""
-        if not available("lingua"):
-            raise UserError(f"{path}: no language; {NAMING}, or pip install 'cc-tuning[langid]', which identifies it.")
-        code = identify_language(texts)
-        if code is None:
-            raise UserError(
-                f"{path}: the language of its text cannot be identified; {NAMING}, or where there are several, each "
-                "record its own."
-            )
-        name = language_name(code)
-        if same(code, self.language):
-            raise UserError(f"{path}: its text is in {name}, the reference language; are text and reference swapped?")
-        self.said[f"{path}: its text is taken to be {name} ({code}), by its content; if not, {NAMING}."] = None
+        code, note = identified(texts, self.language, path)
+        self.said[note] = None
         return code
 
     def _document(self, part: Part) -> Found:
@@ -282,6 +271,29 @@ class PairReader:
         for name in where if seen else ():
             if name not in seen:
                 raise UserError(f"{path}: where: no column {name!r} among {', '.join(seen)}.")
+
+
+def identified(texts: Iterable[str], language: str, path: str, naming: str = NAMING) -> tuple[str, str]:
+    """The language of the first texts, and a note on it.
+
+    Args:
+        language: the reference language. naming: how the user names another.
+
+    Raises:
+        UserError: it is not clear, or the reference language.
+    """
+    if not available("lingua"):
+        raise UserError(f"{path}: no language; {naming}, or pip install 'cc-tuning[langid]', which identifies it.")
+    code = identify_language(texts)
+    if code is None:
+        raise UserError(
+            f"{path}: the language of its text cannot be identified; {naming}, or where there are several, each "
+            "record its own."
+        )
+    name = language_name(code)
+    if same(code, language):
+        raise UserError(f"{path}: its text is in {name}, the reference language; are text and reference swapped?")
+    return code, f"{path}: its text is taken to be {name} ({code}), by its content; if not, {naming}."
 
 
 def _files_in(folder: Path) -> list[Path]:

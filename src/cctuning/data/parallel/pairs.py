@@ -5,7 +5,7 @@ Pairs are streamed; eight bytes of each stay in memory, to find duplicates. docs
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +16,10 @@ import pyarrow as pa
 from cctuning.data.checks import SHARE, identifiable, other_language, wrong_sides
 from cctuning.data.parallel.columns import Absent, Pair
 from cctuning.data.parallel.filenames import pair_of_paths
-from cctuning.data.parallel.files import PairReader
+from cctuning.data.parallel.files import PairReader, identified
 from cctuning.data.sources import ParallelReport, ParallelSource, ParallelSourceReport
 from cctuning.data.tables import in_batches, on_disk
-from cctuning.data.text import Seen
+from cctuning.data.text import Seen, flat
 from cctuning.errors import UserError
 from cctuning.languages import canonical, language_name, same
 
@@ -83,6 +83,43 @@ def load_parallel(
     if few:
         report.notes.append(f"languages with fewer than {FEW} pairs: {', '.join(few)}.")
     return dataset, report
+
+
+def check_pairs(dataset: datasets.Dataset, language: str, where: str) -> tuple[datasets.Dataset, list[str]]:
+    """Parallel text from Python, in the schema of rows, after the checks of `load_parallel`; and notes.
+
+    Repeated pairs are left out, and a language that no row names is identified. Rows without a reference, which are in
+    the reference language, are only passed on.
+    """
+    account, report, seen, kept = ParallelSourceReport(where), ParallelReport(language), Seen(), list[int]()
+    rows = dataset.select_columns(["prompt", "reference", "lang", "origin"])
+    taken, notes = "", list[str]()
+    if not {*rows["lang"]} - {"", language}:
+        texts = [flat(row["prompt"]) for row in rows if row["reference"]]
+        if not texts:
+            raise UserError(f"{where}: no parallel text: all rows are labelled {language}; correct their lang.")
+        taken, note = identified(texts, language, where, "add a column lang")
+        notes.append(note)
+
+    def pairs() -> Iterator[Pair]:
+        for place, row in enumerate(rows):
+            text, reference = flat(row["prompt"]), row["reference"] and flat(row["reference"])
+            if not seen.add(text, reference or "", row["lang"]):
+                account.duplicates += 1
+                continue
+            kept.append(place)
+            if reference:
+                account.read += 1
+                yield Pair(text, reference, row["lang"] or taken, row["origin"])
+
+    deque(_checked(pairs(), account, report), maxlen=0)
+    if account.duplicates:
+        report.notes.append(f"{where}: {account.duplicates} repeated pairs were left out.")
+        dataset = dataset.select(kept)
+    if taken:
+        langs = [taken if reference else language for reference in dataset["reference"]]
+        dataset = dataset.remove_columns("lang").add_column("lang", langs)
+    return dataset, notes + report.notes
 
 
 def _pairs(
