@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from babel import Locale, UnknownLocaleError
 
@@ -158,7 +157,8 @@ def wikidata(path: Path, options: NamesOptions) -> Iterator[Name]:
             continue
         try:
             labels = json.loads(line).get("labels", {})
-            found = {code: _label(label) for code, label in labels.items()}
+            texts = ((code, label["value"] if isinstance(label, Mapping) else label) for code, label in labels.items())
+            found = {code: str(text).strip() for code, text in texts}
         except (ValueError, AttributeError):
             raise UserError(f"{path}:{number}: expected a JSON object with labels (language: name).") from None
         codes = {str(canonical_or_none(code) or code): code for code in found}
@@ -166,10 +166,6 @@ def wikidata(path: Path, options: NamesOptions) -> Iterator[Name]:
         for lang in options.lang if own else ():
             for code in matching(lang, codes)[:1]:
                 yield found[codes[code]], found[codes[own[0]]], lang, "wikidata"
-
-
-def _label(label: Any) -> str:
-    return str(label["value"] if isinstance(label, Mapping) else label).strip()
 
 
 def _glossary(path: str, options: NamesOptions, report: NamesReport) -> Iterator[Name]:

@@ -109,34 +109,31 @@ class PairSource(BaseSource):
         for key in self.english:
             if key not in ENGLISH:
                 raise UserError(f"{self.label}: english: unknown key {key!r}; known: {', '.join(ENGLISH)}.")
+        if self.english and not self.english.get("path"):
+            raise UserError(f"{self.label}: english: path: missing; name the file or data set with the other side.")
         self._check_columns(self.english.get("columns") or {})
-        needed = {
-            "join": ("english", self.english.get("path"), "the file or data set that holds the other side"),
-            "translation": ("into", self.into, "the languages to make rows in"),
-        }
-        option, value, what = needed.get(self.way, ("", True, ""))
-        if not value:
-            raise UserError(f"{self.label}: {option}: missing; name {what}.")
-        if self.way == "join" and not self.key:
-            raise UserError(f"{self.label}: key: missing; name the columns that both sides share, or index.")
-        used = {
-            "english": (self.english, ("join", "parallel")),
-            "engine": (self.engine, ("translate", "translation")),
-            "into": (self.into, ("translation",)),
-            "key": (self.key != ["id"], ("join",)),
-        }
-        for name, (value, ways) in used.items():
+        # Option, its value, the ways that it goes with, and what to name where such a way needs it.
+        for name, value, ways, needed in (
+            ("english", self.english, ("join", "parallel"), "the file or data set with the other side"),
+            ("into", self.into, ("translation",), "the languages to make rows in"),
+            ("engine", self.engine, ("translate", "translation"), None),
+            ("key", self.key != ["id"] and self.key, ("join",), None),
+        ):
             if value and self.way not in ways:
                 raise UserError(f"{self.label}: {name}: goes with {' or '.join(ways)}, not with {self.way}.")
+            if not value and needed and self.way == ways[0]:
+                raise UserError(f"{self.label}: {name}: missing; name {needed}.")
+        if self.way == "join" and not self.key:
+            raise UserError(f"{self.label}: key: missing; name the columns that both sides share, or index.")
 
     @classmethod
     def from_dict(cls, options: Any, where: str | None = None) -> PairSource:
         """As for other sources, from a mapping; `english`, `key` and `into` may be text."""
         if isinstance(options, Mapping):
-            text = {name: value for name, value in options.items() if isinstance(value, str)}
-            options = {
-                **options,
-                **{name: [text[name]] for name in ("key", "into") if name in text},
-                **({"english": {"path": text["english"]}} if "english" in text else {}),
-            }
+            options = dict(options)
+            for name in ("key", "into"):
+                if isinstance(options.get(name), str):
+                    options[name] = [options[name]]
+            if isinstance(options.get("english"), str):
+                options["english"] = {"path": options["english"]}
         return super().from_dict(options, where)

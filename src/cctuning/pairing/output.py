@@ -24,7 +24,7 @@ from cctuning.data.readers import local_path
 from cctuning.errors import UserError
 from cctuning.files import directory_atomically
 from cctuning.identify import expected_scripts, identifiable
-from cctuning.markdown import table
+from cctuning.markdown import templates
 
 if TYPE_CHECKING:
     from cctuning.pairing.run import Run
@@ -134,46 +134,7 @@ def make_card(run: Run, order: NDArray[np.int64], files: dict[str, str]) -> dict
 
 
 def markdown(card: dict[str, Any]) -> str:
-    """The card as Markdown."""
-    sources = []
-    for source in card["sources"]:
-        name = source["path"] + (f" ({source['name']})" if source.get("name") else "")
-        cells = [name, source["way"], source.get("licence", "not given"), source["read"], source["rows"]]
-        sources.append([*cells, counted(source["languages"]), counted(source["rejected"]) or "none"])
-    languages = []
-    for lang, times in card["languages"].items():
-        usual = card["usual"].get(lang)
-        languages.append([lang, times, f"{usual['ratio']:.2f}" if usual else ""])
-    learned = []
-    for lang, told in (card["meaning"] or {"learned": {}})["learned"].items():
-        shares = (f"{told[name]:.1%}" for name in ("wrong", "found_next", "found_random"))
-        learned.append([lang, told["rows"], f"{told['similarity']:.2f}", *shares])
-    against = card["against"]
-    sections = {
-        "Sources": table(["source", "way", "licence", "read", "rows", "languages", "rejected"], sources),
-        "Languages": table(["language", "rows", "usual length ratio"], languages),
-        "Rejected": "A row is counted once for each reason it has.\n\n"
-        + (table(["reason", "rows"], card["rejected"].items()) if card["rejected"] else "None.")
-        + f"\n\nThresholds: {counted(card['checks'])}.",
-    }
-    if learned:
-        header = ["language", "rows", "usual similarity", "wrong rows", "next row's found", "random row's found"]
-        encoder = card["meaning"]["encoder"]
-        sections["Meaning"] = f"Encoder: {encoder}. The shares are estimates.\n\n{table(header, learned)}"
-    if against["paths"]:
-        found = card["rejected"].get("against", 0)
-        sections["Evaluation texts"] = f"{', '.join(against['paths'])}: {found} rows found and rejected."
-    notes = [*card["notes"], *(note for source in card["sources"] for note in source["notes"])]
-    sections["Notes"] = "\n".join(f"- {note}" for note in notes)
-    intro = (
-        f"{card['rows']} rows ({card['with_response']} with a response, {card['without_response']} for the alignment "
-        f"alone) with {card['parallels']} distinct parallels in {card['reference_language']}; {card['rejected_rows']} "
-        f"rejected. {card['made_at']}, {card['made_by']}. Checksums: card.json."
-    )
-    parts = ["# Data card", intro, *(f"## {name}\n\n{text}" for name, text in sections.items() if text)]
-    return "\n\n".join(parts) + "\n"
-
-
-def counted(counts: dict[str, Any]) -> str:
-    """`sw 4, de 2`."""
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+    """The card as Markdown, from the template card.md."""
+    own = templates(Path(__file__).parent)
+    own.filters["counts"] = lambda counts: ", ".join(f"{name} {count}" for name, count in counts.items())
+    return own.get_template("card.md").render(card)

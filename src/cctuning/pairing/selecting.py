@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import datasets
@@ -94,8 +93,8 @@ def select(options: SelectOptions) -> dict[str, Any]:
     place, language = local_path(options.output), options.reference_language
     output.check(place, options.overwrite)
     only = {"lang": options.lang[0]} if len(options.lang) == 1 else {}
-    joined = pair_of_paths(list(options.corpus), language)
-    sources = [{**(one if isinstance(one, dict) else {"path": one}), **only} for one in joined]
+    paths = pair_of_paths(list(options.corpus), language)
+    sources = [{**(one if isinstance(one, dict) else {"path": one}), **only} for one in paths]
     corpus, report = load_parallel(sources, reference_language=language, bad_rows=options.bad_rows)
     fits, dropped = _fitting(corpus, options)
     task: list[str] = []
@@ -107,7 +106,7 @@ def select(options: SelectOptions) -> dict[str, Any]:
     else:
         task = _task(options)
         chosen = _nearest(corpus, fits, task, options)
-    notes = list(report.notes)
+    notes = report.notes
     for lang in options.lang:
         taken = matching(lang, chosen)
         notes += [] if taken else [f"--lang {lang}: no pair in the corpus can be chosen."]
@@ -118,9 +117,9 @@ def select(options: SelectOptions) -> dict[str, Any]:
             for lang, found in sorted(chosen.items()):
                 for number, score in found:
                     pair = corpus[number]
-                    row = {"text": pair["text"], f"text_{language}": pair["reference"]}
-                    row |= {name: pair[name] for name in ("lang", "origin")}
-                    file.write(output.line(row if score is None else {**row, "similarity": round(score, 4)}))
+                    row = {"text": pair["text"], f"text_{language}": pair["reference"], "lang": lang}
+                    row |= {"origin": pair["origin"], **({} if score is None else {"similarity": round(score, 4)})}
+                    file.write(output.line(row))
                 languages[lang] = {"pairs": len(found), "of": report.languages.get(lang, 0)}
                 if scores := [score for _, score in found if score is not None]:
                     languages[lang]["similarity"] = {"median": float(np.median(scores)), "least": min(scores)}
@@ -238,16 +237,11 @@ def _vectors(corpus: datasets.Dataset, task: list[str], options: SelectOptions) 
         return encoder(list(references)), encoder(task)
     from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 
-    hashing = HashingVectorizer(analyzer=words_and_pairs, norm=None, alternate_sign=False, dtype=np.float32)
+    words: dict[str, Any] = {"tokenizer": tokens, "token_pattern": None, "lowercase": False, "ngram_range": (1, 2)}
+    hashing = HashingVectorizer(**words, norm=None, alternate_sign=False, dtype=np.float32)
     counts = hashing.transform(references)
     weights = TfidfTransformer(sublinear_tf=True).fit(counts)
     return weights.transform(counts, copy=False), weights.transform(hashing.transform(task))
-
-
-def words_and_pairs(text: str) -> list[str]:
-    """Words, and pairs of consecutive words."""
-    words = tokens(text)
-    return words + [f"{one} {other}" for one, other in pairwise(words)]
 
 
 def in_turn(similarities: NDArray[Any], places: NDArray[np.int64]) -> dict[int, float]:
