@@ -150,6 +150,26 @@ def test_a_connected_model_samples_where_the_task_says_so(model, tmp_path, monke
     ]
 
 
+def test_a_group_that_names_no_filter_is_scored_by_its_mean(model, tmp_path, monkeypatch):
+    """As lm-eval's own `mmlu` and others."""
+    monkeypatch.setattr(lm_eval_tasks, "TaskManager", partial(TaskManager, include_defaults=False))
+    for name, count in (("own_a", 2), ("own_b", 4)):
+        rows = [{"prompt": f"w{i} w2", "answer": "w5"} for i in range(count)]
+        data = write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        (tmp_path / f"{name}.yaml").write_text(
+            f"task: {name}\noutput_type: multiple_choice\ndataset_path: json\ntest_split: test\n"
+            f"dataset_kwargs: {{data_files: {{test: {data}}}}}\ndoc_to_text: '{{{{prompt}}}}'\n"
+            "doc_to_target: '{{answer}}'\ndoc_to_choice: [w5, w6]\n"
+        )
+    group = "group: own\ntask: [own_a, own_b]\naggregate_metric_list: [{metric: acc}]\n"
+    (tmp_path / "own.yaml").write_text(group)
+    record = evaluate(str(model), tmp_path / "out", Options(tasks=["own"], include_path=str(tmp_path)))
+    (task,) = record["tasks"].values()
+    lines = [json.loads(line) for line in (tmp_path / "out/samples/own.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == list(range(6)) and task["metric"] == "acc"
+    assert task["metrics"]["acc"]["value"] == pytest.approx(sum(line["metrics"]["acc"] for line in lines) / 6)
+
+
 def test_tasks_of_perplexity_are_an_error_before_anything_is_scored(tmp_path, monkeypatch):
     monkeypatch.setattr(lm_eval_tasks, "TaskManager", partial(TaskManager, include_defaults=False))
     data = write_jsonl(tmp_path / "text.jsonl", [{"text": "w1 w2"}])

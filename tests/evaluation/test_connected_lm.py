@@ -109,7 +109,7 @@ def test_answers_in_a_batch_are_those_of_each_prompt_alone(model, tokenizer, opt
 def test_the_reference_language_takes_no_part_in_an_adaptive_connection(model, tokenizer):
     made = attach(model, **ADAPTIVE)
     lm = ConnectedLM(made, tokenizer, batch_size=3)
-    lm.apart = True
+    lm.in_reference_language = True
     found = [value for value, _ in lm.loglikelihood([Request(*one) for one in ASKED])]
     with made.disable_adapter():
         base = [by_forward(made, tokenizer, *one) for one in ASKED]
@@ -139,7 +139,7 @@ def test_one_text_in_two_languages_is_asked_twice_of_an_adaptive_connection(mode
     journal = Journal(lm, tmp_path / "journal.jsonl", 4)
     asked = [Instance("loglikelihood", {}, ASKED[0], 0, metadata=("t", 0, 1))]
     found = []
-    for lm.apart in (False, True, False):
+    for lm.in_reference_language in (False, True, False):
         found.append(journal.loglikelihood(asked)[0][0])
     assert found[0] == found[2] != found[1] and journal.asked == 2
 

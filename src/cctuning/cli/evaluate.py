@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from dataclasses import fields
 from pathlib import Path
 
 from cctuning.cli.options import Plain, add_model_options, chosen
@@ -57,12 +58,8 @@ def main(argv: list[str]) -> None:
     from cctuning.evaluation.result_tables import results_page
     from cctuning.evaluation.run import Options, evaluate_models
 
-    given = "rows tasks include_path languages benchmarks limit data chat chat_template_kwargs thinking_tokens dtype"
-    options = Options(
-        suite=args.suite or "source",
-        mode="bypass" if args.bypass else "student",
-        **chosen(args, f"{given} seed batch_size trust_remote_code"),
-    )
+    args.suite, args.mode = args.suite or "source", "bypass" if args.bypass else "student"
+    options = Options(**chosen(args, " ".join(one.name for one in fields(Options) if one.name in args)))
     output, models = Path(args.output), _models(args.models)
     names = [name for name, _ in models]
     if args.baseline is not None and args.baseline not in names:

@@ -22,7 +22,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "--dtype", default="auto", help="dtype of a merged checkpoint; auto: the base's for a LoRA, else the run's"
     )
-    parser.add_argument("--max_shard_size", metavar="SIZE", help="file size limit of a merged checkpoint, like 5GB")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code of the base model")
     args = parser.parse_args(argv)
     if args.format == "fold":
@@ -30,7 +29,7 @@ def main(argv: list[str]) -> None:
         args.format = "merged"
     from cctuning.serving.exporting import export
 
-    done = export(args.run, args.format, Path(args.output), **chosen(args, "dtype max_shard_size trust_remote_code"))
+    done = export(args.run, args.format, Path(args.output), **chosen(args, "dtype trust_remote_code"))
     print(f"written: {args.output}\nchecked: loaded again, {done.checked}")
     if args.format == "merged":
         print("load it: AutoModelForCausalLM.from_pretrained(DIR), or a server that loads Hugging Face checkpoints")

@@ -76,7 +76,7 @@ class World:
         self.seed, self.size = seed, size or Size()
         rng = random.Random(seed)
         self._taken = {"what", "is", "has", "the", "of", "home", "trade", "friend", "word"}
-        first, last, places, trades = ([self._coin(rng) for _ in range(n)] for n in (40, 40, 24, 20))
+        first, last, places, trades = ([self._new_word(rng) for _ in range(n)] for n in (40, 40, 24, 20))
         people = [f"{one} {two}" for one in first for two in last]
         rng.shuffle(people)
         known = {"home": places, "trade": trades, "friend": people[:24]}
@@ -91,10 +91,10 @@ class World:
         self.splits["text"] = list(rest)
         words = [*sorted(self._taken), "?", ".", ":"]
         self.words = {
-            lang: {word: word if lang == ENGLISH else self._coin(rng) for word in words} for lang in LANGUAGES
+            lang: {word: word if lang == ENGLISH else self._new_word(rng) for word in words} for lang in LANGUAGES
         }
 
-    def _coin(self, rng: random.Random) -> str:
+    def _new_word(self, rng: random.Random) -> str:
         """A new word."""
         while True:
             word = "".join(rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.choice((2, 3, 3))))

@@ -8,7 +8,7 @@ from typing import Any
 
 from cctuning.errors import UserError
 from cctuning.evaluation.answer_language import compare_shares
-from cctuning.evaluation.saved_results import ScoredRun, doubts
+from cctuning.evaluation.saved_results import ScoredRun, task_warnings
 from cctuning.languages import ENGLISH
 
 FEW_ITEMS = 30  # with fewer, a percentile interval is known to be too narrow
@@ -132,5 +132,5 @@ def task_notes(
         share = compare_shares(shares, name, first.about(name)["language"])
         notes += [] if share is None else [share]
         for system, own in abouts.items():
-            notes += [f"{system}: {note}" for about in own for note in doubts(name, about)]
+            notes += [f"{system}: {note}" for about in own for note in task_warnings(name, about)]
     return notes

@@ -2,10 +2,10 @@
 
 A system is one run, or several that differ only in their training seed. Systems are compared item by item, which
 removes the difficulty of the items from the difference; the seeds of a system are averaged for each item first. The
-interval over items says what other items would have given, with these very models. What another training would have
-given is the interval over seeds: if both systems have the same number of seeds, at least two, runs are paired in the
-order given and Student's t is taken over the paired differences. Holm's correction spans the languages of a benchmark,
-the reference language included, for each system; means are single tests and not corrected.
+interval over items is for other items and the same models. The interval over seeds is for other trainings: if both
+systems have the same number of seeds, at least two, runs are paired in the order given, and it is Student's t interval
+of the paired differences. Holm's correction covers the languages of a benchmark, with the reference language, for each
+system; means are single tests and not corrected.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def compare(runs: Sequence[tuple[str, Path]], baseline: str | None = None, draws
     check_seeds(systems)
     tasks = common_tasks(loaded, notes)
     check_same(loaded, tasks)
-    apart = reference_languages(loaded, notes)
-    settings = {"draws": draws, "alpha": ALPHA, "level": 0.95, "tasks": tasks, "reference_languages": apart}
+    left_out = reference_languages(loaded, notes)
+    settings = {"draws": draws, "alpha": ALPHA, "level": 0.95, "tasks": tasks, "reference_languages": left_out}
     notes += [*system_notes(systems, base), *task_notes(systems, tasks, settings)]
     table = _table(loaded, tasks)
     members = {name: [place for place, run in enumerate(loaded) if run.system == name] for name in systems}
@@ -108,7 +108,7 @@ def compare(runs: Sequence[tuple[str, Path]], baseline: str | None = None, draws
         if name != base:
             found = _rows(name, table, members[base], members[name], settings)
             rows += found
-            summary += _summary(name, base, found, apart)
+            summary += _summary(name, base, found, left_out)
     described = {
         name: [{"directory": str(run.path), "mode": run.mode, **run.record["model"]} for run in own]
         for name, own in systems.items()
@@ -147,11 +147,11 @@ def _rows(
         return _measured(Row(name, kind, benchmark, language), part[first], part[second], settings)
 
     rows: list[Row] = []
-    apart = settings["reference_languages"]
-    others = table.drop(index=apart, level="language", errors="ignore")
+    left_out = settings["reference_languages"]
+    others = table.drop(index=left_out, level="language", errors="ignore")
     for benchmark, own in table.groupby(level="benchmark", sort=False):
-        languages = sorted(own.index.unique("language"), key=lambda language: language not in apart)
-        rows += [Row(name, "language", benchmark, language) for language in apart if language not in languages]
+        languages = sorted(own.index.unique("language"), key=lambda language: language not in left_out)
+        rows += [Row(name, "language", benchmark, language) for language in left_out if language not in languages]
         found = [row("language", benchmark, one, own.xs(one, level="language", drop_level=False)) for one in languages]
         rows += [_judged(row, p) for row, p in zip(found, holm([row.p or 0 for row in found]), strict=True)]
         kept = own.loc[own.index.isin(others.index)]
@@ -201,13 +201,13 @@ def _judged(row: Row, p: float | None) -> Row:
     return replace(row, p_adjusted=p, verdict=verdict)
 
 
-def _summary(name: str, base: str, rows: Sequence[Row], apart: Sequence[str]) -> list[str]:
+def _summary(name: str, base: str, rows: Sequence[Row], left_out: Sequence[str]) -> list[str]:
     """A sentence per benchmark, and one on the overall mean."""
     lines = []
-    without = " and ".join(language_name(one) for one in apart)
+    without = " and ".join(language_name(one) for one in left_out)
     for benchmark in dict.fromkeys(row.benchmark for row in rows if row.benchmark is not None):
         of = [row for row in rows if row.benchmark == benchmark]
-        others = [row for row in of if row.kind == "language" and row.language not in apart]
+        others = [row for row in of if row.kind == "language" and row.language not in left_out]
         parts = []
         for verdict in (BETTER, WORSE, SAME) if others else ():
             found = [language_name(str(row.language)) for row in others if row.verdict == verdict]
@@ -216,7 +216,7 @@ def _summary(name: str, base: str, rows: Sequence[Row], apart: Sequence[str]) ->
             parts.append(f"{verdict} in {len(found)}{total}{named}")
         told = ", ".join(parts) or f"no language but {without}"
         means = [f"mean {difference_text(row)}: {row.verdict}" for row in of if row.kind == "mean"]
-        references = [row for row in of if row.kind == "language" and row.language in apart]
+        references = [row for row in of if row.kind == "language" and row.language in left_out]
         kept = [f"{language_name(str(row.language))} {difference_text(row)}: {row.verdict}" for row in references]
         lines.append(f"{name} against {base}, {benchmark}: {'; '.join([told, *means, *kept])}.")
     for row in rows:

@@ -53,9 +53,10 @@ def load_tasks(
 def _items(manager: TaskManager, name: str) -> list[Item]:
     found: Any = manager.load([name])
     group = found.get("groups", {}).get(name)
-    metric = _group_metric(group) if group is not None else None
-    if metric is not None:
-        return [Item(name, name, language_in(name), metric, None, group)]
+    if group is not None and group.aggregate_metric_list:  # other groups only list tasks
+        first = group.aggregate_metric_list[0]
+        filters = first.filter_list or [_first_filter(group.get_all_tasks()[0])]
+        return [Item(name, name, language_in(name), f"{first.metric},{filters[0]}", None, group)]
     return [_item(one, task) for one, task in found["tasks"].items()]
 
 
@@ -63,21 +64,12 @@ def _item(name: str, task: Any) -> Item:
     metrics = task.config.metric_list or [{"metric": next(iter(task.aggregation()))}]
     # A metric that is no mean over items, such as a weighted F1, has no value for an item and cannot be compared.
     means = [one for one in metrics if one.get("aggregation") == "mean"]
-    filters = task.config.filter_list or [{"name": "none"}]
-    return Item(name, name, language_in(name), f"{(means or metrics)[0]['metric']},{filters[0]['name']}", None, task)
+    metric = f"{(means or metrics)[0]['metric']},{_first_filter(task)}"
+    return Item(name, name, language_in(name), metric, None, task)
 
 
-def _group_metric(group: Any) -> str | None:
-    """The first metric that a group aggregates, None for a group that only lists tasks."""
-    listed = getattr(group, "aggregate_metric_list", None) or getattr(
-        getattr(group, "config", None), "aggregate_metric_list", None
-    )
-    if not listed:
-        return None
-    first = listed[0]
-    metric = first["metric"] if isinstance(first, dict) else first.metric
-    filters = first.get("filter_list", "none") if isinstance(first, dict) else first.filter_list
-    return f"{metric},{filters if isinstance(filters, str) else filters[0]}"
+def _first_filter(task: Any) -> str:
+    return str(task.config.filter_list[0]["name"]) if task.config.filter_list else "none"
 
 
 def language_in(name: str) -> str:

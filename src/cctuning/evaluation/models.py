@@ -94,8 +94,8 @@ class Journal(LM):
         keys, drawn = [], Counter[str]()
         for request in requests:
             asked = [kind, *request.args]
-            if getattr(self.inner, "apart", False):  # the same text has another answer then
-                asked.append("apart")
+            if getattr(self.inner, "in_reference_language", False):  # the same text has another answer then
+                asked.append("in reference language")
             text = json.dumps(asked, ensure_ascii=False, sort_keys=True)
             if kind == "generate_until" and normalize_gen_kwargs(request.args[1])["do_sample"]:
                 drawn[text] += 1
@@ -214,14 +214,14 @@ class ConnectedLM(AnsweringLM):
     fit, the context loses one token more than in `HFLM`, because the last token of the answer is passed too.
     """
 
-    apart = False  # items are in the reference language and take no part in an adaptive connection
+    in_reference_language = False  # such items take no part in an adaptive connection
 
     def __init__(self, connected: ConnectedModel, tokenizer: Any, **options: Any) -> None:
         super().__init__(connected.model, tokenizer, **options)
         self.connected = connected
 
     def _connect(self, rows: int) -> Tensor:
-        return torch.full((rows,), not self.apart, device=self.device)
+        return torch.full((rows,), not self.in_reference_language, device=self.device)
 
     @torch.no_grad()
     def _loglikelihood_tokens(

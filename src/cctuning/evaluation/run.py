@@ -26,10 +26,10 @@ from cctuning.evaluation.saved_results import (
     SAMPLES_FOLDER,
     answer_counts,
     claim,
-    doubts,
     model_hash,
     new_record,
     sample_line,
+    task_warnings,
     write_results,
     writing,
 )
@@ -133,10 +133,10 @@ def evaluate(path: str, directory: Path, options: Options) -> dict[str, Any]:
         for number, item in enumerate(items, 1):
             journal.label = f"[{number}/{len(items)}] {item.name}"
             if isinstance(lm, ConnectedLM):
-                lm.apart = same(item.language, lm.connected.reference_language)
+                lm.in_reference_language = same(item.language, lm.connected.reference_language)
             if item.name not in record["tasks"]:
                 score(item, journal, options, directory, record)
-            notes += [note for note in doubts(item.name, record["tasks"][item.name]) if note not in notes]
+            notes += [note for note in task_warnings(item.name, record["tasks"][item.name]) if note not in notes]
         record["status"] = "finished"
         write_results(directory, record)
     journal.path.unlink(missing_ok=True)

@@ -135,7 +135,7 @@ def answer_counts(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return {"answers": {"empty": answers.count(""), "distinct": len({*answers}), "targets": len(targets)}}
 
 
-def doubts(name: str, task: dict[str, Any]) -> list[str]:
+def task_warnings(name: str, task: dict[str, Any]) -> list[str]:
     """Warnings about a task: prompts that were cut, and answers that are all empty or the same, which points to wrong
     prompts or settings."""
     notes = []

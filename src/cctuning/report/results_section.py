@@ -117,19 +117,14 @@ def _differences(evaluated: Evaluated) -> list[Markup]:
     ]
 
 
-def _reference(comparison: Comparison) -> tuple[str, str]:
-    """Code and name of the reference language."""
-    code = str(comparison.settings["reference_languages"][0])
-    return code, language_name(code)
-
-
 def _in_points(row: Row) -> tuple[float, float, float]:
     value, low, high = (100 * float(one or 0.0) for one in (row.difference, row.low, row.high))
     return value, low, high
 
 
 def _before_and_after(evaluated: Evaluated) -> list[Markup]:
-    code, name = _reference(evaluated.before or evaluated.comparison)
+    code = str((evaluated.before or evaluated.comparison).settings["reference_languages"][0])
+    name = language_name(code)
     title = heading(f"{name} before and after")
     if evaluated.before is None:
         text = f"The evaluations do not include the base, so {name} before training is unknown: score the base too."

@@ -161,7 +161,10 @@ def cost(runs: Sequence[Run]) -> list[Markup]:
     rows: list[list[str]] = [
         ["parameters trained: connection", *(f"{run.sizes.connection:,}" for run in runs)],
         ["parameters trained: LoRA", *(f"{run.sizes.lora:,}" for run in runs)],
-        ["parameters trained: base", *(f"{_base_trained(run):,}" for run in runs)],
+        [
+            "parameters trained: base",
+            *(f"{run.sizes.base:,}" if run.options.get("tune", "full") == "full" else "0" for run in runs),
+        ],
         ["parameters added at inference", *(added(run) for run in runs)],
         ["steps", *(f"{run.record['steps']:,}" for run in runs)],
         ["time", *(duration(run.record["seconds"]) for run in runs)],
@@ -179,10 +182,6 @@ def cost(runs: Sequence[Run]) -> list[Markup]:
     if not memory:
         made.append(paragraph("Memory was not recorded; train with skip_memory_metrics: false to record it.", "note"))
     return made
-
-
-def _base_trained(run: Run) -> int:
-    return run.sizes.base if run.options.get("tune", "full") == "full" else 0
 
 
 def added(run: Run) -> str:

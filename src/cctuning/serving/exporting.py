@@ -6,7 +6,6 @@ the stop tokens, a model card, a Modelfile and a manifest. A failed export leave
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,6 @@ def export(
     directory: Path,
     *,
     dtype: str = "auto",
-    max_shard_size: str | None = None,
     trust_remote_code: bool = False,
 ) -> Exported:
     """Export the run, checkpoint or model directory `path`.
@@ -60,7 +58,6 @@ def export(
         format: `merged` (a plain checkpoint) or `lora` (a PEFT LoRA for the base).
         directory: to write; must not exist.
         dtype: of a merged checkpoint; `auto`: the base's for a LoRA, else the run's.
-        max_shard_size: of a merged checkpoint; by default as transformers splits it.
 
     Raises:
         UserError: `directory` exists, an option or record is not valid, or the model cannot be exported in this
@@ -71,17 +68,13 @@ def export(
     if directory.exists():
         raise UserError(f"--output {directory}: exists already; give a directory that does not exist.")
     kind = torch_dtype(dtype)
-    if format == "lora" and (kind is not None or max_shard_size is not None):
-        option = "--dtype" if kind is not None else "--max_shard_size"
-        raise UserError(f"{option}: only for a merged checkpoint; a LoRA is one file in the dtype of training.")
-    if max_shard_size is not None and not re.fullmatch(r"\d+(\.\d+)?[KMGT]B", max_shard_size, re.IGNORECASE):
-        raise UserError(f"--max_shard_size {max_shard_size!r}: expected a size like 5GB or 500MB.")
-    limit = {"max_shard_size": max_shard_size.upper()} if max_shard_size else {}
+    if format == "lora" and kind is not None:
+        raise UserError("--dtype: only for a merged checkpoint; a LoRA is one file in the dtype of training.")
     run = read_trained_run(path)
     check_not_quantized(run, trust_remote_code)
     try:
         with directory_atomically(directory) as partial:
-            return _write(run, format, partial, directory.name, kind, limit, trust_remote_code)
+            return _write(run, format, partial, directory.name, kind, trust_remote_code)
     except Exception as error:
         if isinstance(error, (OSError, UserError)) or "(os error " not in str(error):
             raise
@@ -97,7 +90,6 @@ def _write(
     directory: Path,
     name: str,
     dtype: torch.dtype | None,
-    limit: dict[str, str],
     trust_remote_code: bool,
 ) -> Exported:
     """Write weights, tokenizer, configs, manifest, Modelfile and, with this `name`, the model card."""
@@ -108,7 +100,7 @@ def _write(
     if format == "merged":
         model: Any = _merge(loaded, dtype)
         model.generation_config = generation
-        model.save_pretrained(directory, **limit)
+        model.save_pretrained(directory)
         del model
     else:
         _write_lora(loaded, run.path, directory, revision)

@@ -103,13 +103,9 @@ def _sources(record: dict[str, Any]) -> str:
         path, hashes = str(source.get("path", "?")), dict(source.get("fingerprints") or {})
         counts = ", ".join(f"{code} {count}" for code, count in sorted((source.get("languages") or {}).items()))
         files = "; ".join(f"{Path(file).name} `{value}`" for file, value in hashes.items())
-        rows.append([_basename(path), source.get("rows", source.get("pairs", "?")), counts, files])
+        name = Path(path).name if Path(path).is_absolute() or Path(path).exists() else path  # a hub name stays
+        rows.append([name, source.get("rows", source.get("pairs", "?")), counts, files])
     return table(["source", "rows", "languages", "files"], rows, "lr")
-
-
-def _basename(path: str) -> str:
-    """The last part of a local path; a hub name stays."""
-    return Path(path).name if Path(path).is_absolute() or Path(path).exists() else path
 
 
 def base_licence(base: str | None) -> dict[str, Any]:
