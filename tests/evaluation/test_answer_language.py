@@ -9,9 +9,9 @@ import pytest
 from cctuning import UserError
 from cctuning.evaluation.answer_language import answered_in, compare_shares, language_of
 from cctuning.evaluation.compare import compare
-from cctuning.evaluation.lm_eval_tasks import language_in
 from cctuning.evaluation.result_tables import results_page
 from cctuning.evaluation.run import Options, evaluate
+from cctuning.evaluation.user_tasks import language_in
 from tests.cli.world import refused, write_jsonl, write_model
 
 GERMAN, ENGLISH = "Die Katze schläft auf dem alten Sofa.", "The cat sleeps on the old sofa."

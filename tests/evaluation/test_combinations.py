@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cctuning import ConnectedModel, ConnectionConfig, UserError
 from cctuning.cli import main
-from cctuning.evaluation import lm_eval_tasks
+from cctuning.evaluation import user_tasks
 from cctuning.evaluation.compare import compare
 from cctuning.evaluation.models import AnsweringLM, ConnectedLM, Journal
 from cctuning.evaluation.run import Options, evaluate
@@ -152,7 +152,7 @@ def test_a_connected_model_samples_where_the_task_says_so(model, tmp_path, monke
 
 def test_a_group_that_names_no_filter_is_scored_by_its_mean(model, tmp_path, monkeypatch):
     """As lm-eval's own `mmlu` and others."""
-    monkeypatch.setattr(lm_eval_tasks, "TaskManager", partial(TaskManager, include_defaults=False))
+    monkeypatch.setattr(user_tasks, "TaskManager", partial(TaskManager, include_defaults=False))
     for name, count in (("own_a", 2), ("own_b", 4)):
         rows = [{"prompt": f"w{i} w2", "answer": "w5"} for i in range(count)]
         data = write_jsonl(tmp_path / f"{name}.jsonl", rows)
@@ -171,7 +171,7 @@ def test_a_group_that_names_no_filter_is_scored_by_its_mean(model, tmp_path, mon
 
 
 def test_tasks_of_perplexity_are_an_error_before_anything_is_scored(tmp_path, monkeypatch):
-    monkeypatch.setattr(lm_eval_tasks, "TaskManager", partial(TaskManager, include_defaults=False))
+    monkeypatch.setattr(user_tasks, "TaskManager", partial(TaskManager, include_defaults=False))
     data = write_jsonl(tmp_path / "text.jsonl", [{"text": "w1 w2"}])
     (tmp_path / "text.yaml").write_text(
         "task: own_text\noutput_type: loglikelihood_rolling\ndataset_path: json\ntest_split: test\n"
@@ -179,7 +179,7 @@ def test_tasks_of_perplexity_are_an_error_before_anything_is_scored(tmp_path, mo
         "metric_list: [{metric: word_perplexity}]\n"
     )
     with pytest.raises(UserError, match="--tasks own_text: measures perplexity"):
-        lm_eval_tasks.load_tasks(["own_text"], None, include_path=str(tmp_path))
+        user_tasks.load_tasks(["own_text"], None, include_path=str(tmp_path))
 
 
 def test_options_without_effect_are_told(model, tmp_path, capsys):

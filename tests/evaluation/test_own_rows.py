@@ -11,8 +11,8 @@ from cctuning import ConnectedModel, ConnectionConfig
 from cctuning.cli import main
 from cctuning.errors import UserError
 from cctuning.evaluation.models import Journal
-from cctuning.evaluation.own_rows import load_own_rows
 from cctuning.evaluation.run import Options, evaluate, score
+from cctuning.evaluation.user_tasks import load_own_rows
 from tests.cli.world import write_model
 from tests.conftest import shake
 from tests.evaluation.data import Stub

@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 from cctuning import files
 from cctuning.cli import main
 from cctuning.errors import UserError
-from cctuning.evaluation import lm_eval_tasks, models, saved_results
+from cctuning.evaluation import models, saved_results, user_tasks
 from cctuning.evaluation.models import AnsweringLM
 from cctuning.evaluation.run import Options, evaluate
 
@@ -157,7 +157,7 @@ def test_a_journal_cut_anywhere_is_read(answer, cut, tmp_path):
 
 def test_other_data_do_not_mix_with_results(model, tmp_path, monkeypatch):
     """In a file of a suite, in a directory of rows, and in the items or the examples of any lm-eval task."""
-    monkeypatch.setattr(lm_eval_tasks, "TaskManager", partial(TaskManager, include_defaults=False))
+    monkeypatch.setattr(user_tasks, "TaskManager", partial(TaskManager, include_defaults=False))
     files = f"{{test: {tmp_path}/task/test.jsonl, train: {tmp_path}/task/train.jsonl}}"
     (tmp_path / "task").mkdir()
     (tmp_path / "task" / "own.yaml").write_text(

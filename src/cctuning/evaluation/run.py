@@ -18,9 +18,7 @@ from cctuning.data import Encoder
 from cctuning.data.chat import own_template
 from cctuning.errors import UserError
 from cctuning.evaluation.answer_language import answered_in
-from cctuning.evaluation.lm_eval_tasks import load_tasks
 from cctuning.evaluation.models import THINKING_TOKENS, ConnectedLM, Journal, language_model
-from cctuning.evaluation.own_rows import load_own_rows
 from cctuning.evaluation.saved_results import (
     JOURNAL_FILE,
     SAMPLES_FOLDER,
@@ -35,6 +33,7 @@ from cctuning.evaluation.saved_results import (
 )
 from cctuning.evaluation.suite_tasks import Item, load_suite
 from cctuning.evaluation.suites import SUITES, trained_languages
+from cctuning.evaluation.user_tasks import load_own_rows, load_tasks
 from cctuning.files import write_jsonl
 from cctuning.languages import ENGLISH, canonical, same
 from cctuning.model.loading import load, to_accelerator
