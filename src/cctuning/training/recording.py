@@ -122,9 +122,8 @@ class Recording(TrainerCallback):
         problem = fits(self.file(), shape, self.dtype)
         if problem is None:
             return
-        if (
-            self.sharded or bytes_of(shape, self.dtype) > RESIDENT
-        ):  # a resumed run of sharded weights cannot record again
+        # A resumed run of sharded weights could not record again.
+        if self.sharded or bytes_of(shape, self.dtype) > RESIDENT:
             raise UserError(f"record_references: {problem}. {INSTEAD}")
         self.in_memory = True
         logger.warning(f"the recording of the references is kept in memory, for this run alone: {problem}.")

@@ -293,7 +293,6 @@ def finish(trainer: CCTrainer, directory: Path) -> None:
         (partial / "training_args.bin").unlink(missing_ok=True)  # a pickle; config.yaml has the same
         trainer.create_model_card(model_name=directory.name)
         os.replace(directory / "README.md", partial / "README.md")
-        shutil.rmtree(
-            directory / MODEL_FOLDER, ignore_errors=True
-        )  # the run was interrupted before its status changed
+        # There is one if the run was interrupted before its status changed.
+        shutil.rmtree(directory / MODEL_FOLDER, ignore_errors=True)
         os.replace(partial, directory / MODEL_FOLDER)
