@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -12,10 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from cctuning.data.layouts import LANG_COLUMNS
-from cctuning.data.parallel.columns import NAMING, Absent, Found, Layout, Pair, pairs_of, recognise, text_in
+from cctuning.data.parallel.columns import (
+    NAMING,
+    SAMPLE,
+    Absent,
+    Found,
+    Layout,
+    Pair,
+    pairs_of,
+    recognise,
+    recognise_content,
+    recognise_header,
+    text_in,
+)
 from cctuning.data.parallel.filenames import TABLES, is_tar, languages_in, named_by, sides_among, stem_of, suffix_of
 from cctuning.data.parallel.formats import FORMATS, Part, export_in, read_lines, read_tatoeba, read_xml
-from cctuning.data.parallel.headerless import SAMPLE, is_header, numbered, recognise_numbered
 from cctuning.data.readers import SUFFIXES, Records, as_records, is_saved, local_path, of_split, open_records
 from cctuning.data.schema import BadRow
 from cctuning.data.sources import ParallelSource
@@ -185,27 +195,18 @@ class PairReader:
 
     def _table(self, part: Part) -> Found:
         """A tab-separated file, with or without a header."""
-        columns = self.source.columns
+        columns, stem = self.source.columns, stem_of(part.name)
         rows = read_table(part.label, part.opened, "\t")
         sample = [cells for _, cells in islice(rows(), SAMPLE) if isinstance(cells, list)]
         if not sample:
             raise UserError(f"{part.label}: it is empty.")
-        header, stem, layout = sample[0], stem_of(part.name), None
         lang = self.source.lang or named_by(stem, self.language)
-        if not columns or not all(name.isdecimal() for name in columns.values()):
-            layout = recognise(header, columns, self.language, lang, part.label)
-        if layout and len(sample) > 1 and len(sample[1]) == len(header):
-            again = dict(zip(header, sample[1], strict=True))
-            if any(again[name] == name for name in layout.used):
-                layout = None  # columns of language codes (`eng`, `swh`) look like column names
-        skip = 1
+        header, skip = sample[0], 1
+        layout = recognise_header(sample, columns, self.language, lang, part.label)
         if layout is None:
-            header = numbered(Counter(map(len, sample)).most_common(1)[0][0])
-            alike = [cells for cells in sample if len(cells) == len(header)]
-            layout = recognise_numbered(alike, part.label, stem, columns, self.language, self.source.lang)
-            skip = int(len(alike) > 1 and alike[0] is sample[0] and is_header(alike[0], alike[1:]))
+            header, layout, skip = recognise_content(sample, columns, self.language, lang, part.label, stem)
             if skip:
-                first = ", ".join(alike[0])
+                first = ", ".join(sample[0])
                 self.said[f"{part.label}:1: is read as a header, not as a pair: {first}."] = None
         records = Records(header, lambda wanted: as_records(part.label, rows, header, skip), {})
         return self._records(records, lang, part.label, layout)
