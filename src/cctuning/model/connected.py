@@ -22,7 +22,7 @@ from cctuning.errors import UserError
 from cctuning.model import lora, merge, serialization
 from cctuning.model.forward import ATTRIBUTE, ConnectedForward
 from cctuning.model.packing import rows_separable
-from cctuning.model.runner import Runner, copy_output, instance_state, restore_instance
+from cctuning.model.runner import Runner, instance_state, restore_instance
 from cctuning.model.sites import Site, find_sites, unwrap
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class ConnectedModel(ConnectedForward):
             at = site.layer if aligns and self.config.align_at == "residual" else site.block
             self._handles.append(at.register_forward_hook(part.hook, with_kwargs=True))
             if site.in_place and at is site.block:  # the layer writes into what the hook returned: give it a copy
-                self._handles.append(at.register_forward_hook(copy_output))
+                self._handles.append(at.register_forward_hook(lambda module, args, output: output.clone()))
         if not aligns:
             self._sites = chosen
             return

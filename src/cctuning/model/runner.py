@@ -94,10 +94,6 @@ def first(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def copy_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    return output.clone()
-
-
 PATCHED = ("forward", "_original_forward", "_is_accelerate_prepared")  # set on a model by TRL and accelerate
 
 

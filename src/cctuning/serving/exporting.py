@@ -21,13 +21,13 @@ from cctuning.model.loading import Loaded, load, load_tokenizer, revision_of, to
 from cctuning.model.lora import check_vocabulary, export_lora
 from cctuning.model.merge import check_adapter_mergeable, untie
 from cctuning.model.sites import unwrap
-from cctuning.model.verification import Agreement, check_export
 from cctuning.serving.answering import encoder_of
 from cctuning.serving.base_files import base_files, write_config, write_tokenizer
 from cctuning.serving.engines import MODELFILE, Manifest, check_vllm, modelfile
 from cctuning.serving.model_card import model_card
 from cctuning.serving.stop_tokens import generation_config, stop_text
 from cctuning.serving.trained_run import TrainedRun, check_not_quantized, read_trained_run
+from cctuning.serving.verification import Agreement, check_export
 from cctuning.training.card import hub_name
 
 FORMATS = ("merged", "lora")

@@ -32,7 +32,7 @@ SPLIT = {
     "cp_size": "context parallelism splits rows, and each part needs the whole reference",
     "sp_size": "sequence parallelism splits rows, and each part needs the whole reference",
 }
-ON_CPUS = "on CPUs use the ddp configuration (`cctuning recipes ddp`) with `use_cpu: true`, and --use_cpu true"
+ON_CPUS = "on CPUs use the ddp configuration with `use_cpu: true`, and --use_cpu true"
 INSTEAD = "launch with --accelerate_config ddp, fsdp2, zero2 or zero3"
 
 
@@ -49,7 +49,7 @@ def check_launch(args: Any) -> None:
     if processes > args.world_size:
         raise UserError(
             f"num_processes: {processes} were launched, but accelerate finds no accelerators and would train each on "
-            f"its own, into the same directory; {ON_CPUS}, or launch one process."
+            f"its own; {ON_CPUS}, or launch one process."
         )
     if is_fsdp_enabled() and args.distributed_state.distributed_type == DistributedType.MULTI_CPU:
         raise UserError(f"distributed_type: FSDP: accelerate shards weights on accelerators only; {ON_CPUS}.")
@@ -60,14 +60,10 @@ def check_checkpoint(checkpoint: str) -> None:
     written = (Path(checkpoint) / "latest").is_file()  # names the folder of DeepSpeed's files
     running = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     if written and not running:
-        raise UserError(
-            f"resume_from_checkpoint: {checkpoint}: written by DeepSpeed, and its optimizer cannot be read without "
-            "it; resume with the zero2 or zero3 configuration of the original run."
-        )
+        raise UserError(f"resume_from_checkpoint: {checkpoint}: written by DeepSpeed; resume with its configuration.")
     if running and not written:
         raise UserError(
-            f"resume_from_checkpoint: {checkpoint}: DeepSpeed reads its own checkpoints only; resume in one process, "
-            "or with --accelerate_config ddp or fsdp2."
+            f"resume_from_checkpoint: {checkpoint}: DeepSpeed reads its own checkpoints only; resume without it."
         )
 
 

@@ -72,7 +72,11 @@ class AdapterOptions:
         targets: list[str] | str = self.lora_target_modules or ALL_LINEAR
         if self.lora_target_parameters and not self.lora_target_modules:
             targets = []
-        if isinstance(targets, list) and len(targets) == 1 and (targets[0] == ALL_LINEAR or not _is_name(targets[0])):
+        if (
+            isinstance(targets, list)
+            and len(targets) == 1
+            and (targets[0] == ALL_LINEAR or not re.fullmatch(r"[\w.-]+", targets[0]))
+        ):
             targets = targets[0]
         if isinstance(targets, str) and targets != ALL_LINEAR:
             try:
@@ -146,7 +150,3 @@ class RunOptions(AdapterOptions):
                 setattr(self, name, [getattr(self, name)])
         check_values(type(self), {name: value for name, value in vars(self).items() if name not in rows}, "")
         self.check_adapter(self.tune)
-
-
-def _is_name(text: str) -> bool:
-    return re.fullmatch(r"[\w.-]+", text) is not None

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -281,17 +281,14 @@ def held_out(pairs: Dataset, language: str) -> list[int]:
 
 def shared_with(evaluated: Dataset, pairs: Dataset) -> list[str]:
     """A note if parallel text contains prompts of evaluation rows, or their reference prompts."""
-    asked = {_asked(text) for text in _both_sides(evaluated) if text}
+    names = [name for name in ("prompt", "reference") if name in evaluated.column_names]
+    asked = {_asked(text) for name in names for text in evaluated[name] if text}
     found = sum(
         any(text and _asked(text) in asked for text in sides)
         for sides in zip(pairs["prompt"], pairs["reference"], strict=True)
     )
     note = f"{found} pairs of the parallel text are prompts of the evaluation rows; remove them from one."
     return [note] if found else []
-
-
-def _both_sides(rows: Dataset) -> Iterable[Any]:
-    return (text for name in ("prompt", "reference") if name in rows.column_names for text in rows[name])
 
 
 def _asked(prompt: Any) -> str:
