@@ -5,7 +5,6 @@ No remote code runs unless `trust_remote_code` is set, and weights are read from
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,17 +64,7 @@ def resolve(path: str) -> tuple[str, dict[str, Any]]:
 
 def read_record(run: Path) -> dict[str, Any]:
     """The record of a run directory; `UserError` if it is damaged."""
-    return _read_json(run / RUN_FILE, "the run directory is damaged")
-
-
-def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise TypeError(f"expected an object, got {type(found).__name__}")
-        return found
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}): {otherwise}; copy it again, or use another.") from error
+    return serialization.read_json(run / RUN_FILE, "the run directory is damaged")
 
 
 def torch_dtype(name: str) -> torch.dtype | None:
@@ -211,8 +200,7 @@ def to_accelerator(loaded: Loaded) -> Loaded:
 
 def revision_of(folder: Path) -> str | None:
     """Revision on the hub of the base of the LoRA in `folder`; None for the default, or without a LoRA."""
-    config = folder / LORA_CONFIG
-    return _read_json(config, "not an adapter's config").get("revision") if config.is_file() else None
+    return _adapter_config(folder).get("revision")
 
 
 def base_of(folder: Path, run: dict[str, Any]) -> tuple[str | None, str]:
@@ -222,11 +210,16 @@ def base_of(folder: Path, run: dict[str, Any]) -> tuple[str | None, str]:
         run: record of its run, or an empty one.
     """
     base: str | None = run.get("model")
-    if (folder / LORA_CONFIG).is_file():
-        base = _read_json(folder / LORA_CONFIG, "not an adapter's config").get("base_model_name_or_path") or base
+    if adapter := _adapter_config(folder):
+        base = adapter.get("base_model_name_or_path") or base
         if base is None:
             raise UserError(f"{folder / LORA_CONFIG}: base_model_name_or_path is missing; add the base model's name.")
         return base, base
     if (folder / serialization.CONFIG_FILE).is_file():
         base = base or serialization.read_config(folder)["base"].get("name_or_path") or None
     return base, str(folder)
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    file = folder / LORA_CONFIG
+    return serialization.read_json(file, "not an adapter's config") if file.is_file() else {}

@@ -174,14 +174,23 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{directory}: no {CONFIG_FILE} in it; expected a directory written by save_pretrained.")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise UserError(f"{path}: format {record['format']}, this version reads {FORMAT}; upgrade cc-tuning.")
-        record["base"], record["connection"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the config of a connection ({error!r}); train or copy it again.") from error
+    record = read_json(path, "not the config of a connection")
+    if record.get("format") != FORMAT:
+        raise UserError(f"{path}: format {record.get('format')}, this version reads {FORMAT}; upgrade cc-tuning.")
+    if not {"base", "connection"} <= record.keys():
+        raise UserError(f"{path}: not the config of a connection; train or copy it again.")
     return record
+
+
+def read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    """A JSON object; `otherwise` says what a file that holds none is."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError(f"expected an object, got {type(found).__name__}")
+        return found
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}): {otherwise}; copy it again, or use another.") from error
 
 
 def load_lora(model: PreTrainedModel, directory: Path) -> Any:

@@ -21,7 +21,6 @@ from cctuning.data.schema import Skipped
 from cctuning.data.tables import is_checked
 from cctuning.errors import UserError
 from cctuning.training.config import CCConfig
-from cctuning.training.metrics import EvaluationLoss, undisturbed
 from cctuning.training.schedule import Mixture, Schedule, as_rows, held_out, shared_with
 
 COLUMNS = ["input_ids", "labels", "text", "reference_input_ids", "reference_text", "reference_row", "row", "lang"]
@@ -69,7 +68,6 @@ class RowsTrainer(SFTTrainer):
         self.notes: list[str] = []
         self.skipped: list[tuple[str, str]] = []
         self._origins: dict[int, str] = {}
-        self._eval_losses = EvaluationLoss()
         self._pack, self._config = answered is None, config
         if pairs is None:
             assert answered is not None
@@ -252,36 +250,7 @@ class RowsTrainer(SFTTrainer):
             kwargs["num_update_steps_per_epoch"] += self.args.align_first
         return super()._run_epoch(model, epoch, *args, **kwargs)
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """As the parent's; the epoch's last batch does not count if it is a filler."""
-        if self._schedule.fills:
-            epoch_iterator = self._with_filler(epoch_iterator)
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
-
     def _with_filler(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for batch in batches:
             last = self.accelerator.gradient_state.end_of_dataloader
             yield batch | {FILLER: True, "labels": torch.full_like(batch["labels"], -100)} if last else batch
-
-    # -- evaluation --------------------------------------------------------------------------------------------------
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As the parent's. Training continues as if there had been no evaluation."""
-        with undisturbed():
-            return super().evaluate(*args, **kwargs)
-
-    def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's, of rows as `evaluate` takes them; the predictions are the logits of the student pass."""
-        rows = self._prepare_dataset(test_dataset, self.processing_class, self.args, False, None, "test")
-        with undisturbed():
-            output = super().predict(rows, *args, **kwargs)
-        self._metrics["eval"].clear()  # else they would be in the next evaluation
-        return output
-
-    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's, with the loss of each language among the metrics."""
-        self._eval_losses.start(dataloader.dataset)
-        output = super().evaluation_loop(dataloader, *args, **kwargs)
-        assert output.metrics is not None
-        output.metrics.update(self._eval_losses.result(kwargs.get("metric_key_prefix", "eval")))
-        return output

@@ -31,7 +31,7 @@ from cctuning.model.sites import unwrap
 from cctuning.training.callbacks import AlignmentByLanguage, BaseDecay
 from cctuning.training.checks import check_adapter_start, check_engine, check_launch, check_sizes, check_weights
 from cctuning.training.config import CCConfig
-from cctuning.training.metrics import batch_metrics
+from cctuning.training.metrics import EvaluationLoss, batch_metrics, undisturbed
 from cctuning.training.recording import UNREAD, prepare_references
 from cctuning.training.rows import FILLER
 from cctuning.training.saving import SavingTrainer
@@ -102,6 +102,7 @@ class CCTrainer(SavingTrainer):
             processing_class = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
         self.fit: Fit | None = None
         self.chat = args.chat
+        self._eval_losses = EvaluationLoss()
         self._rows_in_step: Tensor | int | None = None
         settled = (connection_config or ConnectionConfig()).settled(args.record_references != "false")
         if parallel_dataset is None and train_dataset is None:
@@ -168,13 +169,11 @@ class CCTrainer(SavingTrainer):
             raise UserError("max_steps, num_train_epochs: raised after CCTrainer was made; make another.")
         self.recording.make()
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's; references are recorded before."""
-        self.make_recording()
-        return super().evaluation_loop(*args, **kwargs)
-
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """As the parent's; also counts the step's rows, over which the alignment is averaged."""
+        """As the parent's, with the step's rows counted, over which the alignment is averaged. The epoch's last batch
+        does not count if it is a filler."""
+        if self._schedule.fills:
+            epoch_iterator = self._with_filler(epoch_iterator)
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         own = [batch for batch in batches if FILLER not in batch]
         if self.connected.aligned:  # averaged over the rows that have a reference
@@ -248,6 +247,30 @@ class CCTrainer(SavingTrainer):
                 tokens = tokens + inputs["reference_attention_mask"].sum(dim=1)[own[own >= 0]].sum()
             self._total_train_tokens += gather(tokens * (not filler)).sum().item()
             metrics["num_tokens"] = [self._total_train_tokens]
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As the parent's. Training continues as if there had been no evaluation."""
+        with undisturbed():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's, of rows as `evaluate` takes them; the predictions are the logits of the student pass."""
+        rows = self._prepare_dataset(test_dataset, self.processing_class, self.args, False, None, "test")
+        with undisturbed():
+            output = super().predict(rows, *args, **kwargs)
+        self._metrics["eval"].clear()  # else they would be in the next evaluation
+        return output
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's, with the loss of each language among the metrics; references are recorded before."""
+        self.make_recording()
+        self._eval_losses.start(dataloader.dataset)
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        assert output.metrics is not None
+        output.metrics.update(self._eval_losses.result(kwargs.get("metric_key_prefix", "eval")))
+        return output
 
     # -- training ----------------------------------------------------------------------------------------------------
 
