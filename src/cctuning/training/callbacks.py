@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from cctuning.connection.align import RecordedReferences
 from cctuning.model.connected import ATTRIBUTE
 from cctuning.model.recorded import Prompts, record
+from cctuning.model.runner import evaluating
 from cctuning.training.metrics import Alignment, compare, sides, undisturbed
 
 if TYPE_CHECKING:
@@ -159,30 +160,20 @@ class SampleAnswers(TrainerCallback):
         if not state.is_world_process_zero:
             return
         trainer, tokenizer = self.trainer, self.trainer.processing_class
-        connected = trainer.connected
-        training = connected.training
-        connected.eval()
         lines = []
-        with undisturbed():
+        with undisturbed(), evaluating(trainer.connected):
             for row in self.rows:
                 labels = row["labels"]  # those before the prompt's end are of earlier turns
                 end = max(place for place, label in enumerate(labels) if label == -100) + 1
                 prompt, wanted = row["input_ids"][:end], labels[end:]
                 ids = torch.tensor([prompt], device=args.device)
+                options = {"max_new_tokens": ANSWER_TOKENS, "do_sample": False}
                 with trainer.compute_loss_context_manager():
-                    made = connected.generate(
-                        ids,
-                        torch.ones_like(ids),
-                        max_new_tokens=ANSWER_TOKENS,
-                        do_sample=False,
-                        pad_token_id=tokenizer.pad_token_id,
-                        eos_token_id=self._ends(),
-                    )[0, len(prompt) :]
+                    made = trainer.connected.generate(ids, torch.ones_like(ids), **options)[0, len(prompt) :]
                 line = {"step": state.global_step, "lang": row["lang"], "prompt": tokenizer.decode(prompt)}
                 for name, part in (("answer", made), ("expected", wanted)):
                     line[name] = tokenizer.decode(part, skip_special_tokens=True).strip()
                 lines.append(line)
-        connected.train(training)
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         for board in trainer.callback_handler.callbacks:
@@ -190,13 +181,6 @@ class SampleAnswers(TrainerCallback):
                 for number, line in enumerate(lines):
                     text = f"**{line['prompt']}**\n\n{line['answer']}\n\n(expected: {line['expected']})"
                     board.tb_writer.add_text(f"answers/{line['lang']}-{number}", text, state.global_step)
-
-    def _ends(self) -> list[int]:
-        config = self.trainer.model.generation_config
-        known = config.eos_token_id if config is not None else None
-        known = known if isinstance(known, list) else [] if known is None else [known]
-        own = self.trainer.processing_class.eos_token_id
-        return sorted({*known, *([] if own is None else [own])})
 
 
 class BaseDecay(TrainerCallback):
