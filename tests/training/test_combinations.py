@@ -16,8 +16,7 @@ from cctuning.data import load_rows
 from cctuning.training import schedule
 from cctuning.training.callbacks import SampleAnswers
 from cctuning.training.directory import claim, write_record
-from cctuning.training.rows import FILLER
-from cctuning.training.schedule import Mixture, Schedule
+from cctuning.training.schedule import Mixture, Schedule, filler
 from cctuning.training.summary import plan
 from tests.cli.world import records, write_jsonl
 from tests.conftest import tiny_llama
@@ -62,7 +61,7 @@ def test_a_packed_language_pack_reads_all_rows_before_any_comes_often(processes,
             batches = list(order)
             assert batches == list(order) and len(batches) == len(order) and all(batches)
             counts.add(len(batches))
-            taken.update(row for batch in (batches[:-1] if order.fills else batches) for row in batch)
+            taken.update(row for batch in batches for row in batch if row < len(lengths))
     assert len(counts) == 1 and sum(taken.values()) == 3 * len(mixture)
     large = [taken[row] for row in range(300)]
     assert min(large) >= 1 and max(large) - min(large) <= 1
@@ -306,10 +305,8 @@ def test_an_alignment_below_all_weights_that_train_is_an_error(answered, tmp_pat
 def test_a_process_that_counts_its_own_rows_and_has_none_left(connection, tmp_path):
     made = aligned.trainer(tmp_path, {"connection": connection}, rows(), average_tokens_across_devices=False)
     made.make_recording()
-    batch = next(iter(made.get_train_dataloader()))
-    filler = batch | {FILLER: True, "labels": torch.full_like(batch["labels"], -100)}
-    made._schedule = Schedule([1] * 8, 2)
-    batches, items = made.get_batch_samples(iter([filler]), 1, torch.device("cpu"))
+    batch = made.data_collator(list(filler(made.table)))
+    batches, items = made.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
     made.model.train()
     loss = made.compute_loss(made.model, batches[0], num_items_in_batch=items)
     assert float(loss) == 0

@@ -127,7 +127,7 @@ def test_epochs_and_seeds_differ():
 @pytest.mark.parametrize("count", [3, 12, 13, 17, 19, 24, 25])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_batches_hold_each_row_once(strategy, count, processes):
-    """Of all processes together, but for those that are told to be fillers; each has as many batches as the others."""
+    """Of all processes together, but for the filler; each has as many batches as the others."""
     taken: Counter = Counter()
     batches = []
     for rank in range(processes):
@@ -135,7 +135,7 @@ def test_batches_hold_each_row_once(strategy, count, processes):
         made.set_epoch(1)
         batches.append(list(made))
         assert len(batches[-1]) == len(made) and all(batches[-1])
-        taken.update(row for batch in (batches[-1][:-1] if made.fills else batches[-1]) for row in batch)
+        taken.update(row for batch in batches[-1] for row in batch if row < count)
     assert len(set(map(len, batches))) == 1 and taken == Counter(range(count))
     if strategy == "sequential":  # process p takes the p-th batch of each round
         assert [row for together in zip(*batches, strict=True) for batch in together for row in batch][:count] == list(
@@ -147,7 +147,6 @@ def test_incomplete_batches_are_dropped_on_request():
     for rank in range(2):
         made = order([1] * 19, "sequential", 2, 1, rank, drop_last=True)
         assert list(made) == [list(range(8 * place + 4 * rank, 8 * place + 4 * rank + 4)) for place in range(2)]
-        assert not made.fills
 
 
 def test_evaluation_gives_the_generators_back():

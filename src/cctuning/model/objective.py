@@ -93,8 +93,7 @@ def assemble(
         if step.trains:
             loss = loss + config.distill_weight * divergence / whole
     if result.aux_loss is not None and step.trains:
-        # The batch's share of the optimiser step; the rows that an alignment counts are others.
-        share = tokens[once].sum() / divisor if config.connection == "align" else rows / whole
+        share = tokens[once].sum() / divisor  # of the optimiser step
         loss = loss + router_coefficient * result.aux_loss * share
     _report_alignment(step.plan, result)
     if step.plan.row_weight is not None and step.trains:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pyarrow.compute as pc
@@ -21,10 +21,9 @@ from cctuning.data.schema import Skipped
 from cctuning.data.tables import is_checked
 from cctuning.errors import UserError
 from cctuning.training.config import CCConfig
-from cctuning.training.schedule import Mixture, Schedule, as_rows, held_out, shared_with
+from cctuning.training.schedule import Mixture, Schedule, as_rows, filler, held_out, shared_with
 
 COLUMNS = ["input_ids", "labels", "text", "reference_input_ids", "reference_text", "reference_row", "row", "lang"]
-FILLER = "filler"  # key of a batch whose loss does not count
 
 
 class RowsTrainer(SFTTrainer):
@@ -220,8 +219,9 @@ class RowsTrainer(SFTTrainer):
 
     def get_train_dataloader(self) -> Any:
         """As the parent's, over the whole table, with a generator for the workers' seeds that dropout does not use."""
+        table = self.table if self.args.world_size <= 1 else concatenate_datasets([self.table, filler(self.table)])
         loader: Any = self._get_dataloader(
-            self.table, "Training", self._train_batch_size, self._get_train_sampler, is_training=True
+            table, "Training", self._train_batch_size, self._get_train_sampler, is_training=True
         )
         loader.base_dataloader.generator = torch.Generator().manual_seed(self.args.seed)
         return loader
@@ -249,8 +249,3 @@ class RowsTrainer(SFTTrainer):
             kwargs["steps_in_epoch"] += self.args.align_first * self.args.gradient_accumulation_steps
             kwargs["num_update_steps_per_epoch"] += self.args.align_first
         return super()._run_epoch(model, epoch, *args, **kwargs)
-
-    def _with_filler(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for batch in batches:
-            last = self.accelerator.gradient_state.end_of_dataloader
-            yield batch | {FILLER: True, "labels": torch.full_like(batch["labels"], -100)} if last else batch

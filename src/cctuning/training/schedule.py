@@ -11,8 +11,8 @@ first. So the trainer sets the epoch itself, and evaluation restores the generat
 
 accelerate also completes an epoch's last batches with rows from its beginning, so that every process has as many.
 Those rows would be trained on twice, and a run would depend on the number of its processes. So a schedule makes the
-batches of each process. If no row is left for a process, it gets a filler row with zero loss, because it has to take
-part in the collectives.
+batches of each process. If no row is left for a process, it gets a row that trains nothing (`filler`), the one after
+the table's last, because it has to take part in the collectives.
 """
 
 from __future__ import annotations
@@ -131,12 +131,7 @@ class Schedule(BatchRebalanceSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         for batches in self._rounds(self.epoch):
-            yield self._with_parallel(self.epoch, batches[self.rank]) or [0]
-
-    @property
-    def fills(self) -> bool:
-        """Whether this process's last batch is a filler."""
-        return not all(batches[self.rank] for batches in self._rounds(self.epoch)[-1:])
+            yield self._with_parallel(self.epoch, batches[self.rank]) or [len(self.lengths)]
 
     @property
     def steps_an_epoch(self) -> int:
@@ -241,6 +236,13 @@ def _as_many(bins: list[list[int]], count: int, lengths: Sequence[int]) -> list[
         fullest = bins.pop(max(range(len(bins)), key=lambda number: len(bins[number])))
         bins += [fullest[::2], fullest[1::2]]
     return bins
+
+
+def filler(table: Dataset) -> Dataset:
+    """The row that trains nothing, with the columns of `table`."""
+    row: dict[str, Any] = {"input_ids": [0], "labels": [-100], "text": [0, 1], "row": -1, "lang": ""}
+    row |= {"reference_input_ids": [], "reference_text": [], "reference_row": -1}
+    return Dataset.from_list([{name: row[name] for name in table.column_names}], features=table.features)
 
 
 # -- parallel text as rows -------------------------------------------------------------------------------------------

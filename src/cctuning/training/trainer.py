@@ -33,7 +33,6 @@ from cctuning.training.checks import check_adapter_start, check_engine, check_la
 from cctuning.training.config import CCConfig
 from cctuning.training.metrics import EvaluationLoss, batch_metrics, undisturbed
 from cctuning.training.recording import UNREAD, prepare_references
-from cctuning.training.rows import FILLER
 from cctuning.training.saving import SavingTrainer
 
 logger = logging.getLogger(__name__)
@@ -170,18 +169,14 @@ class CCTrainer(SavingTrainer):
         self.recording.make()
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """As the parent's, with the step's rows counted, over which the alignment is averaged. The epoch's last batch
-        does not count if it is a filler."""
-        if self._schedule.fills:
-            epoch_iterator = self._with_filler(epoch_iterator)
+        """As the parent's; also counts the step's rows, over which the alignment is averaged."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        own = [batch for batch in batches if FILLER not in batch]
         if self.connected.aligned:  # averaged over the rows that have a reference
-            places = [batch["reference_row" if self.records else "reference_index"] for batch in own]
+            places = [batch["reference_row" if self.records else "reference_index"] for batch in batches]
             assert not any(int(rows.min()) == UNREAD for rows in places), "a row whose reference is not recorded"
             count = torch.tensor(sum(int((rows >= 0).sum()) for rows in places), device=device)
         else:
-            count = torch.tensor(sum(len(batch["input_ids"]) for batch in own), device=device)
+            count = torch.tensor(sum(int((batch["row"] >= 0).sum()) for batch in batches), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         self._rows_in_step = count.clamp(min=1)  # 0 where a process that counts its own rows has none left
@@ -198,7 +193,8 @@ class CCTrainer(SavingTrainer):
     ) -> Any:
         """The objective of `ConnectedModel.forward` on a batch of `PairedCollator`."""
         training = self.model.training
-        connected, filler = self.connected, inputs.pop(FILLER, False)
+        connected = self.connected
+        filler = not bool((inputs["row"] >= 0).any())  # no row is left for this process
         connected.train(training)
         first = self.args.align_first  # steps of parallel text alone, which are before step 0 of the schedule
         connected.step, connected.total_steps = self.state.global_step - first, max(self.state.max_steps - first, 1)
