@@ -298,7 +298,7 @@ class AdaptiveModel(ConnectedModel):
         """
         solver = StreamingLeastSquares(self.width)
         with evaluating(self):
-            for batch in map(Batch.of, batches):
+            for batch in (Batch.take(dict(inputs)) for inputs in batches):
                 if batch.reference_input_ids is None or batch.labels is None:
                     continue
                 paired = batch.paired

@@ -116,17 +116,17 @@ class ConnectedForward(nn.Module):
         step = self._plan_step(batch, num_rows_in_batch, loss_only)
         config = unwrap(self.model).config.get_text_config()
         index = flat_index(step.score)[0] if loss_only else None
-        tokens = {"input_ids": step.input_ids, "attention_mask": step.attention_mask}
+        tokens, packed = {"input_ids": step.input_ids, "attention_mask": step.attention_mask}, None
         if self.padding_free:
             self.check_padding_free()
             above = step.plan.above
-            step.packed = pack(step.input_ids, step.attention_mask, config, whole=above.count if above else None)
-            step.packed.apply(step.plan)
-            index = step.packed.place[index] if index is not None else None
-            tokens = step.packed.inputs
+            packed = pack(step.input_ids, step.attention_mask, config, whole=above.count if above else None)
+            packed.apply(step.plan)
+            index = packed.place[index] if index is not None else None
+            tokens = packed.inputs
         output = self._run(step.plan, index, through, **tokens, **{"use_cache": False, **inputs})
-        if step.packed is not None and not loss_only:
-            output.logits = step.packed.unpacked(output.logits)
+        if packed is not None and not loss_only:
+            output.logits = packed.unpacked(output.logits)
         output.logits = restore(output.logits, self.wire, step.plan)
         return assemble(
             batch,

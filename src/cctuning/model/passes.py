@@ -6,7 +6,6 @@ forward and one backward a step, and gradient checkpointing has one plan to come
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,7 +16,6 @@ from cctuning.connection import ConnectionConfig
 from cctuning.connection.align import Spans, spans
 from cctuning.connection.plan import Above, Plan, predicting, prompt_ends, scope_mask
 from cctuning.errors import UserError
-from cctuning.model.packing import Packed
 
 
 @dataclass
@@ -81,11 +79,6 @@ class Batch:
             )
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Tensor]) -> Batch:
-        """From the tensors of `PairedCollator`; other keys are ignored."""
-        return cls.take(dict(inputs))
-
-    @classmethod
     def take(cls, inputs: dict[str, Any], **own: Any) -> Batch:
         """From `own` and those of `inputs` that are a batch's, which are removed from it."""
         return cls(**own, **{field.name: inputs.pop(field.name) for field in fields(cls) if field.name in inputs})
@@ -126,7 +119,6 @@ class Step:
         score: (A, T) bool, positions whose logits are needed. predict: those among them with LM loss.
         trains: the loss is the training objective; else the student pass's LM loss alone.
         rows: number of rows that the alignment is averaged over.
-        packed: the layout that the model runs, of which the plan is; None: the padded rows.
     """
 
     input_ids: Tensor
@@ -138,7 +130,6 @@ class Step:
     predict: Tensor
     trains: bool
     rows: Tensor | int
-    packed: Packed | None = None
 
 
 def uniform(seed: int, step: int, rows: Tensor) -> Tensor:
