@@ -31,7 +31,7 @@ from transformers.pytorch_utils import Conv1D
 from cctuning.connection import Transform
 from cctuning.errors import UserError
 from cctuning.files import directory_atomically
-from cctuning.model.merge import check_merge, linear_transforms, plain_weight
+from cctuning.model.merge import check_adapter_mergeable, check_merge, linear_transforms, plain_weight
 from cctuning.model.runner import several_processes
 from cctuning.model.serialization import LOADING_ERRORS, base_is_trained
 from cctuning.model.sites import Projection, find_sites, innermost, is_quantised, unwrap
@@ -163,14 +163,10 @@ def check_vocabulary(model: nn.Module, base_name: str | None) -> None:
 
 def existing_lora(model: nn.Module) -> dict[str, Factors]:
     """The LoRA on `model`, by module name in the unwrapped model, with the scaling in b; empty if there is none."""
-    found = {name: module for name, module in unwrap(model).named_modules() if isinstance(module, BaseTunerLayer)}
     if not isinstance(model, PeftModel):
-        if found:
-            name = next(iter(found))
-            raise UserError(
-                f"{name}: an adapter was injected into the plain model; wrap it with get_peft_model instead."
-            )
+        check_adapter_mergeable(model)
         return {}
+    found = {name: module for name, module in unwrap(model).named_modules() if isinstance(module, BaseTunerLayer)}
     active = plain_adapter(model)
     factors = {}
     for name, module in found.items():

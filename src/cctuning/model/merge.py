@@ -65,15 +65,9 @@ def check_merge(connected: ConnectedModel, exact: bool = True) -> dict[int, Tran
     model = connected.model
     check_adapter_mergeable(model)
     sites = [site for site in find_sites(model) if site.index in transforms] if transforms else []
-    for projection in (projection for site in sites for projection in site.projections):
-        if isinstance(projection.module, BaseTunerLayer) and not isinstance(model, PeftModel):
-            raise UserError(
-                f"{projection.name}: an adapter was injected into the plain model; wrap the model with "
-                "get_peft_model or PeftModel.from_pretrained instead, so that it can be merged."
-            )
-        if exact:
-            plain_weight(projection, "merging")
     if exact:
+        for projection in (projection for site in sites for projection in site.projections):
+            plain_weight(projection, "merging")
         check_not_shared(model, sites)
         with connected.disable_adapter(), model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
             check_linear(model, sites)
@@ -104,6 +98,10 @@ def linear_transforms(connected: ConnectedModel, what: str) -> dict[int, Transfo
 def check_adapter_mergeable(model: nn.Module) -> None:
     """Raise `UserError` where PEFT cannot merge its adapter; PEFT itself would fail halfway."""
     if not isinstance(model, PeftModel):
+        if name := next((name for name, one in model.named_modules() if isinstance(one, BaseTunerLayer)), None):
+            raise UserError(
+                f"{name}: an adapter was injected into the plain model; wrap the model with get_peft_model instead."
+            )
         return
     if not isinstance(model.base_model, BaseTuner):
         raise UserError(f"{model.active_peft_config.peft_type.value}: this adapter cannot be merged; remove it first.")
