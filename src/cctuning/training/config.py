@@ -26,6 +26,9 @@ class CCConfig(SFTConfig):
     RANGES = {
         **dict.fromkeys(("align_first", "parallel_rows", "eval_samples", "base_decay"), (0, math.inf)),
         **dict.fromkeys(("parallel_temperature", "early_stopping_patience"), (1, math.inf)),
+        **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), (1, math.inf)),
+        "gradient_accumulation_steps": (1, math.inf),
+        "connection_lr_scale": (1e-6, math.inf),
     }
 
     connection_lr_scale: float = option(
@@ -136,7 +139,7 @@ class CCConfig(SFTConfig):
         if isinstance(self.record_references, bool):  # YAML's true
             self.record_references = str(self.record_references).lower()
         own = {one.name for one in fields(self)} - {one.name for one in fields(SFTConfig)}
-        check_values(type(self), {name: getattr(self, name) for name in own}, "")
+        check_values(type(self), {name: getattr(self, name) for name in own | self.RANGES.keys()}, "")
         if self.max_steps == 0:
             raise UserError("max_steps: 0 trains nothing; leave it out to train num_train_epochs.")
         if self.max_steps < 0 and self.num_train_epochs <= 0:
@@ -164,8 +167,6 @@ class CCConfig(SFTConfig):
             )
         if isinstance(self.dataset_kwargs, dict) and self.dataset_kwargs.get("skip_prepare_dataset"):
             raise UserError("dataset_kwargs: skip_prepare_dataset is not supported; give prompts and responses.")
-        if self.connection_lr_scale <= 0:
-            raise UserError(f"connection_lr_scale: expected a positive number, got {self.connection_lr_scale}.")
 
     def _check_packing(self) -> None:
         """Raise `UserError` for options that packing or padding_free exclude, and for orders that repeat rows."""

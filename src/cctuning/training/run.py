@@ -79,9 +79,6 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
         raise UserError(
             f"eval_strategy: {IntervalStrategy(args.eval_strategy).value} needs eval_data; name rows, or leave it out."
         )
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if getattr(args, name) < 1:
-            raise UserError(f"{name}: expected at least 1, got {getattr(args, name)}.")
     directory, checkpoint, said = claim(args)
     if checkpoint is not None:
         check_checkpoint(checkpoint)
