@@ -6,7 +6,6 @@ trainer from Python, with the same parser and checks. Rows are in a temporary Ar
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from cctuning.data.row_reader import RowReader
 from cctuning.data.schema import CHUNK, BadRow, Row, Skipped
 from cctuning.data.sources import LoadReport, Source, SourceReport
 from cctuning.data.tables import EXTRA, dataset_of, is_checked, table_of
+from cctuning.data.text import Seen
 from cctuning.errors import UserError
 from cctuning.languages import UNKNOWN, canonical
 
@@ -61,7 +61,7 @@ def load_rows(
         sources = [sources]
     named = Source.each(sources, "data", bad_rows)
     reference_language = canonical(reference_language, "reference_language")
-    report, tables, seen = LoadReport(reference_language), [], set[bytes]()
+    report, tables, seen = LoadReport(reference_language), [], Seen()
     for number, source in enumerate(named):
         account = SourceReport(source.path)
         reader = RowReader(reference_language, source.columns, source.lang, require_reference, to_answer=to_answer)
@@ -82,9 +82,7 @@ def load_rows(
     return dataset_of(table), report
 
 
-def _rows(
-    reader: RowReader, source: Source, seen: set[bytes], account: SourceReport, report: LoadReport
-) -> Iterator[Row]:
+def _rows(reader: RowReader, source: Source, seen: Seen, account: SourceReport, report: LoadReport) -> Iterator[Row]:
     """The good rows of a source, each followed by its reference row where asked for."""
     kept = 0
     for origin, _, row in reader.read(source):
@@ -93,13 +91,11 @@ def _rows(
             continue
         kept, account.read = kept + 1, account.read + 1
         yield row
-        if source.include_reference_rows and row.reference is not None and row.reference_response is not None:
-            key = hashlib.blake2b(json.dumps(row.reference).encode(), digest_size=16).digest()
-            if key not in seen:
-                seen.add(key)
-                account.read, account.reference_rows = account.read + 1, account.reference_rows + 1
-                sides: Any = {"prompt": row.reference, "response": row.reference_response, "lang": reader.language}
-                yield replace(row, **sides, reference=None, reference_response=None, thinking=None, calls=None)
+        own = source.include_reference_rows and row.reference is not None and row.reference_response is not None
+        if own and seen.add(json.dumps(row.reference)):
+            account.read, account.reference_rows = account.read + 1, account.reference_rows + 1
+            sides: Any = {"prompt": row.reference, "response": row.reference_response, "lang": reader.language}
+            yield replace(row, **sides, reference=None, reference_response=None, thinking=None, calls=None)
         if kept == source.limit:
             break
     if not kept:

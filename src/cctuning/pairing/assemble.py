@@ -160,14 +160,10 @@ def key_of(record: Mapping[str, Any], number: int, key: Sequence[str]) -> str | 
     parts = [record.get(column) for column in key]
     if any(part is None or part == "" for part in parts):
         return None
-    return json.dumps([_key_part(part) for part in parts], ensure_ascii=False, default=str)
-
-
-def _key_part(part: Any) -> Any:
-    if isinstance(part, (list, dict)):
-        return part
     # pandas makes floats of whole numbers where one is missing
-    return str(int(part)) if isinstance(part, float) and part.is_integer() else str(part)
+    whole = (int(part) if isinstance(part, float) and part.is_integer() else part for part in parts)
+    said = [part if isinstance(part, (list, dict)) else str(part) for part in whole]
+    return json.dumps(said, ensure_ascii=False, default=str)
 
 
 class ReferenceSide:

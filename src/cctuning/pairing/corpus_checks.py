@@ -89,7 +89,6 @@ class Corpus:
         return left, left[first[which]]
 
     def counts(self, rows: NDArray[np.int64]) -> dict[tuple[int, str], int]:
-        """Rows by source and language."""
         kinds, times = np.unique(self.rows[["source", "lang"]][rows], return_counts=True)
         return {(int(one["source"]), self.langs[one["lang"]]): int(n) for one, n in zip(kinds, times, strict=True)}
 

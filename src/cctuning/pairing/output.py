@@ -82,7 +82,6 @@ def line_at(file: IO[bytes], offset: int) -> bytes:
 
 
 def write_card(folder: Path, card: Any) -> None:
-    """Write card.json."""
     (folder / CARD).write_text(json.dumps(card, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

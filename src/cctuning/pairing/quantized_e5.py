@@ -42,13 +42,6 @@ def decode(blocks: NDArray[Any]) -> Floats:
     return weights.reshape(*blocks.shape[:-1], -1)
 
 
-def native_dtype() -> torch.dtype:
-    """bfloat16 where the CPU multiplies in it, else float32."""
-    known = torch.cpu.get_capabilities()
-    fast = any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16"))
-    return torch.bfloat16 if fast else torch.float32
-
-
 class _File:
     """Values of a file in the order in which they are in it."""
 
@@ -97,7 +90,9 @@ def load(path: Path | None = None) -> Callable[[list[str]], Floats]:
     )
     model = BertModel(config, add_pooling_layer=False).eval()
     model.load_state_dict(_named(weights, model), strict=True)
-    model.to(native_dtype())
+    known = torch.cpu.get_capabilities()
+    if any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16")):
+        model.to(torch.bfloat16)  # the CPU multiplies in it
 
     def encode(texts: list[str]) -> Floats:
         plain = [SPACES.sub(" ", f"query: {text}".translate(normal)) for text in texts]

@@ -7,14 +7,13 @@ is left to identify a language, the whole text is checked too: an untranslated p
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cctuning.data.schema import BadRow, Row
-from cctuning.data.text import TOKEN, ascii_digits, flat, found, leak, ngrams, normalise, tokens
+from cctuning.data.text import TOKEN, ascii_digits, flat, found, hash64, leak, ngrams, normalise, tokens
 from cctuning.identify import confidence, expected_scripts, identifiable, prose, scripts
 from cctuning.languages import ENGLISH, base
 from cctuning.pairing.benchmarks import Benchmarks
@@ -144,8 +143,8 @@ def _figures(row: Candidate, prompt: Side, parallel: Side) -> Figures:
     same = json.dumps([*map(normalise, parts), *rest], ensure_ascii=False, default=str)
     ratio = math.log(max(len(prompt.own), 1) / max(len(parallel.own), 1))
     return Figures(
-        same=_hash(same),
-        group=_hash(json.dumps(row.reference if row.reference is not None else row.prompt, ensure_ascii=False)),
+        same=hash64(same),
+        group=hash64(json.dumps(row.reference if row.reference is not None else row.prompt, ensure_ascii=False)),
         ratio=math.nan if row.reference is None else ratio,
         size=len(parallel.text),
         ends=_ends(prompt.text, parallel.text),
@@ -267,8 +266,3 @@ def _ends(prompt: str, parallel: str) -> int:
     if closed[0] != closed[1] and not ITEMS.isdisjoint(last):
         return 0
     return closed[0] + 2 * closed[1]
-
-
-def _hash(text: str) -> int:
-    """A 64-bit hash; two of a million different rows share one in 1 of 37 million runs."""
-    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest(), "little")

@@ -56,7 +56,6 @@ class Layout:
 
     @property
     def used(self) -> tuple[str, ...]:
-        """The columns."""
         names = [self.mapping, *(name for text, lang, _ in self.sides for name in (text, lang))]
         return tuple(name for name in names if name is not None)
 

@@ -56,7 +56,6 @@ def suffix_of(name: str) -> str:
 
 
 def is_tar(name: str) -> bool:
-    """Whether it is the name of a tar archive."""
     return suffix_of(name) in (".tar", ".tgz", ".tbz2", ".txz")
 
 
@@ -96,8 +95,10 @@ def pair_of_paths(paths: list[Any], language: str) -> list[Any]:
     """Paths from a command line, with `FILE.sw FILE.en` joined into one source."""
     joined: list[Any] = []
     for path in paths:
-        before = joined[-1] if joined else None
-        if isinstance(before, str) and isinstance(path, str) and _are_sides(before, path, language):
+        before: Any = joined[-1] if joined else None
+        both = [before, path] if isinstance(before, str) and isinstance(path, str) else []
+        plain = both and all(suffix_of(one) not in TABLES and local_path(one).is_file() for one in both)
+        if plain and is_in(before, language) != is_in(path, language):
             text, reference = (path, before) if is_in(before, language) else (before, path)
             joined[-1] = {"path": text, "reference": reference}
         else:
@@ -108,8 +109,3 @@ def pair_of_paths(paths: list[Any], language: str) -> list[Any]:
 def is_in(path: str, language: str) -> bool:
     """Whether a file's name says that it is in this language."""
     return any(same(code, language) for _, _, code in languages_in(Path(path).name)[:1])
-
-
-def _are_sides(one: str, other: str, language: str) -> bool:
-    plain = all(suffix_of(path) not in TABLES and local_path(path).is_file() for path in (one, other))
-    return plain and is_in(one, language) != is_in(other, language)

@@ -44,11 +44,9 @@ class Part:
 
     @classmethod
     def of(cls, path: str | Path) -> Part:
-        """A file on disk."""
         return cls(str(path), uncompressed_name(Path(path).name), lambda: open_binary(Path(path)))
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Numbered lines."""
         return numbered_lines(self.label, self.opened)
 
 

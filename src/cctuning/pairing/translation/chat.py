@@ -121,7 +121,6 @@ class Chat(Engine):
         return {"engine": "chat", **settings, "prompt": self._prompt(source, target)}
 
     def _prompt(self, source: str, target: str) -> str:
-        """The prompt with the languages' names."""
         prompt = self.options.prompt or PROMPT
         return prompt.replace("{source}", named(source)).replace("{target}", named(target))
 
@@ -233,7 +232,6 @@ class Chat(Engine):
             self.counts[name] += number
 
     def close(self) -> None:
-        """Close the connections."""
         self._client.close()
 
 

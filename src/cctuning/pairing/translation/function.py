@@ -44,7 +44,6 @@ class Function(Engine):
         return {"engine": "function", "function": self.options.function, "file": self._file}
 
     def run(self, segments: Sequence[str], source: str, target: str, done: Done) -> None:
-        """Call the function in batches."""
         for start in range(0, len(segments), self.options.batch_size):
             texts = list(segments[start : start + self.options.batch_size])
             self.counts["requests"] += 1

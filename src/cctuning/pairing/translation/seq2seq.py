@@ -80,7 +80,6 @@ class Seq2Seq(Engine):
         return {"engine": "seq2seq", "model": self._version, "dtype": self.dtype, "codes": codes, **settings}
 
     def _open(self) -> None:
-        """Load the tokenizer and the config."""
         if self._tokenizer is not None:
             return
         place = self._place
@@ -138,10 +137,14 @@ class Seq2Seq(Engine):
             prefix, forced = "", self._tokenizer.convert_tokens_to_ids(target_token)
         else:
             prefix, forced = f"{target_token} " if target_token else "", None
+        # A T5 has relative positions and no limit.
+        longest = self._tokenizer.model_max_length
+        if self._config.model_type != "t5":
+            longest = min(longest, self._config.max_position_embeddings)
         encoded = self._tokenizer([prefix + segment for segment in segments], verbose=False)["input_ids"]
         queue = []
         for index, ids in enumerate(encoded):
-            if len(ids) > self._longest():
+            if len(ids) > longest:
                 problem = f"{len(ids)} tokens are more than the model reads; lower max_chars"
                 done(index, Answer(None, problem, passing=True))
             else:
@@ -184,11 +187,6 @@ class Seq2Seq(Engine):
         # Marian's configuration forces an end at the limit, which makes a cut translation look complete.
         self._model.generation_config.forced_eos_token_id = None
 
-    def _longest(self) -> int:
-        """The longest input in tokens; a T5 has relative positions and no limit."""
-        longest = self._tokenizer.model_max_length
-        return int(longest if self._config.model_type == "t5" else min(longest, self._config.max_position_embeddings))
-
     def _generate(self, ids: list[list[int]], forced: int | None, limit: int) -> list[Answer]:
         """Translate one batch; `limit` in new tokens."""
         batch = self._tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(self.device)
@@ -218,7 +216,6 @@ class Seq2Seq(Engine):
         return answers
 
     def close(self) -> None:
-        """Release the model."""
         self._model = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -126,7 +126,6 @@ class Cache:
         return hashlib.sha256(content.encode()).digest()
 
     def get(self, key: bytes) -> Answer | None:
-        """The cached answer, or None."""
         found = self._execute("SELECT text, problem FROM answers WHERE key = ?", key)
         return Answer(*found) if found else None
 
@@ -136,7 +135,6 @@ class Cache:
             self._execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", key, answer.text, answer.problem)
 
     def close(self) -> None:
-        """Close the file."""
         with self._lock:
             self._file.close()
 
@@ -232,7 +230,6 @@ class Translator:
         return {**self._engine.counts, **self._counts}
 
     def close(self) -> None:
-        """Close the engine and the cache."""
         self._engine.close()
         self._cache.close()
 
