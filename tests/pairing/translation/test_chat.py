@@ -122,9 +122,11 @@ def test_a_key_that_the_options_do_not_name_is_not_sent(chat, monkeypatch):
 
 
 def test_the_rate_limit_is_kept(chat, server):
+    # Not by when the server gets them: a first request that is late there makes the others look too close.
+    started = time.monotonic()
     list(chat(requests_per_minute=600).translate([f"namba {number}" for number in range(8)], "sw", "en"))
-    times = server.stats()["times"]
-    assert times[-1] - times[0] >= 7 * 0.1 * 0.9
+    assert time.monotonic() - started >= 7 * 0.1
+    assert len(server.stats()["times"]) == 8
 
 
 def test_never_more_at_once_than_the_options_say(chat):
