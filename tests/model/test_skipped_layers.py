@@ -115,6 +115,38 @@ def test_experts_see_all_rows(name):
     same(step(connect(name, False)), step(connect(name, True)))
 
 
+@pytest.mark.parametrize(
+    ("name", "how", "rows"),
+    [
+        ("llama", {}, 0),
+        ("llama", {"lora": True, "checkpointing": False}, 0),
+        ("llama", {"checkpointing": True}, 1),  # reentrant: one row goes on
+        ("opt", {}, 0),  # its positions are learned
+        ("mixtral", {}, 0),
+        ("mixtral", {"output_router_logits": True, "router_aux_loss_coef": 0.5}, 5),
+    ],
+)
+def test_a_batch_without_any_answer_ends_at_the_last_aligned_layer(name, how, rows):
+    """As those of a language pack: the lower layers' gradients are the same, and layers above hardly run."""
+    found = []
+    for skip in (True, False):
+        connected, ran = connect(name, skip, num_hidden_layers=4, **how), []
+        through = None if skip else connected.model.__call__  # a wrapped model runs to its end
+        last = find_sites(connected.model)[-1].layer
+        last.register_forward_pre_hook(lambda _, given, ran=ran: ran.append(len(given[0])))
+        torch.manual_seed(0)
+        inputs = batch() | {"labels": torch.full((5, 9), -100)}
+        connected(**inputs, loss_only=True, through=through).loss.backward()
+        gradients = {
+            name: p.grad for name, p in connected.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
+        }
+        found.append((max(ran, default=0), gradients))
+    assert found[0][0] == rows and found[1][0] == 5
+    assert found[0][1].keys() == found[1][1].keys()
+    for parameter, gradient in found[0][1].items():
+        torch.testing.assert_close(gradient, found[1][1][parameter], atol=1e-6, rtol=1e-4, msg=parameter)
+
+
 def test_logits_that_are_asked_for_are_those_of_all_rows():
     connected = connect("llama", True, num_hidden_layers=4)
     assert connected(**batch()).logits.shape[:2] == (5, 9)

@@ -25,7 +25,7 @@ RESIDENT = 1 << 30  # bytes up to which all recorded vectors are kept on the mod
 
 
 class StopForward(Exception):
-    """Ends a reference pass after the last aligned layer."""
+    """Ends a forward after the last aligned layer."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Results:
 
     Attributes:
         memory: `record`: what a layer keeps of the references.
-        objective: its term of the loss, a detached scalar; its gradient is added to the layer's output.
+        objective: its term of the loss, a scalar; detached where its gradient is added to the layer's output.
         align_error, identity_error: (B,) errors of the rows, detached, 0 where nothing connects.
         share: mean of the decision, a detached scalar.
         gradient_scale: gradient of the total loss, known once backward begins.
@@ -104,7 +104,7 @@ class Plan:
         identity_weight: weight of the identity error within it.
         spans: `record` and `align` of pooled rows: the positions that are averaged.
         reference_pool: `align`: (K,) references that rows are compared with; None: all.
-        above: what the layers above it run; None: everything.
+        stop: the forward ends after the last aligned layer. above: what the layers above it run; None: everything.
         memory: layer -> what it kept of the references, in a pass before or in a recording.
         reference: masks of the reference batch, where it ran.
         injection: (N, d), adaptive connection: added after the first layer at `connect_index`.
@@ -125,6 +125,7 @@ class Plan:
     identity_weight: float = 1.0
     spans: Spans | None = None
     reference_pool: Tensor | None = None
+    stop: bool = False
     above: Above | None = None
     memory: dict[int, LayerMemory] = field(default_factory=dict)
     reference: Reference | None = None
@@ -169,9 +170,12 @@ def restore(value: Tensor, wire: Wire, plan: Plan) -> Tensor:
 
 
 def add_objective(output: Tensor, objective: Tensor, plan: Plan, layer: int) -> Tensor:
-    """Add a layer's term of the loss, a scalar with its graph: the value to the results, the gradient to `output`."""
-    plan.results.objective[layer] = objective.detach()
-    return _Carry.apply(output, objective, plan.results)
+    """Add a layer's term of the loss, a scalar with its graph: the value to the results, the gradient to `output`.
+
+    In a pass that stops early no loss is computed from the output, so the term keeps its graph in the results.
+    """
+    plan.results.objective[layer] = objective if plan.stop else objective.detach()
+    return output if plan.stop else _Carry.apply(output, objective, plan.results)
 
 
 def total(lm: Tensor, plan: Plan) -> Tensor:

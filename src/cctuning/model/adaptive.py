@@ -205,7 +205,7 @@ class AdaptiveModel(ConnectedModel):
 
     # -- plans -------------------------------------------------------------------------------------------------------
 
-    def _plan_step(self, batch: Batch, rows: Tensor | int | None, loss_only: bool) -> Step:
+    def _plan_step(self, batch: Batch, rows: Tensor | int | None, *, whole: bool, loss_only: bool) -> Step:
         assert batch.labels is not None
         predict = predicting(batch.labels)
         live = self.training or not bool(self.adaptive.fitted)

@@ -16,7 +16,7 @@ from cctuning.connection.align import LayerAlignment, RecordedReferences, StopFo
 from cctuning.connection.equations import fused_probability
 from cctuning.connection.plan import Plan, Reference, Wire, answering, restore
 from cctuning.errors import UserError
-from cctuning.model.objective import ConnectedOutput, assemble
+from cctuning.model.objective import ConnectedOutput, aligned_alone, assemble
 from cctuning.model.packing import check_packing, pack
 from cctuning.model.passes import (
     Batch,
@@ -113,7 +113,8 @@ class ConnectedForward(nn.Module):
             output = self._run(plan, **batch.inputs, **inputs)
             logits = restore(output.logits, self.wire, plan)
             return ConnectedOutput(logits=logits, past_key_values=getattr(output, "past_key_values", None))
-        step = self._plan_step(batch, num_rows_in_batch, loss_only)
+        whole = through is None or through is self.model
+        step = self._plan_step(batch, num_rows_in_batch, whole=whole, loss_only=loss_only)
         config = unwrap(self.model).config.get_text_config()
         index = flat_index(step.score)[0] if loss_only else None
         tokens, packed = {"input_ids": step.input_ids, "attention_mask": step.attention_mask}, None
@@ -124,7 +125,13 @@ class ConnectedForward(nn.Module):
             packed.apply(step.plan)
             index = packed.place[index] if index is not None else None
             tokens = packed.inputs
-        output = self._run(step.plan, index, through, **tokens, **{"use_cache": False, **inputs})
+        with suppress(StopForward):
+            output = self._run(step.plan, index, through, **tokens, **{"use_cache": False, **inputs})
+        if step.plan.stop:
+            result = aligned_alone(batch, step)
+            assert result.loss is not None
+            result.loss = restore(result.loss, self.wire, step.plan)
+            return result
         if packed is not None and not loss_only:
             output.logits = packed.unpacked(output.logits)
         output.logits = restore(output.logits, self.wire, step.plan)
@@ -140,12 +147,12 @@ class ConnectedForward(nn.Module):
 
     # -- plans -------------------------------------------------------------------------------------------------------
 
-    def _plan_step(self, batch: Batch, rows: Tensor | int | None, loss_only: bool) -> Step:
+    def _plan_step(self, batch: Batch, rows: Tensor | int | None, *, whole: bool, loss_only: bool) -> Step:
         """The inputs of a forward with labels.
 
         Args:
             rows: number of rows that the alignment is averaged over; None: the batch's.
-            loss_only: no logits are returned.
+            whole: the model is not wrapped. loss_only: no logits are returned.
         """
         config, training = self.config, self.training
         if not self.wire.enabled or (self.aligned and not training):  # an alignment is not evaluated
@@ -165,7 +172,7 @@ class ConnectedForward(nn.Module):
             batch = replace(batch, reference_input_ids=None, reference_index=index)
         if config.connection == "align":  # averaged over the rows that have a reference
             count = int(batch.paired.sum().clamp(min=1)) if rows is None else rows
-            step = plan_aligned_step(batch, config, count, skip=self.may_leave and loss_only)
+            step = plan_aligned_step(batch, config, count, skip=self.may_leave and loss_only, end=self._may_end(whole))
         else:
             if config.connection == "gated" and training and config.paths == "sampled" and batch.fused_rows is None:
                 batch = replace(batch, fused_rows=uniform(self.seed, self.step, batch.row) < self.fused_probability)
@@ -209,6 +216,7 @@ class ConnectedForward(nn.Module):
         plan = Plan("record", ids.shape[0], ids.shape[1], reference=Reference.from_mask(mask))
         if self.aligned:
             plan.spans = prompt_spans(self.config.align_pool, mask, batch.reference_text)
+            plan.stop = not several_processes()
         with no_gradient(), suppress(StopForward):
             self._run(plan, NO_LOGITS, input_ids=ids, attention_mask=mask, use_cache=False)
         return plan
@@ -216,12 +224,23 @@ class ConnectedForward(nn.Module):
     def _above(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hook before each layer above the last aligned one, also when it is recomputed for a checkpoint."""
         plan = self.wire.plan
-        if plan is not None and plan.mode == "record" and not several_processes():
+        if plan is not None and plan.stop:
             raise StopForward
         if plan is None or plan.above is None:
             return None
         own = {name: value for name, value in plan.above.inputs.items() if name in kwargs}
         return plan.above.of(args), plan.above.of(kwargs) | own
+
+    def _may_end(self, whole: bool) -> bool:
+        """Whether a forward may end after the last aligned layer: not with several processes or in a wrapped model
+        (not `whole`), nor under reentrant checkpointing, which keeps no graph of what is collected on the side, nor
+        where routers of all layers have a loss."""
+        routed = getattr(unwrap(self.model).config.get_text_config(), "output_router_logits", False)
+        if not whole or routed or several_processes():
+            return False
+        found: list[Any] = [m for m in unwrap(self.model).modules() if getattr(m, "gradient_checkpointing", False)]
+        reentrant = any(m._gradient_checkpointing_func.keywords.get("use_reentrant", True) for m in found)
+        return not (self.training and reentrant)
 
     def _offer(self, batch: Batch, plan: Plan) -> None:
         """Run the references, and put what the layers kept into the `plan` of the rows' own pass."""

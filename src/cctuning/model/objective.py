@@ -50,6 +50,15 @@ class ConnectedOutput(ModelOutput):
     past_key_values: Any = None
 
 
+def aligned_alone(batch: Batch, step: Step) -> ConnectedOutput:
+    """The loss of a batch without any answer, whose forward ended after the last aligned layer."""
+    nothing = torch.zeros((), dtype=torch.long, device=batch.input_ids.device)
+    loss = torch.stack(list(step.plan.results.objective.values())).sum()
+    result = ConnectedOutput(loss=loss, correct=nothing, scored=nothing, row_loss=loss.new_zeros(len(batch.row)))
+    _report_alignment(step.plan, result)
+    return result
+
+
 def assemble(
     batch: Batch,
     step: Step,

@@ -177,12 +177,13 @@ def plan_step(batch: Batch, config: ConnectionConfig, rows: Tensor | int, *, tra
     return Step(batch.input_ids[source], mask, plan, source, on_fused, score[source], predict[source], training, rows)
 
 
-def plan_aligned_step(batch: Batch, config: ConnectionConfig, rows: Tensor | int, skip: bool) -> Step:
+def plan_aligned_step(batch: Batch, config: ConnectionConfig, rows: Tensor | int, *, skip: bool, end: bool) -> Step:
     """Lay out a forward of training for `connection: align`: every row once; paired ones weigh 1 / `rows`.
 
     Args:
         skip: rows without an answer may skip the layers above the last aligned one; the others then come first. One
             row goes on if none has an answer, so that the loss has a graph through the whole model.
+        end: the forward may end after that layer instead where no row has an answer.
     """
     assert batch.labels is not None
     answered = predicting(batch.labels).any(dim=1)
@@ -196,7 +197,8 @@ def plan_aligned_step(batch: Batch, config: ConnectionConfig, rows: Tensor | int
         plan.connect_reference = batch.reference_index.clamp(min=0)
         plan.spans = prompt_spans(config.align_pool, batch.attention_mask, batch.text, predict)
         whole = int(answered.sum())
-        if skip and max(1, whole) < plan.rows:
+        plan.stop = end and whole == 0
+        if skip and not plan.stop and max(1, whole) < plan.rows:
             plan.above = Above(0, plan.rows, max(1, whole))
     fused = torch.zeros_like(batch.paired)
     return Step(batch.input_ids, batch.attention_mask, plan, order, fused, predict, predict, True, rows)
