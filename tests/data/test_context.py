@@ -142,6 +142,10 @@ def test_what_is_not_read_is_named(tmp_path):
     for name in ("cot", "rationale", "images", "system_prompt"):
         (note,) = loaded(tmp_path, {"prompt": "a", "response": "b", "prompt_en": "c", "lang": "sw", name: "d"})[1]
         assert f"suggests context for the prompt: {name}." in note
+    english = {"prompt": "a", "response": "b", "lang": "en", "reference": "c"}
+    assert any(note.startswith("F: column reference is not read") for note in loaded(tmp_path, english)[1])
+    source = {"path": str(tmp_path / "rows.json"), "columns": {"reference": "reference"}}
+    assert not any("not read" in note for note in load_rows([source])[1].notes)
 
 
 @pytest.mark.parametrize(

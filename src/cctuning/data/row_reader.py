@@ -107,12 +107,19 @@ class RowReader:
     def notes(self) -> list[str]:
         """What the user should know about how the rows were read."""
         notes, parts = [], self.parts
-        if unread := context_columns(list(self.found), {*parts.values(), *self.others}):
+        used = {*parts.values(), *self.others}
+        if unread := context_columns(list(self.found), used):
             notes.append(
                 f"column not read, although its name suggests context for the prompt: {', '.join(unread)}. What "
                 f"is read: {', '.join(f'{column} ({part})' for part, column in parts.items())}."
             )
-        ignored = [name for name in LANG_COLUMNS if name in self.found and name not in {*parts.values(), *self.others}]
+        has_reference = parts.keys() & {"reference", "reference_messages"}
+        if "reference" in self.found and "reference" not in used and not has_reference:
+            notes.append(
+                f"column reference is not read, as it may be anything. If it has the prompts in {self.language}, "
+                f"rename it prompt_{self.language}, or set columns: {{reference: reference}}."
+            )
+        ignored = [name for name in LANG_COLUMNS if name in self.found and name not in used]
         if self.lang and ignored:
             notes.append(
                 f"column {', '.join(ignored)} is not read, because the source has lang: {self.lang}. Leave lang out "
