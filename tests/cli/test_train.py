@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from cctuning.cli import main
-from cctuning.training import prepare
+from cctuning.training import run as training_run
 from tests.cli.world import (
     done,
     metrics,
@@ -179,11 +179,11 @@ class Interrupt(TrainerCallback):
 def interrupted(monkeypatch):
     """Training that is interrupted in its fifth step."""
 
-    class Trainer(prepare.CCTrainer):
+    class Trainer(training_run.CCTrainer):
         def __init__(self, **kwargs):
             super().__init__(**{**kwargs, "callbacks": [*kwargs["callbacks"], Interrupt()]})
 
-    monkeypatch.setattr(prepare, "CCTrainer", Trainer)
+    monkeypatch.setattr(training_run, "CCTrainer", Trainer)
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
