@@ -28,7 +28,7 @@ IDS = torch.arange(6, 18)[None]
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Runs by name, made when first asked for."""
+    """Runs, each trained when a test first asks for it."""
     made = {}
     kinds = {
         "full": {"save_strategy": "steps", "save_steps": 3},

@@ -20,7 +20,7 @@ PAIRS += [{"text": f"y{i} y{i + 1}", "text_en": f"w{i} w{i + 1}", "lang": "qab"}
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Runs by name, made when first asked for."""
+    """Runs, each trained when a test first asks for it."""
     made = {}
 
     def run(name):

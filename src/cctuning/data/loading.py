@@ -203,7 +203,7 @@ def _lacks_reference(dataset: datasets.Dataset, language: str) -> bool:
 
 
 def has_thinking(dataset: datasets.Dataset) -> bool:
-    """Whether any assistant turn of rows in the schema has thinking, in a part of its own or in its text."""
+    """Whether any assistant turn of rows in the schema has thinking, as a separate part or in its text."""
     names = [name for name in ("prompt", "response", "thinking") if name in dataset.column_names]
     batches = dataset.select_columns(names).with_format("arrow").iter(CHUNK)
     for row in (row for batch in batches for row in batch.to_pylist()):

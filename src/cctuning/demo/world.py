@@ -31,7 +31,7 @@ PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 @dataclass(frozen=True)
 class Language:
-    """A language: English with words of its own (none is shared) in another order."""
+    """A language: English with other words (none is shared) in another order."""
 
     name: str
     share: float  # of all facts, how many the base reads in it

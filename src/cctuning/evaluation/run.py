@@ -87,7 +87,7 @@ class Options:
 def evaluate_models(
     models: Sequence[tuple[str, str]], directory: Path, options: Options
 ) -> list[tuple[str, Path, dict[str, Any]]]:
-    """Score models, given by name and path, on the same tasks; of several, each into a subdirectory of its name.
+    """Score models (name to path) on the same tasks; with several, results go into a subdirectory for each.
     Returns the name, directory and results of each."""
     options = _settled(models, options)
     directories = [directory / name if len(models) > 1 else directory for name, _ in models]

@@ -104,7 +104,7 @@ def _row_item(language: str, rows: list[dict[str, Any]], rendered: bool) -> Item
 def load_tasks(
     names: Sequence[str], data: Path | None, languages: Sequence[str] | None = None, include_path: str | None = None
 ) -> tuple[list[Item], list[str]]:
-    """Load tasks by name.
+    """Load the named tasks.
 
     Args:
         names: names that `lm-eval ls tasks` lists.

@@ -25,7 +25,7 @@ from cctuning.markdown import templates
 from cctuning.training.card import hub_name
 
 TEMPLATES = templates(Path(__file__).parent)
-GO = TEMPLATES.overlay("<%", "%>", "<<", ">>")  # for templates of Go, which have braces of their own
+GO = TEMPLATES.overlay("<%", "%>", "<<", ">>")  # Go templates use braces themselves
 GO.filters |= {"go": lambda text: json.dumps(text, ensure_ascii=False)}  # a string literal of Go, as JSON writes it
 EXPORT_FILE = "cctuning_export.json"  # the manifest
 FORMAT = 1

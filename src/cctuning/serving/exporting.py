@@ -78,7 +78,7 @@ def export(
     except Exception as error:
         if isinstance(error, (OSError, UserError)) or "(os error " not in str(error):
             raise
-        # safetensors and tokenizers have errors of their own for a disk that cannot be written
+        # safetensors and tokenizers raise other error types if the disk cannot be written
         raise UserError(
             f"--output {directory}: cannot be written: {error}; free some space, or use another directory."
         ) from error

@@ -239,7 +239,7 @@ class PairReader:
         def language_of(name: str, column: str | None) -> str | None:
             """The language of a column of text by its content, where the first records name none (in `column`)."""
             columns = {*LANG_COLUMNS, source.columns.get("lang", "lang")}
-            if column not in {None, *columns}:  # each side has a column of its own
+            if column not in {None, *columns}:  # one column for each side
                 return None
             every = (one for _, one in records.iterate({name, *columns, *where}) if not isinstance(one, BadRow))
             first = [*islice(filter(is_wanted, every), IDENTIFIED)]
