@@ -190,6 +190,25 @@ def test_references_stored_in_half_the_space(connection, tmp_path, monkeypatch):
     assert 0 < header <= 256
 
 
+def test_stored_in_bf16_packed_with_a_lora_and_resumed(tmp_path, monkeypatch):
+    monkeypatch.setenv("CC_TUNING_CACHE", str(tmp_path / "cache"))
+    options = {
+        "record_dtype": "bfloat16",
+        "packing": True,
+        "max_length": 64,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+    runs = []
+    for checkpoint in (None, str(tmp_path / "run" / "checkpoint-2")):
+        lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+        made = trainer(tmp_path / "run", {"connection": "align"}, peft_config=lora, **options)
+        made.train(resume_from_checkpoint=checkpoint)
+        assert made.connected.recorded.vectors.dtype == torch.bfloat16
+        runs.append(losses(made))
+    assert runs[0] == runs[1]
+
+
 @pytest.mark.parametrize(("dtype", "stored"), [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)])
 def test_a_model_in_bf16_stores_its_references_in_bf16(dtype, stored, tmp_path):
     made = trainer(tmp_path, {}, base=tiny_llama().to(dtype))
