@@ -8,10 +8,10 @@
 checks of `cctuning pair`, and what text chosen by `cctuning pair select` brings against any text of the same corpora
 and against the task's own sentences. `packs` asks how much text a pack needs, what a pack of one language gives, and
 whether a pack can be added to a task that was trained apart. `labelled` asks whether alignment helps where the English
-model labels the parallel text. `smollm2` repeats the main comparison on SmolLM2-135M and
-four languages that it half knows, `facts` asks what name pairs bring to facts, `several` whether one pack serves three
-tasks, `translated` what text with English by Apertium brings; their rates are chosen on `dev` with seed 0. Each seed
-draws other labelled sentences.
+model labels the parallel text. `smollm2` repeats the main comparison on SmolLM2-135M and four languages that it half
+knows, `facts` asks what name pairs bring to facts, `several` whether one pack serves three tasks, `translated` what
+text with English by Apertium brings, `countries` whether names of countries help to tell their continent; their rates
+are chosen on `dev` with seed 0. Each seed draws other labelled sentences.
 """
 
 from __future__ import annotations
@@ -161,6 +161,32 @@ def translated() -> Iterator[Line]:
             yield one | {"after": name, "take": ["rate"]}
 
 
+def names_of_countries() -> Iterator[Line]:
+    """SmolLM2 on countries and their continents: 110 English labels, the names of all countries in 13 languages."""
+    of = ("smollm2-135m", "countries")
+    text: dict[str, Any] = {"labels": 110, "source": "names"}
+    recipes: dict[str, dict[str, Any]] = {"plain": {}, "align": {}, "pack": {"pack_batch": 32}}
+    for rate in (1e-4, 2e-4, 5e-5):
+        for recipe, more in recipes.items():
+            yield line(*of, recipe, recipe, 0, text, rate=rate, epochs=10, **more)
+    variants: dict[str, dict[str, Any]] = {
+        "align, English live": {"reference_weights": "current"},
+        "align, contrastive": {"loss": "contrastive"},
+        "align, last third of the layers": {"layers": tuple(range(20, 30))},
+    }
+    for name, more in variants.items():
+        yield line(*of, name, "align", 0, text, epochs=10, **more) | {"after": "align", "take": ["rate"]}
+    training = {**text, "source": "own"}
+    yield line(*of, "align, names of the training split", "align", 0, training, epochs=10) | {
+        "after": "align",
+        "take": ["rate"],
+    }
+    for seed in (1, 2):
+        for recipe, more in recipes.items():
+            one = line(*of, f"{recipe}-seeds", recipe, seed, text, epochs=10, **more)
+            yield one | {"after": recipe, "take": ["rate"]}
+
+
 PLANS = {
     "quality": (quality, ("plain", "pack")),
     "packs": (packs, ("plain", "pack")),
@@ -168,6 +194,7 @@ PLANS = {
     "smollm2": (smollm2, ("plain",)),
     "several": (several, ("sib200 plain", "emoji plain", "bmlama plain")),
     "translated": (translated, ("plain", "human")),
+    "countries": (names_of_countries, ("plain",)),
     "facts": (facts, ("bmlama-en plain", "bmlama plain")),
 }
 
