@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cache
 from typing import NamedTuple
 
@@ -222,6 +222,12 @@ def matching(wanted: str, codes: Collection[str]) -> list[str]:
     if found or any(len(part) == 4 and part.isalpha() for part in re.split("[-_]", wanted)[1:]):  # it names a script
         return found
     return [code for code in codes if is_code(code) and base(code) == base(wanted)]
+
+
+def region_notes(wanted: str, taken: Iterable[str]) -> list[str]:
+    """A note where text in the languages `taken`, which `matching` found, is in another region than `wanted`."""
+    others = [code for code in dict.fromkeys(taken) if not matches(wanted, code)]
+    return [f"no text in {wanted}; {', '.join(others)} is taken."] if others else []
 
 
 def language_name(code: str) -> str:

@@ -206,7 +206,9 @@ def test_parallel_text_that_is_evaluated_on_is_a_note(base, tmp_path, capsys):
     evaluated = ("--eval_data", write_jsonl(tmp_path / "eval.jsonl", asked), "--eval_strategy", "epoch")
     given = ("--data", rows, "--parallel", text, *evaluated, "--output_dir", tmp_path / "run", *SMALL)
     done("train", "--model", base, *given)
-    assert "3 pairs of the parallel text are prompts of the evaluation rows" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "3 pairs of the parallel text are prompts of the evaluation rows" in out
+    assert f"{text}:1 ({tmp_path / 'eval.jsonl'}:1), {text}:2 (" in out
 
 
 def test_a_damaged_recording_is_made_again(base, tmp_path, monkeypatch):

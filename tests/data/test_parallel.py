@@ -255,7 +255,7 @@ def test_a_region_is_preferred_to_another(layout, tmp_path):
             text(folder / "sentences.csv", [*rows, *(f"{n + 9}\teng\t{en}" for n, (*_, en) in enumerate(sides))])
             text(folder / "links.csv", [f"{n}\t{n + 9}" for n in range(len(sides))])
         dataset, report = one(path, lang="pt-BR")
-        told = f"{path}: no text in pt-BR; its pt-PT is taken."
+        told = f"{path}: no text in pt-BR; pt-PT is taken."
         if name == "both":
             assert dataset["lang"][:] == ["pt-BR", "pt"] and told not in report.notes
             assert any("its text is in pt-PT; others are in pt-BR" in note for note in report.notes)

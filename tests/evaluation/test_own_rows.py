@@ -62,6 +62,10 @@ def test_a_language_is_found_under_any_of_its_codes(tmp_path):
     rows = write(tmp_path / "r.jsonl", [{**ROWS[1], "lang": "pt-BR"}, ROWS[0], {**ROWS[1], "lang": "zh-Hant"}])
     for asked, found in (("pt", "pt-BR"), ("pt-BR", "pt-BR"), ("zh", "zh-Hant")):
         assert [item.language for item in load_own_rows(rows, [asked])[0]] == ["en", found]
+        assert not any("is taken" in note for note in load_own_rows(rows, [asked])[1]) or asked == "zh"
+    items, notes = load_own_rows(rows, ["pt-PT"])
+    assert [item.language for item in items] == ["en", "pt-BR"]
+    assert notes[0] == f"{rows}: no text in pt-PT; pt-BR is taken."
     with pytest.raises(UserError, match=r"no row of .* is in 'zh-Hans'; it has en, pt-BR, zh-Hant"):
         load_own_rows(rows, ["zh-Hans"])
 

@@ -71,6 +71,13 @@ def test_wikidata(tmp_path):
         }
         and report.same == 1
     )
+    names = [{"en": "train", "pt": "trem"}, {"en": "mobile", "pt-pt": "telemóvel"}]
+    names += [{"en": "bus", "pt": "autocarro", "pt-br": "ônibus"}]
+    labels = write(tmp_path / "pt.jsonl", [{"labels": one} for one in names])
+    report, found = run(tmp_path, "pt-BR", "sw", cldr=False, wikidata=[labels, plain])
+    assert {*found.values()} == {"trem", "telemóvel", "ônibus", "maji"}
+    told = "entities without a label in pt-BR: that in another variant is taken: pt (1), pt-PT (1)."
+    assert report.notes == [f"{labels}: {told}"]
     (tmp_path / "bad.jsonl").write_text("{}\nno\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"bad.jsonl:2: expected a JSON object with labels"):
         run(tmp_path, "sw", cldr=False, wikidata=[str(tmp_path / "bad.jsonl")])

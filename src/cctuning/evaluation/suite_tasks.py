@@ -21,7 +21,7 @@ from cctuning.data.text_files import numbered_lines
 from cctuning.errors import UserError
 from cctuning.evaluation.row_tasks import ACCURACIES, CHOICES, XCOPA_ENGLISH, hub_task, row_task, xcopa_english
 from cctuning.evaluation.suites import FOLDERS, LM_EVAL_TASKS, PAPER, SOURCE, XCOPA, Benchmark, current, in_files
-from cctuning.languages import ENGLISH, matching
+from cctuning.languages import ENGLISH, matching, region_notes
 
 
 @dataclass
@@ -86,14 +86,15 @@ def load_suite(
     """
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such directory; docs/guides/evaluate.md describes the layout.")
-    found = _benchmarks(suite, data)
+    found, notes = _benchmarks(suite, data), list[str]()
     codes = sorted({code for one in found for code in one.tasks})
     if languages is not None:
-        languages = [code for one in languages for code in matching(one, codes) or [one]]
+        chosen = {one: matching(one, codes) or [one] for one in languages}
+        notes += [f"suite {suite}: {note}" for one, of in chosen.items() for note in region_notes(one, of)]
+        languages = [code for of in chosen.values() for code in of]
     if suite == "current" and languages is not None:
         wanted = {*languages} - {reference} or {reference}
         found = [one for one in found if {*one.tasks} & wanted]
-    notes: list[str] = []
     if data is not None:
         found = [one for one in (_with_files(one, data, notes) for one in found) if one.tasks]
         if not found and suite != "current":

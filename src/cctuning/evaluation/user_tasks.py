@@ -20,7 +20,7 @@ from cctuning.data.chat import split_thinking
 from cctuning.errors import UserError, nearest
 from cctuning.evaluation.row_tasks import row_task
 from cctuning.evaluation.suite_tasks import Item, loading
-from cctuning.languages import ENGLISH, UNKNOWN, canonical, is_code, language_name, matching, tag
+from cctuning.languages import ENGLISH, UNKNOWN, canonical, is_code, language_name, matching, region_notes, tag
 
 LONG_ANSWER_TOKENS = 256  # for a language with responses of more than one line
 
@@ -57,12 +57,19 @@ def load_own_rows(
             warnings.setdefault(warning, []).append(row["origin"])
     if not by_language:
         raise UserError(f"--rows {path}: no row has a response to score answers against.")
+    others: list[str] = []
     for wanted in languages or ():
-        if not matching(wanted, by_language):
+        found = matching(wanted, by_language)
+        if not found:
             raise UserError(
                 f"--languages: no row of {path} is in {wanted!r}; it has {', '.join(sorted(by_language))}."
             )
-    notes = [*report.notes, *([f"{path}: {unanswered} rows without a response are left out."] if unanswered else [])]
+        others += [f"{path}: {note}" for note in region_notes(wanted, found)]
+    notes = [
+        *others,
+        *report.notes,
+        *([f"{path}: {unanswered} rows without a response are left out."] if unanswered else []),
+    ]
     notes += [f"{len(of)} of {len(dataset)} rows (the first: {of[0]}): {warning}." for warning, of in warnings.items()]
     if reference not in by_language:
         name = language_name(reference)
@@ -129,12 +136,16 @@ def load_tasks(
             raise UserError(f"--tasks {name}: measures perplexity, which is not supported; leave it out.")
         items += found
     spoken = [one.language for one in items]
-    chosen = spoken if languages is None else [code for one in languages for code in matching(one, spoken)]
+    found = {one: matching(one, spoken) for one in languages or ()}
+    chosen = spoken if languages is None else [code for codes in found.values() for code in codes]
     kept = [one for one in items if one.language in chosen]
     if not kept:
         raise UserError("--tasks, --languages: no task is left; name others.")
     left = len(items) - len(kept)
-    return kept, [f"--languages: {left} of {len(items)} tasks are in other languages, or in none."] if left else []
+    notes = [f"--tasks: {note}" for one, codes in found.items() for note in region_notes(one, codes)]
+    if left:
+        notes.append(f"--languages: {left} of {len(items)} tasks are in other languages, or in none.")
+    return kept, notes
 
 
 def _items(manager: TaskManager, name: str) -> list[Item]:

@@ -79,7 +79,7 @@ def names(options: NamesOptions) -> NamesReport:
     """Collect names and write them, each pair once."""
     report = NamesReport({lang: Counter() for lang in options.lang})
     sources = {"CLDR": cldr(options, report)} if options.cldr else {}
-    sources |= {path: wikidata(local_path(path), options) for path in options.wikidata}
+    sources |= {path: wikidata(local_path(path), options, report) for path in options.wikidata}
     sources |= {path: _glossary(path, options, report) for path in options.glossary}
     seen = Seen()
     with output.new_file(options.output, options.overwrite) as write:
@@ -147,10 +147,14 @@ def _kinds(locale: Locale) -> dict[str, dict[str, str]]:
     }
 
 
-def wikidata(path: Path, options: NamesOptions) -> Iterator[Name]:
-    """Labels of entities in a Wikidata dump (an array with one entity per line), or in JSON Lines with `labels`."""
+def wikidata(path: Path, options: NamesOptions, report: NamesReport) -> Iterator[Name]:
+    """Labels of entities in a Wikidata dump (an array with one entity per line), or in JSON Lines with `labels`.
+
+    Many entities have a label in `pt` and none in `pt-BR`; the first is taken then, with a note.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a Wikidata dump or JSON lines with labels.")
+    others: dict[str, Counter[str]] = {}
     for number, raw in numbered_lines(path):
         line = raw.strip().rstrip(b",")
         if line in (b"", b"[", b"]"):
@@ -165,7 +169,12 @@ def wikidata(path: Path, options: NamesOptions) -> Iterator[Name]:
         own = matching(options.reference_language, codes) if options.reference_language in codes else []
         for lang in options.lang if own else ():
             for code in matching(lang, codes)[:1]:
+                if code != lang:
+                    others.setdefault(lang, Counter())[code] += 1
                 yield found[codes[code]], found[codes[own[0]]], lang, "wikidata"
+    for lang, counts in others.items():
+        taken = ", ".join(f"{code} ({times})" for code, times in counts.most_common())
+        report.notes.append(f"{path}: entities without a label in {lang}: that in another variant is taken: {taken}.")
 
 
 def _glossary(path: str, options: NamesOptions, report: NamesReport) -> Iterator[Name]:

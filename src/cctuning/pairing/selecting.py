@@ -26,7 +26,7 @@ from cctuning.data.text import flat, normalise, tokens
 from cctuning.errors import UserError
 from cctuning.files import file_hash
 from cctuning.identify import identify_language
-from cctuning.languages import UNKNOWN, canonical, canonical_or_none, matches, matching
+from cctuning.languages import UNKNOWN, canonical, canonical_or_none, matching, region_notes
 from cctuning.pairing import output
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.settings import check_values, option
@@ -110,7 +110,7 @@ def select(options: SelectOptions) -> dict[str, Any]:
     for lang in options.lang:
         taken = matching(lang, chosen)
         notes += [] if taken else [f"--lang {lang}: no pair in the corpus can be chosen."]
-        notes += [f"no text in {lang}; {code} is taken." for code in taken if not matches(lang, code)]
+        notes += region_notes(lang, taken)
     languages: dict[str, dict[str, Any]] = {}
     with output.draft(place) as folder:
         with (folder / output.ROWS).open("wb") as file:

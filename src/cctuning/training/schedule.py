@@ -32,6 +32,7 @@ from cctuning.data.text import normalise
 from cctuning.model.packing import best_fit
 
 HELD, HELD_SHARE, LEAST = 32, 0.05, 100  # pairs of a language held out: at most, of its pairs, of so many at least
+NAMED = 3  # pairs that are evaluated on, named in a note
 KEPT = 1 << 25  # numbers of the rounds of a mixture that are kept in memory
 Round = list[list[int]]  # a batch for each process; an empty one is a filler
 
@@ -282,15 +283,26 @@ def held_out(pairs: Dataset, language: str) -> list[int]:
 
 
 def shared_with(evaluated: Dataset, pairs: Dataset) -> list[str]:
-    """A note if parallel text contains prompts of evaluation rows, or their reference prompts."""
-    names = [name for name in ("prompt", "reference") if name in evaluated.column_names]
-    asked = {_asked(text) for name in names for text in evaluated[name] if text}
-    found = sum(
-        any(text and _asked(text) in asked for text in sides)
-        for sides in zip(pairs["prompt"], pairs["reference"], strict=True)
-    )
-    note = f"{found} pairs of the parallel text are prompts of the evaluation rows; remove them from one."
-    return [note] if found else []
+    """A note if parallel text contains prompts of evaluation rows, or their reference prompts.
+
+    Args:
+        evaluated, pairs: columns `prompt`, `reference` (of `evaluated`, optional) and `origin`.
+    """
+    asked: dict[str, str] = {}  # text to the origin of its row
+    for name in ("reference", "prompt"):
+        if name in evaluated.column_names:
+            rows = zip(evaluated[name], evaluated["origin"], strict=True)
+            asked |= {_asked(text): origin for text, origin in rows if text}
+    shared = []
+    for origin, *sides in zip(pairs["origin"], pairs["prompt"], pairs["reference"], strict=True):
+        found = [asked[key] for key in map(_asked, filter(None, sides)) if key in asked]
+        shared += [f"{origin} ({found[0]})"] if found else []
+    if not shared:
+        return []
+    return [
+        f"{len(shared)} pairs of the parallel text are prompts of the evaluation rows; remove them from one. The "
+        f"first, with the evaluation row: {', '.join(shared[:NAMED])}."
+    ]
 
 
 def _asked(prompt: Any) -> str:

@@ -34,7 +34,7 @@ from cctuning.errors import UserError
 from cctuning.extras import available
 from cctuning.files import file_hash
 from cctuning.identify import IDENTIFIED, identify_language
-from cctuning.languages import language_name, matches, same
+from cctuning.languages import language_name, matches, region_notes, same
 
 BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # other files in the archives of OPUS
 DOCUMENTS = ("readme", "license", "licence", "_about", "changelog")
@@ -76,7 +76,7 @@ class PairReader:
                 if exact:
                     yield found.origin, Absent("row", f"its text is in {found.lang}; others are in {wanted}.")
                     continue
-                self.said[f"{self.source.path}: no text in {wanted}; its {found.lang} is taken."] = None
+                self.said |= {f"{self.source.path}: {note}": None for note in region_notes(str(wanted), [found.lang])}
             yield found
 
     def _files(self) -> list[Found]:
