@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from transformers import TrainerCallback
 
 from cctuning.cli import main
 from cctuning.training import run as training_run
+from cctuning.training.directory import library_log
 from tests.cli.world import (
     done,
     metrics,
@@ -358,3 +360,18 @@ def test_a_second_recipe_overrides_the_first_and_flags_override_both(tmp_path):
     flags = ["--config", str(first), "--config", str(second), "--transform_rank", "16"]
     options, connection, args = parse("t", "", (RunOptions, ConnectionConfig, CCConfig), flags)
     assert (options.model, connection.transform_rank, connection.scope, args.output_dir) == ("m", 16, "all", "out")
+
+
+def test_warnings_of_a_run_are_shown_and_logged(tmp_path, capfd, monkeypatch):
+    """A logger that writes to the file alone would no longer show its warnings: Python shows those of no handler."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's, which a command line does not have
+    with library_log(tmp_path / "train.log"):
+        logging.getLogger("cctuning.training.callbacks").warning("it does not fall")
+        logging.getLogger("peft.tuners").warning("it is not there")
+        logging.getLogger("cctuning.training").info("recorded")
+    assert capfd.readouterr().err == "warning: it does not fall\nwarning: it is not there\n"
+    assert "it does not fall" in (tmp_path / "train.log").read_text()
+    with library_log(None):  # a process that is not the first
+        logging.getLogger("cctuning").warning("again")
+    logging.getLogger("cctuning").warning("after")
+    assert capfd.readouterr().err == "after\n"

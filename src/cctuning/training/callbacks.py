@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 PAIRS, FEWEST = 64, 8  # measured per language, at most and at least
-SHARE = 0.05  # of the rows that a run trains on; three forward passes of them take some 5 % of its time
-LOOK_AT, MOVED = 50, 0.02  # the step at which the error should have fallen by this share of its first value
+SHARE = 0.05  # of the rows that a run trains on; four forward passes of them take some 5 % of its time
+LOOK_AT, MOVED = 50, 0.02  # the step at which the error should have fallen by this share of what it was
 SAMPLES_FILE = "samples.jsonl"
 ANSWER_TOKENS = 64
 
@@ -36,11 +36,12 @@ class AlignmentByLanguage(TrainerCallback):
     """Measure how well parallel text is aligned, by language, before and after training.
 
     Pairs that are held out of training are measured; in a language too small for that, a sample of the training text.
-    It shows whether anything has moved, not whether the model answers better (see `cctuning evaluate`). Warns at step
-    50 if the training error has not fallen.
+    It shows whether anything has moved, not whether the model answers better (see `cctuning evaluate`). Measures once
+    more at step 50 and warns if the error has not fallen: the losses of single batches vary too much to tell.
 
     Attributes:
-        before, after: results; None until measured. `before` is not measured in a run that is resumed.
+        before, after: results; None until measured. `before` is not measured in a run that is resumed, which is not
+            measured at step 50 either.
     """
 
     def __init__(self, trainer: CCTrainer) -> None:
@@ -48,8 +49,6 @@ class AlignmentByLanguage(TrainerCallback):
         self.pairs: list[dict[str, Any]] = []
         self.before: Alignment | None = None
         self.after: Alignment | None = None
-        self._losses: list[float] = []
-        self._watching = True
 
     @torch.no_grad()
     def record(self) -> None:
@@ -89,22 +88,24 @@ class AlignmentByLanguage(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure, unless the run is resumed: its weights are not the start's."""
-        self._losses = [float(line["align_loss"]) for line in state.log_history if "align_loss" in line]
-        self._watching = state.global_step < LOOK_AT
         if state.global_step == 0:
             self.before = self._measure()
 
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Warn once if the error has not fallen by step LOOK_AT."""
-        self._losses += [float(kwargs["logs"]["align_loss"])] if "align_loss" in kwargs["logs"] else []
-        if state.global_step >= LOOK_AT and len(self._losses) > 1 and self._watching:
-            self._watching = False
-            first, last = self._losses[0], sum(self._losses[-3:]) / len(self._losses[-3:])
-            if last > (1 - MOVED) * first:
-                logger.warning(
-                    f"the alignment error does not fall: {first:.3g} at the first log, {last:.3g} by step "
-                    f"{state.global_step}. Raise learning_rate or align_weight, or see cctuning diagnose."
-                )
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Warn if the error has not fallen by step LOOK_AT."""
+        if state.global_step != LOOK_AT or self.before is None or state.max_steps <= LOOK_AT:
+            return
+        before, now = self._mean_error(self.before), self._mean_error(self._measure())
+        if now > (1 - MOVED) * before:
+            change = "Lower learning_rate" if now > (1 + MOVED) * before else "Raise learning_rate or align_weight"
+            logger.warning(
+                f"the alignment error does not fall: {before:.3g} before training, {now:.3g} at step {LOOK_AT}. "
+                f"{change}, or see cctuning diagnose."
+            )
+
+    @staticmethod
+    def _mean_error(measured: Alignment | None) -> float:
+        return float(measured.error.mean()) if measured is not None else 0.0
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure again."""
@@ -129,10 +130,14 @@ class AlignmentByLanguage(TrainerCallback):
         """The same as text; empty if not measured."""
         lines = []
         for code, figures in (self.as_dict() or {}).items():
-            parts = [f"{name} {figures[name]['found']:.0%}" for name in ("before", "after") if name in figures]
+            parts = [
+                f"{name} {figures[name]['found']:.0%}, error {figures[name]['error']:.3g}"
+                for name in ("before", "after")
+                if name in figures
+            ]
             which = "held-out pairs" if figures["held_out"] else "pairs of the training text"
-            lines.append(f"  {code:8} {', '.join(parts)} of {figures['pairs']} {which} found")
-        head = "alignment: texts whose nearest reference is their own (mean over the aligned layers)"
+            lines.append(f"  {code:8} {'; '.join(parts)}; {figures['pairs']} {which}")
+        head = "alignment: texts whose nearest reference is their own, and error (means over the aligned layers)"
         return "\n".join([head, *lines]) if lines else ""
 
 

@@ -203,18 +203,24 @@ def failed_write(error: BaseException | None) -> BaseException | None:
 
 @contextmanager
 def library_log(path: Path | None) -> Iterator[None]:
-    """Write what this package and its libraries log within to `path`; None: nowhere."""
+    """Write what this package and its libraries log within to `path`, and warnings to stderr too; None: nowhere."""
     file = logging.FileHandler(path, encoding="utf-8") if path else logging.NullHandler()
     file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk stops the run by itself
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    shown = logging.StreamHandler() if path else logging.NullHandler()
+    shown.setLevel(logging.WARNING)
+    shown.setFormatter(logging.Formatter("warning: %(message)s"))
     loggers = [logging.getLogger(name) for name in LIBRARIES]
-    for logger in loggers:
-        logger.addHandler(file)
+    handlers: list[tuple[logging.Logger, logging.Handler]] = [(logger, file) for logger in loggers]
+    # Python shows warnings of loggers that nothing handles; with the file they are handled. transformers has its own.
+    handlers += [(logger, shown) for logger in loggers if not logger.hasHandlers()]
+    for logger, handler in handlers:
+        logger.addHandler(handler)
     try:
         yield
     finally:
-        for logger in loggers:
-            logger.removeHandler(file)
+        for logger, handler in handlers:
+            logger.removeHandler(handler)
         file.close()
 
 
