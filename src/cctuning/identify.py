@@ -14,8 +14,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache, lru_cache
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from babel import Locale
 
@@ -35,12 +34,14 @@ SCRIPTS |= {"Beng": "BENGALI", "Orya": "ORIYA", "Mtei": "MEETEI", "Aran": "ARABI
 SCRIPTS |= {"Cans": "CANADIAN", "Nkoo": "NKO", "Lana": "TAI", "Lisu": "LISU", "Mand": "MANDAIC", "Plrd": "MIAO"}
 # Second scripts of languages, besides the one that CLDR expects; `sr-Latn` names one.
 ALSO = {"sr": "Latn", "bs": "Cyrl", "az": "Cyrl", "uz": "Cyrl", "kk": "Latn", "mn": "Mong", "pa": "Arab", "ku": "Arab"}
-IDENTIFIED = 40  # texts from which a language is identified
-AGREEING = 0.75  # of them that must each be in the language of all
+IDENTIFIED = 40  # texts, spread over a file, from which its language is identified
+FEWEST = 3  # of them that seem to be in one language, for it to count: short texts mislead
+AGREEING = 0.75  # share of them that must each be in the language of all
 SURE = 0.5  # confidence in low-accuracy mode above which the full models are not used
 LENGTH = 300  # characters that are read; more does not help
 NO_PROSE = re.compile(r"```.*?(?:```|$)|`[^`\n]*`|https?://\S+|\S+@\S+", re.DOTALL)
 
+T = TypeVar("T")
 NAMES = {"IDEOGRAPHIC": "CJK", "KATAKANA-HIRAGANA": "KATAKANA"}  # first words that are not a script
 
 
@@ -177,17 +178,59 @@ def between(text: str, one: str, other: str) -> float | None:
     return _detector((wanted, rival), True).compute_language_confidence(text, wanted)
 
 
-def identify_language(texts: Iterable[str]) -> str | None:
-    """The language of the first texts, of all that lingua knows; None where it is not sure, or they are in several.
+class Spread(Generic[T]):
+    """A sample of at most `count` items, evenly spaced over a stream of unknown length."""
 
-    Sentences in a language that lingua does not know are each taken for another, so they do not agree: of TICO-19's
-    in Hausa 1 of 35 are in the language that lingua names for all, of those in languages that it knows 5 of 6 or more.
+    def __init__(self, count: int, items: Iterable[T] = ()) -> None:
+        self._count, self._kept, self._step, self._seen = count, list[T](), 1, 0
+        for item in items:
+            self.add(item)
+
+    def add(self, item: T) -> None:
+        """Take the next item of the stream."""
+        if self._seen % self._step == 0:
+            self._kept.append(item)
+            if len(self._kept) == 2 * self._count:
+                self._kept, self._step = self._kept[::2], 2 * self._step
+        self._seen += 1
+
+    def sample(self) -> list[T]:
+        """The sample, in order."""
+        most = min(self._count, len(self._kept))
+        return [self._kept[place * len(self._kept) // most] for place in range(most)]
+
+
+def identify_language(texts: Iterable[str]) -> tuple[str | None, dict[str, int]]:
+    """The language of texts, of all that lingua knows, by a sample spread over them.
+
+    A short text alone is often taken for one in another language, so the texts of each language that is found are
+    identified once more, together. Sentences in a language that lingua does not know are each taken for another, so
+    they do not agree: of TICO-19's in Hausa 1 of 35 are in the language that lingua names for all, of those in
+    languages that it knows 5 of 6 or more.
+
+    Returns:
+        The language, or None where it is not sure or there are several; and what the sampled texts look like: language
+        to their number.
     """
-    first = [*islice(texts, IDENTIFIED)]
-    code, each = _nearest(" ".join(first)), Counter[str]()
-    each.update(filter(None, (_nearest(text) for text in first if len(text.split()) >= 5)))  # shorter ones mislead
-    alike = sum(times for one, times in each.items() if code and _family(one) & _family(code))
-    return code if alike >= AGREEING * each.total() else None
+    sample = Spread(IDENTIFIED, texts).sample()
+    groups: dict[str, list[str]] = {}
+    for text in sample:
+        if near := _nearest(text):
+            groups.setdefault(near, []).append(text)
+    looks = Counter[str]()
+    for near, group in groups.items():
+        if len(group) >= FEWEST:
+            looks[_nearest(" ".join(group)) or near] += len(group)
+    code = max(looks, key=lambda one: looks[one]) if looks else _nearest(" ".join(sample))
+    if code is None:
+        return None, {}
+
+    def alike(one: str) -> bool:
+        return bool(_family(one) & _family(code))
+
+    long = {near: sum(len(text.split()) >= 5 for text in group) for near, group in groups.items()}
+    agree = sum(times for near, times in long.items() if alike(near)) >= AGREEING * sum(long.values())
+    return (code if agree and all(map(alike, looks)) else None), dict(looks.most_common())
 
 
 def _nearest(text: str) -> str | None:

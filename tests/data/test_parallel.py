@@ -159,6 +159,27 @@ def test_text_in_several_languages_or_in_one_that_lingua_does_not_know_is_not_gu
         assert pairs(one(path, lang="ha")[0]) == given
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".tsv", ".parquet", ".sw.txt"])
+def test_a_file_sorted_by_language_is_looked_at_to_its_end(ending, tmp_path):
+    """A second language is found among 40 texts spread over the file; with `limit`, over those that are read."""
+    german = ["Der Arzt hat mir gesagt, dass ich viel trinken soll.", "Wo ist der Markt, und wann öffnet er morgen?"]
+    given = [(f"{text} {number}", f"{number} {english}") for number in range(50) for text, english in PAIRS[:4]]
+    given += [
+        (f"{text} {number}", f"{number} x {english}")
+        for number in range(25)
+        for text, english in zip(german, ENGLISH, strict=False)
+    ]
+    more: dict = {}
+    if ending == ".sw.txt":
+        path = text(tmp_path / "one.txt", [said for said, _ in given])
+        more = {"reference": text(tmp_path / "other.txt", [english for _, english in given])}
+    else:
+        path = unlabelled(tmp_path / f"pairs{ending}", given)
+    refused(r"cannot be identified \(of the texts sampled, 3\d like Swahili, \d like German\); give", path, **more)
+    dataset, report = one(path, limit=200, **more)
+    assert set(dataset["lang"]) == {"sw"} and len(dataset) == 200 and "by its content" in report.notes[0]
+
+
 def test_origins_are_lines(tmp_path):
     path = files.many_things(tmp_path)
     assert one(path)[0]["origin"][1] == f"{path}:2"

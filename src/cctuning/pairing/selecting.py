@@ -156,7 +156,7 @@ def _task(options: SelectOptions) -> list[str]:
                 found[flat(row.prompt)] = None
             elif row.lang == UNKNOWN:
                 bare[flat(row.prompt)] = None
-    if bare and identify_language(bare) == language:
+    if bare and identify_language(bare)[0] == language:
         found |= bare
     if not found:
         raise UserError(

@@ -270,7 +270,7 @@ def _side_of_reference(texts: Sequence[Sequence[str]], language: str, other: str
     `other` is the language of the other column, where it is known.
     """
     if other is None:
-        found = [identify_language(text) for text in texts]
+        found = [identify_language(text)[0] for text in texts]
         here = [side for side, code in enumerate(found) if code and same(code, language)]
         return here[0] if len(here) == 1 and found[1 - here[0]] else None
     one, two = (between(" ".join(text[:IDENTIFIED]), language, other) for text in texts)

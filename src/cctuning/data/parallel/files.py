@@ -33,7 +33,7 @@ from cctuning.data.text_files import read_table, uncompressed_name
 from cctuning.errors import UserError
 from cctuning.extras import available
 from cctuning.files import file_hash
-from cctuning.identify import IDENTIFIED, identify_language
+from cctuning.identify import IDENTIFIED, Spread, identify_language
 from cctuning.languages import language_name, matches, region_notes, same
 
 BESIDE = (".xml", ".ids", ".scores", ".txt.ids")  # other files in the archives of OPUS
@@ -178,7 +178,8 @@ class PairReader:
         named = (code for _, _, code in languages_in(path.name) if not same(code, language))
         code = self.source.lang or next(named, None) or named_by(stem_of(path.name), language)
         if code is None:
-            code = self._identified((raw.decode(errors="replace") for _, raw in text.lines()), str(path))
+            lines = islice(text.lines(), self.source.limit)
+            code = self._identified((raw.decode(errors="replace") for _, raw in lines), str(path))
         return read_lines(text, Part.of(reference), code)
 
     def _identified(self, texts: Iterable[str], path: str) -> str:
@@ -237,15 +238,15 @@ class PairReader:
 
         @cache
         def language_of(name: str, column: str | None) -> str | None:
-            """The language of a column of text by its content, where the first records name none (in `column`)."""
+            """The language of a column of text by its content, where the records sampled name none (in `column`)."""
             columns = {*LANG_COLUMNS, source.columns.get("lang", "lang")}
             if column not in {None, *columns}:  # one column for each side
                 return None
             every = (one for _, one in records.iterate({name, *columns, *where}) if not isinstance(one, BadRow))
-            first = [*islice(filter(is_wanted, every), IDENTIFIED)]
-            if any(record.get(column) for record in first for column in columns):
+            sample = Spread(IDENTIFIED, islice(filter(is_wanted, every), source.limit)).sample()
+            if any(record.get(column) for record in sample for column in columns):
                 return None  # only some lack it
-            return self._identified([text_in(record.get(name), name) for record in first], path)
+            return self._identified([text_in(record.get(name), name) for record in sample], path)
 
         used: set[str] = set()
         if records.columns is not None:
@@ -275,7 +276,7 @@ class PairReader:
 
 
 def identified(texts: Iterable[str], language: str, path: str, naming: str = NAMING) -> tuple[str, str]:
-    """The language of the first texts, and a note on it.
+    """The language of texts by a sample spread over them, and a note on it.
 
     Args:
         language: the reference language. naming: how the user names another.
@@ -285,11 +286,13 @@ def identified(texts: Iterable[str], language: str, path: str, naming: str = NAM
     """
     if not available("lingua"):
         raise UserError(f"{path}: no language; {naming}, or pip install 'cc-tuning[langid]', which identifies it.")
-    code = identify_language(texts)
+    code, looks = identify_language(texts)
     if code is None:
+        found = ", ".join(f"{times} like {language_name(one)}" for one, times in looks.items())
+        sampled = f" (of the texts sampled, {found})" if len(looks) > 1 else ""
         raise UserError(
-            f"{path}: the language of its text cannot be identified; {naming}, or where there are several, each "
-            "record its own."
+            f"{path}: the language of its text cannot be identified{sampled}; {naming}, or where there are several, "
+            "give each record its own."
         )
     name = language_name(code)
     if same(code, language):

@@ -21,6 +21,7 @@ from cctuning.data.sources import ParallelReport, ParallelSource, ParallelSource
 from cctuning.data.tables import in_batches, on_disk
 from cctuning.data.text import Seen, flat
 from cctuning.errors import UserError
+from cctuning.identify import Spread
 from cctuning.languages import canonical, language_name, same
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "reference", "lang", "origin")])
@@ -160,13 +161,11 @@ def _pairs(
 def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: ParallelReport) -> Iterator[Pair]:
     """Pass pairs on and count their languages; at the end check that the two sides are in two languages."""
     counts, identical = Counter[str](), 0
-    samples: dict[str, list[tuple[str, str]]] = {}
+    samples: dict[str, Spread[tuple[str, str]]] = {}
     for pair in pairs:
         identical += pair.text == pair.reference
         counts[pair.lang] += 1
-        sample = samples.setdefault(pair.lang, [])
-        if len(sample) < SAMPLE:
-            sample.append((pair.text, pair.reference))
+        samples.setdefault(pair.lang, Spread(SAMPLE)).add((pair.text, pair.reference))
         yield pair
     account.languages = dict(counts.most_common())
     language, path = report.reference_language, account.path
@@ -177,7 +176,8 @@ def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: Paral
         )
     if identical:
         report.notes.append(f"{path}: in {identical} pairs both sides are the same (names, numbers).")
-    for lang, sample in samples.items():
+    for lang, spread in samples.items():
+        sample = spread.sample()
         if same(lang, language) or not identifiable(lang, language):
             continue
         read, problems = wrong_sides(sample, lang, language, WRONG)
