@@ -124,7 +124,7 @@ class Bench:
         connected = ConnectedModel.attach(model, config.settled(True)).train()
         references = self.batch["reference_input_ids"]
         text = torch.tensor([[1, references.shape[1]]]).expand(len(references), 2)
-        connected.keep_recorded(record_references(connected, Prompts(references.tolist(), text), pad=0, file=None))
+        connected.keep_recorded(record_references(connected, Prompts(references.tolist(), text)))
         return connected
 
     def cases(self) -> dict[str, Callable[[], torch.Tensor]]:

@@ -49,7 +49,7 @@ def measure(rounds: int, seed: int, folder: Path) -> list[Ratio]:
                 torch.tensor([[0, REFERENCE]]).expand(ROWS // shared, 2),
             )
             cases[name(kind, shared)] = lambda connected=connected, prompts=prompts: record_references(
-                connected, prompts, pad=0, file=None, quiet=True
+                connected, prompts, quiet=True
             )
     times = alternate(cases, rounds, desc="recording")
     return [
@@ -80,8 +80,7 @@ def rounding(model: str, texts: list[str]) -> list[dict[str, Any]]:
         base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         connected = ConnectedModel.attach(base, ConnectionConfig(align_pool=pool))
         whole, rounded = (
-            record_references(connected, prompts, pad=0, file=None, dtype=dtype)
-            for dtype in (torch.float32, torch.bfloat16)
+            record_references(connected, prompts, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
         )
         which = torch.arange(len(ids)).roll(1)
         sizes, moves = [], []

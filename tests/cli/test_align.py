@@ -215,7 +215,7 @@ def test_a_damaged_recording_is_made_again(base, tmp_path, monkeypatch):
     monkeypatch.setenv("CC_TUNING_CACHE", str(tmp_path / "cache"))
     text = pairs(tmp_path / "pairs.jsonl")
     done("align", base, "--parallel", text, "--output_dir", tmp_path / "one", *SMALL)
-    (file,) = (tmp_path / "cache").rglob("*.npy")
+    (file,) = (tmp_path / "cache").rglob("*.bin")
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     done("align", base, "--parallel", text, "--output_dir", tmp_path / "other", *SMALL)

@@ -111,7 +111,7 @@ def test_what_cannot_be_exported_is_refused(runs, tmp_path, capsys):
     there.mkdir()
     out = tmp_path / "out"
     refusals = [
-        (runs("full"), "lora", out, "the base's own weights were trained.*--format merged"),
+        (runs("full"), "lora", out, "the base's own weights are trained.*--format merged"),
         (runs("plain"), "lora", out, "has no connection and no LoRA to export as a LoRA"),
         (
             runs("adaptive"),

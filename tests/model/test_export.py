@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from cctuning import ConnectedModel, ConnectionConfig
 from cctuning.errors import UserError
-from cctuning.model.lora import export_lora
+from cctuning.model.lora import export_lora, obstacles
 from cctuning.model.sites import find_sites
 from tests.conftest import shake
 from tests.families import build
@@ -71,6 +71,18 @@ def test_dora_folds_though_it_does_not_export(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"down_proj: Dora\w+ is no plain LoRA; merge instead"):
         connected.export_lora(tmp_path / "lora")
     assert apart(logits(connected.merge_and_unload()), student) <= PARITY
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}], ids=str)
+def test_without_a_transform_the_adapter_is_exported_as_peft_saves_it(options: dict, tmp_path: Path) -> None:
+    """Also one that no LoRA can be made of, as the run says before it trains."""
+    connected = ConnectedModel.attach(
+        with_lora("llama", target_modules=["down_proj"], **options), ConnectionConfig("gated", transform="none")
+    )
+    assert obstacles(connected)["lora"] is None
+    connected.export_lora(tmp_path / "lora")
+    loaded = PeftModel.from_pretrained(build("llama"), tmp_path / "lora")
+    assert apart(logits(loaded), logits(connected)) <= PARITY
 
 
 def test_a_server_that_overlooks_the_patterns_is_right_all_the_same(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def connected(
     shake(made, 0.3)
     prompts, named = references(config)
     if "reference_row" in named and config.connection != "none":
-        made.keep_recorded(record(made, prompts, pad=0, file=None))
+        made.keep_recorded(record(made, prompts))
     made.total_steps = 2
     return made.train(), named
 

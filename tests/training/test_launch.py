@@ -12,7 +12,8 @@ from accelerate.utils import DistributedType
 from cctuning import CCConfig, CCTrainer
 from cctuning.cli import main
 from cctuning.errors import UserError
-from cctuning.training.checks import check_checkpoint, check_engine, check_launch
+from cctuning.training.checks import check_engine, check_launch
+from cctuning.training.directory import check_checkpoint
 from tests.cli.world import refused
 from tests.training.toys import model, rows, tokenizer
 

@@ -90,7 +90,7 @@ def test_a_dry_run_records_no_references(world, tmp_path, capsys, monkeypatch):
     )
     assert not (tmp_path / "cache").exists()
     train(world, tmp_path, connection="align", layers=[0, 1])
-    assert list((tmp_path / "cache" / "references").glob("*/vectors.npy"))
+    assert list((tmp_path / "cache" / "references").glob("*/vectors.bin"))
     capsys.readouterr()
     train(world, tmp_path, "--dry_run", "true", "--output_dir", tmp_path / "other", connection="align", layers=[0, 1])
     assert re.search(r"recording:  24 references .*, recorded in \S+/cache/references/", capsys.readouterr().out)

@@ -64,24 +64,18 @@ def export_lora(
         base_name: base model in the adapter's config; default: where the base was loaded from.
         revision: of the base on the hub.
     """
-    factors = existing_lora(connected.model)
-    transforms = check_transforms(connected)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory}: exists and is not an empty directory; nothing is overwritten, choose another.")
-    base = unwrap(connected.model)
-    for site in find_sites(connected.model) if transforms else []:
+    transforms, model = check_lora(connected), connected.model
+    if not transforms and isinstance(model, PeftModel):  # there is nothing to add to the adapter that PEFT saves
+        with directory_atomically(directory) as partial:
+            model.save_pretrained(str(partial))
+        return
+    factors, base = existing_lora(model), unwrap(model)
+    for site in find_sites(model):
         for projection in site.projections if site.index in transforms else ():
             old = factors.get(projection.name)
             factors[projection.name] = lora_from_connection(projection, transforms[site.index], old)
-    if not factors:
-        raise UserError("nothing to export: the connection has no transform and the base has no LoRA.")
-    trained = connected.base_trained
-    if trained or (trained is None and base_is_trained(connected)):
-        raise UserError(
-            "the base's own weights were trained, and a LoRA would not carry them; export with --format merged "
-            "(merge_and_unload), or train with tune: lora. In a loop of your own, freeze the base "
-            "(requires_grad_(False)) before connecting it."
-        )
     factors = _of_one_rank(factors)
     name = (base.config.name_or_path if base_name is None else base_name) or None
     config = _config(base, factors, name, revision)
@@ -131,10 +125,16 @@ def lora_from_connection(projection: Projection, transform: Transform, lora: Fac
 # -- what cannot be a LoRA -------------------------------------------------------------------------------------------
 
 
-def check_transforms(connected: ConnectedModel) -> dict[int, Transform]:
-    """The transforms by layer; `UserError` if one cannot be a LoRA: of fused experts, or not of low rank."""
-    transforms = linear_transforms(connected, "exported as a LoRA")
-    for site in find_sites(connected.model) if transforms else []:
+def check_lora(connected: ConnectedModel) -> dict[int, Transform]:
+    """The transforms by layer; `UserError` if the model cannot be exported as a LoRA."""
+    transforms, model = linear_transforms(connected, "exported as a LoRA"), connected.model
+    if not transforms and isinstance(model, PeftModel):  # exported as PEFT saves it
+        return transforms
+    if is_quantised(model) and isinstance(model, PeftModel):  # before training: the export is for the plain base
+        existing: Any = plain_adapter(model)
+    else:
+        existing = existing_lora(model)
+    for site in find_sites(model) if transforms else []:
         if site.index not in transforms:
             continue
         for projection in site.projections:
@@ -145,6 +145,15 @@ def check_transforms(connected: ConnectedModel) -> dict[int, Transform]:
                 f"{site.name}: a {type(transforms[site.index]).__name__} is a LoRA of full rank {site.size} only; "
                 f"{MERGE_INSTEAD}, or train with transform: low_rank."
             )
+    if not transforms and not existing:
+        raise UserError("nothing to export as a LoRA: the connection has no transform and the base has no LoRA.")
+    trained = connected.base_trained
+    if trained or (trained is None and base_is_trained(connected)):
+        raise UserError(
+            "the base's own weights are trained, and a LoRA would not carry them; export with --format merged "
+            "(merge_and_unload), or train with tune: lora. In a loop of your own, freeze the base "
+            "(requires_grad_(False)) before connecting it."
+        )
     return transforms
 
 
@@ -215,33 +224,17 @@ def obstacles(connected: ConnectedModel) -> dict[str, str | None]:
     there = all(not p.is_meta and p.numel() and not hasattr(p, "full_tensor") for p in weights)
     exact = there and not is_quantised(connected.model) and not several_processes()
     found: dict[str, str | None] = {}
-    for name, check in {
-        "merged": lambda: check_merge(connected, exact),
-        "lora": lambda: _check_lora(connected),
-    }.items():
+    for name in ("merged", "lora"):
+        found[name] = None
         try:
-            found[name] = None
-            check()
+            if name == "merged":
+                check_merge(connected, exact)
+            else:
+                check_lora(connected)
+                check_vocabulary(connected.model, unwrap(connected.model).config.name_or_path)
         except UserError as error:
             found[name] = str(error)
     return found
-
-
-def _check_lora(connected: ConnectedModel) -> None:
-    transforms, model = check_transforms(connected), connected.model
-    if not transforms and isinstance(model, PeftModel):  # it is exported as PEFT saves it
-        return check_vocabulary(model, unwrap(model).config.name_or_path)
-    if is_quantised(model) and isinstance(model, PeftModel):  # the export is for the base as it was before
-        existing: Any = plain_adapter(model)
-    else:
-        existing = existing_lora(model)
-    if base_is_trained(connected):
-        raise UserError(
-            "tune: full trains the base's own weights, which a LoRA does not carry; export with --format merged."
-        )
-    check_vocabulary(model, unwrap(model).config.name_or_path)
-    if not transforms and not existing:
-        raise UserError("there is neither a transform nor a LoRA in this run.")
 
 
 # -- the adapter's config --------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """Record what each layer is offered by every reference, once before training.
 
 With `reference_weights: start` the references run through weights that never change, so what they offer a layer, one
-vector each, is data. Recording it takes the reference pass out of every step. The vectors are a memory-mapped file of
-numpy's in a folder named after all that they depend on: weights, layers, pooling, tokens, precision. A second run on
-the same rows reads it; an interrupted recording starts again. What rounding
-to bf16 changes: docs/results/performance.md, "Recording".
+vector each, is data. Recording it takes the reference pass out of every step. The vectors are a memory-mapped file in
+a folder named after all that they depend on: weights, layers, pooling, tokens, precision. A second run on the same
+rows reads it; an interrupted recording starts again. What rounding to bf16 changes: docs/results/performance.md,
+"Recording".
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from datasets import Dataset
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -36,10 +37,11 @@ from cctuning.model.sites import unwrap
 if TYPE_CHECKING:
     from cctuning.model.connected import ConnectedModel
 
-FORMAT = 2
+FORMAT = 3
 BATCH_TOKENS = 4096  # padded tokens a forward
-VECTORS = "vectors.npy"  # of a recording that is complete
-STORED = {torch.float32: "<f4", torch.bfloat16: "<i2"}  # numpy has no bf16: its bits are kept
+VECTORS = (
+    "vectors.bin"  # of a recording that is complete: the values alone, as shape and dtype are in its folder's name
+)
 INSTEAD = "Free disk space, set CC_TUNING_CACHE to another folder, or set record_references: false."
 # Of a base's config: what changes no activation, or is changed by the trainer.
 NO_MATTER = {"_name_or_path", "transformers_version", "architectures", "dtype", "use_cache", "output_router_logits"}
@@ -61,6 +63,23 @@ class Prompts:
         return Prompts([self.ids[place] for place in places], self.text[list(places)])
 
 
+def distinct(rows: Dataset) -> tuple[Prompts, list[int]]:
+    """The distinct references of encoded rows, shortest first, and the number of each row's, -1 for none."""
+    found: dict[bytes, tuple[list[int], list[int]]] = {}
+    names = []
+    columns = rows.select_columns(["reference_input_ids", "reference_text"]).with_format("numpy")
+    for batch in columns.iter(1000):
+        for ids, text in zip(batch["reference_input_ids"], batch["reference_text"], strict=True):
+            name = np.asarray([*text, *ids]).tobytes() if len(ids) else b""
+            names.append(name)
+            if name and name not in found:
+                found[name] = ids.tolist(), text.tolist()
+    order = sorted(found, key=lambda name: (len(found[name][0]), found[name]))
+    numbers = {name: number for number, name in enumerate(order)}
+    text = torch.tensor([found[name][1] for name in order], dtype=torch.long).reshape(-1, 2)
+    return Prompts([found[name][0] for name in order], text), [numbers.get(name, -1) for name in names]
+
+
 def cache_folder() -> Path:
     """Folder of the recordings: in `CC_TUNING_CACHE`, else in `cctuning` in the user's cache directory."""
     home = os.environ.get("CC_TUNING_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "cctuning"
@@ -79,7 +98,7 @@ def shape_of(connected: ConnectedModel, references: int) -> tuple[int, int, int]
 
 def fits(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
     """Why a recording cannot be kept in `file` (whose folder need not exist yet); None if it can, or is there."""
-    if any(_read(path, shape, dtype) is not None for path in (file, _partial(file))):  # which has its full size
+    if any(_is_whole(path, shape, dtype) for path in (file, _partial(file))):
         return None
     needed, folder = bytes_of(shape, dtype), file.parent
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
@@ -120,8 +139,7 @@ def record(
     connected: ConnectedModel,
     prompts: Prompts,
     *,
-    pad: int,
-    file: Path | None,
+    file: Path | None = None,
     dtype: torch.dtype = torch.float32,
     rank: int = 0,
     world: int = 1,
@@ -132,8 +150,8 @@ def record(
 
     Args:
         connected: in any mode, which is restored.
-        prompts: distinct, best sorted by length. pad: token id for padding.
-        file: what the recording is kept in; None: in memory only. dtype: of the vectors, a key of `STORED`.
+        prompts: distinct.
+        file: what the recording is kept in; None: in memory only. dtype: of the vectors.
         rank, world: of several processes; each records its share, and all read the file after a barrier.
         collective: the weights are sharded, so all processes run every forward together.
         quiet: show no progress bar (None: where the output is not a terminal).
@@ -144,13 +162,13 @@ def record(
     def fill(vectors: Tensor) -> Tensor:
         with tqdm(total=sum(map(len, share)), desc="Recording references", leave=False, disable=quiet) as bar:
             for places in share:
-                vectors[places] = _run(connected, prompts, places, pad).to(dtype)
+                vectors[places] = _run(connected, prompts, places).to(dtype)
                 bar.update(len(places))
         return vectors
 
     if file is None:
         return RecordedReferences(fill(torch.empty(shape, dtype=dtype)), connected.layers, device)
-    there = [_read(file, shape, dtype) is not None]
+    there = [_is_whole(file, shape, dtype)]
     if world > 1:  # all processes record, or none does
         torch.distributed.broadcast_object_list(there)
     if not there[0]:
@@ -158,22 +176,16 @@ def record(
         if rank == 0:
             _create(partial, shape, dtype)
         _wait(world)
-        found = _read(partial, shape, dtype, "r+")
-        if found is None:
-            raise UserError(f"{partial}: cannot be read back; all processes must share one file system. {INSTEAD}")
-        fill(found)
+        fill(_map(partial, shape, dtype, shared=True))
         if collective:  # run along where others have more to record
             for _ in range(len(batches(prompts)[::world]) - len(share)):
-                _run(connected, prompts, [0], pad)
+                _run(connected, prompts, [0])
         _wait(world)
         if rank == 0:
             with suppress(FileNotFoundError):  # another run has recorded the same
                 os.replace(partial, file)
         _wait(world)
-    vectors = _read(file, shape, dtype)
-    if vectors is None:
-        raise UserError(f"{file}: cannot be read back; all processes must share one file system. {INSTEAD}")
-    return RecordedReferences(vectors, connected.layers, device)
+    return RecordedReferences(_map(file, shape, dtype, shared=False), connected.layers, device)
 
 
 def _partial(file: Path) -> Path:
@@ -185,28 +197,26 @@ def _wait(world: int) -> None:
         torch.distributed.barrier()
 
 
-def _read(path: Path, shape: tuple[int, ...], dtype: torch.dtype, mode: Literal["c", "r+"] = "c") -> Tensor | None:
-    """The vectors in `path`, memory-mapped; None where the file is missing or another."""
-    try:
-        vectors = np.load(path, mmap_mode=mode, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    same = vectors.shape == shape and vectors.dtype.str == STORED[dtype]
-    return torch.from_numpy(vectors).view(dtype) if same else None
+def _is_whole(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    return path.is_file() and path.stat().st_size == bytes_of(shape, dtype)
+
+
+def _map(path: Path, shape: tuple[int, ...], dtype: torch.dtype, shared: bool) -> Tensor:
+    """The vectors in `path`, memory-mapped; what is written to them goes into the file if `shared`."""
+    if not _is_whole(path, shape, dtype):
+        raise UserError(f"{path}: cannot be read back; all processes must share one file system. {INSTEAD}")
+    return torch.from_file(str(path), shared=shared, size=math.prod(shape), dtype=dtype).view(shape)
 
 
 def _create(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Make the file of a recording, in its full size, so that the disk cannot fill up on the way."""
-    if _read(path, shape, dtype) is not None:  # of an interrupted run, or of one that records the same now
+    if _is_whole(path, shape, dtype):  # of an interrupted run, or of one that records the same now
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
-            header = {"descr": STORED[dtype], "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_2_0(file, header)
-            size = file.tell() + bytes_of(shape, dtype)
             allocate = getattr(os, "posix_fallocate", lambda number, _, length: os.truncate(number, length))
-            allocate(file.fileno(), 0, size)
+            allocate(file.fileno(), 0, bytes_of(shape, dtype))
     except OSError as error:
         with suppress(OSError):  # missing, or no directory on the way to it
             path.unlink()
@@ -223,11 +233,11 @@ def batches(prompts: Prompts) -> list[list[int]]:
     return found
 
 
-def _run(connected: ConnectedModel, prompts: Prompts, places: list[int], pad: int) -> Tensor:
+def _run(connected: ConnectedModel, prompts: Prompts, places: list[int]) -> Tensor:
     """(N, L, d) fp32 of the prompts at `places`, in one forward."""
     device = next(connected.model.parameters()).device
     rows = [torch.as_tensor(prompts.ids[place], dtype=torch.long) for place in places]
-    ids = pad_sequence(rows, batch_first=True, padding_value=pad)
+    ids = pad_sequence(rows, batch_first=True)
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
     ids, mask, text = ids.to(device), mask.to(device), prompts.text[places].to(device)
     batch = Batch(ids, mask, reference_input_ids=ids, reference_attention_mask=mask, reference_text=text)

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
-from cctuning.connection.align import RecordedReferences
 from cctuning.model.connected import ATTRIBUTE
-from cctuning.model.recorded import Prompts, record
 from cctuning.model.runner import evaluating
 from cctuning.training.metrics import Alignment, compare, sides, undisturbed
 
@@ -46,7 +44,7 @@ class AlignmentByLanguage(TrainerCallback):
 
     def __init__(self, trainer: CCTrainer) -> None:
         self.trainer = trainer
-        self.pairs: list[dict[str, Any]] = []
+        self.languages: list[str] = []  # of each pair
         self.before: Alignment | None = None
         self.after: Alignment | None = None
 
@@ -54,12 +52,13 @@ class AlignmentByLanguage(TrainerCallback):
     def record(self) -> None:
         """Choose the pairs, and record their references through the weights as they are."""
         held, rows, steps = self.trainer.held, self.trainer.table, self.trainer.planned_steps()
-        self.pairs = [] if held is None else self._choose(held, steps)
-        self.held_out = {pair["lang"] for pair in self.pairs}
-        self.pairs += [pair for pair in self._choose(rows, steps) if pair["lang"] not in self.held_out]
-        references, self._texts, self._which = sides(self.pairs)
-        if self.pairs:
-            self._references = self._record(references)
+        pairs = [] if held is None else self._choose(held, steps)
+        self.held_out = {pair["lang"] for pair in pairs}
+        pairs += [pair for pair in self._choose(rows, steps) if pair["lang"] not in self.held_out]
+        self.languages = [pair["lang"] for pair in pairs]
+        if pairs:
+            references, self._texts, self._which = sides(pairs)
+            self._references = self.trainer.record(references)
             recorded: Any = self.trainer.connected.recorded
             self._references.statistics = recorded.statistics
 
@@ -75,16 +74,10 @@ class AlignmentByLanguage(TrainerCallback):
         chosen = [places[:: math.ceil(len(places) / most)] for places in taken.values()]
         return [rows[place] for places in chosen for place in places]
 
-    def _record(self, prompts: Prompts) -> RecordedReferences:
-        trainer: Any = self.trainer
-        with trainer.accelerator.autocast():
-            return record(trainer.connected, prompts, pad=trainer.processing_class.pad_token_id, file=None)
-
     def _measure(self) -> Alignment | None:
-        if not self.pairs:
+        if not self.languages:
             return None
-        texts = self._record(self._texts)
-        return compare(self._references, texts, self._which, [pair["lang"] for pair in self.pairs])
+        return compare(self._references, self.trainer.record(self._texts), self._which, self.languages)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure, unless the run is resumed: its weights are not the start's."""

@@ -8,7 +8,6 @@ references.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
@@ -53,18 +52,6 @@ def check_launch(args: Any) -> None:
         )
     if is_fsdp_enabled() and args.distributed_state.distributed_type == DistributedType.MULTI_CPU:
         raise UserError(f"distributed_type: FSDP: accelerate shards weights on accelerators only; {ON_CPUS}.")
-
-
-def check_checkpoint(checkpoint: str) -> None:
-    """Raise `UserError` unless both the checkpoint and the run use DeepSpeed, or neither: formats differ."""
-    written = (Path(checkpoint) / "latest").is_file()  # names the folder of DeepSpeed's files
-    running = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    if written and not running:
-        raise UserError(f"resume_from_checkpoint: {checkpoint}: written by DeepSpeed; resume with its configuration.")
-    if running and not written:
-        raise UserError(
-            f"resume_from_checkpoint: {checkpoint}: DeepSpeed reads its own checkpoints only; resume without it."
-        )
 
 
 def check_engine(

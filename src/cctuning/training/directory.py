@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import shutil
 import time
 import zipfile
@@ -64,7 +65,7 @@ def claim(args: CCConfig) -> tuple[Path, str | None, list[str]]:
         )
     if resume.lower() == "true":
         checkpoint, notes = last_whole(directory, args.save_only_model)  # none before the first checkpoint
-        return directory, checkpoint, notes + _starts_anew(checkpoint)
+        return directory, checkpoint, notes + (check_checkpoint(checkpoint) if checkpoint else [])
     if not Path(resume).is_dir():
         raise UserError(f"resume_from_checkpoint: {resume}: no such directory; give true, or a checkpoint-* folder.")
     wrong = fault(Path(resume), args.save_only_model)
@@ -73,11 +74,21 @@ def claim(args: CCConfig) -> tuple[Path, str | None, list[str]]:
             f"resume_from_checkpoint: {resume}: incomplete: {wrong} is missing or damaged; give true for the newest "
             "complete checkpoint, or name another."
         )
-    return directory, resume, _starts_anew(resume)
+    return directory, resume, check_checkpoint(resume)
 
 
-def _starts_anew(checkpoint: str | None) -> list[str]:
-    if checkpoint is None or any((Path(checkpoint) / name).exists() for name in (OPTIMIZER_NAME, "latest")):
+def check_checkpoint(checkpoint: str) -> list[str]:
+    """A note if a checkpoint has no optimizer state; `UserError` if it and the run are not of the same engine."""
+    written = (Path(checkpoint) / "latest").is_file()  # names the folder of DeepSpeed's files
+    running = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if written != running:
+        why = (
+            "written by DeepSpeed; resume with"
+            if written
+            else "DeepSpeed reads its own checkpoints only; resume without"
+        )
+        raise UserError(f"resume_from_checkpoint: {checkpoint}: {why} its configuration.")
+    if written or (Path(checkpoint) / OPTIMIZER_NAME).exists():
         return []
     what = "the optimizer's state and the learning rate schedule start anew"
     return [f"{Path(checkpoint).name} was saved without its optimizer (save_only_model): {what}."]

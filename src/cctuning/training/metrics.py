@@ -7,12 +7,13 @@ whose nearest reference by cosine is the right one; chance is 1 / references.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from cctuning.data import Encoder
 from cctuning.errors import UserError
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.objective import ConnectedOutput
-from cctuning.model.recorded import Prompts, record
+from cctuning.model.recorded import Prompts, distinct, record
 
 PARTS = ("student_loss", "fused_loss", "align_loss", "identity_loss", "distill_loss", "decision")
 
@@ -45,20 +46,16 @@ def batch_metrics(
         filler: this process has no rows left and its batch does not count.
         layers: those whose mean decision is logged.
     """
-    found: dict[str, float] = {}
     assert outputs.correct is not None and outputs.scored is not None and outputs.loss is not None
-    correct, scored = gather(outputs.correct).sum(), gather(outputs.scored).sum()
-    if scored > 0:
-        found["mean_token_accuracy"] = (correct / scored).item()
     parts = {name: getattr(outputs, name) for name in PARTS}
     parts |= {f"decision_layer_{layer:02d}": (outputs.decisions or {}).get(layer) for layer in layers}
-    for name, part in parts.items():
-        value = None if filler else part
-        # A process whose batch has no such part takes part in the collective with NaN, which the mean leaves out.
-        mean = gather((value if value is not None else outputs.loss.detach() * torch.nan).float()).nanmean()
-        if not torch.isnan(mean):
-            found[name] = mean.item()
-    return found
+    # A process whose batch has no such part takes part in the collective with NaN, which the mean leaves out.
+    missing = outputs.loss.new_full((), torch.nan, dtype=torch.float)
+    mine = [missing if part is None or filler else part.detach().float() for part in parts.values()]
+    means = gather(torch.stack(mine)[None]).nanmean(dim=0).tolist()
+    correct, scored = gather(torch.stack([outputs.correct, outputs.scored])[None]).sum(dim=0).tolist()
+    found = {"mean_token_accuracy": correct / scored} if scored else {}
+    return found | {name: mean for name, mean in zip(parts, means, strict=True) if not math.isnan(mean)}
 
 
 class EvaluationLoss:
@@ -141,13 +138,10 @@ class Alignment:
         return self.layers[start : start + width]
 
 
-def sides(rows: Sequence[Mapping[str, Any]]) -> tuple[Prompts, Prompts, Tensor]:
+def sides(pairs: Sequence[Mapping[str, Any]]) -> tuple[Prompts, Prompts, Tensor]:
     """The distinct references of N encoded pairs, their texts, and the place (N,) of each text's reference."""
-    met: dict[tuple[int, ...], int] = {}
-    which = [met.setdefault(tuple(row["reference_input_ids"]), len(met)) for row in rows]
-    first = [rows[which.index(number)] for number in range(len(met))]
-    references = Prompts(list(met), torch.tensor([row["reference_text"] for row in first]).reshape(-1, 2))
-    texts = Prompts([row["input_ids"] for row in rows], torch.tensor([row["text"] for row in rows]).reshape(-1, 2))
+    references, which = distinct(Dataset.from_list([*pairs]))
+    texts = Prompts([row["input_ids"] for row in pairs], torch.tensor([row["text"] for row in pairs]))
     return references, texts, torch.tensor(which)
 
 
@@ -189,7 +183,7 @@ def of_text(model: PreTrainedModel, encoder: Encoder, pairs: Sequence[Mapping[st
     """Measure parallel text in all layers of a model.
 
     Args:
-        encoder: of the model's tokenizer, which has a padding token.
+        encoder: of the model's tokenizer.
         pairs: `text`, `reference` and `lang` of each; pairs that are too long are left out.
     """
     rows = [{"prompt": pair["text"], "reference": pair["reference"], "lang": pair["lang"]} for pair in pairs]
@@ -200,8 +194,7 @@ def of_text(model: PreTrainedModel, encoder: Encoder, pairs: Sequence[Mapping[st
     connected = ConnectedModel.attach(model, ConnectionConfig(connection="align", layers=list(range(depth)))).eval()
     try:
         references, texts, which = sides(encoded)
-        pad = int(cast(Any, encoder.tokenizer.pad_token_id))
-        there, mine = (record(connected, side, pad=pad, file=None) for side in (references, texts))
+        there, mine = (record(connected, side) for side in (references, texts))
         return compare(there, mine, which, [row["lang"] for row in encoded])
     finally:
         connected.unload()

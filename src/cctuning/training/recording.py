@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from cctuning.connection.align import RESIDENT
 from cctuning.errors import UserError
-from cctuning.model.recorded import INSTEAD, VECTORS, Prompts, bytes_of, cache_folder, fits, key, record, shape_of
+from cctuning.model.recorded import INSTEAD, VECTORS, Prompts, bytes_of, cache_folder, distinct, fits, key, shape_of
 from cctuning.training.callbacks import AlignmentByLanguage
 
 if TYPE_CHECKING:
@@ -31,75 +31,63 @@ UNREAD = -2  # in reference_row: not recorded, as the run does not read the row
 def prepare_references(trainer: CCTrainer, has_parallel: bool) -> None:
     """Number the references of the rows and plan their recording, or log why they are not recorded.
 
-    Nothing runs yet: the recording is made when training starts, before a checkpoint is loaded.
+    Nothing runs yet: the recording is made when training starts, before a checkpoint is loaded. `reference_row` of a
+    row is the number of its reference, -1 for none, UNREAD if the run does not read the row.
     """
-    trainer.recording, numbers = _plan(trainer)
-    if trainer.recording is not None:
-        trainer.add_callback(trainer.recording)
-    if numbers is None:  # references run in every step
-        return
-    rows = cast(Dataset, trainer.train_dataset)
-    trainer.records = True
-    trainer.train_dataset = rows.add_column("reference_row", numbers[: len(rows)])
-    if trainer.parallel is not None:
-        trainer.parallel = trainer.parallel.add_column("reference_row", numbers[len(rows) :])
-    if trainer.connected.aligned and has_parallel:
-        trainer.by_language = AlignmentByLanguage(trainer)
-        trainer.add_callback(trainer.by_language)
-
-
-def _plan(trainer: CCTrainer) -> tuple[Recording | None, list[int] | None]:
-    """The recording of the distinct references that a run reads, None if there is nothing to record; and the reference
-    of each row of the table, -1 for none, UNREAD for rows that the run does not read, None if references are not
-    recorded."""
-    table = trainer.table
+    config, option, table = trainer.connected.config, trainer.args.record_references, trainer.table
+    records = config.reference_weights == "start"
+    if records and (option == "false" or not config.recordable):
+        why = "record_references: false" if option == "false" else f"alignment: {config.alignment} keeps every token"
+        raise UserError(f"reference_weights: start needs recorded references ({why}); set reference_weights: current.")
     read = trainer.schedule().rows_read(trainer.planned_steps())
     if len(read) < len(table):
         read = sorted({*read, *range(0, len(table), max(1, len(table) // OTHERS))})
     prompts, numbers = distinct(table if len(read) == len(table) else table.select(read))
-    why = _why_not(trainer)
-    if why is None and not len(prompts):
-        why = ""  # nothing to record, and nothing to log
-    recording = Recording(trainer, prompts)
-    if why is None:
-        recording.find_room()
-    elif trainer.args.record_references == "true":
-        raise UserError(f"record_references: true: {why or 'no row has a reference'}; set it to auto or false.")
-    loss = trainer.connected.config.loss
-    if why is not None and len(prompts) and loss == "contrastive":
+    if option == "true" and not (records and len(prompts)):
+        why = "no row has a reference" if records else "reference_weights is not start"
+        raise UserError(f"record_references: true: {why}; set it to auto or false.")
+    if not len(prompts):
+        return
+    if not records and config.loss == "contrastive":
         logger.warning(
             "align_loss: contrastive compares a row with the references of its own batch and process only, as "
             "references are not recorded; use large batches, or align_loss: standardized."
         )
-    if why is not None and (loss == "relative" or not len(prompts)):
-        return None, None
-    if why is not None:
-        recording.whole = False
-        return recording, None
-    rows = [UNREAD] * len(table)
-    for place, number in zip(read, numbers, strict=True):
-        rows[place] = number
-    recording.rows = len(table) - rows.count(UNREAD)
-    return recording, rows
+    if not records and config.loss == "relative":
+        return
+    recording = trainer.recording = Recording(trainer, prompts, whole=records)
+    trainer.add_callback(recording)
+    if not records:
+        return
+    recording.find_room()
+    numbered = dict(zip(read, numbers, strict=True))
+    recording.rows = len(numbered)
+    rows = [numbered.get(row, UNREAD) for row in range(len(table))]
+    answered = cast(Dataset, trainer.train_dataset)
+    trainer.train_dataset = answered.add_column("reference_row", rows[: len(answered)])
+    if trainer.parallel is not None:
+        trainer.parallel = trainer.parallel.add_column("reference_row", rows[len(answered) :])
+    if trainer.connected.aligned and has_parallel:
+        trainer.by_language = AlignmentByLanguage(trainer)
+        trainer.add_callback(trainer.by_language)
 
 
 class Recording(TrainerCallback):
     """The recording of a run's references.
 
     Attributes:
-        done: whether it has been made. whole: not only the statistics of a sample.
+        whole: not only the statistics of a sample. done: whether it has been made.
         in_memory: it is not kept on the disk.
         rows: number of rows of the table whose references are recorded.
         sharded: the weights are, when training begins. dtype: of the vectors.
     """
 
     rows = 0
-    whole = True
     in_memory = False
     done = False
 
-    def __init__(self, trainer: CCTrainer, prompts: Prompts) -> None:
-        self.trainer, self.prompts = trainer, prompts
+    def __init__(self, trainer: CCTrainer, prompts: Prompts, whole: bool = True) -> None:
+        self.trainer, self.prompts, self.whole = trainer, prompts, whole
         self.sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         given, arithmetic = trainer.args.record_dtype, trainer.accelerator.mixed_precision
         half = arithmetic == "bf16" or next(trainer.model.parameters()).dtype == torch.bfloat16
@@ -138,7 +126,7 @@ class Recording(TrainerCallback):
             return
         self.done = True
         trainer, prompts = self.trainer, self.prompts
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"dtype": self.dtype}
         file = self.file() if self.whole and not self.in_memory else None
         loaded = trainer.is_deepspeed_enabled and trainer.state.global_step > 0  # DeepSpeed loads checkpoints before
         if loaded and file is not None and not file.is_file():
@@ -147,16 +135,13 @@ class Recording(TrainerCallback):
                 "hold the weights that they are of; put the folder back, or start the run again."
             )
         if file is not None:
-            options = {
-                "rank": trainer.args.process_index,
-                "world": trainer.args.world_size,
-                "collective": self.sharded,
-            }
+            options |= {"file": file, "rank": trainer.args.process_index, "world": trainer.args.world_size}
+            options["collective"] = self.sharded
             logger.info(f"recording {self.size()} in {file.parent}")
         elif not self.whole:
             prompts = prompts.of(list(range(0, len(prompts), max(1, len(prompts) // SAMPLE)))[:SAMPLE])
         started = time.time()
-        trainer.connected.keep_recorded(self._record(prompts, file=file, **options), references=self.whole)
+        trainer.connected.keep_recorded(trainer.record(prompts, **options), references=self.whole)
         if self.whole:
             logger.info(f"recorded {len(prompts):,} references in {time.time() - started:.1f} s")
             if trainer.by_language is not None and not loaded:
@@ -174,7 +159,7 @@ class Recording(TrainerCallback):
         spread = torch.linspace(0, len(self.prompts) - 1, min(TRIED, len(self.prompts))).long()
         numbers = torch.cat([spread, *(rows[rows >= 0] for rows in given)]).unique()
         sample = self.prompts.of(numbers.tolist())
-        self.trainer.connected.keep_recorded(self._record(sample, file=None), references=self.whole)
+        self.trainer.connected.keep_recorded(self.trainer.record(sample), references=self.whole)
         if not self.whole:
             return f"statistics of {min(SAMPLE, len(self.prompts)):,} references are measured before the first step"
         for batch, rows in zip(batches, given, strict=True):
@@ -184,15 +169,10 @@ class Recording(TrainerCallback):
             return f"{self.size()}, recorded in {file.parent}"
         place = "memory" if self.in_memory else file.parent
         started = time.perf_counter()
-        self._record(sample, file=None)  # timed; the first also warmed up
+        self.trainer.record(sample)  # timed; the first also warmed up
         needed = (time.perf_counter() - started) / max(1, self.trainer.args.world_size)
         needed *= sum(map(len, self.prompts.ids)) / max(1, sum(map(len, sample.ids)))
         return f"{self.size()}, to be recorded in {place} before the first step: about {needed:.3g} s"
-
-    def _record(self, prompts: Prompts, **options: Any) -> Any:
-        tokenizer = cast(Any, self.trainer.processing_class)
-        with self.trainer.accelerator.autocast():
-            return record(self.trainer.connected, prompts, pad=tokenizer.pad_token_id, dtype=self.dtype, **options)
 
     def size(self) -> str:
         """Number and size of the references, and which they are."""
@@ -203,32 +183,3 @@ class Recording(TrainerCallback):
         table = len(self.trainer.table)
         few = f" of {self.rows:,} of {table:,} rows, all that the run reads and a sample" if self.rows < table else ""
         return f"{len(self.prompts):,} references{few} ({tokens:,} tokens, {size:,.0f} MB)"
-
-
-def distinct(rows: Dataset) -> tuple[Prompts, list[int]]:
-    """The distinct references of encoded rows, shortest first, and the number of each row's, -1 for none."""
-    found: dict[tuple[bytes, bytes], tuple[Any, Any]] = {}
-    names: list[tuple[bytes, bytes] | None] = []
-    columns = rows.select_columns(["reference_input_ids", "reference_text"]).with_format("numpy")
-    for batch in columns.iter(1000):
-        for ids, text in zip(batch["reference_input_ids"], batch["reference_text"], strict=True):
-            name = (ids.tobytes(), text.tobytes()) if len(ids) else None
-            names.append(name)
-            if name is not None:
-                found.setdefault(name, (ids, text))
-    order = sorted(found, key=lambda name: (len(found[name][0]), found[name][0].tolist()))
-    numbers = {name: number for number, name in enumerate(order)}
-    texts = torch.tensor([list(found[name][1]) for name in order], dtype=torch.long).reshape(-1, 2)
-    return Prompts([found[name][0].tolist() for name in order], texts), [
-        -1 if name is None else numbers[name] for name in names
-    ]
-
-
-def _why_not(trainer: CCTrainer) -> str | None:
-    config, option = trainer.connected.config, trainer.args.record_references
-    if config.reference_weights != "start":
-        return "reference_weights is not start" if option == "true" else ""
-    if option == "false" or not config.recordable:
-        why = "record_references: false" if option == "false" else f"alignment: {config.alignment} keeps every token"
-        raise UserError(f"reference_weights: start needs recorded references ({why}); set reference_weights: current.")
-    return None

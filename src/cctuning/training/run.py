@@ -38,7 +38,6 @@ from cctuning.model.lora import obstacles
 from cctuning.model.serialization import CONFIG_FILE, LORA_CONFIG
 from cctuning.model.sites import is_quantised
 from cctuning.training.callbacks import SAMPLES_FILE, SampleAnswers
-from cctuning.training.checks import check_checkpoint
 from cctuning.training.config import CCConfig
 from cctuning.training.directory import (
     METRICS_FILE,
@@ -80,8 +79,6 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
             f"eval_strategy: {IntervalStrategy(args.eval_strategy).value} needs eval_data; name rows, or leave it out."
         )
     directory, checkpoint, said = claim(args)
-    if checkpoint is not None:
-        check_checkpoint(checkpoint)
     new = not directory.exists()
     try:
         trainer, record = prepare(options, connection, args, directory)
@@ -90,7 +87,7 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
         notes += [*filter(None, [log_often_enough(todo, args)]), *doubts(todo, args)]
         main = trainer.is_world_process_zero()
         if main:
-            if trainer.recording is not None and trainer.records and not options.dry_run:
+            if trainer.recording is not None and trainer.recording.whole and not options.dry_run:
                 lines.append(f"recording:  {trainer.recording.size()}, once before the first step")
             print("\n".join(lines), flush=True)
         if options.dry_run:

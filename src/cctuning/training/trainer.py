@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
 
 from cctuning.connection import ConnectionConfig
+from cctuning.connection.align import RecordedReferences
 from cctuning.data import PairedCollator
 from cctuning.data.loading import check_dataset
 from cctuning.errors import UserError
@@ -26,6 +27,7 @@ from cctuning.model import serialization
 from cctuning.model.adaptive import Fit
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.loading import load_tokenizer
+from cctuning.model.recorded import Prompts, record
 from cctuning.model.runner import instance_state, restore_instance
 from cctuning.model.sites import unwrap
 from cctuning.training.callbacks import AlignmentByLanguage, BaseDecay
@@ -63,13 +65,11 @@ class CCTrainer(SavingTrainer):
     Attributes:
         connected: the `ConnectedModel`; `connected.merge_and_unload()` after training gives the plain checkpoint.
         fit: how well the matrix of the adaptive connection fits, after training.
-        records: whether the references are recorded, or run in every step.
         by_language: the alignment of parallel text; None without any or without a recording.
         chat, settled, notes, skipped, parallel, held: see `RowsTrainer`.
     """
 
     args: CCConfig
-    records: bool = False
     by_language: AlignmentByLanguage | None = None
     _tag_names = ["trl", "sft", "cc-tuning"]
     _name = "CC-Tuning"
@@ -159,6 +159,11 @@ class CCTrainer(SavingTrainer):
 
     # -- references --------------------------------------------------------------------------------------------------
 
+    def record(self, prompts: Prompts, **options: Any) -> RecordedReferences:
+        """`cctuning.model.recorded.record` with the precision of training."""
+        with self.accelerator.autocast():
+            return record(self.connected, prompts, **options)
+
     def make_recording(self) -> None:
         """Record before a checkpoint is loaded; weights that are to be sharded are not there yet."""
         if self.recording is None or self.recording.sharded or self.recording.done:
@@ -171,12 +176,12 @@ class CCTrainer(SavingTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """As the parent's; also counts the step's rows, over which the alignment is averaged."""
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        name = "row"
         if self.connected.aligned:  # averaged over the rows that have a reference
-            places = [batch["reference_row" if self.records else "reference_index"] for batch in batches]
-            assert not any(int(rows.min()) == UNREAD for rows in places), "a row whose reference is not recorded"
-            count = torch.tensor(sum(int((rows >= 0).sum()) for rows in places), device=device)
-        else:
-            count = torch.tensor(sum(int((batch["row"] >= 0).sum()) for batch in batches), device=device)
+            name = "reference_row" if self.recording and self.recording.whole else "reference_index"
+        rows = [row for batch in batches for row in batch[name].tolist()]
+        assert UNREAD not in rows, "a row whose reference is not recorded"
+        count = torch.tensor(sum(row >= 0 for row in rows), device=device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         self._rows_in_step = count.clamp(min=1)  # 0 where a process that counts its own rows has none left
