@@ -288,10 +288,9 @@ def identified(texts: Iterable[str], language: str, path: str, naming: str = NAM
         raise UserError(f"{path}: no language; {naming}, or pip install 'cc-tuning[langid]', which identifies it.")
     code, looks = identify_language(texts)
     if code is None:
-        found = ", ".join(f"{times} like {language_name(one)}" for one, times in looks.items())
-        sampled = f" (of the texts sampled, {found})" if len(looks) > 1 else ""
+        found = f" (it looks like {', '.join(map(language_name, looks[:4]))})" if len(looks) > 1 else ""
         raise UserError(
-            f"{path}: the language of its text cannot be identified{sampled}; {naming}, or where there are several, "
+            f"{path}: the language of its text cannot be identified{found}; {naming}, or where there are several, "
             "give each record its own."
         )
     name = language_name(code)
