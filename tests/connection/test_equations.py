@@ -11,7 +11,7 @@ from cctuning import ConnectionConfig
 from cctuning.connection import equations
 from cctuning.connection.align import LayerAlignment, Spans, Statistics
 from cctuning.connection.gated import LayerConnection
-from cctuning.connection.plan import Plan, Wire, total
+from cctuning.connection.plan import Offered, Plan, Wire, total
 
 D, ROWS, LENGTH = 6, 3, 4
 CONNECTED = torch.tensor([1, 3, 4, 11])  # flat positions: two of row 0, one each of rows 1 and 2
@@ -65,7 +65,7 @@ def test_a_gated_layer(loss, transform, scope):
         identity_row=rest // LENGTH,
         row_weight=weight,
         identity_weight=0.5,
-        memory={0: (references, None)},
+        offered=Offered({0: (references, None)}),
     )
     probe = drawn(ROWS, LENGTH, D, seed=3)
     parameters = [h, *(p for p in layer.parameters() if p.requires_grad)]
@@ -120,7 +120,7 @@ def test_an_aligned_layer(loss):
     taken = Spans(torch.arange(ROWS * LENGTH).view(ROWS, LENGTH), spans)
     weight, probe = torch.tensor([0.5, 0.0, 0.25]), drawn(ROWS, LENGTH, D, seed=9)
     wire.plan = plan = Plan("align", ROWS, LENGTH, row_weight=weight, spans=taken)
-    plan.memory[4], plan.connect_reference = (references, None), which
+    plan.offered, plan.connect_reference = Offered({4: (references, None)}), which
     fast = total((layer.hook(None, (), {}, h) * probe).sum(), plan)
 
     mean, spread = references.mean(dim=0), references.std(dim=0, correction=0)
@@ -157,7 +157,7 @@ def test_a_term_of_the_loss_has_one_value_and_its_gradient():
             connect_row=torch.tensor([0]),
             connect_reference=torch.tensor([0]),
             row_weight=torch.ones(1),
-            memory={0: (drawn(1, D, seed=3), None)},
+            offered=Offered({0: (drawn(1, D, seed=3), None)}),
         )
         loss = total(twin(h, h).sum() * 0, plan) * scale
         loss.backward()

@@ -104,13 +104,13 @@ def test_every_part_of_ones_own_trains_and_comes_back(batch, tmp_path):
 
 def test_what_is_offered_is_what_the_class_says(batch):
     connected = attach(**OWN, decision_value=1.0)
-    plan = connected.reference_pass(connected_batch(batch))
+    offered = connected.reference_pass(connected_batch(batch))
     seen = {}
     site = connected._sites[1]
     site.block.register_forward_hook(lambda module, args, output: seen.update(output=output), prepend=True)
     with torch.no_grad():
         connected.reference_pass(connected_batch(batch))
-    assert torch.equal(plan.results.memory[1][0], seen["output"][:, 0])
+    assert torch.equal(offered.memory[1][0], seen["output"][:, 0])
 
 
 def connected_batch(batch):

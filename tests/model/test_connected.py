@@ -145,7 +145,7 @@ def test_with_an_assistant_the_answers_are_the_same(scope, live, batch):
 def test_what_comes_with_the_prompt_is_answer():
     mask = torch.ones(2, 4, dtype=torch.long)
     for scope, acted in (("response", [3, 4, 5, 9, 10, 11]), ("prompt_end", [3, 9])):
-        plan = GenerationPlanner(ConnectionConfig("gated", scope=scope), mask, None, None)(2, 6)
+        plan = GenerationPlanner(ConnectionConfig("gated", scope=scope), mask, torch.tensor([-1, -1]), None)(2, 6)
         assert plan.transform_index.tolist() == acted
 
 

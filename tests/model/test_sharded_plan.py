@@ -57,7 +57,7 @@ def test_references_take_one_vector_a_layer():
     made = connected(run)
     ids = torch.randint(2, 64, (2, 7))
     recorded = made.reference_pass(Batch(ids, reference_input_ids=ids))
-    tensors = [t for kept in recorded.results.memory.values() for t in kept if isinstance(t, torch.Tensor)]
+    tensors = [t for kept in recorded.memory.values() for t in kept if isinstance(t, torch.Tensor)]
     assert sum(t.nbytes for t in tensors) == 2 * memory(run)["references"]  # fp32 here, bf16 in the plan
 
 

@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from cctuning import ConnectedModel, ConnectionConfig
 from tests.conftest import shake, tiny_llama
+from tests.families import build
 
 STEPS = 6
 OPTIONS = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0, "output_logits": True}
@@ -130,3 +131,17 @@ def test_adaptive_rows_in_the_reference_language_take_no_part(batch):
     for row in range(4):
         for found in (part, live):
             assert torch.allclose(found[1][row, 0], base[1][row, 0], atol=1e-5) is (row in (1, 3))
+
+
+def test_positions_of_references_do_not_depend_on_the_side_of_their_padding():
+    """In a base whose positions are absolute."""
+    connected = ConnectedModel.attach(build("gpt2"), ConnectionConfig("gated")).eval()
+    shake(connected, 0.5)
+    ids, mask = padded(PROMPTS[:2], left=True)
+    found = []
+    for left in (True, False):
+        references, reference_mask = padded([REFERENCES[0], REFERENCES[1][:6]], left)
+        given = {"reference_input_ids": references, "reference_attention_mask": reference_mask}
+        made = connected.generate(ids, mask, **given, **OPTIONS, return_dict_in_generate=True)
+        found.append(torch.stack(made.logits))
+    torch.testing.assert_close(*found)

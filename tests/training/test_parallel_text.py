@@ -195,12 +195,18 @@ def test_a_run_with_alignment_first_resumes_exactly(strategy, at, tmp_path):
 
 
 @pytest.mark.parametrize("pool", ["mean", "last", "text_last"])
-def test_a_process_without_references_takes_part_in_the_reference_pass(pool):
+def test_a_process_without_references_takes_part_in_the_reference_pass(pool, monkeypatch):
     """As with sharded weights, where each forward is collective, if references run in every step."""
     connected = ConnectedModel.attach(model(), ConnectionConfig(layers=[0, 1], align_pool=pool))
     ids, none = torch.tensor([[7, 8, 9]]), torch.zeros(0, 1, dtype=torch.long)
     batch = Batch(ids, None, ids, none, none, torch.tensor([-1]))
-    connected._join_reference_pass(replace(batch, reference_text=none.new_zeros(0, 2)))
+    monkeypatch.setattr("cctuning.model.forward.several_processes", lambda: True)
+    passes = []
+    monkeypatch.setattr(
+        connected, "reference_pass", lambda batch: passes.append(type(connected).reference_pass(connected, batch))
+    )
+    connected._references(replace(batch, reference_text=none.new_zeros(0, 2)), connected.config)
+    assert len(passes) == 1 and passes[0].memory[1][0].shape == (1, connected.width)
 
 
 def test_a_small_language_is_raised_by_the_temperature():

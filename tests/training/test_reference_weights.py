@@ -40,7 +40,7 @@ def test_recorded_references_are_the_live_ones_and_stand_still(batch):
     """Also under dropout."""
     connected = attach(tiny_llama(attention_dropout=0.5))
     rows = recorded(connected, batch)
-    live = connected.eval().reference_pass(Batch.take(dict(batch))).results.memory
+    live = connected.eval().reference_pass(Batch.take(dict(batch))).memory
     kept = connected.recorded.take(torch.arange(connected.recorded.size))
     for layer, (vectors, _) in live.items():
         torch.testing.assert_close(kept[layer], vectors)
@@ -51,7 +51,7 @@ def test_recorded_references_are_the_live_ones_and_stand_still(batch):
     connected.train()(**rows)
     for layer, vectors in connected.recorded.take(torch.arange(connected.recorded.size)).items():
         assert torch.equal(vectors, kept[layer])
-        assert not torch.equal(vectors, connected.reference_pass(Batch.take(dict(batch))).results.memory[layer][0])
+        assert not torch.equal(vectors, connected.reference_pass(Batch.take(dict(batch))).memory[layer][0])
     for name, parameter in connected.named_parameters():
         assert torch.equal(parameter, trained[name]), name
 

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 
 from cctuning.connection import equations
 from cctuning.connection.config import ConnectionConfig
-from cctuning.connection.plan import Wire, add_objective
+from cctuning.connection.plan import LayerMemory, Offered, Wire, add_objective
 
 FLOOR = 0.01  # smallest spread of a dimension, in units of the root mean square over dimensions
 BLOCK = 1024  # references that statistics are taken from at once
@@ -117,7 +117,7 @@ class RecordedReferences:
         found = self.vectors[places.to(self.vectors.device)].to(self.device)
         return {layer: found[:, n] for n, layer in enumerate(self.layers)}
 
-    def offer(self, rows: Tensor, others: int, seed: int) -> tuple[dict[int, Tensor], Tensor, Tensor | None]:
+    def offer(self, rows: Tensor, others: int, seed: int) -> tuple[Offered, Tensor]:
         """The references of a batch, and others to tell them from.
 
         Args:
@@ -125,17 +125,17 @@ class RecordedReferences:
             others: at most this many, drawn from all. seed: of the draw, the same in all processes of a step.
 
         Returns:
-            Layer -> (R', d); (B,) place of each row's reference among them, -1 for none; (K,) places of the others,
-            None for all R'.
+            What they offer, and (B,) the place of each row's reference among them, -1 for none.
         """
         if self.size <= others and self.resident:
-            return {layer: self.vectors[:, n] for n, layer in enumerate(self.layers)}, rows, None
+            return Offered({layer: (self.vectors[:, n], None) for n, layer in enumerate(self.layers)}), rows
         drawn = torch.randint(self.size, (others,), generator=torch.Generator().manual_seed(seed))
         own = rows[rows >= 0].cpu()
         places, inverse = torch.unique(torch.cat([own, drawn]), return_inverse=True)
         which = torch.full_like(rows, -1)
         which[rows >= 0] = inverse[: len(own)].to(rows.device)
-        return self.take(places), which, inverse[len(own) :].unique().to(self.device)
+        memory: dict[int, LayerMemory] = {layer: (part, None) for layer, part in self.take(places).items()}
+        return Offered(memory, pool=inverse[len(own) :].unique().to(self.device)), which
 
 
 def error(
@@ -193,11 +193,10 @@ class LayerAlignment:
         if plan.mode == "record":
             plan.results.memory[self.index] = pooled, None
             return output
-        config, vectors, which = self.config, plan.memory[self.index][0], plan.connect_reference
+        config, offered, which = self.config, plan.offered, plan.connect_reference
         assert plan.row_weight is not None and which is not None
-        missed = error(
-            config.loss, pooled, vectors, which, self.statistics, config.align_temperature, plan.reference_pool
-        )
+        vectors = offered.memory[self.index][0]
+        missed = error(config.loss, pooled, vectors, which, self.statistics, config.align_temperature, offered.pool)
         plan.results.align_error[self.index] = missed.detach()
         term = equations.objective(missed, plan.row_weight, config.weight / self.number)
         changed = self._add_objective(hidden, term, plan, self.index)

@@ -77,12 +77,10 @@ class LayerConnection(nn.Module):
         if plan.connect_index is None:
             return output
         own = reference = h[plan.connect_index]
-        if plan.memory:  # else no row has a reference
+        if (offered := plan.offered).memory:  # else no row has a reference
             assert plan.connect_reference is not None
-            queries = x[plan.connect_index]
-            reference = self.alignment.offer(
-                plan.memory[self.index], plan.connect_reference, queries, plan.reference
-            ).to(own)
+            which, queries = plan.connect_reference, x[plan.connect_index]
+            reference = self.alignment.offer(offered.memory[self.index], which, queries, offered.reference).to(own)
         share = self.decision(self._units(reference), self._units(own))
         target = equations.fuse(own, reference, share)
         if plan.fused is not None:

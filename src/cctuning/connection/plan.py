@@ -38,6 +38,21 @@ class Reference:
         return cls(mask, last_real(mask))
 
 
+@dataclass(frozen=True)
+class Offered:
+    """What references offer to the rows of a pass, whether they were recorded or run just before.
+
+    Attributes:
+        memory: layer -> what it kept of the references; empty: no row has one.
+        reference: their masks, where they ran.
+        pool: `align`: (K,) places of those that rows are compared with; None: all.
+    """
+
+    memory: dict[int, LayerMemory] = field(default_factory=dict)
+    reference: Reference | None = None
+    pool: Tensor | None = None
+
+
 @dataclass
 class Results:
     """What the layers of one pass found, by layer number.
@@ -103,10 +118,9 @@ class Plan:
         row_weight: (B,) fp32 share of each row in the alignment objective; None: no objective in this pass.
         identity_weight: weight of the identity error within it.
         spans: `record` and `align` of pooled rows: the positions that are averaged.
-        reference_pool: `align`: (K,) references that rows are compared with; None: all.
         stop: the forward ends after the last aligned layer. above: what the layers above it run; None: everything.
-        memory: layer -> what it kept of the references, in a pass before or in a recording.
-        reference: masks of the reference batch, where it ran.
+        reference: `record`: masks of the references that run.
+        offered: what the references offer.
         injection: (N, d), adaptive connection: added after the first layer at `connect_index`.
     """
 
@@ -124,11 +138,10 @@ class Plan:
     row_weight: Tensor | None = None
     identity_weight: float = 1.0
     spans: Spans | None = None
-    reference_pool: Tensor | None = None
     stop: bool = False
     above: Above | None = None
-    memory: dict[int, LayerMemory] = field(default_factory=dict)
     reference: Reference | None = None
+    offered: Offered = field(default_factory=Offered)
     injection: Tensor | None = None
     results: Results = field(default_factory=Results)
 

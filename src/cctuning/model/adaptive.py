@@ -14,17 +14,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cctuning.connection.parts import Anchor
-from cctuning.connection.plan import Plan, Reference, predicting, prompt_ends
+from cctuning.connection.plan import Plan, predicting, prompt_ends
 from cctuning.model.connected import ConnectedModel
 from cctuning.model.passes import Batch, Step, uniform
-from cctuning.model.runner import NO_LOGITS, evaluating, first, no_gradient, with_cache
+from cctuning.model.runner import evaluating, first, with_cache
 from cctuning.model.sites import Site, unwrap
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # relative to the mean eigenvalue of the Gram matrix
@@ -235,10 +234,10 @@ class AdaptiveModel(ConnectedModel):
         if live and batch.reference_input_ids is None:
             vectors = selector.weight.new_empty(0, selector.out_features, selector.in_features)
         elif live:
-            vectors = self._reference_vectors(batch)[batch.reference_index[which]]
+            vectors = self._vectors(batch.reference_input_ids, batch.reference_attention_mask)
+            vectors = vectors[batch.reference_index[which]]
         else:  # of the prompt alone, so that labels cannot leak into the choice
-            prompt = batch.attention_mask * (torch.arange(width, device=ends.device) <= ends[:, None])
-            vectors = self._vectors(batch.input_ids, prompt, ends)[which]
+            vectors = self._vectors(batch.input_ids, _up_to(ends, batch.attention_mask))[which]
         noise = None
         if self.training and live:
             numbers = torch.arange(vectors.shape[1], device=batch.row.device)
@@ -270,21 +269,11 @@ class AdaptiveModel(ConnectedModel):
 
     # -- first passes ------------------------------------------------------------------------------------------------
 
-    @no_gradient()
-    def _vectors(self, ids: Tensor, mask: Tensor, last: Tensor) -> Tensor:
-        """FFN outputs of every layer at position `last` (R,) of each row of `ids` (R, S): (R, L, d)."""
-        plan = Plan("record", ids.shape[0], ids.shape[1], reference=Reference(mask.bool(), last))
-        inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-        if "position_ids" in signature(unwrap(self.model).forward).parameters:  # under left padding, as in `generate`
-            inputs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        self._run(plan, NO_LOGITS, **inputs)
-        return torch.stack([kept[0] for _, kept in sorted(plan.results.memory.items())], dim=1)
-
-    def _reference_vectors(self, batch: Batch) -> Tensor:
-        """(R, L, d) of the references of a batch, at their last tokens."""
-        ids, mask = batch.reference_input_ids, batch.reference_attention_mask
-        assert ids is not None and mask is not None
-        return self._vectors(ids, mask, Reference.from_mask(mask).last)
+    def _vectors(self, ids: Tensor | None, mask: Tensor | None) -> Tensor:
+        """FFN outputs of every layer at the last token of each of the rows `ids` (R, S): (R, L, d)."""
+        assert ids is not None
+        memory = self.reference_pass(Batch(ids, reference_input_ids=ids, reference_attention_mask=mask)).memory
+        return torch.stack([kept[0] for _, kept in sorted(memory.items())], dim=1)
 
     # -- the matrix --------------------------------------------------------------------------------------------------
 
@@ -303,10 +292,16 @@ class AdaptiveModel(ConnectedModel):
                     continue
                 paired = batch.paired
                 ends = prompt_ends(batch.attention_mask, predicting(batch.labels))
-                own = self._vectors(batch.input_ids, batch.attention_mask, ends)[paired]
-                theirs = self._reference_vectors(batch)[batch.reference_index[paired]]
+                own = self._vectors(batch.input_ids, _up_to(ends, batch.attention_mask))[paired]
+                theirs = self._vectors(batch.reference_input_ids, batch.reference_attention_mask)
+                theirs = theirs[batch.reference_index[paired]]
                 held = (uniform(self.seed, -1, batch.row[paired]) < hold_out)[:, None].expand(own.shape[:2])
                 solver.add(own.flatten(0, 1), theirs.flatten(0, 1), held.flatten())
         fit = solver.solve()
         self.adaptive.set_matrix(fit.matrix)
         return fit
+
+
+def _up_to(ends: Tensor, mask: Tensor) -> Tensor:
+    """The attention mask (B, T) without what follows the positions `ends` (B,)."""
+    return mask * (torch.arange(mask.shape[1], device=mask.device) <= ends[:, None])

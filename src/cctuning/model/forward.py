@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 from cctuning.connection import ConnectionConfig
 from cctuning.connection.align import LayerAlignment, RecordedReferences, StopForward
 from cctuning.connection.equations import fused_probability
-from cctuning.connection.plan import Plan, Reference, Wire, answering, restore
+from cctuning.connection.plan import Offered, Plan, Reference, Wire, answering, restore
 from cctuning.errors import UserError
 from cctuning.model.objective import ConnectedOutput, aligned_alone, assemble
 from cctuning.model.packing import check_packing, pack
@@ -157,19 +158,7 @@ class ConnectedForward(nn.Module):
         config, training = self.config, self.training
         if not self.wire.enabled or (self.aligned and not training):  # an alignment is not evaluated
             config = PLAIN
-        memory: dict[int, Tensor] = {}
-        others: Tensor | None = None  # places of the recorded references to compare with
-        if config.connection == "none":
-            batch = replace(batch, reference_input_ids=None, reference_row=None)
-        elif training and batch.reference_row is not None:
-            if self.recorded is None:
-                raise UserError(
-                    "reference_row: no references are recorded; call keep_recorded() before the first step."
-                )
-            most = config.align_negatives if config.loss == "contrastive" else 0
-            drawn = self.seed * 1_000_003 + self.step
-            memory, index, others = self.recorded.offer(batch.reference_row, most, drawn)
-            batch = replace(batch, reference_input_ids=None, reference_index=index)
+        batch, offered = self._references(batch, config)
         if config.connection == "align":  # averaged over the rows that have a reference
             count = int(batch.paired.sum().clamp(min=1)) if rows is None else rows
             step = plan_aligned_step(batch, config, count, skip=self.may_leave and loss_only, end=self._may_end(whole))
@@ -178,36 +167,40 @@ class ConnectedForward(nn.Module):
                 batch = replace(batch, fused_rows=uniform(self.seed, self.step, batch.row) < self.fused_probability)
             count = len(batch.input_ids) if rows is None else rows
             step = plan_step(batch, config, count, training=training)
-        step.plan.memory = {layer: (vectors, None) for layer, vectors in memory.items()}
-        step.plan.reference_pool = others
-        if config.connection != "none":
-            self._run_references(batch, step)
-        return step
-
-    def _run_references(self, batch: Batch, step: Step) -> None:
-        """Run the references of a step where they are not recorded."""
-        config, training = self.config, self.training
         if training and step.plan.row_weight is not None and config.loss != "relative" and not self.measured:
             raise UserError(
                 f"align_loss: {config.loss} needs the spread of the references: call "
                 "keep_recorded(cctuning.model.recorded.record(...)) before the first step, as CCTrainer does."
             )
+        step.plan.offered = offered
+        return step
+
+    def _references(self, batch: Batch, config: ConnectionConfig) -> tuple[Batch, Offered]:
+        """What the references of a batch with labels offer, and the batch with the place of each row's among them."""
+        if config.connection == "none":
+            return replace(batch, reference_input_ids=None, reference_row=None), Offered()
+        if self.training and batch.reference_row is not None:
+            if self.recorded is None:
+                raise UserError(
+                    "reference_row: no references are recorded; call keep_recorded() before the first step."
+                )
+            most = config.align_negatives if config.loss == "contrastive" else 0
+            offered, index = self.recorded.offer(batch.reference_row, most, self.seed * 1_000_003 + self.step)
+            return replace(batch, reference_input_ids=None, reference_index=index), offered
         if batch.reference_input_ids is not None:
-            if training and config.reference_weights == "start":
+            if self.training and config.reference_weights == "start":
                 raise UserError(
                     "reference_weights: start: references run in this batch, through the current weights; give "
                     "reference_row after keep_recorded(), or set reference_weights: current."
                 )
-            self._offer(batch, step.plan)
-        elif several_processes() and not (training and self.recorded is not None):
-            self._join_reference_pass(batch)
+            return batch, self.reference_pass(batch)
+        if several_processes() and not (self.training and self.recorded is not None):
+            # Forwards of sharded weights are collective: run a token along with the references of other processes.
+            self.reference_pass(replace(batch, reference_input_ids=batch.input_ids[:1, :1], reference_text=None))
+        return batch, Offered()
 
-    def _join_reference_pass(self, batch: Batch) -> None:
-        """Run one token along with the references of other processes: forwards of sharded weights are collective."""
-        self.reference_pass(replace(batch, reference_input_ids=batch.input_ids[:1, :1], reference_text=None))
-
-    def reference_pass(self, batch: Batch) -> Plan:
-        """Run the references once, without gradient, LM head or cache; the plan's results hold what layers kept.
+    def reference_pass(self, batch: Batch) -> Offered:
+        """Run the references once, without gradient, LM head or cache: what the layers keep of them.
 
         Never through a DDP wrapper: a rank may have no reference in its batch, and DDP's forward is collective.
         """
@@ -217,9 +210,12 @@ class ConnectedForward(nn.Module):
         if self.aligned:
             plan.spans = prompt_spans(self.config.align_pool, mask, batch.reference_text)
             plan.stop = not several_processes()
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if not bool(mask[:, 0].all()) and "position_ids" in signature(unwrap(self.model).forward).parameters:
+            inputs["position_ids"] = (mask.long().cumsum(dim=1) - 1).clamp(min=0)  # under left padding, as `generate`
         with no_gradient(), suppress(StopForward):
-            self._run(plan, NO_LOGITS, input_ids=ids, attention_mask=mask, use_cache=False)
-        return plan
+            self._run(plan, NO_LOGITS, use_cache=False, **inputs)
+        return Offered(plan.results.memory, plan.reference)
 
     def _above(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Hook before each layer above the last aligned one, also when it is recomputed for a checkpoint."""
@@ -242,16 +238,11 @@ class ConnectedForward(nn.Module):
         reentrant = any(m._gradient_checkpointing_func.keywords.get("use_reentrant", True) for m in found)
         return not (self.training and reentrant)
 
-    def _offer(self, batch: Batch, plan: Plan) -> None:
-        """Run the references, and put what the layers kept into the `plan` of the rows' own pass."""
-        recorded = self.reference_pass(batch)
-        plan.reference, plan.memory = recorded.reference, recorded.results.memory
-
     def _plan_inference(self, batch: Batch, predict: Tensor | None) -> Plan:
         """The plan of a forward without labels; `predict` (B, T) marks positions that predict an answer token."""
         plan = plan_inference(batch, self.config, predict)
         if batch.reference_input_ids is not None and self.wire.enabled:
-            self._offer(batch, plan)
+            plan.offered = self.reference_pass(batch)
         return plan
 
     @property
@@ -290,5 +281,5 @@ class ConnectedForward(nn.Module):
         live = batch.reference_input_ids is not None
         if self.config.scope != "all" or live:
             with_cache(options)
-        memory = self.reference_pass(batch) if live and self.wire.enabled else None
-        return GenerationPlanner(self.config, batch.attention_mask, batch if memory else None, memory)
+        offered = self.reference_pass(batch) if live and self.wire.enabled else None
+        return GenerationPlanner(self.config, batch.attention_mask, batch.reference_index, offered)

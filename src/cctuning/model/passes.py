@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cctuning.connection import ConnectionConfig
 from cctuning.connection.align import Spans, spans
-from cctuning.connection.plan import Above, Plan, predicting, prompt_ends, scope_mask
+from cctuning.connection.plan import Above, Offered, Plan, predicting, prompt_ends, scope_mask
 from cctuning.errors import UserError
 
 
@@ -246,8 +246,14 @@ class GenerationPlanner:
     search or several return sequences, always in blocks.
     """
 
-    def __init__(self, config: ConnectionConfig, attention_mask: Tensor, batch: Batch | None, memory: Plan | None):
-        self.config, self.mask, self.batch, self.memory = config, attention_mask, batch, memory
+    def __init__(
+        self, config: ConnectionConfig, attention_mask: Tensor, index: Tensor, offered: Offered | None
+    ) -> None:
+        """
+        Args:
+            index: (B,) reference of each row, -1 for none. offered: what the references offer; None: they do not run.
+        """
+        self.config, self.mask, self.index, self.offered = config, attention_mask, index, offered
         self.prefilled = False
 
     def __call__(self, rows: int, positions: int) -> Plan:
@@ -257,7 +263,7 @@ class GenerationPlanner:
             return Plan("rest", rows, positions)
         repeat = rows // self.mask.shape[0]
         prompt = self.mask[:, :0] if self.prefilled else self.mask
-        if not self.prefilled and positions < width and (config.scope != "all" or self.memory is not None):
+        if not self.prefilled and positions < width and (config.scope != "all" or self.offered is not None):
             raise UserError(
                 "generate: the prompt is not run at once (prefill_chunk_size, or a cache of its beginning), and the "
                 "connection cannot tell its end; leave those options out."
@@ -273,9 +279,9 @@ class GenerationPlanner:
         plan = Plan("connect", rows, positions)
         if config.scope != "all":
             plan.transform_index = flat_index(mask(config.scope))[0]
-        if self.batch is not None and self.memory is not None:
-            which = self.batch.reference_index.repeat_interleave(repeat)
+        if self.offered is not None:
+            which = self.index.repeat_interleave(repeat)
             plan.connect_index, plan.connect_row = flat_index(mask(config.where_fused) & (which >= 0)[:, None])
             plan.connect_reference = which[plan.connect_row]
-            plan.fused, plan.reference, plan.memory = which >= 0, self.memory.reference, self.memory.results.memory
+            plan.fused, plan.offered = which >= 0, self.offered
         return plan

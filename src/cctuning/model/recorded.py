@@ -242,5 +242,5 @@ def _run(connected: ConnectedModel, prompts: Prompts, places: list[int]) -> Tens
     ids, mask, text = ids.to(device), mask.to(device), prompts.text[places].to(device)
     batch = Batch(ids, mask, reference_input_ids=ids, reference_attention_mask=mask, reference_text=text)
     with evaluating(connected.model):
-        memory = connected.reference_pass(batch).results.memory
+        memory = connected.reference_pass(batch).memory
     return torch.stack([memory[layer][0] for layer in connected.layers], dim=1).float().cpu()
