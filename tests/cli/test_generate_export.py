@@ -251,6 +251,27 @@ def test_generation_stops_where_the_template_ends_a_turn(turns, capsys):
     assert plain.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :].tolist() == tokens
 
 
+def test_an_answer_that_is_cut_off_is_a_note_and_makes_no_labelled_row(turns, tmp_path, capsys):
+    """The run answers with a word and the end of its turn: two tokens."""
+    file = write_jsonl(tmp_path / "in.jsonl", [{"prompt": f"x{n}"} for n in (1, 2, 3)])
+    pairs = write_jsonl(tmp_path / "p.jsonl", [{"text": "y1", "text_en": "x1", "lang": "qab"}])
+    for most, cut in ((1, True), (2, False), (20, False)):
+        small = ("--max_new_tokens", most)
+        done("generate", turns / "run", "--file", file, *small)
+        assert ("note: 3 of 3 answers were cut off at --max_new_tokens 1" in capsys.readouterr().err) is cut
+        label = ("label", turns / "run", "--parallel", pairs, "--output", tmp_path / f"{most}.jsonl", *small)
+        if cut:
+            assert "the answer is longer than --max_new_tokens" in refused(capsys, *label)
+        else:
+            done(*label)
+            capsys.readouterr()
+    loaded = load(str(turns / "run"))
+    answerer = Answerer(loaded, max_new_tokens=3)
+    answerer.stops = ([], "x9 x8")  # a template whose end of turn is ordinary text
+    assert answerer._ended(loaded.tokenizer.encode("x7 x9 x8", add_special_tokens=False))
+    assert not answerer._ended(loaded.tokenizer.encode("x7 x9 x7", add_special_tokens=False))
+
+
 def test_a_turn_that_ends_in_plain_text_ends_the_answer_too(turns):
     loaded = load(str(turns / "run"))
     loaded.tokenizer.chat_template = loaded.tokenizer.chat_template.replace("<turn>", "x9 x8")

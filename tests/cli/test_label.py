@@ -32,13 +32,19 @@ def runs(tmp_path_factory):
     return run
 
 
+@pytest.fixture
+def any_length(monkeypatch):
+    """The models of these tests hardly ever end an answer."""
+    monkeypatch.setattr(Answerer, "_ended", lambda self, generated: True)
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("name", ["none", "gated", "adaptive", "align-chat"])
 @pytest.mark.parametrize("template", ["{text}", "w1 {text} w2"])
-def test_rows_have_the_answers_that_generate_gives_in_english(name, template, runs, tmp_path, capsys):
+def test_rows_have_the_answers_that_generate_gives_in_english(name, template, runs, any_length, tmp_path, capsys):
     run = runs(name)
     file = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
     small = ("--max_new_tokens", 4, "--batch_size", 3)
@@ -60,7 +66,7 @@ def test_rows_have_the_answers_that_generate_gives_in_english(name, template, ru
     assert f"{len(rows)} rows (qaa {counts['qaa']}" in said and "different answers, most often" in said
 
 
-def test_the_rows_train_with_and_without_alignment(runs, tmp_path, capsys):
+def test_the_rows_train_with_and_without_alignment(runs, any_length, tmp_path, capsys):
     """Also where an answer is the end of its English text: such a pair makes no row, which train would not take."""
     file = write_jsonl(tmp_path / "pairs.jsonl", PAIRS)
     done("label", runs("none"), "--parallel", file, "--output", tmp_path / "rows.jsonl", "--max_new_tokens", 4)
@@ -79,7 +85,7 @@ def test_the_rows_train_with_and_without_alignment(runs, tmp_path, capsys):
         assert kind == "none" or f"{made + 4} with a reference" in said
 
 
-def test_the_side_in_the_reference_language_of_the_run_is_answered(tmp_path):
+def test_the_side_in_the_reference_language_of_the_run_is_answered(any_length, tmp_path):
     rows = [{"prompt": f"x{i}", "response": f"x{i + 9}", "lang": "qaa"} for i in range(8)]
     data, run = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "run"
     recipe = write_recipe(
@@ -102,11 +108,12 @@ def test_pairs_that_make_no_row_are_counted():
         {"text": "habari ya michezo", "reference": "sports news", "lang": "sw"},
         {"text": "habari", "reference": "it is about sports", "lang": "sw"},
         {"text": "kimya", "reference": "silence", "lang": "sw"},
+        {"text": "hadithi", "reference": "a story", "lang": "sw"},
     ]
-    answers = {"sports news": "sports", "it is about sports": "sports", "silence": ""}
+    answers = {"sports news": "sports", "it is about sports": "sports", "silence": "", "a story": None}
     rows, lost = rows_of(pairs, answers, "{text}", "en")
     assert rows == [{"prompt": "habari ya michezo", "response": "sports", "lang": "sw", "prompt_en": "sports news"}]
-    assert sum(lost.values()) == 2 and lost["no answer"] == 1
+    assert sum(lost.values()) == 3 and lost["no answer"] == lost["the answer is longer than --max_new_tokens"] == 1
 
 
 def byte_level():

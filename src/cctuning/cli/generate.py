@@ -16,6 +16,7 @@ from cctuning.languages import UNKNOWN
 
 if TYPE_CHECKING:
     from cctuning.model.connected import ConnectedModel
+    from cctuning.serving.answering import Answerer
 
 
 def main(argv: list[str]) -> None:
@@ -79,11 +80,13 @@ def main(argv: list[str]) -> None:
     _note_unknown(loaded.connected, languages)
     if args.prompt is not None:
         print(answerer([args.prompt], [args.reference] if args.reference else None, languages=languages)[0])
+        _note_unfinished(answerer, 1)
         return
     prompts = [row["prompt"] for row in rows]
     references = [row["reference"] for row in rows] if args.reference else None
     answers = answerer(prompts, references, progress=True, languages=languages, rows=rows)
     note_alike(prompts, answers)
+    _note_unfinished(answerer, len(answers))
     found = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]
     if args.output:
         write_jsonl(Path(args.output), found)
@@ -100,6 +103,13 @@ def note_alike(prompts: Sequence[Any], answers: Sequence[str]) -> None:
             f"note: all {len(answers)} answers are {alike}; check that prompts are rendered as in training",
             file=sys.stderr,
         )
+
+
+def _note_unfinished(answerer: Answerer, count: int) -> None:
+    """Print a note if answers were cut off."""
+    if cut := len(answerer.unfinished):
+        most = answerer.options["max_new_tokens"]
+        print(f"note: {cut} of {count} answers were cut off at --max_new_tokens {most}.", file=sys.stderr)
 
 
 def _note_unknown(connected: ConnectedModel | None, languages: list[str | None]) -> None:

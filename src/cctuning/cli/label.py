@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def main(argv: list[str]) -> None:
     asked = [args.template.replace(FIELD, text) for text in dict.fromkeys(pairs["reference"])]
     answers = answerer(asked, progress=True, languages=[language] * len(asked))
     note_alike(asked, answers)
-    rows, lost = rows_of(pairs.to_list(), dict(zip(asked, answers, strict=True)), args.template, language)
+    cut = {asked[place]: None for place in answerer.unfinished}  # as rows they would teach the model to stop there
+    rows, lost = rows_of(pairs.to_list(), dict(zip(asked, answers, strict=True)) | cut, args.template, language)
     if not rows:
         raise UserError(
             f"{args.model}: no usable answer to {len(asked)} prompts ({_listed(lost)}); nothing was written."
@@ -73,16 +75,18 @@ def main(argv: list[str]) -> None:
 
 
 def rows_of(
-    pairs: list[dict[str, Any]], answers: dict[str, str], template: str, language: str
+    pairs: list[dict[str, Any]], answers: Mapping[str, str | None], template: str, language: str
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Rows of pairs and of the answers to their references; and how many pairs make no row, by reason."""
+    """Rows of pairs and the answers to their references (None: cut off); how many pairs make no row, by reason."""
     from cctuning.data.text import leak
 
     rows, lost = [], Counter[str]()
     for pair in pairs:
         prompt, reference = (template.replace(FIELD, pair[side]) for side in ("text", "reference"))
         answer = answers[reference]
-        if not answer:
+        if answer is None:
+            lost["the answer is longer than --max_new_tokens"] += 1
+        elif not answer:
             lost["no answer"] += 1
         elif leak(prompt, answer, reference):
             lost["the answer is in the English text alone"] += 1

@@ -113,6 +113,9 @@ class Answerer:
         system: a system message for prompts that have none.
         bypass: run without the connection's transform.
         strip: remove white space before an answer.
+
+    Attributes:
+        unfinished: places of the answers of the last call that were cut off by `max_new_tokens`.
     """
 
     def __init__(
@@ -146,7 +149,8 @@ class Answerer:
         base = unwrap(loaded.model)
         self.positions = getattr(base.config.get_text_config(), "max_position_embeddings", None)
         self.end, self.thoughts = answer_end(self.encoder), Thoughts.of(self.encoder)
-        stops, text = stop_tokens(self.encoder, base), stop_text(self.encoder)
+        self.unfinished: list[int] = []
+        stops, text = self.stops = stop_tokens(self.encoder, base), stop_text(self.encoder)
         pad = self.tokenizer.pad_token_id
         self.pad = pad if isinstance(pad, int) else stops[0] if stops else 0  # masked: any id will do
         self.options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "pad_token_id": self.pad}
@@ -212,16 +216,20 @@ class Answerer:
         if connected is not None and not connected.mixes_references:  # a batch has references for all, or for none
             groups = [[i for i in order if given[i] is not None], [i for i in order if given[i] is None]]
         batches = [some[i : i + self.batch_size] for some in groups for i in range(0, len(some), self.batch_size)]
-        answers = [""] * len(prompts)
+        answers, self.unfinished = [""] * len(prompts), []
         every = list(rows) if rows is not None else [None] * len(prompts)
         for chosen in tqdm(batches, desc="Generating", disable=not progress, unit="batch"):
             parts = [[values[i] for i in chosen] for values in (list(prompts), given, own, every)]
-            for place, text in zip(chosen, self._batch(*parts), strict=True):
+            for place, (text, whole) in zip(chosen, self._batch(*parts), strict=True):
                 answers[place] = text
+                self.unfinished += [] if whole else [place]
         return answers
 
     @torch.no_grad()
-    def _batch(self, prompts: list[Any], references: list[Any], own: list[Any], rows: list[Any]) -> list[str]:
+    def _batch(
+        self, prompts: list[Any], references: list[Any], own: list[Any], rows: list[Any]
+    ) -> list[tuple[str, bool]]:
+        """Answers, and whether each came to its end."""
         ids, mask = self.encode(prompts, rows)
         connected, options = self.loaded.connected, dict(self.options)
         if self.positions is not None:
@@ -244,7 +252,13 @@ class Answerer:
                 options["connect"] = ~torch.tensor(own, device=ids.device)
             with connected.disable_adapter() if self.bypass else nullcontext():
                 tokens = connected.generate(ids, mask, **options)
-        return [self._answer(row) for row in tokens[:, ids.shape[1] - 1 :].tolist()]
+        return [(self._answer(row), self._ended(row[1:])) for row in tokens[:, ids.shape[1] - 1 :].tolist()]
+
+    def _ended(self, generated: list[int]) -> bool:
+        ids, text = self.stops
+        if not {*generated}.isdisjoint(ids):
+            return True
+        return text is not None and text in str(self.tokenizer.decode(generated))
 
     def _answer(self, tokens: list[int]) -> str:
         """The text of generated tokens, without thinking and end of turn. `tokens` begin with the prompt's last."""
