@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 from cctuning.connection.align import RecordedReferences
 from cctuning.errors import UserError
+from cctuning.model.forward import ATTRIBUTE
 from cctuning.model.passes import Batch
 from cctuning.model.runner import evaluating
 from cctuning.model.sites import unwrap
@@ -125,7 +126,7 @@ def key(connected: ConnectedModel, prompts: Prompts, precision: str, weights: bo
     scales = [module.scaling for module in connected.model.modules() if isinstance(module, LoraLayer)]
     mark.update(json.dumps([FORMAT, *about, base, scales], sort_keys=True, default=str).encode())
     for name, parameter in connected.model.named_parameters() if weights else ():
-        if "cross_lingual_connection" not in name:
+        if ATTRIBUTE not in name:
             flat = parameter.detach().flatten()
             sample = flat[:: max(1, flat.numel() // 256)][:256].float().cpu().numpy()
             mark.update(f"{name}{tuple(parameter.shape)}".encode() + sample.tobytes())
@@ -198,7 +199,8 @@ def _wait(world: int) -> None:
 
 
 def _is_whole(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    return path.is_file() and path.stat().st_size == bytes_of(shape, dtype)
+    """Whether `path` can be read and has its full size."""
+    return os.access(path, os.R_OK) and path.stat().st_size == bytes_of(shape, dtype)
 
 
 def _map(path: Path, shape: tuple[int, ...], dtype: torch.dtype, shared: bool) -> Tensor:

@@ -69,16 +69,9 @@ class AdapterOptions:
 
     def lora(self, revision: str | None = None) -> LoraConfig:
         """PEFT's config; `revision` is that of the base on the hub."""
-        targets: list[str] | str = self.lora_target_modules or ALL_LINEAR
-        if self.lora_target_parameters and not self.lora_target_modules:
-            targets = []
-        if (
-            isinstance(targets, list)
-            and len(targets) == 1
-            and (targets[0] == ALL_LINEAR or not re.fullmatch(r"[\w.-]+", targets[0]))
-        ):
-            targets = targets[0]
-        if isinstance(targets, str) and targets != ALL_LINEAR:
+        targets: Any = self.lora_target_modules or ([] if self.lora_target_parameters else [ALL_LINEAR])
+        if len(targets) == 1 and (targets[0] == ALL_LINEAR or not re.fullmatch(r"[\w.-]+", targets[0])):
+            targets = targets[0]  # PEFT reads text as a regular expression of full names
             try:
                 re.compile(targets)
             except re.error as error:
