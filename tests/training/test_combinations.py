@@ -170,7 +170,7 @@ def test_a_recording_that_is_there_needs_no_room(tmp_path, monkeypatch):
     full = namedtuple("usage", "total used free")(1, 1, 0)
     monkeypatch.setattr("cctuning.model.recorded.shutil.disk_usage", lambda path: full)
     again = aligned.trainer(tmp_path / "b", None, english())
-    assert again.records and again.connected.config.reference_weights == "start"
+    assert again.recording.whole and again.connected.config.reference_weights == "start"
     assert not again.recording.in_memory
     other = aligned.trainer(tmp_path / "c", None, english(), pairs=pairs(seed=7))
     assert other.recording.in_memory
@@ -198,22 +198,19 @@ def test_a_sharded_run_s_recording_is_of_its_rows(tmp_path):
     assert files[0] == files[2] != files[1] and tmp_path in files[0].parents
 
 
-def test_the_watch_goes_on_where_a_run_is_resumed(tmp_path, caplog):
-    made = aligned.trainer(tmp_path)
-    made.make_recording()
-    watch, state = made.by_language, made.state
-    for step, before in ((400, [2.0, 1.0]), (20, [2.0])):
-        state.global_step, state.log_history = step, [{"align_loss": error} for error in before]
+def test_a_resumed_run_is_not_held_against_weights_that_are_gone(tmp_path, caplog, monkeypatch):
+    """It has no alignment from before training, so nothing is said at step 50; a run from the start is told."""
+    monkeypatch.setattr("cctuning.training.callbacks.LOOK_AT", 3)
+    for done in (1, 0):
+        made = aligned.trainer(tmp_path / str(done))
+        made.make_recording()
+        watch, state = made.by_language, made.state
+        state.global_step, state.max_steps = done, 9
         watch.on_train_begin(made.args, state, made.control)
-        for error in (1.0, 1.0, 1.0):
-            state.global_step += 20
-            watch.on_log(made.args, state, made.control, logs={"align_loss": error})
-    assert "does not fall" not in caplog.text
-    state.global_step, state.log_history = 20, [{"align_loss": 1.0}]
-    watch.on_train_begin(made.args, state, made.control)
-    state.global_step = 60
-    watch.on_log(made.args, state, made.control, logs={"align_loss": 1.0})
-    assert "does not fall" in caplog.text
+        assert (watch.before is None) == bool(done)
+        state.global_step = 3
+        watch.on_step_end(made.args, state, made.control)
+        assert ("does not fall" in caplog.text) != bool(done)
 
 
 # -- what cannot be, and what would be ignored -----------------------------------------------------------------------

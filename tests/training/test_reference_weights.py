@@ -141,7 +141,7 @@ def test_without_room_on_the_disk_the_recording_is_kept_in_memory(tmp_path, monk
     resumed = trainer(tmp_path / "memory", {}, **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "memory" / "checkpoint-2"))
     for made in (*runs, resumed):
-        assert made.records and made.connected.config.reference_weights == "start"
+        assert made.recording.whole and made.connected.config.reference_weights == "start"
         for name, parameter in runs[0].model.named_parameters():
             assert torch.equal(parameter, made.model.get_parameter(name)), name
 
@@ -225,9 +225,9 @@ def test_a_model_in_bf16_stores_its_references_in_bf16(dtype, stored, tmp_path):
 )
 def test_the_start_is_the_default_where_it_can_be_kept(connection, settled, tmp_path):
     made = trainer(tmp_path, connection)
-    assert made.connected.config.reference_weights == settled and made.records == (settled == "start")
+    assert made.connected.config.reference_weights == settled and (made.recording is not None) == (settled == "start")
     made = trainer(tmp_path, connection, record_references="false")
-    assert made.connected.config.reference_weights == "current" and not made.records
+    assert made.connected.config.reference_weights == "current" and made.recording is None
 
 
 def test_a_saved_connection_runs_as_ever(tmp_path, batch):

@@ -92,11 +92,6 @@ def bytes_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return dtype.itemsize * math.prod(shape)
 
 
-def shape_of(connected: ConnectedModel, references: int) -> tuple[int, int, int]:
-    """References, layers, width."""
-    return references, len(connected.layers), connected.width
-
-
 def fits(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
     """Why a recording cannot be kept in `file` (whose folder need not exist yet); None if it can, or is there."""
     if any(_is_whole(path, shape, dtype) for path in (file, _partial(file))):
@@ -158,7 +153,7 @@ def record(
         quiet: show no progress bar (None: where the output is not a terminal).
     """
     device = next(connected.model.parameters()).device
-    share, shape = batches(prompts)[rank::world], shape_of(connected, len(prompts))
+    share, shape = batches(prompts)[rank::world], (len(prompts), len(connected.layers), connected.width)
 
     def fill(vectors: Tensor) -> Tensor:
         with tqdm(total=sum(map(len, share)), desc="Recording references", leave=False, disable=quiet) as bar:

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from cctuning.connection.align import RESIDENT
 from cctuning.errors import UserError
-from cctuning.model.recorded import INSTEAD, VECTORS, Prompts, bytes_of, cache_folder, distinct, fits, key, shape_of
+from cctuning.model.recorded import INSTEAD, VECTORS, Prompts, bytes_of, cache_folder, distinct, fits, key
 from cctuning.training.callbacks import AlignmentByLanguage
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class Recording(TrainerCallback):
 
     def __init__(self, trainer: CCTrainer, prompts: Prompts, whole: bool = True) -> None:
         self.trainer, self.prompts, self.whole = trainer, prompts, whole
+        self.shape = len(prompts), len(trainer.connected.layers), trainer.connected.width
         self.sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
         given, arithmetic = trainer.args.record_dtype, trainer.accelerator.mixed_precision
         half = arithmetic == "bf16" or next(trainer.model.parameters()).dtype == torch.bfloat16
@@ -106,12 +107,11 @@ class Recording(TrainerCallback):
 
     def find_room(self) -> None:
         """Keep the recording in memory if the disk has no room for it; `UserError` if it is too large for that."""
-        shape = shape_of(self.trainer.connected, len(self.prompts))
-        problem = fits(self.file(), shape, self.dtype)
+        problem = fits(self.file(), self.shape, self.dtype)
         if problem is None:
             return
         # A resumed run of sharded weights could not record again.
-        if self.sharded or bytes_of(shape, self.dtype) > RESIDENT:
+        if self.sharded or bytes_of(self.shape, self.dtype) > RESIDENT:
             raise UserError(f"record_references: {problem}. {INSTEAD}")
         self.in_memory = True
         logger.warning(f"the recording of the references is kept in memory, for this run alone: {problem}.")
@@ -176,10 +176,7 @@ class Recording(TrainerCallback):
 
     def size(self) -> str:
         """Number and size of the references, and which they are."""
-        size, tokens = (
-            bytes_of(shape_of(self.trainer.connected, len(self.prompts)), self.dtype) / 1e6,
-            sum(map(len, self.prompts.ids)),
-        )
+        size, tokens = bytes_of(self.shape, self.dtype) / 1e6, sum(map(len, self.prompts.ids))
         table = len(self.trainer.table)
         few = f" of {self.rows:,} of {table:,} rows, all that the run reads and a sample" if self.rows < table else ""
         return f"{len(self.prompts):,} references{few} ({tokens:,} tokens, {size:,.0f} MB)"
