@@ -142,6 +142,17 @@ def test_with_an_assistant_the_answers_are_the_same(scope, live, batch):
         assert torch.equal(alone, helped), seed
 
 
+def test_an_aligned_model_runs_no_reference_at_inference(batch, monkeypatch):
+    made = ConnectedModel.attach(tiny_llama(), ConnectionConfig(layers=[0, 1])).eval()
+    del batch["labels"]
+    monkeypatch.setattr(made, "reference_pass", lambda batch: pytest.fail("a reference runs"))
+    assert torch.equal(made(**batch).logits, tiny_llama()(batch["input_ids"], batch["attention_mask"]).logits)
+    ids = batch.pop("input_ids")[:, :4]
+    given = {name: value for name, value in batch.items() if name != "attention_mask"}
+    found = made.generate(ids, **given, max_new_tokens=3, do_sample=False, use_cache=False, pad_token_id=0)
+    assert torch.equal(found, tiny_llama().generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0))
+
+
 def test_what_comes_with_the_prompt_is_answer():
     mask = torch.ones(2, 4, dtype=torch.long)
     for scope, acted in (("response", [3, 4, 5, 9, 10, 11]), ("prompt_end", [3, 9])):

@@ -241,7 +241,7 @@ class ConnectedForward(nn.Module):
     def _plan_inference(self, batch: Batch, predict: Tensor | None) -> Plan:
         """The plan of a forward without labels; `predict` (B, T) marks positions that predict an answer token."""
         plan = plan_inference(batch, self.config, predict)
-        if batch.reference_input_ids is not None and self.wire.enabled:
+        if batch.reference_input_ids is not None and self.wire.enabled and not self.aligned:
             plan.offered = self.reference_pass(batch)
         return plan
 
@@ -278,7 +278,7 @@ class ConnectedForward(nn.Module):
 
     def _plan_generation(self, batch: Batch, options: dict[str, Any]) -> Callable[[int, int], Plan]:
         """Plans of the forwards of one `generate`; `options` of it may be changed."""
-        live = batch.reference_input_ids is not None
+        live = batch.reference_input_ids is not None and not self.aligned  # an aligned model is a plain one
         if self.config.scope != "all" or live:
             with_cache(options)
         offered = self.reference_pass(batch) if live and self.wire.enabled else None
