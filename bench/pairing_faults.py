@@ -98,7 +98,7 @@ def number_changed(row: Row, others: list[Row], rng: random.Random) -> Row | Non
     return {**row, "prompt": row["prompt"][:place] + chr(ord(first) + new) + row["prompt"][place + 1 :]}
 
 
-def misaligned(row: Row, others: list[Row], rng: random.Random) -> Row:
+def misaligned(row: Row, others: list[Row], rng: random.Random) -> Row | None:
     """Another row's prompt beside this row's English."""
     return beside(row, rng.choice([other for other in others if other["id"] != row["id"]]))
 
@@ -109,8 +109,13 @@ def next_row(row: Row, others: list[Row], rng: random.Random) -> Row | None:
     return beside(row, others[place]) if place < len(others) else None
 
 
-def beside(row: Row, other: Row) -> Row:
-    """`row` with the prompt of `other`, whose English is kept until the row is written."""
+def beside(row: Row, other: Row) -> Row | None:
+    """`row` with the prompt of `other`, whose English is kept until the row is written.
+
+    None where both have the same English, as sets with several translations of a sentence do: that is no fault.
+    """
+    if row["prompt_en"] == other["prompt_en"]:
+        return None
     return {**row, "prompt": other["prompt"], OTHER: other["prompt_en"]}
 
 

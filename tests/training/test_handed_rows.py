@@ -60,7 +60,9 @@ def texts(trainer: CCTrainer) -> list[tuple[str, str, str]]:
     ids=["plain", "completion", "assistant-in-the-reference", "messages", "alpaca", "no-language"],
 )
 def test_layouts(row, tmp_path):
-    (whole, learned, reference), *_ = texts(made(tmp_path, [row] * 2))
+    trainer = made(tmp_path, [row] * 2)
+    (whole, learned, reference), *_ = texts(trainer)
+    assert any("2 rows have a reference and no lang" in note for note in trainer.notes) == ("lang" not in row)
     assert "x1 x2" in whole and "w5" in learned and "x1" not in learned
     assert "w1 w2" in reference and "w5" not in reference
 

@@ -115,7 +115,7 @@ def test_parallel_text_that_is_evaluated_on_is_a_note_from_python_too(tmp_path, 
             processing_class=tokenizer(),
         )
         said = "3 pairs of the parallel text are prompts of the evaluation rows"
-        assert any(said in note for note in made.notes)
+        assert any(said in note and "parallel_dataset: row 0 (eval_dataset" in note for note in made.notes)
         made.train()
         assert said in caplog.text
 

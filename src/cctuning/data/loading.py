@@ -191,8 +191,12 @@ def in_schema(
     table = table_of(rows())
     if not table.num_rows:
         raise UserError(f"{where}: no usable row of {len(dataset)}, the first: {skipped[0]}")
+    nameless = 0 if parallel else pc.sum(pc.equal(table["lang"], "")).as_py()
     if notes is not None:
         notes += [f"{where}: {note}" for note in reader.notes()]
+        if nameless:
+            told = f"{nameless} rows have a reference and no lang, so reports call their language unknown"
+            notes.append(f"{where}: {told}; add a column lang.")
     return dataset_of(table, numbers), skipped
 
 

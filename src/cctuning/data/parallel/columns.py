@@ -240,7 +240,9 @@ def recognise_content(
                 side = 0 if same(named[0], language) else 1
         if side is None:
             one, two = (place + 1 for place in texts)
-            advice = f"give columns: {{text: '{two}', reference: '{one}'}}" if lang else NAMING
+            advice = (
+                f"correct lang: {lang}, or give columns: {{text: '{two}', reference: '{one}'}}" if lang else NAMING
+            )
             raise UserError(f"{path}: cannot tell which of columns {one} and {two} is in {language}; {advice}.")
         text, reference = texts[1 - side], texts[side]
     names = [f"column {place + 1}" for place in range(count)]
