@@ -27,7 +27,7 @@ from cctuning.errors import UserError
 from cctuning.languages import canonical, is_code, language_name, same, unknown
 
 PROMPTS = {"prompt", "messages", "conversations", "instruction"}
-NAMING = "'{path: FILE, lang: sw}' in place of FILE"
+NAMING = "'{path: FILE, lang: sw}' in place of FILE (cctuning pair: --lang sw)"
 
 
 @dataclass

@@ -86,12 +86,12 @@ def load_suite(
     """
     if data is not None and not data.is_dir():
         raise UserError(f"--data {data}: no such directory; docs/guides/evaluate.md describes the layout.")
-    found, notes = _benchmarks(suite, data), list[str]()
+    found, notes, others = _benchmarks(suite, data), list[str](), list[str]()
     codes = sorted({code for one in found for code in one.tasks})
     if languages is not None:
-        chosen = {one: matching(one, codes) or [one] for one in languages}
-        notes += [f"suite {suite}: {note}" for one, of in chosen.items() for note in region_notes(one, of)]
-        languages = [code for of in chosen.values() for code in of]
+        taken = {one: matching(one, codes) or [one] for one in languages}
+        others = [f"suite {suite}: {note}" for one, of in taken.items() for note in region_notes(one, of)]
+        languages = [code for of in taken.values() for code in of]
     if suite == "current" and languages is not None:
         wanted = {*languages} - {reference} or {reference}
         found = [one for one in found if {*one.tasks} & wanted]
@@ -119,6 +119,7 @@ def load_suite(
         kept += [(one, code) for code in ordered if languages is None or code in {*languages, reference}]
         lacking = [code for code in dict.fromkeys([*(languages or ()), reference]) if code not in one.tasks]
         notes += [f"{one.name} has no {', '.join(lacking)}."] if lacking else []
+    notes = others + notes
     if not kept:
         raise UserError("--benchmarks, --languages: no task is left; name others.")
     for one, language in kept:

@@ -16,7 +16,7 @@ from cctuning.errors import UserError
 from cctuning.identify import IDENTIFIED, between, identify_language
 from cctuning.languages import canonical_or_none, matching, same, unknown
 
-NAMING = "give the source a lang: '{path: FILE, lang: sw}' in place of FILE"
+NAMING = "give the source a lang: '{path: FILE, lang: sw}' in place of FILE (cctuning pair: --lang sw)"
 
 # What a header without languages names the two sides, as most tools do.
 HEADINGS = set("source target src tgt trg text texts sentence sentences translation original reference".split())  # noqa: SIM905
