@@ -382,3 +382,23 @@ def test_epochs_and_steps_of_a_packed_run_that_aligns_first(tmp_path):
     steps.train()
     assert steps.state.global_step == at < epochs.state.max_steps
     assert after.steps == {step: batch for step, batch in through.steps.items() if step <= at}
+
+
+@pytest.mark.parametrize("connection", ["align", "gated", "adaptive", "none"])
+def test_noise_on_the_embeddings(connection, tmp_path):
+    """NEFTune's hook expects a batch of sequences; evaluation and the saved model have no noise."""
+    found = {}
+    for alpha in (None, 5.0):
+        args = config(tmp_path / str(alpha), max_steps=3, logging_steps=1, neftune_noise_alpha=alpha)
+        made = CCTrainer(
+            model(),
+            args,
+            ConnectionConfig(connection=connection),
+            train_dataset=rows(16),
+            eval_dataset=rows(8),
+            processing_class=tokenizer(),
+        )
+        before = made.evaluate()["eval_loss"]
+        made.train()
+        found[alpha] = [before, *losses(made)]
+    assert found[None][0] == found[5.0][0] and found[None][1:] != found[5.0][1:]

@@ -243,7 +243,8 @@ class AdaptiveModel(ConnectedModel):
             numbers = torch.arange(vectors.shape[1], device=batch.row.device)
             noise = uniform(self.seed, self.step, batch.row[which][:, None] * vectors.shape[1] + numbers)
         base: Any = unwrap(self.model)
-        embedding = base.get_input_embeddings()(batch.input_ids[which, ends[which]])
+        # (1, rows): a hook on the embeddings, such as NEFTune's, expects a batch of sequences.
+        embedding = base.get_input_embeddings()(batch.input_ids[which, ends[which]][None])[0]
         plan.injection, chosen = self.adaptive(vectors, embedding, not live, noise)
         plan.results.share = {layer: (chosen == layer).float().mean() for layer in range(vectors.shape[1])}
         return plan
