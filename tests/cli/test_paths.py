@@ -53,15 +53,22 @@ def test_recipes_run_on_a_cpu_as_they_are(recipe, tmp_path, monkeypatch):
     assert not args.bf16 and args.not_here == (["bf16"] if "bf16: true" in recipe.read_text() else [])
 
 
-def test_bf16_asked_for_without_an_accelerator_is_a_note(tmp_path, capsys):
+@pytest.mark.parametrize("capable", [True, False])
+def test_options_for_a_gpu_are_notes_on_a_cpu(capable, tmp_path, capsys, monkeypatch):
     from cctuning.cli import main
 
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": capable})
     model, rows = write_model(tmp_path / "model"), write_jsonl(tmp_path / "rows.jsonl", records())
     flags = ["--bf16", "true", "--max_steps", "1", "--save_strategy", "no", "--report_to", "none"]
-    assert (
-        main(["train", "--model", str(model), "--data", str(rows), "--output_dir", str(tmp_path / "r"), *flags]) == 0
-    )
-    assert "note: bf16: off, because there is no accelerator." in capsys.readouterr().out
+    for number, more in enumerate(([], ["--use_cpu", "true", "--activation_checkpointing", "false"])):
+        run = ["--output_dir", str(tmp_path / f"r{number}")]
+        assert main(["train", "--model", str(model), "--data", str(rows), *run, *flags, *more]) == 0
+        said = capsys.readouterr().out
+        assert ("note: bf16: off, because there is no accelerator." in said) is (not more)
+        assert ("note: bf16: this CPU is faster with it; add use_cpu: true to keep it." in said) is (
+            capable and not more
+        )
+        assert ("note: activation_checkpointing: a CPU is faster without it" in said) is (not more)
 
 
 def test_streams_and_empty_sets_are_one_line(tmp_path):

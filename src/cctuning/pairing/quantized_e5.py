@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel
 
 from cctuning.errors import UserError
+from cctuning.hardware import multiplies_in_bf16
 
 FORMAT = (b"E5S1", 1)  # the first bytes of the file, and the version after them
 BLOCK = np.dtype([("scale", "<f2"), ("pairs", "u1", 16)])  # 32 weights: the first 16 in the low halves of the bytes
@@ -90,9 +91,8 @@ def load(path: Path | None = None) -> Callable[[list[str]], Floats]:
     )
     model = BertModel(config, add_pooling_layer=False).eval()
     model.load_state_dict(_named(weights, model), strict=True)
-    known = torch.cpu.get_capabilities()
-    if any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16")):
-        model.to(torch.bfloat16)  # the CPU multiplies in it
+    if multiplies_in_bf16():
+        model.to(torch.bfloat16)
 
     def encode(texts: list[str]) -> Floats:
         plain = [SPACES.sub(" ", f"query: {text}".translate(normal)) for text in texts]

@@ -33,6 +33,7 @@ from cctuning.connection import ConnectionConfig
 from cctuning.data import LoadReport, load_parallel, load_rows
 from cctuning.errors import UserError
 from cctuning.files import write_atomically
+from cctuning.hardware import multiplies_in_bf16
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, load_base, load_tokenizer
 from cctuning.model.lora import obstacles
 from cctuning.model.serialization import CONFIG_FILE, LORA_CONFIG
@@ -144,6 +145,8 @@ def prepare(
 ) -> tuple[CCTrainer, dict[str, Any]]:
     """The trainer, and the record for run.json."""
     notes = [f"{', '.join(args.not_here)}: off, because there is no accelerator."] if args.not_here else []
+    if "bf16" in args.not_here and multiplies_in_bf16():
+        notes.append("bf16: this CPU is faster with it; add use_cpu: true to keep it.")
     reading: Any = {"reference_language": args.reference_language, "seed": args.seed, "bad_rows": args.bad_rows}
     connects = connection.connection != "none"
     rows = eval_rows = pairs = report = eval_report = pairs_report = None

@@ -117,6 +117,8 @@ def doubts(plan: Plan, args: Any) -> Iterator[str]:
         advice = "lower gradient_accumulation_steps or the batch size, or raise num_train_epochs"
         advice = "raise max_steps" if args.max_steps > 0 else advice
         yield f"only {plan.steps} optimizer steps ({total} rows, {plan.rows_a_step} per step): {advice}"
+    if args.activation_checkpointing and args.device.type == "cpu":
+        yield "activation_checkpointing: a CPU is faster without it where memory allows; set it to false"
     bins = args.train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
     if args.packing and plan.rows_a_step < 1.5 * bins and sum(plan.rows.values()) > bins:
         yield (
