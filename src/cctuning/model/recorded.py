@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from datasets import Dataset
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -36,6 +35,8 @@ from cctuning.model.runner import evaluating
 from cctuning.model.sites import unwrap
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from cctuning.model.connected import ConnectedModel
 
 FORMAT = 3
