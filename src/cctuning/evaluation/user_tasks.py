@@ -136,13 +136,13 @@ def load_tasks(
             raise UserError(f"--tasks {name}: measures perplexity, which is not supported; leave it out.")
         items += found
     spoken = [one.language for one in items]
-    found = {one: matching(one, spoken) for one in languages or ()}
-    chosen = spoken if languages is None else [code for codes in found.values() for code in codes]
+    taken = {one: matching(one, spoken) for one in languages or ()}
+    chosen = spoken if languages is None else [code for codes in taken.values() for code in codes]
     kept = [one for one in items if one.language in chosen]
     if not kept:
         raise UserError("--tasks, --languages: no task is left; name others.")
     left = len(items) - len(kept)
-    notes = [f"--tasks: {note}" for one, codes in found.items() for note in region_notes(one, codes)]
+    notes = [f"--tasks: {note}" for one, codes in taken.items() for note in region_notes(one, codes)]
     if left:
         notes.append(f"--languages: {left} of {len(items)} tasks are in other languages, or in none.")
     return kept, notes
