@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 from datasets import Dataset
+from peft import LoraConfig
 
 from cctuning import CCTrainer, ConnectionConfig, UserError
 from cctuning.training import CCConfig
@@ -128,3 +129,17 @@ def test_a_pair_that_is_too_long_names_the_option(tmp_path):
         trainer(tmp_path, pairs=Dataset.from_dict(long), max_length=20)
     made = trainer(tmp_path, pairs=Dataset.from_dict(long), max_length=20, bad_rows="skip")
     assert len(made.train_dataset) == 2 and len(made.skipped) == 2
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_measurement_at_step_50_changes_no_step(packing, tmp_path, monkeypatch):
+    """Also with dropout, whose random numbers it must not use up."""
+    found = []
+    for step in (2, 50):
+        monkeypatch.setattr("cctuning.training.callbacks.LOOK_AT", step)
+        options = {"pairs": pairs(400), "max_steps": 5, "gradient_accumulation_steps": 2, "packing": packing}
+        lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.3, target_modules=["q_proj", "down_proj"])
+        made = trainer(tmp_path / str(step), None, english(), **options, peft=lora)
+        made.train()
+        found.append(curve(made))
+    assert found[0] == found[1]
