@@ -116,6 +116,20 @@ def test_pairs_that_make_no_row_are_counted():
     assert sum(lost.values()) == 3 and lost["no answer"] == lost["the answer is longer than --max_new_tokens"] == 1
 
 
+def test_only_answers_that_other_rows_have(runs, any_length, tmp_path, capsys):
+    file, argv = write_jsonl(tmp_path / "pairs.jsonl", PAIRS), ("--max_new_tokens", 4)
+    done("label", runs("none"), "--parallel", file, "--output", tmp_path / "all.jsonl", *argv)
+    every = lines(tmp_path / "all.jsonl")
+    one = every[0]["response"]
+    left = [row for row in every if row["response"].strip() == one.strip()]
+    assert 0 < len(left) < len(every)
+    labels = write_jsonl(tmp_path / "english.jsonl", [{"prompt": "w1", "response": f" {one.strip()}", "lang": "en"}])
+    argv += ("--answers", labels)
+    done("label", runs("none"), "--parallel", file, "--output", tmp_path / "some.jsonl", *argv)
+    assert lines(tmp_path / "some.jsonl") == left
+    assert f"{len(every) - len(left)} (the answer is not in --answers)" in capsys.readouterr().err
+
+
 def byte_level():
     made = Tokenizer(models.BPE())
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()

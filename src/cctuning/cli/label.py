@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ def main(argv: list[str]) -> None:
         "--template", default=FIELD, help="the task's prompt; {text} stands for the text, in either language"
     )
     parser.add_argument(
+        "--answers", nargs="+", metavar="FILE", help="rows with answers; keep only answers that they have"
+    )
+    parser.add_argument(
         "--reference_language", help="language of the side that is answered; default: that of the run, or en"
     )
     parser.add_argument("--max_new_tokens", type=int, default=256, help="of an answer, at most")
@@ -43,13 +46,18 @@ def main(argv: list[str]) -> None:
     check_new_file(Path(args.output))
     if args.template.count(FIELD) != 1:
         raise UserError(f"--template {args.template!r}: expected {FIELD} once, where the text belongs.")
+    from cctuning.data.loading import load_rows
     from cctuning.data.parallel.pairs import load_parallel
     from cctuning.model.loading import load, resolve
     from cctuning.serving.answering import Answerer, chat_notes
 
-    given = args.reference_language or resolve(args.model)[1].get("reference_language") or "en"
-    language = canonical(given, "--reference_language")
+    home = args.reference_language or resolve(args.model)[1].get("reference_language") or "en"
+    language = canonical(home, "--reference_language")
     pairs, report = load_parallel(args.parallel, reference_language=language, bad_rows="skip")
+    known = None
+    if args.answers:
+        answered, _ = load_rows(args.answers, reference_language=language, require_reference=False)
+        known = {response.strip() for response in answered.unique("response") if response is not None}
     loaded = load(args.model, **chosen(args, "dtype trust_remote_code"))
     options = chosen(args, "chat chat_template_kwargs batch_size max_new_tokens")
     answerer = Answerer(loaded, strip=False, **options)  # a response may begin with a space, as those of the rows do
@@ -59,7 +67,8 @@ def main(argv: list[str]) -> None:
     answers = answerer(asked, progress=True, languages=[language] * len(asked))
     note_alike(asked, answers)
     cut = {asked[place]: None for place in answerer.unfinished}  # as rows they would teach the model to stop there
-    rows, lost = rows_of(pairs.to_list(), dict(zip(asked, answers, strict=True)) | cut, args.template, language)
+    given = dict(zip(asked, answers, strict=True)) | cut
+    rows, lost = rows_of(pairs.to_list(), given, args.template, language, known)
     if not rows:
         raise UserError(
             f"{args.model}: no usable answer to {len(asked)} prompts ({_listed(lost)}); nothing was written."
@@ -75,9 +84,16 @@ def main(argv: list[str]) -> None:
 
 
 def rows_of(
-    pairs: list[dict[str, Any]], answers: Mapping[str, str | None], template: str, language: str
+    pairs: list[dict[str, Any]],
+    answers: Mapping[str, str | None],
+    template: str,
+    language: str,
+    known: Set[str] | None = None,
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Rows of pairs and the answers to their references (None: cut off); how many pairs make no row, by reason."""
+    """Rows of pairs and the answers to their references (None: cut off); how many pairs make no row, by reason.
+
+    known: the only answers that make a row; None: any.
+    """
     from cctuning.data.text import leak
 
     rows, lost = [], Counter[str]()
@@ -88,6 +104,8 @@ def rows_of(
             lost["the answer is longer than --max_new_tokens"] += 1
         elif not answer:
             lost["no answer"] += 1
+        elif known is not None and answer.strip() not in known:
+            lost["the answer is not in --answers"] += 1
         elif leak(prompt, answer, reference):
             lost["the answer is in the English text alone"] += 1
         else:
