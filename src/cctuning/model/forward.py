@@ -112,8 +112,7 @@ class ConnectedForward(nn.Module):
             predict = None if prompt_lengths is None else answering(batch.attention_mask, prompt_lengths)
             plan = self._plan_inference(batch, predict)
             output = self._run(plan, **batch.inputs, **inputs)
-            logits = restore(output.logits, self.wire, plan)
-            return ConnectedOutput(logits=logits, past_key_values=getattr(output, "past_key_values", None))
+            return ConnectedOutput(logits=restore(output.logits, self.wire, plan))
         whole = through is None or through is self.model
         step = self._plan_step(batch, num_rows_in_batch, whole=whole, loss_only=loss_only)
         config = unwrap(self.model).config.get_text_config()

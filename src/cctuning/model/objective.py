@@ -47,7 +47,6 @@ class ConnectedOutput(ModelOutput):
     scored: Tensor | None = None
     row_loss: Tensor | None = None
     student_row_loss: Tensor | None = None
-    past_key_values: Any = None
 
 
 def aligned_alone(batch: Batch, step: Step) -> ConnectedOutput:
@@ -93,7 +92,6 @@ def assemble(
         scored=tokens[counted].sum(),
         row_loss=row_loss.index_add(0, step.source, nll.detach()),
         student_row_loss=row_loss.index_add(0, step.source, nll.detach() * ~step.on_fused),
-        past_key_values=getattr(output, "past_key_values", None),
     )
     whole = torch.as_tensor(step.rows, device=nll.device)
     if config.distill_weight > 0 and bool(step.on_fused.any()):
