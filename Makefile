@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Two workers on two cores; one thread each, or they would fight over the cores.
 WORKERS ?= 2
 
-.PHONY: demo lab test test-slow wheel test-transformers4 test-engines test-vllm bench docs check format clean
+.PHONY: demo lab test test-slow wheel test-newest test-transformers4 test-engines test-vllm bench docs check format clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml constraints.txt
@@ -39,6 +39,13 @@ wheel: $(STAMP)  ## the built wheel in an empty environment: its commands withou
 
 test-slow: $(STAMP)  ## what takes longer than a test may
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/pytest -m slow
+
+# What a user gets today: the newest versions that pyproject.toml allows, in place of those of constraints.txt.
+NEWEST := $(VENV)/newest
+test-newest: $(STAMP)  ## the tests with the newest versions of all libraries (downloads torch again)
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(NEWEST)/bin/pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 # Exports in the newest transformers 4, in an environment of its own.
 FOUR := $(VENV)/transformers4
