@@ -113,7 +113,8 @@ def facts() -> Iterator[Line]:
             yield line(*of, f"{world} plain", "plain", 0, text, rate=rate)
         for rate, pack_rate in ((5e-5, 1e-4), (5e-5, 5e-5), (3e-5, 1e-4)):
             yield line(*of, f"{world} pack", "pack", 0, text, rate=rate, pack_rate=pack_rate, **pack)
-        yield line(*of, f"{world} names as translation rows", "translation-rows", 0, text, rate=5e-5)
+        for rate in (5e-5, 3e-5):
+            yield line(*of, f"{world} names as translation rows", "translation-rows", 0, text, rate=rate)
         for seed in (1, 2):
             yield line(*of, f"{world} plain-seeds", "plain", seed, text) | {
                 "after": f"{world} plain",
@@ -221,13 +222,16 @@ def main(name: str = "", *results: str) -> None:
     records = [record for record in records_of([Path(one) for one in results]) if record["group"] in groups]
     for world in dict.fromkeys(record["cell"]["world"] for record in records):
         own = [record for record in records if record["cell"]["world"] == world]
-        groups = {record["group"] for record in own}
-        shown = [group for group in against if group in groups]
-        print(seed_table(own, shown), end="\n\n")
+        print(seed_table(own, _baselines(own, against)), end="\n\n")
         for kind, what in WRITTEN.items():
             having = [record for record in own if kind in record["right"]]
             if having:
-                print(f"{what}\n\n{seed_table(having, shown, kind)}\n")
+                print(f"{what}\n\n{seed_table(having, _baselines(having, against), kind)}\n")
+
+
+def _baselines(records: list[Line], against: tuple[str, ...]) -> list[str]:
+    groups = {record["group"] for record in records}
+    return [group for group in against if group in groups]
 
 
 if __name__ == "__main__":

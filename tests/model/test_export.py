@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -223,7 +223,7 @@ def test_a_merged_lora_is_not_exported_twice(tmp_path: Path) -> None:
 
 def test_an_adapter_inside_a_plain_model_is_refused() -> None:
     model = build("llama")
-    model.add_adapter(LoraConfig(r=2, target_modules=["down_proj"]))
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["down_proj"]), model)  # as model.add_adapter does
     connected = connected_and_shaken(model)
     before = logits(connected)
     with pytest.raises(UserError, match="injected into the plain model; wrap the model with"):
