@@ -196,7 +196,10 @@ PLANS = {
     "several": (several, ("sib200 plain", "emoji plain", "bmlama plain")),
     "translated": (translated, ("plain", "human")),
     "countries": (names_of_countries, ("plain",)),
-    "facts": (facts, ("bmlama-en plain", "bmlama plain")),
+    "facts": (
+        facts,
+        tuple(f"{world} {one}" for world in ("bmlama-en", "bmlama") for one in ("plain", "names as translation rows")),
+    ),
 }
 
 
