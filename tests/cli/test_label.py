@@ -128,6 +128,10 @@ def test_only_answers_that_other_rows_have(runs, any_length, tmp_path, capsys):
     done("label", runs("none"), "--parallel", file, "--output", tmp_path / "some.jsonl", *argv)
     assert lines(tmp_path / "some.jsonl") == left
     assert f"{len(every) - len(left)} (the answer is not in --answers)" in capsys.readouterr().err
+    asked = write_jsonl(tmp_path / "asked.jsonl", [{"prompt": "w1", "lang": "en"}])
+    output = tmp_path / "none.jsonl"
+    said = refused(capsys, "label", runs("none"), "--parallel", file, "--output", output, "--answers", asked)
+    assert "has an answer" in said and not output.exists()
 
 
 def byte_level():

@@ -24,8 +24,9 @@ from tests.families import COMMON, FAMILIES, build
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 LENGTHS = (12, 5, 9, 2, 7)  # in sequences of 12, and one position of padding
 # ALiBi is counted along the sequence; the others do not pass the positions to the mask of sdpa and eager.
-CANNOT = {"bloom", "mpt", "falcon", "opt", "xglm", "biogpt", "gpt_oss"}
-SINCE = {"falcon": "5.24"}  # version of transformers from which one of them can
+CANNOT = {"bloom", "mpt", "opt", "xglm", "biogpt", "gpt_oss"}
+if parse(transformers.__version__) < parse("5.24"):
+    CANNOT.add("falcon")
 
 RECIPES = {
     "none": {"connection": "none"},
@@ -184,7 +185,7 @@ def test_a_row_does_not_see_the_others(attention):
 def test_every_family_packs_or_says_that_it_cannot(name):
     made = ConnectedModel.attach(build(name), ConnectionConfig(connection="none")).train()
     made.model.eval()  # some have dropout
-    if name in CANNOT and parse(transformers.__version__) < parse(SINCE.get(name, "6")):
+    if name in CANNOT:
         made.padding_free = True
         with pytest.raises(UserError, match="cannot run packed rows: the scores of a row") as raised:
             made(**rows())

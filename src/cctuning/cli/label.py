@@ -58,6 +58,8 @@ def main(argv: list[str]) -> None:
     if args.answers:
         answered, _ = load_rows(args.answers, reference_language=language, require_reference=False)
         known = {response.strip() for response in answered.unique("response") if response is not None}
+        if not known:
+            raise UserError(f"--answers: no row of {', '.join(args.answers)} has an answer; name rows that do.")
     loaded = load(args.model, **chosen(args, "dtype trust_remote_code"))
     options = chosen(args, "chat chat_template_kwargs batch_size max_new_tokens")
     answerer = Answerer(loaded, strip=False, **options)  # a response may begin with a space, as those of the rows do
