@@ -7,11 +7,12 @@
 `quality` asks on Gemma 3 270M and four languages that it knows little of what wrong pairs cost, with and without the
 checks of `cctuning pair`, and what text chosen by `cctuning pair select` brings against any text of the same corpora
 and against the task's own sentences. `packs` asks how much text a pack needs, what a pack of one language gives, and
-whether a pack can be added to a task that was trained apart. `labelled` asks whether alignment helps where the English
-model labels the parallel text. `smollm2` repeats the main comparison on SmolLM2-135M and four languages that it half
-knows, `facts` asks what name pairs bring to facts, `several` whether one pack serves three tasks, `translated` what
-text with English by Apertium brings, `countries` whether names of countries help to tell their continent; their rates
-are chosen on `dev` with seed 0. Each seed draws other labelled sentences.
+whether a pack can be added to a task that was trained apart. `labelled` asks whether alignment helps where the
+English model labels the parallel text, `rivals` what other methods make of it. `smollm2` repeats the main comparison
+on SmolLM2-135M and four languages that it half knows, `facts` asks what name pairs bring to facts, `several` whether
+one pack serves three tasks, `translated` what text with English by Apertium brings, `countries` whether names of
+countries help to tell their continent; their rates are chosen on `dev` with seed 0. Each seed draws other labelled
+sentences.
 """
 
 from __future__ import annotations
@@ -66,6 +67,21 @@ def packs() -> Iterator[Line]:
         yield line(*of, "pack of Swahili alone", "pack", seed, {**own, "languages": ["sw"]}, **rates)
 
 
+def rivals() -> Iterator[Line]:
+    """The same 300 sentences a language in other ways: as rows of text or of translation, and in other methods."""
+    of = ("gemma-3-270m", "sib200-low")
+    own: dict[str, Any] = {"labels": 100, "sentences": 300}
+    packing: dict[str, Any] = {"pack_rate": 1e-4, "pack_passes": 1, "pack_batch": 32}
+    recipes: dict[str, dict[str, Any]] = {"plain": {}, "pack": packing, "translation-rows": {}, "text-rows": {}}
+    recipes |= {"swap": packing, "incline": {}, "mid-align": {}, "align": {}}
+    for rate in (5e-5, 1e-4):
+        for recipe, more in recipes.items():
+            yield line(*of, recipe, recipe, 0, own, rate=rate, **more)
+    for seed in (1, 2):
+        for recipe, more in recipes.items():
+            yield line(*of, f"{recipe}-seeds", recipe, seed, own, **more) | {"after": recipe, "take": ["rate"]}
+
+
 def labelled() -> Iterator[Line]:
     """Labels by the English model for the parallel text: alone, with alignment, and from a language pack."""
     of = ("gemma-3-270m", "sib200-low")
@@ -115,6 +131,9 @@ def facts() -> Iterator[Line]:
             yield line(*of, f"{world} pack", "pack", 0, text, rate=rate, pack_rate=pack_rate, **pack)
         for rate in (5e-5, 3e-5):
             yield line(*of, f"{world} names as translation rows", "translation-rows", 0, text, rate=rate)
+            both = {"rate": rate, "pack_rate": 1e-4}
+            yield line(*of, f"{world} translation rows both ways", "translation-both", 0, text, rate=rate)
+            yield line(*of, f"{world} pack, translation rows both ways", "pack-translation", 0, text, **pack, **both)
         for seed in (1, 2):
             yield line(*of, f"{world} plain-seeds", "plain", seed, text) | {
                 "after": f"{world} plain",
@@ -191,6 +210,7 @@ def names_of_countries() -> Iterator[Line]:
 PLANS = {
     "quality": (quality, ("plain", "pack")),
     "packs": (packs, ("plain", "pack")),
+    "rivals": (rivals, ("plain", "pack")),
     "labelled": (labelled, ("plain", "pseudo")),
     "smollm2": (smollm2, ("plain",)),
     "several": (several, ("sib200 plain", "emoji plain", "bmlama plain")),

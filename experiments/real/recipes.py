@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cctuning import CCConfig, CCTrainer, ConnectionConfig
 from experiments.real.text import checked, chosen, mispaired
-from experiments.real.worlds import ENGLISH, Text, World, halves, translation
+from experiments.real.worlds import ENGLISH, Text, World, halves, translation, translation_from
 
 
 @dataclass(frozen=True)
@@ -307,6 +307,18 @@ def translation_first(job: Job) -> PreTrainedModel:
     return _first(job, "translation", translations(job))
 
 
+def translation_both(job: Job) -> PreTrainedModel:
+    """Translation rows in both directions, mixed with the answered rows."""
+    return _mixed(job, "translation", _both_ways(job))
+
+
+def pack_translation(job: Job) -> PreTrainedModel:
+    """A language pack, then the answered rows mixed with translation rows of the same text in both directions."""
+    others = _both_ways(job)
+    job.model = packed(job)
+    return _mixed(job, "translation", others)
+
+
 def text_rows(job: Job) -> PreTrainedModel:
     """The parallel text as plain text, both sides, mixed with the answered rows."""
     return _mixed(job, "text", plain_texts(job))
@@ -323,6 +335,12 @@ def translations(job: Job) -> list[dict[str, str]]:
         {"prompt": translation(pair), "response": f" {pair['reference']}", "lang": pair["lang"]}
         for pair in job.pairs()
     ]
+
+
+def _both_ways(job: Job) -> list[dict[str, str]]:
+    pairs = job.pairs()
+    out = [{"prompt": translation_from(one), "response": one["text"], "lang": one["lang"]} for one in pairs]
+    return translations(job) + out
 
 
 def plain_texts(job: Job) -> list[dict[str, str]]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from cctuning.errors import UserError, nearest
+from cctuning.languages import language_name
 from experiments.real.names import names_of
 
 ENGLISH = "en"
@@ -245,6 +246,11 @@ def texts_of(pairs: Sequence[dict[str, str]]) -> list[str]:
 def translation(pair: dict[str, str]) -> str:
     """Return the prompt that asks for a text's English translation."""
     return f"{pair['text']}{BREAK}English:"
+
+
+def translation_from(pair: dict[str, str]) -> str:
+    """Return the prompt that asks for an English text's translation; only tokens of `texts_of` and names of languages."""
+    return f"{pair['reference']}{BREAK}{language_name(pair['lang'])}:{BREAK}"
 
 
 def halves(text: str) -> tuple[str, str]:
