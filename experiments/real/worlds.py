@@ -249,7 +249,7 @@ def translation(pair: dict[str, str]) -> str:
 
 
 def translation_from(pair: dict[str, str]) -> str:
-    """Return the prompt that asks for an English text's translation; only tokens of `texts_of` and names of languages."""
+    """Return the prompt that asks for an English text's translation, with tokens of `texts_of` and language names."""
     return f"{pair['reference']}{BREAK}{language_name(pair['lang'])}:{BREAK}"
 
 

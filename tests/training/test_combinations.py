@@ -197,19 +197,26 @@ def test_a_sharded_run_s_recording_is_of_its_rows(tmp_path):
     assert files[0] == files[2] != files[1] and tmp_path in files[0].parents
 
 
-def test_a_resumed_run_is_not_held_against_weights_that_are_gone(tmp_path, caplog, monkeypatch):
-    """A resumed run has no measurement from before training, so it does not warn at step 50; an unbroken one does."""
+def test_a_resumed_run_is_measured_against_its_start(tmp_path, caplog, monkeypatch):
+    """Its table has what was measured before training, and it warns at step 50 as an unbroken run does."""
     monkeypatch.setattr("cctuning.training.callbacks.LOOK_AT", 3)
-    for done in (1, 0):
-        made = aligned.trainer(tmp_path / str(done))
-        made.make_recording()
-        watch, state = made.by_language, made.state
-        state.global_step, state.max_steps = done, 9
-        watch.on_train_begin(made.args, state, made.control)
-        assert (watch.before is None) == bool(done)
-        state.global_step = 3
-        watch.on_step_end(made.args, state, made.control)
-        assert ("does not fall" in caplog.text) != bool(done)
+    monkeypatch.setattr("cctuning.training.callbacks.MOVED", 0.9)
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = aligned.trainer(tmp_path / "whole", **options)
+    whole.train()
+    assert "does not fall" in caplog.text
+    caplog.clear()
+    for name, warns in (("resumed", True), ("other pairs", False)):
+        rest = aligned.trainer(tmp_path / name, **options)
+        rest.make_recording()
+        if name == "other pairs":
+            rest.by_language.languages = rest.by_language.languages[1:]
+            monkeypatch.setattr(rest.by_language, "_measure", dict)
+        rest.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+        assert ("does not fall" in caplog.text) == warns
+        caplog.clear()
+        assert rest.by_language.before == (whole.by_language.before if warns else {})
+        assert rest.by_language.as_dict() == (whole.by_language.as_dict() if warns else None)
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
@@ -17,7 +18,7 @@ from transformers import TrainerCallback
 
 from cctuning.model.connected import ATTRIBUTE
 from cctuning.model.runner import evaluating
-from cctuning.training.metrics import Alignment, compare, sides, undisturbed
+from cctuning.training.metrics import compare, sides, undisturbed
 
 if TYPE_CHECKING:
     from cctuning.training.trainer import CCTrainer
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 PAIRS, FEWEST = 64, 8  # measured per language, at most and at least
 SHARE = 0.05  # of the rows that a run trains on; four forward passes of them take some 5 % of its time
 LOOK_AT, MOVED = 50, 0.02  # the step at which the error should have fallen by this share of what it was
+STATE = "alignment by language"  # of the trainer's state, in checkpoints
 SAMPLES_FILE = "samples.jsonl"
 ANSWER_TOKENS = 64
 
@@ -38,15 +40,15 @@ class AlignmentByLanguage(TrainerCallback):
     more at step 50 and warns if the error has not fallen: the losses of single batches vary too much to tell.
 
     Attributes:
-        before, after: results; None until measured. `before` is not measured in a run that is resumed, which is not
-            measured at step 50 either.
+        before, after: language -> pairs, and found and error (means over layers); empty if not measured. `before` is
+            kept in checkpoints, for a run that is resumed from one.
     """
 
     def __init__(self, trainer: CCTrainer) -> None:
         self.trainer = trainer
         self.languages: list[str] = []  # of each pair
-        self.before: Alignment | None = None
-        self.after: Alignment | None = None
+        self.before: dict[str, dict[str, Any]] = {}
+        self.after: dict[str, dict[str, Any]] = {}
 
     @torch.no_grad()
     def record(self) -> None:
@@ -74,31 +76,36 @@ class AlignmentByLanguage(TrainerCallback):
         chosen = [places[:: math.ceil(len(places) / most)] for places in taken.values()]
         return [rows[place] for places in chosen for place in places]
 
-    def _measure(self) -> Alignment | None:
+    def _measure(self) -> dict[str, dict[str, Any]]:
         if not self.languages:
-            return None
-        return compare(self._references, self.trainer.record(self._texts), self._which, self.languages)
+            return {}
+        made = compare(self._references, self.trainer.record(self._texts), self._which, self.languages)
+        found, error = made.found.mean(dim=1).tolist(), made.error.mean(dim=1).tolist()
+        return {
+            code: {"pairs": made.pairs[row], "found": found[row], "error": error[row]}
+            for row, code in enumerate(made.languages)
+        }
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Measure, unless the run is resumed: its weights are not the start's."""
+        """Measure; in a resumed run, whose weights are not the start's, read what was measured then."""
         if state.global_step == 0:
-            self.before = self._measure()
+            self.before = state.stateful_callbacks[STATE] = self._measure()
+        else:
+            self.before = state.stateful_callbacks.get(STATE, {})
+        if {code: one["pairs"] for code, one in self.before.items()} != Counter(self.languages):
+            self.before = {}  # other pairs are measured now
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Warn if the error has not fallen by step LOOK_AT."""
-        if state.global_step != LOOK_AT or self.before is None or state.max_steps <= LOOK_AT:
+        if state.global_step != LOOK_AT or not self.before or state.max_steps <= LOOK_AT:
             return
-        before, now = self._mean_error(self.before), self._mean_error(self._measure())
+        before, now = (fmean(one["error"] for one in of.values()) for of in (self.before, self._measure()))
         if now > (1 - MOVED) * before:
             change = "Lower learning_rate" if now > (1 + MOVED) * before else "Raise learning_rate or align_weight"
             logger.warning(
                 f"the alignment error does not fall: {before:.3g} before training, {now:.3g} at step {LOOK_AT}. "
                 f"{change}, or see cctuning diagnose."
             )
-
-    @staticmethod
-    def _mean_error(measured: Alignment | None) -> float:
-        return float(measured.error.mean()) if measured is not None else 0.0
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure again."""
@@ -107,17 +114,14 @@ class AlignmentByLanguage(TrainerCallback):
     def as_dict(self) -> dict[str, Any] | None:
         """Language -> pairs, whether they are held out, and found and error (mean over layers) before and after; None
         if not measured."""
-        if self.after is None:
-            return None
         found: dict[str, Any] = {}
-        for number, code in enumerate(self.after.languages):
-            name = code or "unknown"
-            found[name] = {"pairs": self.after.pairs[number], "held_out": code in self.held_out}
-            for when, one in (("before", self.before), ("after", self.after)):
-                if one is not None:
-                    figures = {"found": one.found[number], "error": one.error[number]}
-                    found[name][when] = {key: round(float(value.mean()), 4) for key, value in figures.items()}
-        return found
+        for code in self.after:
+            one = {"pairs": self.after[code]["pairs"], "held_out": code in self.held_out}
+            for when, of in (("before", self.before), ("after", self.after)):
+                if of:
+                    one[when] = {key: round(of[code][key], 4) for key in ("found", "error")}
+            found[code or "unknown"] = one
+        return found or None
 
     def table(self) -> str:
         """The same as text; empty if not measured."""
