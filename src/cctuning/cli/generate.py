@@ -32,8 +32,8 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument(
         "--lang",
-        help="language of the prompts, where the file has no column `lang`. In the reference language they run as in "
-        "training: without a reference, and without an adaptive connection",
+        help="language of the prompts, where the file has no column `lang`. Prompts in the reference language run as "
+        "in training: without a reference, and without an adaptive connection",
     )
     parser.add_argument("--system", help="system message, for chat models")
     parser.add_argument("--bypass", action="store_true", help="run without the transform of the connection")

@@ -109,7 +109,7 @@ def rows_of(
         elif known is not None and answer.strip() not in known:
             lost["the answer is not in --answers"] += 1
         elif leak(prompt, answer, reference):
-            lost["the answer is in the English text alone"] += 1
+            lost["only the reference text contains the answer"] += 1
         else:
             row = {"prompt": prompt, "response": answer, "lang": pair["lang"], f"prompt_{language}": reference}
             rows.append(row)

@@ -181,7 +181,8 @@ def _option(option: Field[Any], hint: Any, width: int) -> list[str]:
     default = default.value if isinstance(default, Enum) else default
     takes = "|".join(map(str, option.metadata["choices"])) if "choices" in option.metadata else _kind(hint)
     shown = "unset" if default in (None, "", []) else str(default).lower() if isinstance(default, bool) else default
-    body = " ".join(f"{option.metadata.get('help', '')} Default: {shown}.".split())
+    help = option.metadata.get("help", "")
+    body = " ".join((help if "unset:" in help.lower() and shown == "unset" else f"{help} Default: {shown}.").split())
     return [
         f"  --{option.name} {takes}",
         *textwrap.wrap(body, width, initial_indent=" " * 6, subsequent_indent=" " * 6),

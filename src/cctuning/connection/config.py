@@ -1,7 +1,7 @@
 """Options of the connection: one dataclass for the Python API, the command line and recipes.
 
-`connection: align` has options of its own (`align_*`, `layers`). The defaults of `connection: gated` are the recipe
-that did best on an untouched test split of the controlled worlds at the lowest cost (docs/method/defaults.md).
+`connection: align` has options of its own (`align_*`, `layers`). The defaults of `connection: gated` were
+chosen on development splits of made-up worlds (docs/method/defaults.md).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ConnectionConfig:
     )
     align_temperature: float = option(0.1, "contrastive: temperature of the softmax over cosines.")
     align_negatives: int = option(
-        1024, "contrastive: at most this many recorded references besides the batch's own to tell the right one from."
+        1024, "contrastive: at most this many recorded references, besides the batch's own, to compare a row with."
     )
     alignment: str = option(
         "anchor",

@@ -79,7 +79,7 @@ def linear_transforms(connected: ConnectedModel, what: str) -> dict[int, Transfo
     config = connected.config
     if not config.mergeable:
         if config.connection != "gated":
-            reason = f"connection: {config.connection} runs the prompt's last token twice, which no weight can do"
+            reason = f"connection: {config.connection} runs the prompt twice, which no weight can do"
         elif config.scope != "all":
             reason = f"scope: {config.scope} acts at some positions only, and a weight acts at all of them"
         else:

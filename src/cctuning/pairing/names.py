@@ -43,7 +43,7 @@ class NamesOptions:
     kinds: list[str] = option(list(KINDS), f"Kinds of names from CLDR: {', '.join(KINDS)}.")
     wikidata: list[str] = option([], "Wikidata dumps, or JSON lines with labels (language: name); also compressed.")
     glossary: list[str] = option([], "Glossaries: CSV or TSV with one column per language, TBX, TMX.")
-    limit: int = option(0, "Most names of each language and source; 0: all.")
+    limit: int = option(0, "Maximum number of names of each language and source; 0: all.")
     reference_language: str = option("en", "Language of the other side.")
     overwrite: bool = option(False, "Replace the file.")
 

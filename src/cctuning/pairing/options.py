@@ -64,11 +64,11 @@ class Checks:
         **dict.fromkeys(("check_leak", "check_meaning", "check_against"), (0, 1)),
         **dict.fromkeys(("check_language_letters", "check_length", "check_ending"), (0, math.inf)),
     }
-    check_language: float = option(0.1, "Least confidence that a side is in its language, or a similar one.")
-    check_language_letters: int = option(15, "Fewest letters of a text whose language is checked.")
-    check_script: float = option(0.5, "Least share of a side's letters in its language's script.")
+    check_language: float = option(0.1, "Minimum confidence that a side is in its language, or a similar one.")
+    check_language_letters: int = option(15, "Check the language only of texts with at least this many letters.")
+    check_script: float = option(0.5, "Minimum share of a side's letters in its language's script.")
     check_length: float = option(
-        5.0, "Most standard deviations from the pair's usual length ratio, learned from the rows."
+        5.0, "Maximum deviation from the usual length ratio, in standard deviations, both learned from the rows."
     )
     check_ending: float = option(
         1.5, "The same, for a side that lacks final punctuation where the other has it, as truncated text does."
@@ -77,7 +77,7 @@ class Checks:
     check_repeat: float = option(0.5, "Share of a side's n-grams that are repeats.")
     check_leak: float = option(0.5, "Share of the response's n-grams that are in the parallel and not in the prompt.")
     check_meaning: float = option(
-        0.3, "Least probability that the sides mean the same, by a sentence encoder (--encoder)."
+        0.3, "Minimum probability that the sides mean the same, by a sentence encoder (--encoder)."
     )
     check_numbers: bool = option(True, "Reject rows where each side has a number that the other lacks.")
     check_duplicates: bool = option(True, "Keep only the first of duplicate rows.")

@@ -62,8 +62,8 @@ class SelectOptions:
         choices=["tfidf", "encoder", "random"],
     )
     encoder: str | None = option(None, "Sentence encoder of --by encoder: a name or directory (docs/guides/pair.md).")
-    min_length: int = option(20, "Fewest characters of the reference-language side.")
-    max_length: int = option(400, "Most characters of the reference-language side.")
+    min_length: int = option(20, "Minimum length of the reference-language side, in characters.")
+    max_length: int = option(400, "Maximum length of the reference-language side, in characters.")
     near_duplicate: float = option(0.8, "Similarity above which two pairs are near-duplicates; 1: only when equal.")
     against: list[str] = option([], "Files or directories of evaluation rows: pairs with them are left out.")
     check_against: float = option(0.6, "Share of an evaluation text's n-grams found in a pair (--against).")

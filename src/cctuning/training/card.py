@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from cctuning.connection import ConnectionConfig
 from cctuning.connection.config import ALIGN_OPTIONS
 from cctuning.markdown import table
+from cctuning.model.connected import ATTRIBUTE
 
 if TYPE_CHECKING:
     from cctuning.training.saving import SavingTrainer
@@ -72,7 +73,9 @@ def write_model_card(trainer: SavingTrainer, path: Path, name: str, dataset: str
     config = connected.config
     method = describe_method(config, connected.reference_language)
     if not config.plain and config.mergeable:
-        method += " The connection is saved beside the base; `cctuning export` folds it into a plain checkpoint."
+        method += " The connection is saved beside the base; `cctuning export` merges it into a plain checkpoint."
+    trained = any(p.requires_grad for name, p in connected.model.named_parameters() if ATTRIBUTE not in name)
+    tuned = "LoRA" if peft else "full weights" if trained else "the connection alone"
     length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     content = f"""---
 {data.to_yaml()}
@@ -86,7 +89,7 @@ def write_model_card(trainer: SavingTrainer, path: Path, name: str, dataset: str
 
 Learning rate {args.learning_rate} (connection x {args.connection_lr_scale}), {length}, batch \
 {args.per_device_train_batch_size} x {args.gradient_accumulation_steps}, seed {args.seed}; \
-{"LoRA" if peft else "full weights"}.
+{tuned}.
 Transformers {transformers.__version__}, TRL {trl.__version__}.
 
 {CITE}"""

@@ -1,6 +1,6 @@
-"""Options of a run beside the connection's and the trainer's: the model, the rows, and what is tuned.
+"""Options of a run besides the connection's and the trainer's: the model, the rows, and what is tuned.
 
-The adapter options have TRL's names.
+The adapter options have the names of TRL's `ModelConfig`, except `lora_rank` (`lora_r` there).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class AdapterOptions:
         None, "tune: lora: names of parameters, for experts in one tensor."
     )
     lora_modules_to_save: list[str] | None = option(
-        None, "tune: lora: modules trained whole beside the LoRA; with connection: gated exports merged only."
+        None, "tune: lora: modules trained in full besides the LoRA; with connection: gated exports merged only."
     )
     use_rslora: bool = option(False, "tune: lora: scale by alpha / sqrt(rank) (rsLoRA).")
     use_dora: bool = option(False, "tune: lora: DoRA; with connection: gated exports merged only.")
@@ -130,7 +130,7 @@ class RunOptions(AdapterOptions):
     eval_data: list[str] = option([], "Evaluation rows, named like data.")
     tune: str = option(
         "full",
-        "What is trained beside the connection: full (all weights), lora, or connection (nothing else).",
+        "What is trained besides the connection: full (all weights), lora, or connection (nothing else).",
         choices=["full", "lora", "connection"],
     )
 

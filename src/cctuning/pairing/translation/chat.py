@@ -65,7 +65,7 @@ class ChatOptions(SegmentOptions):
     max_tokens: int | None = option(2048, "Longest answer, in tokens; null: the server's default.", least=1)
     body: dict[str, Any] = option({}, "More fields of the request, e.g. top_p.")
     concurrency: int = option(8, "Concurrent requests.", least=1)
-    requests_per_minute: float | None = option(None, "Most requests per minute.", least=0.001)
+    requests_per_minute: float | None = option(None, "Maximum number of requests per minute.", least=0.001)
     timeout: float = option(120.0, "Seconds to wait for an answer.", least=0.001)
     max_retries: int = option(6, "Retries of a request.", least=0)
     prompt: str | None = option(None, "Prompt with {text}, and optionally {source} and {target}.")
