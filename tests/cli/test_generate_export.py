@@ -117,7 +117,7 @@ def test_what_cannot_be_exported_is_refused(runs, tmp_path, capsys):
             runs("adaptive"),
             "merged",
             out,
-            "cannot be merged: connection: adaptive runs the prompt's last token twice",
+            "cannot be merged: connection: adaptive runs the prompt twice",
         ),
         (runs("response"), "merged", out, "cannot be merged: scope: response acts at some positions"),
         (runs("full"), "merged", there, "exists already"),

@@ -161,7 +161,7 @@ def test_the_folded_checkpoint_is_a_plain_one(tmp_path: Path) -> None:
         ({"scope": "response"}, "scope: response acts at some positions only"),
         ({"scope": "prompt_end"}, "scope: prompt_end acts at some positions only"),
         ({"transform": "nonlinear"}, "transform: nonlinear is not linear"),
-        ({"connection": "adaptive"}, "connection: adaptive runs the prompt's last token twice"),
+        ({"connection": "adaptive"}, "connection: adaptive runs the prompt twice"),
     ],
 )
 def test_what_cannot_be_folded_says_so(options: dict[str, str], reason: str, tmp_path: Path) -> None:
