@@ -22,6 +22,7 @@ from tests.data.parallel_files import CHINESE, ENGLISH, PAIRS, SWAHILI, one, pai
 
 DATA = Path(os.environ.get("CC_TUNING_DATA") or Path(__file__).parents[2].parent / "shared" / "data")
 CASES = DATA.parent / "cases"
+INDONESIAN = ("Selamat pagi.", "Di mana pasar?", "Rumah", "Air", "Dua", "Terima kasih.")
 LAYOUTS = (
     *(
         files.beside,
@@ -65,6 +66,30 @@ def test_columns_with_names_of_languages_in_themselves(ending, tmp_path):
     dataset, _ = load_parallel([str(path)])
     assert dataset["lang"] == ["sw", "es-MX"] * 2 and set(dataset["reference"]) == {row[0] for row in rows[1:]}
     assert set(load_parallel([{"path": str(path), "lang": "Kiswahili"}])[0]["lang"]) == {"sw"}
+
+
+@pytest.mark.parametrize("ids", [range(6), [f"row-{n}" for n in range(6)], [f"a9{n}/x" for n in range(6)]])
+@pytest.mark.parametrize("ending", ["tsv", "csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("lang", [None, "sw"])
+def test_a_column_of_ids_is_not_indonesian(lang, ending, ids, tmp_path):
+    rows = [{"id": n, "en": en, "sw": sw, "pos": "noun"} for n, (sw, en) in zip(ids, PAIRS, strict=True)]
+    path = table(tmp_path / f"pairs.{ending}", rows)
+    assert pairs(load_parallel([{"path": path, "lang": lang} if lang else path])[0]) == PAIRS
+    real = [{"id": text, "en": en, "sw": sw} for (sw, en), text in zip(PAIRS, INDONESIAN, strict=True)]
+    found, _ = load_parallel([table(tmp_path / f"real.{ending}", real)])
+    assert {*zip(found["lang"], found["text"], strict=True)} >= {("id", text) for text in INDONESIAN}
+
+
+def table(path: Path, rows: list[dict[str, object]]) -> str:
+    """Rows as a file in the format of its ending."""
+    if path.suffix == ".jsonl":
+        return records(path, rows)
+    if path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        cells = [[*rows[0]], *(map(str, row.values()) for row in rows)]
+        Dataset.from_list(rows).to_csv(path) if path.suffix == ".csv" else text(path, map("\t".join, cells))
+    return str(path)
 
 
 @pytest.mark.parametrize(

@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 
 from cctuning.data.layouts import LANG_COLUMNS, check_columns
 from cctuning.data.messages import text_of
-from cctuning.data.parallel.filenames import in_name
+from cctuning.data.parallel.filenames import in_name, known_in_name
 from cctuning.data.schema import BadRow
 from cctuning.errors import UserError
 from cctuning.identify import IDENTIFIED, between, identify_language
-from cctuning.languages import canonical_or_none, matching, same, unknown
+from cctuning.languages import base, canonical_or_none, matching, same, unknown
 
 NAMING = "give the source a lang: '{path: FILE, lang: sw}' in place of FILE (cctuning pair: --lang sw)"
 
 # What a header without languages names the two sides, as most tools do.
 HEADINGS = set("source target src tgt trg text texts sentence sentences translation original reference".split())  # noqa: SIM905
-# Licences, links, and files or corpora that a text comes from (NLLB): one word of ASCII with a mark in it.
-NO_TEXT = re.compile(r"CC-BY|CC BY|http|(?=\S*[/_.:]\w)[\w/.:+=-]+$", re.ASCII)
+# Licences, links, ids, and files or corpora that a text comes from (NLLB): one word of ASCII with a mark or digit in it.
+NO_TEXT = re.compile(r"CC-BY|CC BY|http|(?=\S*([/_.:]\w|\d))[\w/.:+=-]+$", re.ASCII)
 CLEAR = 0.2  # how much likelier one column must be in the reference language than the other
 SAME = 10  # equal cells from which a column is no text
 SAMPLE = 200  # lines from which columns are recognised
@@ -95,7 +95,12 @@ def pairs_of(texts: Mapping[str, str], language: str, wanted: str | None) -> lis
 
 
 def recognise(
-    found: Sequence[str], columns: Mapping[str, str], language: str, lang: str | None, where: str
+    found: Sequence[str],
+    columns: Mapping[str, str],
+    language: str,
+    lang: str | None,
+    where: str,
+    sample: Sequence[Mapping[str, Any]] = (),
 ) -> Layout | None:
     """Recognise the layout from the column names `found`; None where they hold no parallel text.
 
@@ -103,6 +108,7 @@ def recognise(
         columns: part to column, as the source maps them.
         lang: language of records that name none.
         where: the file, for errors.
+        sample: records, which tell a column `id` of numbers from one of Indonesian.
     """
     check_columns(found, columns, where)
     lang_column = columns.get("lang") or next((name for name in LANG_COLUMNS if name in found), None)
@@ -119,11 +125,25 @@ def recognise(
         return Layout(tuple(sides))
     # One column per language: `en`, `sw`; `sentence_eng_Latn`, `sentence_swh_Latn`; `English`, `Swahili`.
     for before in ("", "sentence_", "text_"):
-        codes = {name: canonical_or_none(name.removeprefix(before)) for name in found if name.startswith(before)}
-        named = {name: code for name, code in codes.items() if code}
-        if len(named) > 1 and any(same(code, language) for code in named.values()):
-            return Layout(tuple((name, None, code) for name, code in named.items()))
+        named = {name: _language_named(name.removeprefix(before)) for name in found if name.startswith(before)}
+        sides = [
+            (name, None, code)
+            for name, code in named.items()
+            if code and (lang is None or base(code) in (base(lang), base(language))) and _has_text(name, sample)
+        ]
+        if len(sides) > 1 and any(same(code, language) for *_, code in sides):
+            return Layout(tuple(sides))
     return None
+
+
+def _language_named(name: str) -> str | None:
+    """The language that a column's name is the code or the name of; `pos` and `key` are codes that nobody means."""
+    return known_in_name(name) or (canonical_or_none(name) if len(name) > 3 else None)
+
+
+def _has_text(name: str, sample: Sequence[Mapping[str, Any]]) -> bool:
+    cells = [str(record[name]).strip() for record in sample if record.get(name) is not None]
+    return not any(cells) or _are_text([cell for cell in cells if cell])
 
 
 def _lang_beside(name: str, found: Sequence[str]) -> str | None:
@@ -170,7 +190,8 @@ def recognise_header(
     header = sample[0]
     if columns and all(name.isdecimal() for name in columns.values()):
         return None
-    layout = recognise(header, columns, language, lang, where)
+    records = [dict(zip(header, cells, strict=False)) for cells in sample[1:]]
+    layout = recognise(header, columns, language, lang, where, records)
     if layout and len(sample) > 1 and len(sample[1]) == len(header):
         again = dict(zip(header, sample[1], strict=True))
         if any(again[name] == name for name in layout.used):
@@ -255,15 +276,18 @@ def _texts_and_codes(lines: Sequence[Sequence[str]]) -> tuple[list[int], list[st
     for place in range(len(lines[0])):
         cells = [line[place].strip() for line in lines]
         filled = [cell for cell in cells if cell]
-        if not filled or sum(map(_is_number, filled)) > 0.9 * len(filled):
-            continue
         if len(lines) > 1 and len(set(filled)) == 1 and canonical_or_none(filled[0]):
             codes.append(str(canonical_or_none(filled[0])))
-        elif len(filled) >= SAME and len(set(filled)) == 1:
-            continue  # the name of a corpus, a licence
-        elif sum(bool(NO_TEXT.match(cell)) for cell in filled) < 0.8 * len(filled):
+        elif filled and _are_text(filled):
             texts.append(place)
     return texts, codes
+
+
+def _are_text(cells: Sequence[str]) -> bool:
+    if len(cells) >= SAME and len(set(cells)) == 1:
+        return False  # the name of a corpus, a licence
+    numbers, others = sum(map(_is_number, cells)), sum(bool(NO_TEXT.match(cell)) for cell in cells)
+    return numbers <= 0.9 * len(cells) and others < 0.8 * len(cells)
 
 
 def _side_of_reference(texts: Sequence[Sequence[str]], language: str, other: str | None) -> int | None:

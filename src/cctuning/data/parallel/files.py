@@ -224,8 +224,13 @@ class PairReader:
             return all(record.get(name) == value for name, value in where.items())
 
         @cache
+        def sample() -> list[Mapping[str, Any]]:
+            some = islice(records.iterate(records.columns or ()), SAMPLE)
+            return [one for _, one in some if not isinstance(one, BadRow)]
+
+        @cache
         def layout_of(found: tuple[str, ...]) -> Layout:
-            chosen = layout or recognise(found, source.columns, language, source.lang or named, path)
+            chosen = layout or recognise(found, source.columns, language, source.lang or named, path, sample())
             if chosen is None:
                 raise BadRow(
                     "columns",
