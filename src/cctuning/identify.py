@@ -72,8 +72,17 @@ def expected_scripts(code: str) -> tuple[str, ...]:
     given, usual = [found.script], parse(found.language)
     if usual is not None and usual.script == found.script and found.language in ALSO:
         given.append(ALSO[found.language])
-    names = (SCRIPTS.get(script, str(Locale("en").scripts[script]).upper().partition(" ")[0]) for script in given)
-    return tuple(word for name in names for word in name.split())
+    return tuple(word for script in given for word in _names(script))
+
+
+def _names(script: str) -> list[str]:
+    return SCRIPTS.get(script, str(Locale("en").scripts[script]).upper().partition(" ")[0]).split()
+
+
+def _usual_script(code: str) -> set[str]:
+    """The script that CLDR expects of a language, which is that of its model in lingua."""
+    found = parse(base(code))
+    return set(_names(found.script)) if found and found.script else set()
 
 
 def scripts_apart(code: str, other: str) -> bool:
@@ -89,8 +98,10 @@ def lingua() -> Any:
 
 @cache
 def lingua_language(code: str) -> Language | None:
-    """The language in lingua; None where it has no model of it."""
+    """The language in lingua; None where it has no model of it in its script, such as Hindi in Latin letters."""
     found = parse(code)
+    if found and found.script and not _usual_script(code) & set(_names(found.script)):
+        return None
     code = {"no": "nb", "fil": "tl"}.get(found.language, found.language) if found else ""
     iso = getattr(lingua().IsoCode639_1, code.upper(), None)
     try:
@@ -99,16 +110,17 @@ def lingua_language(code: str) -> Language | None:
         return None
 
 
-def identifiable(code: str) -> bool:
-    """Whether lingua has a model of this language."""
-    return lingua_language(code) is not None
-
-
 @cache
 def _family(code: str) -> frozenset[Language]:
-    """The language and very similar ones."""
+    """The language and very similar ones, in its script."""
     codes = {base(code)}.union(*(group for group in ALIKE_SETS if base(code) in group))
-    return frozenset(language for language in map(lingua_language, codes) if language is not None)
+    near = (lingua_language(one) for one in codes if _usual_script(one) & set(expected_scripts(code)))
+    return frozenset(language for language in near if language is not None)
+
+
+def has_model(code: str) -> bool:
+    """Whether lingua has a model of this language in its script, or of a very similar one."""
+    return bool(_family(code))
 
 
 @cache

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from cctuning.data.checks import other_language
 from cctuning.data.text import ngrams, normalise, tokens
-from cctuning.identify import confidence, expected_scripts, identifiable, scripts
+from cctuning.identify import confidence, expected_scripts, has_model, scripts
 
 
 @pytest.mark.parametrize(
@@ -57,9 +58,27 @@ def test_the_language_of_a_text(text, code):
 
 
 def test_a_language_without_a_model_is_told_from_english():
-    assert not identifiable("ha")
+    assert not has_model("ha")
     assert confidence("kusan tsawon lokacin ne waɗannan alamun ke gudana?", "ha", "en")[0] > 0.5
     assert confidence("about how long have these symptoms been going on?", "ha", "en")[0] < 0.1
+
+
+@pytest.mark.parametrize(
+    "code, text",
+    [
+        ("hi-Latn", "Mujhe aaj bazaar jaana hai aur kuchh sabzi khareedni hai."),
+        ("kk-Latn", "Men búgin dúkenge baryp, nan men sút satyp alamyn."),
+        ("pa-Arab", "میں اج بازار جا کے سبزی لینی اے تے فیر گھر آنا اے۔"),
+    ],
+)
+def test_a_language_in_another_script_than_its_model_s_has_none(code, text):
+    assert not has_model(code) and confidence(text, code, "en")[0] > 0.5
+    assert other_language([text] * 100, code, "en") is None
+    assert confidence("I have to go to the market and buy some vegetables.", code, "en")[0] < 0.5
+
+
+def test_serbian_in_latin_letters_is_read_by_the_models_of_its_neighbours():
+    assert has_model("sr-Latn") and confidence("Moram da idem na pijacu i kupim povrće.", "sr-Latn", "en")[0] > 0.5
 
 
 def test_tokens_are_words_or_characters():

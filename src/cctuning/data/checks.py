@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from cctuning.data.schema import CHUNK
 from cctuning.data.text import normalise, tokens
 from cctuning.extras import available
-from cctuning.identify import between, confidence, lingua_language, prose, scripts_apart
+from cctuning.identify import between, confidence, has_model, prose, scripts_apart
 from cctuning.languages import language_name
 
 SAMPLE = 64  # pairs of a language that are identified
@@ -110,7 +110,7 @@ def other_language(texts: Iterable[str], lang: str, language: str) -> str | None
         None also where it cannot be told: too few texts, no lingua, or no model of `lang` in it.
     """
     long = [text for text in texts if _words(text) >= WORDS]
-    if len(long) < CHUNKS or not available("lingua") or lingua_language(lang) is None:
+    if len(long) < CHUNKS or not available("lingua") or not has_model(lang):
         return None
     found = [confidence(prose(" ".join(long[start::CHUNKS])), lang, language) for start in range(CHUNKS)]
     return found[0][1] if all(sure < CLEARLY for sure, _ in found) and len({near for _, near in found}) == 1 else None

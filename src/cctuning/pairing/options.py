@@ -77,7 +77,7 @@ class Checks:
     check_repeat: float = option(0.5, "Share of a side's n-grams that are repeats.")
     check_leak: float = option(0.5, "Share of the response's n-grams that are in the parallel and not in the prompt.")
     check_meaning: float = option(
-        0.5, "Minimum probability that the sides mean the same, by a sentence encoder (--encoder)."
+        0.3, "Minimum probability that the sides mean the same, by a sentence encoder (--encoder)."
     )
     check_numbers: bool = option(True, "Reject rows where each side has a number that the other lacks.")
     check_duplicates: bool = option(True, "Keep only the first of duplicate rows.")

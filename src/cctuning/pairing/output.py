@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cctuning.data.readers import local_path
 from cctuning.errors import UserError
 from cctuning.files import directory_atomically
-from cctuning.identify import expected_scripts, identifiable
+from cctuning.identify import expected_scripts, has_model
 from cctuning.markdown import templates
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def make_card(run: Run, order: NDArray[np.int64], files: dict[str, str]) -> dict
         engines = {"engines": account.usage} if account.usage else {}
         sources.append({**given, **told, **engines, "fingerprints": account.fingerprints, "notes": account.notes})
     notes = []
-    if blind := [lang for lang in (*corpus.langs, options.reference_language) if not identifiable(lang)]:
+    if blind := [lang for lang in (*corpus.langs, options.reference_language) if not has_model(lang)]:
         notes.append(f"{', '.join(blind)}: no language model; only the script and not being English were checked.")
     if unknown := [lang for lang in corpus.langs if not expected_scripts(lang)]:
         notes.append(f"{', '.join(unknown)}: the script is unknown and was not checked; give it, as in sr-Latn.")

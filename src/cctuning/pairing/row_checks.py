@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from cctuning.data.schema import BadRow, Row
 from cctuning.data.text import TOKEN, ascii_digits, flat, found, hash64, leak, ngrams, normalise, tokens
-from cctuning.identify import confidence, expected_scripts, identifiable, prose, scripts
+from cctuning.identify import confidence, expected_scripts, has_model, prose, scripts
 from cctuning.languages import ENGLISH, base
 from cctuning.pairing.benchmarks import Benchmarks
 from cctuning.pairing.numbers import differ
@@ -182,9 +182,9 @@ def wrong_language(checks: Checks, side: Side, other: Side) -> str | None:
 
     if enough(own):
         sure, nearest = confidence(own, side.lang, other.lang)
-        wrong = sure < checks.check_language and (identifiable(side.lang) or nearest in (base(other.lang), ENGLISH))
+        wrong = sure < checks.check_language and (has_model(side.lang) or nearest in (base(other.lang), ENGLISH))
         return _in_language(nearest, side.lang, sure) if wrong else None
-    if not scripts(own) or not enough(whole) or not identifiable(other.lang):
+    if not scripts(own) or not enough(whole) or not has_model(other.lang):
         return None
     sure, nearest = 0.0, ""
     for text in (own, whole):

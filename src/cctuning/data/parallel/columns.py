@@ -14,13 +14,13 @@ from cctuning.data.parallel.filenames import in_name, known_in_name
 from cctuning.data.schema import BadRow
 from cctuning.errors import UserError
 from cctuning.identify import IDENTIFIED, between, identify_language
-from cctuning.languages import base, canonical_or_none, matching, same, unknown
+from cctuning.languages import canonical_or_none, matching, same, unknown
 
 NAMING = "give the source a lang: '{path: FILE, lang: sw}' in place of FILE (cctuning pair: --lang sw)"
 
 # What a header without languages names the two sides, as most tools do.
 HEADINGS = set("source target src tgt trg text texts sentence sentences translation original reference".split())  # noqa: SIM905
-# Licences, links, ids, and files or corpora that a text comes from (NLLB): one word of ASCII with a mark or digit in it.
+# Licences, links, ids, files or corpora that a text comes from (NLLB): one word of ASCII with a mark or digit in it.
 NO_TEXT = re.compile(r"CC-BY|CC BY|http|(?=\S*([/_.:]\w|\d))[\w/.:+=-]+$", re.ASCII)
 CLEAR = 0.2  # how much likelier one column must be in the reference language than the other
 SAME = 10  # equal cells from which a column is no text
@@ -126,13 +126,9 @@ def recognise(
     # One column per language: `en`, `sw`; `sentence_eng_Latn`, `sentence_swh_Latn`; `English`, `Swahili`.
     for before in ("", "sentence_", "text_"):
         named = {name: _language_named(name.removeprefix(before)) for name in found if name.startswith(before)}
-        sides = [
-            (name, None, code)
-            for name, code in named.items()
-            if code and (lang is None or base(code) in (base(lang), base(language))) and _has_text(name, sample)
-        ]
-        if len(sides) > 1 and any(same(code, language) for *_, code in sides):
-            return Layout(tuple(sides))
+        own = [(name, None, code) for name, code in named.items() if code and _has_text(name, sample)]
+        if len(own) > 1 and any(same(code, language) for *_, code in own):
+            return Layout(tuple(own))
     return None
 
 
