@@ -166,6 +166,12 @@ def test_a_file_of_prompts(runs, tmp_path, capsys):
     assert [line["prompt"] for line in lines] == prompts
     assert [line["answer"] for line in lines] == [answer(capsys, run, "--prompt", prompt) for prompt in prompts]
 
+    turns = [{"role": role, "content": text} for role, text in (("user", "x1"), ("assistant", "x2"), ("user", "x3"))]
+    rows = write_jsonl(tmp_path / "chat.jsonl", [{"messages": turns, "language": "sw"}, {"messages": turns[:1]}])
+    found = [json.loads(line) for line in answer(capsys, runs("chat"), "--file", rows).splitlines()]
+    assert found[0] == {"lang": "sw", "prompt": turns, "answer": found[0]["answer"]}
+    assert found[1] == {"prompt": turns[:1], "answer": found[1]["answer"]}
+
     out = tmp_path / "out.jsonl"
     done("generate", run, "--file", file, "--reference", "english", "--max_new_tokens", 8, "--output", out)
     live = [json.loads(line)["answer"] for line in out.read_text().splitlines()]

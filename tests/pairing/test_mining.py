@@ -54,11 +54,12 @@ def test_records_are_read_too(files, tmp_path):
     assert found.threshold > 1
 
 
-def test_rows_in_other_languages_are_left_out(files, tmp_path):
+@pytest.mark.parametrize("column", ["lang", "language"])
+def test_rows_in_other_languages_are_left_out(column, files, tmp_path):
     def table(path, lang, name):
         with open(path, encoding="utf-8") as file:
-            rows = [{"prompt": line.strip(), "lang": lang} for line in file]
-        return write(tmp_path / name, [*rows, *({**row, "lang": "fr"} for row in rows)])
+            rows = [{"prompt": line.strip(), column: lang} for line in file]
+        return write(tmp_path / name, [*rows, *({**row, column: "fr"} for row in rows)])
 
     paths = [table(files[0], "swh", "sw.jsonl"), table(files[1], "en-GB", "en.jsonl")]
     _, counts = mine(MineOptions(paths, lang="sw", output=str(tmp_path / "o.jsonl")))

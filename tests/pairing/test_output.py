@@ -15,9 +15,21 @@ from decimal import Decimal
 import datasets
 import pytest
 
+from cctuning.data import Encoder, load_rows
 from cctuning.errors import UserError
 from cctuning.pairing import output
+from tests.data.test_chat import tokenizer
+from tests.data.test_turns import runs
 from tests.pairing.world import CHINESE, ENGLISH, SWAHILI, lines, paired, run, write
+
+CONVERSATION = [("user", "Mji mkuu wa Kenya ni upi?"), ("assistant", "Mji mkuu ni Nairobi.")]
+CONVERSATION += [
+    ("user", "Na wa Uganda?"),
+    ("assistant", "Ni Kampala."),
+    ("user", "Asante."),
+    ("assistant", "Karibu."),
+]
+OFF = {"check_language": 0, "check_duplicates": False, "check_copy": 0, "check_numbers": False}
 
 
 @pytest.fixture
@@ -44,6 +56,21 @@ def test_the_card_counts_what_there_is(tmp_path, source):
     assert "| sw | 4 |" in table and "| row | 2 |" in table
     assert [reject["origin"].rpartition(":")[2] for reject in rejects] == ["7", "8"]
     assert "no parallel" in rejects[0]["says"] and rejects[0]["row"] == {"lang": "sw", "prompt": "Habari?"}
+
+
+def test_a_conversation_keeps_its_answers(tmp_path):
+    """All that carry a loss before, and none that does not, also inside a prompt."""
+    turns = [{"role": role, "content": text} for role, text in CONVERSATION]
+    english = [{"role": role, "content": f"English of {text}"} for role, text in CONVERSATION[:5]]
+    rows = [{"messages": turns}, {"messages": [turns[0], {**turns[1], "train": False}, *turns[2:]]}]
+    rows.append({"prompt": turns[:5], "response": turns[5]["content"]})
+    path = write(tmp_path / "rows.jsonl", [{**row, "messages_en": english, "lang": "sw"} for row in rows])
+    run(tmp_path, {"path": path, "way": "given"}, checks=OFF)
+    assert len(lines(tmp_path / "out" / "rows.jsonl")) == 3
+    before, after = ([*load_rows([name])[0]] for name in (path, str(tmp_path / "out" / "rows.jsonl")))
+    made = tokenizer("qwen2_5")
+    learned = [[runs(found, made) for found in Encoder(made, chat=True).encode(kind)] for kind in (before, after)]
+    assert learned[0] == learned[1] and [len(texts) for texts in learned[0]] == [3, 2, 1]
 
 
 def test_the_same_again_is_the_same(tmp_path, source):

@@ -87,12 +87,20 @@ def main(argv: list[str]) -> None:
     answers = answerer(prompts, references, progress=True, languages=languages, rows=rows)
     note_alike(prompts, answers)
     _note_unfinished(answerer, len(answers))
-    found = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(prompts, answers, strict=True)]
+    found = [_answered(row, answer) for row, answer in zip(rows, answers, strict=True)]
     if args.output:
         write_jsonl(Path(args.output), found)
         print(f"{len(answers)} answers: {args.output}", file=sys.stderr)
     else:
         sys.stdout.writelines(json.dumps(one, ensure_ascii=False) + "\n" for one in found)
+
+
+def _answered(row: dict[str, Any], answer: str) -> dict[str, Any]:
+    prompt = row["prompt"]
+    if not isinstance(prompt, str):  # as messages are in a file: without keys of training, or without a value
+        prompt = [{key: held for key, held in turn.items() if held is not None and key != "train"} for turn in prompt]
+    lang = {} if row["lang"] == UNKNOWN else {"lang": row["lang"]}
+    return {**lang, "prompt": prompt, "answer": answer}
 
 
 def note_alike(prompts: Sequence[Any], answers: Sequence[str]) -> None:

@@ -125,8 +125,8 @@ def sides_of(
     else:
         field, answer = layout.prompt or "prompt", layout.response or "response"
         prompt = _join(_required(record, field, "prompt", found), record, layout.input, field)
-        if isinstance(prompt, list):  # only the response has a loss
-            prompt = [{**turn, "train": False} if turn["role"] == "assistant" else turn for turn in prompt]
+        if isinstance(prompt, list):  # only the response has a loss, and turns that say so
+            prompt = [{"train": False, **turn} if turn["role"] == "assistant" else turn for turn in prompt]
             if prompt[-1]["role"] == "assistant":
                 raise BadRow(field, "ends with an assistant turn; put that turn in the response.")
         prompt, response = _answered(prompt, record.get(answer), answer, unread)

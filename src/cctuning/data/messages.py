@@ -83,8 +83,9 @@ def _message(message: Mapping[str, Any], place: str) -> Message:
     for key in ("name", "tool_call_id"):
         if message.get(key) is not None:
             found[key] = text_of(message[key], f"{place}.{key}")
-    if any(message.get(key) in (False, 0) and message.get(key) is not None for key in ("train", "weight")):
-        found["train"] = False
+    said = [message[key] for key in ("train", "weight") if message.get(key) is not None]
+    if said:
+        found["train"] = all(said)
     return found
 
 

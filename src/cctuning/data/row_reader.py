@@ -24,7 +24,7 @@ from cctuning.data.schema import BadRow, Row
 from cctuning.data.sources import BaseSource
 from cctuning.data.text import flat, leak, normalise
 from cctuning.errors import UserError
-from cctuning.languages import canonical, is_code, language_name, same, unknown
+from cctuning.languages import UNKNOWN, canonical, is_code, language_name, same, unknown
 
 PROMPTS = {"prompt", "messages", "conversations", "instruction"}
 NAMING = "'{path: FILE, lang: sw}' in place of FILE (cctuning pair: --lang sw)"
@@ -155,7 +155,7 @@ class RowReader:
                 named = {"prompt": "text", "reference": f"text_{self.language}"}
                 columns = {part: name for part, name in named.items() if name in found} | columns
             lang_column = next((name for name in LANG_COLUMNS if name in found), None)
-            if lang_column and self.lang is None:
+            if lang_column and self.lang in (None, UNKNOWN):
                 columns = {"lang": lang_column} | columns
             layout = self._layouts[found] = Layout.recognise(found, columns, self.language)
             self.parts |= layout.used()
@@ -206,17 +206,19 @@ class RowReader:
             self.unlabelled += 1
             return self.language
         if not is_code(lang):
+            if self.lang == UNKNOWN:  # a default of ours, not the user's; a programming language, perhaps
+                return UNKNOWN
             raise BadRow(field, unknown(lang))
         return self.language if same(lang, self.language) else canonical(lang)
 
 
-def read_rows(path: str, lang: str, language: str) -> Iterator[tuple[str, Row | BadRow]]:
+def read_rows(path: str, language: str) -> Iterator[tuple[str, Row | BadRow]]:
     """The rows of a file, directory or hub data set with their origins, of any layout or of parallel text.
 
-    `lang` is the language of rows that name none, `language` the reference language.
+    The language of rows that name none is `UNKNOWN`; `language` is the reference language.
     """
     empty = True
-    reader = RowReader(language, lang=lang, text_is_prompt=True)
+    reader = RowReader(language, lang=UNKNOWN, text_is_prompt=True)
     for origin, _, row in reader.read(BaseSource(path)):
         empty = False
         yield origin, row

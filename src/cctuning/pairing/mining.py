@@ -23,7 +23,7 @@ from cctuning.data.schema import BadRow
 from cctuning.data.text import flat
 from cctuning.data.text_files import numbered_lines
 from cctuning.errors import UserError
-from cctuning.languages import canonical, matches, same
+from cctuning.languages import UNKNOWN, canonical, matches, same
 from cctuning.pairing import output
 from cctuning.pairing.encoder import open_encoder
 from cctuning.settings import option
@@ -124,8 +124,8 @@ def _sentences(path: str, lang: str, options: MineOptions) -> list[tuple[str, st
     found: dict[str, str] = {}
     others = Counter[str]()
     if suffix_of(path) in SUFFIXES:
-        for origin, row in read_rows(path, lang, options.reference_language):
-            if not isinstance(row, BadRow) and matches(lang, row.lang):
+        for origin, row in read_rows(path, options.reference_language):
+            if not isinstance(row, BadRow) and (row.lang == UNKNOWN or matches(lang, row.lang)):
                 found.setdefault(flat(row.prompt).strip(), origin)
             elif not isinstance(row, BadRow):
                 others[row.lang] += 1

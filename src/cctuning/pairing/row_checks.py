@@ -66,7 +66,10 @@ class Candidate(Row):
         response: Any = self.response
         if self.calls:
             response = [{"role": "assistant", "content": self.response or "", "tool_calls": self.calls}]
-        row |= {"lang": self.lang, "prompt": self.prompt, "response": response}
+        prompt = self.prompt
+        if isinstance(prompt, list):  # earlier answers of a conversation; those of a prompt are read without a loss
+            prompt = [{"train": True, **turn} if turn["role"] == "assistant" else turn for turn in prompt]
+        row |= {"lang": self.lang, "prompt": prompt, "response": response}
         optional = {
             f"prompt_{language}": self.reference,
             f"response_{language}": self.reference_response,

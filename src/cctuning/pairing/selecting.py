@@ -147,7 +147,7 @@ def _task(options: SelectOptions) -> list[str]:
     bare: dict[str, None] = {}  # prompts of rows without a language and a reference
     language = options.reference_language
     for path in options.near:
-        for _, row in read_rows(path, UNKNOWN, language):
+        for _, row in read_rows(path, language):
             if isinstance(row, BadRow):
                 continue
             if row.reference is not None:
