@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from cctuning import ConnectedModel, ConnectionConfig
 from cctuning.cli import main
+from cctuning.data import Encoder
 from cctuning.errors import UserError
 from cctuning.evaluation.models import Journal
 from cctuning.evaluation.run import Options, evaluate, score
@@ -16,6 +17,7 @@ from cctuning.evaluation.user_tasks import load_own_rows
 from tests.cli.world import write_model
 from tests.conftest import shake
 from tests.evaluation.data import Stub
+from tests.training.toys import tokenizer
 
 ROWS = [
     {"prompt": "w1 w2", "response": "w3", "lang": "en"},
@@ -56,6 +58,17 @@ def test_an_answer_of_several_lines_is_read_whole(tmp_path):
     items, notes = load_own_rows(write(tmp_path / "r.jsonl", [{**ROWS[1], "response": "w8\nw9"}]), ["sw"])
     assert items[0].task.config.generation_kwargs["until"] == []
     assert "no row in English" in notes[0]
+
+
+@pytest.mark.parametrize(("words", "tokens"), [(3, 32), (100, 125), (900, 1024), (1100, 1024)])
+def test_the_longest_response_has_room(words, tokens, tmp_path):
+    """In every language, and a model that gives it to the letter gets 100."""
+    long = {**ROWS[1], "response": "w6 " * words}
+    items, notes = load_own_rows(write(tmp_path / "r.jsonl", [*ROWS[:2], long]), None, encoder=Encoder(tokenizer()))
+    given = {item.language: item.task.config.generation_kwargs["max_gen_toks"] for item in items}
+    assert given == {"en": 32, "sw": tokens}
+    cut = [note for note in notes if "1 of 2 responses in sw are longer than the 1024 tokens" in note]
+    assert len(cut) == (words > 1024)
 
 
 def test_a_language_is_found_under_any_of_its_codes(tmp_path):

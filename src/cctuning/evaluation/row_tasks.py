@@ -31,14 +31,20 @@ ACCURACIES = [_mean("acc"), _mean("acc_norm")]
 
 
 def row_task(
-    name: str, benchmark: str, language: str, source: dict[str, Any], long: int | None = None
+    name: str,
+    benchmark: str,
+    language: str,
+    source: dict[str, Any],
+    tokens: int | None = None,
+    one_line: bool = True,
 ) -> ConfigurableTask:
     """A task of rows with `prompt` and `answer`, scored as `benchmark` is.
 
     Args:
         source: lm-eval's settings for the rows: `dataset_path`, `dataset_kwargs` and `process_docs`, or
             `custom_dataset`.
-        long: maximum tokens of an answer of several lines; None for one short line.
+        tokens: maximum of an answer; None: that of the benchmark.
+        one_line: an answer ends with its line.
     """
     config: dict[str, Any] = {
         "task": name,
@@ -62,9 +68,9 @@ def row_task(
             "output_type": "generate_until",
             "doc_to_target": lambda doc: _targets(doc)[0],
             "generation_kwargs": {
-                "until": [] if long else ["\n"],
+                "until": ["\n"] if one_line else [],
                 "do_sample": False,
-                "max_gen_toks": long or (SUMMARY_TOKENS if summary else ANSWER_TOKENS),
+                "max_gen_toks": tokens or (SUMMARY_TOKENS if summary else ANSWER_TOKENS),
             },
             "process_results": partial(_score_summary if summary else _score_answer, language),
             "metric_list": [_mean("rouge_l")] if summary else [_mean("f1"), _mean("em")],

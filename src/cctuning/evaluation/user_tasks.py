@@ -7,6 +7,7 @@ language, so that the answers of two models pair.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from lm_eval.tasks import TaskManager
 from cctuning.data import Encoder, load_rows
 from cctuning.data.chat import split_thinking
 from cctuning.errors import UserError, nearest
-from cctuning.evaluation.row_tasks import row_task
+from cctuning.evaluation.row_tasks import ANSWER_TOKENS, row_task
 from cctuning.evaluation.suite_tasks import Item, loading
 from cctuning.languages import ENGLISH, UNKNOWN, canonical, is_code, language_name, matching, region_notes, tag
 
-LONG_ANSWER_TOKENS = 256  # for a language with responses of more than one line
+LONG_ANSWER_TOKENS = 256  # at least, for a language with responses of more than one line
+MARGIN = 1.25  # tokens that are generated, over those of the longest response
+MOST_ANSWER_TOKENS = 1024
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
@@ -37,7 +40,7 @@ def load_own_rows(
         path: file or directory of rows, or a hub data set.
         languages: codes to keep, None for all. The reference language is always kept.
         reference: language of the rows' reference prompts; its code names their column (`prompt_en`).
-        encoder: renders prompts with the chat template; None for plain text.
+        encoder: renders prompts with the chat template, and counts the tokens of responses; None for plain text.
 
     Returns:
         The tasks, and notes on what is left out.
@@ -77,9 +80,17 @@ def load_own_rows(
     kept = list(by_language)
     if languages is not None:
         kept = [code for one in dict.fromkeys([*languages, reference]) for code in matching(one, by_language)]
-    kept = sorted({*kept}, key=lambda lang: (lang != reference, lang))
-    rendered = encoder is not None and encoder.chat
-    return [_row_item(lang, by_language[lang], rendered) for lang in kept], notes
+    items = []
+    for lang in sorted({*kept}, key=lambda lang: (lang != reference, lang)):
+        rows = by_language[lang]
+        lengths = [len(encoder.tokenizer(row["answer"])["input_ids"]) for row in rows] if encoder is not None else [0]
+        items.append(_row_item(lang, rows, max(lengths), encoder is not None and encoder.chat))
+        if cut := sum(length > MOST_ANSWER_TOKENS for length in lengths):
+            notes.append(
+                f"{cut} of {len(rows)} responses in {lang} are longer than the {MOST_ANSWER_TOKENS} tokens that are "
+                "generated at most: their scores are too low."
+            )
+    return items, notes
 
 
 def _render(row: dict[str, Any], encoder: Encoder | None) -> str:
@@ -97,11 +108,12 @@ def _render(row: dict[str, Any], encoder: Encoder | None) -> str:
     return str(text[0]["content"])
 
 
-def _row_item(language: str, rows: list[dict[str, Any]], rendered: bool) -> Item:
+def _row_item(language: str, rows: list[dict[str, Any]], longest: int, rendered: bool) -> Item:
     splits = datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
     source = {"custom_dataset": lambda **metadata: splits}  # lm-eval passes the task's metadata
     long = any("\n" in row["answer"] for row in rows)
-    task = row_task(f"rows_{language}", "own rows", language, source, LONG_ANSWER_TOKENS if long else None)
+    tokens = max(LONG_ANSWER_TOKENS if long else ANSWER_TOKENS, min(MOST_ANSWER_TOKENS, math.ceil(MARGIN * longest)))
+    task = row_task(f"rows_{language}", "own rows", language, source, tokens, one_line=not long)
     return Item(task.config.task, "own rows", language, "f1,none", None, task, rendered)
 
 
