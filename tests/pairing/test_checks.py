@@ -148,6 +148,13 @@ def test_length_and_ending_are_learned_from_the_rows(tmp_path):
     assert 0.9 < card["usual"]["sw"]["ratio"] < 1.3 and card["usual"]["sw"]["closes"][0] > 0.9
 
 
+def test_words_on_both_sides_do_not_count_on_one_alone(tmp_path):
+    """`Antigua na Barbuda` beside `Antigua & Barbuda` is not a third of its length."""
+    rows = [{**row, "prompt": f"Mji wa {n}", "prompt_en": f"City of {n}"} for n, row in enumerate(many())]
+    rows[7] |= {"prompt": "Antigua na Barbuda 7", "prompt_en": "Antigua & Barbuda 7"}
+    assert rejected(tmp_path, rows, check_language=0, check_copy=0)[0] == set()
+
+
 def test_quotations_and_items_of_lists_end_without_a_final_mark(tmp_path):
     rows = many()
     rows[7] |= {"prompt": f"„{rows[7]['prompt']}“", "prompt_en": f"“{rows[7]['prompt_en']} {'x' * 9}.”"}

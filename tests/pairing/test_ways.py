@@ -261,7 +261,8 @@ def test_conversations_are_translated_turn_by_turn(tmp_path, engine):
     row = {"lang": "sw", "messages": [*turns, {"role": "assistant", "content": "Bibi mpendwa."}]}
     _, kept, _ = run(tmp_path, {"path": write(tmp_path / "r.jsonl", [row]), "way": "translate", "engine": engine})
     assert [turn["content"] for turn in kept[0]["prompt_en"]] == [ENGLISH[n]["prompt"] for n in (0, 2, 3)]
-    assert kept[0]["prompt"] == turns and kept[0]["response"] == "Bibi mpendwa."
+    assert kept[0]["prompt"] == [turns[0], {"train": True, **turns[1]}, turns[2]]  # learned, as in `messages`
+    assert kept[0]["response"] == "Bibi mpendwa."
     assert [turn["role"] for turn in loads(tmp_path)[0]["reference"]] == ["user", "assistant", "user"]
 
 

@@ -144,11 +144,15 @@ def _figures(row: Candidate, prompt: Side, parallel: Side) -> Figures:
     parts = (prompt.text, parallel.text, row.response or "")
     rest = (row.lang, row.thinking, row.calls, row.tools, row.arguments)
     same = json.dumps([*map(normalise, parts), *rest], ensure_ascii=False, default=str)
-    ratio = math.log(max(len(prompt.own), 1) / max(len(parallel.own), 1))
+    whole = [ascii_digits(side.text) for side in (prompt, parallel)]
+    own = [prompt.own, parallel.own]
+    if any(one == text for one, text in zip(own, whole, strict=True)):
+        own = whole  # one side has no words of its own: `Antigua na Barbuda` and `Antigua & Barbuda`
+    lengths = [max(len(" ".join(text.split())), 1) for text in own]
     return Figures(
         same=hash64(same),
         group=hash64(json.dumps(row.reference if row.reference is not None else row.prompt, ensure_ascii=False)),
-        ratio=math.nan if row.reference is None else ratio,
+        ratio=math.nan if row.reference is None else math.log(lengths[0] / lengths[1]),
         size=len(parallel.text),
         ends=_ends(prompt.text, parallel.text),
         answered=row.response is not None,
