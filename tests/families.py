@@ -95,11 +95,27 @@ MOE = {
     "granitemoe": ("granitemoe", EXPERTS),
 }
 FAMILIES = DENSE | MOE
+# Families whose layers are given more than one activation a position, or keys and values of lower layers.
+GEMMA = {
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": 4 * ["full_attention"],
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+}
+UNUSUAL = {
+    "gemma3n": (
+        "gemma3n_text",
+        GEMMA | {"laurel_rank": 4, "altup_num_inputs": 5, "activation_sparsity_pattern": 4 * [0.0]},
+    ),
+    "gemma4": ("gemma4_text", GEMMA | {"global_head_dim": 8}),
+    "hy_v4": ("hy_v4", {"num_hidden_layers": 4}),
+}
 
 
 @functools.cache
 def _prototype(name: str, more: tuple[tuple[str, Any], ...]) -> PreTrainedModel:
-    model_type, options = FAMILIES[name]
+    model_type, options = (FAMILIES | UNUSUAL)[name]
     options = options | dict(more)
     options = {key: value for key, value in (COMMON | options).items() if value is not None}
     config = AutoConfig.for_model(model_type, **options)
@@ -120,6 +136,6 @@ def build(name: str, **options: Any) -> PreTrainedModel:
     """A fresh copy of the family's tiny model, fp32, in eval mode; the same weights at each call.
 
     Args:
-        options: over the family's own in `FAMILIES`.
+        options: over the family's own in `FAMILIES` or `UNUSUAL`.
     """
     return copy.deepcopy(_prototype(name, tuple(sorted(options.items()))))

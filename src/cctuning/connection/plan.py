@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from cctuning.errors import UserError
+
 if TYPE_CHECKING:
     from cctuning.connection.align import Spans
 
@@ -144,6 +146,16 @@ class Plan:
     offered: Offered = field(default_factory=Offered)
     injection: Tensor | None = None
     results: Results = field(default_factory=Results)
+
+    def check(self, activation: Tensor, layer: int) -> None:
+        """Raise `UserError` unless `activation` (..., d) of a layer is one vector for each position of the pass."""
+        expected = self.rows * self.positions if self.row_of is None else len(self.row_of)
+        if activation.shape[:-1].numel() != expected:
+            raise UserError(
+                f"layer {layer}: expected an activation of one vector for each of {expected} positions, got shape "
+                f"{tuple(activation.shape)}: a model with several residual streams is connected at its FFN blocks; "
+                "set align_at: ffn, or connection: gated."
+            )
 
 
 class Wire:
