@@ -110,6 +110,7 @@ UNUSUAL = {
     ),
     "gemma4": ("gemma4_text", GEMMA | {"global_head_dim": 8}),
     "hy_v4": ("hy_v4", {"num_hidden_layers": 4}),
+    "dory": ("dory", {"num_hidden_layers": 4}),
 }
 
 

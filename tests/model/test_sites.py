@@ -59,6 +59,11 @@ def test_bloom_in_slices_is_refused() -> None:
         find_sites(build("bloom", pretraining_tp=2, slow_but_exact=True))
 
 
+def test_layers_that_run_several_times_are_refused() -> None:
+    with pytest.raises(UserError, match=r"model family dory: .*several times"):
+        find_sites(build("dory"))
+
+
 def references_of(family: str, **options: str) -> tuple[list[torch.Tensor], torch.Tensor, Batch]:
     """Outputs of layer 1 in a reference pass, and what is kept of them."""
     connected = ConnectedModel.attach(build(family), ConnectionConfig(layers=[1], align_pool="last", **options))
