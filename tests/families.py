@@ -140,3 +140,13 @@ def build(name: str, **options: Any) -> PreTrainedModel:
         options: over the family's own in `FAMILIES` or `UNUSUAL`.
     """
     return copy.deepcopy(_prototype(name, tuple(sorted(options.items()))))
+
+
+def multimodal() -> PreTrainedModel:
+    """A Gemma 3 that reads images too, with two layers of text."""
+    text = {key: value for key, value in COMMON.items() if key != "tie_word_embeddings"}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -116,6 +116,15 @@ def is_quantised(model: nn.Module) -> bool:
     return any(found is not None for found in quantised)
 
 
+def text_parts(model: nn.Module) -> dict[str, nn.Module]:
+    """By name, the parts of a multimodal model that text runs through: decoder and output embedding; {} for others."""
+    base = unwrap(model)
+    if base.config.get_text_config() is base.config:
+        return {}
+    parts = base.get_decoder(), base.get_output_embeddings()
+    return {name: module for name, module in base.named_modules() if module in parts}
+
+
 def find_sites(model: nn.Module) -> list[Site]:
     """One site per decoder layer, in order.
 

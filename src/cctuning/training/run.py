@@ -173,7 +173,7 @@ def prepare(
             parallel_dataset=pairs,
             eval_dataset=eval_rows,
             processing_class=tokenizer,
-            peft_config=options.lora(options.revision) if options.tune == "lora" else None,
+            peft_config=options.lora(model, options.revision) if options.tune == "lora" else None,
             callbacks=[MetricsFile(directory / METRICS_FILE)],
         )
     except UserError:

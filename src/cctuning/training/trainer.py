@@ -31,7 +31,14 @@ from cctuning.model.recorded import Prompts, record
 from cctuning.model.runner import instance_state, restore_instance
 from cctuning.model.sites import unwrap
 from cctuning.training.callbacks import AlignmentByLanguage, BaseDecay
-from cctuning.training.checks import check_adapter_start, check_engine, check_launch, check_sizes, check_weights
+from cctuning.training.checks import (
+    check_adapter_start,
+    check_engine,
+    check_launch,
+    check_sizes,
+    check_weights,
+    freeze_beside_text,
+)
 from cctuning.training.config import CCConfig
 from cctuning.training.metrics import EvaluationLoss, batch_metrics, undisturbed
 from cctuning.training.recording import UNREAD, prepare_references
@@ -135,6 +142,7 @@ class CCTrainer(SavingTrainer):
         if self.is_distributed_loading_by_transformers:
             raise UserError("model: transformers has distributed it over processes (tp_plan, ...); load it whole.")
         check_adapter_start(self.model)
+        self.notes += freeze_beside_text(self.model)
         # Attached after PEFT: before it, PEFT would freeze the connection, and hooks would miss the LoRA's share.
         self.connected = ConnectedModel.attach(self.model, settled)
         self.connected.seed = args.seed
