@@ -88,6 +88,23 @@ def test_arguments_that_would_be_ignored(tmp_path):
         made(pad_token="<no>")
 
 
+def test_the_best_weights_of_several_evaluation_sets_are_those_of_one(tmp_path):
+    def made(metric=None):
+        options = {"early_stopping_patience": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+        return CCTrainer(
+            model(),
+            config(tmp_path, metric_for_best_model=metric, **options),
+            ConnectionConfig("none"),
+            train_dataset=rows(),
+            eval_dataset={"home": rows(4), "away": rows(4)},
+            processing_class=tokenizer(),
+        )
+
+    with pytest.raises(UserError, match=r"metric_for_best_model: loss: .* set it to eval_home_loss or eval_away_loss"):
+        made()
+    made("eval_away_loss").train()
+
+
 @pytest.mark.parametrize("answered", [None, english()])
 def test_an_alignment_below_all_weights_that_train_is_an_error(answered, tmp_path):
     def made(layer):

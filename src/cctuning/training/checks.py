@@ -145,6 +145,14 @@ def check_sizes(trainer: CCTrainer) -> None:
                 )
 
 
+def check_best(metric: str | None, eval_dataset: Any) -> None:
+    """Raise `UserError` if the best weights are chosen by a `metric` that none of several evaluation sets has."""
+    names = eval_dataset if isinstance(eval_dataset, dict) and metric is not None else ()
+    if names and not str(metric).removeprefix("eval_").startswith(tuple(f"{name}_" for name in names)):
+        known = " or ".join(f"eval_{name}_loss" for name in names)
+        raise UserError(f"metric_for_best_model: {metric}: eval_dataset has no such metric; set it to {known}.")
+
+
 def freeze_beside_text(model: nn.Module) -> list[str]:
     """Freeze what trains of a multimodal model beside its text part, and return a note about it.
 

@@ -33,6 +33,7 @@ from cctuning.model.sites import unwrap
 from cctuning.training.callbacks import AlignmentByLanguage, BaseDecay
 from cctuning.training.checks import (
     check_adapter_start,
+    check_best,
     check_engine,
     check_launch,
     check_sizes,
@@ -103,6 +104,7 @@ class CCTrainer(SavingTrainer):
         for given, rows in handed.items():
             if rows is not None:
                 check_dataset(rows, given)
+        check_best(args.metric_for_best_model, eval_dataset)
         if processing_class is None:
             source: Any = model if isinstance(model, str) else model.config.name_or_path
             processing_class = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
