@@ -52,6 +52,8 @@ def test_no_batch_at_all_is_an_error(packing, tmp_path):
     [
         ({"max_steps": 0}, "max_steps: 0 trains nothing"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size: not supported"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config: dispatch_batches is not supported"),
+        ({"accelerator_config": {"split_batches": True}}, "accelerator_config: split_batches is not supported"),
         ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "skip_prepare_dataset is not supported"),
     ],
 )
