@@ -9,7 +9,6 @@ rows reads it; an interrupted recording starts again. What rounding to bf16 chan
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import xxhash
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -108,28 +108,30 @@ def fits(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
 
 
 def key(connected: ConnectedModel, prompts: Prompts, precision: str, weights: bool) -> str:
-    """Name of a recording: a hash over all that it depends on, with 256 values of each weight.
+    """Name of a recording: a hash over all that it depends on, with every value of the weights.
+
+    By xxHash: 30 GB a second on one core, where SHA-256 reads 2.
 
     Args:
         precision: of the arithmetic (`bf16` under autocast).
         weights: False where they are sharded; the recording is then kept for one run.
     """
-    mark = hashlib.sha256()
+    mark = xxhash.xxh3_128()
     config = connected.config
     about = (config.connection, config.align_at, config.align_pool, config.alignment, connected.layers, precision)
     base = unwrap(connected.model).config.get_text_config().to_dict()
     base = {name: value for name, value in base.items() if name not in NO_MATTER}
     scales = [module.scaling for module in connected.model.modules() if isinstance(module, LoraLayer)]
     mark.update(json.dumps([FORMAT, *about, base, scales], sort_keys=True, default=str).encode())
-    for name, parameter in connected.model.named_parameters() if weights else ():
-        if ATTRIBUTE not in name:
-            flat = parameter.detach().flatten()
-            sample = flat[:: max(1, flat.numel() // 256)][:256].float().cpu().numpy()
-            mark.update(f"{name}{tuple(parameter.shape)}".encode() + sample.tobytes())
+    # Not named_parameters: of some quantised models the weights or their scales are buffers.
+    for name, weight in connected.model.state_dict().items() if weights else ():
+        if ATTRIBUTE not in name and isinstance(weight, Tensor):
+            mark.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+            mark.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
     for ids in prompts.ids:
         mark.update(np.asarray([len(ids), *ids], dtype=np.int32).tobytes())
     mark.update(prompts.text.numpy().tobytes())
-    return mark.hexdigest()[:32]
+    return mark.hexdigest()
 
 
 def record(
