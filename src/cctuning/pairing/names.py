@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from babel import Locale, UnknownLocaleError
+from babel.core import get_global
 
 from cctuning.data.parallel.columns import Pair
 from cctuning.data.parallel.files import PairReader
@@ -28,7 +29,8 @@ from cctuning.pairing import output
 from cctuning.settings import check_values, option
 
 KINDS = ("territory", "language", "script", "currency", "city", "unit")
-NO_PLACE = ("ZZ", "Zyyy", "Zzzz", "Zinh", "und", "mul", "zxx", "mis", "XXX")  # codes for "unknown"
+# Codes for "unknown", and of the territories of pseudo-locales.
+NO_PLACE = ("ZZ", "XA", "XB", "Zyyy", "Zzzz", "Zinh", "und", "mul", "zxx", "mis", "XXX", "Etc/Unknown")
 
 
 @dataclass
@@ -120,7 +122,7 @@ def cldr(options: NamesOptions, report: NamesReport) -> Iterator[Name]:
         for kind in options.kinds:
             for code, name in ours[kind].items():
                 other = theirs[kind].get(code)
-                if other is None and kind == "city":  # where the English name is that of the time zone
+                if other is None and kind == "city" and reference.language == "en":  # the name of the time zone
                     other = code.split("/")[-1].replace("_", " ")
                 if other and name and code not in NO_PLACE:
                     yield name, other, lang, kind
@@ -134,7 +136,24 @@ def _locale(lang: str) -> Locale | None:
 
 
 def _kinds(locale: Locale) -> dict[str, dict[str, str]]:
-    """Kind to code to name."""
+    """Kind to code to name, without the names of another language that CLDR falls back on.
+
+    Its root, from which nearly all languages inherit, has English abbreviations of units and English names of cities.
+    """
+    names = _with_inherited(locale)
+    if locale.language == "en":
+        return names
+    parent = str(get_global("parent_exceptions").get(str(locale), "root"))  # `ht` has French names
+    # Nynorsk shares the words of `no` that it inherits.
+    others = _with_inherited(Locale(parent if parent[:2] not in (locale.language, "no") else "root"))
+    return {
+        kind: {code: name for code, name in named.items() if others[kind].get(code) != name}
+        for kind, named in names.items()
+    }
+
+
+def _with_inherited(locale: Locale) -> dict[str, dict[str, str]]:
+    """Kind to code to name, as CLDR shows them."""
     zones = locale.time_zones
     units = locale._data["unit_display_names"]
     return {
