@@ -92,6 +92,11 @@ def test_wikidata(tmp_path):
     assert {*found.values()} == {"trem", "telemóvel", "ônibus", "maji"}
     told = "entities without a label in pt-BR: that in another variant is taken: pt (1), pt-PT (1)."
     assert report.notes == [f"{labels}: {told}"]
+    names = [{"mul": "Douglas Adams", "ru": "Дуглас Адамс"}, {"mul": "Москва", "sw": "Moscow"}, {"mul": "Oslo"}]
+    names.append({"mul": "Praha", "en": "Prague"})
+    labels = write(tmp_path / "mul.jsonl", [{"labels": one} for one in names])
+    _, found = run(tmp_path, "ru", "sw", cldr=False, wikidata=[labels])
+    assert found == {("ru", "wikidata", "Douglas Adams"): "Дуглас Адамс"}
     (tmp_path / "bad.jsonl").write_text("{}\nno\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"bad.jsonl:2: expected a JSON object with labels"):
         run(tmp_path, "sw", cldr=False, wikidata=[str(tmp_path / "bad.jsonl")])

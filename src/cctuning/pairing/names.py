@@ -24,6 +24,7 @@ from cctuning.data.sources import ParallelSource
 from cctuning.data.text import Seen
 from cctuning.data.text_files import numbered_lines
 from cctuning.errors import UserError, nearest
+from cctuning.identify import expected_scripts, scripts
 from cctuning.languages import canonical, canonical_or_none, matching
 from cctuning.pairing import output
 from cctuning.settings import check_values, option
@@ -169,7 +170,9 @@ def _with_inherited(locale: Locale) -> dict[str, dict[str, str]]:
 def wikidata(path: Path, options: NamesOptions, report: NamesReport) -> Iterator[Name]:
     """Labels of entities in a Wikidata dump (an array with one entity per line), or in JSON Lines with `labels`.
 
-    Many entities have a label in `pt` and none in `pt-BR`; the first is taken then, with a note.
+    Many entities have a label in `pt` and none in `pt-BR`; the first is taken then, with a note. `mul` is shown in
+    every language that has no label. Where it is in the reference language's script, it is the reference; in another
+    language a missing label does not say that the name is the same.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a Wikidata dump or JSON lines with labels.")
@@ -185,12 +188,15 @@ def wikidata(path: Path, options: NamesOptions, report: NamesReport) -> Iterator
         except (ValueError, AttributeError):
             raise UserError(f"{path}:{number}: expected a JSON object with labels (language: name).") from None
         codes = {str(canonical_or_none(code) or code): code for code in found}
-        own = matching(options.reference_language, codes) if options.reference_language in codes else []
-        for lang in options.lang if own else ():
+        own = codes.get(options.reference_language)
+        reference = found.get(own or "mul", "")
+        if own is None and not scripts(reference).keys() & set(expected_scripts(options.reference_language)):
+            continue
+        for lang in options.lang:
             for code in matching(lang, codes)[:1]:
                 if code != lang:
                     others.setdefault(lang, Counter())[code] += 1
-                yield found[codes[code]], found[codes[own[0]]], lang, "wikidata"
+                yield found[codes[code]], reference, lang, "wikidata"
     for lang, counts in others.items():
         taken = ", ".join(f"{code} ({times})" for code, times in counts.most_common())
         report.notes.append(f"{path}: entities without a label in {lang}: that in another variant is taken: {taken}.")
