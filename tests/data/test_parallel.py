@@ -256,6 +256,15 @@ def test_a_tmx_of_many_languages(tmp_path):
     refused("no text in fr", path, lang="fr")
 
 
+def test_a_tmx_with_a_namespace_and_a_unit_with_several_texts_in_a_language(tmp_path):
+    coded = 'Bofya <bpt i="1">`&lt;b&gt;`</bpt>hapa<ept i="1">`&lt;/b&gt;`</ept> sasa.'
+    units = files.unit(("en", "Click here now."), ("sw", coded))
+    units += files.unit(("sw", "Habari."), ("en", ""), ("en", "Hello."), ("sw", "Jambo."), ("sw", ""))
+    path = text(tmp_path / "x.tmx", [f'<tmx xmlns="http://www.lisa.org/tmx14"><body>{units}</body></tmx>'])
+    hello = [("Habari.", "Hello."), ("Jambo.", "Hello.")]
+    assert pairs(one(path)[0]) == [("Bofya hapa sasa.", "Click here now."), *hello]
+
+
 @pytest.mark.parametrize("layout", ["tmx", "lang", "translation", "export"])
 def test_a_region_is_preferred_to_another(layout, tmp_path):
     """`pt-BR` takes `pt-BR` and `pt` of a file; only where it has neither, it takes `pt-PT`, with a note."""

@@ -74,25 +74,28 @@ def read_lines(text: Part, reference: Part, lang: str) -> Found:
 def read_xml(part: Part, suffix: str, language: str, lang: str | None) -> Found:
     """The pairs of every unit of a TMX file or entry of a TBX file, as `suffix` says (of an entry, the first terms).
 
-    There is one for each language beside the reference language, or for `lang` alone.
+    There is one for each language beside the reference language, or for `lang` alone. Of several texts in one language
+    each gives a pair; in the reference language the first is taken.
     """
     for number, element in _elements(part, suffix[1:].upper()):
-        origin = f"{part.label}:{FORMATS[suffix]} {number}"
+        origin, texts = f"{part.label}:{FORMATS[suffix]} {number}", _texts(element)
         try:
-            for text, reference, code in pairs_of(_texts(element), language, lang):
-                yield Pair(text, reference, code, origin)
+            first = {code: next(filter(None, found), "") for code, found in texts.items()}
+            for _, reference, code in pairs_of(first, language, lang):
+                yield from (Pair(text, reference, code, origin) for text in texts[code] if text)
         except BadRow as bad:
             yield origin, bad
 
 
-def _texts(unit: Element) -> dict[str, str]:
-    """Language to text of a TMX unit, or to first term of a TBX entry (in the elements of TBX 2 or TBX 3)."""
-    texts: dict[str, str] = {}
+def _texts(unit: Element) -> dict[str, list[str]]:
+    """Language to texts of a TMX unit, or to first term of a TBX entry (in the elements of TBX 2 or TBX 3)."""
+    texts: dict[str, list[str]] = {}
     for part in unit.iter():
         code = part.get(LANG) or part.get("lang")
         if code and _local(part) in ("tuv", "langSet", "langSec"):
             held = (one for one in part.iter() if _local(one) in ("seg", "term"))
-            texts[canonical_or_none(code) or code] = " ".join("".join(map(_text, islice(held, 1))).split())
+            text = " ".join("".join(map(_text, islice(held, 1))).split())
+            texts.setdefault(canonical_or_none(code) or code, []).append(text)
     return texts
 
 
@@ -100,7 +103,7 @@ def _text(element: Element) -> str:
     """An element's text without formatting codes."""
     parts = [element.text or ""]
     for child in element:
-        parts += ["" if child.tag in NATIVE else _text(child), child.tail or ""]
+        parts += ["" if _local(child) in NATIVE else _text(child), child.tail or ""]
     return "".join(parts)
 
 
