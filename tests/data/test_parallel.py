@@ -35,7 +35,7 @@ LAYOUTS = (
     *(files.many_things, files.many_things_zip, files.tatoeba_pairs, files.wikimatrix, files.nllb_tsv),
     *(files.tatoeba_challenge, files.moses, files.moses_by_reference, files.moses_prefix, files.moses_zst),
     *(files.flores, files.opus_zip, files.tmx, files.tbx, files.tatoeba_export, files.directory, files.saved),
-    *(files.headed_tsv, files.tatoeba_by_language),
+    *(files.headed_tsv, files.tatoeba_by_language, files.tatoeba_from_english),
 )
 
 
@@ -254,6 +254,12 @@ def test_a_tmx_of_many_languages(tmp_path):
     dataset, report = one(path)
     assert len(dataset) == 9 and "fewer than 4 pairs" in report.notes[-1]
     refused("no text in fr", path, lang="fr")
+
+
+def test_tatoebas_links_in_both_directions_are_read_once(tmp_path):
+    files.tatoeba_from_english(tmp_path), files.tatoeba_by_language(tmp_path)
+    dataset, report = one(tmp_path)
+    assert pairs(dataset) == PAIRS and report.sources[0].duplicates == 0
 
 
 def test_a_tmx_with_a_namespace_and_a_unit_with_several_texts_in_a_language(tmp_path):

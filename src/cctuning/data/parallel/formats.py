@@ -158,17 +158,25 @@ def read_tatoeba(sentences: list[Path], links: list[Path], language: str, lang: 
         for file in sentences:
             base.executemany("insert or replace into sentences values (?, ?, ?, ?)", _read(file, language, lang))
         own = {row[0] for row in base.execute("select id from sentences where lang is not null")}
-        for path, number, raw in ((f, *line) for f in links for line in numbered_lines(f)):
-            one, _, other = raw.decode(errors="replace").strip().partition("\t")
-            if not one.isdecimal() or not other.isdecimal():
-                raise UserError(f"{path}:{number}: expected two tab-separated ids.")
-            if int(one) not in own:
-                continue
-            find = "select origin, lang, text from sentences where id = ?"
-            origin, code, text = base.execute(find, (int(one),)).fetchone()
-            english = base.execute(find, (int(other),)).fetchone()
-            if english is not None and english[1] is None:
-                yield Pair(text, english[2], code, origin, english[0], int(one))
+        base.execute("create table links (text integer, reference integer, primary key (text, reference))")
+        base.executemany("insert or ignore into links values (?, ?)", _links(links, own))
+        rows = base.execute(
+            "select one.text, other.text, one.lang, one.origin, other.origin, one.id from links "
+            "join sentences one on one.id = links.text join sentences other on other.id = links.reference "
+            "where other.lang is null order by links.rowid"
+        )
+        yield from map(Pair._make, rows)
+
+
+def _links(files: list[Path], own: set[int]) -> Iterator[tuple[int, int]]:
+    """The ids of a sentence in `own` and one that is not: a file may have both directions of a link or either."""
+    for path, number, raw in ((file, *line) for file in files for line in numbered_lines(file)):
+        one, _, other = raw.decode(errors="replace").strip().partition("\t")
+        if not one.isdecimal() or not other.isdecimal():
+            raise UserError(f"{path}:{number}: expected two tab-separated ids.")
+        ids = int(one), int(other)
+        if (ids[0] in own) != (ids[1] in own):
+            yield ids if ids[0] in own else ids[::-1]
 
 
 def _read(path: Path, language: str, lang: str | None) -> Iterator[tuple[int, str, str | None, str]]:
