@@ -256,6 +256,13 @@ def test_a_tmx_of_many_languages(tmp_path):
     refused("no text in fr", path, lang="fr")
 
 
+@pytest.mark.parametrize("corpus", ["kde", "JW", "ted", "eu"])
+def test_a_corpus_before_the_languages_in_a_name(corpus, tmp_path):
+    path = text(tmp_path / f"{corpus}-en-sw.tsv", [f"{english}\t{swahili}" for swahili, english in PAIRS])
+    dataset, report = one(path)
+    assert pairs(dataset) == PAIRS and set(dataset["lang"]) == {"sw"} and not report.notes
+
+
 def test_tatoebas_links_in_both_directions_are_read_once(tmp_path):
     files.tatoeba_from_english(tmp_path), files.tatoeba_by_language(tmp_path)
     dataset, report = one(tmp_path)
@@ -321,8 +328,27 @@ def test_answers_to_a_code():
         "he",
         "pt-BR",
     ]
-    assert in_name("WikiMatrix.en-sw") == ("en", "sw") and in_name("eng_Latn-swh_Latn") == ("en", "sw")
-    assert in_name("my-data") is None and named_by("fra", "en") == "fr" and named_by("rows", "en") is None
+
+
+@pytest.mark.parametrize(
+    "stem, both",
+    [
+        ("WikiMatrix.en-sw", ("en", "sw")),
+        ("eng_Latn-swh_Latn", ("en", "sw")),
+        ("pt_BR-en_US", ("pt-BR", "en-US")),
+        ("ar_SA-en", ("ar-SA", "en")),
+        ("kde-en-sw", ("en", "sw")),
+        ("JW-en-sw", ("en", "sw")),
+        ("ted-sw-en", ("sw", "en")),
+        ("eu-en-sw.dev", ("en", "sw")),
+        ("en-sw-eu", ("en", "sw")),
+        ("eu-de-fr", ("de", "fr")),
+        ("my-data", None),
+    ],
+)
+def test_the_languages_in_a_name(stem, both):
+    assert in_name(stem, "en") == both and in_name("en-pt_BR", "pt") == ("en", "pt-BR")
+    assert named_by("fra", "en") == "fr" and named_by("rows", "en") is None
 
 
 def test_limit_weight_and_duplicates(tmp_path):
