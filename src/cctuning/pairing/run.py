@@ -107,6 +107,7 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
     with output.draft(place) as folder:
         with (folder / SPOOL).open("wb+") as rows, (folder / output.REJECTS).open("wb") as rejects:
             run = Run(options, Corpus(checks), accounts, rows, rejects, benchmarks)
+            run.notes += benchmarks.notes if benchmarks else []
             for account in accounts:
                 bar = tqdm(
                     account.candidates(), f"{account.source.way} {account.source.path}", unit="row", disable=None
