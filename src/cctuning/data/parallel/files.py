@@ -74,7 +74,8 @@ class PairReader:
                 if exact is None:
                     exact = any(map(fits, chain.from_iterable(self._files())))
                 if exact:
-                    yield found.origin, Absent("row", f"its text is in {found.lang}; others are in {wanted}.")
+                    other = f"its text is in {found.lang}; others are in {wanted}."
+                    yield found.origin, Absent("row", other, found._asdict())
                     continue
                 self.said |= {f"{self.source.path}: {note}": None for note in region_notes(str(wanted), [found.lang])}
             yield found
@@ -269,6 +270,7 @@ class PairReader:
                 for text, reference, code in pairs_of(texts, language, source.lang):
                     yield Pair(text, reference, code, origin, None, record.get("id"))
             except BadRow as bad:
+                bad.record = record
                 yield origin, bad
         for name in where if seen else ():
             if name not in seen:

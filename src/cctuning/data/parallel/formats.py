@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 from xml.etree import ElementTree
 
+from cctuning.data.messages import text_of
 from cctuning.data.parallel.columns import Found, Pair, pairs_of
 from cctuning.data.schema import BadRow
 from cctuning.data.text_files import DAMAGED, numbered_lines, open_binary, uncompressed_name
@@ -60,15 +61,16 @@ def read_lines(text: Part, reference: Part, lang: str) -> Found:
                 f"{shorter.label}: ends before line {line}, {longer.label} does not; they must match line by line."
             )
         origin = f"{text.label}:{left[0]}"
+        # A byte that is not UTF-8 becomes a surrogate, which `text_of` reports.
+        sides = (("text", left), ("reference", right))
+        record = {name: raw.decode(errors="surrogateescape").strip() for name, (_, raw) in sides}
         try:
-            sides = left[1].decode().strip(), right[1].decode().strip()
-        except UnicodeDecodeError:
-            yield origin, BadRow("line", "is not UTF-8; re-encode the file.")
-            continue
-        if all(sides):
-            yield Pair(*sides, lang, origin, f"{reference.label}:{right[0]}")
-        else:
-            yield origin, BadRow("line", "one side is empty.")
+            if not all(text_of(side, name) for name, side in record.items()):
+                raise BadRow("line", "one side is empty.")
+            yield Pair(record["text"], record["reference"], lang, origin, f"{reference.label}:{right[0]}")
+        except BadRow as bad:
+            bad.record = record
+            yield origin, bad
 
 
 def read_xml(part: Part, suffix: str, language: str, lang: str | None) -> Found:
@@ -79,11 +81,12 @@ def read_xml(part: Part, suffix: str, language: str, lang: str | None) -> Found:
     """
     for number, element in _elements(part, suffix[1:].upper()):
         origin, texts = f"{part.label}:{FORMATS[suffix]} {number}", _texts(element)
+        first = {code: next(filter(None, found), "") for code, found in texts.items()}
         try:
-            first = {code: next(filter(None, found), "") for code, found in texts.items()}
             for _, reference, code in pairs_of(first, language, lang):
                 yield from (Pair(text, reference, code, origin) for text in texts[code] if text)
         except BadRow as bad:
+            bad.record = first
             yield origin, bad
 
 
