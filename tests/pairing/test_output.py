@@ -15,8 +15,10 @@ from decimal import Decimal
 import datasets
 import pytest
 
+from cctuning.data import load_parallel, load_rows
 from cctuning.errors import UserError
 from cctuning.pairing import output
+from cctuning.pairing.benchmarks import Benchmarks
 from tests.pairing.world import CHINESE, ENGLISH, SWAHILI, lines, paired, run, write
 
 
@@ -44,6 +46,15 @@ def test_the_card_counts_what_there_is(tmp_path, source):
     assert "| sw | 4 |" in table and "| row | 2 |" in table
     assert [reject["origin"].rpartition(":")[2] for reject in rejects] == ["7", "8"]
     assert "no parallel" in rejects[0]["says"] and rejects[0]["row"] == {"lang": "sw", "prompt": "Habari?"}
+
+
+def test_the_folder_is_read_as_its_rows_are(tmp_path, source):
+    """Not its card and its rejects."""
+    _, kept, _ = run(tmp_path, source)
+    out = str(tmp_path / "out")
+    (tmp_path / "out" / "rejects.jsonl").write_text("".join(json.dumps(row) + "\n" for row in SWAHILI))
+    assert load_rows([out])[0]["prompt"][:] == load_parallel([out])[0]["text"][:] == [row["prompt"] for row in kept]
+    assert {*Benchmarks.read([out]).fingerprints} == {f"{out}/rows.jsonl"}
 
 
 def test_the_same_again_is_the_same(tmp_path, source):

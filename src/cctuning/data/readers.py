@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import datasets
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # all but Parquet also compressed
+CARD, ROWS = "card.json", "rows.jsonl"  # in a directory that `cctuning pair` wrote
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 Found = Iterator[tuple[str, Mapping[str, Any] | BadRow]]  # the origin of each record, with it or what is wrong with it
 
@@ -59,13 +60,19 @@ def open_records(path: str, name: str | None = None, split: str = "train") -> li
         if is_saved(local):
             return [_saved(local, split)]
         if name is None:
-            files = [file for file in sorted(local.iterdir()) if file.is_file() and data_format(file)]
+            files = [file for file in files_in(local) if data_format(file)]
             if not files:
                 expected = ", ".join(SUFFIXES)
                 raise UserError(f"{local}: no data file in this directory; expected files ending in {expected}.")
             return [_open_file(file) for file in of_split(files, split, local)]
     check_place(path)
     return [_hub(path, name, split)]
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files in a directory; of one that `cctuning pair` wrote, the rows without card and rejects."""
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []
+    return [folder / ROWS] if {folder / CARD, folder / ROWS} <= {*files} else files
 
 
 def is_saved(folder: Path) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cctuning.data.readers import Found, Records, data_format, local_path, open_records
+from cctuning.data.readers import Found, Records, data_format, files_in, local_path, open_records
 from cctuning.data.schema import BadRow
 from cctuning.data.text import Hashes, ngrams, tokens
 from cctuning.data.text_files import numbered_lines
@@ -129,7 +129,7 @@ def _opened(path: str) -> list[Records]:
         return [_lines(place)]
     if not place.is_dir() or (place / "state.json").is_file():  # written by datasets, for every split
         return open_records(path)
-    inside = sorted(one for one in place.iterdir() if one.is_file() or one.is_dir())
+    inside = [*files_in(place), *sorted(one for one in place.iterdir() if one.is_dir())]
     inside = [one for one in inside if one.name[0] != "." and one.name != "dataset_dict.json"]
     return [records for one in inside for records in _opened(str(one))]
 

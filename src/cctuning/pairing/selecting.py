@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cctuning.data.parallel.filenames import pair_of_paths
 from cctuning.data.parallel.pairs import load_parallel
-from cctuning.data.readers import local_path
+from cctuning.data.readers import ROWS, local_path
 from cctuning.data.row_reader import read_rows
 from cctuning.data.schema import BadRow
 from cctuning.data.text import flat, normalise, tokens
@@ -114,7 +114,7 @@ def select(options: SelectOptions) -> dict[str, Any]:
         notes += region_notes(lang, taken)
     languages: dict[str, dict[str, Any]] = {}
     with output.draft(place) as folder:
-        with (folder / output.ROWS).open("wb") as file:
+        with (folder / ROWS).open("wb") as file:
             for lang, found in sorted(chosen.items()):
                 for number, score in found:
                     pair = corpus[number]
@@ -136,7 +136,7 @@ def select(options: SelectOptions) -> dict[str, Any]:
             "left_out": dropped,
             "sources": report.as_dict()["sources"],
             "notes": notes,
-            "files": {output.ROWS: file_hash(folder / output.ROWS)},
+            "files": {ROWS: file_hash(folder / ROWS)},
         }
         output.write_card(folder, card)
     return card

@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 
 from cctuning.data.messages import text_of
 from cctuning.data.parallel.columns import Found, Pair, pairs_of
+from cctuning.data.readers import files_in
 from cctuning.data.schema import BadRow
 from cctuning.data.text_files import DAMAGED, numbered_lines, open_binary, uncompressed_name
 from cctuning.errors import UserError
@@ -139,7 +140,7 @@ def _elements(part: Part, kind: str) -> Iterator[tuple[int, Element]]:
 
 def export_in(folder: Path) -> tuple[list[Path], list[Path]] | None:
     """The files of sentences and links in a directory, or None."""
-    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    files = files_in(folder)
     kinds = ([f for f in files if kind.fullmatch(uncompressed_name(f.name))] for kind in (SENTENCES, LINKS))
     sentences, links = kinds
     return (sentences, links) if sentences and links else None
