@@ -23,7 +23,7 @@ def test_bad_pairs_stop_or_are_listed(tmp_path):
     assert pairs(dataset) == PAIRS[:3] and report.sources[0].skipped == 2
     assert [skip.origin for skip in report.skipped] == [f"{path}:4", f"{path}:5"]
     (tmp_path / "y.en").write_bytes(b"good\nb\xff\n"), text(tmp_path / "y.sw", ["nzuri", "x"])
-    refused("y.sw:2: line: is not UTF-8", tmp_path / "y.sw")
+    refused("y.sw:2: reference: byte 0xff at character 2 is not UTF-8", tmp_path / "y.sw")
     (tmp_path / "z.en-sw.tsv").write_bytes("".join(f"{e}\t{s}\n" for s, e in PAIRS).encode() + b"a\xff\tb\n")
     refused("z.en-sw.tsv:7: column 1: byte 0x.. at character .* is not UTF-8", tmp_path / "z.en-sw.tsv")
 

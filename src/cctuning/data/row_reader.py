@@ -89,7 +89,7 @@ class RowReader:
                 wanted = {*used, *where, *also} & set(records.columns)
             for origin, record in records.iterate(wanted):
                 if isinstance(record, BadRow):
-                    yield origin, {}, record
+                    yield origin, record.record, record
                     continue
                 self.found |= dict.fromkeys(record)
                 if all(record.get(column) == value for column, value in where.items()):
