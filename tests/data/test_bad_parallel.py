@@ -68,7 +68,7 @@ def test_what_is_no_parallel_text(tmp_path):
     refused("is empty", text(tmp_path / "d.tsv", []))
     refused("neither of them en", text(tmp_path / "e.de-fr.tsv", ["a\tb", "c\td"]))
     refused("no text in en; it has fr, sw", records(tmp_path / "f.jsonl", [{"translation": {"fr": "a", "sw": "b"}}]))
-    refused("cannot tell which of columns 1 and 2 is in en", text(tmp_path / "g.tsv", ["1a\t2b", "3c\t4d"]))
+    refused("cannot tell which of columns 1 and 2 is in en", text(tmp_path / "g.tsv", ["ab\tcd", "ef\tgh"]))
     text(tmp_path / "h.en", ENGLISH), text(tmp_path / "h.sw", SWAHILI[:3])
     refused("h.sw: ends before line 4, .*h.en does not", tmp_path / "h.sw")
     (tmp_path / "empty").mkdir()
