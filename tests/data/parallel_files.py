@@ -238,6 +238,14 @@ def tatoeba_by_language(folder):
     return str(folder)
 
 
+def tatoeba_from_english(folder):
+    """The links of English with the language, which are the same ones the other way round."""
+    tatoeba_by_language(folder)
+    (folder / "swh-eng_links.tsv").unlink()
+    text(folder / "eng-swh_links.tsv", [f"{i + 10}\t{i}" for i in range(1, 7)])
+    return str(folder)
+
+
 def directory(folder):
     (folder / "many").mkdir()
     half = [{"text": sw, "text_en": en, "lang": "sw"} for sw, en in PAIRS]

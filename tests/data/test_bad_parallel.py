@@ -23,7 +23,7 @@ def test_bad_pairs_stop_or_are_listed(tmp_path):
     assert pairs(dataset) == PAIRS[:3] and report.sources[0].skipped == 2
     assert [skip.origin for skip in report.skipped] == [f"{path}:4", f"{path}:5"]
     (tmp_path / "y.en").write_bytes(b"good\nb\xff\n"), text(tmp_path / "y.sw", ["nzuri", "x"])
-    refused("y.sw:2: line: is not UTF-8", tmp_path / "y.sw")
+    refused("y.sw:2: reference: byte 0xff at character 2 is not UTF-8", tmp_path / "y.sw")
     (tmp_path / "z.en-sw.tsv").write_bytes("".join(f"{e}\t{s}\n" for s, e in PAIRS).encode() + b"a\xff\tb\n")
     refused("z.en-sw.tsv:7: column 1: byte 0x.. at character .* is not UTF-8", tmp_path / "z.en-sw.tsv")
 
@@ -68,7 +68,7 @@ def test_what_is_no_parallel_text(tmp_path):
     refused("is empty", text(tmp_path / "d.tsv", []))
     refused("neither of them en", text(tmp_path / "e.de-fr.tsv", ["a\tb", "c\td"]))
     refused("no text in en; it has fr, sw", records(tmp_path / "f.jsonl", [{"translation": {"fr": "a", "sw": "b"}}]))
-    refused("cannot tell which of columns 1 and 2 is in en", text(tmp_path / "g.tsv", ["1a\t2b", "3c\t4d"]))
+    refused("cannot tell which of columns 1 and 2 is in en", text(tmp_path / "g.tsv", ["ab\tcd", "ef\tgh"]))
     text(tmp_path / "h.en", ENGLISH), text(tmp_path / "h.sw", SWAHILI[:3])
     refused("h.sw: ends before line 4, .*h.en does not", tmp_path / "h.sw")
     (tmp_path / "empty").mkdir()

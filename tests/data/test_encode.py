@@ -161,6 +161,11 @@ def test_only_the_responses_end_is_cut():
     encoded = encode_row(ROW, tokenizer, chat=False, max_length=4, max_reference_length=4)
     assert tokens(tokenizer, encoded["input_ids"]) == ["<s>", "a", "b", "c"]
     assert encoded["labels"] == [-100, -100, -100, encoded["input_ids"][3]]
+    notes = []
+    options = {"chat": False, "max_length": 4, "max_reference_length": 4, "notes": notes}
+    encode_dataset(Dataset.from_list([ROW, {**ROW, "prompt": "a", "response": "c"}]), tokenizer, **options)
+    (note,) = notes
+    assert note.startswith("1 of 2 rows (the first: f.jsonl:3): the response is cut at max_length: 4")
     assert len(encoded["reference_input_ids"]) == 4
 
 

@@ -36,7 +36,7 @@ LAYOUTS = (
     *(files.many_things, files.many_things_zip, files.tatoeba_pairs, files.wikimatrix, files.nllb_tsv),
     *(files.tatoeba_challenge, files.moses, files.moses_by_reference, files.moses_prefix, files.moses_zst),
     *(files.flores, files.opus_zip, files.tmx, files.tbx, files.tatoeba_export, files.directory, files.saved),
-    *(files.headed_tsv, files.tatoeba_by_language),
+    *(files.headed_tsv, files.tatoeba_by_language, files.tatoeba_from_english),
 )
 
 
@@ -281,6 +281,28 @@ def test_a_tmx_of_many_languages(tmp_path):
     refused("no text in fr", path, lang="fr")
 
 
+@pytest.mark.parametrize("corpus", ["kde", "JW", "ted", "eu"])
+def test_a_corpus_before_the_languages_in_a_name(corpus, tmp_path):
+    path = text(tmp_path / f"{corpus}-en-sw.tsv", [f"{english}\t{swahili}" for swahili, english in PAIRS])
+    dataset, report = one(path)
+    assert pairs(dataset) == PAIRS and set(dataset["lang"]) == {"sw"} and not report.notes
+
+
+def test_tatoebas_links_in_both_directions_are_read_once(tmp_path):
+    files.tatoeba_from_english(tmp_path), files.tatoeba_by_language(tmp_path)
+    dataset, report = one(tmp_path)
+    assert pairs(dataset) == PAIRS and report.sources[0].duplicates == 0
+
+
+def test_a_tmx_with_a_namespace_and_a_unit_with_several_texts_in_a_language(tmp_path):
+    coded = 'Bofya <bpt i="1">`&lt;b&gt;`</bpt>hapa<ept i="1">`&lt;/b&gt;`</ept> sasa.'
+    units = files.unit(("en", "Click here now."), ("sw", coded))
+    units += files.unit(("sw", "Habari."), ("en", ""), ("en", "Hello."), ("sw", "Jambo."), ("sw", ""))
+    path = text(tmp_path / "x.tmx", [f'<tmx xmlns="http://www.lisa.org/tmx14"><body>{units}</body></tmx>'])
+    hello = [("Habari.", "Hello."), ("Jambo.", "Hello.")]
+    assert pairs(one(path)[0]) == [("Bofya hapa sasa.", "Click here now."), *hello]
+
+
 @pytest.mark.parametrize("layout", ["tmx", "lang", "translation", "export"])
 def test_a_region_is_preferred_to_another(layout, tmp_path):
     """`pt-BR` takes `pt-BR` and `pt` of a file; only where it has neither, it takes `pt-PT`, with a note."""
@@ -331,8 +353,27 @@ def test_answers_to_a_code():
         "he",
         "pt-BR",
     ]
-    assert in_name("WikiMatrix.en-sw") == ("en", "sw") and in_name("eng_Latn-swh_Latn") == ("en", "sw")
-    assert in_name("my-data") is None and named_by("fra", "en") == "fr" and named_by("rows", "en") is None
+
+
+@pytest.mark.parametrize(
+    "stem, both",
+    [
+        ("WikiMatrix.en-sw", ("en", "sw")),
+        ("eng_Latn-swh_Latn", ("en", "sw")),
+        ("pt_BR-en_US", ("pt-BR", "en-US")),
+        ("ar_SA-en", ("ar-SA", "en")),
+        ("kde-en-sw", ("en", "sw")),
+        ("JW-en-sw", ("en", "sw")),
+        ("ted-sw-en", ("sw", "en")),
+        ("eu-en-sw.dev", ("en", "sw")),
+        ("en-sw-eu", ("en", "sw")),
+        ("eu-de-fr", ("de", "fr")),
+        ("my-data", None),
+    ],
+)
+def test_the_languages_in_a_name(stem, both):
+    assert in_name(stem, "en") == both and in_name("en-pt_BR", "pt") == ("en", "pt-BR")
+    assert named_by("fra", "en") == "fr" and named_by("rows", "en") is None
 
 
 def test_limit_weight_and_duplicates(tmp_path):

@@ -138,6 +138,9 @@ def test_alpaca(tmp_path):
         "Translate\n\nthe animal",
     )
     assert one(tmp_path, {**record, "input": "", "input_en": ""}) == ("Tafsiri", "cat", "Translate")
+    path = write(tmp_path / "half.jsonl", [{**record, "lang": "sw"}] * 3 + [{**record, "input": "", "lang": "sw"}])
+    (note,) = load(path)[1].notes
+    assert "3 rows have an input, and their reference is the instruction_en alone; give input_en as well." in note
 
 
 def test_trl_prompt_completion(tmp_path):

@@ -27,6 +27,15 @@ ROW = {"messages": TURNS, "messages_en": [*TURNS[:5]], "lang": "sw"}
 SHIPPED = ["qwen2_5", "qwen3", "gemma", "gemma3", "llama3", "phi3", "deepseekv3", "cohere", "glm4moe", "lfm2"]
 
 
+# As Mistral's, Vicuna's and Llama 2's do, they write a space between prompt and answer.
+SPACED = {
+    "inst": "{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' if m['role'] == 'user' "
+    "else ' ' + m['content'] + eos_token }}{% endfor %}",
+    "named": "{% for m in messages %}{{ 'USER: ' + m['content'] + ' ' if m['role'] == 'user' "
+    "else 'ASSISTANT: ' + m['content'] + eos_token }}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}",
+}
+
+
 def loaded(tmp_path, row):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n")
@@ -48,6 +57,21 @@ def runs(found, made):
             texts.append(made.decode(held).strip())
             held = []
     return texts
+
+
+@pytest.mark.parametrize("template", SPACED)
+def test_a_space_before_an_answer_is_part_of_its_first_token(template, tmp_path):
+    """The tokens are the template's own, prompts do not end with a space, and first tokens of answers are learned."""
+    made = tokenizer("qwen2_5")
+    made.chat_template = SPACED[template]
+    found = encoded(made, loaded(tmp_path, ROW))
+    native = made.apply_chat_template(TURNS, tokenize=False)
+    assert found["input_ids"] == made(native, add_special_tokens=False)["input_ids"]
+    assert [text.removesuffix(made.eos_token) for text in runs(found, made)] == ["Nairobi.", "Kampala.", "Karibu."]
+    encoder = Encoder(made, chat=True)
+    assert not encoder.settled.notes() and not encoder.render("Habari?").endswith(" ")
+    start, end = found["text"]
+    assert made.decode(found["input_ids"][start:end]).strip().startswith("Mji mkuu wa Kenya?")
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -190,6 +190,20 @@ def test_tasks_that_not_all_have_are_left_out_and_told(pair, tmp_path):
         run(pair[0], made(tmp_path / "other", {"XNLI_th": 0.4}))
 
 
+@pytest.mark.parametrize(("task", "mixed"), [("XCOPA_en", False), ("XNLI_sw", True)])
+def test_metrics_mix_in_the_overall_mean_alone(task, mixed, pair):
+    """Which leaves the reference language out."""
+    for path in pair:
+        edit(
+            path,
+            lambda record: record["tasks"][task].update(
+                metric="acc_norm", metrics=record["tasks"][task]["metrics"] | {"acc_norm": {"value": 0.0}}
+            ),
+        )
+    told = [note for note in run(*pair).notes if "mixes metrics" in note]
+    assert bool(told) == mixed
+
+
 def test_english_alone_and_three_systems(tmp_path):
     runs = [made(tmp_path / name, {"XCOPA_en": 0.5}, draw) for draw, name in enumerate("abc")]
     found = run(*runs)

@@ -235,6 +235,27 @@ def test_every_split_of_a_saved_data_set_is_read(tmp_path):
     assert all(found.hit([asked(number)], [], 0.6) for number in range(3)) and len(found.origins) == 3
 
 
+def test_plain_text_is_read_by_line_and_what_cannot_be_read_is_noted(tmp_path):
+    folder = tmp_path / "eval"
+    folder.mkdir()
+    flores = folder / "eng_Latn.devtest"
+    flores.write_text(f"A short first line.\n{LONG}\n", encoding="utf-8")
+    for paths in ([str(flores)], [str(folder)]):
+        found = Benchmarks.read(paths)
+        assert "eng_Latn.devtest:2 (line)" in found.hit([LONG], [], 0.6) and not found.notes
+    (folder / ".hidden").write_bytes(b"\xff")
+    (folder / "image.bin").write_bytes(b"\x89PNG\xff\n\xfe")
+    (folder / "wide.txt").write_text("x y z", encoding="utf-16")
+    (folder / "info.json").write_text('{\n "features": 1\n}\n')
+    found = Benchmarks.read([str(folder)])
+    assert len(found.fingerprints) == 4 and [note.split(", first: ")[1].split(": ")[0] for note in found.notes] == [
+        f"{folder}/{name}" for name in ("image.bin:1", "info.json:1", "wide.txt")
+    ]
+    assert found.notes[0].startswith("against: 2 records or lines cannot be read")
+    source = {"path": write(tmp_path / "rows.jsonl", many(3)), "way": "given"}
+    assert set(found.notes) < {*run(tmp_path, source, against=[str(folder)])[0]["notes"]}
+
+
 def test_what_many_items_share_is_their_template(benchmarks):
     """Twenty items and more ask alike; what is left of each is too little to say anything."""
     assert not benchmarks.hit(["How many of the 99 birds in the old garden can sing at night?"], [], 0.6)

@@ -33,7 +33,7 @@ def encode(texts):
     """What a text means is its last word; its language and its wording blur it, and a topic makes neighbours alike."""
     out = []
     for text in texts:
-        language, _, meaning = text.split()
+        language, meaning = text.split()[0], text.split()[-1]
         topic = seeded(f"topic {int(meaning[1:]) // 5}").normal(size=WIDTH)
         parts = (seeded(meaning), 1.0), (seeded(language), 0.8), (seeded(text), 0.5)
         out.append(topic + sum(weight * rng.normal(size=WIDTH) for rng, weight in parts))
@@ -94,6 +94,15 @@ def test_too_few_rows_are_not_judged(tmp_path, fake):
     path = write(tmp_path / "r.jsonl", rows(60, {5}))
     card, kept, _ = run(tmp_path, {"path": path, "way": "given"}, checks=OFF, encoder="fake")
     assert len(kept) == 60 and card["notes"][-1] == "too few rows to check with an encoder (under 100): sw 60."
+
+
+def test_lists_of_names_are_noted(tmp_path, fake):
+    names = [{**row, "prompt_en": row["prompt_en"].split()[-1]} for row in rows(200)]
+    for name, given, noted in (("names", names, True), ("text", rows(200), False)):
+        (tmp_path / name).mkdir()
+        path = write(tmp_path / name / "r.jsonl", given)
+        card, _, _ = run(tmp_path / name, {"path": path, "way": "given"}, checks=OFF, encoder="fake")
+        assert any("most texts of sw have one or two words" in note for note in card["notes"]) == noted
 
 
 def test_features_by_hand():

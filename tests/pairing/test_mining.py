@@ -12,6 +12,7 @@ from cctuning.pairing import mining
 from cctuning.pairing.encoder import Encoder
 from cctuning.pairing.mining import MineOptions, mine, mine_vectors, nearest
 from tests.cli.world import done
+from tests.data.parallel_files import ENGLISH, SWAHILI, text
 from tests.pairing.test_meaning import encode
 from tests.pairing.world import lines, write
 
@@ -71,6 +72,27 @@ def test_rows_in_other_languages_are_left_out(column, files, tmp_path):
 @pytest.mark.parametrize("name", ["news.sw.gz", "news.sw.xz", "news.sw.txt", "swa.zst.sw"])
 def test_the_language_in_the_files_name(name):
     assert MineOptions([name, "news.en"], output="o").lang == "sw"
+
+
+def test_files_in_other_languages_than_named(tmp_path):
+    """By the name of the second file, and by the text of each."""
+    with pytest.raises(UserError, match=r"news.txt.de: its name says de, and .* set --reference_language de"):
+        MineOptions(["news.txt.fr", "news.txt.de"], output="o")
+    assert MineOptions(["news.fr", "news.de"], output="o", reference_language="de").lang == "fr"
+    german = ["Der Arzt hat mir gesagt, dass ich viel trinken soll.", "Wo ist der Markt, und wann öffnet er morgen?"]
+    german += [
+        "Die Kinder spielen nach der Schule draußen Fußball.",
+        "Ich komme morgen früh und helfe dir bei der Arbeit.",
+    ]
+    sides = {"sw": SWAHILI, "en": ENGLISH, "de": german}
+    paths = {lang: text(tmp_path / f"side-{lang}.txt", said) for lang, said in sides.items()}
+    for own, other, says in (
+        ("sw", "de", "the reference is (in German|not in en)"),
+        ("de", "en", "the text is (in German|not in sw)"),
+        ("en", "sw", "the sides are swapped"),
+    ):
+        with pytest.raises(UserError, match=f"{own}.txt and .*{other}.txt: .*{says}"):
+            mine(MineOptions([paths[own], paths[other]], lang="sw", output=str(tmp_path / "o")))
 
 
 def test_nearest_by_hand():

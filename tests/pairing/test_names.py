@@ -18,7 +18,8 @@ from tests.pairing.world import lines, write
 def run(folder, *langs, **options):
     report = names(NamesOptions(list(langs), str(folder / "names.jsonl"), overwrite=True, **options))
     rows = lines(folder / "names.jsonl")
-    return report, {(row["lang"], row["kind"], row["text_en"]): row["text"] for row in rows}
+    reference = f"text_{options.get('reference_language', 'en')}"
+    return report, {(row["lang"], row["kind"], row[reference]): row["text"] for row in rows}
 
 
 def test_cldr_has_names_of_every_kind(tmp_path):
@@ -37,6 +38,19 @@ def test_a_language_that_cldr_lacks(tmp_path):
     assert report.notes == ["ace: CLDR has no names in it; give a Wikidata or glossary file.", "ace: no names."]
     with pytest.raises(UserError, match="no names: ace: CLDR has no names in it"):
         run(tmp_path, "ace")
+
+
+def test_names_that_cldr_only_inherits_from_another_language_are_left_out(tmp_path):
+    report, found = run(tmp_path, "gv", "xh", "ht", "ny", "nn", "sw")
+    assert {name for (lang, *_), name in found.items() if lang == "gv"} == {"Rywvaneth Unys", "Ellan Vannin", "Gaelg"}
+    assert report.counts["ht"] == {"language": 1} and report.notes == ["ny: no names."]
+    assert "unit" not in report.counts["xh"] and ("xh", "city", "Ho Chi Minh City") not in found
+    assert found["nn", "unit", "hours"] == "timar" and report.counts["nn"]["unit"] > 100
+    assert not [key for key in found if "Pseudo" in key[2] or "Unknown" in key[2]]
+    _, found = run(tmp_path, "en", reference_language="fr", kinds=["city"])
+    assert "Kolkata" in found.values()  # from the root, which is English
+    _, found = run(tmp_path, "zu", reference_language="sw", kinds=["city", "unit"])
+    assert not [key for key in found if key[2] in ("Berlin", "mi", "bit")]
 
 
 def test_wikidata(tmp_path):
@@ -78,6 +92,11 @@ def test_wikidata(tmp_path):
     assert {*found.values()} == {"trem", "telemóvel", "ônibus", "maji"}
     told = "entities without a label in pt-BR: that in another variant is taken: pt (1), pt-PT (1)."
     assert report.notes == [f"{labels}: {told}"]
+    names = [{"mul": "Douglas Adams", "ru": "Дуглас Адамс"}, {"mul": "Москва", "sw": "Moscow"}, {"mul": "Oslo"}]
+    names.append({"mul": "Praha", "en": "Prague"})
+    labels = write(tmp_path / "mul.jsonl", [{"labels": one} for one in names])
+    _, found = run(tmp_path, "ru", "sw", cldr=False, wikidata=[labels])
+    assert found == {("ru", "wikidata", "Douglas Adams"): "Дуглас Адамс"}
     (tmp_path / "bad.jsonl").write_text("{}\nno\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"bad.jsonl:2: expected a JSON object with labels"):
         run(tmp_path, "sw", cldr=False, wikidata=[str(tmp_path / "bad.jsonl")])

@@ -15,9 +15,10 @@ from decimal import Decimal
 import datasets
 import pytest
 
-from cctuning.data import Encoder, load_rows
+from cctuning.data import Encoder, load_parallel, load_rows
 from cctuning.errors import UserError
 from cctuning.pairing import output
+from cctuning.pairing.benchmarks import Benchmarks
 from tests.data.test_chat import tokenizer
 from tests.data.test_turns import runs
 from tests.pairing.world import CHINESE, ENGLISH, SWAHILI, lines, paired, run, write
@@ -71,6 +72,15 @@ def test_a_conversation_keeps_its_answers(tmp_path):
     made = tokenizer("qwen2_5")
     learned = [[runs(found, made) for found in Encoder(made, chat=True).encode(kind)] for kind in (before, after)]
     assert learned[0] == learned[1] and [len(texts) for texts in learned[0]] == [3, 2, 1]
+
+
+def test_the_folder_is_read_as_its_rows_are(tmp_path, source):
+    """Not its card and its rejects."""
+    _, kept, _ = run(tmp_path, source)
+    out = str(tmp_path / "out")
+    (tmp_path / "out" / "rejects.jsonl").write_text("".join(json.dumps(row) + "\n" for row in SWAHILI))
+    assert load_rows([out])[0]["prompt"][:] == load_parallel([out])[0]["text"][:] == [row["prompt"] for row in kept]
+    assert {*Benchmarks.read([out]).fingerprints} == {f"{out}/rows.jsonl"}
 
 
 def test_the_same_again_is_the_same(tmp_path, source):

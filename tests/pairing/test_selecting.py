@@ -107,11 +107,15 @@ def test_near_duplicates_and_lengths_are_left_out(tmp_path, task):
 
 
 def test_evaluation_texts_are_left_out(corpus, task, tmp_path):
-    held = write(tmp_path / "eval.jsonl", [{"question": sentence("health", 0)}])
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "eng_Latn.devtest").write_text(sentence("health", 0))
+    (tmp_path / "eval" / "image.bin").write_bytes(b"\xff")
+    held = str(tmp_path / "eval")
     _, before = run(corpus, task, tmp_path, count=40)
     card, after = run(corpus, task, tmp_path, count=40, against=[held])
     assert sentence("health", 0) in {row["text_en"] for row in before}
     assert sentence("health", 0) not in {row["text_en"] for row in after} and card["left_out"]["against"] >= 2
+    assert "image.bin:1: line: is not UTF-8." in card["notes"][-1]
 
 
 def test_the_size_of_a_block_changes_nothing(corpus, task, tmp_path, monkeypatch):

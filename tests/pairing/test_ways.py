@@ -159,6 +159,25 @@ def test_two_plain_files(tmp_path):
         run(tmp_path / "again", source)
 
 
+def test_rejects_have_what_was_read_in_every_format(tmp_path):
+    (tmp_path / "t.sw").write_text("Habari?\n\nNzuri.\n", encoding="utf-8")
+    (tmp_path / "t.en").write_bytes(b"News?\nOne side.\nGo\xffd.\n")
+    (tmp_path / "t.tsv").write_text("en\tsw\nNews?\tHabari?\nOne side.\t\nNo cell.\n", encoding="utf-8")
+    units = ("News?", "Habari?"), ("One side.", "")
+    tus = (f"<tu><tuv lang='en'><seg>{e}</seg></tuv><tuv lang='sw'><seg>{s}</seg></tuv></tu>" for e, s in units)
+    (tmp_path / "t.tmx").write_text(f"<tmx><body>{''.join(tus)}</body></tmx>", encoding="utf-8")
+    (tmp_path / "t.jsonl").write_text('{"prompt": "Habari?", "prompt_en": "News?", "lang": "sw"}\n{"no\n[1]\n')
+    half = {"en": "One side.", "sw": ""}
+    for name, way, rows in (
+        ("t.sw", "parallel", [{"text": "", "reference": "One side."}, {"text": "Nzuri.", "reference": "Go?d."}]),
+        ("t.tsv", "parallel", [half, {"line": ["No cell."]}]),
+        ("t.tmx", "parallel", [half]),
+        ("t.jsonl", "given", [{"line": '{"no'}, {"line": [1]}]),
+    ):
+        _, kept, rejects = run(tmp_path, {"path": str(tmp_path / name), "way": way}, overwrite=True)
+        assert len(kept) == 1 and [reject["row"] for reject in rejects] == rows
+
+
 TMX = """<?xml version="1.0" encoding="UTF-8"?>
 <!DOCTYPE tmx SYSTEM "tmx14.dtd"%s>
 <tmx version="1.4"><header srclang="en"/><body>

@@ -74,6 +74,12 @@ def test_training_stops_when_the_loss_no_longer_falls(tmp_path):
     assert torch.equal(kept.connected(ids).logits, then.connected(ids).logits)
 
 
+@pytest.mark.parametrize("options", [{"eval_steps": 2, "save_steps": 500}, {"eval_steps": 0.25, "save_steps": 3}, {}])
+def test_early_stopping_saves_where_it_evaluates(options, tmp_path):
+    made = config(tmp_path, early_stopping_patience=2, eval_strategy="steps", **options)
+    assert made.save_steps == made.eval_steps and made.save_strategy == "steps" and made.load_best_model_at_end
+
+
 def test_early_stopping_without_evaluations_is_one_line(tmp_path):
     with pytest.raises(UserError, match="early_stopping_patience: needs evaluations"):
         config(tmp_path, early_stopping_patience=2)

@@ -178,11 +178,13 @@ def test_bins_of_a_language_pack_are_filled():
         ({"packing": True, "packing_strategy": "bfd_split"}, "packing_strategy: bfd_split cuts rows"),
         ({"packing": True, "eval_packing": True}, "eval_packing: not supported"),
         ({"packing": True, "max_length": None}, "packing: needs max_length"),
+        ({"truncation_mode": "keep_end"}, "truncation_mode: rows are cut at their end only"),
+        ({"dataset_text_field": "content"}, "dataset_text_field: rows have a prompt and a response"),
         ({"packing": True, "train_sampling_strategy": "sequential"}, "train_sampling_strategy: sequential"),
         ({"padding_free": True, "pad_to_multiple_of": 8}, "pad_to_multiple_of: there is no padding"),
     ],
 )
-def test_options_that_packing_excludes(options, said, tmp_path):
+def test_options_that_are_excluded(options, said, tmp_path):
     with pytest.raises(UserError, match=said) as raised:
         config(tmp_path, **options)
     assert "\n" not in str(raised.value)

@@ -250,6 +250,8 @@ def test_a_saved_connection_runs_as_ever(tmp_path, batch):
 def test_what_cannot_be_is_one_line(batch, tmp_path):
     with pytest.raises(UserError, match="start is not supported with connection: adaptive"):
         ConnectionConfig(**START, connection="adaptive")
+    with pytest.raises(UserError, match="align_loss: standardized needs the spread of recorded references"):
+        ConnectionConfig("gated", align_loss="standardized", alignment="attention")
     with pytest.raises(UserError, match="reference_weights: 'begin' is not one of"):
         ConnectionConfig("gated", reference_weights="begin")
     connected = ConnectedModel.attach(copy.deepcopy(tiny_llama()), ConnectionConfig("gated", **START)).train()

@@ -186,6 +186,11 @@ def test_evaluation_loss_is_the_student_passes(tmp_path):
     got = made.connected(**{k: v for k, v in batch.items() if k != "row"})
     assert torch.allclose(got.loss, expected)
     assert {"eval_loss", "eval_fused_loss", "eval_align_loss"} <= set(metrics) and "eval_student_loss" not in metrics
+    for size in (1, 5, 12):  # a mean over batches would weigh rows differently
+        again = trainer(tmp_path, train=rows(), max_steps=2, per_device_eval_batch_size=size)
+        other = again.evaluate(rows(12, seed=9))
+        for name in ("eval_loss", "eval_fused_loss", "eval_align_loss", "eval_loss_qaa"):
+            assert other[name] == pytest.approx(metrics[name], rel=1e-5), name
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path):

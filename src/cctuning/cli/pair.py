@@ -92,6 +92,8 @@ def mine(argv: list[str]) -> None:
     description = "Align the sentences of two unaligned files with a sentence encoder."
     (options,) = parse("cctuning pair mine", description, (MineOptions,), _named(argv, "--files"))
     found, (texts, references) = join(options)
+    for note in found.notes:
+        print(f"note: {note}")
     print(f"rows: {len(found.pairs)} of {texts} and {references} sentences, margin {found.threshold:.3f} and above")
     print(f"next: read some of {options.output} (the least confident are last), then {align_to(options.output)}")
 

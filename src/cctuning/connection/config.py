@@ -138,6 +138,11 @@ class ConnectionConfig:
             raise UserError(
                 "align_loss: contrastive needs connection: align; the gated connection takes standardized or relative."
             )
+        if self.connection == "gated" and self.alignment == "attention" and self.loss == "standardized":
+            raise UserError(
+                "align_loss: standardized needs the spread of recorded references, and alignment: attention records "
+                "none; use relative, or alignment: anchor."
+            )
         if self.layers is not None and not 0 < len(set(self.layers)) == len(self.layers):
             raise UserError(f"layers: expected distinct layer numbers, or unset for all; got {self.layers}.")
         if SCOPES.index(self.where_fused) > SCOPES.index(self.scope):

@@ -206,7 +206,8 @@ def _before(tokenizer: PreTrainedTokenizerBase, template: str, arguments: Mappin
     except UserError:  # it requires other turns
         whole = ""
     if whole.startswith(asked) and ANSWER in whole[len(asked) :]:
-        return whole[len(asked) :].partition(ANSWER)[0]
+        before = whole[len(asked) :].partition(ANSWER)[0]
+        return "" if before.strip(" ") == "" else before  # a space is part of the answer's first token
     return closes(asked)
 
 

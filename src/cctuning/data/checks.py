@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from cctuning.data.schema import CHUNK
 from cctuning.data.text import normalise, tokens
+from cctuning.errors import UserError
 from cctuning.extras import available
 from cctuning.identify import between, confidence, has_model, prose, scripts_apart
 from cctuning.languages import language_name
@@ -20,6 +21,8 @@ WORDS = 5  # fewest words without digits of a text whose language lingua identif
 WRONG = 0.2  # likelihood of its own language below which a text of rows is in the other side's
 CHUNKS = 4  # samples of texts, each of which has to be in another language than its label
 CLEARLY = 0.05  # confidence in the label below which a sample is in another
+FEW = 4  # pairs of a language below which nothing is said of its sides
+SURELY = 0.1  # as WRONG, for pairs: an error, so surer than a warning
 SHARE = 0.2  # of the sampled rows that makes a warning: names and formulas mislead lingua
 
 
@@ -114,6 +117,42 @@ def other_language(texts: Iterable[str], lang: str, language: str) -> str | None
         return None
     found = [confidence(prose(" ".join(long[start::CHUNKS])), lang, language) for start in range(CHUNKS)]
     return found[0][1] if all(sure < CLEARLY for sure, _ in found) and len({near for _, near in found}) == 1 else None
+
+
+def check_sides(pairs: Sequence[tuple[str, str]], lang: str, language: str, where: str) -> list[str]:
+    """Raise `UserError` where the sides of (text, reference) pairs are not in `lang` and `language`.
+
+    Returns:
+        A note where some are not.
+    """
+    if not identifiable(lang, language):
+        return []
+    notes = []
+    read, problems = wrong_sides(pairs, lang, language, SURELY)
+    for what, times in problems.most_common(1):
+        if FEW <= times > SHARE * read:
+            notes.append(
+                f"{where}: in {times} of {read} pairs checked ({lang}) "
+                + ("the sides are swapped" if what == "swapped" else f"the {what} is in another language")
+                + "; cctuning pair finds such pairs."
+            )
+        if times < FEW or times <= read / 2:
+            continue
+        if what == "swapped":
+            raise UserError(f"{where}: the sides are swapped: the text is in {language}, the reference in {lang}.")
+        raise UserError(
+            f"{where}: in {times} of {read} pairs checked the {what} is not in "
+            f"{lang if what == 'text' else language}; check lang:, and that the sides are in two languages."
+        )
+    for side, code, other in ((0, lang, language), (1, language, lang)):
+        found = other_language([pair[side] for pair in pairs], code, other)
+        if found is not None:
+            what = "text" if side == 0 else "reference"
+            raise UserError(
+                f"{where}: the {what} is in {language_name(found)}, not in {language_name(code)}; correct "
+                f"{'lang:' if side == 0 else 'reference_language'}, or give the source the right columns."
+            )
+    return notes
 
 
 def _words(text: str) -> int:

@@ -110,10 +110,11 @@ class Encoder(Renderer):
         encoded = self.encode([row])[0]
         if isinstance(encoded, UserError):
             raise encoded
-        return encoded
+        return {name: encoded[name] for name in FEATURES}
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | UserError]:
-        """Each row as `encode_row` returns it, or the `UserError` that says why it cannot be used."""
+        """Each row as `encode_row` returns it, with `cut`: whether the end of its response is missing; or the
+        `UserError` that says why it cannot be used."""
         rendered = [self._rendered(row) for row in rows]
         ids = iter(self._ids([text for texts in rendered if isinstance(texts, tuple) for text in texts]))
         return [
@@ -171,6 +172,7 @@ class Encoder(Renderer):
             start, end = (place + len(prompt) - len(bare) for place in (start, end))
             labels[start:end] = prompt[start:end]
         return {
+            "cut": limit is not None and len(prompt) + len(response) > limit,
             "input_ids": (prompt + response)[:limit],
             "labels": (labels + response)[:limit],
             "reference_input_ids": reference,
@@ -187,9 +189,12 @@ class Encoder(Renderer):
         return [start, end] if start < end else [0, len(ids)]
 
     def _positions(self, spans: Sequence[Span], text: str) -> list[Span]:
-        """Spans of characters as spans of tokens."""
-        counts = [len(ids) for ids in self._ids([text[:place] for span in spans for place in span])]
-        return list(zip(counts[::2], counts[1::2], strict=True))
+        """Spans of characters as spans of tokens, with a token that begins in the space before a span."""
+        if not spans:
+            return []
+        whole, *parts = self._ids([text, *(text[:place] for span in spans for place in span)])
+        starts = [common(whole, ids) for ids in parts[::2]]
+        return list(zip(starts, map(len, parts[1::2]), strict=True))
 
 
 def at(row: Mapping[str, Any], part: str, reason: str) -> UserError:
@@ -263,6 +268,11 @@ def _encode_batch(
     found: list[dict[str, Any]] = []
     for row, encoded in zip(rows, encoder.encode(rows), strict=True):
         more = {"origin": origin_of(row), "problem": None, "warning": encoder.warning(row)}
+        if not isinstance(encoded, UserError) and encoded["cut"]:
+            more["warning"] = (
+                f"the response is cut at max_length: {encoder.max_length}, so it loses its end and does not teach the "
+                "model to stop; raise max_length, or leave such rows out"
+            )
         if isinstance(encoded, UserError):
             if not skip:
                 raise UserError(f"{encoded} (Or set bad_rows: skip to leave out such rows.)")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import datasets
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")  # all but Parquet also compressed
+CARD, ROWS = "card.json", "rows.jsonl"  # in a directory that `cctuning pair` wrote
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 Found = Iterator[tuple[str, Mapping[str, Any] | BadRow]]  # the origin of each record, with it or what is wrong with it
 
@@ -59,13 +60,19 @@ def open_records(path: str, name: str | None = None, split: str = "train") -> li
         if is_saved(local):
             return [_saved(local, split)]
         if name is None:
-            files = [file for file in sorted(local.iterdir()) if file.is_file() and data_format(file)]
+            files = [file for file in files_in(local) if data_format(file)]
             if not files:
                 expected = ", ".join(SUFFIXES)
                 raise UserError(f"{local}: no data file in this directory; expected files ending in {expected}.")
             return [_open_file(file) for file in of_split(files, split, local)]
     check_place(path)
     return [_hub(path, name, split)]
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files in a directory; of one that `cctuning pair` wrote, the rows without card and rejects."""
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []
+    return [folder / ROWS] if {folder / CARD, folder / ROWS} <= {*files} else files
 
 
 def is_saved(folder: Path) -> bool:
@@ -130,13 +137,19 @@ def _json(path: Path) -> Found:
             record = json.loads(raw.decode())
         except UnicodeDecodeError as error:
             byte = f"byte 0x{raw[error.start]:02x} at place {error.start + 1} of the line"
-            yield origin, BadRow("line", f"{byte} is not UTF-8; re-encode it.")
+            yield origin, BadRow("line", f"{byte} is not UTF-8; re-encode it.", {"line": raw.decode(errors="replace")})
             continue
         except (ValueError, RecursionError) as error:
-            yield origin, BadRow("line", f"malformed JSON ({error}); expected one object a line.")
+            reason = f"malformed JSON ({error}); expected one object a line."
+            yield origin, BadRow("line", reason, {"line": raw.decode().strip()})
             continue
-        ok = isinstance(record, dict)
-        yield origin, record if ok else BadRow("line", f"expected a JSON object, found {type(record).__name__}.")
+        yield origin, _as_object(record)
+
+
+def _as_object(value: Any) -> Mapping[str, Any] | BadRow:
+    if isinstance(value, dict):
+        return value
+    return BadRow("line", f"expected a JSON object, found {type(value).__name__}.", {"line": value})
 
 
 def _json_array(path: Path) -> Found:
@@ -146,7 +159,7 @@ def _json_array(path: Path) -> Found:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: malformed JSON array ({error}); correct it, or use JSON Lines.") from None
     for number, record in enumerate(records):
-        yield f"{path}[{number}]", record if isinstance(record, dict) else BadRow("line", "expected a JSON object.")
+        yield f"{path}[{number}]", _as_object(record)
 
 
 def as_records(label: str, rows: Callable[[], Cells], header: list[str], skip: int) -> Found:
@@ -156,7 +169,7 @@ def as_records(label: str, rows: Callable[[], Cells], header: list[str], skip: i
             yield f"{label}:{number}", BadRow("line", cells)
         elif len(cells) != len(header):
             reason = f"{len(cells)} cells, expected {len(header)} as in the first lines; quote cells with a separator."
-            yield f"{label}:{number}", BadRow("line", reason)
+            yield f"{label}:{number}", BadRow("line", reason, {"line": cells})
         else:
             yield f"{label}:{number}", dict(zip(header, cells, strict=True))
 

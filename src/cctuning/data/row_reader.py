@@ -45,6 +45,7 @@ class RowReader:
         parts: (filled) part to column, as recognised.
         unread: (filled) what is not read, with how often: keys of messages, and turns after the last answer.
         unlabelled: (filled) rows without a language and a reference, taken to be in the reference language.
+        half: (filled) rows with an `input` whose reference has none.
         unused_parallels: (filled) rows in the reference language with a parallel that says something else.
         fingerprints: (filled) file or data set to its hash.
         others: (filled) columns that are used, but not as a part of rows.
@@ -60,6 +61,7 @@ class RowReader:
     parts: dict[str, str] = field(default_factory=dict)
     unread: Counter[str] = field(default_factory=Counter)
     unlabelled: int = 0
+    half: int = 0
     unused_parallels: int = 0
     fingerprints: dict[str, str] = field(default_factory=dict)
     others: set[str] = field(default_factory=set)
@@ -87,7 +89,7 @@ class RowReader:
                 wanted = {*used, *where, *also} & set(records.columns)
             for origin, record in records.iterate(wanted):
                 if isinstance(record, BadRow):
-                    yield origin, {}, record
+                    yield origin, record.record, record
                     continue
                 self.found |= dict.fromkeys(record)
                 if all(record.get(column) == value for column, value in where.items()):
@@ -138,6 +140,11 @@ class RowReader:
                 f"no column lang: its rows are taken to be in {language_name(self.language)}; if they are not, name "
                 f"their language: {NAMING}."
             )
+        if self.half:
+            notes.append(
+                f"{self.half} rows have an {parts['input']}, and their reference is the {parts['reference']} alone; "
+                f"give {parts['input']}_{self.language} as well."
+            )
         if self.unused_parallels:
             notes.append(
                 f"{self.unused_parallels} rows are labelled {self.language}, the reference language, and have a "
@@ -176,6 +183,8 @@ class RowReader:
         reference = reference_response = None
         if lang != self.language:
             reference, reference_response = reference_of(record, layout, self.language, prompt)
+            own, theirs = (name and record.get(name) for name in (layout.input, layout.reference_input))
+            self.half += bool(reference and layout.reference and own and not theirs)
             how = leak(prompt, response["content"], reference) if reference is not None and response else None
             if how:
                 raise BadRow(layout.reference_messages or layout.reference or "reference", how)

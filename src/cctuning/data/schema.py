@@ -17,6 +17,7 @@ A message has `role` and `content`, and where the data give them `thinking`, `to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -47,11 +48,11 @@ class Row:
 
 
 class BadRow(Exception):
-    """A record that cannot become a row: the `field`, as the file names it, and the `reason`."""
+    """A record that cannot become a row: the `field`, as the file names it, the `reason`, and what was read."""
 
-    def __init__(self, field: str, reason: str) -> None:
+    def __init__(self, field: str, reason: str, record: Mapping[str, Any] | None = None) -> None:
         super().__init__(f"{field}: {reason}")
-        self.field, self.reason = field, reason
+        self.field, self.reason, self.record = field, reason, record or {}
 
 
 class Skipped(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from cctuning.connection import ConnectionConfig, equations
-from cctuning.connection.plan import Plan, total
+from cctuning.connection.plan import total
 from cctuning.model.passes import Batch, Step
 
 
@@ -31,6 +31,7 @@ class ConnectedOutput(ModelOutput):
         correct, scored: number of tokens predicted right and number of tokens scored, over all passes.
         row_loss: (B,) LM loss of each row, summed over its tokens and its passes, detached.
         student_row_loss: likewise, of the student pass alone.
+        align_row_loss: (B,) alignment error of each row, mean over layers; NaN for a row without one.
     """
 
     loss: Tensor | None = None
@@ -47,6 +48,7 @@ class ConnectedOutput(ModelOutput):
     scored: Tensor | None = None
     row_loss: Tensor | None = None
     student_row_loss: Tensor | None = None
+    align_row_loss: Tensor | None = None
 
 
 def aligned_alone(batch: Batch, step: Step) -> ConnectedOutput:
@@ -54,7 +56,7 @@ def aligned_alone(batch: Batch, step: Step) -> ConnectedOutput:
     nothing = torch.zeros((), dtype=torch.long, device=batch.input_ids.device)
     loss = torch.stack(list(step.plan.results.objective.values())).sum()
     result = ConnectedOutput(loss=loss, correct=nothing, scored=nothing, row_loss=loss.new_zeros(len(batch.row)))
-    _report_alignment(step.plan, result)
+    _report_alignment(step, len(batch.row), result)
     return result
 
 
@@ -102,7 +104,7 @@ def assemble(
     if result.aux_loss is not None and step.trains:
         share = tokens[once].sum() / divisor  # of the optimiser step
         loss = loss + router_coefficient * result.aux_loss * share
-    _report_alignment(step.plan, result)
+    _report_alignment(step, rows, result)
     if step.plan.row_weight is not None and step.trains:
         loss = total(loss, step.plan)
     result.loss = loss
@@ -111,8 +113,8 @@ def assemble(
     return result
 
 
-def _report_alignment(plan: Plan, result: ConnectedOutput) -> None:
-    found = plan.results
+def _report_alignment(step: Step, rows: int, result: ConnectedOutput) -> None:
+    plan, found = step.plan, step.plan.results
     if found.identity_error:
         result.identity_loss = torch.stack([error.mean() for error in found.identity_error.values()]).mean()
     if not found.align_error or plan.row_weight is None:
@@ -121,7 +123,9 @@ def _report_alignment(plan: Plan, result: ConnectedOutput) -> None:
     if plan.connect_row is not None:  # gated: every row has a weight
         paired = torch.zeros_like(paired).index_fill(0, plan.connect_row, True)
     if bool(paired.any()):
-        result.align_loss = torch.stack([error[paired].mean() for error in found.align_error.values()]).mean()
+        errors = torch.stack(list(found.align_error.values())).mean(dim=0)
+        result.align_loss = errors[paired].mean()
+        result.align_row_loss = errors.new_full((rows,), torch.nan).index_copy(0, step.source[paired], errors[paired])
         if found.share:
             result.decisions, result.decision = found.share, torch.stack(list(found.share.values())).mean()
 

@@ -91,7 +91,7 @@ class Account:
                     candidate.reference_origin = found.reference_origin
                     yield candidate
                 else:
-                    yield Candidate.of(found[1], found[0], {}, self.number)
+                    yield Candidate.of(found[1], found[0], found[1].record, self.number)
 
         yield from self._limited(rows())
         self._told("", reader)

@@ -10,18 +10,21 @@ The index is two arrays, 12 bytes per n-gram.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cctuning.data.readers import SUFFIXES, Records, data_format, local_path, open_records
+from cctuning.data.readers import Found, Records, data_format, files_in, local_path, open_records
 from cctuning.data.schema import BadRow
 from cctuning.data.text import Hashes, ngrams, tokens
+from cctuning.data.text_files import numbered_lines
 from cctuning.errors import UserError
+from cctuning.files import file_hash
 
 N = 8  # tokens in an n-gram
 SHORT = 4  # fewest tokens of a text that is not found by coincidence
@@ -38,6 +41,7 @@ class Benchmarks:
         sizes: number of n-grams of each text.
         origins: file, line and field of each text.
         whole: hash of a short text to its number.
+        notes: what could not be read.
     """
 
     grams: Hashes
@@ -46,22 +50,31 @@ class Benchmarks:
     origins: list[str]
     whole: dict[int, int]
     fingerprints: dict[str, str]
+    notes: list[str]
 
     @classmethod
     def read(cls, paths: Sequence[str]) -> Benchmarks:
-        """Index every data file under `paths`."""
+        """Index every file under `paths`: the records of data files, the lines of others."""
         grams: list[Hashes] = [np.empty(0, np.uint64)]
         owners: list[NDArray[np.int32]] = [np.empty(0, np.int32)]
         origins: list[str] = []
         whole: dict[int, int] = {}
         prints: dict[str, str] = {}
+        notes: list[str] = []
         files = [records for path in paths for records in _opened(path)]
         for records in tqdm(files, desc="evaluation texts", unit="file", disable=None):
-            prints |= records.fingerprints
             texts: list[tuple[str, list[str]]] = []
+            bad, first = 0, ""
             for origin, record in records.iterate(records.columns or ()):
-                if not isinstance(record, BadRow):
+                if isinstance(record, BadRow):
+                    bad, first = bad + 1, first or f"{origin}: {record}"
+                else:
                     texts += [(f"{origin} ({field})", tokens(text)) for field, text in _texts(record)]
+            prints |= records.fingerprints
+            if bad:
+                notes.append(
+                    f"against: {bad} records or lines cannot be read and are not searched for, first: {first}"
+                )
             held = [np.unique(ngrams(words, N)) for _, words in texts]
             every, times = np.unique(np.concatenate([grams[0], *held]), return_counts=True)
             template = every[times > TEMPLATE]
@@ -73,10 +86,11 @@ class Benchmarks:
                     owners.append(np.full(len(own), len(origins), np.int32))
                     origins.append(origin)
         if not origins:
-            raise UserError(f"against: no text of {SHORT} words or more under {', '.join(paths)}.")
+            raise UserError(" ".join([f"against: no text of {SHORT} words or more under {', '.join(paths)}.", *notes]))
         every, owner = np.concatenate(grams), np.concatenate(owners)
         order = np.argsort(every)
-        return cls(every[order], owner[order], np.bincount(owner, minlength=len(origins)), origins, whole, prints)
+        sizes = np.bincount(owner, minlength=len(origins))
+        return cls(every[order], owner[order], sizes, origins, whole, prints, notes)
 
     def hit(self, asked: Sequence[str], answers: Sequence[str], share: float) -> str | None:
         """A description of the evaluation text of which a row holds `share` of the n-grams or more, or None.
@@ -109,16 +123,34 @@ def _whole(words: list[str]) -> int:
 
 
 def _opened(path: str) -> list[Records]:
-    """The data in a directory, at any depth, with every split of saved data sets; a file or hub data set as it is."""
-    folder = local_path(path)
-    if not folder.is_dir():
+    """The files in a directory, at any depth, with every split of saved data sets; a file or hub data set as it is."""
+    place = local_path(path)
+    if place.is_file() and data_format(place) is None:
+        return [_lines(place)]
+    if not place.is_dir() or (place / "state.json").is_file():  # written by datasets, for every split
         return open_records(path)
-    files = sorted(file for file in folder.rglob("*") if data_format(file))
-    saved = [file.parent for file in files if file.name == "state.json"]  # written by datasets, for every split
-    plain = [file for file in files if file.parent not in saved and file.name != "dataset_dict.json"]
-    if not files:
-        raise UserError(f"against: {path}: no data file in it; expected files ending in {', '.join(SUFFIXES)}.")
-    return [records for place in (*saved, *plain) for records in open_records(str(place))]
+    inside = [*files_in(place), *sorted(one for one in place.iterdir() if one.is_dir())]
+    inside = [one for one in inside if one.name[0] != "." and one.name != "dataset_dict.json"]
+    return [records for one in inside for records in _opened(str(one))]
+
+
+def _lines(path: Path) -> Records:
+    """The lines of a file that is no data file: plain text, as FLORES is published."""
+    prints: dict[str, str] = {}
+
+    def iterate(wanted: Collection[str]) -> Found:
+        try:
+            prints[str(path)] = file_hash(path)
+            for number, raw in numbered_lines(path):
+                try:
+                    line: dict[str, str] | BadRow = {"line": raw.decode()}
+                except UnicodeDecodeError:
+                    line = BadRow("line", "is not UTF-8.")
+                yield f"{path}:{number}", line
+        except (UserError, OSError) as error:
+            yield str(path), BadRow("file", str(error))
+
+    return Records(None, iterate, prints)
 
 
 def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:

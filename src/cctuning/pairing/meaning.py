@@ -35,6 +35,7 @@ WRONG = ((1, False, True), (-1, False, True), (3, True, True), (7, True, False),
 LEARN = 20_000  # rows of a language that are learned from
 ROUNDS = 4  # fits, each without the rows that the last one classified as wrong
 ODD = 0.005  # share of correct rows that look mismatched to an encoder, such as idioms
+NAMES = 3  # median words of texts that are no sentences
 MOSTLY_WRONG = 0.2  # share of rows classified as correct at which no row is left out: the fit is not to be trusted
 
 Floats = NDArray[np.float32]
@@ -149,6 +150,7 @@ def judge(
     problems: dict[int, Problem] = {}
     learned: dict[str, dict[str, Any]] = {}
     few: list[str] = []
+    short: list[str] = []
     for number, lang in enumerate(corpus.langs):
         rows = np.flatnonzero((corpus.rows["lang"] == number) & ~np.isnan(corpus.rows["ratio"]))
         if len(rows) < LEAST:
@@ -156,13 +158,17 @@ def judge(
             continue
         own: list[Floats] = []
         wrong: list[Floats] = []
+        words: list[int] = []
         for places in np.array_split(rows, round(len(rows) / BLOCK) or 1):
             some = [json.loads(line_at(file, offset)) for offset in corpus.rows["offset"][places].tolist()]
-            sides = ([flat(row[column]) for row in some] for column in ("prompt", f"prompt_{language}"))
+            sides = [[flat(row[column]) for row in some] for column in ("prompt", f"prompt_{language}")]
+            words += [len(text.split()) for text in sides[1]]
             texts, references = map(encoder, sides)
             right, bad = block(texts, references, sum(map(len, own)) < LEARN)
             own.append(right)
             wrong.append(bad)
+        if np.median(words) < NAMES:
+            short.append(lang)
         every = np.concatenate(own)
         scores, scores_wrong = scored(every, np.concatenate(wrong, axis=1))
         rate = share_wrong(scores)
@@ -175,4 +181,9 @@ def judge(
             says = f"the sides have a similarity of {similarity:.2f}, {usual:.2f} is usual; other rows: {near:.2f}."
             problems[int(rows[place])] = Problem("meaning", says)
     notes = [f"too few rows to check with an encoder (under {LEAST}): {', '.join(few)}."] if few else []
+    if short:
+        notes.append(
+            f"most texts of {', '.join(short)} have one or two words; a sentence encoder rejects right names too, "
+            "above all where they differ (Uholanzi, Netherlands): leave --encoder out for lists of names."
+        )
     return problems, learned, notes

@@ -9,13 +9,14 @@ translation, so its second best match is wrong, and few of those may reach the t
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cctuning.data.checks import SAMPLE, check_sides
 from cctuning.data.parallel.filenames import is_in, languages_in, suffix_of
 from cctuning.data.readers import SUFFIXES, local_path
 from cctuning.data.row_reader import read_rows
@@ -23,6 +24,7 @@ from cctuning.data.schema import BadRow
 from cctuning.data.text import flat
 from cctuning.data.text_files import numbered_lines
 from cctuning.errors import UserError
+from cctuning.identify import Spread
 from cctuning.languages import UNKNOWN, canonical, matches, same
 from cctuning.pairing import output
 from cctuning.pairing.encoder import open_encoder
@@ -58,6 +60,12 @@ class MineOptions:
             raise UserError(f"{self.files[0]}: is named twice; the second file is the text in the reference language.")
         if is_in(self.files[0], self.reference_language) and not is_in(self.files[1], self.reference_language):
             self.files = self.files[::-1]
+        for _, _, code in languages_in(Path(self.files[1]).name)[:1]:
+            if not same(code, self.reference_language):
+                raise UserError(
+                    f"{self.files[1]}: its name says {code}, and the second file has to be in the reference language, "
+                    f"{self.reference_language}; set --reference_language {code}, or name another file."
+                )
         self.lang = self.lang or next((code for _, _, code in languages_in(Path(self.files[0]).name)), "")
         if not self.lang:
             raise UserError(f"--lang: missing; name the language of {self.files[0]}, e.g. sw.")
@@ -68,10 +76,11 @@ class MineOptions:
 
 @dataclass
 class Mined:
-    """Pairs by descending margin, and the threshold."""
+    """Pairs by descending margin, the threshold, and notes on the text."""
 
     pairs: list[tuple[int, int, float]]  # places of the two sentences, and the margin
     threshold: float
+    notes: list[str] = field(default_factory=list)
 
 
 def nearest(queries: Floats, others: Floats, count: int) -> tuple[Floats, Places]:
@@ -107,9 +116,13 @@ def mine(options: MineOptions) -> tuple[Mined, tuple[int, int]]:
     with output.new_file(options.output, options.overwrite) as write:
         languages = (options.lang, options.reference_language)
         sides = [_sentences(path, lang, options) for path, lang in zip(options.files, languages, strict=True)]
+        samples = [Spread(SAMPLE, (text for _, text in side)).sample() for side in sides]
+        beside = list(zip(*samples, strict=False))  # to see the language of each side; they are no pairs
+        notes = check_sides(beside, *languages, " and ".join(options.files))
         encode = open_encoder(options.encoder)
         texts, references = (encode([text for _, text in side]) for side in sides)
         found = mine_vectors(texts, references, options.margin)
+        found.notes = notes
         if not found.pairs:
             raise UserError(f"no pair with a margin of {found.threshold:.3f}; lower --margin, or give more text.")
         for one, other, margin in found.pairs:

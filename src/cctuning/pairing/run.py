@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
-from cctuning.data.readers import local_path
+from cctuning.data.readers import ROWS, local_path
 from cctuning.errors import UserError
 from cctuning.files import file_hash
 from cctuning.languages import language_name
@@ -107,6 +107,7 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
     with output.draft(place) as folder:
         with (folder / SPOOL).open("wb+") as rows, (folder / output.REJECTS).open("wb") as rejects:
             run = Run(options, Corpus(checks), accounts, rows, rejects, benchmarks)
+            run.notes += benchmarks.notes if benchmarks else []
             for account in accounts:
                 bar = tqdm(
                     account.candidates(), f"{account.source.way} {account.source.path}", unit="row", disable=None
@@ -115,10 +116,10 @@ def pair(sources: Sequence[PairSource], options: PairOptions, checks: Checks) ->
                     run.add(row)
             order = run.corpus.order(run.judge(encoder))
             offsets = tqdm(run.corpus.rows["offset"][order].tolist(), desc="writing", unit="row", disable=None)
-            with (folder / output.ROWS).open("wb") as file:
+            with (folder / ROWS).open("wb") as file:
                 file.writelines(output.line_at(rows, offset) for offset in offsets)
         (folder / SPOOL).unlink()
-        prints = {name: file_hash(folder / name) for name in (output.ROWS, output.REJECTS)}
+        prints = {name: file_hash(folder / name) for name in (ROWS, output.REJECTS)}
         card = output.make_card(run, order, prints)
         output.write_card(folder, card)
         (folder / output.TABLE).write_text(output.markdown(card), encoding="utf-8")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cctuning.data.parallel.filenames import pair_of_paths
 from cctuning.data.parallel.pairs import load_parallel
-from cctuning.data.readers import local_path
+from cctuning.data.readers import ROWS, local_path
 from cctuning.data.row_reader import read_rows
 from cctuning.data.schema import BadRow
 from cctuning.data.text import flat, normalise, tokens
@@ -65,7 +65,7 @@ class SelectOptions:
     min_length: int = option(20, "Minimum length of the reference-language side, in characters.")
     max_length: int = option(400, "Maximum length of the reference-language side, in characters.")
     near_duplicate: float = option(0.8, "Similarity above which two pairs are near-duplicates; 1: only when equal.")
-    against: list[str] = option([], "Files or directories of evaluation rows: pairs with them are left out.")
+    against: list[str] = option([], "Files or directories of evaluation rows or text: pairs with them are left out.")
     check_against: float = option(0.6, "Share of an evaluation text's n-grams found in a pair (--against).")
     reference_language: str = option("en", "Language of the side that is compared.")
     bad_rows: str = option("skip", "skip: leave bad pairs out. error: stop at one.", choices=["error", "skip"])
@@ -96,7 +96,8 @@ def select(options: SelectOptions) -> dict[str, Any]:
     paths = pair_of_paths(list(options.corpus), language)
     sources = [{**(one if isinstance(one, dict) else {"path": one}), **only} for one in paths]
     corpus, report = load_parallel(sources, reference_language=language, bad_rows=options.bad_rows)
-    fits, dropped = _fitting(corpus, options)
+    benchmarks = Benchmarks.read(options.against) if options.against else None
+    fits, dropped = _fitting(corpus, options, benchmarks)
     task: list[str] = []
     chosen: Chosen = {}
     if options.by == "random":
@@ -106,14 +107,14 @@ def select(options: SelectOptions) -> dict[str, Any]:
     else:
         task = _task(options)
         chosen = _nearest(corpus, fits, task, options)
-    notes = report.notes
+    notes = report.notes + (benchmarks.notes if benchmarks else [])
     for lang in options.lang:
         taken = matching(lang, chosen)
         notes += [] if taken else [f"--lang {lang}: no pair in the corpus can be chosen."]
         notes += region_notes(lang, taken)
     languages: dict[str, dict[str, Any]] = {}
     with output.draft(place) as folder:
-        with (folder / output.ROWS).open("wb") as file:
+        with (folder / ROWS).open("wb") as file:
             for lang, found in sorted(chosen.items()):
                 for number, score in found:
                     pair = corpus[number]
@@ -135,7 +136,7 @@ def select(options: SelectOptions) -> dict[str, Any]:
             "left_out": dropped,
             "sources": report.as_dict()["sources"],
             "notes": notes,
-            "files": {output.ROWS: file_hash(folder / output.ROWS)},
+            "files": {ROWS: file_hash(folder / ROWS)},
         }
         output.write_card(folder, card)
     return card
@@ -170,9 +171,10 @@ def _task(options: SelectOptions) -> list[str]:
     return texts
 
 
-def _fitting(corpus: datasets.Dataset, options: SelectOptions) -> tuple[dict[str, NDArray[np.int64]], dict[str, int]]:
+def _fitting(
+    corpus: datasets.Dataset, options: SelectOptions, benchmarks: Benchmarks | None
+) -> tuple[dict[str, NDArray[np.int64]], dict[str, int]]:
     """The places of pairs that may be chosen, by language, and the numbers left out, by reason."""
-    benchmarks = Benchmarks.read(options.against) if options.against else None
     every = set(corpus.unique("lang"))
     taken = {code for lang in options.lang for code in matching(lang, every)} if options.lang else every
     if not taken:

@@ -150,6 +150,10 @@ class CCConfig(SFTConfig):
                 "completion_only_loss: only assistant turns carry loss, never the prompt; leave it unset (train_turns "
                 "selects the turns)."
             )
+        if self.truncation_mode != "keep_start":
+            raise UserError("truncation_mode: rows are cut at their end only; leave it out, or raise max_length.")
+        if self.dataset_text_field != "text":
+            raise UserError("dataset_text_field: rows have a prompt and a response; map their columns in the source.")
         self.assistant_only_loss = False  # always so, but not by TRL's implementation
         if self.loss_type != "nll":
             raise UserError(f"loss_type: {self.loss_type} is not supported with a connection; use nll.")
@@ -199,6 +203,5 @@ class CCConfig(SFTConfig):
             raise UserError("early_stopping_patience: needs evaluations; set eval_strategy: steps or epoch.")
         self.load_best_model_at_end = True
         self.save_strategy = strategy
-        every = self.eval_steps or self.logging_steps
-        if strategy == "steps" and self.save_steps % every:
-            self.save_steps = every
+        if strategy == "steps":
+            self.save_steps = self.eval_steps or self.logging_steps

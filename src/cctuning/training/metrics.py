@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,7 +58,7 @@ def batch_metrics(
 
 
 class EvaluationLoss:
-    """Loss per response token of the student pass in the current evaluation: over all rows, and in each language.
+    """Losses of the current evaluation, by row.
 
     Rows are kept by id, so that a row which accelerate gives to two processes counts once. transformers' `eval_loss`,
     a mean over batches, depends on how rows fall into batches; this one replaces it.
@@ -67,7 +66,7 @@ class EvaluationLoss:
 
     def __init__(self) -> None:
         self.languages: dict[int, str] = {}
-        self.rows: dict[int, tuple[float, int]] = {}
+        self.rows: dict[int, tuple[int, float, float, float]] = {}  # tokens; losses of student, fused pass, alignment
 
     def start(self, dataset: Any) -> None:
         """Start an evaluation of `dataset`; only the output of `encode_dataset` has languages."""
@@ -75,27 +74,42 @@ class EvaluationLoss:
         self.languages = dict(zip(dataset["row"], dataset["lang"], strict=True)) if known else {}
         self.rows = {}
 
-    def add(self, inputs: Mapping[str, Tensor], row_loss: Tensor) -> None:
-        """Add a batch; `row_loss` (B,) is the student's loss summed over each row's tokens."""
+    def add(self, inputs: Mapping[str, Tensor], outputs: ConnectedOutput) -> None:
+        """Add a batch."""
+        assert outputs.student_row_loss is not None and outputs.row_loss is not None
+        student, aligned = outputs.student_row_loss, outputs.align_row_loss
+        if aligned is None:
+            aligned = torch.full_like(student, torch.nan)
         tokens = (inputs["labels"][:, 1:] != -100).sum(dim=1)
-        for row, loss, count in zip(inputs["row"].tolist(), row_loss.tolist(), tokens.tolist(), strict=True):
-            self.rows[row] = (loss, count)
+        parts = (inputs["row"], tokens, student, outputs.row_loss - student, aligned)
+        self.rows |= {row: values for row, *values in zip(*(part.tolist() for part in parts), strict=True)}
 
     def result(self, prefix: str) -> dict[str, float]:
-        """`<prefix>_loss`, and `<prefix>_loss_<language>` if there are several languages. All processes call it."""
-        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
-        for row, (loss, count) in dict(gather_object([*self.rows.items()])).items():
-            if row in self.languages and count:
-                own = sums[self.languages[row]]
-                own[0] += loss
-                own[1] += count
-        if not sums:
-            return {}
-        loss, count = (sum(part) for part in zip(*sums.values(), strict=True))
-        found = {f"{prefix}_loss": loss / count}
-        if len(sums) > 1:
-            found |= {f"{prefix}_loss_{language}": own / count for language, (own, count) in sorted(sums.items())}
+        """All processes call it.
+
+        Returns:
+            Per response token: `<prefix>_loss`, `<prefix>_loss_<language>` if there are several languages, and
+            `<prefix>_fused_loss` of the rows that ran with their reference. Per row: `<prefix>_align_loss`.
+        """
+        rows = {row: own for row, own in dict(gather_object([*self.rows.items()])).items() if row in self.languages}
+        scored = [(self.languages[row], *own) for row, own in rows.items() if own[0]]
+        found = {}
+        if scored:
+            found[f"{prefix}_loss"] = _per_token((count, loss) for _, count, loss, *_ in scored)
+        languages = sorted({one[0] for one in scored})
+        for language in languages if len(languages) > 1 else ():
+            own = ((count, loss) for code, count, loss, *_ in scored if code == language)
+            found[f"{prefix}_loss_{language}"] = _per_token(own)
+        if fused := [(count, loss) for _, count, _, loss, _ in scored if loss]:
+            found[f"{prefix}_fused_loss"] = _per_token(fused)
+        if errors := [own[-1] for own in rows.values() if not math.isnan(own[-1])]:
+            found[f"{prefix}_align_loss"] = sum(errors) / len(errors)
         return found
+
+
+def _per_token(rows: Iterable[tuple[int, float]]) -> float:
+    counts, losses = zip(*rows, strict=True)
+    return float(sum(losses) / sum(counts))
 
 
 @contextmanager

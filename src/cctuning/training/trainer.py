@@ -222,7 +222,7 @@ class CCTrainer(SavingTrainer):
         if training and not bool(torch.isfinite(outputs.loss)):
             self._stop_at(inputs, outputs)
         if not training:
-            self._eval_losses.add(inputs, outputs.student_row_loss)
+            self._eval_losses.add(inputs, outputs)
         self._record(inputs, outputs, "train" if training else "eval", filler)
         loss = outputs.loss * 0 if filler else outputs.loss
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -246,10 +246,9 @@ class CCTrainer(SavingTrainer):
         logs_layers = mode == "train" and self.args.log_connection and self.connected.config.connection == "gated"
         layers = self.connected.layers if logs_layers else []
         for name, value in batch_metrics(outputs, gather, filler, layers).items():
-            if name != "student_loss":
-                metrics[name].append(value)
-            elif mode == "train":  # in evaluation it is eval_loss
-                metrics["lm_loss" if self.connected.config.plain else name].append(value)
+            if mode == "eval" and name in ("student_loss", "fused_loss", "align_loss"):
+                continue  # by row: EvaluationLoss
+            metrics["lm_loss" if name == "student_loss" and self.connected.config.plain else name].append(value)
         if mode == "train":
             tokens = inputs["attention_mask"].sum()
             if self.connected.config.connection != "none" and "reference_attention_mask" in inputs:

@@ -232,7 +232,7 @@ def recognise_content(
     header = len(lines) > 1 and lines[0] is sample[0] and _is_header(lines[0], lines[1:])
     if count < 2:
         raise UserError(f"{path}: no parallel text; expected two columns with a tab between, or names of columns.")
-    named = in_name(stem)
+    named = in_name(stem, language)
     if lang is None and named and not any(same(code, language) for code in named):
         raise UserError(
             f"{path}: its name says {' and '.join(named)}, neither of them {language}; set reference_language."

@@ -16,7 +16,7 @@ from cctuning.data.text_files import uncompressed_name
 from cctuning.languages import base, canonical_or_none, same
 
 CODE = r"[A-Za-z]{2,3}(?:[-_][A-Z][a-z]{3})?(?:[-_][A-Z]{2})?"
-PAIR = re.compile(rf"(?<![A-Za-z])({CODE})[-_]({CODE})(?![A-Za-z])")
+PAIR = re.compile(rf"(?<![A-Za-z])({CODE})(?=[-_]({CODE})(?![A-Za-z]))")  # each code may be in two pairs
 TABLES = (*SUFFIXES, ".tmx", ".tbx", ".zip")
 
 
@@ -31,18 +31,24 @@ def known_in_name(part: str) -> str | None:
     return code if code and ("_" in part or base(code) in Locale("en").languages) else None
 
 
-def in_name(stem: str) -> tuple[str, str] | None:
-    """The two languages in a file's name, in order: `WikiMatrix.en-sw` has `en` and `sw`."""
+def in_name(stem: str, language: str) -> tuple[str, str] | None:
+    """The two languages in a file's name, in order: `WikiMatrix.en-sw` has `en` and `sw`.
+
+    The last pair with the reference language, or else the last: what stands before may be a corpus (`JW-en-sw`).
+    """
+    pairs, end = list[tuple[str, str]](), 0
     for match in PAIR.finditer(stem):
-        one, other = known_in_name(match[1]), known_in_name(match[2])
-        if one and other:
-            return one, other
-    return None
+        one, other = map(known_in_name, match.groups())
+        if one and other and match.end(2) > end:  # else it is the language and region of the code before
+            pairs.append((one, other))
+            end = match.end(2)
+    holding = [pair for pair in pairs if any(same(code, language) for code in pair)]
+    return next(reversed(holding or pairs), None)
 
 
 def named_by(stem: str, language: str) -> str | None:
     """The language other than the reference language in a file's name: `en-sw`, `fra`, `sw.train`."""
-    pair = in_name(stem)
+    pair = in_name(stem, language)
     if pair is not None:
         others = [code for code in pair if not same(code, language)]
         return others[0] if len(others) == 1 else None

@@ -26,7 +26,7 @@ from cctuning.data.parallel.columns import (
 )
 from cctuning.data.parallel.filenames import TABLES, is_tar, languages_in, named_by, sides_among, stem_of, suffix_of
 from cctuning.data.parallel.formats import FORMATS, Part, export_in, read_lines, read_tatoeba, read_xml
-from cctuning.data.readers import SUFFIXES, Records, as_records, is_saved, local_path, of_split, open_records
+from cctuning.data.readers import SUFFIXES, Records, as_records, files_in, is_saved, local_path, of_split, open_records
 from cctuning.data.schema import BadRow
 from cctuning.data.sources import ParallelSource
 from cctuning.data.text_files import read_table, uncompressed_name
@@ -74,7 +74,8 @@ class PairReader:
                 if exact is None:
                     exact = any(map(fits, chain.from_iterable(self._files())))
                 if exact:
-                    yield found.origin, Absent("row", f"its text is in {found.lang}; others are in {wanted}.")
+                    other = f"its text is in {found.lang}; others are in {wanted}."
+                    yield found.origin, Absent("row", other, found._asdict())
                     continue
                 self.said |= {f"{self.source.path}: {note}": None for note in region_notes(str(wanted), [found.lang])}
             yield found
@@ -87,7 +88,7 @@ class PairReader:
             return self._file(local)
         if local.is_dir() and not is_saved(local):
             return self._directory(local)
-        beside = ((file, uncompressed_name(file.name)) for file in _files_in(local.parent))
+        beside = ((file, uncompressed_name(file.name)) for file in files_in(local.parent))
         if sides := self._sides(file for file, name in beside if name.rpartition(".")[0] == local.name):
             return sides
         lang = named_by(source.name or local.name, self.language)
@@ -109,7 +110,7 @@ class PairReader:
             lang = named_by(stem_of(path.name), self.language)
             return [self._records(records, lang) for records in open_records(str(path))]
         if suffix not in (*FORMATS, ".tsv"):
-            among = sides_among(map(str, _files_in(path.parent)), self.language)
+            among = sides_among(map(str, files_in(path.parent)), self.language)
             sides = [side for side in among if str(path) in side[:2]]
             if len(sides) > 1:
                 names = ", ".join(Path(text).name for text, _, _ in sides)
@@ -126,7 +127,7 @@ class PairReader:
         if export := export_in(folder):
             self._hash(*export[0], *export[1])
             return [read_tatoeba(*export, self.language, self.source.lang)]
-        files = [file for file in _files_in(folder) if suffix_of(file.name) in TABLES or languages_in(file.name)]
+        files = [file for file in files_in(folder) if suffix_of(file.name) in TABLES or languages_in(file.name)]
         files = of_split(files, self.source.split, folder)
         tables = [file for file in files if suffix_of(file.name) in TABLES]
         found = [one for file in tables for one in self._file(file)]
@@ -134,7 +135,7 @@ class PairReader:
         if not found:
             inside = [entry.name for entry in sorted(folder.iterdir()) if entry.is_dir()]
             hint = f" Its directories: {', '.join(inside[:10])}." if inside else ""
-            archives = [file.name for file in _files_in(folder) if is_tar(file.name)]
+            archives = [file.name for file in files_in(folder) if is_tar(file.name)]
             hint += f" Unpack {', '.join(archives)} first (tar -xf)." if archives else ""
             raise UserError(
                 f"{folder}: no parallel text in this directory; see docs/start/data.md for the formats.{hint}"
@@ -274,6 +275,7 @@ class PairReader:
                 for text, reference, code in pairs_of(texts, language, source.lang):
                     yield Pair(text, reference, code, origin, None, record.get("id"))
             except BadRow as bad:
+                bad.record = record
                 yield origin, bad
         for name in where if seen else ():
             if name not in seen:
@@ -302,7 +304,3 @@ def identified(texts: Iterable[str], language: str, path: str, naming: str = NAM
     if same(code, language):
         raise UserError(f"{path}: its text is in {name}, the reference language; are text and reference swapped?")
     return code, f"{path}: its text is taken to be {name} ({code}), by its content; if not, {naming}."
-
-
-def _files_in(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.iterdir()) if file.is_file()] if folder.is_dir() else []

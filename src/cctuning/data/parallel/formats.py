@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import IO
 from xml.etree import ElementTree
 
+from cctuning.data.messages import text_of
 from cctuning.data.parallel.columns import Found, Pair, pairs_of
+from cctuning.data.readers import files_in
 from cctuning.data.schema import BadRow
 from cctuning.data.text_files import DAMAGED, numbered_lines, open_binary, uncompressed_name
 from cctuning.errors import UserError
@@ -60,39 +62,44 @@ def read_lines(text: Part, reference: Part, lang: str) -> Found:
                 f"{shorter.label}: ends before line {line}, {longer.label} does not; they must match line by line."
             )
         origin = f"{text.label}:{left[0]}"
+        # A byte that is not UTF-8 becomes a surrogate, which `text_of` reports.
+        sides = (("text", left), ("reference", right))
+        record = {name: raw.decode(errors="surrogateescape").strip() for name, (_, raw) in sides}
         try:
-            sides = left[1].decode().strip(), right[1].decode().strip()
-        except UnicodeDecodeError:
-            yield origin, BadRow("line", "is not UTF-8; re-encode the file.")
-            continue
-        if all(sides):
-            yield Pair(*sides, lang, origin, f"{reference.label}:{right[0]}")
-        else:
-            yield origin, BadRow("line", "one side is empty.")
+            if not all(text_of(side, name) for name, side in record.items()):
+                raise BadRow("line", "one side is empty.")
+            yield Pair(record["text"], record["reference"], lang, origin, f"{reference.label}:{right[0]}")
+        except BadRow as bad:
+            bad.record = record
+            yield origin, bad
 
 
 def read_xml(part: Part, suffix: str, language: str, lang: str | None) -> Found:
     """The pairs of every unit of a TMX file or entry of a TBX file, as `suffix` says (of an entry, the first terms).
 
-    There is one for each language beside the reference language, or for `lang` alone.
+    There is one for each language beside the reference language, or for `lang` alone. Of several texts in one language
+    each gives a pair; in the reference language the first is taken.
     """
     for number, element in _elements(part, suffix[1:].upper()):
-        origin = f"{part.label}:{FORMATS[suffix]} {number}"
+        origin, texts = f"{part.label}:{FORMATS[suffix]} {number}", _texts(element)
+        first = {code: next(filter(None, found), "") for code, found in texts.items()}
         try:
-            for text, reference, code in pairs_of(_texts(element), language, lang):
-                yield Pair(text, reference, code, origin)
+            for _, reference, code in pairs_of(first, language, lang):
+                yield from (Pair(text, reference, code, origin) for text in texts[code] if text)
         except BadRow as bad:
+            bad.record = first
             yield origin, bad
 
 
-def _texts(unit: Element) -> dict[str, str]:
-    """Language to text of a TMX unit, or to first term of a TBX entry (in the elements of TBX 2 or TBX 3)."""
-    texts: dict[str, str] = {}
+def _texts(unit: Element) -> dict[str, list[str]]:
+    """Language to texts of a TMX unit, or to first term of a TBX entry (in the elements of TBX 2 or TBX 3)."""
+    texts: dict[str, list[str]] = {}
     for part in unit.iter():
         code = part.get(LANG) or part.get("lang")
         if code and _local(part) in ("tuv", "langSet", "langSec"):
             held = (one for one in part.iter() if _local(one) in ("seg", "term"))
-            texts[canonical_or_none(code) or code] = " ".join("".join(map(_text, islice(held, 1))).split())
+            text = " ".join("".join(map(_text, islice(held, 1))).split())
+            texts.setdefault(canonical_or_none(code) or code, []).append(text)
     return texts
 
 
@@ -100,7 +107,7 @@ def _text(element: Element) -> str:
     """An element's text without formatting codes."""
     parts = [element.text or ""]
     for child in element:
-        parts += ["" if child.tag in NATIVE else _text(child), child.tail or ""]
+        parts += ["" if _local(child) in NATIVE else _text(child), child.tail or ""]
     return "".join(parts)
 
 
@@ -133,7 +140,7 @@ def _elements(part: Part, kind: str) -> Iterator[tuple[int, Element]]:
 
 def export_in(folder: Path) -> tuple[list[Path], list[Path]] | None:
     """The files of sentences and links in a directory, or None."""
-    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    files = files_in(folder)
     kinds = ([f for f in files if kind.fullmatch(uncompressed_name(f.name))] for kind in (SENTENCES, LINKS))
     sentences, links = kinds
     return (sentences, links) if sentences and links else None
@@ -155,17 +162,25 @@ def read_tatoeba(sentences: list[Path], links: list[Path], language: str, lang: 
         for file in sentences:
             base.executemany("insert or replace into sentences values (?, ?, ?, ?)", _read(file, language, lang))
         own = {row[0] for row in base.execute("select id from sentences where lang is not null")}
-        for path, number, raw in ((f, *line) for f in links for line in numbered_lines(f)):
-            one, _, other = raw.decode(errors="replace").strip().partition("\t")
-            if not one.isdecimal() or not other.isdecimal():
-                raise UserError(f"{path}:{number}: expected two tab-separated ids.")
-            if int(one) not in own:
-                continue
-            find = "select origin, lang, text from sentences where id = ?"
-            origin, code, text = base.execute(find, (int(one),)).fetchone()
-            english = base.execute(find, (int(other),)).fetchone()
-            if english is not None and english[1] is None:
-                yield Pair(text, english[2], code, origin, english[0], int(one))
+        base.execute("create table links (text integer, reference integer, primary key (text, reference))")
+        base.executemany("insert or ignore into links values (?, ?)", _links(links, own))
+        rows = base.execute(
+            "select one.text, other.text, one.lang, one.origin, other.origin, one.id from links "
+            "join sentences one on one.id = links.text join sentences other on other.id = links.reference "
+            "where other.lang is null order by links.rowid"
+        )
+        yield from map(Pair._make, rows)
+
+
+def _links(files: list[Path], own: set[int]) -> Iterator[tuple[int, int]]:
+    """The ids of a sentence in `own` and one that is not: a file may have both directions of a link or either."""
+    for path, number, raw in ((file, *line) for file in files for line in numbered_lines(file)):
+        one, _, other = raw.decode(errors="replace").strip().partition("\t")
+        if not one.isdecimal() or not other.isdecimal():
+            raise UserError(f"{path}:{number}: expected two tab-separated ids.")
+        ids = int(one), int(other)
+        if (ids[0] in own) != (ids[1] in own):
+            yield ids if ids[0] in own else ids[::-1]
 
 
 def _read(path: Path, language: str, lang: str | None) -> Iterator[tuple[int, str, str | None, str]]:

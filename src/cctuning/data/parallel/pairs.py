@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-from cctuning.data.checks import SHARE, identifiable, other_language, wrong_sides
+from cctuning.data.checks import FEW, check_sides
 from cctuning.data.parallel.columns import Absent, Pair
 from cctuning.data.parallel.filenames import pair_of_paths
 from cctuning.data.parallel.files import PairReader, identified
@@ -22,12 +22,10 @@ from cctuning.data.tables import in_batches, on_disk
 from cctuning.data.text import Seen, flat
 from cctuning.errors import UserError
 from cctuning.identify import Spread
-from cctuning.languages import canonical, language_name, same
+from cctuning.languages import canonical, same
 
 SCHEMA = pa.schema([(name, pa.string()) for name in ("text", "reference", "lang", "origin")])
-FEW = 4  # pairs of a language below which a note is written
 SAMPLE = 40  # pairs of a language whose sides are identified
-WRONG = 0.1  # likelihood of its own language below which a side is in the other's: an error, so surer than a warning
 
 
 def load_parallel(
@@ -177,30 +175,5 @@ def _checked(pairs: Iterator[Pair], account: ParallelSourceReport, report: Paral
     if identical:
         report.notes.append(f"{path}: in {identical} pairs both sides are the same (names, numbers).")
     for lang, spread in samples.items():
-        sample = spread.sample()
-        if same(lang, language) or not identifiable(lang, language):
-            continue
-        read, problems = wrong_sides(sample, lang, language, WRONG)
-        for what, times in problems.most_common(1):
-            if FEW <= times > SHARE * read:
-                report.notes.append(
-                    f"{path}: in {times} of {read} pairs checked ({lang}) "
-                    + ("the sides are swapped" if what == "swapped" else f"the {what} is in another language")
-                    + "; cctuning pair finds such pairs."
-                )
-            if times < FEW or times <= read / 2:
-                continue
-            if what == "swapped":
-                raise UserError(f"{path}: the sides are swapped: the text is in {language}, the reference in {lang}.")
-            raise UserError(
-                f"{path}: in {times} of {read} pairs checked the {what} is not in "
-                f"{lang if what == 'text' else language}; check lang:, and that the sides are in two languages."
-            )
-        for side, code, other in ((0, lang, language), (1, language, lang)):
-            found = other_language([pair[side] for pair in sample], code, other)
-            if found is not None:
-                what = "text" if side == 0 else "reference"
-                raise UserError(
-                    f"{path}: the {what} is in {language_name(found)}, not in {language_name(code)}; correct "
-                    f"{'lang:' if side == 0 else 'reference_language'}, or give the source the right columns."
-                )
+        if not same(lang, language):
+            report.notes += check_sides(spread.sample(), lang, language, path)
