@@ -95,11 +95,28 @@ MOE = {
     "granitemoe": ("granitemoe", EXPERTS),
 }
 FAMILIES = DENSE | MOE
+# Families whose layers are given more than one activation a position, or keys and values of lower layers.
+GEMMA = {
+    "num_hidden_layers": 4,
+    "num_kv_shared_layers": 2,
+    "layer_types": 4 * ["full_attention"],
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+}
+UNUSUAL = {
+    "gemma3n": (
+        "gemma3n_text",
+        GEMMA | {"laurel_rank": 4, "altup_num_inputs": 5, "activation_sparsity_pattern": 4 * [0.0]},
+    ),
+    "gemma4": ("gemma4_text", GEMMA | {"global_head_dim": 8}),
+    "hy_v4": ("hy_v4", {"num_hidden_layers": 4}),
+    "dory": ("dory", {"num_hidden_layers": 4}),
+}
 
 
 @functools.cache
 def _prototype(name: str, more: tuple[tuple[str, Any], ...]) -> PreTrainedModel:
-    model_type, options = FAMILIES[name]
+    model_type, options = (FAMILIES | UNUSUAL)[name]
     options = options | dict(more)
     options = {key: value for key, value in (COMMON | options).items() if value is not None}
     config = AutoConfig.for_model(model_type, **options)
@@ -120,6 +137,16 @@ def build(name: str, **options: Any) -> PreTrainedModel:
     """A fresh copy of the family's tiny model, fp32, in eval mode; the same weights at each call.
 
     Args:
-        options: over the family's own in `FAMILIES`.
+        options: over the family's own in `FAMILIES` or `UNUSUAL`.
     """
     return copy.deepcopy(_prototype(name, tuple(sorted(options.items()))))
+
+
+def multimodal() -> PreTrainedModel:
+    """A Gemma 3 that reads images too, with two layers of text."""
+    text = {key: value for key, value in COMMON.items() if key != "tie_word_embeddings"}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()

@@ -208,6 +208,11 @@ def test_models_that_cannot_be_loaded(train, tmp_path, base):
     train("dtype: 'float7'", dtype="float7")
     train("layers: .*not in this model", layers=[7])
     train("options: .*[Tt]arget modules", tune="lora", lora_target_modules=["nonesuch"])
+    train(
+        r"lora_target_modules: lm_head: .*lora_modules_to_save: \[lm_head\]",
+        tune="lora",
+        lora_target_modules="lm_head",
+    )
     train("eval_strategy: steps needs eval_data", eval_strategy="steps")
     train("per_device_train_batch_size: expected at least 1, got 0", "--per_device_train_batch_size", "0")
     train("gradient_accumulation_steps: expected at least 1", gradient_accumulation_steps=0)

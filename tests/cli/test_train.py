@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +96,39 @@ def test_a_run_says_all_that_is_needed_to_repeat_it(tmp_path, recipe, data, caps
     assert yaml.safe_load((again / "config.yaml").read_text()) | rename == yaml.safe_load(
         (run / "config.yaml").read_text()
     )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_alone_is_uploaded(tmp_path, recipe, capsys, monkeypatch, fails):
+    """Not the run, whose files name rows and paths; and nothing before it is complete."""
+    made, uploaded = [], []
+
+    class Hub:
+        def create_repo(self, name, **options):
+            made.append(name)
+            return SimpleNamespace(repo_id=f"me/{name}")
+
+        def upload_folder(self, *, repo_id, folder_path, **options):
+            if fails:
+                raise ConnectionError("no route")
+            uploaded.append((repo_id, Path(folder_path), {path.name for path in Path(folder_path).rglob("*")}))
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+    monkeypatch.setattr(training_run, "upload_folder", Hub().upload_folder)
+    run = tmp_path / "run"
+    options = ["--config", recipe, "--output_dir", run, "--push_to_hub", "true", "--max_steps", 2]
+    done("train", *options, "--dry_run", "true")
+    assert not made
+    options += ["--save_strategy", "steps", "--save_steps", 1]
+    if fails:
+        assert f"not uploaded (no route); run hf upload me/run {run / 'model'}" in refused(capsys, "train", *options)
+        assert run_json(run)["status"] == "finished"
+        return
+    done("train", *options)
+    ((repo, folder, files),) = uploaded
+    assert (repo, folder) == ("me/run", run / "model") and "model.safetensors" in files
+    assert not files & {"run.json", "training_args.bin", "metrics.jsonl"}
+    assert yaml.safe_load((run / "config.yaml").read_text())["push_to_hub"] is True
 
 
 def test_every_file_format_gives_the_same_run(tmp_path, base):

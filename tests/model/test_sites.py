@@ -9,8 +9,11 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
+from cctuning import ConnectedModel, ConnectionConfig
 from cctuning.errors import UserError
+from cctuning.model.passes import Batch
 from cctuning.model.sites import find_sites, unwrap
+from tests.conftest import paired_batch
 from tests.families import build
 
 
@@ -54,6 +57,33 @@ def test_layers_that_share_an_ffn_are_refused() -> None:
 def test_bloom_in_slices_is_refused() -> None:
     with pytest.raises(UserError, match="slow_but_exact"):
         find_sites(build("bloom", pretraining_tp=2, slow_but_exact=True))
+
+
+def test_layers_that_run_several_times_are_refused() -> None:
+    with pytest.raises(UserError, match=r"model family dory: .*several times"):
+        find_sites(build("dory"))
+
+
+def references_of(family: str, **options: str) -> tuple[list[torch.Tensor], torch.Tensor, Batch]:
+    """Outputs of layer 1 in a reference pass, and what is kept of them."""
+    connected = ConnectedModel.attach(build(family), ConnectionConfig(layers=[1], align_pool="last", **options))
+    seen: list[torch.Tensor] = []
+    find_sites(connected.model)[1].layer.register_forward_hook(lambda *given: seen.append(given[-1]))
+    batch = Batch.take(paired_batch())
+    return seen, connected.reference_pass(batch).memory[1][0], batch
+
+
+def test_of_the_streams_of_gemma_3n_the_active_one_is_aligned() -> None:
+    seen, kept, batch = references_of("gemma3n")
+    last = batch.reference_attention_mask.sum(dim=1) - 1
+    torch.testing.assert_close(kept, seen[0][0][torch.arange(3), last])
+
+
+def test_other_streams_are_aligned_at_ffn_blocks_alone() -> None:
+    """Positions are numbered as if there were one, so the activations of others would be taken."""
+    with pytest.raises(UserError, match=r"layer 1: .* 21 positions, got shape \(3, 7, 4, 32\).* align_at: ffn"):
+        references_of("hy_v4")
+    assert references_of("hy_v4", align_at="ffn")[1].shape == (3, 32)
 
 
 def test_layers_that_differ_are_resolved_one_by_one() -> None:

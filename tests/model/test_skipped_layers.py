@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 
 from cctuning import ConnectionConfig, UserError
 from cctuning.connection.align import RecordedReferences
@@ -31,7 +31,9 @@ def batch():
     }
 
 
-def connect(name, skip, align_loss="contrastive", lora=False, checkpointing=None, **options):
+def connect(
+    name, skip, align_loss="contrastive", align_at="residual", lora=False, prefix=False, checkpointing=None, **options
+):
     model = build(name, **options)
     if checkpointing is not None:
         model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
@@ -40,7 +42,11 @@ def connect(name, skip, align_loss="contrastive", lora=False, checkpointing=None
         torch.manual_seed(0)
         peft = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", init_lora_weights=False)
         model = get_peft_model(model, peft)
-    connected = ConnectedModel.attach(model, ConnectionConfig(align_loss=align_loss, layers=[0, 1]))
+    if prefix:
+        torch.manual_seed(0)
+        model = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    config = ConnectionConfig(align_loss=align_loss, align_at=align_at, layers=[0, 1])
+    connected = ConnectedModel.attach(model, config)
     vectors = torch.randn(4, 2, connected.width, generator=torch.Generator().manual_seed(1))
     connected.keep_recorded(RecordedReferences(vectors, connected.layers, vectors.device))
     connected.may_leave &= skip
@@ -78,6 +84,32 @@ def test_loss_and_gradients_are_those_of_all_rows_in_all_layers(name):
     same(step(connect(name, False, **{layers: 4})), found)
     rotary = getattr(unwrap(connected.model).config, "rope_parameters", None) is not None
     assert found[2] == 9 * (len(ANSWERED) if rotary else 5)
+
+
+@pytest.mark.parametrize("how", [{}, {"checkpointing": False}, {"padding_free": True}], ids=str)
+@pytest.mark.parametrize("name", ["gemma3n", "gemma4", "hy_v4"])
+def test_rows_stay_where_layers_are_given_more_than_activations(name, how):
+    """Keys and values of lower layers, or several residual streams."""
+    found = []
+    for skip in (True, False):
+        options = {key: value for key, value in how.items() if key != "padding_free"}
+        connected = connect(name, skip, align_at="ffn" if name == "hy_v4" else "residual", **options)
+        connected.padding_free, connected._packs = "padding_free" in how, True
+        found.append(step(connected))
+    same(*found)
+
+
+def test_rows_stay_beside_a_prefix():
+    """Its keys and values are a cache of all rows."""
+    found = [step(connect("llama", skip, prefix=True, num_hidden_layers=4)) for skip in (True, False)]
+    same(*found)
+    assert found[0][2] == 9 * 5
+
+
+def test_keys_and_values_of_layers_that_are_skipped_too_are_shared():
+    found = [step(connect("gemma4", skip, num_kv_shared_layers=1)) for skip in (True, False)]
+    same(*found)
+    assert found[0][2] == 9 * len(ANSWERED)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -186,6 +186,9 @@ def test_a_recording_is_of_one_config_and_one_scale(tmp_path, monkeypatch):
     turned = tiny_llama(layers=2, rope_parameters={"rope_type": "default", "rope_theta": 77.0})
     files = {file(), file(turned), file(alpha=4), file(alpha=8)}
     assert len(files) == 4 and file(alpha=8, learning_rate=1e-5) in files
+    edited = model()
+    edited.get_input_embeddings().weight.data[7, 3] += 1
+    assert file(edited) not in files and file(model()) in files
 
 
 def test_a_sharded_run_s_recording_is_of_its_rows(tmp_path):

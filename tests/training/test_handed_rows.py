@@ -157,3 +157,13 @@ def test_answered_rows_without_a_language_are_in_the_reference_language(tmp_path
     assert made.train_dataset["lang"][:] == ["en"]
     made.train()
     assert [*made.by_language.as_dict()] == ["sw"]
+
+
+@pytest.mark.parametrize("numbers", [["a", "b"], [None, None], [7, None], [-1, -2], [7, 8]], ids=str)
+def test_a_column_row_that_numbers_no_rows_is_not_read(numbers, tmp_path):
+    pairs = [{"text": "x1 x2", "reference": "w1 w2", "lang": "sw"}]
+    found = aligned(tmp_path, pairs, [{**ROW, "row": number} for number in numbers], max_steps=1)
+    first = 7 if numbers == [7, 8] else 0
+    assert sorted(found.train_dataset["row"]) == [first, first + 1]
+    assert min(found.parallel["row"]) == first + 2
+    found.train()

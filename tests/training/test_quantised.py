@@ -14,6 +14,7 @@ from cctuning.model.loading import load, load_base
 from cctuning.serving.exporting import export
 from cctuning.training.options import AdapterOptions, RunOptions
 from tests.cli.world import done, metrics, records, refused, run_json, write_jsonl, write_recipe
+from tests.conftest import tiny_llama
 from tests.training.toys import tokenizer
 
 IDS = torch.arange(6, 26).reshape(2, 10)
@@ -93,7 +94,7 @@ def test_gradients_after_an_evaluation_are_those_before(base):
 
 def test_modules_by_name_regex_and_parameter():
     def targets(**options):
-        return RunOptions(model="m", tune="lora", **options).lora()
+        return RunOptions(model="m", tune="lora", **options).lora(tiny_llama())
 
     assert targets().target_modules == "all-linear"
     assert targets(lora_target_modules=["q_proj"]).target_modules == {"q_proj"}

@@ -52,6 +52,8 @@ def test_no_batch_at_all_is_an_error(packing, tmp_path):
     [
         ({"max_steps": 0}, "max_steps: 0 trains nothing"),
         ({"auto_find_batch_size": True}, "auto_find_batch_size: not supported"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config: dispatch_batches is not supported"),
+        ({"accelerator_config": {"split_batches": True}}, "accelerator_config: split_batches is not supported"),
         ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "skip_prepare_dataset is not supported"),
     ],
 )
@@ -86,6 +88,23 @@ def test_arguments_that_would_be_ignored(tmp_path):
     assert made(pad_token="<unk>").data_collator.pad_token_id == tokenizer().unk_token_id
     with pytest.raises(ValueError, match=r"`pad_token` \('<no>'\) is not found"):
         made(pad_token="<no>")
+
+
+def test_the_best_weights_of_several_evaluation_sets_are_those_of_one(tmp_path):
+    def made(metric=None):
+        options = {"early_stopping_patience": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+        return CCTrainer(
+            model(),
+            config(tmp_path, metric_for_best_model=metric, **options),
+            ConnectionConfig("none"),
+            train_dataset=rows(),
+            eval_dataset={"home": rows(4), "away": rows(4)},
+            processing_class=tokenizer(),
+        )
+
+    with pytest.raises(UserError, match=r"metric_for_best_model: loss: .* set it to eval_home_loss or eval_away_loss"):
+        made()
+    made("eval_away_loss").train()
 
 
 @pytest.mark.parametrize("answered", [None, english()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 
 from cctuning import CCConfig, CCTrainer, ConnectedModel, ConnectionConfig, UserError
 from cctuning.model.connected import ATTRIBUTE
-from tests.families import build
+from cctuning.training.options import RunOptions
+from tests.families import build, multimodal
 from tests.training.toys import model, rows, tokenizer
 
 
@@ -73,6 +75,24 @@ def test_every_recipe_trains_through_the_same_trainer(connection, tmp_path):
     moved = {name for name, tensor in weights(made).items() if not torch.equal(tensor, before[name])}
     still = {name for name, p in made.model.named_parameters() if p.requires_grad} - moved
     assert not still
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_of_a_multimodal_model_the_text_part_trains(lora, tmp_path):
+    """Other weights get no gradient, for which DDP would wait, and a LoRA there would be saved for nothing."""
+    base = multimodal()
+    peft = RunOptions(model="m", tune="lora").lora(base) if lora else None
+    made = trainer(tmp_path, {"connection": "align"}, peft, base, max_steps=1)
+    batch = next(iter(made.get_train_dataloader()))
+    made.make_recording()
+    made.model.train()
+    made.compute_loss(made.model, batch).backward()
+    trained = {name: weight for name, weight in made.model.named_parameters() if weight.requires_grad}
+    assert trained and all(weight.grad is not None for weight in trained.values())
+    assert lora or any(
+        re.match(r"model\.multi_modal_projector, model\.vision_tower: not trained", n) for n in made.notes
+    )
+    assert all("language_model" in name for name in dict(made.model.named_parameters()) if "lora_" in name)
 
 
 def test_same_seed_same_result(tmp_path):

@@ -174,12 +174,15 @@ class LayerAlignment:
     error to the objective. `statistics`, of the references, are None until these have been recorded.
     """
 
-    def __init__(self, config: ConnectionConfig, index: int, number: int, wire: Wire) -> None:
+    def __init__(
+        self, config: ConnectionConfig, index: int, number: int, wire: Wire, stream: int | None = None
+    ) -> None:
         """
         Args:
             index: number of the layer. number: how many layers are aligned. wire: shared by all of them.
+            stream: the one that is aligned of a layer's output (streams, B, T, d), as in Gemma 3n; None: it has none.
         """
-        self.config, self.index, self.number, self.wire = config, index, number, wire
+        self.config, self.index, self.number, self.wire, self.stream = config, index, number, wire, stream
         self.statistics: Statistics | None = None
         self._add_objective = torch.compiler.disable(add_objective)  # for the reason given in gated.py
 
@@ -189,7 +192,9 @@ class LayerAlignment:
         if not self.wire.enabled or plan is None or plan.spans is None:
             return output
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
-        pooled = plan.spans.pool(hidden)
+        activation = hidden if self.stream is None else hidden[self.stream]
+        plan.check(activation, self.index)
+        pooled = plan.spans.pool(activation)
         if plan.mode == "record":
             plan.results.memory[self.index] = pooled, None
             return output

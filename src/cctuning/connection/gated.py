@@ -62,6 +62,7 @@ class LayerConnection(nn.Module):
                     "ConnectedModel, not of the model inside it."
                 )
             return hidden if self.transform is None else equations.transform(hidden, self.transform)
+        plan.check(hidden, self.index)
         if plan.mode == "record":
             grid = (plan.rows, plan.positions, -1)
             assert plan.reference is not None

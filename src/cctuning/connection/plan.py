@@ -10,11 +10,14 @@ Gradient checkpointing runs layers a second time during backward, when the wire 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from cctuning.errors import UserError
 
 if TYPE_CHECKING:
     from cctuning.connection.align import Spans
@@ -81,24 +84,35 @@ class Above:
         dim: 0 (rows, or sequences of packed rows) or 1 (positions of one sequence).
         whole, count: length of that dimension, and how much of it is run.
         inputs: what the layers are given in place of their arguments of these names.
+        tried: whether the arguments of the first of these layers have been found to be divisible.
     """
 
     dim: int
     whole: int
     count: int
     inputs: dict[str, Any] = field(default_factory=dict)
+    tried: bool = False
 
     def of(self, given: Any) -> Any:
         """`given`, arguments of a layer, with only that part of each tensor that has the whole."""
-        if isinstance(given, Tensor):
-            shape = given.shape
-            is_whole = len(shape) > 1 and shape[self.dim] == self.whole and (self.dim == 0 or shape[0] == 1)
-            return given.narrow(self.dim, 0, self.count) if is_whole else given
         if isinstance(given, tuple):
             return tuple(map(self.of, given))
-        if isinstance(given, dict):
-            return {name: self.of(value) for name, value in given.items()}
-        return given
+        is_whole = isinstance(given, Tensor) and self._has_whole(given)
+        return given.narrow(self.dim, 0, self.count) if is_whole else given
+
+    def divides(self, given: Any) -> bool:
+        """Whether `of` is right for `given`: not where it holds rows in another form, such as a cache, keys and values
+        of lower layers (Gemma 3n and 4), the virtual tokens of prefix tuning, or ALiBi biases (rows times heads)."""
+        if isinstance(given, Tensor):
+            shared = self.dim == 0 and given.shape[:1] == (1,)  # the same for all rows
+            return given.dim() < 2 or shared or self._has_whole(given)
+        if isinstance(given, tuple):
+            return all(map(self.divides, given))
+        return isinstance(given, bool | int | float | str | None) or (isinstance(given, Mapping) and not given)
+
+    def _has_whole(self, given: Tensor) -> bool:
+        shape = given.shape
+        return len(shape) > 1 and shape[self.dim] == self.whole and (self.dim == 0 or shape[0] == 1)
 
 
 @dataclass
@@ -144,6 +158,16 @@ class Plan:
     offered: Offered = field(default_factory=Offered)
     injection: Tensor | None = None
     results: Results = field(default_factory=Results)
+
+    def check(self, activation: Tensor, layer: int) -> None:
+        """Raise `UserError` unless `activation` (..., d) of a layer is one vector for each position of the pass."""
+        expected = self.rows * self.positions if self.row_of is None else len(self.row_of)
+        if activation.shape[:-1].numel() != expected:
+            raise UserError(
+                f"layer {layer}: expected an activation of one vector for each of {expected} positions, got shape "
+                f"{tuple(activation.shape)}: a model with several residual streams is connected at its FFN blocks; "
+                "set align_at: ffn, or connection: gated."
+            )
 
 
 class Wire:

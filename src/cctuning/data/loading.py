@@ -169,8 +169,7 @@ def in_schema(
     field, numbers, skipped = layout.reference_messages or layout.reference, [], list[Skipped]()
 
     def rows() -> Iterator[Row]:
-        for place, record in enumerate(dataset):
-            number = record.get("row", place)
+        for number, record in zip(row_numbers(dataset), dataset, strict=True):
             origin = str(record.get("origin") or f"{where}: row {number}")
             reader.lang = UNKNOWN if field is not None and record.get(field) else language
             row = reader.parse(record, origin, found)
@@ -198,6 +197,13 @@ def in_schema(
             told = f"{nameless} rows have a reference and no lang, so reports call their language unknown"
             notes.append(f"{where}: {told}; add a column lang.")
     return dataset_of(table, numbers), skipped
+
+
+def row_numbers(dataset: datasets.Dataset) -> list[int]:
+    """The column `row`; the rows' places where there is none, or it holds anything but numbers."""
+    given: list[Any] = list(dataset["row"]) if "row" in dataset.column_names else [None]
+    numbered = all(isinstance(number, int) and number >= 0 for number in given)
+    return given if numbered else list(range(len(dataset)))
 
 
 def _lacks_reference(dataset: datasets.Dataset, language: str) -> bool:

@@ -123,7 +123,8 @@ def task_notes(
     languages = max(Counter(first.about(name)["benchmark"] for name in tasks).values())
     if languages / (settings["draws"] + 1) >= settings["alpha"]:
         notes.append(f"too few draws for {languages} languages to fall below {settings['alpha']}; raise --draws.")
-    metrics = list(dict.fromkeys(str(first.about(name)["metric"]) for name in tasks))
+    meant = [one for one in map(first.about, tasks) if one["language"] not in settings["reference_languages"]]
+    metrics = list(dict.fromkeys(str(one["metric"]) for one in meant))
     if len(metrics) > 1:
         notes.append(f"the overall mean mixes metrics: {', '.join(metrics)}.")
     for name in tasks:

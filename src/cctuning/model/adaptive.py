@@ -198,6 +198,7 @@ class AdaptiveModel(ConnectedModel):
         plan = self.wire.plan
         if plan is None or plan.injection is None or plan.connect_index is None:
             return output
+        plan.check(first(output), 0)
         flat = first(output).reshape(-1, self.width)
         changed = flat.index_add(0, plan.connect_index, plan.injection.to(flat.dtype)).view_as(first(output))
         return (changed, *output[1:]) if isinstance(output, tuple) else changed

@@ -91,14 +91,18 @@ class ConnectedModel(ConnectedForward):
         chosen = [site for site in sites if site.index in wanted]
         self.layers, self.width = [site.index for site in chosen], chosen[0].size
         aligns = self.config.connection == "align"
+        residual = aligns and self.config.align_at == "residual"
+        base = unwrap(self.model).config.get_text_config()
+        stream = getattr(base, "altup_active_idx", None) if residual else None
         for site in chosen:
             part: LayerAlignment | LayerConnection
             if aligns:
-                part = self.aligned[site.index] = LayerAlignment(self.config, site.index, len(chosen), self.wire)
+                part = LayerAlignment(self.config, site.index, len(chosen), self.wire, stream)
+                self.aligned[site.index] = part
             else:
                 part = LayerConnection(self.config, site.size, site.index, len(chosen), self.wire)
                 self._register(site, part)
-            at = site.layer if aligns and self.config.align_at == "residual" else site.block
+            at = site.layer if residual else site.block
             self._handles.append(at.register_forward_hook(part.hook, with_kwargs=True))
             if site.in_place and at is site.block:  # the layer writes into what the hook returned: give it a copy
                 self._handles.append(at.register_forward_hook(lambda module, args, output: output.clone()))
@@ -107,7 +111,7 @@ class ConnectedModel(ConnectedForward):
             return
         above = [site.layer for site in sites if site.index > self.layers[-1]]
         self._handles += [layer.register_forward_pre_hook(self._above, with_kwargs=True) for layer in above]
-        self.may_leave = bool(above) and rows_separable(unwrap(self.model).config.get_text_config())
+        self.may_leave = bool(above) and rows_separable(base)
 
     def _register(self, site: Site, connection: nn.Module) -> None:
         """Make `connection` a submodule of its decoder layer, so that it is moved, sharded and saved with it."""

@@ -223,8 +223,13 @@ class ConnectedForward(nn.Module):
             raise StopForward
         if plan is None or plan.above is None:
             return None
+        if not plan.above.tried:
+            given = (*args, *kwargs.values())  # the activation first; of Gemma 3n it is (streams, B, T, d)
+            divisible = given[0].dim() == 3 and plan.above.divides(given)
+            plan.above = replace(plan.above, tried=True) if divisible else None  # None: these layers run all rows
+            return self._above(module, args, kwargs)
         own = {name: value for name, value in plan.above.inputs.items() if name in kwargs}
-        return plan.above.of(args), plan.above.of(kwargs) | own
+        return plan.above.of(args), {name: plan.above.of(value) for name, value in kwargs.items()} | own
 
     def _may_end(self, whole: bool) -> bool:
         """Whether a forward may end after the last aligned layer: not with several processes or in a wrapped model

@@ -125,17 +125,16 @@ def pack(ids: Tensor, mask: Tensor, config: Any, one: bool = False, whole: int |
         return values.new_zeros(shape[0] * shape[1]).index_copy(0, at, values.flatten()[filled])
 
     row = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
-    inputs = {"input_ids": laid_out(ids).view(shape), "position_ids": laid_out(within).view(shape)}
+    token = ids[real][0]  # between rows; the padding token's vector may be 0, where Gemma 3n has no gradient
+    inputs = {"input_ids": (laid_out(ids - token) + token).view(shape), "position_ids": laid_out(within).view(shape)}
     return Packed(inputs | extra, place, filled, laid_out(row), above, (ids.shape[0], ids.shape[1]))
 
 
 def rows_separable(config: Any) -> bool:
-    """Whether rows can be selected from the inputs of a decoder layer: not with ALiBi biases (rows times heads), block
-    masks of FlexAttention, or an auxiliary loss over the routing of all rows."""
+    """Whether rows may be selected from the inputs of a decoder layer, as far as the config tells (the inputs decide
+    too: `Above.divides`): not without rotary positions, nor beside an auxiliary loss over the routing of all rows."""
     rotary = getattr(config, "rope_parameters", None) is not None
-    experts = getattr(config, "router_aux_loss_coef", None) is not None
-    known = config._attn_implementation in ("eager", "sdpa") or is_flash_attention_requested(config)
-    return rotary and not experts and known
+    return rotary and getattr(config, "router_aux_loss_coef", None) is None
 
 
 def _varlen(lengths: Tensor) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def key(connected: ConnectedModel, prompts: Prompts, precision: str, weights: bo
     for name, weight in connected.model.state_dict().items() if weights else ():
         if ATTRIBUTE not in name and isinstance(weight, Tensor):
             mark.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-            mark.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy())
+            mark.update(weight.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     for ids in prompts.ids:
         mark.update(np.asarray([len(ids), *ids], dtype=np.int32).tobytes())
     mark.update(prompts.text.numpy().tobytes())

@@ -25,6 +25,7 @@ from cctuning.errors import UserError
 BLOCK_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "mlp_block", "shared_mlp")  # first one wins
 PROJECTION_NAMES = ("down_proj", "w2", "fc2", "c_proj", "dense_4h_to_h", "fc_out", "output_linear")
 EXPERT_WEIGHT = "down_proj"  # of fused experts: (E, d, d_ff), or (E, d_ff, d) where transposed
+LOOPS = ("n_recurrent_loops", "loop_num_passes")  # of a config: how often a forward runs some of the layers
 QUANTISED_WEIGHTS = ("qweight", "down_proj_blocks")  # names under which GPTQ/AWQ and MXFP4 keep their packed weights
 
 
@@ -115,6 +116,15 @@ def is_quantised(model: nn.Module) -> bool:
     return any(found is not None for found in quantised)
 
 
+def text_parts(model: nn.Module) -> dict[str, nn.Module]:
+    """By name, the parts of a multimodal model that text runs through: decoder and output embedding; {} for others."""
+    base = unwrap(model)
+    if base.config.get_text_config() is base.config:
+        return {}
+    parts = base.get_decoder(), base.get_output_embeddings()
+    return {name: module for name, module in base.named_modules() if module in parts}
+
+
 def find_sites(model: nn.Module) -> list[Site]:
     """One site per decoder layer, in order.
 
@@ -132,6 +142,8 @@ def find_sites(model: nn.Module) -> list[Site]:
         raise _unsupported(
             family, "slow_but_exact bypasses the modules of its FFN; set slow_but_exact=False in its config"
         )
+    if any(getattr(text, name, 1) > 1 for name in LOOPS):
+        raise _unsupported(family, "it runs some of its layers several times in a forward")
     names = {id(module): name for name, module in base.named_modules()}
     sites = [_site(base, family, index, names[id(layer)], layer) for index, layer in enumerate(_layers(base, family))]
     modules = [id(projection.module) for site in sites for projection in site.projections]

@@ -21,7 +21,7 @@ from transformers.integrations import is_fsdp_enabled
 from cctuning.errors import UserError
 from cctuning.model.connected import ATTRIBUTE, ConnectedModel
 from cctuning.model.lora import HARMLESS_STARTS
-from cctuning.model.sites import find_sites, innermost, unwrap
+from cctuning.model.sites import find_sites, innermost, text_parts, unwrap
 
 if TYPE_CHECKING:
     from cctuning.training.trainer import CCTrainer
@@ -143,6 +143,29 @@ def check_sizes(trainer: CCTrainer) -> None:
                     f"{option}: a row has {longest} tokens, and the model has {positions} positions; set {option} to "
                     f"at most {positions}" + ("." if column == "input_ids" else " and shorten or skip such rows.")
                 )
+
+
+def check_best(metric: str | None, eval_dataset: Any) -> None:
+    """Raise `UserError` if the best weights are chosen by a `metric` that none of several evaluation sets has."""
+    names = eval_dataset if isinstance(eval_dataset, dict) and metric is not None else ()
+    if names and not str(metric).removeprefix("eval_").startswith(tuple(f"{name}_" for name in names)):
+        known = " or ".join(f"eval_{name}_loss" for name in names)
+        raise UserError(f"metric_for_best_model: {metric}: eval_dataset has no such metric; set it to {known}.")
+
+
+def freeze_beside_text(model: nn.Module) -> list[str]:
+    """Freeze what trains of a multimodal model beside its text part, and return a note about it.
+
+    Such weights get no gradient, for which DDP would wait.
+    """
+    parts = text_parts(model)
+    text = {id(weight) for part in parts.values() for weight in part.parameters()}
+    named = unwrap(model).named_parameters() if parts else ()
+    beside = {name: weight for name, weight in named if weight.requires_grad and id(weight) not in text}
+    for weight in beside.values():
+        weight.requires_grad_(False)
+    where = sorted({".".join(name.split(".")[:2]) for name in beside})
+    return [f"{', '.join(where)}: not trained, as rows are text"] if where else []
 
 
 def check_weights(connected: ConnectedModel, optimizer: Any) -> None:

@@ -169,6 +169,12 @@ class CCConfig(SFTConfig):
                 "auto_find_batch_size: not supported, as the batches are planned before training; leave it out, and "
                 "measure a batch size with --dry_run true."
             )
+        for name in ("dispatch_batches", "split_batches"):
+            if getattr(self.accelerator_config, name):
+                raise UserError(
+                    f"accelerator_config: {name} is not supported, as each process takes its own rows of the planned "
+                    "batches; leave it out."
+                )
         if isinstance(self.dataset_kwargs, dict) and self.dataset_kwargs.get("skip_prepare_dataset"):
             raise UserError("dataset_kwargs: skip_prepare_dataset is not supported; give prompts and responses.")
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from transformers import BitsAndBytesConfig
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from cctuning.errors import UserError
 from cctuning.extras import require
+from cctuning.model.sites import text_parts
 from cctuning.settings import check_values, option
 
 ALL_LINEAR = "all-linear"
@@ -67,8 +68,9 @@ class AdapterOptions:
         """Names of the adapter options that differ from their defaults."""
         return [one.name for one in fields(AdapterOptions) if getattr(self, one.name) != one.default]
 
-    def lora(self, revision: str | None = None) -> LoraConfig:
-        """PEFT's config; `revision` is that of the base on the hub."""
+    def lora(self, model: PreTrainedModel, revision: str | None = None) -> LoraConfig:
+        """PEFT's config for `model`, the base; `revision` is that on the hub. No LoRA beside the text part of a
+        multimodal model, where it would never change."""
         targets: Any = self.lora_target_modules or ([] if self.lora_target_parameters else [ALL_LINEAR])
         if len(targets) == 1 and (targets[0] == ALL_LINEAR or not re.fullmatch(r"[\w.-]+", targets[0])):
             targets = targets[0]  # PEFT reads text as a regular expression of full names
@@ -76,8 +78,10 @@ class AdapterOptions:
                 re.compile(targets)
             except re.error as error:
                 raise UserError(f"lora_target_modules: {targets!r} is no regular expression: {error}.") from error
+        text = "|".join(map(re.escape, text_parts(model)))
         return LoraConfig(
             task_type="CAUSAL_LM",
+            exclude_modules=rf"(?!({text})(\.|$)).*" if text else None,
             revision=revision,
             r=self.lora_rank,
             lora_alpha=self.lora_alpha,

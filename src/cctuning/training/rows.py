@@ -15,7 +15,7 @@ from cctuning.connection import ConnectionConfig
 from cctuning.data import Encoder, encode_dataset
 from cctuning.data.chat import Settled, own_template, settle
 from cctuning.data.encode import FEATURES
-from cctuning.data.loading import has_thinking, in_schema
+from cctuning.data.loading import has_thinking, in_schema, row_numbers
 from cctuning.data.parallel.pairs import check_pairs
 from cctuning.data.schema import Skipped
 from cctuning.data.tables import is_checked
@@ -74,7 +74,7 @@ class RowsTrainer(SFTTrainer):
             return answered
         language, first = args.reference_language, 0
         if answered is not None:
-            first = max([len(answered) - 1, *(answered["row"] if "row" in answered.column_names else ())]) + 1
+            first = max(len(answered) - 1, *row_numbers(answered)) + 1
         reading: Any = {"required": True, "parallel": True, "bad_rows": args.bad_rows, "notes": self.notes}
         checked = is_checked(pairs)  # by `load_parallel`
         pairs, skipped = in_schema(pairs, language, "parallel_dataset", **reading)

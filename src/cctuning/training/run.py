@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import upload_folder
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.integrations import is_fsdp_enabled
 from transformers.trainer_utils import IntervalStrategy
@@ -36,7 +37,7 @@ from cctuning.files import write_atomically
 from cctuning.hardware import multiplies_in_bf16
 from cctuning.model.loading import MODEL_FOLDER, RUN_FILE, load_base, load_tokenizer
 from cctuning.model.lora import obstacles
-from cctuning.model.serialization import CONFIG_FILE, LORA_CONFIG
+from cctuning.model.serialization import CONFIG_FILE, LORA_CONFIG, first_line
 from cctuning.model.sites import is_quantised
 from cctuning.training.callbacks import SAMPLES_FILE, SampleAnswers
 from cctuning.training.config import CCConfig
@@ -75,6 +76,7 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
         )
     if connection.connection == "none" and not options.data:
         raise UserError("data: missing; connection: none trains on answered rows alone. Name them with --data.")
+    args.push_to_hub &= not options.dry_run  # the trainer would create the repository
     if args.eval_strategy != "no" and not options.eval_data:
         raise UserError(
             f"eval_strategy: {IntervalStrategy(args.eval_strategy).value} needs eval_data; name rows, or leave it out."
@@ -118,6 +120,7 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
         for note in notes:
             print(f"note: {note}", flush=True)
     try:
+        trainer.args.push_to_hub = False  # the trainer uploads all of the run directory; config.yaml keeps the option
         with library_log(directory / "train.log" if main else None), full_disk(directory):
             run_steps(trainer, checkpoint)
             finish(trainer, directory)
@@ -137,6 +140,8 @@ def train(options: RunOptions, connection: ConnectionConfig, args: CCConfig) -> 
         record["transform_fit"] = {key: value for key, value in asdict(trainer.fit).items() if key != "matrix"}
     if main:
         write_record(directory, record)
+    if trainer.hub_model_id is not None:
+        upload(trainer, directory / MODEL_FOLDER)
     return trainer
 
 
@@ -173,7 +178,7 @@ def prepare(
             parallel_dataset=pairs,
             eval_dataset=eval_rows,
             processing_class=tokenizer,
-            peft_config=options.lora(options.revision) if options.tune == "lora" else None,
+            peft_config=options.lora(model, options.revision) if options.tune == "lora" else None,
             callbacks=[MetricsFile(directory / METRICS_FILE)],
         )
     except UserError:
@@ -293,3 +298,16 @@ def finish(trainer: CCTrainer, directory: Path) -> None:
         # There is one if the run was interrupted before its status changed.
         shutil.rmtree(directory / MODEL_FOLDER, ignore_errors=True)
         os.replace(partial, directory / MODEL_FOLDER)
+
+
+def upload(trainer: CCTrainer, folder: Path) -> None:
+    """Upload RUN/model, and nothing else of the run: its other files name rows and paths."""
+    args, repo = trainer.args, str(trainer.hub_model_id)  # known to the first process alone
+    options: dict[str, Any] = {"token": args.hub_token, "revision": args.hub_revision}
+    try:
+        upload_folder(repo_id=repo, folder_path=folder, commit_message="End of training", **options)
+    except Exception as error:  # the hub's client and its HTTP library have their own classes
+        raise UserError(
+            f"push_to_hub: {folder} is complete but was not uploaded ({first_line(error)}); run "
+            f"hf upload {repo} {folder}."
+        ) from error

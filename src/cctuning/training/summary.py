@@ -240,6 +240,11 @@ def without_effect(options: RunOptions, connection: ConnectionConfig, args: CCCo
             "decision: fixed",
         ),
         (options.eval_data and args.eval_strategy == "no", ["eval_data"], "eval_strategy: no"),
+        (
+            args.push_to_hub and args.hub_strategy != CCConfig.hub_strategy,
+            ["hub_strategy"],
+            "cctuning train, which uploads RUN/model at the end",
+        ),
     ]
     return [f"{', '.join(names)}: no effect with {beside}." for holds, names, beside in cases if holds and names]
 

@@ -30,8 +30,8 @@ from cctuning.model.loading import load_tokenizer
 from cctuning.model.recorded import Prompts, record
 from cctuning.model.runner import instance_state, restore_instance
 from cctuning.model.sites import unwrap
+from cctuning.training import checks
 from cctuning.training.callbacks import AlignmentByLanguage, BaseDecay
-from cctuning.training.checks import check_adapter_start, check_engine, check_launch, check_sizes, check_weights
 from cctuning.training.config import CCConfig
 from cctuning.training.metrics import EvaluationLoss, batch_metrics, undisturbed
 from cctuning.training.recording import UNREAD, prepare_references
@@ -88,7 +88,7 @@ class CCTrainer(SavingTrainer):
         **kwargs: Any,
     ) -> None:
         args = args if args is not None else CCConfig("cc-tuning-output")
-        check_launch(args)
+        checks.check_launch(args)
         for name in ("compute_loss_func", "formatting_func", "data_collator"):
             if kwargs.get(name) is not None:
                 raise UserError(f"{name}: not supported: loss and batches are the connection's; leave it out.")
@@ -96,6 +96,7 @@ class CCTrainer(SavingTrainer):
         for given, rows in handed.items():
             if rows is not None:
                 check_dataset(rows, given)
+        checks.check_best(args.metric_for_best_model, eval_dataset)
         if processing_class is None:
             source: Any = model if isinstance(model, str) else model.config.name_or_path
             processing_class = load_tokenizer(source, trust_remote_code=args.trust_remote_code)
@@ -126,6 +127,13 @@ class CCTrainer(SavingTrainer):
                 peft_config=peft_config,
                 **kwargs,
             )
+        except ValueError as error:
+            if "adapter to `lm_head`" not in str(error):
+                raise
+            raise UserError(
+                "lora_target_modules: lm_head: TRL takes no LoRA on the output embedding; leave it out, or train that "
+                "in full (lora_modules_to_save: [lm_head])."
+            ) from error
         finally:
             args.packing, args.padding_free = packs
         multiple = args.pad_to_multiple_of if isinstance(args.pad_to_multiple_of, int) else None
@@ -134,7 +142,8 @@ class CCTrainer(SavingTrainer):
         self.tokenise_parallel()
         if self.is_distributed_loading_by_transformers:
             raise UserError("model: transformers has distributed it over processes (tp_plan, ...); load it whole.")
-        check_adapter_start(self.model)
+        checks.check_adapter_start(self.model)
+        self.notes += checks.freeze_beside_text(self.model)
         # Attached after PEFT: before it, PEFT would freeze the connection, and hooks would miss the LoRA's share.
         self.connected = ConnectedModel.attach(self.model, settled)
         self.connected.seed = args.seed
@@ -144,9 +153,9 @@ class CCTrainer(SavingTrainer):
             # Under autocast, without which FlashAttention cannot run fp32 weights. Sharded ones: in the first step.
             with self.accelerator.autocast():
                 self.connected.check_padding_free()
-        check_engine(self.accelerator, self.model, settled.connection, args.optim, args.base_decay)
-        check_sizes(self)
-        check_weights(self.connected, self.optimizer)
+        checks.check_engine(self.accelerator, self.model, settled.connection, args.optim, args.base_decay)
+        checks.check_sizes(self)
+        checks.check_weights(self.connected, self.optimizer)
         self._planned = self.planned_steps()
         if settled.connection in ("align", "gated"):
             prepare_references(self, parallel_dataset is not None)
