@@ -38,6 +38,12 @@ def check_new_file(path: Path, option: str = "--output") -> None:
         raise UserError(f"{option} {path}: exists already; name a new file.")
     if not path.parent.is_dir():
         raise UserError(f"{option} {path}: there is no directory {path.parent}; create it first.")
+    partial = path.with_name(f".{path.name}.partial")
+    try:  # before the work whose result it is to hold
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot be written ({error.strerror}); name another place.") from error
 
 
 def file_hash(path: Path) -> str:
@@ -52,7 +58,12 @@ def directory_atomically(target: Path) -> Iterator[Path]:
 
     If another process has made `target` meanwhile, its directory is kept.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{target}: cannot be made ({error.strerror}: {error.filename}); name another place."
+        ) from error
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield partial

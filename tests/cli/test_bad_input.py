@@ -289,7 +289,7 @@ def test_runs_that_are_half_there(tmp_path, base, good, capsys):
 
     damaged("run.json", b'{"status": "fin', r"run\.json: cannot be read")
     damaged("run.json", b"[]", r"run\.json: cannot be read \(expected an object, got list")
-    damaged("run.json", b'{"status": "running"}', "has not finished .*--resume_from_checkpoint true")
+    damaged("run.json", b'{"status": "running"}', "has not finished .*it has no checkpoint; remove it")
     damaged("model/connection_config.json", b"{", r"connection_config\.json: .*not the config of a connection")
     damaged(
         "model/connection_model.safetensors",

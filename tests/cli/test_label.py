@@ -171,6 +171,7 @@ def test_bad_input_is_one_line_before_the_model_is_loaded(tmp_path, capsys):
     assert "expected {text} once" in refused(capsys, *argv, tmp_path / "o.jsonl", "--template", "Classify:")
     assert "exists already" in refused(capsys, *argv, file)
     assert "there is no directory" in refused(capsys, *argv, tmp_path / "no" / "o.jsonl")
+    assert "cannot be written" in refused(capsys, *argv, tmp_path / f"{'o' * 245}.jsonl")
     assert "no such" in refused(capsys, *argv, tmp_path / "o.jsonl")
     assert "--parallel" in refused(capsys, "label", tmp_path, "--output", tmp_path / "o.jsonl")
     assert not (tmp_path / "o.jsonl").exists()

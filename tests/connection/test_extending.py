@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import linecache
 import os
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from cctuning.connection import (
     register_decision,
     register_transform,
 )
+from cctuning.model.recorded import Prompts, key
 from cctuning.training.card import option_table
 from tests.conftest import shake, tiny_llama
 from tests.training import toys
@@ -145,6 +148,34 @@ def test_an_unknown_name_says_how_a_class_becomes_known():
         ConnectionConfig("gated", transform="mine")
 
 
+def test_a_share_may_be_of_another_dtype(batch):
+    connected = ConnectedModel.attach(
+        tiny_llama().to(torch.bfloat16), ConnectionConfig("gated", decision="test_scalar")
+    )
+    decision = next(iter(connected.connections.values())).decision
+    plain = decision.forward
+    decision.forward = lambda *args: plain(*args).float()
+    connected(**batch).loss.backward()
+
+
+def test_the_recording_of_a_changed_class_is_another(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    names = set()
+    for text in ("1.0", "2.0", "1.0"):
+        (tmp_path / "changing_plugin.py").write_text(
+            "from cctuning.connection import Alignment, register_alignment\n"
+            "@register_alignment('test_changing')\nclass Changing(Alignment):\n"
+            f"    recordable = True\n    factor = {text}\n"
+        )
+        linecache.checkcache()
+        sys.modules.pop("changing_plugin", None)
+        importlib.import_module("changing_plugin")
+        connected = attach(alignment="test_changing")
+        prompts = Prompts([[5, 6, 7]], torch.tensor([[0, 3]]))
+        names.add(key(connected, prompts, "fp32", weights=False))
+    assert len(names) == 2
+
+
 def test_a_name_that_is_taken_and_a_class_of_another_kind_are_errors():
     with pytest.raises(UserError, match="decision: 'gate' is registered already, by cctuning"):
         register_decision("gate")(Scalar)
@@ -161,6 +192,12 @@ def test_modules_that_are_named_are_imported(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("CC_TUNING_PLUGINS", "plugin_of_a_test")
     assert ConnectionConfig("gated", alignment="of_a_plugin").alignment == "of_a_plugin"
+    (tmp_path / "broken_plugin.py").write_text("undefined_name\n")
+    monkeypatch.setenv("CC_TUNING_PLUGINS", "broken_plugin")
+    with pytest.raises(
+        UserError, match=r"CC_TUNING_PLUGINS=broken_plugin: cannot be imported \(NameError: name 'undef"
+    ):
+        ConnectionConfig("gated", alignment="of_no_plugin")
     monkeypatch.setenv("CC_TUNING_PLUGINS", "no_such_plugin")
     with pytest.raises(UserError, match="CC_TUNING_PLUGINS=no_such_plugin: cannot be imported"):
         ConnectionConfig("gated", alignment="of_no_plugin")

@@ -258,7 +258,7 @@ def test_records_that_are_missing_of_another_version_or_half_written_are_refused
             "not a complete safetensors file",
         ),
         (damaged("lora", lambda run: cut(run / "model" / "adapter_model.safetensors")), "LoRA cannot be loaded on"),
-        (base, r"expected a run \(run\.json beside model/\) or a model with a connection"),
+        (base, r"no run\.json beside it and no connection_config\.json in it, so it is a plain checkpoint"),
     ]
     before = sorted(path.name for path in tmp_path.iterdir())
     for run, pattern in cases:

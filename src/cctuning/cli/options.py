@@ -143,7 +143,9 @@ def parse(
         )
     except UserError:
         raise
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except OSError as error:
+        raise UserError(f"{error.filename or 'options'}: {error.strerror}; name another place.") from error
+    except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"options: {error}") from error
 
 

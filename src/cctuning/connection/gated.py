@@ -82,7 +82,7 @@ class LayerConnection(nn.Module):
             assert plan.connect_reference is not None
             which, queries = plan.connect_reference, x[plan.connect_index]
             reference = self.alignment.offer(offered.memory[self.index], which, queries, offered.reference).to(own)
-        share = self.decision(self._units(reference), self._units(own))
+        share = self.decision(self._units(reference), self._units(own)).to(own)
         target = equations.fuse(own, reference, share)
         if plan.fused is not None:
             # A product with 0 or 1 rather than indexing: every trainable part stays in the graph whatever the draw,

@@ -40,8 +40,11 @@ class Registry(dict[str, Any]):
             try:
                 if module.strip():
                     import_module(module.strip())
-            except ImportError as error:
-                raise UserError(f"{PLUGINS}={module}: cannot be imported ({error}); is it on PYTHONPATH?") from error
+            except UserError:
+                raise
+            except Exception as error:  # whatever its code raises
+                said = f"{type(error).__name__}: {error}"
+                raise UserError(f"{PLUGINS}={module}: cannot be imported ({said}); is it on PYTHONPATH?") from error
         return super().__contains__(name)
 
     def register(self, name: str) -> Callable[[C], C]:

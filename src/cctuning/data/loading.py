@@ -121,11 +121,14 @@ def check_dataset(dataset: Any, where: str) -> None:
         label = where if name is None else f"{where} ({name})"
         if not isinstance(one, datasets.Dataset):
             advice = "a streamed data set has no length and no order to draw from: load it whole (streaming=False)"
-            streamed = "Iterable" in type(one).__name__
-            raise UserError(
-                f"{label}: expected a datasets.Dataset, got {type(one).__name__}; "
-                f"{advice if streamed else 'make one with datasets.Dataset.from_list'}."
-            )
+            kind = type(one).__name__
+            if "Iterable" not in kind:
+                makers = {
+                    "tuple": "of what load_rows returns take the first",
+                    "DataFrame": "datasets.Dataset.from_pandas",
+                }
+                advice = makers.get(kind, "make one with datasets.Dataset.from_list")
+            raise UserError(f"{label}: expected a datasets.Dataset, got {kind}; {advice}.")
         if not len(one):
             raise UserError(f"{label}: it has no rows; give at least one.")
 

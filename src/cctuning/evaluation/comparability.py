@@ -133,5 +133,5 @@ def task_notes(
         share = compare_shares(shares, name, first.about(name)["language"])
         notes += [] if share is None else [share]
         for system, own in abouts.items():
-            notes += [f"{system}: {note}" for about in own for note in task_warnings(name, about)]
+            notes += dict.fromkeys(f"{system}: {note}" for about in own for note in task_warnings(name, about))
     return notes

@@ -95,9 +95,9 @@ def load_suite(
     if suite == "current" and languages is not None:
         wanted = {*languages} - {reference} or {reference}
         found = [one for one in found if {*one.tasks} & wanted]
-    if data is not None:
+    if data is not None and found:
         found = [one for one in (_with_files(one, data, notes) for one in found) if one.tasks]
-        if not found and suite != "current":
+        if not found:
             raise UserError(f"--data {data}: has no files of suite {suite}; docs/guides/evaluate.md has the layout.")
     known = sorted({language for one in found for language in one.tasks})
     for language in languages or ():

@@ -157,8 +157,14 @@ def trained_languages(runs: Sequence[dict[str, Any]]) -> list[str]:
     known = {code for one in current() for code in one.tasks}
     languages = [code for code in trained if any(same(code, one) for one in known)]
     if not languages:
-        told = f" (trained in {', '.join(trained)}, which it lacks)" if trained else ""
-        raise UserError(f"--suite current: no language of the models is known{told}; name some with --languages.")
+        told = (
+            f"has no {', '.join(trained)}, which the models were trained in"
+            if trained
+            else (
+                "takes the languages that models were trained in, and these had rows in their reference language alone"
+            )
+        )
+        raise UserError(f"--suite current: {told}; name some with --languages.")
     if len(languages) < len(trained):
         lacking = ", ".join(code for code in trained if code not in languages)
         logging.getLogger(__name__).warning("suite current has no %s", lacking)

@@ -46,11 +46,16 @@ def resolve(path: str) -> tuple[str, dict[str, Any]]:
     folder = Path(path)
     if (folder / RUN_FILE).is_file():
         run = read_record(folder)
-        if run.get("status") != "finished" or not (folder / MODEL_FOLDER).is_dir():
-            raise UserError(
-                f"{path}: the run has not finished (status {run.get('status')!r}); continue it with cctuning train "
-                "--config … --resume_from_checkpoint true, or name one of its checkpoint-… folders."
+        if run.get("status") != "finished":
+            advice = (
+                "continue it with cctuning train --config … --resume_from_checkpoint true, or name one of its "
+                "checkpoint-… folders"
             )
+            if not any(folder.glob("checkpoint-*")):
+                advice = "it has no checkpoint; remove it, and train again"
+            raise UserError(f"{path}: the run has not finished (status {run.get('status')!r}); {advice}.")
+        if not (folder / MODEL_FOLDER).is_dir():
+            raise UserError(f"{path}: {MODEL_FOLDER}/ is missing from a finished run: copy it again.")
         return str(folder / MODEL_FOLDER), run
     if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", LORA_CONFIG)):
         raise UserError(f"{path}: no {RUN_FILE}, config.json or {LORA_CONFIG} in it; expected a run or a model.")

@@ -9,15 +9,18 @@ rows reads it; an interrupted recording starts again. What rounding to bf16 chan
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -28,6 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from cctuning.connection.align import RecordedReferences
+from cctuning.connection.parts import ALIGNMENTS
 from cctuning.errors import UserError
 from cctuning.model.forward import ATTRIBUTE
 from cctuning.model.passes import Batch
@@ -119,6 +123,13 @@ def key(connected: ConnectedModel, prompts: Prompts, precision: str, weights: bo
     mark = xxhash.xxh3_128()
     config = connected.config
     about = (config.connection, config.align_at, config.align_pool, config.alignment, connected.layers, precision)
+    kind = ALIGNMENTS[config.alignment]
+    if not kind.__module__.startswith("cctuning."):  # a class of the user's own, which may change
+        try:
+            source = inspect.getsource(sys.modules[kind.__module__])
+        except (OSError, TypeError):  # typed at a prompt
+            source = uuid4().hex
+        mark.update(source.encode())
     base = unwrap(connected.model).config.get_text_config().to_dict()
     base = {name: value for name, value in base.items() if name not in NO_MATTER}
     scales = [module.scaling for module in connected.model.modules() if isinstance(module, LoraLayer)]

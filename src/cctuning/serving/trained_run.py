@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from cctuning.connection import ConnectionConfig
 from cctuning.errors import UserError
 from cctuning.model import serialization
-from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, MODEL_FOLDER, RUN_FILE, base_of, resolve
+from cctuning.model.loading import LOADING_ERRORS, LORA_CONFIG, RUN_FILE, base_of, resolve
 from cctuning.training.directory import check_record, is_complete, read_options
 
 # Keys of run.json (dotted) that an export or the report needs, and their types.
@@ -65,8 +65,8 @@ def read_trained_run(path: str) -> TrainedRun:
     saved = serialization.read_config(weights) if (weights / serialization.CONFIG_FILE).is_file() else None
     if not record and saved is None:
         raise UserError(
-            f"{path}: expected a run ({RUN_FILE} beside {MODEL_FOLDER}/) or a model with a connection "
-            f"({serialization.CONFIG_FILE}), found neither; give a directory that cctuning train wrote."
+            f"{path}: no {RUN_FILE} beside it and no {serialization.CONFIG_FILE} in it, so it is a plain checkpoint "
+            "or LoRA already, which any server loads (PEFT's merge_and_unload() merges a LoRA)."
         )
     options: dict[str, Any] = {}
     if record:

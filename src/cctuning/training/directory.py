@@ -59,10 +59,10 @@ def claim(args: CCConfig) -> tuple[Path, str | None, list[str]]:
     if read_record(directory).get("status") == "finished":
         raise UserError(f"output_dir: {directory} contains a finished run; name another, or remove it.")
     if not resume:
-        raise UserError(
-            f"output_dir: {directory} contains an interrupted run; add --resume_from_checkpoint true to continue it, "
-            "or name another directory."
-        )
+        advice = "add --resume_from_checkpoint true to continue it, or name another directory"
+        if not any(directory.glob("checkpoint-*")):
+            advice = "it has no checkpoint to continue from: remove it, or name another directory"
+        raise UserError(f"output_dir: {directory} contains an interrupted run; {advice}.")
     if resume.lower() == "true":
         checkpoint, notes = last_whole(directory, args.save_only_model)  # none before the first checkpoint
         return directory, checkpoint, notes + (check_checkpoint(checkpoint) if checkpoint else [])

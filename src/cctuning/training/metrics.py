@@ -99,7 +99,7 @@ class EvaluationLoss:
         languages = sorted({one[0] for one in scored})
         for language in languages if len(languages) > 1 else ():
             own = ((count, loss) for code, count, loss, *_ in scored if code == language)
-            found[f"{prefix}_loss_{language}"] = _per_token(own)
+            found[f"{prefix}_loss_{language or 'unknown'}"] = _per_token(own)
         if fused := [(count, loss) for _, count, _, loss, _ in scored if loss]:
             found[f"{prefix}_fused_loss"] = _per_token(fused)
         if errors := [own[-1] for own in rows.values() if not math.isnan(own[-1])]:

@@ -88,6 +88,10 @@ class CCTrainer(SavingTrainer):
         **kwargs: Any,
     ) -> None:
         args = args if args is not None else CCConfig("cc-tuning-output")
+        options = {"args": (args, CCConfig), "connection_config": (connection_config, ConnectionConfig)}
+        for option, (value, kind) in options.items():
+            if value is not None and not isinstance(value, kind):
+                raise UserError(f"{option}: expected a {kind.__name__}, got {type(value).__name__}.")
         checks.check_launch(args)
         for name in ("compute_loss_func", "formatting_func", "data_collator"):
             if kwargs.get(name) is not None:

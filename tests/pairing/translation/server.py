@@ -115,6 +115,8 @@ class Handler(BaseHTTPRequestHandler):
             content = ""
         if "think-first" in words:
             content = f"<think>Hm, what is that in the other language?</think>\n\n{content}"
+        if "think-opened" in words:  # the template has written the tag that opens it
+            content = f"Hm, what is that?\nIn the other language?\n</think>\n\n{content}"
         cut = "cut-off" in words
         tokens = {"prompt_tokens": len(words.split()), "completion_tokens": len(content.split())}
         with self.state.lock:

@@ -115,6 +115,19 @@ def test_the_key_is_sent_and_stands_nowhere_on_disk(chat, tmp_path, monkeypatch)
     assert "secret" not in translator.name
 
 
+def test_a_key_with_a_line_break_is_sent_without_and_no_key_is_shown(chat, monkeypatch):
+    monkeypatch.setenv("TEST_KEY", "right-secret\n")
+    with Server("--key", "right-secret") as guarded:
+        assert (
+            next(chat(base_url=guarded.url, api_key_env="TEST_KEY").translate(["habari"], "sw", "en")).text == "ibcbsj"
+        )
+    for value in ("right secret", "right-sekrét"):
+        monkeypatch.setenv("TEST_KEY", value)
+        with pytest.raises(UserError, match="the value of 'TEST_KEY' is no API key") as caught:
+            chat(api_key_env="TEST_KEY")
+        assert value not in str(caught.value)
+
+
 def test_a_key_that_the_options_do_not_name_is_not_sent(chat, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "right-secret")
     with Server("--key", "right-secret") as guarded, pytest.raises(UserError, match="401"):
@@ -136,9 +149,10 @@ def test_never_more_at_once_than_the_options_say(chat):
 
 
 def test_thoughts_and_tags_are_not_part_of_a_translation(chat):
-    texts = ["think-first habari", "cut-off habari"]
+    texts = ["think-first habari", "cut-off habari", "think-opened habari"]
     results = list(chat().translate(texts, "sw", "en"))
     assert results[0].text == "uijol-gjstu ibcbsj" and results[1].text is None
+    assert results[2].text == "uijol-pqfofe ibcbsj"
 
 
 def test_markers_and_lines_that_are_lost_are_translated_piece_by_piece(chat, server):

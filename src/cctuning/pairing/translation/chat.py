@@ -46,7 +46,8 @@ HOPELESS, REFUSED = 20, 5  # failed requests in a row after which a run stops; r
 LONGEST_WAIT = 120  # seconds in Retry-After above which a run stops; openai does not retry after longer ones
 _TEMPORARY = (408, 409, 425, 429)
 _SETUP = {401: "the key is not accepted", 403: "access is refused", 404: "there is no such address or model"}
-_THOUGHT = re.compile(r"\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
+# The tag that opens it may be in the prompt, as a template writes it.
+_THOUGHT = re.compile(r"\A\s*(?:(?:<think>)?.*?</think>|<think>.*\Z)", re.DOTALL)
 _FRAME = re.compile(r"\s*(?:<text>)?\s*(.*?)\s*(?:</text>)?\s*", re.DOTALL)
 
 
@@ -83,6 +84,10 @@ class ChatOptions(SegmentOptions):
             raise UserError(
                 f"api_key_env: the environment variable {self.api_key_env!r} is not set; put the API key into it."
             )
+        if self.api_key_env is not None and not re.fullmatch(r"\s*[!-~]+\s*", os.environ[self.api_key_env]):
+            raise UserError(
+                f"api_key_env: the value of {self.api_key_env!r} is no API key: it has spaces or no ASCII."
+            )
         for reserved in ("model", "messages", "stream", "n"):
             if reserved in self.body:
                 raise UserError(f"body: {reserved!r} cannot be set here; expected other fields of the request.")
@@ -96,7 +101,7 @@ class Chat(Engine):
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options: ChatOptions = from_mapping(ChatOptions, options, "translation engine chat")
         self.name = f"chat {self.options.model}"
-        self._key = os.environ[self.options.api_key_env] if self.options.api_key_env else ""
+        self._key = os.environ[self.options.api_key_env].strip() if self.options.api_key_env else ""
         self._lock = threading.Lock()
         self._next = 0.0  # when the next request may be sent, on the monotonic clock
         self._stop = threading.Event()
@@ -180,7 +185,7 @@ class Chat(Engine):
     def _refused(self, response: Any) -> Answer:
         """What an error status means."""
         code, body = response.status_code, " ".join(response.text.split())
-        said = (body.replace(self._key, "***") if self._key else body)[:300]
+        said = self._masked(body)[:300]
         if code in _SETUP or 300 <= code < 400:
             what = _SETUP.get(code, f"redirected to {response.headers.get('Location')}; give that address")
             raise self._end(f"HTTP {code}: {what}. {said}")
@@ -205,7 +210,10 @@ class Chat(Engine):
 
     def _end(self, why: str) -> UserError:
         self._stop.set()
-        return UserError(f"{self.options.base_url}: {why}")
+        return UserError(f"{self.options.base_url}: {self._masked(why)}")
+
+    def _masked(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
 
     def _before(self, request: Any) -> None:
         """Before every request: wait until the rate limit, or the delay that a server asked for, has passed."""
