@@ -52,18 +52,21 @@ def file_hash(path: Path) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def make_parents(path: Path) -> None:
+    """Make the directories that `path` is to lie in; `UserError` if that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made ({error.strerror}: {error.filename}); name another place.") from error
+
+
 @contextmanager
 def directory_atomically(target: Path) -> Iterator[Path]:
     """Yield a new directory that becomes `target` when the body ends without an error, and is removed otherwise.
 
     If another process has made `target` meanwhile, its directory is kept.
     """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{target}: cannot be made ({error.strerror}: {error.filename}); name another place."
-        ) from error
+    make_parents(target)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield partial

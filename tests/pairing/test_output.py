@@ -83,6 +83,21 @@ def test_the_folder_is_read_as_its_rows_are(tmp_path, source):
     assert {*Benchmarks.read([out]).fingerprints} == {f"{out}/rows.jsonl"}
 
 
+def test_a_run_without_a_row_is_given_again(tmp_path, source):
+    good = (tmp_path / "rows.jsonl").read_text()
+    write(tmp_path / "rows.jsonl", [{"lang": "sw"}])
+    with pytest.raises(UserError, match="no row is left"):
+        run(tmp_path, source)
+    (tmp_path / "rows.jsonl").write_text(good)
+    assert len(run(tmp_path, source)[1]) == 6
+
+
+def test_an_output_under_a_file_is_one_line(tmp_path, source):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="file/out: cannot be made"):
+        run(tmp_path, source, output=str(tmp_path / "file" / "out"))
+
+
 def test_the_same_again_is_the_same(tmp_path, source):
     (tmp_path / "two").mkdir()
     first, second = run(tmp_path, source)[0], run(tmp_path / "two", source)[0]

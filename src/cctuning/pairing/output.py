@@ -11,7 +11,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from cctuning.data.readers import CARD, local_path
 from cctuning.errors import UserError
-from cctuning.files import directory_atomically
+from cctuning.files import directory_atomically, make_parents
 from cctuning.identify import expected_scripts, has_model
 from cctuning.markdown import templates
 
@@ -41,6 +41,8 @@ def check(output: Path, overwrite: bool) -> None:
             raise UserError(
                 f"--output {output}: exists and was not written by `cctuning pair`; name another directory."
             )
+        with suppress(ValueError):  # without a row, as where a server was down, the run is given again
+            overwrite |= json.loads((output / CARD).read_text(encoding="utf-8")).get("rows") == 0
         if not overwrite:
             raise UserError(f"--output {output}: holds a finished run; name another directory, or add --overwrite.")
 
@@ -59,7 +61,7 @@ def new_file(output: str, overwrite: bool) -> Iterator[Callable[[Any], None]]:
     place = local_path(output)
     if place.exists() and not overwrite:
         raise UserError(f"--output {place}: exists; name another file, or add --overwrite.")
-    place.parent.mkdir(parents=True, exist_ok=True)
+    make_parents(place)
     partial = place.with_name(f".{place.name}.draft")
     opened: Callable[..., Any] = gzip.open if place.suffix == ".gz" else open
     try:
