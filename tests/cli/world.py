@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from datasets import Dataset
+from safetensors.torch import load_file
 
 from cctuning.cli import main
 from tests.conftest import tiny_llama
@@ -93,3 +95,20 @@ def refused(capsys: Any, *argv: object) -> str:
 
 def done(*argv: object) -> None:
     assert main([str(argument) for argument in argv]) == 0
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    files = [*sorted((run / "model").glob("*.safetensors"))]
+    assert files
+    return {f"{file.name}:{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = weights(one), weights(other)
+    assert set(first) == set(second)
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    """The steps' metrics."""
+    return [line for line in metrics(run) if "loss" in line]
