@@ -27,6 +27,7 @@ from cctuning.errors import UserError, nearest
 from experiments.real.table import records_of, seed_table
 
 Line = dict[str, Any]
+PACKING: Line = {"pack_rate": 1e-4, "pack_passes": 1, "pack_batch": 32}
 
 
 def line(base: str, world: str, group: str, recipe: str, seed: int, text: dict[str, Any], **setting: Any) -> Line:
@@ -69,27 +70,21 @@ def packs() -> Iterator[Line]:
 
 def rivals() -> Iterator[Line]:
     """The same 300 sentences a language in other ways: as rows of text or of translation, and in other methods."""
-    of = ("gemma-3-270m", "sib200-low")
-    own: dict[str, Any] = {"labels": 100, "sentences": 300}
-    packing: dict[str, Any] = {"pack_rate": 1e-4, "pack_passes": 1, "pack_batch": 32}
-    recipes: dict[str, dict[str, Any]] = {"plain": {}, "pack": packing, "translation-rows": {}, "text-rows": {}}
-    recipes |= {"swap": packing, "incline": {}, "mid-align": {}, "align": {}}
-    for rate in (5e-5, 1e-4):
-        for recipe, more in recipes.items():
-            yield line(*of, recipe, recipe, 0, own, rate=rate, **more)
-    for seed in (1, 2):
-        for recipe, more in recipes.items():
-            yield line(*of, f"{recipe}-seeds", recipe, seed, own, **more) | {"after": recipe, "take": ["rate"]}
+    others = ("plain", "translation-rows", "text-rows", "incline", "mid-align", "align")
+    yield from _low({"pack": PACKING, "swap": PACKING} | {name: {} for name in others}, (5e-5, 1e-4))
 
 
 def labelled() -> Iterator[Line]:
     """Labels by the English model for the parallel text: alone, with alignment, and from a language pack."""
-    of = ("gemma-3-270m", "sib200-low")
-    own: dict[str, Any] = {"labels": 100, "sentences": 300}
-    packing: dict[str, Any] = {"pack_rate": 1e-4, "pack_passes": 1, "pack_batch": 32}
-    recipes: dict[str, dict[str, Any]] = {"plain": {}, "pack": packing, "pseudo": {}, "pack-pseudo": packing}
-    recipes["align-pseudo"] = {}
-    for rate in (5e-5, 3e-5):
+    yield from _low(
+        {"plain": {}, "pack": PACKING, "pseudo": {}, "pack-pseudo": PACKING, "align-pseudo": {}}, (5e-5, 3e-5)
+    )
+
+
+def _low(recipes: dict[str, Line], rates: tuple[float, ...]) -> Iterator[Line]:
+    """Recipes on languages that Gemma knows little of: 100 English labels, 300 sentences each, the best of the rates."""
+    of, own = ("gemma-3-270m", "sib200-low"), {"labels": 100, "sentences": 300}
+    for rate in rates:
         for recipe, more in recipes.items():
             yield line(*of, recipe, recipe, 0, own, rate=rate, **more)
     for seed in (1, 2):

@@ -1,6 +1,6 @@
 """Options of the connection: one dataclass for the Python API, the command line and recipes.
 
-`connection: align` has options of its own (`align_*`, `layers`). The defaults of `connection: gated` were
+`connection: align` reads only `align_*` and `layers`. The defaults of `connection: gated` were
 chosen on development splits of made-up worlds (docs/method/defaults.md).
 """
 

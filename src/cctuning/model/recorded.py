@@ -114,13 +114,11 @@ def fits(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> str | None:
 def key(connected: ConnectedModel, prompts: Prompts, precision: str, weights: bool) -> str:
     """Name of a recording: a hash over all that it depends on, with every value of the weights.
 
-    By xxHash: 30 GB a second on one core, where SHA-256 reads 2.
-
     Args:
         precision: of the arithmetic (`bf16` under autocast).
         weights: False where they are sharded; the recording is then kept for one run.
     """
-    mark = xxhash.xxh3_128()
+    mark = xxhash.xxh3_128()  # not SHA-256, which would take long for the weights of large models
     config = connected.config
     about = (config.connection, config.align_at, config.align_pool, config.alignment, connected.layers, precision)
     kind = ALIGNMENTS[config.alignment]

@@ -147,7 +147,7 @@ def _figures(row: Candidate, prompt: Side, parallel: Side) -> Figures:
     whole = [ascii_digits(side.text) for side in (prompt, parallel)]
     own = [prompt.own, parallel.own]
     if any(one == text for one, text in zip(own, whole, strict=True)):
-        own = whole  # one side has no words of its own: `Antigua na Barbuda` and `Antigua & Barbuda`
+        own = whole  # all words of one side are shared: `Antigua na Barbuda` and `Antigua & Barbuda`
     lengths = [max(len(" ".join(text.split())), 1) for text in own]
     return Figures(
         same=hash64(same),
