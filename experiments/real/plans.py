@@ -82,7 +82,7 @@ def labelled() -> Iterator[Line]:
 
 
 def _low(recipes: dict[str, Line], rates: tuple[float, ...]) -> Iterator[Line]:
-    """Recipes on languages that Gemma knows little of: 100 English labels, 300 sentences each, the best of the rates."""
+    """Recipes on languages that Gemma knows little of: 100 English labels, 300 sentences each, the best rate."""
     of, own = ("gemma-3-270m", "sib200-low"), {"labels": 100, "sentences": 300}
     for rate in rates:
         for recipe, more in recipes.items():
